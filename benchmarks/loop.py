@@ -1,0 +1,164 @@
+"""The training loop over the bare step, and the time from the command to the first step.
+
+On configs/digits.py. Run:
+
+    python benchmarks/loop.py --rounds 5
+
+`loop_over_step` is the time of `fit` (data, transfer, log lines, one checkpoint each
+`checkpoint_every` steps) over that of the same jitted step called again and again with one batch
+that lies on the device. `first_step_cold_s` and `first_step_warm_s` are the seconds from
+`fmjax train configs/digits.py` in a process of its own until the first step has ended and its
+line stands in metrics.jsonl, with an empty and with a filled compilation cache. The last line is
+one JSON object. Takes about five minutes on two idle cores.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from _measure import median_ratio, report, spread, take_turns
+
+from fmjax.config import Config, build
+from fmjax.data import Dataset, batches
+from fmjax.studies.configs import load_config
+from fmjax.training import (
+    Checkpoints,
+    RunLogger,
+    fit,
+    init_state,
+    learning_rate_at,
+    make_mesh,
+    make_train_step,
+    put_batch,
+)
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "digits.py"
+
+
+class Loop:
+    """Both candidates over one compiled step; each call trains a fresh state for `num_steps`."""
+
+    def __init__(self, config: Config, dataset: Dataset, num_steps: int):
+        self.config, self.dataset, self.num_steps = config, dataset, num_steps
+        self.experiment = build(config, dataset.event_shape, dataset.num_classes)
+        self.mesh = make_mesh()
+        _, sharding = self.fresh_state()
+        self.step = make_train_step(
+            self.experiment.objective,
+            self.experiment.optimizer,
+            mesh=self.mesh,
+            state_sharding=sharding,
+            ema_decay=config.training.ema_decay,
+        )
+        self.batch = put_batch(next(self.batches()), self.mesh)
+
+    def fresh_state(self):
+        """A new state and its sharding."""
+        key = jax.random.key(self.config.training.seed)
+        return init_state(self.experiment.net, self.experiment.optimizer, key, self.mesh)
+
+    def batches(self):
+        """The data from its start."""
+        return batches(self.dataset, batch_size=self.config.training.batch_size)
+
+    def bare(self) -> None:
+        """The step and nothing else."""
+        state, metrics = self.fresh_state()[0], None
+        for _ in range(self.num_steps):
+            state, metrics = self.step(state, self.batch)
+        jax.block_until_ready((state, metrics))
+
+    def whole(self) -> None:
+        """What `fmjax train` does with the step."""
+        training = self.config.training
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Checkpoints(Path(folder) / "checkpoints") as checkpoints,
+            RunLogger(folder) as logger,
+        ):
+            fit(
+                self.fresh_state()[0],
+                self.step,
+                self.batches(),
+                mesh=self.mesh,
+                num_steps=self.num_steps,
+                checkpoints=checkpoints,
+                logger=logger,
+                learning_rate=lambda n: learning_rate_at(
+                    self.config.optimizer, training.num_steps, n
+                ),
+                log_every=training.log_every,
+                checkpoint_every=training.checkpoint_every,
+            )
+
+
+def first_step_seconds(cache: str) -> float:
+    """Seconds from starting the command until the first line of its metrics."""
+    # Only our own cache, whatever the shell that starts the benchmark uses.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fmjax.cli", "train", str(CONFIG), "--run", str(run)],
+            env=environment | {"FMJAX_CACHE": cache},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            while not (run / "metrics.jsonl").exists():
+                if process.poll() is not None:
+                    raise SystemExit(f"fmjax train ended with {process.returncode}")
+                time.sleep(0.01)
+            return time.perf_counter() - start
+        finally:
+            process.kill()
+            process.wait()
+
+
+def first_steps(rounds: int) -> dict[str, list[float]]:
+    """Cold and warm starts in turns, each round with a cache of its own."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in seconds:
+                seconds[kind].append(first_step_seconds(cache))
+    return seconds
+
+
+def main() -> None:
+    """Measure, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--start-rounds", type=int, default=3)
+    args = parser.parse_args()
+    starts = first_steps(args.start_rounds)
+    config = load_config(CONFIG)
+    num_steps = config.training.checkpoint_every
+    loop = Loop(config, config.data.load("train"), num_steps)
+    seconds = take_turns({"bare": loop.bare, "whole": loop.whole}, args.rounds, warmup=1)
+    ratios = [a / b for a, b in zip(seconds["whole"], seconds["bare"], strict=True)]
+    report(
+        {
+            "benchmark": "loop",
+            "loop_over_step": median_ratio(seconds["whole"], seconds["bare"]),
+            "loop_over_step_quartiles": spread(ratios),
+            "step_seconds": statistics.median(seconds["bare"]) / num_steps,
+            "steps_per_turn": num_steps,
+            "rounds": args.rounds,
+            "first_step_cold_s": statistics.median(starts["cold"]),
+            "first_step_warm_s": statistics.median(starts["warm"]),
+            "start_rounds": args.start_rounds,
+            "jax": jax.__version__,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Training step of a DiT: fmjax against the same network in PyTorch eager, on the CPU.
+
+Width 192, 6 layers, 3 heads, patch 2 on 28x28x1 images of 10 classes, batch 128, float32:
+noise and times drawn, forward, backward, AdamW, moving average. Run:
+
+    python benchmarks/train_step.py --rounds 12
+
+Both networks hold the same weights, and must agree before anything is timed. The last line is
+one JSON object; `throughput_ratio` is fmjax's images per second over PyTorch's, measured in
+alternation. Takes two to three minutes on two cores.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from _measure import median_ratio, report, spread, take_turns
+from _torch_dit import TorchDiT, copy_weights
+
+from fmjax._arrays import Batch
+from fmjax.losses import flow_matching_objective
+from fmjax.networks import DiTConfig, make_dit
+from fmjax.paths import AffinePath
+from fmjax.training import OptimizerConfig, init_state, make_mesh, make_optimizer, make_train_step
+
+EVENT_SHAPE, NUM_CLASSES = (28, 28, 1), 10
+LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY = 1e-4, 0.01, 0.999
+
+
+def jax_step(config: DiTConfig, batch: Batch, accumulation_steps: int) -> Callable[[], None]:
+    """A call that takes one step of fmjax and waits for it."""
+    net, mesh = make_dit(config, EVENT_SHAPE, NUM_CLASSES), make_mesh()
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=None), 1
+    )
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(
+        flow_matching_objective(net, AffinePath()),
+        optimizer,
+        mesh=mesh,
+        state_sharding=sharding,
+        ema_decay=EMA_DECAY,
+        accumulation_steps=accumulation_steps,
+    )
+
+    def take() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return take
+
+
+def torch_step(config: DiTConfig, batch: Batch) -> Callable[[], None]:
+    """A call that takes the same step in PyTorch, with its fastest AdamW."""
+    net = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
+    params = list(net.parameters())
+    average = [p.detach().clone() for p in params]
+    optimizer = torch.optim.AdamW(
+        params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.999), fused=True
+    )
+    x1, labels = torch.from_numpy(np.array(batch.x1)), torch.from_numpy(np.array(batch.cond)).long()
+
+    def take() -> None:
+        x0, t = torch.randn_like(x1), torch.rand(len(x1))
+        mix = t[:, None, None, None]
+        loss = (net(t, mix * x1 + (1 - mix) * x0, labels) - (x1 - x0)).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, params, 1 - EMA_DECAY)
+
+    return take
+
+
+def largest_difference(config: DiTConfig, seed: int = 0) -> float:
+    """Of the two networks' outputs with equal weights, over the largest output."""
+    net = make_dit(config, EVENT_SHAPE, NUM_CLASSES)
+    rng = np.random.default_rng(seed)
+    # A fresh network gives zero: move every weight, or the check would see nothing.
+    params = jax.tree.map(
+        lambda p: np.asarray(p) + 0.05 * rng.standard_normal(p.shape, np.float32),
+        net.init(jax.random.key(seed)),
+    )
+    t, labels = rng.uniform(size=4).astype(np.float32), rng.integers(0, NUM_CLASSES + 1, 4)
+    x = rng.standard_normal((4, *EVENT_SHAPE), np.float32)
+    ours = np.asarray(jax.jit(net.apply)(params, t, x, labels))
+    peer = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
+    copy_weights(params, peer)
+    with torch.no_grad():
+        theirs = peer(torch.from_numpy(t), torch.from_numpy(x), torch.from_numpy(labels)).numpy()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def main() -> None:
+    """Check, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--accumulation-steps", type=int, default=4)
+    args = parser.parse_args()
+    config = DiTConfig(patch_size=2, width=192, num_layers=6, num_heads=3, unroll_layers=True)
+    difference = largest_difference(dataclasses.replace(config, unroll_layers=False))
+    if difference > 1e-3:
+        raise SystemExit(f"the two networks differ by {difference:.1e} of the largest output")
+    print(f"networks agree: largest difference {difference:.1e} of the largest output")
+    key = jax.random.key(1)
+    batch = Batch(
+        x1=jax.random.normal(key, (args.batch_size, *EVENT_SHAPE)),
+        cond=jnp.arange(args.batch_size) % NUM_CLASSES,
+    )
+    seconds = take_turns(
+        {
+            "fmjax": jax_step(config, batch, args.accumulation_steps),
+            "torch": torch_step(config, batch),
+        },
+        args.rounds,
+    )
+    ratios = [b / a for a, b in zip(seconds["fmjax"], seconds["torch"], strict=True)]
+    report(
+        {
+            "benchmark": "train_step",
+            "throughput_ratio": median_ratio(seconds["torch"], seconds["fmjax"]),
+            "throughput_ratio_quartiles": spread(ratios),
+            "fmjax_seconds": statistics.median(seconds["fmjax"]),
+            "torch_seconds": statistics.median(seconds["torch"]),
+            "batch_size": args.batch_size,
+            "accumulation_steps": args.accumulation_steps,
+            "rounds": args.rounds,
+            "largest_difference": difference,
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Unconditional flow matching on CIFAR-10 with the UNet of Lipman et al. 2022.
+
+    fmjax train configs/cifar10.py --data.folder cifar-10-batches-bin
+
+Sizes and optimiser from arXiv:2210.02747, appendix E, table 3 (channels 256, depth 2,
+multipliers 1 2 2 2, attention at 16, heads of 64 channels, batch 256, 391,000 steps, Adam at
+5e-4 with a linear warm-up). There it reaches an FID of 6.35 with 142 evaluations (OT path).
+"""
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import Cifar10Data
+from fmjax.networks import UNetConfig
+from fmjax.training import OptimizerConfig
+
+
+def get_config() -> Config:
+    """The published run, at full size: for an accelerator."""
+    return Config(
+        name="cifar10",
+        data=Cifar10Data("cifar-10-batches-bin", conditional=False),
+        network=UNetConfig(
+            width=256, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,),
+            head_width=64, dtype="bfloat16",
+        ),
+        loss=LossConfig(label_drop=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=45_000, schedule="constant",
+                                  clip_norm=None),
+        training=TrainingConfig(
+            num_steps=391_000, batch_size=256, flip=True, ema_decay=0.9999, log_every=100,
+            checkpoint_every=10_000,
+        ),
+        sampling=SamplingConfig(solver="dopri5", rtol=1e-5, atol=1e-5),
+        evaluation=EvaluationConfig(num_samples=50_000),
+    )  # fmt: skip

@@ -1,0 +1,25 @@
+"""Class-conditional flow matching on scikit-learn's 8x8 digits: the first thing to run.
+
+fmjax train configs/digits.py
+"""
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import DigitsData
+from fmjax.networks import DiTConfig
+from fmjax.training import OptimizerConfig
+
+
+def get_config() -> Config:
+    """A DiT of 0.4 million parameters, linear path, uniform times."""
+    return Config(
+        name="digits",
+        data=DigitsData(),
+        network=DiTConfig(patch_size=2, width=64, num_layers=4, num_heads=4, unroll_layers=True),
+        loss=LossConfig(label_drop=0.1, stratified=True),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
+        training=TrainingConfig(
+            num_steps=1_000, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
+        ),
+        sampling=SamplingConfig(num_samples=100, solver="heun", num_steps=16, guidance=1.25),
+        evaluation=EvaluationConfig(num_samples=1_797),
+    )

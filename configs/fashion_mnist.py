@@ -1,0 +1,27 @@
+"""Class-conditional flow matching on Fashion-MNIST, 60,000 images of 28x28.
+
+fmjax train configs/fashion_mnist.py
+"""
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import IdxData
+from fmjax.networks import DiTConfig
+from fmjax.times import LogitNormal
+from fmjax.training import OptimizerConfig
+
+
+def get_config() -> Config:
+    """A DiT-S-like network of 1.1 million parameters with patches of 4, linear path."""
+    return Config(
+        name="fashion_mnist",
+        data=IdxData("fashion_mnist"),
+        network=DiTConfig(patch_size=4, width=128, num_layers=4, num_heads=4, unroll_layers=True),
+        loss=LossConfig(label_drop=0.1, density=LogitNormal(), stratified=True),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200),
+        training=TrainingConfig(
+            num_steps=3_000, batch_size=128, ema_decay=0.998, log_every=50,
+            checkpoint_every=500,
+        ),
+        sampling=SamplingConfig(num_samples=100, solver="heun", num_steps=16, guidance=1.5),
+        evaluation=EvaluationConfig(num_samples=2_000),
+    )  # fmt: skip

@@ -1,0 +1,39 @@
+r"""SiT on the latents of ImageNet at 256x256: B/2 here, XL/2 by three options.
+
+    fmjax train configs/imagenet256_sit.py --data.folder latents
+    fmjax train configs/imagenet256_sit.py --data.folder latents --name imagenet256_sit_xl2 \
+        --network.width 1152 --network.num-layers 28 --network.num-heads 16
+
+The folder holds `train_x.npy`, float32 or float16 `[1281167, 32, 32, 4]` (Stable Diffusion's
+VAE, scaled by 0.18215), and `train_labels.npy`, integers below 1,000.
+
+Recipe of Ma et al. 2024, arXiv:2401.08740: linear path, velocity prediction, AdamW at 1e-4
+without decay or warm-up, batch 256, EMA 0.9999. There B/2 reaches an FID of 34.5 after 80
+epochs without guidance, XL/2 2.15 by the ODE and 2.06 by the SDE after 1,400 epochs with
+guidance 1.5.
+"""
+
+import dataclasses
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import ArrayData
+from fmjax.networks import DIT_B
+from fmjax.training import MeshConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """SiT-B/2 for 80 epochs."""
+    return Config(
+        name="imagenet256_sit",
+        data=ArrayData("latents", num_classes=1_000),
+        network=dataclasses.replace(DIT_B, dtype="bfloat16"),
+        loss=LossConfig(label_drop=0.1),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", clip_norm=None),
+        training=TrainingConfig(
+            num_steps=400_000, batch_size=256, ema_decay=0.9999, log_every=100,
+            checkpoint_every=10_000,
+        ),
+        mesh=MeshConfig(data=-1, fsdp=1),
+        sampling=SamplingConfig(solver="heun", num_steps=125, guidance=1.5, batch_size=64),
+        evaluation=EvaluationConfig(num_samples=50_000),
+    )  # fmt: skip

@@ -1,0 +1,26 @@
+"""Flow matching in the plane, on eight Gaussians: seconds to train, easy to look at.
+
+fmjax train configs/toy2d.py
+fmjax train configs/toy2d.py --data.name spirals --run runs/spirals
+"""
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import ToyData
+from fmjax.networks import MLPConfig
+from fmjax.training import OptimizerConfig
+
+
+def get_config() -> Config:
+    """An MLP, unconditional, linear path."""
+    return Config(
+        name="toy2d",
+        data=ToyData("eight_gaussians"),
+        network=MLPConfig(width=128, num_layers=3, unroll_layers=True),
+        loss=LossConfig(label_drop=0.0, stratified=True),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
+        training=TrainingConfig(
+            num_steps=4_000, batch_size=512, ema_decay=0.999, log_every=100, checkpoint_every=1_000
+        ),
+        sampling=SamplingConfig(num_samples=2_000, batch_size=2_000, solver="rk4", num_steps=32),
+        evaluation=EvaluationConfig(num_samples=10_000),
+    )

@@ -1,0 +1,99 @@
+"""fmjax trains and samples flow-matching models in JAX, on TPU and GPU.
+
+The names below are the public face. They are imported when first used, so that
+`import fmjax` costs little more than `import jax`.
+
+    from fmjax import AffinePath, DiTConfig, flow_matching_objective, make_network, sample
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fmjax._arrays import Batch as Batch
+    from fmjax.config import Config as Config
+    from fmjax.config import build as build
+    from fmjax.couplings import Independent as Independent
+    from fmjax.couplings import MinibatchOT as MinibatchOT
+    from fmjax.data import batches as batches
+    from fmjax.guidance import classifier_free as classifier_free
+    from fmjax.losses import Objective as Objective
+    from fmjax.losses import TimeWeight as TimeWeight
+    from fmjax.losses import flow_matching_loss as flow_matching_loss
+    from fmjax.losses import flow_matching_objective as flow_matching_objective
+    from fmjax.metrics import frechet_distance as frechet_distance
+    from fmjax.metrics import sliced_wasserstein as sliced_wasserstein
+    from fmjax.networks import DiTConfig as DiTConfig
+    from fmjax.networks import MLPConfig as MLPConfig
+    from fmjax.networks import UNetConfig as UNetConfig
+    from fmjax.networks import make_network as make_network
+    from fmjax.paths import AffinePath as AffinePath
+    from fmjax.paths import Prediction as Prediction
+    from fmjax.paths import change_schedule as change_schedule
+    from fmjax.schedules import Cosine as Cosine
+    from fmjax.schedules import Linear as Linear
+    from fmjax.schedules import Polynomial as Polynomial
+    from fmjax.schedules import VarianceExploding as VarianceExploding
+    from fmjax.schedules import VariancePreserving as VariancePreserving
+    from fmjax.solvers import AdaptiveSteps as AdaptiveSteps
+    from fmjax.solvers import ErrorControl as ErrorControl
+    from fmjax.solvers import FixedSteps as FixedSteps
+    from fmjax.solvers import Samples as Samples
+    from fmjax.solvers import sample as sample
+    from fmjax.times import edm_grid as edm_grid
+    from fmjax.times import sample_times as sample_times
+    from fmjax.times import shifted_grid as shifted_grid
+    from fmjax.times import uniform_grid as uniform_grid
+    from fmjax.training import OptimizerConfig as OptimizerConfig
+    from fmjax.training import init_state as init_state
+    from fmjax.training import make_mesh as make_mesh
+    from fmjax.training import make_optimizer as make_optimizer
+    from fmjax.training import make_train_step as make_train_step
+    from fmjax.velocity import VelocityNet as VelocityNet
+    from fmjax.velocity import reversed_time as reversed_time
+
+_HOMES = {
+    "_arrays": ("Batch",),
+    "config": ("Config", "build"),
+    "couplings": ("Independent", "MinibatchOT"),
+    "data": ("batches",),
+    "guidance": ("classifier_free",),
+    "losses": ("Objective", "TimeWeight", "flow_matching_loss", "flow_matching_objective"),
+    "metrics": ("frechet_distance", "sliced_wasserstein"),
+    "networks": ("DiTConfig", "MLPConfig", "UNetConfig", "make_network"),
+    "paths": ("AffinePath", "Prediction", "change_schedule"),
+    "schedules": (
+        "Cosine",
+        "Linear",
+        "Polynomial",
+        "VarianceExploding",
+        "VariancePreserving",
+    ),
+    "solvers": ("AdaptiveSteps", "ErrorControl", "FixedSteps", "Samples", "sample"),
+    "times": ("edm_grid", "sample_times", "shifted_grid", "uniform_grid"),
+    "training": (
+        "OptimizerConfig",
+        "init_state",
+        "make_mesh",
+        "make_optimizer",
+        "make_train_step",
+    ),
+    "velocity": ("VelocityNet", "reversed_time"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fmjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fmjax.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,35 @@
+"""The few checks of user input. Each raises `ValueError("<name> must <rule>, got <value>")`."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def require(ok: bool, name: str, rule: str, value: Any) -> None:
+    """Raise unless `ok`: `<name> must <rule>, got <value>`."""
+    if not ok:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def require_positive(name: str, value: float | int) -> None:
+    """Raise unless `value` is greater than zero (NaN is not)."""
+    require(value > 0, name, "be positive", value)
+
+
+def require_at_least(name: str, value: float | int, low: float | int) -> None:
+    """Raise unless `value` is at least `low` (NaN is not)."""
+    require(value >= low, name, f"be at least {low}", value)
+
+
+def require_between(name: str, value: float | int, low: float | int, high: float | int) -> None:
+    """Raise unless `low <= value <= high`."""
+    require(low <= value <= high, name, f"lie in [{low}, {high}]", value)
+
+
+def require_one_of(name: str, value: str, options: Iterable[str]) -> None:
+    """Raise unless `value` is one of `options`; a near miss is suggested."""
+    options = tuple(options)
+    if value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        require(False, name, f"be one of {', '.join(options)}", f"{value!r}{hint}")

@@ -1,0 +1,32 @@
+"""How long work tells how far it is, without knowing who listens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
+
+Advance = Callable[..., None]
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Hears from work that takes more than a few seconds. Only the command line prints."""
+
+    def say(self, line: str) -> None:
+        """Tell one line that stays."""
+        ...
+
+    def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
+        """Open a task of `total` units (None: unknown); call `advance(n=1, note="")` as it goes."""
+        ...
+
+
+class Silent:
+    """Hears nothing: the default of every function that reports progress."""
+
+    def say(self, line: str) -> None:
+        """Ignore the line."""
+
+    @contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
+        """Give an `advance` that does nothing."""
+        yield lambda n=1, note="": None

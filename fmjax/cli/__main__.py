@@ -1,0 +1,5 @@
+"""`python -m fmjax.cli`."""
+
+from fmjax.cli.main import main
+
+main()

@@ -1,0 +1,75 @@
+"""How far long work is: bars on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def console() -> Iterator[Any]:
+    """Progress bars on a terminal; elsewhere a plain line now and then."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description:>10}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """`Progress` on a terminal."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, markup=False)
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
+        task = self._bars.add_task(description, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            self._bars.update(task, advance=n, **({"note": note} if note else {}))
+
+        yield advance
+        self._bars.stop_task(task)
+
+
+class _Lines:
+    """`Progress` in a log file: a line when a task starts, and one every ten seconds."""
+
+    PERIOD = 10.0
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
+        done, told = 0, time.monotonic()
+        of_total = f"/{total}" if total is not None else ""
+        print(f"{description} {done}{of_total}", flush=True)
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done, told
+            done += n
+            if time.monotonic() - told >= self.PERIOD:
+                told = time.monotonic()
+                print(f"{description} {done}{of_total} {note}".rstrip(), flush=True)
+
+        yield advance

@@ -1,0 +1,58 @@
+"""CIFAR-10: 50,000 training and 10,000 test colour images of 32x32, ten classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fmjax._checks import require
+from fmjax._progress import Progress, Silent
+from fmjax.data.dataset import Dataset, Split
+
+_PIXELS = 3 * 32 * 32
+_FILES: dict[str, tuple[str, ...]] = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+
+
+@dataclass(frozen=True)
+class Cifar10Data:
+    """CIFAR-10 in its binary version, `[32, 32, 3]` uint8, ten classes.
+
+    Attributes:
+        folder: `cifar-10-batches-bin`, as the published archive unpacks.
+        conditional: Whether to use the labels.
+
+    Source: A. Krizhevsky 2009, Learning multiple layers of features from tiny images.
+    """
+
+    folder: str
+    conditional: bool = True
+
+    def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
+        """Read one split.
+
+        Raises:
+            ValueError: If a file is missing or is not made of whole records.
+        """
+        folder = Path(self.folder).expanduser()
+        records = np.concatenate([_read(folder / name) for name in _FILES[split]])
+        channels_first = records[:, 1:].reshape(-1, 3, 32, 32)
+        images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
+        if not self.conditional:
+            return Dataset(x=images)
+        return Dataset(x=images, labels=records[:, 0].copy(), num_classes=10)
+
+
+def _read(path: Path) -> np.ndarray:
+    """Records of one byte of label and 3,072 bytes of pixels, channel by channel."""
+    if not path.is_file():
+        raise ValueError(
+            f"data.folder must hold {path.name} of CIFAR-10's binary version (unpack "
+            f"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz), got {path.parent}"
+        )
+    content = np.fromfile(path, dtype=np.uint8)
+    whole = len(content) > 0 and len(content) % (1 + _PIXELS) == 0
+    require(whole, f"file {path}", f"hold whole records of {1 + _PIXELS} bytes", len(content))
+    return content.reshape(-1, 1 + _PIXELS)

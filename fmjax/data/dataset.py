@@ -1,0 +1,95 @@
+"""What a source delivers: a finite set of examples, in memory or mapped from a file."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from fmjax._arrays import Batch
+from fmjax._checks import require, require_one_of
+from fmjax._progress import Progress, Silent
+
+Split: TypeAlias = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples of one split, delivered as float32.
+
+    Attributes:
+        x: `[num_examples, *event]`. uint8 means pixels 0 to 255, delivered in [-1, 1]; any
+            floating type is delivered as it is, in float32.
+        labels: Integer class of each example, in `0 .. num_classes - 1`, or None.
+        num_classes: How many classes there are, or None for an unconditional set.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        kinds = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
+        require(kinds, "x", "be uint8 or floating", self.x.dtype)
+        require(self.x.ndim >= 2, "x", "be [num_examples, *event]", f"shape {self.x.shape}")
+        require(len(self.x) > 0, "x", "hold at least one example", f"shape {self.x.shape}")
+        together = (self.labels is None) == (self.num_classes is None)
+        require(together, "labels", "come together with num_classes", f"{self.num_classes=}")
+        if self.labels is not None and self.num_classes is not None:
+            integers = self.labels.shape == self.x.shape[:1] and self.labels.dtype.kind in "iu"
+            found = f"{self.labels.dtype} of shape {self.labels.shape}"
+            require(integers, "labels", f"be {len(self.x)} integers", found)
+            low, high = int(self.labels.min()), int(self.labels.max())
+            in_range = low >= 0 and high < self.num_classes
+            require(in_range, "labels", f"lie in [0, {self.num_classes})", f"{low} to {high}")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.x.shape[1:]
+
+    def points(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """The examples at `indices` as a new float32 array; pixels in [-1, 1]."""
+        points = np.array(self.x[indices], dtype=np.float32)
+        if self.x.dtype == np.uint8:
+            points *= np.float32(1 / 127.5)
+            points -= np.float32(1)
+        return points
+
+    def classes(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray | None:
+        """The labels at `indices` as int32, or None for an unconditional set."""
+        return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
+
+    def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
+        """Points and classes at `indices`."""
+        return Batch(x1=self.points(indices), cond=self.classes(indices))
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Numbers and names that say where examples come from.
+
+    Laws: `load` gives the same arrays every time; train and test share no example.
+    """
+
+    def load(self, split: Split, *, progress: Progress) -> Dataset:
+        """Read, make or download the examples of one split."""
+        ...
+
+
+def load(source: Source, split: str = "train", *, progress: Progress = Silent()) -> Dataset:
+    """Read, make or download the examples of one split.
+
+    Args:
+        source: Which data, e.g. `DigitsData()`.
+        split: "train" or "test".
+        progress: Hears about downloads.
+
+    Raises:
+        ValueError: If the split is unknown, or what `source` names is missing or damaged.
+    """
+    require_one_of("split", split, SPLITS)
+    return source.load(split, progress=progress)  # type: ignore[arg-type]

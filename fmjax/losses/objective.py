@@ -1,0 +1,20 @@
+"""What the training step asks of a loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Objective(NamedTuple):
+    """A loss in two pure functions, so that chance is drawn once for the global batch.
+
+    The step draws, then takes the loss of the examples in as many parts as it likes:
+    accumulated, sharded and plain steps see the same numbers.
+
+    Attributes:
+        draw: `draw(key, batch) -> examples`: noise, times, pairs, dropped labels; a pytree
+            whose leaves all have the batch as leading axis.
+        loss: `loss(params, examples) -> float32 [batch]`, each example's own.
+    """
+
+    draw: Callable[..., Any]
+    loss: Callable[..., Any]

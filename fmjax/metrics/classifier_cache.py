@@ -1,0 +1,142 @@
+"""Keep the trained classifier: one .npz per set of images and way of training, no pickle."""
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmjax._arrays import Params
+from fmjax._checks import require
+from fmjax._files import cache_dir, write_atomically
+from fmjax._progress import Progress, Silent
+from fmjax.metrics.classifier import ImageClassifier, build
+from fmjax.metrics.classifier_training import (
+    ClassifierTraining,
+    LabelledImages,
+    train_classifier,
+)
+from fmjax.networks import ClassifierConfig
+
+# Raise this when the network or its training changes in a way that the configs do not show.
+_RECIPE = 1
+_ABOUT = "about"
+
+
+def trained_classifier(
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    config: ClassifierConfig = ClassifierConfig(),
+    training: ClassifierTraining = ClassifierTraining(),
+    progress: Progress = Silent(),
+) -> ImageClassifier:
+    """The classifier of these images: from fmjax's cache, else trained and put there.
+
+    The cache knows a classifier by the images and labels of both sets and by both configs.
+
+    Args:
+        train: What to train on.
+        test: What `test_accuracy` is measured on.
+        config: Sizes of the network.
+        training: How it is trained.
+        progress: Hears of the training and of the accuracy.
+
+    Raises:
+        ValueError: If a set has no classes, the two do not match, or the cached file is damaged.
+    """
+    key = _fingerprint(train, test, config, training)
+    path = cache_dir() / "classifiers" / f"{key}.npz"
+    if path.is_file():
+        return load_classifier(path)
+    classifier = train_classifier(train, test, config=config, training=training, progress=progress)
+    save_classifier(path, classifier)
+    accuracy = 100 * classifier.test_accuracy
+    progress.say(f"trained the classifier: {accuracy:.2f} % of the test images are right")
+    return classifier
+
+
+def save_classifier(path: Path, classifier: ImageClassifier) -> None:
+    """Write a classifier as one .npz, whole or not at all."""
+    about = {
+        "config": dataclasses.asdict(classifier.config),
+        "event_shape": list(classifier.event_shape),
+        "num_classes": classifier.num_classes,
+        "test_accuracy": classifier.test_accuracy,
+    }
+    arrays = {f"params/{name}": value for name, value in _flat(classifier.params).items()}
+    with write_atomically(path) as temporary:
+        np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
+
+
+def load_classifier(path: Path) -> ImageClassifier:
+    """Read what `save_classifier` wrote.
+
+    Raises:
+        ValueError: If the file is damaged or something else.
+    """
+    name, rule = f"file {path}", "be a whole classifier file (delete it to train anew)"
+    require(zipfile.is_zipfile(path), name, rule, "no zip archive")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(str(archive[_ABOUT]))
+            arrays = {key.removeprefix("params/"): archive[key] for key in archive.files}
+            classifier = ImageClassifier(
+                config=ClassifierConfig(**about["config"]),
+                event_shape=tuple(about["event_shape"]),
+                num_classes=about["num_classes"],
+                params=_nested({k: v for k, v in arrays.items() if k != _ABOUT}),
+                test_accuracy=about["test_accuracy"],
+            )
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name} must {rule}, got {error!r}") from error
+    network = build(classifier.config, classifier.event_shape, classifier.num_classes)
+    expected = _shapes(jax.eval_shape(network.init, jax.random.key(0)))
+    found = _shapes(classifier.params)
+    require(found == expected, name, rule, "weights of other shapes than its config has")
+    return classifier
+
+
+def _fingerprint(
+    train: LabelledImages,
+    test: LabelledImages,
+    config: ClassifierConfig,
+    training: ClassifierTraining,
+) -> str:
+    """A name that changes with anything that changes the classifier."""
+    digest = hashlib.sha256(repr((_RECIPE, config, training)).encode())
+    for images in (train, test):
+        examples = images.examples()
+        for array in (np.asarray(examples.x1), np.asarray(examples.cond)):
+            digest.update(repr((images.num_classes, array.shape, array.dtype)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
+
+
+def _flat(params: Params, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one level: `{"a": {"b": x}}` is `{"a/b": x}`."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        below = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}/") if below else {f"{prefix}{name}": value}
+    return flat
+
+
+def _nested(flat: dict[str, np.ndarray]) -> Params:
+    """What `_flat` flattened."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split("/")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return nested
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in _flat(params).items()}

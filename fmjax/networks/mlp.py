@@ -1,0 +1,102 @@
+"""A residual MLP for points of any shape: the network of 2-D toys."""
+
+import math
+from dataclasses import dataclass
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fmjax._arrays import Points, Times
+from fmjax._checks import require_at_least, require_one_of
+from fmjax.networks.layers import (
+    DTYPES,
+    ConditionEmbedding,
+    Linear,
+    compute_dtype,
+    layer_norm,
+    widened,
+)
+from fmjax.networks.pure import purify, run_blocks, stack_blocks
+from fmjax.velocity import VelocityNet
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Sizes of the MLP.
+
+    Attributes:
+        width: Hidden units of every layer.
+        num_layers: Residual blocks.
+        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Write every layer into the program instead of a scan.
+    """
+
+    width: int = 256
+    num_layers: int = 3
+    dtype: str = "float32"
+    unroll_layers: bool = False
+
+    def __post_init__(self):
+        require_at_least("width", self.width, 1)
+        require_at_least("num_layers", self.num_layers, 1)
+        require_one_of("dtype", self.dtype, DTYPES)
+
+
+class MLPBlock(nnx.Module):
+    """`h + W2 silu(W1 norm(h) + Wc c)`."""
+
+    def __init__(self, width: int, dtype: str | None, *, rngs: nnx.Rngs):
+        self.hidden = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.condition = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, h: Float[Array, "batch width"], c: Float[Array, "batch width"]
+    ) -> Float[Array, "batch width"]:
+        """Give the hidden units after this block."""
+        return h + self.out(nnx.silu(self.hidden(layer_norm(h)) + self.condition(c)))
+
+
+class MLP(nnx.Module):
+    """Flattens the event, adds time and class in every block, and gives the event's shape back."""
+
+    def __init__(
+        self,
+        config: MLPConfig,
+        event_shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        size, width = math.prod(event_shape), config.width
+        dtype = compute_dtype(config.dtype)
+        self.config = config
+        self.embed = ConditionEmbedding(width, num_classes, rngs=rngs)
+        self.inputs = Linear(size, width, dtype=dtype, rngs=rngs)
+        self.blocks = stack_blocks(
+            lambda rngs: MLPBlock(width, dtype, rngs=rngs), config.num_layers, rngs
+        )
+        zeros = nnx.initializers.zeros
+        self.out = Linear(width, size, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, t: Times, x: Points, cond: Int[Array, "batch"] | None) -> Points:
+        """Give the prediction, float32, shaped like x."""
+        c = nnx.silu(self.embed(t, cond))
+        h = self.inputs(x.reshape(x.shape[0], -1))
+        h = run_blocks(self.blocks, h, c, unroll=self.config.unroll_layers)
+        return widened(self.out(layer_norm(h))).reshape(x.shape)
+
+
+def make_mlp(
+    config: MLPConfig, event_shape: tuple[int, ...], num_classes: int | None = None
+) -> VelocityNet:
+    """The MLP for points of `event_shape` as pure functions. Its output is zero at the start.
+
+    Raises:
+        ValueError: If a label comes to a network without classes, or none to one with classes.
+    """
+
+    def build(rngs: nnx.Rngs) -> MLP:
+        return MLP(config, event_shape, num_classes, rngs=rngs)
+
+    return VelocityNet(*purify(build))

@@ -1,0 +1,187 @@
+"""Affine paths, and the conversions among what a network can predict on them.
+
+On `x_t = a x1 + s x0` with rates a', s', four quantities say the same thing:
+
+    velocity  u  = a' x1 + s' x0          target  x1
+    score        = -x0 / s                source  x0
+
+Each is a row of two weights on (x1, x0), and so is x_t = (a, s). A row r is a combination of
+x_t and any other row q, `r = c_x x_t + c_q q`, and two by two linear equations give
+
+    D   = s q_1 - a q_0
+    c_x = (r_0 q_1 - r_1 q_0) / D,    c_q = (s r_1 - a r_0) / D
+
+where r_1 is r's weight on x1 and r_0 that on x0. D vanishes where x_t and q together do not
+tell r: predicting x1 at t = 1 leaves the noise unknown. There D is held at `min_divisor`, so
+that results stay finite; elsewhere the conversion is exact. So one formula makes ten of the
+twelve conversions; between score and x0, which are the same but for a factor, x_t is not needed.
+
+Source: Lipman et al. 2024, arXiv:2412.06264, section 4.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fmjax._arrays import Cond, Points, Times, expand_like
+from fmjax._checks import require, require_positive
+from fmjax.schedules import AnySchedule, Linear, Schedule, angle, time_at_angle, with_rate
+from fmjax.velocity import CountedField, VelocityFn, evaluations
+
+
+class PathSample(NamedTuple):
+    """A point of the path and its velocity.
+
+    Attributes:
+        x_t: The point, `[batch, *event]`.
+        u_t: The conditional velocity dx_t/dt, in data units per unit of time.
+    """
+
+    x_t: jax.Array
+    u_t: jax.Array
+
+
+class Prediction(enum.StrEnum):
+    """What a network predicts, or in what a loss is measured."""
+
+    VELOCITY = "velocity"
+    X1 = "x1"
+    X0 = "x0"
+    SCORE = "score"
+
+
+@dataclass(frozen=True)
+class AffinePath:
+    """`x_t = alpha(t) x1 + sigma(t) x0`, with `u_t = dx_t/dt`.
+
+    `min_divisor` bounds what the conversions divide by (see the module): for the linear path
+    and a network that predicts x1 it is the least `1 - t`; JiT uses 0.05.
+
+    Source: Lipman et al. 2022, arXiv:2210.02747, section 4.
+    """
+
+    schedule: AnySchedule = Linear()
+    min_divisor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_positive("min_divisor", self.min_divisor)
+
+    def __call__(self, t: Times, x0: Points, x1: Points) -> PathSample:
+        """Give the point at time t on the way from x0 to x1, and its velocity.
+
+        Raises:
+            ValueError: If x0 is not shaped like x1: broadcasting would pair the wrong points.
+        """
+        require(x0.shape == x1.shape, "x0", f"have the shape of x1, {x1.shape}", x0.shape)
+        alpha, alpha_rate = with_rate(self.schedule.alpha, expand_like(t, x1))
+        sigma, sigma_rate = with_rate(self.schedule.sigma, expand_like(t, x1))
+        return PathSample(
+            x_t=alpha * x1 + sigma * x0,
+            u_t=alpha_rate * x1 + sigma_rate * x0,
+        )
+
+    def convert(
+        self, t: Times, x_t: Points, value: Points, *, source: Prediction, target: Prediction
+    ) -> Points:
+        """Turn one quantity at `(t, x_t)` into another.
+
+        Args:
+            t: Times in [0, 1], ends included.
+            x_t: Points on the path.
+            value: The quantity `source` there, shaped like x_t.
+            source: What `value` is.
+            target: What is wanted.
+
+        Returns:
+            The quantity `target`, finite for every t.
+        """
+        if source == target:
+            return value
+        on_point, on_value = self.conversion_weights(t, source=source, target=target)
+        return expand_like(on_point, x_t) * x_t + expand_like(on_value, x_t) * value
+
+    def conversion_weights(
+        self, t: Times, *, source: Prediction, target: Prediction
+    ) -> tuple[Times, Times]:
+        """The weights `(c_x, c_q)` of `target = c_x x_t + c_q source`, each `[batch]`."""
+        if source == target:
+            return jnp.zeros_like(t), jnp.ones_like(t)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        q1, q0, q_unit = self._row(t, source)
+        r1, r0, r_unit = self._row(t, target)
+        if {source, target} == {Prediction.X0, Prediction.SCORE}:
+            return jnp.zeros_like(t), q_unit / r_unit
+        divisor = jnp.maximum(sigma * q1 - alpha * q0, self.min_divisor)
+        on_point = (r0 * q1 - r1 * q0) / divisor
+        on_value = (sigma * r1 - alpha * r0) / divisor
+        return on_point / r_unit, on_value * q_unit / r_unit
+
+    def _row(self, t: Times, quantity: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Weights on x1 and x0 of `unit * quantity`, with the unit chosen so that D >= 0.
+
+        Source and score are both taken as -x0: units -1 and sigma.
+        """
+        zero, one = jnp.zeros_like(t), jnp.ones_like(t)
+        if quantity == Prediction.VELOCITY:
+            return with_rate(self.schedule.alpha, t)[1], with_rate(self.schedule.sigma, t)[1], one
+        if quantity == Prediction.X1:
+            return one, zero, one
+        if quantity == Prediction.X0:
+            return zero, -one, -one
+        return zero, -one, jnp.maximum(self.schedule.sigma(t), self.min_divisor)
+
+    def velocity_fn(
+        self, predict_fn: Callable[..., Points], prediction: Prediction = Prediction.VELOCITY
+    ) -> VelocityFn:
+        """The velocity field of a network that predicts any of the four quantities."""
+        if prediction == Prediction.VELOCITY:
+            return predict_fn
+
+        def velocity(t: Times, x: Points, cond: Cond = None) -> Points:
+            value = predict_fn(t, x, cond)
+            return self.convert(t, x, value, source=prediction, target=Prediction.VELOCITY)
+
+        return CountedField(velocity, lambda t: evaluations(predict_fn, t))
+
+
+def change_schedule(velocity_fn: VelocityFn, trained: Schedule, wanted: Schedule) -> VelocityFn:
+    """A field trained under one schedule, as the field of another: same samples, other paths.
+
+    With t(r) the time at which `trained` has the signal-to-noise ratio that `wanted` has
+    at r, and c(r) the ratio of their scales there, points are `x'_r = c x_t` and so
+
+        u'(r, x') = (c' / c) x' + c t' u(t, x' / c).
+
+    A ratio that `trained` never reaches gives its nearest end. The field costs at r what
+    `velocity_fn` costs at t(r).
+
+    Source: Lipman et al. 2024, arXiv:2412.06264, section 4 (change of scheduler after training).
+    """
+
+    def scale(schedule: Schedule) -> Callable[[jax.Array], jax.Array]:
+        return lambda t: jnp.hypot(schedule.alpha(t), schedule.sigma(t))
+
+    def trained_time(r: Times) -> Times:
+        # At angle 0 a polynomial schedule stands still and t' u is infinity times zero; its
+        # limit is had to float precision where the signal is 1e-7 of the noise.
+        return time_at_angle(trained, jnp.maximum(angle(wanted, r), 1e-7))
+
+    def changed(r: Times, x: Points, cond: Cond = None) -> Points:
+        t = trained_time(r)
+        _, wanted_angle_rate = with_rate(lambda t: angle(wanted, t), r)
+        _, angle_rate = with_rate(lambda t: angle(trained, t), t)
+        t_rate = wanted_angle_rate / angle_rate
+        scale_wanted, scale_wanted_rate = with_rate(scale(wanted), r)
+        scale_trained, scale_trained_rate = with_rate(scale(trained), t)
+        c = scale_wanted / scale_trained
+        c_rate_over_c = (
+            scale_wanted_rate / scale_wanted - scale_trained_rate * t_rate / scale_trained
+        )
+        velocity = velocity_fn(t, x / expand_like(c, x), cond)
+        return expand_like(c_rate_over_c, x) * x + expand_like(c * t_rate, x) * velocity
+
+    return CountedField(changed, lambda r: evaluations(velocity_fn, trained_time(r)))

@@ -1,0 +1,117 @@
+"""Which solver to take for which error, from a comparison's rows, in numbers and in words."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fmjax.report.comparison import Comparison, SolverRun, power_of_ten
+
+LEVELS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+
+
+class Advice(NamedTuple):
+    """What to take for one error.
+
+    Attributes:
+        level: Worst-sample RMSE that must not be exceeded, in data units.
+        cheapest: The run that reaches it with the fewest evaluations; None if none does.
+        fastest: The run that reaches it in the least wall time; None if none does.
+    """
+
+    level: float
+    cheapest: SolverRun | None
+    fastest: SolverRun | None
+
+
+def advise(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple[Advice, ...]:
+    """For each level the cheapest and the fastest run that reaches it.
+
+    Only runs in which every sample ended count. Of two runs that cost the same
+    evaluations the more exact one is taken.
+    """
+    whole = [run for run in comparison.runs if run.succeeded == 1 and math.isfinite(run.rmse_worst)]
+
+    def advice(level: float) -> Advice:
+        good = [run for run in whole if run.rmse_worst <= level]
+        return Advice(
+            level=level,
+            cheapest=min(good, key=lambda r: (r.nfe_mean, r.rmse_worst), default=None),
+            fastest=min(good, key=lambda r: (r.seconds, r.rmse_worst), default=None),
+        )
+
+    return tuple(advice(level) for level in levels)
+
+
+def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple[str, ...]:
+    """Say the advice in plain sentences; neighbouring levels with one answer share theirs.
+
+    Levels below the reference's own uncertainty are left out, and that is said.
+    """
+    if not comparison.runs:
+        return ("No solver was run.",)
+    uncertainty = comparison.reference.uncertainty
+    known = [level for level in sorted(levels, reverse=True) if not level < uncertainty]
+    groups: list[list[Advice]] = []
+    for item in advise(comparison, known):
+        if groups and groups[-1][-1][1:] == item[1:]:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    said = [_sentence(group, comparison, first=i == 0) for i, group in enumerate(groups)]
+    if len(known) < len(levels):
+        limit = _level(uncertainty)
+        said.append(f"Errors below {limit} cannot be told from the reference's own.")
+    return tuple(said)
+
+
+def in_words(comparison: Comparison, levels: Sequence[float] = LEVELS) -> str:
+    """All of `sentences` as one line."""
+    return " ".join(sentences(comparison, levels))
+
+
+def _sentence(group: list[Advice], comparison: Comparison, *, first: bool) -> str:
+    """One sentence for levels that share an answer; the first says what the level is of."""
+    cheapest, fastest = group[-1].cheapest, group[-1].fastest
+    if cheapest is None or fastest is None:
+        return _none_reaches(_level(group[0].level), comparison, first=first)
+    # What reaches the tightest level of a group reaches its looser ones too.
+    level = _level(group[-1].level)
+    within = f"a worst-sample error of at most {level}" if first else f"at most {level}"
+    cost = f"{_evaluations(cheapest)} in {seconds_in_words(cheapest.seconds)}"
+    if fastest == cheapest:
+        return f"For {within}, take {_named(cheapest)}: {cost}, both the fewest and the fastest."
+    return (
+        f"For {within}, take {_named(cheapest)} for the fewest evaluations ({cost}) or "
+        f"{_named(fastest)} for the least time "
+        f"({_evaluations(fastest)} in {seconds_in_words(fastest.seconds)})."
+    )
+
+
+def _none_reaches(level: str, comparison: Comparison, *, first: bool) -> str:
+    what = f"a worst-sample error of {level}" if first else level
+    best = min(comparison.runs, key=lambda run: (run.succeeded < 1, run.rmse_worst))
+    if best.succeeded < 1 or not math.isfinite(best.rmse_worst):
+        return f"No run reaches {what}: none brought every sample to its end."
+    return f"No run reaches {what}; the closest is {_named(best)}, at {_level(best.rmse_worst)}."
+
+
+def _level(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-3 else power_of_ten(value)
+
+
+def _named(run: SolverRun) -> str:
+    joint = "at" if run.adaptive else "with"
+    return f"{run.solver} {joint} {run.setting}"
+
+
+def _evaluations(run: SolverRun) -> str:
+    count = f"{run.nfe_mean:.3g}" if run.nfe_mean < 100 else f"{run.nfe_mean:,.0f}"
+    return f"{count} evaluation" + ("" if count == "1" else "s")
+
+
+def seconds_in_words(seconds: float) -> str:
+    """A duration with its unit, to two or three digits: "62 µs", "4.2 ms", "1.25 s"."""
+    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
+        if seconds < 999.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:,.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"

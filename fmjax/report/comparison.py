@@ -1,0 +1,232 @@
+"""What a comparison of solvers found, as rows of plain numbers, and its CSV and JSON files.
+
+No arrays and no functions in here: a `Comparison` read back from its JSON equals the one
+that was written, and every figure, table and sentence of the report is made from it alone.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmjax._checks import require
+from fmjax._files import write_atomically
+
+FORMAT = 1
+
+
+class SolverRun(NamedTuple):
+    """One solver at one setting on the shared starting points.
+
+    Attributes:
+        solver: The solver's name, as "RK4" or "Tsit5".
+        steps: Steps of the fixed grid; None for an adaptive solve.
+        tolerance: Both the relative and the absolute one; None for a fixed grid.
+        nfe_mean: Network evaluations per sample, mean over samples. Rejected steps count.
+        nfe_max: The same, largest over samples.
+        rmse_mean: Distance of the end points to the reference, mean over samples of each
+            sample's root mean square over its event axes, in data units.
+        rmse_worst: The same, largest over samples. Infinite where a sample is not finite.
+        seconds: Wall time for the whole batch, compilation apart (median of the repeats).
+        succeeded: Share of samples that reached t = 1 within the solver's step limit.
+        metrics: Sample metrics by name.
+    """
+
+    solver: str
+    steps: int | None
+    tolerance: float | None
+    nfe_mean: float
+    nfe_max: int
+    rmse_mean: float
+    rmse_worst: float
+    seconds: float
+    succeeded: float = 1.0
+    metrics: Mapping[str, float] = {}
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chose its own steps."""
+        return self.steps is None
+
+    @property
+    def setting(self) -> str:
+        """What was set, in words: "8 steps" or "tolerance 1e-3"."""
+        if self.tolerance is not None:
+            return f"tolerance {power_of_ten(self.tolerance)}"
+        return "1 step" if self.steps == 1 else f"{self.steps} steps"
+
+
+class StepEnds(NamedTuple):
+    """Where in t an adaptive solve put its accepted steps, rising to 1."""
+
+    solver: str
+    tolerance: float
+    times: tuple[float, ...]
+
+
+class Reference(NamedTuple):
+    """The solve that the errors are measured against.
+
+    Attributes:
+        solver: Its name.
+        tolerance: Relative and absolute.
+        precision: The arithmetic of the solve: "float64" or "float32".
+        nfe: Evaluations per sample, the most of any.
+        uncertainty: Its own error, estimated from above, as a worst-sample RMSE: errors below
+            this say little.
+        note: What a reader must know, such as why it is not float64.
+        metrics: Sample metrics of the reference's own end points.
+    """
+
+    solver: str
+    tolerance: float
+    precision: str
+    nfe: int
+    uncertainty: float
+    note: str = ""
+    metrics: Mapping[str, float] = {}
+
+
+class Comparison(NamedTuple):
+    """Every run, what it was measured against, and on what.
+
+    Attributes:
+        runs: One row for each solver and setting.
+        reference: What errors are measured against.
+        step_ends: Step positions of the adaptive solves.
+        num_samples: Shared starting points.
+        device: What it ran on, in words.
+        floors: By metric name, what real data scores against real data.
+    """
+
+    runs: tuple[SolverRun, ...]
+    reference: Reference
+    step_ends: tuple[StepEnds, ...] = ()
+    num_samples: int = 0
+    device: str = ""
+    floors: Mapping[str, float] = {}
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the sample metrics, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.metrics))
+
+    def curves(self) -> dict[str, tuple[SolverRun, ...]]:
+        """The runs by solver, each from its cheapest to its dearest setting."""
+        names = dict.fromkeys(run.solver for run in self.runs)
+        return {
+            name: tuple(
+                sorted((run for run in self.runs if run.solver == name), key=lambda r: r.nfe_mean)
+            )
+            for name in names
+        }
+
+
+def power_of_ten(value: float) -> str:
+    """A short decimal such as "1e-3", "0.25" or "3.2e-5"."""
+    text = f"{value:.2g}"
+    if "e" not in text and value != 0 and abs(value) < 0.1:
+        text = f"{value:.1e}"
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
+
+
+def scientific(value: float) -> str:
+    """Two digits and the power of ten, always: "4.9e-1", "inf"."""
+    if not math.isfinite(value):
+        return f"{value}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def write_json(comparison: Comparison, path: Path) -> None:
+    """Write all of it, so that `read_json` gives it back equal. Infinity becomes "inf"."""
+    document = {
+        "format": FORMAT,
+        **comparison._asdict(),
+        "runs": [run._asdict() for run in comparison.runs],
+        "reference": comparison.reference._asdict(),
+        "step_ends": [ends._asdict() for ends in comparison.step_ends],
+    }
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Comparison:
+    """Read what `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is not such a document.
+    """
+    try:
+        document = json.loads(path.read_text())
+        require(document.pop("format") == FORMAT, "comparison", f"have format {FORMAT}", path)
+        document["runs"] = tuple(SolverRun(**_numbers(run)) for run in document["runs"])
+        document["reference"] = Reference(**_numbers(document["reference"]))
+        document["step_ends"] = tuple(
+            StepEnds(**{**ends, "times": tuple(ends["times"])}) for ends in document["step_ends"]
+        )
+        return Comparison(**_numbers(document))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"comparison must be one that fmjax wrote, got {path}: {error}") from error
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write one line for each run; each metric is a column named after it."""
+    fields = [name for name in SolverRun._fields if name != "metrics"]
+    metrics = comparison.metric_names
+    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*fields, *metrics])
+        for run in comparison.runs:
+            values: Iterable[Any] = [getattr(run, name) for name in fields]
+            writer.writerow([*values, *(run.metrics.get(name, math.nan) for name in metrics)])
+
+
+def read_csv(path: Path) -> tuple[SolverRun, ...]:
+    """Read the rows that `write_csv` wrote."""
+    with path.open(newline="") as file:
+        return tuple(_run_from_csv(row) for row in csv.DictReader(file))
+
+
+def _run_from_csv(row: dict[str, str]) -> SolverRun:
+    known = {name: row[name] for name in SolverRun._fields if name in row}
+    metrics = {name: float(value) for name, value in row.items() if name not in known}
+    return SolverRun(
+        solver=known["solver"],
+        steps=int(known["steps"]) if known["steps"] else None,
+        tolerance=float(known["tolerance"]) if known["tolerance"] else None,
+        nfe_mean=float(known["nfe_mean"]),
+        nfe_max=int(known["nfe_max"]),
+        rmse_mean=float(known["rmse_mean"]),
+        rmse_worst=float(known["rmse_worst"]),
+        seconds=float(known["seconds"]),
+        succeeded=float(known["succeeded"]),
+        metrics=metrics,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """`value` for JSON, which has no infinity and no NaN: those become strings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    """Turn the strings "inf", "-inf" and "nan" back, one level of mappings deep."""
+    words = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+    def back(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: back(item) for key, item in value.items()}
+        return words.get(value, value) if isinstance(value, str) else value
+
+    return {name: back(value) for name, value in fields.items()}

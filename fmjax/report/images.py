@@ -1,0 +1,78 @@
+"""Grids of small images as PNG, pixel for pixel."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fmjax._checks import require, require_at_least
+
+CELL = 56  # Pixels of a cell's shorter side, roughly: 8x8 digits grow sevenfold, 64x64 stay.
+
+
+def image_grid(
+    images: np.ndarray,
+    columns: int,
+    *,
+    row_labels: Sequence[str] = (),
+    gap: int = 4,
+    background: str = "#ffffff",
+    ink: str = "#1c2128",
+) -> Image.Image:
+    """Images in rows of `columns`, enlarged by a whole factor without smoothing.
+
+    Args:
+        images: `[n, height, width, channel]` in [-1, 1], 1 or 3 channels; what lies outside
+            is shown as black or white, single NaNs as black. An image of NaNs alone leaves
+            its cell blank.
+        columns: Images in a row; the last row may be shorter.
+        row_labels: One for each row, written at its left; none for no labels.
+        gap: Pixels between cells.
+        background: Colour between cells.
+        ink: Colour of labels.
+
+    Raises:
+        ValueError: If `images` has another shape, `columns` is below 1, or the labels are
+            not one for each row.
+    """
+    shape_ok = images.ndim == 4 and images.shape[0] > 0 and images.shape[-1] in (1, 3)
+    require(shape_ok, "images", "be of shape [n, height, width, 1 or 3]", images.shape)
+    require_at_least("columns", columns, 1)
+    rows = -(-len(images) // columns)
+    labels_ok = len(row_labels) in (0, rows)
+    require(labels_ok, "row_labels", f"be one for each of {rows} rows", len(row_labels))
+    scale = max(1, round(CELL / min(images.shape[1:3])))
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    font = ImageFont.load_default(size=min(22, max(13, height // 3)))
+    margin = max((int(font.getlength(label)) for label in row_labels), default=-2 * gap) + 3 * gap
+    canvas = Image.new(
+        "RGB",
+        (margin + min(columns, len(images)) * (width + gap), gap + rows * (height + gap)),
+        background,
+    )
+    for i, pixels in enumerate(_to_rgb(images)):
+        if np.isnan(images[i]).all():
+            continue
+        row, column = divmod(i, columns)
+        cell = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(cell, (margin + column * (width + gap), gap + row * (height + gap)))
+    draw = ImageDraw.Draw(canvas)
+    for row, label in enumerate(row_labels):
+        middle = gap + row * (height + gap) + height / 2
+        draw.text((margin - 2 * gap, middle), label, fill=ink, font=font, anchor="rm")
+    return canvas
+
+
+def image_bytes(image: Image.Image) -> bytes:
+    """The image as a PNG file's content."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _to_rgb(images: np.ndarray) -> np.ndarray:
+    """uint8 `[n, h, w, 3]`; -1 is 0 and 1 is 255."""
+    levels = np.nan_to_num((images.astype(np.float32) + 1) * 127.5, nan=0.0)
+    grey_or_rgb = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.broadcast_to(grey_or_rgb, (*images.shape[:3], 3))

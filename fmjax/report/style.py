@@ -1,0 +1,113 @@
+"""How the figures look: a light and a dark theme, shades of series, and PNG files.
+
+Figures are matplotlib `Figure` objects with an Agg canvas, never pyplot's: no global
+state, no window, safe in threads.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from fmjax._files import write_atomically
+
+# Inches. Text of 9 points then stays legible when a page is scaled to a phone's width.
+WIDTH = 5.8
+DPI = 160
+
+
+class Theme(NamedTuple):
+    """Colours of one rendering.
+
+    Attributes:
+        background: Behind everything.
+        ink: Text and outlines.
+        faint: Secondary text.
+        grid: Grid and axis lines.
+        cool: From one end to the other of the shades for fixed-step solvers.
+        warm: The same for adaptive solvers, and for what is compared with data.
+        ramp: Stops of the sequential shades for ordered settings, loosest first.
+    """
+
+    background: str
+    ink: str
+    faint: str
+    grid: str
+    cool: tuple[str, ...]
+    warm: tuple[str, ...]
+    ramp: tuple[str, ...]
+
+
+# Blue against orange is the pair of hues that every common colour-vision deficiency tells
+# apart (Okabe and Ito, "Color Universal Design", 2008); within each, shades go with markers.
+LIGHT = Theme(
+    background="#ffffff",
+    ink="#1c2128",
+    faint="#5b646e",
+    grid="#e3e7eb",
+    cool=("#74c0d8", "#2b83ba", "#0b3c78"),
+    warm=("#f2a93b", "#d9601a", "#7d1d12"),
+    ramp=("#e8b04a", "#d4643c", "#9c2f6b", "#3b1f6e"),
+)
+DARK = Theme(
+    background="#14181d",
+    ink="#e6e9ed",
+    faint="#9ba5b0",
+    grid="#2b323a",
+    cool=("#b5e3f0", "#58aede", "#3474c9"),
+    warm=("#ffd28a", "#f58a3c", "#d04a35"),
+    ramp=("#7d5bc4", "#c95a9b", "#ee8a5c", "#fbdc8f"),
+)
+
+
+def shades(stops: Sequence[str], count: int) -> list[tuple[float, float, float, float]]:
+    """`count` colours at equal distances along the gradient through `stops`."""
+    gradient = LinearSegmentedColormap.from_list("stops", list(stops))
+    return [gradient(0.5 if count == 1 else i / (count - 1)) for i in range(count)]
+
+
+def new_figure(width: float, height: float, theme: Theme) -> Figure:
+    """An empty figure of so many inches, on the theme's background."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.background)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axes: Axes, theme: Theme, *, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
+    """Give axes the theme's colours, a light grid, and no box."""
+    axes.set_facecolor(theme.background)
+    axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
+    axes.set_ylabel(ylabel, color=theme.ink, fontsize=10)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=11, fontweight="bold", pad=8)
+    axes.tick_params(which="both", colors=theme.faint, labelsize=9, length=0)
+    axes.grid(True, color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(theme.grid)
+
+
+def png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
+    """The figure as a PNG file's content, without a time stamp: same figure, same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None}
+    )
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write the figure as PNG, atomically."""
+    save_png(png_bytes(figure, dpi), path)
+
+
+def save_png(content: bytes, path: Path) -> None:
+    """Write a PNG file's content, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)

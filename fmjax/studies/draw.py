@@ -1,0 +1,95 @@
+"""Drawing samples from a velocity field, batch after batch, over all devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax._arrays import Params, PRNGKey
+from fmjax._progress import Progress, Silent
+from fmjax.config import SamplingConfig
+from fmjax.solvers import Samples, sample
+from fmjax.training import batch_sharding
+from fmjax.velocity import VelocityFn
+
+
+class Drawn(NamedTuple):
+    """Samples on the host.
+
+    Attributes:
+        x1: The samples, float32 `[num, *event]`.
+        labels: What each was asked to be, or None.
+        nfe: Network evaluations of each.
+        succeeded: Whether its solve arrived.
+    """
+
+    x1: np.ndarray
+    labels: np.ndarray | None
+    nfe: np.ndarray
+    succeeded: np.ndarray
+
+
+def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
+    """Normal noise of the samples numbered `indices`: each its own, whatever the batch."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
+
+
+def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
+    """Labels in rising order, each class as often as the others (give or take one)."""
+    if num_classes is None:
+        return None
+    return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
+
+
+def draw_samples(
+    make_velocity_fn: Callable[[Params], VelocityFn],
+    params: Params,
+    event_shape: tuple[int, ...],
+    labels: np.ndarray | None,
+    sampling: SamplingConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    progress: Progress = Silent(),
+) -> Drawn:
+    """Solve `sampling.num_samples` noises to samples.
+
+    Every batch has the same size, so one program serves all; it is a multiple of the number
+    of devices, and the surplus of the last batch is thrown away.
+
+    Args:
+        make_velocity_fn: Gives the field of some parameters.
+        params: The parameters, laid over the mesh.
+        event_shape: Of one sample.
+        labels: Integer `[num_samples]`, or None for an unconditional field.
+        sampling: Solver, steps, batch size and seed.
+        mesh: The devices.
+        progress: Hears of each batch.
+    """
+    num = sampling.num_samples
+    num_devices = mesh.devices.size
+    batch_size = -(-min(sampling.batch_size, num) // num_devices) * num_devices
+    rows = batch_sharding(mesh)
+
+    # Made here and not in the traced function: a grid whose numbers are known is a plain scan.
+    solver, steps = sampling.make_solver(), sampling.make_steps()
+
+    def solve(params: Params, indices: jax.Array, cond: Any) -> Samples:
+        x0 = noise(jax.random.key(sampling.seed), indices, event_shape)
+        x0 = jax.lax.with_sharding_constraint(x0, rows)
+        return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
+
+    jitted = jax.jit(solve)
+    parts = []
+    with progress.task("sampling", num) as advance:
+        for start in range(0, num, batch_size):
+            indices = np.minimum(np.arange(start, start + batch_size), num - 1)
+            cond = None if labels is None else jax.device_put(labels[indices], rows)
+            solved = jitted(params, jax.device_put(indices, rows), cond)
+            kept = slice(0, min(batch_size, num - start))
+            parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
+            advance(kept.stop)
+    x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Drawn(x1, labels, nfe, succeeded)

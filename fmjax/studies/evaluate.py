@@ -1,0 +1,186 @@
+"""Measure samples of a run against its data."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax._checks import require_at_least
+from fmjax._progress import Progress, Silent
+from fmjax.config import EvaluationConfig, SamplingConfig, guided
+from fmjax.data import Dataset
+from fmjax.metrics import (
+    FeatureExtractor,
+    ImageClassifier,
+    frechet_distance,
+    sliced_wasserstein,
+    trained_classifier,
+)
+from fmjax.studies.draw import draw_samples
+from fmjax.studies.run_folder import Run, write_text
+
+MAX_REAL = 60_000  # Real examples that samples are held against, at most.
+
+
+class Evaluation(NamedTuple):
+    """What was measured; each distance beside the one between two halves of the real data.
+
+    Attributes:
+        num_samples: Samples drawn.
+        num_failed: How many of them did not arrive at t = 1; they are not measured.
+        num_examples: Real training examples that they are held against.
+        solver: What drew them.
+        nfe: Mean network evaluations of a sample.
+        wasserstein: Sliced Wasserstein distance in data space.
+        wasserstein_halves: The same between two halves of the real data.
+        frechet: Frechet distance on the classifier's features; None without classes.
+        frechet_halves: The same between two halves of the real data.
+        accuracy: Share of samples that the classifier takes for what was asked.
+        classifier_accuracy: Its accuracy on the real test set.
+    """
+
+    num_samples: int
+    num_failed: int
+    num_examples: int
+    solver: str
+    nfe: float
+    wasserstein: float
+    wasserstein_halves: float
+    frechet: float | None = None
+    frechet_halves: float | None = None
+    accuracy: float | None = None
+    classifier_accuracy: float | None = None
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `evaluate_run` wrote.
+
+    Raises:
+        ValueError: If the file is not such a document.
+    """
+    try:
+        return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} must be an evaluation, got {error}") from error
+
+
+def run_classifier(run: Run, *, progress: Progress = Silent()) -> ImageClassifier | None:
+    """The classifier of the run's data, trained once and kept; None for what has no classes."""
+    train = run.config.data.load("train", progress=progress)
+    is_image = len(train.event_shape) == 3 and train.event_shape[-1] in (1, 3)
+    if train.num_classes is None or not is_image:
+        return None
+    test = run.config.data.load("test", progress=progress)
+    return trained_classifier(train, test, progress=progress)
+
+
+def evaluate_run(
+    run: Run,
+    evaluation: EvaluationConfig,
+    sampling: SamplingConfig,
+    *,
+    extractor: FeatureExtractor | None = None,
+    progress: Progress = Silent(),
+) -> Evaluation:
+    """Draw samples with the training set's share of labels, measure them, write the result.
+
+    Args:
+        run: A trained run.
+        evaluation: How many samples and projections.
+        sampling: How they are drawn.
+        extractor: Features for the Frechet distance; None takes those of the classifier that
+            is trained on the run's own data.
+        progress: Hears of each part.
+
+    Raises:
+        ValueError: If fewer than two samples arrived at t = 1.
+    """
+    train = run.config.data.load("train", progress=progress)
+    num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
+    labels = _labels_like(train, num_samples, sampling.seed) if run.num_classes else None
+    drawn = draw_samples(
+        lambda params: guided(
+            run.experiment, params, sampling.guidance, sampling.guidance_interval
+        ),
+        run.params, run.event_shape, labels,
+        dataclasses.replace(sampling, num_samples=num_samples), run.mesh, progress=progress,
+    )  # fmt: skip
+    # An even choice of a set too big to measure whole.
+    real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
+    arrived = drawn.succeeded
+    num_arrived = int(arrived.sum())
+    require_at_least("the number of samples that arrive at t = 1", num_arrived, 2)
+    x1, asked = drawn.x1[arrived], None if labels is None else labels[arrived]
+    halves = _halves(len(real), sampling.seed)
+    key = jax.random.key(sampling.seed)
+
+    def wasserstein(x: np.ndarray, y: np.ndarray) -> float:
+        projections = evaluation.num_projections
+        return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(y),
+                                        num_projections=projections))  # fmt: skip
+
+    result = Evaluation(
+        num_samples=num_samples,
+        num_failed=num_samples - num_arrived,
+        num_examples=len(real),
+        solver=sampling.solver,
+        nfe=float(drawn.nfe.mean()),
+        wasserstein=wasserstein(x1, real),
+        wasserstein_halves=wasserstein(real[halves[0]], real[halves[1]]),
+    )
+    classifier = run_classifier(run, progress=progress)
+    if classifier is not None:
+        extractor = classifier.features if extractor is None else extractor
+        result = result._replace(classifier_accuracy=classifier.test_accuracy)
+        if asked is not None:
+            result = result._replace(accuracy=classifier.accuracy(x1, asked))
+    if extractor is not None:
+        of_real = extractor(real)
+        result = result._replace(
+            frechet=frechet_distance(extractor(x1), of_real),
+            frechet_halves=frechet_distance(of_real[halves[0]], of_real[halves[1]]),
+        )
+    write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
+    for line in described(result):
+        progress.say(line)
+    return result
+
+
+def _labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
+    """Labels with the data's own shares: its labels in a random order, over and over."""
+    assert dataset.labels is not None
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.labels[np.resize(order, num)].astype(np.int32)
+
+
+def _halves(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(seed).permutation(num)
+    return order[: num // 2], order[num // 2 :]
+
+
+def described(result: Evaluation) -> list[str]:
+    """The figures, a line each, with what to hold them against."""
+    lines = [
+        f"{result.num_samples} samples by {result.solver}, {result.nfe:.4g} network evaluations "
+        f"each, against {result.num_examples} training examples:",
+        f"  sliced Wasserstein distance {result.wasserstein:.4f} "
+        f"(two halves of the real data: {result.wasserstein_halves:.4f})",
+    ]
+    if result.num_failed:
+        lines.append(f"  {result.num_failed} did not arrive at t = 1 and are not measured")
+    if result.frechet is not None:
+        lines.append(
+            f"  Frechet distance {result.frechet:.3f} "
+            f"(two halves of the real data: {result.frechet_halves:.3f})"
+        )
+    if result.accuracy is not None:
+        lines.append(
+            f"  recognised as the class asked for: {100 * result.accuracy:.2f} % "
+            f"(the classifier's accuracy on real test images: "
+            f"{100 * (result.classifier_accuracy or 0):.2f} %)"
+        )
+    return lines

@@ -1,0 +1,200 @@
+"""The folder of one run: what it holds, and how it is made, resumed and read."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from fmjax._arrays import Params
+from fmjax._files import write_atomically
+from fmjax.config import Config, Experiment, build, from_json, to_json
+from fmjax.training import MeshConfig, make_mesh, restore_ema, state_sharding
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within a run folder; the folder itself may not exist yet."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config."""
+        return self.path / "config.json"
+
+    @property
+    def model(self) -> Path:
+        """What the network was built for: the event's shape and the number of classes."""
+        return self.path / "model.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax's folder."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON for every `log_every` steps; TensorBoard's events stand beside it."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures of samples, each with its numbers as .npz."""
+        return self.path / "samples"
+
+    @property
+    def comparison(self) -> Path:
+        """The solver comparison, as `fmjax.report.comparison` writes it (a CSV is beside it)."""
+        return self.path / "comparison.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The metrics of the samples."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it all."""
+        return self.path / "report.html"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_config(path: Path) -> Config:
+    """The config of the run in folder `path`.
+
+    Raises:
+        ValueError: If the folder is no run, or its config cannot be read.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file() or not folder.model.is_file():
+        raise ValueError(f"run folder {path} must hold config.json, got no such run")
+    try:
+        return from_json(folder.config.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder.config} must be a config of fmjax, got {error}") from error
+
+
+def read_model(path: Path) -> tuple[tuple[int, ...], int | None]:
+    """The event shape and the number of classes of the run in folder `path`.
+
+    Raises:
+        ValueError: If the file is not what `prepare` wrote.
+    """
+    file = RunFolder(path).model
+    try:
+        model = json.loads(file.read_text(encoding="utf-8"))
+        classes = model["num_classes"]
+        return tuple(map(int, model["event_shape"])), None if classes is None else int(classes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} must hold event_shape and num_classes, got {error!r}") from error
+
+
+def prepare(
+    folder: RunFolder,
+    config: Config,
+    event_shape: tuple[int, ...],
+    num_classes: int | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Make the folder for a new run, or see that it holds this very run to go on with.
+
+    A run may go on over another mesh: the numbers do not depend on it.
+
+    Raises:
+        ValueError: If it holds a run with another config, or things that are no run.
+    """
+    path = folder.path
+    # Left by a start that was killed between the two files it writes.
+    unborn = path.is_dir() and {file.name for file in path.iterdir()} <= {folder.model.name}
+    if not unborn and path.exists():
+        try:
+            found = read_config(path)
+        except ValueError as error:
+            raise ValueError(
+                f"run folder {path} must be new, empty or a run, got something else in it ({error})"
+            ) from error
+        if overwrite:
+            shutil.rmtree(path)
+        else:
+            _require_same(folder, config, found)
+            return
+    write_text(folder.model, json.dumps({"event_shape": event_shape, "num_classes": num_classes}))
+    # Last, because its presence is what makes the folder a run.
+    write_text(folder.config, to_json(config))
+
+
+def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
+    wanted, has = (
+        json.loads(to_json(dataclasses.replace(each, mesh=MeshConfig())))
+        for each in (config, found)
+    )
+    differing = _differences(wanted, has)
+    if differing:
+        raise ValueError(
+            f"run folder {folder.path} must be new or hold this config, got another "
+            f"{', '.join(differing[:4])}{', ...' if differing[4:] else ''} "
+            f"(--run names another folder, --overwrite replaces it)"
+        )
+
+
+def _differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+    """The fields, dotted, in which two JSON values differ."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = list(wanted) + [key for key in found if key not in wanted]
+        parts = (
+            _differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
+            for key in keys
+        )
+        return [field for part in parts for field in part]
+    return [] if wanted == found else [name]
+
+
+class Run(NamedTuple):
+    """A trained run, ready to sample from.
+
+    Attributes:
+        folder: Where it lies.
+        config: What it was made with.
+        experiment: The functions the config builds.
+        event_shape: One example's shape.
+        num_classes: None for an unconditional model.
+        params: Averaged weights of the newest checkpoint, laid over the mesh.
+        step: The optimiser step of that checkpoint.
+        mesh: The mesh they lie on.
+    """
+
+    folder: RunFolder
+    config: Config
+    experiment: Experiment
+    event_shape: tuple[int, ...]
+    num_classes: int | None
+    params: Params
+    step: int
+    mesh: jax.sharding.Mesh
+
+
+def open_run(path: Path) -> Run:
+    """Read a run folder and the averaged weights of its newest checkpoint.
+
+    Raises:
+        ValueError: If the folder is no run, has no checkpoint, or the checkpoint is corrupt
+            or belongs to another model.
+    """
+    folder, config = RunFolder(path), read_config(path)
+    event_shape, num_classes = read_model(path)
+    experiment = build(config, event_shape, num_classes)
+    # All devices there are, whatever mesh it was trained on: restoring lays the weights anew.
+    mesh = make_mesh()
+    like = jax.eval_shape(experiment.net.init, jax.random.key(0))
+    params, step = restore_ema(folder.checkpoints, like, sharding=state_sharding(like, mesh))
+    return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)

@@ -1,0 +1,136 @@
+"""Draw samples from a run: a picture to look at, and the numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fmjax._checks import require
+from fmjax._files import write_atomically
+from fmjax._progress import Progress, Silent
+from fmjax.config import SamplingConfig, guided
+from fmjax.solvers import ErrorControl
+from fmjax.studies.draw import Drawn, draw_samples, even_labels
+from fmjax.studies.run_folder import Run
+
+
+def sample_run(
+    run: Run,
+    sampling: SamplingConfig,
+    classes: tuple[int, ...] = (),
+    output: Path | None = None,
+    *,
+    progress: Progress = Silent(),
+) -> Drawn:
+    """Draw samples and write them: `OUTPUT.png` and `OUTPUT.npz`.
+
+    The same settings give the same samples, so files of the same name are replaced.
+
+    Args:
+        run: A trained run.
+        sampling: How noise becomes samples.
+        classes: Only these; empty for all, evenly.
+        output: Name without ending; by default it says the settings, in the run's `samples/`.
+        progress: Hears of each batch.
+
+    Raises:
+        ValueError: If the model has no such class.
+    """
+    labels = chosen_labels(sampling.num_samples, run.num_classes, classes)
+    drawn = draw_samples(
+        lambda params: guided(
+            run.experiment, params, sampling.guidance, sampling.guidance_interval
+        ),
+        run.params, run.event_shape, labels, sampling, run.mesh, progress=progress,
+    )  # fmt: skip
+    stem = output
+    if stem is None:
+        stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
+    paths = write_samples(drawn, stem)
+    progress.say(described(drawn))
+    progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
+    return drawn
+
+
+def chosen_labels(
+    num_samples: int, num_classes: int | None, classes: tuple[int, ...]
+) -> np.ndarray | None:
+    """A label for each sample: the chosen classes in turn, in the order of their rows.
+
+    Raises:
+        ValueError: If the model has no such class.
+    """
+    if not classes:
+        return even_labels(num_samples, num_classes)
+    require(num_classes is not None, "classes", "be left out for a model without", classes)
+    assert num_classes is not None
+    for label in classes:
+        require(0 <= label < num_classes, "class", f"lie in 0 .. {num_classes - 1}", label)
+    which = even_labels(num_samples, len(classes))
+    return np.asarray(classes, np.int32)[which]
+
+
+def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> str:
+    """A file name that tells all settings apart but the batch size, which changes nothing."""
+    if sampling.num_steps is None:
+        steps = f"rtol{sampling.rtol:g}"
+        if sampling.atol != sampling.rtol:
+            steps += f"-atol{sampling.atol:g}"
+        if sampling.control is not ErrorControl.LARGEST_SAMPLE:
+            steps += f"-{sampling.control.value}"
+    else:
+        steps = f"{sampling.num_steps}-{sampling.grid}"
+        steps += f"{sampling.shift:g}" if sampling.grid == "shifted" else ""
+    parts = [sampling.solver, steps]
+    if sampling.guidance != 1.0:
+        low, high = sampling.guidance_interval
+        where = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
+        parts.append(f"guidance{sampling.guidance:g}{where}")
+    if classes:
+        parts.append("classes" + "-".join(map(str, classes)))
+    return "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
+
+
+def described(drawn: Drawn) -> str:
+    """How many samples, at what cost, and whether all arrived."""
+    mean, most, failed = drawn.nfe.mean(), drawn.nfe.max(), int(np.sum(~drawn.succeeded))
+    text = f"{len(drawn.x1)} samples, {mean:.4g} network evaluations each"
+    text += f" (at most {most})" if most != mean else ""
+    return text + (f"; {failed} of them did not arrive at t = 1" if failed else "")
+
+
+def write_samples(drawn: Drawn, stem: Path) -> list[Path]:
+    """Write `STEM.npz` (x1, labels, nfe, succeeded) and, for what has a picture, `STEM.png`."""
+    arrays = {name: value for name, value in drawn._asdict().items() if value is not None}
+    numbers = stem.with_name(stem.name + ".npz")
+    with write_atomically(numbers) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    picture = stem.with_name(stem.name + ".png")
+    if drawn.x1.ndim == 4 and drawn.x1.shape[-1] in (1, 3):
+        from fmjax.report.images import image_bytes, image_grid
+
+        images, columns, row_labels = grid_of(drawn)
+        content = image_bytes(image_grid(images, columns, row_labels=row_labels))
+    elif drawn.x1.shape[1:] == (2,):
+        from fmjax.report.plots import plot_points
+        from fmjax.report.style import png_bytes
+
+        content = png_bytes(plot_points(drawn.x1, np.empty((0, 2))))
+    else:
+        return [numbers]
+    with write_atomically(picture) as temporary:
+        temporary.write_bytes(content)
+    return [picture, numbers]
+
+
+def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Images, columns and row names of a grid with one row per class (blank where it is short)."""
+    images = drawn.x1
+    if drawn.labels is None:
+        return images, max(1, round(len(images) ** 0.5)), ()
+    classes = list(dict.fromkeys(drawn.labels.tolist()))
+    columns = max(int(np.sum(drawn.labels == label)) for label in classes)
+    rows = np.full((len(classes), columns, *images.shape[1:]), np.nan, np.float32)
+    for row, label in enumerate(classes):
+        of_class = images[drawn.labels == label]
+        rows[row, : len(of_class)] = of_class
+    return rows.reshape(-1, *images.shape[1:]), columns, tuple(str(label) for label in classes)

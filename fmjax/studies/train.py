@@ -1,0 +1,143 @@
+"""The main job: train from a config, then sample, evaluate, compare and report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmjax._progress import Progress, Silent
+from fmjax.config import Config, Experiment, build, num_parameters
+from fmjax.data import BatchIterator, batches
+from fmjax.studies.compare_run import compare_run
+from fmjax.studies.evaluate import evaluate_run
+from fmjax.studies.report import GRID, report_run
+from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
+from fmjax.studies.sample import sample_run
+from fmjax.training import (
+    Checkpoints,
+    RunLogger,
+    TrainState,
+    fit,
+    init_state,
+    learning_rate_at,
+    make_mesh,
+    make_train_step,
+    require_batch_fits,
+)
+
+
+def train(
+    config: Config,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+) -> Run:
+    """Train and leave a run folder with everything that a reader of results looks for.
+
+    A run that stands there with the same config is resumed where it stopped; what was made
+    of it already is not made again.
+
+    Args:
+        config: The experiment.
+        path: The run folder.
+        overwrite: Replace a run that stands there.
+        progress: Hears of every part.
+
+    Returns:
+        The trained run.
+
+    Raises:
+        ValueError: If the parts of the config do not fit together or the data, or the folder
+            holds something else.
+        Interrupted: After SIGTERM or Ctrl-C, with everything saved.
+        NonFiniteLoss: If the loss was not finite.
+    """
+    dataset = config.data.load("train", progress=progress)
+    event_shape, num_classes = dataset.event_shape, dataset.num_classes
+    experiment = build(config, event_shape, num_classes)
+    mesh = make_mesh(config.mesh)
+    training = config.training
+    require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
+    feed = batches(
+        dataset,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        flip=training.flip,
+        num_processes=jax.process_count(),
+        process_index=jax.process_index(),
+    )
+    # The last of what can refuse: after it the folder is made, not before.
+    state, sharding = init_state(
+        experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
+    )
+    folder = RunFolder(path)
+    if jax.process_index() == 0:
+        prepare(folder, config, event_shape, num_classes, overwrite=overwrite)
+    progress.say(
+        f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
+        f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
+    )
+    _fit(config, experiment, state, sharding, feed, mesh, folder, progress)
+    run = open_run(path)
+    make_results(run, progress=progress)
+    return run
+
+
+def make_results(run: Run, *, progress: Progress = Silent()) -> None:
+    """Make the results of a trained run that its folder lacks, then the page of all."""
+    parts: dict[Path, Callable[[], object]] = {
+        run.folder.samples / f"{GRID}.npz": lambda: sample_run(
+            run, run.config.sampling, output=run.folder.samples / GRID, progress=progress
+        ),
+        run.folder.evaluation: lambda: evaluate_run(
+            run, run.config.evaluation, run.config.sampling, progress=progress
+        ),
+        run.folder.comparison: lambda: compare_run(run, run.config.compare, progress=progress),
+    }
+    for file, make in parts.items():
+        if not file.is_file():
+            make()
+    report_run(run, progress=progress)
+
+
+def _fit(
+    config: Config,
+    experiment: Experiment,
+    state: TrainState,
+    sharding: Any,
+    feed: BatchIterator,
+    mesh: jax.sharding.Mesh,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    training = config.training
+    step = make_train_step(
+        experiment.objective,
+        experiment.optimizer,
+        mesh=mesh,
+        state_sharding=sharding,
+        ema_decay=training.ema_decay,
+        accumulation_steps=training.accumulation_steps,
+    )
+    with (
+        Checkpoints(folder.checkpoints, max_to_keep=training.checkpoints_kept) as checkpoints,
+        RunLogger(folder.path) as logger,
+    ):
+        fit(
+            state,
+            step,
+            feed,
+            mesh=mesh,
+            num_steps=training.num_steps,
+            checkpoints=checkpoints,
+            logger=logger,
+            learning_rate=lambda n: np.asarray(
+                learning_rate_at(config.optimizer, training.num_steps, n)
+            ),
+            log_every=training.log_every,
+            checkpoint_every=training.checkpoint_every,
+            progress=progress,
+        )

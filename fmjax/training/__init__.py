@@ -1,0 +1,49 @@
+"""Training: a sharded step, the loop around it, and checkpoints to go on from."""
+
+from fmjax.training.checkpoint import Checkpoints, Restored, restore_ema
+from fmjax.training.ema import ema_decay_at, update_ema
+from fmjax.training.logs import Logger, RunLogger
+from fmjax.training.loop import Batches, fit
+from fmjax.training.monitor import NonFiniteLoss
+from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
+from fmjax.training.sharding import (
+    MeshConfig,
+    batch_sharding,
+    make_mesh,
+    put_batch,
+    replicated,
+    require_batch_fits,
+    state_sharding,
+)
+from fmjax.training.signals import Interrupted
+from fmjax.training.state import StepMetrics, TrainState
+from fmjax.training.step import TrainStep, init_state, make_train_step
+
+__all__ = [
+    "Batches",
+    "Checkpoints",
+    "Interrupted",
+    "Logger",
+    "MeshConfig",
+    "NonFiniteLoss",
+    "OptimizerConfig",
+    "Restored",
+    "RunLogger",
+    "StepMetrics",
+    "TrainState",
+    "TrainStep",
+    "batch_sharding",
+    "ema_decay_at",
+    "fit",
+    "init_state",
+    "learning_rate_at",
+    "make_mesh",
+    "make_optimizer",
+    "make_train_step",
+    "put_batch",
+    "replicated",
+    "require_batch_fits",
+    "restore_ema",
+    "state_sharding",
+    "update_ema",
+]

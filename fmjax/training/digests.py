@@ -1,0 +1,59 @@
+"""Digests of the files of a folder: damage on a disk is found before anything is read from it.
+
+Orbax's format has no checksum of an array's data: of 196 damaged copies of a checkpoint, 4 were
+read back with other numbers and no error.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from fmjax._files import write_atomically
+
+_NAME = "digests.json"
+_CHUNK = 2**20
+
+
+def write_digests(folder: Path, parts: Iterable[str]) -> None:
+    """Write size and CRC-32 of every file below `folder / part`, unless that has been done."""
+    if (folder / _NAME).exists():
+        return
+    files = [path for part in parts for path in sorted((folder / part).rglob("*"))]
+    digests = {
+        path.relative_to(folder).as_posix(): _digest(path) for path in files if path.is_file()
+    }
+    with write_atomically(folder / _NAME) as temporary:
+        temporary.write_text(json.dumps({"files": digests, "crc32": _crc32(digests)}))
+
+
+def find_damage(folder: Path, part: str) -> str | None:
+    """What is wrong with the files of `folder / part`, in a few words; None if nothing is."""
+    if not (folder / _NAME).exists():
+        return f"no {_NAME}"
+    try:
+        sealed = json.loads((folder / _NAME).read_text())
+        digests = sealed["files"]
+        if sealed["crc32"] != _crc32(digests):
+            return f"a damaged {_NAME}"
+    except (ValueError, KeyError, TypeError):
+        return f"a damaged {_NAME}"
+    for name, digest in digests.items():
+        if name.startswith(f"{part}/"):
+            if not (folder / name).is_file():
+                return f"no file {name}"
+            if _digest(folder / name) != digest:
+                return f"a damaged file {name}"
+    return None
+
+
+def _digest(path: Path) -> list[int]:
+    size, crc32 = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
+    return [size, crc32]
+
+
+def _crc32(digests: object) -> int:
+    return zlib.crc32(json.dumps(digests, sort_keys=True).encode())

@@ -1,0 +1,202 @@
+"""The training loop: data in, steps, checkpoints, numbers out, and a clean way to leave."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jax.sharding import Mesh
+
+from fmjax._arrays import Batch
+from fmjax._checks import require_at_least
+from fmjax._progress import Progress, Silent
+from fmjax.training.checkpoint import Checkpoints
+from fmjax.training.logs import Logger
+from fmjax.training.monitor import Monitor
+from fmjax.training.sharding import put_batch
+from fmjax.training.signals import Interrupted, StopSignals
+from fmjax.training.state import TrainState
+from fmjax.training.step import TrainStep
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An iterator of batches that can say where it stands.
+
+    Laws: after `set_state(s)` come the batches that came after `get_state()` gave `s`; a state is
+    JSON.
+    """
+
+    def __next__(self) -> Batch:
+        """The next batch: this process's rows, numpy arrays."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the iterator stands."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+def fit(
+    state: TrainState,
+    step_fn: TrainStep,
+    batches: Batches,
+    *,
+    mesh: Mesh,
+    num_steps: int,
+    checkpoints: Checkpoints | None = None,
+    logger: Logger | None = None,
+    learning_rate: Callable[[int], Any] | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    progress: Progress = Silent(),
+) -> TrainState:
+    """Train until `num_steps` steps are taken; go on from the newest checkpoint if there is one.
+
+    A run that was stopped, however often, ends with the bits of one that never was. SIGTERM or
+    Ctrl-C finish the step, save and leave; a second Ctrl-C leaves at once.
+
+    Args:
+        state: From `init_state`; donated. With a checkpoint it only says what to restore, and
+            where to.
+        step_fn: From `make_train_step`.
+        batches: Endless, or with at least `num_steps` batches.
+        mesh: The one that the state lives on.
+        num_steps: Of the whole run, those already taken included.
+        checkpoints: Where to save and resume; None keeps nothing.
+        logger: Gets loss, grad_norm (means since the line before), learning_rate and
+            images_per_second after the first step, every `log_every` steps and at the end.
+        learning_rate: `learning_rate(n)` of step n, from 0; logged only.
+        log_every: Steps between two lines.
+        checkpoint_every: Steps between two checkpoints; the last step is always saved.
+        progress: Hears how far it is.
+
+    Returns:
+        The final state, with its checkpoint on the disk.
+
+    Raises:
+        Interrupted: After a signal.
+        NonFiniteLoss: If a step was not finite. Its state is never saved.
+        ValueError: If the newest checkpoint is damaged or of another model, the batch does not
+            divide by the devices, or the batches end too early.
+    """
+    require_at_least("num_steps", num_steps, 1)
+    require_at_least("log_every", log_every, 1)
+    require_at_least("checkpoint_every", checkpoint_every, 1)
+    if jax.process_index() != 0:
+        logger = None
+    state, monitor = _resumed(state, batches, checkpoints, logger, progress)
+    first_step = int(state.step)
+    if first_step >= num_steps:
+        return state
+    feed = _Feed(batches, mesh, num_steps)
+    last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
+    report = _Report(monitor, logger, learning_rate, last_good_step)
+    with (
+        StopSignals() as signals,
+        _settled(checkpoints),
+        progress.task("training", total=num_steps) as advance,
+    ):
+        advance(first_step)
+        feed.fetch(first_step)
+        for step in range(first_step + 1, num_steps + 1):
+            batch = feed.take()
+            state, metrics = step_fn(state, batch)
+            monitor.add(step, metrics)
+            if step < num_steps:
+                # While the device works on this step, the next batch travels to it.
+                feed.fetch(step)
+            ended = step == num_steps
+            if step == 1 or step % log_every == 0 or ended:
+                report(step, jax.tree.leaves(batch)[0].shape[0])
+            cause = signals.cause(step)
+            if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
+                monitor.read(last_good_step)
+                checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
+            if cause:
+                raise Interrupted(cause, step, saved=checkpoints is not None)
+            advance(1, report.note)
+    return state
+
+
+def _resumed(
+    state: TrainState,
+    batches: Batches,
+    checkpoints: Checkpoints | None,
+    logger: Logger | None,
+    progress: Progress,
+) -> tuple[TrainState, Monitor]:
+    """State, iterator and log as of the newest checkpoint, or as they are if there is none."""
+    if checkpoints is None or checkpoints.latest_step() is None:
+        if logger is not None:
+            logger.rewind(int(state.step))
+        return state, Monitor()
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    # Two states at once may not fit the devices.
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    state, extra = checkpoints.restore(like)
+    batches.set_state(extra["batches"])
+    if logger is not None:
+        logger.rewind(int(state.step))
+    progress.say(f"resumed from step {int(state.step)}")
+    return state, Monitor(extra["window"])
+
+
+class _Feed:
+    """One batch ahead of the step; `state` is that of the batches taken, not of those fetched."""
+
+    def __init__(self, batches: Batches, mesh: Mesh, num_steps: int):
+        self._batches, self._mesh, self._num_steps = batches, mesh, num_steps
+        self._next: tuple[Batch, dict[str, Any]] | None = None
+        self.state: dict[str, Any] = {}
+
+    def fetch(self, steps_taken: int) -> None:
+        """Read the batch of the next step and send it on its way."""
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            raise ValueError(
+                f"batches must last for {self._num_steps} steps, got {steps_taken}"
+            ) from None
+        self._next = (put_batch(batch, self._mesh), self._batches.get_state())
+
+    def take(self) -> Batch:
+        """The batch fetched last."""
+        assert self._next is not None, "take() without fetch()"
+        batch, self.state = self._next
+        self._next = None
+        return batch
+
+
+class _Report:
+    """Turns what the monitor read into a log line and a note beside the progress bar."""
+
+    def __init__(self, monitor, logger, learning_rate, last_good_step):
+        self._monitor, self._logger = monitor, logger
+        self._learning_rate, self._last_good_step = learning_rate, last_good_step
+        self.note = ""
+
+    def __call__(self, step: int, batch_size: int) -> None:
+        self._monitor.read(self._last_good_step)
+        values = self._monitor.summary(batch_size)
+        if self._learning_rate is not None:
+            values["learning_rate"] = float(self._learning_rate(step - 1))
+        if self._logger is not None:
+            self._logger.log(step, values)
+        self.note = f"loss {values['loss']:.4f}"
+
+
+@contextmanager
+def _settled(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now."""
+    try:
+        yield
+    finally:
+        if checkpoints is not None and not isinstance(sys.exception(), KeyboardInterrupt):
+            checkpoints.wait()

@@ -1,0 +1,145 @@
+"""Optimizers by configuration: AdamW and Muon, warm-up, cosine, clipping.
+
+Muon orthogonalises the momentum of matrices and leaves everything else to AdamW. Which
+parameter is a matrix cannot be told from its shape alone, because the layers of a network
+may be stacked on a leading axis: `[layers, width]` is a stack of biases. So weights are known
+by name, see `matrix_axes`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from fmjax._arrays import Params
+from fmjax._checks import (
+    require,
+    require_at_least,
+    require_between,
+    require_one_of,
+    require_positive,
+)
+
+_MATRIX_NAMES = ("kernel", "weight", "w")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move.
+
+    Attributes:
+        name: "adamw" or "muon".
+        learning_rate: Its peak, reached after the warm-up. Muon's updates are scaled to the
+            size of AdamW's (rms 0.2), so one value serves both.
+        schedule: "constant" or "cosine" (down to 0 at the last step).
+        warmup_steps: Steps of linear rise; the first step takes `1 / warmup_steps` of the peak.
+        weight_decay: Decoupled decay of every parameter, multiplied by the learning rate.
+        b1: Decay of the first moment (AdamW).
+        b2: Decay of the second moment (AdamW).
+        clip_norm: Largest global norm of the gradient; None does not clip.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Liu et al. 2025,
+    arXiv:2502.16982 (Muon with AdamW-sized updates).
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        require_one_of("optimizer.name", self.name, ("adamw", "muon"))
+        require_one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        require_positive("optimizer.learning_rate", self.learning_rate)
+        require_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        require_at_least("optimizer.weight_decay", self.weight_decay, 0)
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name}", "lie in [0, 1)", value)
+        if self.clip_norm is not None:
+            require_positive("optimizer.clip_norm", self.clip_norm)
+
+
+def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | int) -> jax.Array:
+    """Learning rate of step number `step` (from 0) in a run of `num_steps`."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup = float(config.warmup_steps)
+    rise = jnp.minimum(1.0, (step + 1) / warmup) if config.warmup_steps else 1.0
+    fall = 1.0
+    if config.schedule == "cosine":
+        progress = (step - warmup) / max(num_steps - warmup, 1.0)
+        fall = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0.0, 1.0)))
+    return jnp.asarray(config.learning_rate * rise * fall, jnp.float32)
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """The gradient transformation that `config` describes, for a run of `num_steps`.
+
+    Raises:
+        ValueError: If the warm-up is longer than the run; at init, if Muon finds no matrix.
+    """
+    require_at_least("num_steps", num_steps, 1)
+    require_between("optimizer.warmup_steps", config.warmup_steps, 0, num_steps)
+
+    def schedule(step):
+        return learning_rate_at(config, num_steps, step)
+
+    if config.name == "muon":
+        update = optax.contrib.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=matrix_axes,
+            consistent_rms=0.2,
+        )
+    else:
+        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    if config.clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def matrix_axes(params: Params) -> Any:
+    """Which axes of each parameter Muon takes for the rows and columns of a matrix.
+
+    Only weights named `kernel`, `weight` or `w` count. With two axes they are `[in, out]`; with
+    three `[layers, in, out]`, a matrix for each layer; with four `[height, width, in, out]`, a
+    convolution whose window and input channels are its rows. None: not a matrix, left to AdamW.
+    Embeddings are left to AdamW too: their rows are looked up, not multiplied.
+
+    Returns:
+        A pytree like `params` of `MuonDimensionNumbers` or None.
+
+    Raises:
+        ValueError: If there is no matrix at all, since the run would be plain AdamW unnoticed.
+
+    Source: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+
+    def axes(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
+        if name not in _MATRIX_NAMES:
+            return None
+        by_rank = {2: ((0,), (1,)), 3: ((1,), (2,)), 4: ((0, 1, 2), (3,))}
+        return MuonDimensionNumbers(*by_rank[leaf.ndim]) if leaf.ndim in by_rank else None
+
+    found = jax.tree_util.tree_map_with_path(axes, params)
+    is_spec = lambda leaf: isinstance(leaf, MuonDimensionNumbers)  # noqa: E731
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    require(
+        any(map(is_spec, jax.tree.leaves(found, is_leaf=is_spec))),
+        "params",
+        f"hold a matrix named {', '.join(_MATRIX_NAMES)} for muon",
+        names,
+    )
+    return found

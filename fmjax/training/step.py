@@ -1,0 +1,175 @@
+"""One training step: a single jitted function over a mesh, with the state donated.
+
+The randomness of a step is drawn once, for the whole global batch, and only then is the batch cut
+into microbatches. So neither the number of devices nor that of accumulation steps changes a
+number beyond the order of a sum.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax._arrays import Batch, Params, PRNGKey
+from fmjax._checks import require, require_at_least
+from fmjax.losses.objective import Objective
+from fmjax.training.ema import update_ema
+from fmjax.training.sharding import (
+    batch_sharding,
+    replicated,
+    require_batch_fits,
+    state_sharding,
+)
+from fmjax.training.state import StepMetrics, TrainState
+from fmjax.velocity import VelocityNet
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def init_state(
+    net: VelocityNet, optimizer: optax.GradientTransformation, key: PRNGKey, mesh: Mesh
+) -> tuple[TrainState, Any]:
+    """A fresh state, made where it will live.
+
+    The initialisation is jitted with its layout as output, so that a model that fits no single
+    device is never whole on one.
+
+    Args:
+        net: Its `init` gives the weights.
+        optimizer: From `make_optimizer`, or any of optax.
+        key: Of the whole run: one half makes the weights, the other is kept for the steps.
+        mesh: From `make_mesh`.
+
+    Returns:
+        The state, and its sharding (a `TrainState` of `NamedSharding`s).
+    """
+
+    def init(key):
+        init_key, step_key = jax.random.split(key)
+        params = net.init(init_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy: the step donates the state, and no buffer may be donated twice.
+            ema_params=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params),
+            opt_state=optimizer.init(params),
+            key=step_key,
+        )
+
+    sharding = state_sharding(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=sharding)(key), sharding
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    state_sharding: Any,
+    ema_decay: float = 0.9999,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """Bind what stays the same over a run into `step(state, batch) -> (state, metrics)`.
+
+    Args:
+        objective: What to draw for a batch, and the loss of each example.
+        optimizer: The one whose state `state` holds.
+        mesh: From `make_mesh`.
+        state_sharding: Second result of `init_state`.
+        ema_decay: What the decay of the moving average tends to, see `ema.update_ema`.
+        accumulation_steps: Microbatches one after another, for batches too big for memory.
+
+    Returns:
+        The jitted step. It donates its state: the one passed in cannot be used again.
+
+    Raises:
+        ValueError: If a setting is out of range; when first called, if the batch does not
+            divide by devices times accumulation steps, or a loss is not one per example.
+    """
+    require(0 <= ema_decay < 1, "ema_decay", "lie in [0, 1)", ema_decay)
+    require_at_least("accumulation_steps", accumulation_steps, 1)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        # Lets networks and couplings name the mesh axes without being handed the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            batch_size = jax.tree.leaves(batch)[0].shape[0]
+            require_batch_fits(batch_size, mesh, accumulation_steps)
+            examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
+            loss, grads = _loss_and_grads(
+                objective, state.params, _microbatches(examples, accumulation_steps, mesh)
+            )
+            # Gradients laid out like the weights: the sum over devices then becomes a
+            # reduce-scatter instead of an all-reduce of whole arrays.
+            grads = jax.lax.with_sharding_constraint(grads, state_sharding.params)
+            return _apply(optimizer, state, loss, grads, ema_decay)
+
+    return jax.jit(
+        step,
+        in_shardings=(state_sharding, batch_sharding(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _microbatches(examples: Any, num: int, mesh: Mesh) -> Any:
+    """Each leaf `[batch, ...]` as `[num, batch / num, ...]`, without moving a row between devices.
+
+    Microbatch k takes the rows k, k + num, k + 2 num, ...: every device cuts its own rows.
+    """
+    if num == 1:
+        return jax.tree.map(lambda leaf: leaf[None], examples)
+    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+    def cut(leaf):
+        rows = leaf.reshape(leaf.shape[0] // num, num, *leaf.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.moveaxis(rows, 1, 0), sharding)
+
+    return jax.tree.map(cut, examples)
+
+
+def _loss_and_grads(
+    objective: Objective, params: Params, microbatches: Any
+) -> tuple[jax.Array, Params]:
+    """Mean loss over all microbatches and its gradient, float32."""
+
+    def mean_loss(params, examples):
+        losses = objective.loss(params, examples)
+        batch_size = jax.tree.leaves(examples)[0].shape[0]
+        require(
+            losses.shape == (batch_size,),
+            "objective.loss",
+            f"give one value per example, shape {(batch_size,)}",
+            losses.shape,
+        )
+        return jnp.mean(losses.astype(jnp.float32))
+
+    num = jax.tree.leaves(microbatches)[0].shape[0]
+    value_and_grad = jax.value_and_grad(mean_loss)
+    if num == 1:
+        return value_and_grad(params, jax.tree.map(lambda leaf: leaf[0], microbatches))
+
+    def add(total, examples):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, examples)), None
+
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zeros, microbatches)
+    return jax.tree.map(lambda leaf: leaf / num, total)
+
+
+def _apply(optimizer, state, loss, grads, ema_decay):
+    """Move the weights and their average; say how it went."""
+    grad_norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        ema_params=update_ema(state.ema_params, params, state.step, ema_decay),
+        opt_state=opt_state,
+        key=state.key,
+    )
+    return new_state, StepMetrics(loss=loss, grad_norm=grad_norm, finite=finite)

@@ -1,0 +1,72 @@
+"""What a velocity field is, and what a network is, to the rest of the library."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from fmjax._arrays import Cond, Params, Points, Times
+
+
+@runtime_checkable
+class VelocityFn(Protocol):
+    """The velocity `dx/dt` of every point at its time.
+
+    Any function `(t, x, cond) -> velocity` is one: t `[batch]`, x `[batch, *event]`, the
+    result shaped like x. Laws: pure; each example's velocity depends on that example alone.
+    A field that calls a network more than once says so by a method `evaluations(t)`.
+    """
+
+    def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
+        """Give the velocity at `(t, x)`."""
+        ...
+
+
+class VelocityNet(NamedTuple):
+    """A network as a pair of pure functions; `params` is a nested dict of float32 arrays.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, t, x, cond) -> prediction`, shaped like x, float32: a velocity,
+            or x1 or x0, as the objective it was trained with says.
+    """
+
+    init: Callable[[Any], Params]
+    apply: Callable[..., jax.Array]
+
+
+def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, "batch"]:
+    """How many network evaluations one call at times `t` costs each example (guidance: two)."""
+    count = getattr(velocity_fn, "evaluations", None)
+    return jnp.ones(t.shape, jnp.int32) if count is None else count(t)
+
+
+class CountedField(NamedTuple):
+    """A velocity field made from others, which says what a call costs.
+
+    Attributes:
+        velocity_fn: The field itself.
+        evaluations: Network evaluations of each example at times t, `[batch]` int32.
+    """
+
+    velocity_fn: Callable[..., Points]
+    evaluations: Callable[[Times], Int[Array, "batch"]]
+
+    def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
+        """Give the velocity at `(t, x)`."""
+        return self.velocity_fn(t, x, cond)
+
+
+def reversed_time(velocity_fn: VelocityFn) -> VelocityFn:
+    """The same motion with time running the other way: `v(t, x) -> -v(1 - t, x)`.
+
+    For fields trained with t = 0 at the data (SD3, FLUX, MeanFlow write them so). It costs
+    what `velocity_fn` costs at `1 - t`.
+    """
+
+    def reversed_velocity(t: Times, x: Points, cond: Cond = None) -> Points:
+        return -velocity_fn(1.0 - t, x, cond)
+
+    return CountedField(reversed_velocity, lambda t: evaluations(velocity_fn, 1.0 - t))

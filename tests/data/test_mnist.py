@@ -1,0 +1,194 @@
+"""IDX files: read back as written, found where they are, refused when damaged."""
+
+import gzip
+import hashlib
+import io
+import struct
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmjax.data import IdxData, load, mnist
+from fmjax.data.download import DownloadError, download
+from fmjax.data.idx import read_idx
+
+IMAGES = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+LABELS = np.array([0, 1, 2, 3, 9, 0], dtype=np.uint8)
+
+
+def idx_bytes(array, kind=0x08):
+    header = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+def write_set(folder: Path, images=IMAGES, labels=LABELS, *, zipped=True) -> Path:
+    for stem, array in (
+        ("train-images-idx3-ubyte", images),
+        ("train-labels-idx1-ubyte", labels),
+        ("t10k-images-idx3-ubyte", images[:2]),
+        ("t10k-labels-idx1-ubyte", labels[:2]),
+    ):
+        if zipped:
+            (folder / f"{stem}.gz").write_bytes(gzip.compress(idx_bytes(array), mtime=0))
+        else:
+            (folder / stem).write_bytes(idx_bytes(array))
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_folder_is_read_back_as_written(tmp_path, zipped):
+    source = IdxData("mnist", folder=str(write_set(tmp_path, zipped=zipped)))
+    train, test = load(source), load(source, "test")
+    np.testing.assert_array_equal(train.x, IMAGES[..., None])
+    np.testing.assert_array_equal(train.labels, LABELS)
+    assert (train.num_classes, len(test)) == (10, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.gz", b"not gzip", "a.gz must be a whole gzip file, got Not a gzipped file"),
+        ("a.gz", gzip.compress(idx_bytes(IMAGES), mtime=0)[:-9], "a.gz must be a whole gzip file"),
+        ("a", b"", "a must begin with an IDX magic number, got bytes none"),
+        ("a", b"PNG.....", "a must begin with an IDX magic number, got bytes 504e472e"),
+        ("a", idx_bytes(IMAGES, kind=0x0D), r"a must hold unsigned bytes .*, got type 0x0d"),
+        ("a", idx_bytes(IMAGES)[:9], "a must have 16 bytes of header, got 9"),
+        ("a", idx_bytes(IMAGES)[:-1], r"a must hold 72 values \(6, 4, 3\), got 71"),
+        ("a", idx_bytes(IMAGES) + b"x", r"a must hold 72 values \(6, 4, 3\), got 73"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_idx(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[..., 0], LABELS, r"must hold images \[n, height, width\], got \(6, 4\)"),
+        (IMAGES, LABELS[:5], r"train-labels-idx1-ubyte.gz must hold 6 labels, got \(5,\)"),
+        (IMAGES, LABELS + 1, "must hold labels 0 to 9, got 10"),
+    ],
+)
+def test_images_and_labels_must_match(tmp_path, images, labels, message):
+    folder = write_set(tmp_path, images, labels)
+    with pytest.raises(ValueError, match=message):
+        load(IdxData(folder=str(folder)))
+
+
+def test_a_folder_without_the_files_is_refused_and_says_what_to_do(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"data.folder must hold t10k-images.*leave data.folder out"
+    ):
+        load(IdxData(folder=str(tmp_path)), "test")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"data.name must be one of .*did you mean 'mnist'"):
+        IdxData(name="mnst")
+
+
+class Mirror:
+    """Answers as urllib does, from a dictionary of addresses."""
+
+    def __init__(self, contents):
+        self.contents, self.asked = contents, []
+
+    def __call__(self, url, timeout):
+        assert timeout > 0
+        self.asked.append(url)
+        if url not in self.contents:
+            raise urllib.error.URLError("no such host")
+        reply = io.BytesIO(self.contents[url])
+        reply.headers = {"Content-Length": str(len(self.contents[url]))}
+        return reply
+
+
+class Recorder:
+    """Progress that remembers how far each task came."""
+
+    def __init__(self):
+        self.done = {}
+
+    def say(self, line):
+        pass
+
+    def task(self, description, total):
+        recorder = self
+
+        class Task:
+            def __enter__(self):
+                recorder.done[description] = (0, total)
+                return self.advance
+
+            def __exit__(self, *_):
+                pass
+
+            def advance(self, n=1, note=""):
+                recorder.done[description] = (recorder.done[description][0] + n, total)
+
+        return Task()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_download_takes_the_first_mirror_with_the_published_file(tmp_path):
+    mirror, recorder = Mirror({"https://b/f": b"wrong", "https://c/f": b"right"}), Recorder()
+    urls = ["https://a/f", "https://b/f", "https://c/f", "https://d/f"]
+    path = tmp_path / "new" / "f"
+    download(urls, path, sha256=sha256(b"right"), open_url=mirror, progress=recorder)
+    assert path.read_bytes() == b"right"
+    assert mirror.asked == urls[:3]
+    assert recorder.done == {"downloading f": (5, 5)}
+
+
+def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path):
+    mirror = Mirror({"https://b/f": b"wrong"})
+    urls = ["https://a/f", "https://b/f"]
+    with pytest.raises(
+        DownloadError, match=r"a/f: .*no such host.*b/f: sha256 [0-9a-f]+.. instead"
+    ):
+        download(urls, tmp_path / "f", sha256=sha256(b"right"), open_url=mirror)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_without_encryption_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mirrors must be https addresses, got http://a/f"):
+        download(["http://a/f"], tmp_path / "f", sha256="")
+
+
+def test_missing_files_are_downloaded_once_into_the_cache(tmp_path, monkeypatch):
+    contents = {}
+    for path in write_set(tmp_path).iterdir():
+        contents[f"https://mirror/{path.name}"] = path.read_bytes()
+    digests = tuple(sha256(contents[f"https://mirror/{stem}.gz"]) for stem in mnist._STEMS)
+    published = mnist._Published(None, ("https://mirror/",), digests)
+    mirror = Mirror(contents)
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(mnist._PUBLISHED, "mnist", published)
+    monkeypatch.setattr(mnist, "download", lambda *a, **k: download(*a, **k, open_url=mirror))
+    for _ in range(2):
+        np.testing.assert_array_equal(load(IdxData("mnist")).labels, LABELS)
+    assert len(mirror.asked) == 2
+
+
+def test_a_failed_download_tells_the_user_to_name_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(mnist, "download", lambda *a, **k: download(*a, **k, open_url=Mirror({})))
+    with pytest.raises(
+        ValueError, match=r"data.folder must name a folder with train-images.*no such host"
+    ):
+        load(IdxData("mnist"))
+
+
+def test_the_installed_package_holds_the_published_sizes():
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    test = load(IdxData("fashion_mnist"), "test")
+    assert test.x.shape == (10_000, 28, 28, 1)
+    assert (np.bincount(test.labels) == 1000).all()

@@ -1,0 +1,109 @@
+"""The toys against what their definitions say of them."""
+
+import numpy as np
+import pytest
+
+from fmjax.data import ToyData, load
+
+NAMES = ("moons", "eight_gaussians", "checkerboard", "pinwheel", "spirals")
+NUM = 40_000
+
+
+def draw(name, split="train", **settings):
+    return load(ToyData(name, num_examples=NUM, conditional=True, **settings), split)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_toy_is_centred_and_about_as_wide_as_the_source(name):
+    x = draw(name).x
+    assert x.shape == (NUM, 2)
+    # Standard error of the mean is 1.5 / 200; the moons' own mean is not exactly zero.
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=0.1)
+    assert (x.std(axis=0) > 0.5).all()
+    assert (np.quantile(np.abs(x), 0.98, axis=0) < 2.4).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_components_are_equally_likely(name):
+    dataset = draw(name)
+    share = np.bincount(dataset.labels, minlength=dataset.num_classes) / NUM
+    # Standard error of a share is below sqrt(.25 / 40000) = 0.0025.
+    np.testing.assert_allclose(share, 1 / dataset.num_classes, atol=0.0125)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_one_draw_and_the_splits_are_two(name):
+    first, again, other = draw(name), draw(name), draw(name, seed=1)
+    np.testing.assert_array_equal(first.x, again.x)
+    for different in (other, draw(name, split="test")):
+        assert not np.isin(different.x[:, 0], first.x[:, 0]).all()
+
+
+def test_eight_gaussians_have_the_stated_centres_and_width():
+    dataset = draw("eight_gaussians")
+    for k in range(8):
+        x = dataset.x[dataset.labels == k]
+        centre = 2 * np.array([np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)])
+        # About 5,000 examples each: standard errors .15 / 70 and .15 / 100.
+        np.testing.assert_allclose(x.mean(axis=0), centre, atol=0.01)
+        np.testing.assert_allclose(x.std(axis=0), 0.15, atol=0.0075)
+
+
+def test_moons_are_half_circles_of_the_stated_radius():
+    dataset = draw("moons")
+    for label, centre in ((0, [-0.6, -0.3]), (1, [0.6, 0.3])):
+        radius = np.linalg.norm(dataset.x[dataset.labels == label] - np.array(centre), axis=1)
+        # Noise of .1 across the circle; the mean grows by .1^2 / (2 * 1.2) = .004.
+        assert abs(radius.mean() - 1.204) < 0.005
+        assert abs(radius.std() - 0.1) < 0.005
+
+
+def test_the_checkerboard_fills_the_squares_of_one_colour():
+    dataset = draw("checkerboard")
+    square = np.floor(dataset.x).astype(int) + 2
+    assert (square.sum(axis=1) % 2 == 0).all()
+    assert len(np.unique(square, axis=0)) == 8
+    for label in range(8):
+        assert len(np.unique(square[dataset.labels == label], axis=0)) == 1
+
+
+def test_the_pinwheel_is_one_arm_turned_by_fifths():
+    dataset = draw("pinwheel")
+    angle = -2 * np.pi * np.array(dataset.labels) / 5
+    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1)
+    x = np.einsum("nij,nj->ni", turn.reshape(-1, 2, 2), dataset.x)
+    means = np.stack([x[dataset.labels == k].mean(axis=0) for k in range(5)])
+    # About 8,000 examples an arm, each coordinate within .8: standard error below .01.
+    np.testing.assert_allclose(means, np.broadcast_to(means[0], (5, 2)), atol=0.05)
+    assert abs(np.linalg.norm(x, axis=1).mean() - 1.2) < 0.02
+
+
+def test_spirals_lie_within_the_noise_of_their_arms():
+    dataset = draw("spirals")
+    angle = np.linspace(0, 3 * np.pi, 2000)
+    for label in range(2):
+        turned = angle + np.pi * label
+        arm = (2 * angle / (3 * np.pi))[:, None] * np.stack([np.cos(turned), np.sin(turned)], 1)
+        x = dataset.x[dataset.labels == label][:2000]
+        distance = np.linalg.norm(x[:, None] - arm, axis=2).min(axis=1)
+        # Normal to the arm the noise is one Gaussian of .06; at the ends it is two.
+        assert abs(np.sqrt(np.mean(distance**2)) - 0.06) < 0.005
+
+
+def test_a_toy_is_unconditional_unless_asked():
+    dataset = load(ToyData("moons", num_examples=5))
+    assert dataset.labels is None
+    assert dataset.num_classes is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "moon"}, r"data.name must be one of .*did you mean 'moons'"),
+        ({"num_examples": 0}, "data.num_examples must be at least 1, got 0"),
+        ({"seed": -1}, "data.seed must be at least 0, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ToyData(**settings)

@@ -1,0 +1,215 @@
+"""The classifier of real images: how well it knows them, how it is kept, what it refuses."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.data import Dataset, DigitsData, IdxData, load
+from fmjax.metrics import (
+    ClassifierTraining,
+    FeatureExtractor,
+    classifier_cache,
+    frechet_distance,
+    trained_classifier,
+)
+from fmjax.metrics.classifier_cache import load_classifier, save_classifier
+from fmjax.metrics.classifier_training import shift_images
+from fmjax.networks import ClassifierConfig
+
+QUICK = ClassifierTraining(min_steps=2, num_epochs=0.1, batch_size=4)
+SMALL = ClassifierConfig(width=8, num_features=6)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DigitsData()), load(DigitsData(), "test")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FMJAX_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def classifier(digits, cache):
+    """Trained for real, as any run on digits trains it."""
+    return trained_classifier(*digits)
+
+
+def random_set(seed, num=12, num_classes=3, shape=(4, 4, 1)):
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((num, *shape)).astype(np.float32)
+    return Dataset(x, generator.integers(num_classes, size=num), num_classes)
+
+
+def test_it_knows_at_least_97_percent_of_the_test_digits(classifier, digits):
+    _, test = digits
+    # Over six seeds the accuracy was 98.6 to 99.2 %; 97 % is what is promised.
+    assert classifier.test_accuracy >= 0.97
+    assert classifier.test_accuracy == np.mean(classifier.classify(test.points()) == test.labels)
+    assert classifier.accuracy(test.points(), test.classes()) == classifier.test_accuracy
+
+
+@pytest.mark.slow
+def test_it_knows_at_least_91_percent_of_fashion_mnist(cache):
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    fashion = (load(IdxData()), load(IdxData(), "test"))
+    # Measured: 92.5 %.
+    assert trained_classifier(*fashion).test_accuracy >= 0.91
+
+
+def test_its_features_are_an_extractor_that_takes_each_image_alone(classifier, digits):
+    images = digits[1].points()
+    features = classifier.features(images)
+    assert isinstance(classifier.features, FeatureExtractor)
+    assert (features.shape, features.dtype) == ((355, 128), np.float32)
+    # 355 images make one full batch and one that is filled up; other cuts give the same rows.
+    np.testing.assert_allclose(classifier.features(images[250:260]), features[250:260], atol=1e-5)
+    np.testing.assert_allclose(
+        classifier.features(jnp.asarray(images[:1])), features[:1], atol=1e-5
+    )
+
+
+def test_the_frechet_distance_on_its_features_tells_digits_from_noise(classifier, digits):
+    train, test = (classifier.features(split.points()) for split in digits)
+    noise = np.random.default_rng(0).uniform(-1, 1, (355, 8, 8, 1)).astype(np.float32)
+    # Real digits against real digits are an order nearer than noise is.
+    real = frechet_distance(test, train)
+    assert frechet_distance(classifier.features(noise), train) > 10 * real
+
+
+def test_a_second_call_reads_the_file_and_gives_the_same(classifier, digits, cache, monkeypatch):
+    assert [p.suffix for p in (cache / "classifiers").iterdir()] == [".npz"]
+    monkeypatch.setattr(classifier_cache, "train_classifier", None)  # May not be called.
+    again = trained_classifier(*digits)
+    assert again.test_accuracy == classifier.test_accuracy
+    images = digits[1].points(slice(0, 5))
+    np.testing.assert_array_equal(again.features(images), classifier.features(images))
+
+
+class Lines:
+    """Progress that remembers what was said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def task(self, description, total):
+        recorder = self
+
+        class Task:
+            def __enter__(self):
+                return lambda n=1, note="": recorder.lines.append((n, total, note))
+
+            def __exit__(self, *_):
+                pass
+
+        return Task()
+
+
+def test_other_images_or_another_training_make_another_classifier():
+    def name(train=0, test=1, config=SMALL, training=QUICK):
+        return classifier_cache._fingerprint(random_set(train), random_set(test), config, training)
+
+    others = [
+        name(train=2),
+        name(test=2),
+        name(config=ClassifierConfig(width=9)),
+        name(training=ClassifierTraining(seed=1)),
+    ]
+    assert name() == name()
+    assert len({name(), *others}) == 5
+
+
+def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path))
+    lines = Lines()
+    training = ClassifierTraining(num_epochs=3.0, min_steps=2, batch_size=9)
+    sets = (random_set(0), random_set(1))
+    trained_classifier(*sets, config=SMALL, training=training, progress=lines)
+    # 3 epochs of 12 images in batches of 9.
+    assert [line[:2] for line in lines.lines[:-1]] == [(4, 4)]
+    assert "% of the test images are right" in lines.lines[-1]
+
+
+def test_training_is_the_same_every_time():
+    sets = (random_set(0), random_set(1))
+    first, second = (
+        classifier_cache.train_classifier(*sets, config=SMALL, training=QUICK) for _ in range(2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def test_a_shift_moves_every_image_by_whole_pixels_and_repeats_the_edge():
+    images = np.random.default_rng(0).standard_normal((200, 4, 5, 2), dtype=np.float32)
+    shifted = np.asarray(shift_images(jax.random.key(1), jnp.asarray(images), 1))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    moves = [padded[:, i : i + 4, j : j + 5] for i in range(3) for j in range(3)]
+    count = np.array([(shifted == moved).all(axis=(1, 2, 3)).sum() for moved in moves])
+    assert count.sum() == 200
+    # 200 / 9 = 22 of each move; the standard deviation is 4.4.
+    assert (count > 4).all()
+
+
+def test_a_damaged_file_is_named_and_not_trained_over(classifier, tmp_path):
+    path = tmp_path / "c.npz"
+    save_classifier(path, classifier)
+    whole = path.read_bytes()
+    for content in (b"", b"something else", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"c.npz must be a whole classifier file \(delete it"):
+            load_classifier(path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"c.npz must be a whole classifier file.*KeyError"):
+        load_classifier(path)
+    save_classifier(path, classifier)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays.popitem()
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="got weights of other shapes than its config has"):
+        load_classifier(path)
+
+
+def test_sets_that_make_no_classifier_are_refused(cache):
+    good = random_set(0)
+    with pytest.raises(ValueError, match="train must have classes, got an unconditional set"):
+        trained_classifier(Dataset(good.x), good, config=SMALL)
+    with pytest.raises(ValueError, match=r"test must hold images of \(4, 4, 1\) in 3 classes"):
+        trained_classifier(good, random_set(0, num_classes=4), config=SMALL)
+    with pytest.raises(ValueError, match=r"test must hold .*, got \(4, 6, 1\) in 3"):
+        trained_classifier(good, random_set(0, shape=(4, 6, 1)), config=SMALL)
+
+
+def test_images_of_another_shape_are_refused(classifier):
+    with pytest.raises(ValueError, match=r"images must be \[n, 8, 8, 1\] with n at least 1, got"):
+        classifier.features(np.zeros((2, 4, 4, 1)))
+    with pytest.raises(ValueError, match="images must be"):
+        classifier.classify(np.zeros((0, 8, 8, 1)))
+    with pytest.raises(ValueError, match=r"labels must be one for each of 2 images, got \(3,\)"):
+        classifier.accuracy(np.zeros((2, 8, 8, 1)), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_epochs": 0.0}, "num_epochs must be positive, got 0.0"),
+        ({"min_steps": 0}, "min_steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"max_shift": -1}, "max_shift must be at least 0, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierTraining(**settings)

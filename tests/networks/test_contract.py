@@ -1,0 +1,239 @@
+"""Laws that every network keeps, run over a table of all of them."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
+
+BATCH = 8
+DIT = DiTConfig(patch_size=2, width=16, num_layers=2, num_heads=2)
+UNET = UNetConfig(
+    width=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), head_width=8
+)
+
+
+class Member(NamedTuple):
+    config: object
+    event_shape: tuple[int, ...]
+    num_classes: int | None
+
+
+MEMBERS = {
+    "mlp": Member(MLPConfig(width=16, num_layers=2), (2,), 3),
+    "unet": Member(UNET, (8, 4, 1), 3),
+    "dit sincos": Member(DIT, (8, 4, 1), 3),
+    "dit rotary": Member(DiTConfig(2, 16, 2, 2, positions="rotary", qk_norm=True), (4, 4, 2), 3),
+    "dit learned": Member(
+        DiTConfig(2, 16, 2, 2, positions="learned", unroll_layers=True), (4, 4, 1), None
+    ),
+}
+CONFIGS = {"mlp": (MLPConfig(16, 2), (2,)), "unet": (UNET, (8, 8, 1)), "dit": (DIT, (4, 4, 1))}
+
+
+class Report(NamedTuple):
+    out: jax.Array
+    grads: dict
+    forward: jax.Array
+    backward: jax.Array
+
+
+class Case(NamedTuple):
+    member: Member
+    init_params: dict
+    points: tuple
+    examine: object
+    start: jax.Array
+    report: Report
+
+
+def perturbed(params, seed=0, scale=0.2):
+    """Params away from the start, where every one of them has a part in the output."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape, np.float32), params)
+
+
+def points(member, seed=0):
+    rng = np.random.default_rng(seed)
+    t = rng.uniform(size=BATCH).astype(np.float32)
+    x = rng.standard_normal((BATCH, *member.event_shape), np.float32)
+    cond = None if member.num_classes is None else np.arange(BATCH, dtype=np.int32) % 4
+    return t, x, cond
+
+
+@pytest.fixture(scope="module", params=MEMBERS)
+def case(request):
+    member = MEMBERS[request.param]
+    net = make_network(*member)
+    init_params = net.init(jax.random.key(0))
+    t, x, cond = points(member)
+    tangent = np.random.default_rng(1).standard_normal(x.shape, np.float32)
+
+    def examine(params, t, x, cond, tangent):
+        """Everything the laws ask for, in one program."""
+        out, pull = jax.vjp(lambda params, t, x: net.apply(params, t, x, cond), params, t, x)
+        grads, t_bar, x_bar = pull(tangent)
+        moved = jax.jvp(
+            lambda t, x: net.apply(params, t, x, cond), (t, x), (jnp.ones_like(t), tangent)
+        )[1]
+        return Report(
+            out=out,
+            grads=grads,
+            forward=jnp.sum(moved * tangent),
+            backward=jnp.sum(t_bar) + jnp.sum(x_bar * tangent),
+        )
+
+    examine = jax.jit(examine)
+    start = examine(init_params, t, x, cond, tangent)
+    report = examine(perturbed(init_params), t, x, cond, tangent)
+    return Case(member, init_params, (t, x, cond, tangent), examine, start.out, report)
+
+
+def test_output_has_the_shape_of_the_points_and_is_float32(case):
+    chex.assert_shape(case.report.out, (BATCH, *case.member.event_shape))
+    assert case.report.out.dtype == jnp.float32
+    assert np.all(np.isfinite(case.report.out))
+
+
+def test_params_are_nested_plain_dicts_of_float32_arrays_with_string_keys(case):
+    def check(node):
+        if type(node) is dict:
+            assert all(type(key) is str for key in node)
+            for child in node.values():
+                check(child)
+        else:
+            assert isinstance(node, jax.Array)
+            assert node.dtype == jnp.float32
+
+    check(case.init_params)
+
+
+def test_output_is_exactly_zero_at_the_start(case):
+    np.testing.assert_array_equal(case.start, 0.0)
+
+
+def test_every_parameter_has_a_gradient(case):
+    for path, grad in jax.tree_util.tree_leaves_with_path(case.report.grads):
+        name = jax.tree_util.keystr(path)
+        assert np.all(np.isfinite(grad)), name
+        assert np.max(np.abs(grad)) > 0, name
+
+
+def test_forward_mode_agrees_with_reverse_mode(case):
+    # <w, J v> = <J^T w, v> holds to rounding: relative 1e-3 in float32 at these sizes.
+    np.testing.assert_allclose(case.report.forward, case.report.backward, rtol=1e-3, atol=1e-3)
+
+
+def test_eight_devices_give_what_one_gives(case):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    batch = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(perturbed(case.init_params), whole)
+    sharded = jax.device_put(case.points, batch)
+    report = case.examine(params, *sharded)
+    assert len(report.out.sharding.device_set) == 8
+    np.testing.assert_allclose(report.out, case.report.out, rtol=2e-5, atol=2e-5)
+    # Gradients sum over the batch in another order, so rounding scales with the largest one.
+    for grad, expected in zip(
+        jax.tree.leaves(report.grads), jax.tree.leaves(case.report.grads), strict=True
+    ):
+        bound = 1e-4 * max(1.0, float(np.max(np.abs(expected))))
+        np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=bound)
+
+
+def test_same_key_same_params_and_another_key_others(case):
+    net = make_network(*case.member)
+    again = net.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, again, case.init_params)
+    other = jax.tree.leaves(net.init(jax.random.key(1)))
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), other, strict=True))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_computes_in_bfloat16_and_keeps_params_and_output_in_float32(name):
+    config, event_shape = CONFIGS[name]
+    wide = make_network(config, event_shape)
+    narrow = make_network(type(config)(**{**vars(config), "dtype": "bfloat16"}), event_shape)
+    shapes = jax.eval_shape(narrow.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    params = perturbed(jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes))
+    t, x, _ = points(Member(config, event_shape, None))
+    program = str(jax.make_jaxpr(lambda p, t, x: narrow.apply(p, t, x, None))(params, t, x))
+    assert program.count("bf16") > 10
+    expected, out = jax.jit(
+        lambda params, t, x: (wide.apply(params, t, x, None), narrow.apply(params, t, x, None))
+    )(params, t, x)
+    assert out.dtype == jnp.float32
+    # Eight bits of mantissa, a few dozen roundings: 5 % of the output's scale is ample.
+    out, expected = np.asarray(out), np.asarray(expected)
+    error = np.sqrt(np.mean((out - expected) ** 2) / np.mean(expected**2))
+    assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("name", ["mlp", "dit sincos"])
+def test_a_condition_that_does_not_fit_the_network_is_refused(name):
+    config, event_shape, _ = MEMBERS[name]
+    t, x, _ = points(MEMBERS[name])
+    labels = np.zeros(BATCH, np.int32)
+    for num_classes, cond, message in [
+        (None, labels, "cond must be None for a network without classes, got labels"),
+        (3, None, "cond must be class labels for a network with classes, got None"),
+    ]:
+        net = make_network(config, event_shape, num_classes)
+        params = jax.eval_shape(net.init, jax.random.key(0))
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(net.apply, params, *jax.device_put((t, x, cond)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLPConfig(width=0), "width must be at least 1, got 0"),
+        (lambda: MLPConfig(num_layers=0), "num_layers must be at least 1, got 0"),
+        (lambda: MLPConfig(dtype="float16"), "dtype must be one of float32, bfloat16"),
+        (lambda: UNetConfig(width=0), "width must be at least 1, got 0"),
+        (lambda: UNetConfig(num_blocks=0), "num_blocks must be at least 1, got 0"),
+        (lambda: UNetConfig(multipliers=()), "multipliers must be one or more positive integers"),
+        (lambda: UNetConfig(dtype="half"), "dtype must be one of"),
+        (lambda: DiTConfig(patch_size=0), "patch_size must be at least 1, got 0"),
+        (lambda: DiTConfig(mlp_ratio=0.0), "mlp_ratio must be positive, got 0.0"),
+        (lambda: DiTConfig(positions="sincoss"), "did you mean 'sincos'"),
+        (lambda: DiTConfig(dtype="float64"), "dtype must be one of"),
+        (lambda: DiTConfig(width=30, num_heads=4), "num_heads must divide the width 30, got 4"),
+        (
+            lambda: DiTConfig(width=6, num_heads=1),
+            "width must be a multiple of 4 for sincos, got 6",
+        ),
+        (
+            lambda: DiTConfig(width=12, num_heads=2, positions="rotary"),
+            "width / num_heads must be a multiple of 4 for rotary, got 6",
+        ),
+        (
+            lambda: make_network(DiTConfig(patch_size=3, width=8, num_heads=2), (8, 8, 1)),
+            "patch_size must divide the image size 8x8, got 3",
+        ),
+        (
+            lambda: make_network(DIT, (8, 8)),
+            r"event_shape must be \(height, width, channel\), got \(8, 8\)",
+        ),
+        (lambda: make_network(UNET, (2,)), "event_shape must be"),
+        (
+            lambda: make_network(UNET, (7, 8, 1)),
+            "image size must be a multiple of 2 for 2 levels, got 7x8",
+        ),
+        (
+            lambda: make_network(
+                UNetConfig(width=10, multipliers=(1,), num_blocks=1, head_width=3), (4, 4, 1)
+            ),
+            "head_width must divide the 10 channels, got 3",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_clear_line(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

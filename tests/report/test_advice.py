@@ -1,0 +1,71 @@
+import math
+
+from fmjax.report.advice import advise, in_words, seconds_in_words, sentences
+from tests.report.made_up import REFERENCE, comparison, run
+
+EULER = run("Euler", 64, 64, 0.05, 0.2)
+HEUN = run("Heun", 8, 16, 0.008, 0.5)
+TSIT5 = run("Tsit5", 1e-4, 80, 0.0009, 1.5)
+
+
+def test_the_cheapest_and_the_fastest_run_within_each_error_are_found():
+    first, second, third, fourth = advise(comparison(EULER, HEUN, TSIT5), (1e-1, 1e-2, 1e-3, 1e-4))
+    assert (first.cheapest, first.fastest) == (HEUN, EULER)
+    assert (second.cheapest, second.fastest) == (HEUN, HEUN)
+    assert (third.cheapest, third.fastest) == (TSIT5, TSIT5)
+    assert (fourth.cheapest, fourth.fastest) == (None, None)
+
+
+def test_the_advice_reads_as_english():
+    assert sentences(comparison(EULER, HEUN, TSIT5), (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)) == (
+        "For a worst-sample error of at most 0.1, take Heun with 8 steps for the fewest "
+        "evaluations (16 evaluations in 500 ms) or Euler with 64 steps for the least time "
+        "(64 evaluations in 200 ms).",
+        "For at most 0.01, take Heun with 8 steps: 16 evaluations in 500 ms, both the fewest "
+        "and the fastest.",
+        "For at most 0.001, take Tsit5 at tolerance 1e-4: 80 evaluations in 1.5 s, both the "
+        "fewest and the fastest.",
+        "No run reaches 1e-4; the closest is Tsit5 at tolerance 1e-4, at 9e-4.",
+    )
+
+
+def test_levels_with_one_answer_share_a_sentence():
+    words = in_words(comparison(TSIT5), (1e-1, 1e-2, 1e-3))
+    assert words.startswith("For a worst-sample error of at most 0.001, take Tsit5")
+    assert words.count("For ") == 1
+
+
+def test_one_evaluation_is_not_plural():
+    assert ": 1 evaluation in 2 ms," in in_words(
+        comparison(run("Euler", 1, 1, 0.01, 0.002)), (0.1,)
+    )
+
+
+def test_a_run_that_left_a_sample_behind_is_never_taken():
+    failed = run("Tsit5", 1e-6, 10, 1e-6, 0.1, succeeded=0.9)
+    assert advise(comparison(failed), (0.1,))[0].cheapest is None
+    assert "none brought every sample to its end" in in_words(comparison(failed), (0.1,))
+
+
+def test_a_run_with_an_infinite_error_is_never_taken():
+    words = in_words(comparison(run("Euler", 1, 1, math.inf, 0.1)), (0.1,))
+    assert words == (
+        "No run reaches a worst-sample error of 0.1: none brought every sample to its end."
+    )
+
+
+def test_errors_below_the_uncertainty_of_the_reference_are_not_advised_on():
+    vague = comparison(TSIT5, reference=REFERENCE._replace(uncertainty=0.005))
+    assert sentences(vague, (1e-2, 1e-3))[1:] == (
+        "Errors below 0.005 cannot be told from the reference's own.",
+    )
+
+
+def test_no_runs_are_said_to_be_none():
+    assert in_words(comparison()) == "No solver was run."
+
+
+def test_durations_carry_their_unit():
+    durations = (6.2e-5, 0.00423, 0.25, 0.9999, 1.254, 1254.0)
+    words = ["62 µs", "4.23 ms", "250 ms", "1 s", "1.25 s", "1,254 s"]
+    assert [seconds_in_words(s) for s in durations] == words

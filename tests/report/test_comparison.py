@@ -1,0 +1,82 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from fmjax.report.comparison import (
+    power_of_ten,
+    read_csv,
+    read_json,
+    scientific,
+    write_csv,
+    write_json,
+)
+from tests.report.made_up import comparison, example, run
+
+
+def test_a_comparison_read_back_from_json_is_the_one_written(tmp_path):
+    write_json(example(), tmp_path / "comparison.json")
+    assert read_json(tmp_path / "comparison.json") == example()
+
+
+def test_infinite_errors_survive_json_without_leaving_the_standard(tmp_path):
+    before = comparison(run("Euler", 1, 1, math.inf, 0.1, succeeded=0.5))
+    write_json(before, tmp_path / "c.json")
+    json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
+    assert read_json(tmp_path / "c.json") == before
+
+
+def test_rows_read_back_from_csv_are_those_written(tmp_path):
+    write_csv(example(), tmp_path / "comparison.csv")
+    assert read_csv(tmp_path / "comparison.csv") == example().runs
+
+
+def test_the_csv_has_one_line_for_each_run_and_a_column_for_each_metric(tmp_path):
+    write_csv(example(), tmp_path / "comparison.csv")
+    lines = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(example().runs)
+    assert lines[0].endswith("succeeded,sliced Wasserstein")
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", "{}", '{"format": 1, "runs": [{"x": 1}]}'])
+def test_a_foreign_json_file_is_refused(tmp_path, content):
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match=r"comparison must be one that fmjax wrote, got .*c\.json"):
+        read_json(tmp_path / "c.json")
+
+
+def test_another_format_is_refused(tmp_path):
+    (tmp_path / "c.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="comparison must have format 1"):
+        read_json(tmp_path / "c.json")
+
+
+def test_curves_run_from_the_cheapest_setting_to_the_dearest():
+    shuffled = comparison(*reversed(example().runs))
+    assert [r.steps for r in shuffled.curves()["Euler"]] == [1, 2, 4, 8]
+    assert [r.tolerance for r in shuffled.curves()["Tsit5"]] == [1e-2, 1e-4]
+
+
+def test_settings_are_said_in_words():
+    assert run("Euler", 1, 1, 1.0, 1.0).setting == "1 step"
+    assert run("Euler", 8, 8, 1.0, 1.0).setting == "8 steps"
+    assert run("Tsit5", 1e-3, 8, 1.0, 1.0).setting == "tolerance 1e-3"
+
+
+@pytest.mark.parametrize(
+    ("value", "short", "long"),
+    [(1e-3, "1e-3", "1.0e-3"), (0.25, "0.25", "2.5e-1"), (3.2e-5, "3.2e-5", "3.2e-5")],
+)
+def test_small_numbers_are_written_shortly(value, short, long):
+    assert power_of_ten(value) == short
+    assert scientific(value) == long
+
+
+def test_reading_a_comparison_loads_neither_matplotlib_nor_jinja2():
+    code = (
+        "import sys, fmjax.report.comparison, fmjax.report.advice;"
+        "assert not {'matplotlib', 'jinja2', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

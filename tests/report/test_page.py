@@ -1,0 +1,100 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from fmjax.report.comparison import read_csv, read_json
+from fmjax.report.page import KeyNumber, LossCurve, Report, SampleGrid, SamplePoints, write_report
+from tests.report.made_up import comparison, example, run
+
+REPORT = Report(
+    title="digits <1>",
+    summary="A small run.",
+    key_numbers=(KeyNumber("Fréchet distance", "12.3", "two halves of the real data: 5.1"),),
+    samples=SampleGrid(np.zeros((4, 8, 8, 1)), 2, ("zero", "one"), "One row per class."),
+    comparison=example(),
+    loss=LossCurve((1.0, 2.0), (1.0, 0.5)),
+    config={"network": {"width": 96}, "name": "<script>alert(1)</script>"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert write_report(REPORT, folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.seen, self.sources = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        if tag not in ("meta", "img", "source"):
+            self.open.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href", "data", "action")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_refers_to_nothing_outside_itself(page):
+    elements = Elements(page)
+    assert elements.sources
+    assert all(source.startswith("data:image/png;base64,") for source in elements.sources)
+    assert not {"script", "link", "iframe", "object", "base"} & set(elements.seen)
+    assert not re.search(r"https?:|url\(|@import|//cdn", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_element_that_opens_closes(page):
+    assert Elements(page).open == []
+
+
+def test_what_the_user_wrote_is_escaped(page):
+    assert "<script>" not in page
+    assert "digits &lt;1&gt;" in page
+
+
+def test_the_page_shows_every_run_the_advice_and_the_key_numbers(page):
+    assert page.count("<tr>") == 1 + 3 + len(example().runs)
+    assert "For a worst-sample error of at most 0.1" in page
+    assert "two halves of the real data: 5.1" in page
+    assert "1.2e-1" in page  # The worst sample of Euler with 8 steps is 0.125 away.
+
+
+def test_each_picture_has_a_light_and_a_dark_rendering(page, folder):
+    files = sorted(path.stem for path in (folder / "figures").iterdir())
+    assert files == ["error", "loss", "metric-1", "samples", "steps", "time"]
+    assert page.count("<img ") == page.count('prefers-color-scheme: dark)" srcset') == len(files)
+    embedded = re.search(r'<img src="data:image/png;base64,([^"]+)"', page).group(1)
+    assert base64.b64decode(embedded) == (folder / "figures" / "samples.png").read_bytes()
+
+
+def test_the_data_stand_beside_the_page(folder):
+    assert read_json(folder / "comparison.json") == example()
+    assert read_csv(folder / "comparison.csv") == example().runs
+
+
+def test_runs_that_left_samples_behind_stand_out(tmp_path):
+    failed = comparison(run("Tsit5", 1e-6, 10, float("inf"), 0.1, succeeded=0.5))
+    text = write_report(Report("x", comparison=failed), tmp_path).read_text(encoding="utf-8")
+    assert '<td class="bad">50 %</td>' in text
+
+
+def test_a_report_of_a_toy_needs_no_comparison(tmp_path):
+    points = SamplePoints(np.zeros((3, 2)), np.ones((3, 2)))
+    text = write_report(Report("moons", samples=points), tmp_path).read_text(encoding="utf-8")
+    assert "Samples" in text
+    assert "Fixed against adaptive" not in text
+    assert not (tmp_path / "comparison.csv").exists()

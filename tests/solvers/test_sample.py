@@ -1,0 +1,219 @@
+"""What `sample` promises whatever the solver: truth, error control, layout, one trace."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fmjax.schedules import Cosine
+from fmjax.solvers import (
+    RK4,
+    AdamsBashforth2,
+    AdaptiveSteps,
+    ErrorControl,
+    Euler,
+    FixedSteps,
+    Heun,
+    sample,
+)
+from fmjax.times import uniform_grid
+from tests.oracles import GaussianMixture
+from tests.solvers.table import GAUSSIAN, ends, noise
+
+SHARED, OWN, WHOLE = (
+    ErrorControl.LARGEST_SAMPLE,
+    ErrorControl.PER_SAMPLE,
+    ErrorControl.WHOLE_BATCH_RMS,
+)
+
+
+@pytest.mark.parametrize("control", [SHARED, OWN])
+def test_samples_are_the_flow_map_within_the_tolerance(control):
+    x0 = noise(16, 2, 2)
+    samples = sample(GAUSSIAN.velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5, control))
+    # Local errors below 1e-5 (1 + |x|) over some ten steps.
+    np.testing.assert_allclose(samples.x1, ends(x0), atol=2e-4)
+    assert samples.succeeded.all()
+
+
+def stiff_field(t, x, cond=None):
+    """Sample 0 follows cos(20 t) along a steep valley, the others stand almost still."""
+    rate = jnp.where(jnp.arange(len(x)) == 0, 30.0, 0.1)[:, None]
+    wave = jnp.where(jnp.arange(len(x)) == 0, 20.0, 0.0)[:, None]
+    t = t[:, None]
+    return -rate * (x - jnp.cos(wave * t)) - wave * jnp.sin(wave * t)
+
+
+def test_one_stiff_sample_is_drowned_by_the_batch_rms_only():
+    # It sets out at 10 where the answer is cos(20) + 9 exp(-30). 64 samples at tolerance 1e-2:
+    # the whole batch's rms lets it err sqrt(64) times as much.
+    x0 = jnp.ones((64, 1)).at[0, 0].set(10.0)
+    want = np.cos(20.0)
+
+    def error(control):
+        steps = AdaptiveSteps(1e-3, 1e-3, control)
+        solve = jax.jit(lambda x: sample(stiff_field, x, solver=diffrax.Dopri5(), steps=steps))
+        samples = solve(x0)
+        assert samples.succeeded.all()
+        return abs(float(samples.x1[0, 0]) - want), samples
+
+    drowned, _ = error(WHOLE)
+    kept, shared = error(SHARED)
+    alone, own = error(OWN)
+    assert kept < 5e-3
+    assert alone < 5e-3
+    assert drowned > 3 * kept
+    # By itself, no other sample pays for the stiff one.
+    assert own.nfe[0] == shared.nfe[0]
+    assert int(own.nfe[1:].max()) < int(own.nfe[0]) / 3
+
+
+def test_a_mixture_is_carried_to_its_components():
+    mixture = GaussianMixture(Cosine())
+    x0 = noise(64, 2)
+    steps = AdaptiveSteps(1e-4, 1e-4)
+    x1 = sample(mixture.velocity, x0, solver=diffrax.Dopri5(), steps=steps).x1
+    gaps = jnp.linalg.norm(x1[:, None] - jnp.asarray(mixture.means)[None], axis=-1).min(axis=1)
+    # A sample of a component of std 0.3 in the plane is further than 4 std away with
+    # probability exp(-8): one in 3,000.
+    assert float(gaps.max()) < 1.2
+
+
+def breaking_field(t, x, cond=None):
+    return jnp.where(x > 50.0, jnp.nan, GAUSSIAN.velocity(t, x))
+
+
+def test_a_failing_sample_spoils_no_neighbour_under_its_own_steps():
+    x0 = noise(4).at[2].set(100.0)
+    steps = AdaptiveSteps(1e-4, 1e-4, OWN)
+    samples = sample(breaking_field, x0, solver=diffrax.Bosh3(), steps=steps)
+    assert samples.succeeded.tolist() == [True, True, False, True]
+    good = np.asarray([0, 1, 3])
+    np.testing.assert_allclose(samples.x1[good], ends(x0)[good], atol=1e-3)
+    # It gives up as soon as its steps lead nowhere, not at max_steps.
+    assert int(samples.num_rejected[2]) < 20
+
+
+def test_a_failing_sample_is_named_under_fixed_steps():
+    x0 = noise(4).at[2].set(100.0)
+    for solver in (Heun(), diffrax.Heun()):
+        samples = sample(breaking_field, x0, solver=solver, steps=FixedSteps(uniform_grid(3)))
+        assert samples.succeeded.tolist() == [True, True, False, True]
+
+
+def test_running_out_of_steps_is_a_failure_and_no_error():
+    steps = AdaptiveSteps(1e-6, 1e-6, max_steps=3)
+    samples = sample(GAUSSIAN.velocity, noise(), solver=diffrax.Bosh3(), steps=steps, save_at=[1.0])
+    assert not samples.succeeded.any()
+    assert samples.times.shape == (3,)
+    assert samples.trajectory is not None
+    assert jnp.isinf(samples.trajectory).all()
+    assert jnp.isfinite(samples.x1).all()
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "error"),
+    [
+        (RK4(), FixedSteps(uniform_grid(32)), 1e-4),
+        (Heun(), FixedSteps(uniform_grid(64)), 1e-3),
+        (AdamsBashforth2(), FixedSteps(uniform_grid(64)), 2e-3),
+        (Euler(), FixedSteps(uniform_grid(256)), 1e-2),
+        (diffrax.Dopri5(), AdaptiveSteps(1e-6, 1e-6), 1e-4),
+        (diffrax.Tsit5(), AdaptiveSteps(1e-6, 1e-6, OWN), 1e-4),
+    ],
+)
+def test_trajectories_pass_through_the_flow_at_the_times_asked_for(solver, steps, error):
+    x0, save_at = noise(), [0.0, 0.137, 0.5, 0.81, 1.0]
+    samples = sample(GAUSSIAN.velocity, x0, solver=solver, steps=steps, save_at=save_at)
+    assert samples.trajectory is not None
+    assert samples.trajectory.shape == (5, 6, 3)
+    for t, points in zip(save_at, samples.trajectory, strict=True):
+        np.testing.assert_allclose(points, GAUSSIAN.flow_map(jnp.full(6, t), x0), atol=error)
+    np.testing.assert_array_equal(samples.trajectory[0], x0)
+    np.testing.assert_allclose(samples.trajectory[-1], samples.x1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [
+        (Heun(), FixedSteps(uniform_grid(4))),
+        (diffrax.Bosh3(), AdaptiveSteps(1e-3, 1e-3)),
+        (diffrax.Bosh3(), AdaptiveSteps(1e-3, 1e-3, OWN)),
+    ],
+)
+def test_sharded_points_stay_sharded_and_equal_those_of_one_device(solver, steps):
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    x0, labels = noise(16, 2, 2), jnp.arange(16) % 4
+
+    def field(t, x, cond):
+        return GAUSSIAN.velocity(t, x) + cond[:, None, None].astype(x.dtype)
+
+    solve = jax.jit(lambda x, c: sample(field, x, c, solver=solver, steps=steps, save_at=[0.5]))
+    alone = solve(x0, labels)
+    spread = solve(jax.device_put(x0, rows), jax.device_put(labels, rows))
+    assert spread.x1.sharding.is_equivalent_to(rows, 3)
+    np.testing.assert_allclose(spread.x1, alone.x1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(spread.nfe, alone.nfe)
+
+
+class Traced:
+    """A field that counts how often it is traced."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def __call__(self, t, x, cond=None):
+        self.traces += 1
+        return GAUSSIAN.velocity(t, x)
+
+
+def test_one_program_serves_all_tolerances():
+    field, x0 = Traced(), noise()
+    solve = jax.jit(lambda x, steps: sample(field, x, solver=diffrax.Bosh3(), steps=steps))
+    nfe = [int(solve(x0, AdaptiveSteps(1e-2, 1e-2)).nfe[0])]
+    once = field.traces
+    nfe += [int(solve(x0, AdaptiveSteps(tol, tol)).nfe[0]) for tol in (1e-3, 1e-4)]
+    assert nfe == sorted(set(nfe))
+    assert field.traces == once
+
+
+@pytest.mark.parametrize("solver", [Heun(), diffrax.Heun()])
+def test_one_program_serves_grids_of_all_lengths_padded_with_ones(solver):
+    field, x0 = Traced(), noise()
+    solve = jax.jit(lambda x, steps: sample(field, x, solver=solver, steps=steps))
+    solve(x0, FixedSteps(uniform_grid(4)))
+    once = field.traces
+    for num_steps in (1, 2, 4):
+        grid = jnp.append(uniform_grid(num_steps), jnp.ones(4 - num_steps))
+        samples = solve(x0, FixedSteps(grid))
+        assert samples.nfe.tolist() == [2 * num_steps] * 6
+        assert samples.num_accepted.tolist() == [num_steps] * 6
+        assert samples.succeeded.all()
+        assert jnp.isfinite(samples.times).sum() == num_steps
+    assert field.traces == once
+    exact = sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(uniform_grid(4)))
+    np.testing.assert_allclose(samples.x1, exact.x1, rtol=1e-6)
+
+
+def test_a_bfloat16_start_is_solved_in_float32():
+    x0 = noise().astype(jnp.bfloat16)
+    for solver in (Heun(), diffrax.Heun()):
+        x1 = sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(uniform_grid(2))).x1
+        assert x1.dtype == jnp.float32
+
+
+def test_the_gradient_flows_through_a_solve():
+    # d x1 / d x0 of the flow is 0.5 everywhere.
+    for solver, steps in (
+        (RK4(), FixedSteps(uniform_grid(16))),
+        (diffrax.Bosh3(), AdaptiveSteps(1e-4, 1e-4)),
+    ):
+        slope = jax.grad(
+            lambda x, solver=solver, steps=steps: jnp.sum(
+                sample(GAUSSIAN.velocity, x, solver=solver, steps=steps).x1
+            )
+        )(noise())
+        np.testing.assert_allclose(slope, 0.5, atol=1e-3)

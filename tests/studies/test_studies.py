@@ -1,0 +1,206 @@
+"""A whole run on images with classes: what it leaves, what it refuses, what may be drawn of it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fmjax.config import CompareConfig, Config, EvaluationConfig, SamplingConfig, TrainingConfig
+from fmjax.data import DigitsData
+from fmjax.networks import DiTConfig
+from fmjax.studies.configs import load_config
+from fmjax.studies.draw import Drawn
+from fmjax.studies.evaluate import read_evaluation
+from fmjax.studies.run_folder import RunFolder, prepare, read_config
+from fmjax.studies.sample import chosen_labels, grid_of, sample_run
+from fmjax.studies.train import train
+from fmjax.training import MeshConfig, OptimizerConfig
+
+CONFIG = Config(
+    name="tiny",
+    data=DigitsData(),
+    network=DiTConfig(width=16, num_layers=1, num_heads=2, patch_size=4),
+    optimizer=OptimizerConfig(warmup_steps=1),
+    training=TrainingConfig(num_steps=3, batch_size=16, log_every=1),
+    sampling=SamplingConfig(
+        num_samples=20, solver="euler", num_steps=2, guidance=1.5, batch_size=24
+    ),
+    compare=CompareConfig(num_samples=8, num_steps=(1, 2), tolerances=(1e-1,)),
+    evaluation=EvaluationConfig(num_samples=24, num_projections=8),
+)
+DIGITS = ((8, 8, 1), 10)
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(CONFIG, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A run of which nothing is trained yet."""
+    folder = RunFolder(tmp_path / "run")
+    prepare(folder, CONFIG, *DIGITS)
+    return folder
+
+
+def test_the_run_is_what_the_config_asked_for(run):
+    assert (run.config, run.step, run.event_shape, run.num_classes) == (CONFIG, 3, *DIGITS)
+
+
+def test_samples_of_classes_are_measured_by_the_classifier(run):
+    found = read_evaluation(run.folder.evaluation)
+    assert (found.num_samples, found.num_failed, found.num_examples) == (24, 0, 1442)
+    # Two Euler steps, and guidance asks the network twice.
+    assert (found.solver, found.nfe) == ("euler", 4)
+    assert found.frechet > found.frechet_halves > 0, "noise is farther off than real digits"
+    assert found.wasserstein > found.wasserstein_halves > 0
+    assert 0 <= found.accuracy <= 1
+    assert found.classifier_accuracy > 0.9
+
+
+def test_the_comparison_has_both_distances_for_every_row(run):
+    comparison = json.loads(run.folder.comparison.read_text())
+    text = json.dumps(comparison)
+    assert "sliced Wasserstein distance" in text
+    assert "Frechet distance" in text
+    assert run.folder.comparison.with_suffix(".csv").stat().st_size > 0
+
+
+def test_the_grid_of_a_run_has_a_row_for_every_class(run):
+    with np.load(run.folder.samples / "grid.npz") as arrays:
+        drawn = Drawn(**arrays)
+    np.testing.assert_array_equal(drawn.labels, np.repeat(np.arange(10), 2))
+    images, columns, names = grid_of(drawn)
+    assert (columns, names) == (2, tuple("0123456789"))
+    np.testing.assert_array_equal(images, drawn.x1)
+
+
+def test_a_row_of_the_grid_that_is_short_ends_blank():
+    x1 = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32)
+    drawn = Drawn(x1, np.array([7, 7, 4]), np.ones(3, int), np.ones(3, bool))
+    images, columns, names = grid_of(drawn)
+    assert (columns, names) == (2, ("7", "4"))
+    np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, np.nan])
+
+
+def test_only_the_chosen_classes_are_drawn(run, tmp_path):
+    drawn = sample_run(run, CONFIG.sampling, classes=(3, 1), output=tmp_path / "two")
+    np.testing.assert_array_equal(drawn.labels, [3] * 10 + [1] * 10)
+    assert drawn.x1.shape == (20, 8, 8, 1)
+    assert (tmp_path / "two.png").stat().st_size > 0
+    # The network was told: the same noises as other classes give other images.
+    other = sample_run(run, CONFIG.sampling, classes=(5,), output=tmp_path / "one")
+    assert np.abs(drawn.x1 - other.x1).max(axis=(1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("num", "classes", "expected"),
+    [
+        (4, (), [0, 1, 2, 3]),
+        (12, (), [0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (5, (9, 2), [9, 9, 9, 2, 2]),
+        (2, (0,), [0, 0]),
+    ],
+)
+def test_labels_are_even_and_only_of_the_chosen_classes(num, classes, expected):
+    np.testing.assert_array_equal(chosen_labels(num, 10, classes), expected)
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_class_that_there_is_not_is_refused(label):
+    with pytest.raises(ValueError, match=rf"^class must lie in 0 \.\. 9, got {label}$"):
+        chosen_labels(4, 10, (0, label))
+
+
+def test_without_classes_there_are_no_labels_to_choose():
+    assert chosen_labels(4, None, ()) is None
+    with pytest.raises(ValueError, match="classes must be left out for a model without, got"):
+        chosen_labels(4, None, (1,))
+
+
+def test_a_finished_run_is_not_made_again(run):
+    before = content(run.folder.path)
+    train(CONFIG, run.folder.path)
+    after = content(run.folder.path)
+    made = [run.folder.evaluation, run.folder.comparison, run.folder.samples / "grid.npz"]
+    assert [after[path] for path in [*made, run.folder.metrics]] == [
+        before[path] for path in [*made, run.folder.metrics]
+    ]
+
+
+def test_another_config_is_refused_by_the_field_that_differs(prepared):
+    other = dataclasses.replace(
+        CONFIG, training=dataclasses.replace(CONFIG.training, seed=1), name="other"
+    )
+    before = content(prepared.path)
+    with pytest.raises(ValueError, match=r"got another name, training\.seed \(--run names"):
+        prepare(prepared, other, *DIGITS)
+    assert content(prepared.path) == before
+
+
+def test_a_run_may_go_on_over_another_mesh(prepared):
+    prepare(prepared, dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=4)), *DIGITS)
+
+
+def test_overwrite_replaces_the_run(prepared):
+    old = prepared.samples / "grid.npz"
+    old.parent.mkdir()
+    old.write_text("old")
+    other = dataclasses.replace(CONFIG, name="other")
+    prepare(prepared, other, *DIGITS, overwrite=True)
+    assert read_config(prepared.path) == other
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "years of work"},
+        {"model.json": "{}", "weights.bin": "not ours"},
+        {"config.json": '{"port": 8080}'},
+        {"config.json": '{"port": 8080}', "model.json": "{}"},
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, files, overwrite):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=r"run folder .* must be new, empty or a run, got some"):
+        prepare(RunFolder(tmp_path), CONFIG, *DIGITS, overwrite=overwrite)
+    assert content(tmp_path) == before
+
+
+def test_a_start_that_was_killed_between_its_two_files_can_be_made_again(prepared):
+    prepared.config.unlink()
+    prepare(prepared, CONFIG, *DIGITS)
+    assert read_config(prepared.path) == CONFIG
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", '{"num_samples": 4, "fid": 3.0}'])
+def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=r"evaluation\.json must be an evaluation, got"):
+        read_evaluation(tmp_path / "evaluation.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "must run, got SyntaxError"),
+        ("import no_such_module", "must run, got ModuleNotFoundError"),
+        ("x = 1", r"must define get_config\(\) -> Config, got None"),
+        ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
+    ],
+)
+def test_a_file_that_gives_no_config_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)

@@ -1,0 +1,44 @@
+import math
+
+import pytest
+
+from fmjax._checks import (
+    require,
+    require_at_least,
+    require_between,
+    require_one_of,
+    require_positive,
+)
+
+
+def test_what_is_allowed_passes_in_silence():
+    require(True, "x", "be anything", 1)
+    require_positive("x", 1e-30)
+    require_at_least("x", 2, 2)
+    require_between("x", 0.0, 0.0, 1.0)
+    require_between("x", 1.0, 0.0, 1.0)
+    require_one_of("x", "a", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: require(False, "x", "be even", 3), "x must be even, got 3"),
+        (lambda: require_positive("x", 0), "x must be positive, got 0"),
+        (lambda: require_positive("x", -1.5), "x must be positive, got -1.5"),
+        (lambda: require_positive("x", math.nan), "x must be positive, got nan"),
+        (lambda: require_at_least("x", 1, 2), "x must be at least 2, got 1"),
+        (lambda: require_at_least("x", math.nan, 2), "x must be at least 2, got nan"),
+        (lambda: require_between("x", 1.1, 0, 1), r"x must lie in \[0, 1\], got 1.1"),
+        (lambda: require_between("x", math.nan, 0, 1), r"x must lie in \[0, 1\], got nan"),
+        (lambda: require_one_of("x", "c", ("a", "b")), "x must be one of a, b, got 'c'$"),
+    ],
+)
+def test_a_refusal_says_the_name_the_rule_and_the_value(check, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check()
+
+
+def test_a_near_miss_is_suggested():
+    with pytest.raises(ValueError, match=r"got 'tist5' \(did you mean 'tsit5'\?\)"):
+        require_one_of("solver", "tist5", iter(["euler", "tsit5"]))

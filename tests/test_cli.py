@@ -1,0 +1,229 @@
+"""The command line: one line and exit code 2 for whatever the user can mend."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmjax import cli
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMALL = [
+    "--network.width", "16", "--network.num-layers", "1", "--training.num-steps", "4",
+    "--training.batch-size", "16", "--training.log-every", "2", "--optimizer.warmup-steps", "1",
+    "--data.num-examples", "256", "--sampling.num-samples", "16", "--sampling.batch-size", "16",
+    "--evaluation.num-samples", "32", "--evaluation.num-projections", "8",
+    "--compare.num-samples", "8", "--compare.num-steps", "1", "2", "--compare.tolerances", "1e-2",
+]  # fmt: skip
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 0
+    return folder
+
+
+def test_train_leaves_a_whole_run_folder(toy_run):
+    for name in ("config.json", "model.json", "checkpoints/4", "metrics.jsonl", "evaluation.json",
+                 "samples/grid.png", "samples/grid.npz", "comparison.csv", "comparison.json",
+                 "figures/error.png", "figures/steps.png", "report.html"):  # fmt: skip
+        assert (toy_run / name).exists(), name
+    assert list((toy_run / "events").glob("events.*"))
+    lines = (toy_run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [1, 2, 4]
+    assert not list(toy_run.rglob(".*-*")), "temporary files are left"
+
+
+def test_sample_writes_a_picture_and_numbers(toy_run, capsys):
+    assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
+    with np.load(toy_run / "samples" / "step4-heun-2-uniform-num6-seed0.npz") as arrays:
+        assert arrays["x1"].shape == (6, 2)
+        np.testing.assert_array_equal(arrays["nfe"], 4)
+        assert arrays["succeeded"].all()
+    assert (toy_run / "samples" / "step4-heun-2-uniform-num6-seed0.png").stat().st_size > 0
+    assert "6 samples, 4 network evaluations each" in capsys.readouterr().out
+
+
+def test_naming_a_tolerance_makes_the_steps_adaptive(toy_run):
+    assert run("sample", toy_run, "--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-2) == 0
+    with np.load(toy_run / "samples" / "step4-tsit5-rtol0.01-atol0.0001-num6-seed0.npz") as arrays:
+        assert arrays["succeeded"].all()
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_path):
+    options = ["--num-samples", 24, "--solver", "rk4", "--num-steps", 2]
+    for size in (8, 24):
+        assert run("sample", toy_run, *options, "--batch-size", size,
+                   "--output", tmp_path / f"by{size}") == 0  # fmt: skip
+    with np.load(tmp_path / "by8.npz") as eight, np.load(tmp_path / "by24.npz") as all_at_once:
+        np.testing.assert_allclose(eight["x1"], all_at_once["x1"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_command_resumes_and_another_config_is_refused(toy_run, capsys):
+    before = (toy_run / "metrics.jsonl").read_text()
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run) == 0
+    assert (toy_run / "metrics.jsonl").read_text() == before
+    capsys.readouterr()
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run,
+               "--optimizer.learning-rate", "0.5") == 2  # fmt: skip
+    error = capsys.readouterr().err
+    assert "another optimizer.learning_rate" in error
+    assert error.count("\n") == 1
+
+
+def test_help_lists_the_fields_of_the_config(capsys):
+    assert run("train", CONFIGS / "digits.py", "--help") == 0
+    assert "--optimizer.learning-rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "compare", "evaluate"])
+def test_help_without_a_path_is_the_usage(command, capsys):
+    assert run(command, "--help") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: fmjax COMMAND")
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trane"], "command must be one of train, sample, compare, evaluate, got 'trane' (did"),
+        (["train"], "fmjax train needs a CONFIG first"),
+        (["train", "absent.py"], "config must be a Python file, got absent.py"),
+        (["train", CONFIGS / "toy2d.py", "--trainin.num-steps", 3], "did you mean --training.num"),
+        (["train", CONFIGS / "toy2d.py", "--training.num-steps", "many"], "--training.num-steps"),
+        (["train", CONFIGS / "toy2d.py", "--training.num-steps", 0], "training.num_steps must be"),
+        (["train", CONFIGS / "digits.py", "--network.patch-size", 3], "patch_size must divide"),
+        (["train", CONFIGS / "fashion_mnist.py", "--data.folder", "absent"], "data.folder must"),
+        (["sample", "absent"], "run folder absent must hold config.json"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_path,
+                                                     monkeypatch):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir()), "something was left half-written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--solver", "tsit6"], "did you mean 'tsit5'"),
+        (["--solver", "euler", "--num-steps", "None"], "num_steps must be given for euler"),
+        (["--rtol", "0"], "rtol must be positive, got 0.0"),
+        (["--rtol", "1e-4"], "rtol must go with a solver that estimates its error (tsit5, "),
+        (["--control=PER_SAMPLE"], "control must go with a solver that estimates its error"),
+        (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--classes", "3"], "classes must be left out for a model without"),
+        (["--guidance", "2"], "guidance must be 1 for a model without classes"),
+    ],
+)
+def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message, capsys):
+    files = sorted(toy_run.rglob("*"))
+    assert run("sample", toy_run, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(toy_run.rglob("*")) == files
+
+
+def test_a_tolerance_of_samples_to_measure_needs_a_solver_with_an_error_estimate(toy_run, capsys):
+    before = (toy_run / "evaluation.json").read_text()
+    assert run("evaluate", toy_run, "--sampling.atol", "1e-2") == 2
+    assert "atol must go with a solver that estimates its error" in capsys.readouterr().err
+    assert (toy_run / "evaluation.json").read_text() == before
+
+
+def test_arguments_are_read_before_the_weights(toy_run, tmp_path, capsys):
+    """A folder without a checkpoint: what is wrong with the options is said first."""
+    for name in ("config.json", "model.json"):
+        (tmp_path / name).write_bytes((toy_run / name).read_bytes())
+    for command in ("sample", "compare", "evaluate"):
+        assert run(command, tmp_path, "--sede", 1) == 2
+        assert "--sede" in capsys.readouterr().err
+        assert run(command, tmp_path, "--help") == 0
+        assert "usage: fmjax" in capsys.readouterr().out
+        assert run(command, tmp_path) == 2
+        assert "checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    """By a stand-in: whoever runs the tests as root may write everywhere."""
+
+    def refuse(dir, prefix, suffix):
+        name = f"{dir}/{prefix}abc{suffix}"
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    folder = tmp_path / "toy"
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
+    assert capsys.readouterr().err == f"fmjax: error: Permission denied: {folder}\n"
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
+    command = [
+        sys.executable, "-m", "fmjax.cli", "train", str(CONFIGS / "toy2d.py"), *SMALL,
+        "--training.num-steps", "1000000", "--training.log-every", "1",
+        "--run", str(tmp_path / "toy"),
+    ]  # fmt: skip
+    first = stop_after(command, tmp_path / "toy" / "metrics.jsonl", step=3)
+    second = stop_after(command, tmp_path / "toy" / "metrics.jsonl", step=first[0] + 3)
+    assert f"resumed from step {first[0]}\n" in second[1]
+    lines = (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, second[0] + 1)]
+
+
+def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
+    """Send SIGTERM once `step` is logged; the step it stopped after and what it printed."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        give_up = time.monotonic() + 120
+        while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= step):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < give_up or child.kill(), "it did not train"
+            time.sleep(0.05)
+        child.send_signal(signal.SIGTERM)
+        out, error = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM
+    saved = [int(path.name) for path in (metrics.parent / "checkpoints").iterdir()]
+    assert error == (
+        f"fmjax: stopped by SIGTERM after step {max(saved)}; its checkpoint is saved\n"
+    )
+    assert max(saved) >= step
+    return max(saved), out
+
+
+def test_a_corrupt_checkpoint_is_named(toy_run, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "toy"
+    shutil.copytree(toy_run, copy)
+    largest = max((copy / "checkpoints/4/ema_params").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)
+    assert run("sample", copy) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "checkpoint of step 4" in error

@@ -1,0 +1,193 @@
+"""The whole experiment: built, written, read back, and two steps of every config."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.config import (
+    SOLVERS,
+    CompareConfig,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    SamplingConfig,
+    TrainingConfig,
+    build,
+    from_json,
+    guided,
+    to_json,
+)
+from fmjax.couplings import MinibatchOT
+from fmjax.data import IdxData, ToyData
+from fmjax.networks import DiTConfig, MLPConfig, UNetConfig
+from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import Cosine, Polynomial
+from fmjax.solvers import AdaptiveSteps, FixedSteps
+from fmjax.studies.configs import load_config
+from fmjax.times import LogitNormal, Shifted
+from fmjax.training import OptimizerConfig, init_state, make_mesh, make_train_step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Event shape and classes of each config's data, and a network of the same kind that is small.
+SHAPES = {
+    "digits": ((8, 8, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
+    "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
+    "toy2d": ((2,), None, {"width": 16}),
+    "cifar10": ((8, 8, 3), None, {"width": 8, "multipliers": (1, 2), "num_blocks": 1,
+                                     "attention_resolutions": (8,), "head_width": 8}),
+    "imagenet256_sit": ((8, 8, 4), 1000, {"width": 16, "num_layers": 2, "num_heads": 2}),
+}  # fmt: skip
+UNUSUAL = Config(
+    name="unusual",
+    data=ToyData("spirals", num_examples=100),
+    network=MLPConfig(width=8),
+    path=AffinePath(Polynomial(3.0), min_divisor=0.05),
+    coupling=MinibatchOT("shard"),
+    loss=LossConfig(Prediction.X1, Prediction.X0, density=Shifted(LogitNormal(0.5), 2.0)),
+    optimizer=OptimizerConfig(name="muon", clip_norm=None),
+    sampling=SamplingConfig(solver="heun", num_steps=8, guidance_interval=(0.1, 0.9)),
+)
+
+
+def test_every_config_file_is_in_the_table():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_config_takes_two_steps_at_reduced_size(name):
+    event_shape, num_classes, small = SHAPES[name]
+    config = load_config(CONFIGS / f"{name}.py")
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **small))
+    experiment = build(config, event_shape, num_classes)
+    mesh = make_mesh()
+    state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
+    step = make_train_step(experiment.objective, experiment.optimizer, mesh=mesh,
+                           state_sharding=sharding)  # fmt: skip
+    rng = np.random.default_rng(0)
+    labels = None if num_classes is None else rng.integers(0, num_classes, 8).astype(np.int32)
+    batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), labels)
+    for expected in (1, 2):
+        state, metrics = step(state, batch)
+        assert int(state.step) == expected
+        assert bool(metrics.finite)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "unusual"])
+def test_a_config_read_back_from_json_is_equal(name):
+    config = UNUSUAL if name == "unusual" else load_config(CONFIGS / f"{name}.py")
+    assert from_json(to_json(config)) == config
+
+
+def test_an_unknown_field_in_json_is_named():
+    text = to_json(UNUSUAL).replace('"num_steps": 10000', '"num_stops": 10000')
+    with pytest.raises(ValueError, match="num_stops"):
+        from_json(text)
+
+
+def test_a_value_out_of_range_in_json_is_named():
+    text = to_json(UNUSUAL).replace('"batch_size": 128', '"batch_size": 0')
+    with pytest.raises(ValueError, match=r"training\.batch_size must be at least 1, got 0"):
+        from_json(text)
+
+
+def test_fixed_steps_follow_the_named_grid():
+    for grid in ("uniform", "shifted", "edm"):
+        steps = SamplingConfig(solver="euler", num_steps=4, grid=grid).make_steps()
+        assert isinstance(steps, FixedSteps)
+        assert steps.times.shape == (5,)
+
+
+def test_without_a_number_of_steps_they_are_adaptive():
+    steps = SamplingConfig(rtol=1e-3, atol=1e-5).make_steps()
+    assert isinstance(steps, AdaptiveSteps)
+    assert (steps.rtol, steps.atol) == (1e-3, 1e-5)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_name_makes_a_solver(name):
+    assert SamplingConfig(solver=name, num_steps=1).make_solver() is not None
+
+
+def test_guidance_needs_classes():
+    config = dataclasses.replace(UNUSUAL, path=AffinePath(Cosine()))
+    experiment = build(config, (2,), None)
+    with pytest.raises(ValueError, match="guidance must be 1 for a model without classes, got 2"):
+        guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SamplingConfig(solver="tsit6"), r"solver must be one of .*did you mean 'tsit5'"),
+        (lambda: SamplingConfig(rtol=0.0), "rtol must be positive, got 0.0"),
+        (lambda: SamplingConfig(atol=-1.0), "atol must be positive, got -1.0"),
+        (lambda: SamplingConfig(solver="euler"), "num_steps must be given for euler"),
+        (
+            lambda: Config(
+                name="x", loss=LossConfig(label_drop=0.0), sampling=SamplingConfig(guidance=2.0)
+            ),
+            "sampling.guidance must be 1 unless",
+        ),
+        (
+            lambda: build(
+                Config(name="x", network=MLPConfig(), compare=CompareConfig(guidance=2.0)),
+                (2,),
+                None,
+            ),
+            "compare.guidance must be 1 for a model without classes",
+        ),
+        (lambda: SamplingConfig(num_steps=0), "num_steps must be at least 1, got 0"),
+        (lambda: SamplingConfig(num_samples=0), "num_samples must be at least 1, got 0"),
+        (lambda: SamplingConfig(guidance=-1.0), "guidance must be at least 0"),
+        (lambda: SamplingConfig(guidance_interval=(0.9, 0.1)), "guidance_interval must be low <="),
+        (lambda: CompareConfig(num_samples=1), "compare.num_samples must be at least 2, got 1"),
+        (lambda: CompareConfig(num_steps=(0,)), "compare.num_steps must be at least 1, got 0"),
+        (lambda: CompareConfig(tolerances=(0.0,)), "compare.tolerances must be positive"),
+        (lambda: EvaluationConfig(num_samples=1), "evaluation.num_samples must be at least 2"),
+        (lambda: TrainingConfig(num_steps=0), "training.num_steps must be at least 1, got 0"),
+        (lambda: TrainingConfig(ema_decay=1.5), r"training.ema_decay must lie in"),
+        (lambda: LossConfig(label_drop=2.0), r"loss.label_drop must lie in \[0.0, 1.0\], got 2.0"),
+        (lambda: Config(name="../x"), "name must be letters, digits"),
+        (
+            lambda: build(
+                Config(name="x", data=IdxData(), network=DiTConfig(patch_size=3)), (28, 28, 1), 10
+            ),
+            "patch_size must divide",
+        ),
+        (
+            lambda: build(Config(name="x", network=UNetConfig()), (2,), None),
+            "event_shape must be .height",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "must define get_config"),
+        ("def get_config(): return 3", "must define get_config"),
+        ("def get_config(: pass", "must run, got SyntaxError"),
+        (
+            "from fmjax.config import Config\ndef get_config(): return Config(name='x', nome=1)",
+            "nome",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_no_config_is_refused(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+
+
+def test_a_missing_config_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config must be a Python file, got"):
+        load_config(tmp_path / "absent.py")

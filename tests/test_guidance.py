@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fmjax.guidance import classifier_free
+from fmjax.velocity import VelocityFn, evaluations
+
+NULL = 10
+T = jnp.linspace(0.0, 1.0, 8)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+LABELS = jnp.arange(8)
+
+
+def field(t, x, cond):
+    """Different for every label, and not linear in it."""
+    return jnp.sin(x + t[:, None] + cond[:, None] ** 2)
+
+
+def formula(scale):
+    null = field(T, X, jnp.full(8, NULL))
+    return null + scale * (field(T, X, LABELS) - null)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+def test_guidance_is_its_formula_at_every_time(scale):
+    guided = classifier_free(field, NULL, scale)
+    assert isinstance(guided, VelocityFn)
+    np.testing.assert_allclose(jax.jit(guided)(T, X, LABELS), formula(scale), atol=1e-6)
+    np.testing.assert_array_equal(evaluations(guided, T), np.full(8, 2))
+
+
+def test_a_scale_of_one_is_the_field_itself():
+    assert classifier_free(field, NULL, 1.0) is field
+
+
+def test_only_times_inside_the_interval_are_guided_and_cost_two_evaluations():
+    guided = classifier_free(field, NULL, 3.0, (T[2].item(), T[5].item()))  # Ends included.
+    inside = (np.arange(8) >= 2) & (np.arange(8) <= 5)
+    expected = np.where(inside[:, None], formula(3.0), field(T, X, LABELS))
+    np.testing.assert_allclose(jax.jit(guided)(T, X, LABELS), expected, atol=1e-6)
+    counts = evaluations(guided, T)
+    np.testing.assert_array_equal(counts, np.where(inside, 2, 1))
+    assert counts.dtype == jnp.int32
+
+
+def test_guidance_of_guidance_counts_both():
+    inner = classifier_free(field, NULL, 2.0, (0.0, 0.5))
+    outer = classifier_free(inner, NULL, 2.0, (0.3, 1.0))
+    # T / 7 = 0 .14 .29 | .43 | .57 ...: inner only, both, outer only.
+    np.testing.assert_array_equal(evaluations(outer, T), [2, 2, 2, 4, 2, 2, 2, 2])
+
+
+def test_the_network_runs_once_outside_the_interval_and_on_twice_the_rows_inside():
+    rows = []
+
+    def counted(t, x, cond):
+        jax.debug.callback(lambda: rows.append(x.shape[0]))
+        return field(t, x, cond)
+
+    guided = jax.jit(classifier_free(counted, NULL, 3.0, (0.4, 0.6)))
+    for time, expected in ((0.1, [8]), (0.5, [16]), (0.9, [8])):
+        rows.clear()
+        guided(jnp.full(8, time), X, LABELS).block_until_ready()
+        jax.effects_barrier()
+        assert rows == expected
+
+
+def test_any_pytree_conditions_with_a_null_broadcast_to_each_leaf():
+    def two(t, x, cond):
+        return field(t, x, cond["label"]) * cond["style"]
+
+    cond = {"label": LABELS, "style": X + 1.0}
+    null = {"label": NULL, "style": jnp.array([1.0, 2.0, 3.0])}
+    unconditional = two(
+        T, X, {"label": jnp.full(8, NULL), "style": jnp.tile(null["style"], (8, 1))}
+    )
+    guided = classifier_free(two, null, 2.0)(T, X, cond)
+    np.testing.assert_allclose(guided, 2.0 * two(T, X, cond) - unconditional, atol=1e-6)
+
+
+def test_guided_rows_stay_on_their_device():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    guided = jax.jit(classifier_free(field, NULL, 3.0), in_shardings=rows, out_shardings=rows)
+    program = guided.lower(T, X, LABELS).compile()
+    for traffic in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert traffic not in program.as_text()
+    np.testing.assert_array_equal(
+        program(*jax.device_put((T, X, LABELS), rows)),
+        jax.jit(classifier_free(field, NULL, 3.0))(T, X, LABELS),
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "message"),
+    [
+        (-1.0, (0.0, 1.0), "guidance scale must be at least 0.0, got -1.0"),
+        (float("nan"), (0.0, 1.0), "guidance scale must be at least 0.0, got nan"),
+        (2.0, (0.6, 0.4), r"guidance interval must be low <= high in \[0, 1\], got \(0.6, 0.4\)"),
+        (2.0, (-0.1, 0.4), r"guidance interval must be low <= high in \[0, 1\], got \(-0.1, 0.4\)"),
+        (2.0, (0.1, 1.4), r"guidance interval must be low <= high in \[0, 1\], got \(0.1, 1.4\)"),
+    ],
+)
+def test_guidance_without_sense_is_refused(scale, interval, message):
+    with pytest.raises(ValueError, match=message):
+        classifier_free(field, NULL, scale, interval)

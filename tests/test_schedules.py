@@ -1,0 +1,171 @@
+"""Laws over a table of all schedules."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.schedules import (
+    AnySchedule,
+    Cosine,
+    Linear,
+    Polynomial,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    angle,
+    time_at_angle,
+    with_rate,
+)
+
+SCHEDULES = {
+    "linear": Linear(),
+    "cosine": Cosine(),
+    "variance preserving": VariancePreserving(),
+    "variance exploding": VarianceExploding(),
+    "quadratic": Polynomial(),
+    "power 1": Polynomial(1.0),
+    "power 1.5": Polynomial(1.5),
+    "gentle variance exploding": VarianceExploding(0.05, 5.0),
+}
+
+# (alpha, sigma) at t = 0 and at t = 1.
+PRESERVING_START = np.exp(-0.25 * 20.1)
+ENDS = {
+    "linear": ((0, 1), (1, 0)),
+    "cosine": ((0, 1), (1, 0)),
+    "variance preserving": ((PRESERVING_START, np.sqrt(1 - PRESERVING_START**2)), (1, 1e-3)),
+    "variance exploding": ((1, 50), (1, 0.01)),
+    "quadratic": ((0, 1), (1, 0)),
+    "power 1": ((0, 1), (1, 0)),
+    "power 1.5": ((0, 1), (1, 0)),
+    "gentle variance exploding": ((1, 5), (1, 0.05)),
+}
+
+# Both ends, and times close to them, where a rate may run away.
+TIMES = jnp.concatenate(
+    [jnp.array([0.0, 1e-30, 1e-7, 1e-4]), jnp.linspace(0.01, 1.0, 200), 1 - jnp.array([1e-4, 6e-8])]
+).sort()
+
+
+@pytest.fixture(params=SCHEDULES, scope="module")
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def schedule(name):
+    return SCHEDULES[name]
+
+
+@pytest.fixture(scope="module")
+def table(schedule):
+    """(alpha, alpha_rate, sigma, sigma_rate, angle) at TIMES."""
+    return jax.jit(
+        lambda t: (
+            *with_rate(schedule.alpha, t),
+            *with_rate(schedule.sigma, t),
+            angle(schedule, t),
+        )
+    )(TIMES)
+
+
+def test_every_schedule_is_in_the_table_of_laws():
+    assert {type(schedule) for schedule in SCHEDULES.values()} == set(typing.get_args(AnySchedule))
+
+
+def test_a_schedule_keeps_the_protocol_and_hashes(schedule):
+    assert isinstance(schedule, Schedule)
+    assert hash(schedule) == hash(type(schedule)(**vars(schedule)))
+
+
+def test_values_and_rates_are_finite_and_not_negative_on_the_closed_interval(table):
+    alpha, _, sigma, _, _ = table
+    assert all(np.isfinite(column).all() for column in table)
+    assert (alpha >= 0).all()
+    assert (sigma >= 0).all()
+
+
+def test_the_ends_are_the_published_ones(name, table):
+    alpha, _, sigma, _, _ = table
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = ENDS[name]
+    np.testing.assert_allclose(alpha[jnp.array([0, -1])], [alpha_0, alpha_1], rtol=2e-6)
+    np.testing.assert_allclose(sigma[jnp.array([0, -1])], [sigma_0, sigma_1], rtol=2e-6)
+    if alpha_0 == 0:  # Exactly: sampling starts at pure noise and ends at pure data.
+        assert (alpha[0], sigma[0], alpha[-1], sigma[-1]) == (0, 1, 1, 0)
+
+
+def test_the_angle_never_falls(table):
+    # Float32 rounds angles near pi/2 to 1.2e-7, and alpha and sigma once each before that.
+    assert (jnp.diff(table[-1]) >= -3e-7).all()
+    assert ((table[-1] >= 0) & (table[-1] <= np.float32(np.pi / 2))).all()
+
+
+def test_rates_are_those_of_finite_differences(schedule):
+    step = 1e-5
+    with jax.enable_x64():
+        t = jnp.linspace(0.02, 0.98, 50, dtype=jnp.float64)
+        for fn in (schedule.alpha, schedule.sigma):
+            value, rate = with_rate(fn, t)
+            assert (value == fn(t)).all()
+            # Central differences err by step^2 f''' / 6; the largest third derivative is that of
+            # the exploding sigma, 50 log(5000)^3 = 3e4 in a value of 50.
+            differences = (fn(t + step) - fn(t - step)) / (2 * step)
+            np.testing.assert_allclose(rate, differences, rtol=1e-6, atol=1e-6)
+
+
+def test_the_time_at_an_angle_inverts_the_angle(schedule):
+    find = jax.jit(lambda t: time_at_angle(schedule, angle(schedule, t)))
+    # Where the angle turns slowly, its rounding of 1e-7 moves the time; the slowest here is the
+    # exploding schedule near the data, at 0.085 per unit of time.
+    t = jnp.linspace(0.0, 1.0, 101)
+    np.testing.assert_allclose(find(t), t, atol=3e-6)
+
+
+def test_an_angle_that_a_schedule_never_has_gives_its_nearest_end():
+    low, high = time_at_angle(VariancePreserving(), jnp.array([0.0, np.pi / 2]))
+    assert 0.0 <= low < 1e-9
+    assert high == 1.0
+
+
+@pytest.mark.parametrize("name", ["cosine", "variance preserving"])
+def test_the_variance_is_preserved(name):
+    schedule = SCHEDULES[name]
+    variance = schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2
+    # Up to the floor of 1e-6 that keeps the rate of VariancePreserving finite.
+    np.testing.assert_allclose(variance, 1.0, atol=2e-6)
+
+
+def test_variance_preserving_solves_the_diffusion_it_is_named_after():
+    # d alpha / d(1-t) = -beta alpha / 2 with beta linear from 0.1 to 20.
+    t = jnp.linspace(0.0, 1.0, 33)
+    alpha, rate = with_rate(VariancePreserving().alpha, t)
+    beta = 0.1 + 19.9 * (1.0 - t)
+    np.testing.assert_allclose(rate, 0.5 * beta * alpha, rtol=2e-6)
+
+
+def test_polynomial_of_power_one_is_linear():
+    polynomial, linear = Polynomial(1.0), Linear()
+    for ours, theirs in ((polynomial.alpha, linear.alpha), (polynomial.sigma, linear.sigma)):
+        np.testing.assert_array_equal(with_rate(ours, TIMES), with_rate(theirs, TIMES))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VariancePreserving(beta_min=0.0), "beta_min must be positive, got 0.0"),
+        (lambda: VariancePreserving(3.0, 2.0), "beta_max must be at least 3.0, got 2.0"),
+        (lambda: VariancePreserving(min_sigma=0.0), "min_sigma must be positive, got 0.0"),
+        (lambda: VarianceExploding(sigma_min=0.0), "sigma_min must be positive, got 0.0"),
+        (
+            lambda: VarianceExploding(2.0, 1.0),
+            "sigma_max must be greater than sigma_min = 2.0, got 1.0",
+        ),
+        (lambda: Polynomial(0.5), "power must be at least 1.0, got 0.5"),
+    ],
+)
+def test_a_schedule_without_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,235 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from fmjax.training import (
+    Checkpoints,
+    MeshConfig,
+    OptimizerConfig,
+    TrainState,
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    put_batch,
+    restore_ema,
+    state_sharding,
+)
+from fmjax.training.digests import write_digests
+from fmjax.velocity import VelocityNet
+from tests.training.tiny import Points, make_net, make_objective
+
+EXTRA = {"batches": {"position": 3}, "window": [[0.1, 2.0]]}
+
+
+def make_state(name="adamw", layout=(8, 1), net=None, key=None) -> TrainState:
+    net = make_net() if net is None else net
+    optimizer = make_optimizer(OptimizerConfig(name=name), 10)
+    key = jax.random.key(0) if key is None else key
+    return init_state(net, optimizer, key, make_mesh(MeshConfig(*layout)))[0]
+
+
+def bits(state):
+    """Everything of a state on the host, keys as their data."""
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, bits(a), bits(b))
+    assert jax.random.key_impl(a.key) == jax.random.key_impl(b.key)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return make_state()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, state):
+    """A folder with one whole checkpoint, of step 0; never written again."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, EXTRA)
+    return folder
+
+
+def copy_of(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("layout", [(8, 1), (1, 8), (4, 2)])
+def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, state, layout):
+    like = make_state(layout=layout, key=jax.random.key(1))
+    with Checkpoints(saved) as checkpoints:
+        restored, extra = checkpoints.restore(like)
+    assert_same_bits(restored, state)
+    assert extra == EXTRA
+    for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_a_description_is_enough_to_restore_onto(saved, state):
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    with Checkpoints(saved) as checkpoints:
+        assert_same_bits(checkpoints.restore(like).state, state)
+
+
+def test_the_state_of_muon_and_another_kind_of_key_come_back(tmp_path):
+    state = make_state("muon", key=jax.random.key(5, impl="rbg"))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+        assert_same_bits(checkpoints.restore(state).state, state)
+
+
+def test_a_state_may_be_donated_while_it_is_being_written(tmp_path):
+    mesh, net = make_mesh(), make_net()
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(make_objective(net), optimizer, mesh=mesh, state_sharding=sharding)
+    batches, expected = Points(), {}
+    with Checkpoints(tmp_path, max_to_keep=9) as checkpoints:
+        for number in range(1, 4):
+            state, _ = step(state, put_batch(next(batches), mesh))
+            expected[number] = bits(state)
+            checkpoints.save(state, {})
+        state, _ = step(state, put_batch(next(batches), mesh))
+        checkpoints.wait()
+        for number, values in expected.items():
+            restored = checkpoints.restore(state, number).state
+            jax.tree.map(np.testing.assert_array_equal, bits(restored), values)
+
+
+def test_only_the_newest_are_kept(tmp_path, state):
+    with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        for step in (1, 2, 3):
+            checkpoints.save(state._replace(step=jnp.int32(step)), {})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_what_a_killed_process_left_is_no_checkpoint_and_goes(saved, state, tmp_path):
+    folder = copy_of(saved, tmp_path)
+    leftover = folder / "7.orbax-checkpoint-tmp"
+    (folder / "0").rename(leftover)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step() is None
+        checkpoints.save(state, {})
+    assert [path.name for path in folder.iterdir()] == ["0"]
+
+
+def test_the_averaged_weights_are_read_alone(saved, state):
+    abstract = jax.eval_shape(make_net().init, jax.random.key(0))
+    sharding = state_sharding(abstract, make_mesh(MeshConfig(1, 8)))
+    for params, step in (
+        restore_ema(saved, abstract),
+        restore_ema(saved, abstract, sharding=sharding, step=0),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(state.ema_params))
+        assert step == 0
+    assert params["hidden"]["kernel"].addressable_shards[0].data.size == 64 * 64 // 8
+    # Damage elsewhere does not matter to them, and nothing is written.
+    assert not any("tmp" in path.name for path in saved.iterdir())
+
+
+def test_every_damaged_file_is_found(saved, state, tmp_path):
+    """Orbax's own files about the whole checkpoint are not needed to read it back."""
+    folder = copy_of(saved, tmp_path)
+    files = [path for path in sorted((folder / "0").rglob("*")) if path.is_file()]
+    needed = [path for path in files if path.parent != folder / "0" or path.name == "digests.json"]
+    assert len(needed) > 15
+    with Checkpoints(folder) as checkpoints:
+        for number, path in enumerate(needed):
+            whole = path.read_bytes()
+            middle = len(whole) // 2
+            flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+            for damaged in (flipped, whole[:middle], None)[: 3 if number % 5 == 0 else 1]:
+                path.unlink() if damaged is None else path.write_bytes(damaged)
+                message = f"checkpoint of step 0 in {folder} must be whole, got "
+                with pytest.raises(ValueError, match=message) as error:
+                    checkpoints.restore(state)
+                assert "\n" not in str(error.value)
+                path.write_bytes(whole)
+        assert_same_bits(checkpoints.restore(state).state, state)
+
+
+def test_what_orbax_cannot_read_is_one_line_too(saved, state, tmp_path):
+    """Digests that agree with a damaged file: then it is Orbax that finds the damage."""
+    folder = copy_of(saved, tmp_path)
+    (folder / "0" / "run" / "metadata").write_text("{")
+    (folder / "0" / "digests.json").unlink()
+    write_digests(folder / "0", ("run",))
+    message = f"checkpoint of step 0 in {folder} must be whole"
+    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state)
+
+
+def wider_net() -> VelocityNet:
+    net = make_net()
+
+    def init(key):
+        params = net.init(key)
+        return params | {"first": {"kernel": jnp.zeros((5, 32)), "bias": jnp.zeros(32)}}
+
+    return VelocityNet(init, net.apply)
+
+
+def test_a_checkpoint_of_another_model_or_optimizer_is_refused(saved, state, tmp_path):
+    start = f"checkpoint of step 0 in {saved} must be of this model and optimizer, got "
+    cases = {
+        "ema_params.first.bias: it holds float32\\[64\\], the run float32\\[32\\]": make_state(
+            net=wider_net()
+        ),
+        "state.opt_state.*: it holds int32\\[\\], the run nothing": make_state("muon"),
+        "keys of 'threefry2x32', not 'rbg'": make_state(key=jax.random.key(0, impl="rbg")),
+    }
+    with Checkpoints(saved) as checkpoints:
+        for difference, like in cases.items():
+            with pytest.raises(ValueError, match=start + difference):
+                checkpoints.restore(like)
+    with pytest.raises(ValueError, match=start + "ema_params.first.bias"):
+        restore_ema(saved, jax.eval_shape(wider_net().init, jax.random.key(0)))
+
+
+def test_a_checkpoint_of_another_program_is_refused(state, tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(4, args=ocp.args.StandardSave({"w": np.ones(3)}))
+    message = f"checkpoint of step 4 in {tmp_path} must be of this model .* one without run"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state)
+
+
+def test_a_description_that_fmjax_did_not_write_is_refused(saved, state, tmp_path):
+    folder = copy_of(saved, tmp_path)
+    (folder / "0" / "run" / "metadata").write_text("{}")
+    (folder / "0" / "digests.json").unlink()
+    write_digests(folder / "0", ("run",))
+    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match="did not write"):
+        checkpoints.restore(state)
+
+
+def test_a_folder_without_checkpoints_is_refused(saved, state, tmp_path):
+    message = f"checkpoint folder must hold a checkpoint, got none in {tmp_path}"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state)
+    with pytest.raises(ValueError, match="checkpoint folder must exist, got .*nowhere"):
+        restore_ema(tmp_path / "nowhere", state.params)
+    message = "checkpoint step must be one of \\[0\\], got 3"
+    with Checkpoints(saved) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state, 3)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="checkpoint folder must be writable, got .*file/here"):
+        Checkpoints(tmp_path / "file" / "here")
+    with pytest.raises(ValueError, match="max_to_keep must be at least 1, got 0"):
+        Checkpoints(tmp_path, max_to_keep=0)

@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.losses.objective import Objective
+from fmjax.training.optimizer import OptimizerConfig, make_optimizer
+from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
+from fmjax.training.step import init_state, make_train_step
+from tests.training.tiny import DIM, Points, make_net, make_objective
+
+NUM_STEPS = 5
+LAYOUTS = {"one": (1, 1), "data 8": (8, 1), "fsdp 8": (1, 8), "mixed": (4, 2)}
+
+
+def train(layout, accumulation_steps=1, num_steps=NUM_STEPS):
+    """`num_steps` of AdamW; the final state, losses and gradient norms, and the mesh."""
+    data, fsdp = layout
+    mesh = make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
+    net = make_net()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), NUM_STEPS)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(
+        make_objective(net),
+        optimizer,
+        mesh=mesh,
+        state_sharding=sharding,
+        accumulation_steps=accumulation_steps,
+    )
+    batches, metrics = Points(), []
+    for _ in range(num_steps):
+        state, said = step(state, put_batch(next(batches), mesh))
+        metrics.append(jax.device_get(said))
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return train(LAYOUTS["one"])
+
+
+def assert_same_run(run, reference):
+    for said, expected in zip(run[1], reference[1], strict=True):
+        np.testing.assert_allclose(said.loss, expected.loss, rtol=2e-6)
+        np.testing.assert_allclose(said.grad_norm, expected.grad_norm, rtol=2e-6)
+    for name in ("params", "ema_params"):
+        jax.tree.map(
+            # AdamW divides by the root of a tiny second moment at first, which magnifies
+            # the rounding of a gradient near zero: hence the absolute part.
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6),
+            jax.device_get(getattr(run[0], name)),
+            jax.device_get(getattr(reference[0], name)),
+        )
+
+
+@pytest.mark.parametrize("layout", ["data 8", "fsdp 8", "mixed"])
+def test_eight_devices_give_the_numbers_of_one(layout, reference):
+    assert_same_run(train(LAYOUTS[layout]), reference)
+
+
+@pytest.mark.parametrize("layout", ["one", "mixed"])
+def test_accumulation_gives_the_numbers_of_the_whole_batch(layout, reference):
+    assert_same_run(train(LAYOUTS[layout], accumulation_steps=2), reference)
+
+
+def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
+    """The step against its definition, written out: draw, mean loss, clip, AdamW, average."""
+    net, mesh = make_net(), make_mesh(devices=jax.devices()[:1])
+    init_key, step_key = jax.random.split(jax.random.key(0))
+    params, objective = net.init(init_key), make_objective(make_net())
+    batch = put_batch(next(Points()), mesh)
+    examples = objective.draw(jax.random.fold_in(step_key, 0), batch)
+    loss, grads = jax.value_and_grad(lambda p: jnp.mean(objective.loss(p, examples)))(params)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
+    said = reference[1][0]
+    np.testing.assert_allclose(said.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(said.grad_norm, norm, rtol=1e-6)
+    state, _ = train(LAYOUTS["one"], num_steps=1)
+    for new, average, old, grad in zip(
+        *map(jax.tree.leaves, (state.params, state.ema_params, params, grads)), strict=True
+    ):
+        grad = grad * min(1.0, 1.0 / norm)
+        # First AdamW step: both moments equal the gradient's after bias correction;
+        # half of the learning rate, because the warm-up has two steps.
+        expected = old - 0.5e-2 * grad / (jnp.abs(grad) + 1e-8)
+        np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(average, 0.1 * old + 0.9 * expected, rtol=1e-5, atol=1e-6)
+    assert state.step == 1
+
+
+def test_many_steps_trace_once():
+    net, mesh, traces = make_net(), make_mesh(), []
+    objective = make_objective(net)
+
+    def counted_loss(params, examples):
+        traces.append(None)
+        return objective.loss(params, examples)
+
+    optimizer = optax.sgd(1e-3)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    counted = objective._replace(loss=counted_loss)
+    step = make_train_step(counted, optimizer, mesh=mesh, state_sharding=sharding)
+    batches = Points()
+    for _ in range(4):
+        state, _ = step(state, put_batch(next(batches), mesh))
+    assert len(traces) == 1
+
+
+def test_params_and_their_average_share_no_buffers_and_the_state_is_donated():
+    net, mesh, optimizer = make_net(), make_mesh(), optax.sgd(1e-3)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    leaves = jax.tree.leaves((state.params, state.ema_params))
+    pointers = [s.data.unsafe_buffer_pointer() for leaf in leaves for s in leaf.addressable_shards]
+    assert len(set(pointers)) == len(pointers)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
+    step = make_train_step(make_objective(net), optimizer, mesh=mesh, state_sharding=sharding)
+    step(state, put_batch(next(Points()), mesh))
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_not_finite_is_told_on_the_device():
+    net, mesh, optimizer = make_net(), make_mesh(), optax.sgd(1e-3)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(make_objective(net), optimizer, mesh=mesh, state_sharding=sharding)
+    rows = np.zeros((16, DIM), np.float32)
+    state, metrics = step(state, put_batch(Batch(rows), mesh))
+    assert metrics.finite
+    rows[3, 0] = np.nan
+    _, metrics = step(state, put_batch(Batch(rows), mesh))
+    assert not metrics.finite
+    assert np.isnan(metrics.loss)
+
+
+def bare_step(mesh, **settings):
+    net, optimizer = make_net(), optax.sgd(1e-3)
+    objective = settings.pop("objective", make_objective(net))
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding, **settings)
+    return step, state
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    mesh = make_mesh()
+    with pytest.raises(ValueError, match="batch size must divide by the 8 devices, got 12"):
+        put_batch(next(Points(batch_size=12)), mesh)
+    step, state = bare_step(mesh, accumulation_steps=3)
+    rule = "batch size must divide by the 8 devices times 3 accumulation steps, got 16"
+    with pytest.raises(ValueError, match=rule):
+        step(state, put_batch(next(Points()), mesh))
+
+
+def test_a_loss_that_is_not_one_per_example_is_refused():
+    mesh = make_mesh()
+    objective = make_objective(make_net())
+    scalar = Objective(objective.draw, lambda p, e: jnp.mean(objective.loss(p, e)))
+    step, state = bare_step(mesh, objective=scalar)
+    with pytest.raises(ValueError, match="one value per example, shape \\(16,\\), got \\(\\)"):
+        step(state, put_batch(next(Points()), mesh))
+
+
+def test_settings_out_of_range_are_refused():
+    mesh = make_mesh()
+    with pytest.raises(ValueError, match="ema_decay must lie in \\[0, 1\\), got 1.0"):
+        bare_step(mesh, ema_decay=1.0)
+    with pytest.raises(ValueError, match="accumulation_steps must be at least 1, got 0"):
+        bare_step(mesh, accumulation_steps=0)
