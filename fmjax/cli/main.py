@@ -123,7 +123,10 @@ def _train(arguments: list[str]) -> None:
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
     folder = Path("runs") / asked.config.name if asked.run is None else asked.run
     with console() as progress:
-        train(asked.config, folder, overwrite=asked.overwrite, progress=progress)
+        run = train(asked.config, folder, overwrite=asked.overwrite, progress=progress)
+        from fmjax.studies.results import make_results  # Figures are not needed any sooner.
+
+        make_results(run, progress=progress)
 
 
 def _sample(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, Split
@@ -24,6 +23,8 @@ class DigitsData:
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """The images of one split, in the order of the file."""
+        from sklearn.datasets import load_digits  # Takes a second, which only digits are worth.
+
         pixels, target = (np.asarray(array) for array in load_digits(return_X_y=True))
         rank = np.empty(len(target), dtype=np.int64)
         for label in range(10):

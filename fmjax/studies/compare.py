@@ -7,7 +7,7 @@ grids of all lengths are padded to the longest, and tolerances are arguments.
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -135,7 +135,7 @@ def compare(
         reference = lower_reference(make_velocity_fn, params, x0, cond, reference_tolerance)
         arguments = {s.solver: s.argument for s in solves}
         programs = _compiled(
-            [reference.lowered, *(lowered(name, value) for name, value in arguments.items())]
+            itertools.chain([reference.lowered], itertools.starmap(lowered, arguments.items()))
         )
         exact = solve_reference(reference, programs.pop(0))
         advance(1, note="reference")
@@ -183,8 +183,8 @@ def _plan(
     ]
 
 
-def _compiled(lowered: Sequence[jax.stages.Lowered]) -> list[Callable[..., Samples]]:
-    """Compile side by side: XLA works outside the interpreter's lock."""
+def _compiled(lowered: Iterable[jax.stages.Lowered]) -> list[Callable[..., Samples]]:
+    """Compile side by side, the first while the next is traced: XLA needs no interpreter."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(lambda low: low.compile(), lowered))
 

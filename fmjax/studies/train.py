@@ -1,6 +1,5 @@
-"""The main job: train from a config, then sample, evaluate, compare and report."""
+"""Train from a config into a run folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,7 @@ import numpy as np
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, Experiment, build, num_parameters
 from fmjax.data import BatchIterator, batches
-from fmjax.studies.compare_run import compare_run
-from fmjax.studies.evaluate import evaluate_run
-from fmjax.studies.report import GRID, report_run
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
-from fmjax.studies.sample import sample_run
 from fmjax.training import (
     Checkpoints,
     RunLogger,
@@ -35,10 +30,9 @@ def train(
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Run:
-    """Train and leave a run folder with everything that a reader of results looks for.
+    """Train, and leave a run folder with config, checkpoints and metrics.
 
-    A run that stands there with the same config is resumed where it stopped; what was made
-    of it already is not made again.
+    A run that stands there with the same config is resumed where it stopped.
 
     Args:
         config: The experiment.
@@ -81,26 +75,7 @@ def train(
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
     _fit(config, experiment, state, sharding, feed, mesh, folder, progress)
-    run = open_run(path)
-    make_results(run, progress=progress)
-    return run
-
-
-def make_results(run: Run, *, progress: Progress = Silent()) -> None:
-    """Make the results of a trained run that its folder lacks, then the page of all."""
-    parts: dict[Path, Callable[[], object]] = {
-        run.folder.samples / f"{GRID}.npz": lambda: sample_run(
-            run, run.config.sampling, output=run.folder.samples / GRID, progress=progress
-        ),
-        run.folder.evaluation: lambda: evaluate_run(
-            run, run.config.evaluation, run.config.sampling, progress=progress
-        ),
-        run.folder.comparison: lambda: compare_run(run, run.config.compare, progress=progress),
-    }
-    for file, make in parts.items():
-        if not file.is_file():
-            make()
-    report_run(run, progress=progress)
+    return open_run(path)
 
 
 def _fit(

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fmjax._files import write_atomically
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 @runtime_checkable
@@ -51,6 +52,8 @@ class RunLogger:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._events is None:
+            from tensorboardX import SummaryWriter  # Imports PyTorch where there is one.
+
             # TensorBoard hides what an earlier process wrote from this step on.
             self._events = SummaryWriter(str(self.folder / "events"), purge_step=self._first_step)
         for name, value in values.items():

@@ -12,6 +12,7 @@ from fmjax.networks import DiTConfig
 from fmjax.studies.configs import load_config
 from fmjax.studies.draw import Drawn
 from fmjax.studies.evaluate import read_evaluation
+from fmjax.studies.results import make_results
 from fmjax.studies.run_folder import RunFolder, prepare, read_config
 from fmjax.studies.sample import chosen_labels, grid_of, sample_run
 from fmjax.studies.train import train
@@ -38,7 +39,9 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(CONFIG, tmp_path_factory.mktemp("runs") / "tiny")
+    run = train(CONFIG, tmp_path_factory.mktemp("runs") / "tiny")
+    make_results(run)
+    return run
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_without_classes_there_are_no_labels_to_choose():
 
 def test_a_finished_run_is_not_made_again(run):
     before = content(run.folder.path)
-    train(CONFIG, run.folder.path)
+    make_results(train(CONFIG, run.folder.path))
     after = content(run.folder.path)
     made = [run.folder.evaluation, run.folder.comparison, run.folder.samples / "grid.npz"]
     assert [after[path] for path in [*made, run.folder.metrics]] == [
