@@ -182,11 +182,11 @@ def shifted_grid(num_steps: int, shift: float) -> Grid:
 def edm_grid(
     num_steps: int, rho: float = 7.0, *, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Grid:
-    """EDM's noise levels as times of the linear path: `t = 1 / (1 + sigma)`.
+    """EDM's sigmas as times of the linear path: `t = 1 / (1 + sigma)`.
 
-    The levels go evenly in `sigma^(1/rho)` from `sigma_max` to `sigma_min`, `num_steps` of
-    them, then to zero; a level is the noise-to-data ratio `(1 - t) / t`. The first is taken as pure
-    noise, t = 0, so that sampling starts where the path does. 0 and 1 are exact.
+    They go evenly in `sigma^(1/rho)` from `sigma_max` to `sigma_min`, `num_steps` of them, then
+    to zero; sigma is the noise-to-data ratio `(1 - t) / t`. The first is taken as pure noise,
+    t = 0, so that sampling starts where the path does. 0 and 1 are exact.
 
     Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
@@ -195,5 +195,5 @@ def edm_grid(
     require_positive("sigma_min", sigma_min)
     require(sigma_max > sigma_min, "sigma_max", f"be greater than {sigma_min}", sigma_max)
     low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
-    levels = jnp.linspace(high, low, num_steps) ** rho
-    return jnp.append(1.0 / (1.0 + levels), 1.0).at[0].set(0.0)
+    sigmas = jnp.linspace(high, low, num_steps) ** rho
+    return jnp.append(1.0 / (1.0 + sigmas), 1.0).at[0].set(0.0)

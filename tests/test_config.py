@@ -28,7 +28,15 @@ from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import Cosine, Polynomial
 from fmjax.solvers import AdaptiveSteps, FixedSteps
 from fmjax.studies.configs import load_config
-from fmjax.times import LogitNormal, Shifted
+from fmjax.times import (
+    LogitNormal,
+    Shifted,
+    UShaped,
+    edm_grid,
+    quantile_grid,
+    shifted_grid,
+    uniform_grid,
+)
 from fmjax.training import OptimizerConfig, init_state, make_mesh, make_train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -49,7 +57,10 @@ UNUSUAL = Config(
     coupling=MinibatchOT("shard"),
     loss=LossConfig(Prediction.X1, Prediction.X0, density=Shifted(LogitNormal(0.5), 2.0)),
     optimizer=OptimizerConfig(name="muon", clip_norm=None),
-    sampling=SamplingConfig(solver="heun", num_steps=8, guidance_interval=(0.1, 0.9)),
+    sampling=SamplingConfig(
+        solver="heun", num_steps=8, guidance_interval=(0.1, 0.9), grid_density=Shifted(UShaped())
+    ),
+    conditional=False,
 )
 
 
@@ -94,11 +105,19 @@ def test_a_value_out_of_range_in_json_is_named():
         from_json(text)
 
 
-def test_fixed_steps_follow_the_named_grid():
-    for grid in ("uniform", "shifted", "edm"):
-        steps = SamplingConfig(solver="euler", num_steps=4, grid=grid).make_steps()
-        assert isinstance(steps, FixedSteps)
-        assert steps.times.shape == (5,)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"grid": "uniform"}, uniform_grid(4)),
+        ({"grid": "shifted", "shift": 2.0}, shifted_grid(4, 2.0)),
+        ({"grid": "edm"}, edm_grid(4)),
+        ({"grid": "quantiles", "grid_density": UShaped()}, quantile_grid(4, UShaped())),
+    ],
+)
+def test_fixed_steps_follow_the_named_grid(settings, expected):
+    steps = SamplingConfig(solver="euler", num_steps=4, **settings).make_steps()
+    assert isinstance(steps, FixedSteps)
+    np.testing.assert_array_equal(steps.times, expected)
 
 
 def test_without_a_number_of_steps_they_are_adaptive():

@@ -11,7 +11,7 @@ import fmjax
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fmjax"
-MAX_LINES = 340  # The aim is 250; this stops what has run away from it.
+MAX_LINES = 270  # The aim is 250; this stops what has run away from it.
 
 # A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
 FLOORS = {

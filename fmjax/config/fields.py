@@ -18,10 +18,10 @@ from fmjax.losses import TimeWeight
 from fmjax.networks import DiTConfig, NetworkConfig
 from fmjax.paths import AffinePath, Prediction
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
-from fmjax.times import AnyDensity, Shifted, Uniform
+from fmjax.times import AnyDensity, LogitNormal, Shifted, Uniform
 from fmjax.training import MeshConfig, OptimizerConfig
 
-TrainingDensity = AnyDensity | Shifted
+DensityConfig = AnyDensity | Shifted
 AnyCoupling = Independent | MinibatchOT
 
 
@@ -41,7 +41,7 @@ class LossConfig:
     prediction: Prediction = Prediction.VELOCITY
     space: Prediction = Prediction.VELOCITY
     weight: TimeWeight = TimeWeight()
-    density: TrainingDensity = Uniform()
+    density: DensityConfig = Uniform()
     stratified: bool = False
     label_drop: float = 0.1
 
@@ -108,8 +108,10 @@ class SamplingConfig:
         num_samples: How many.
         solver: Name of an ODE solver, lower case: tsit5, dopri5, euler, heun, ...
         num_steps: Fixed steps; None adapts them to the tolerances.
-        grid: Where fixed steps lie: uniform, shifted (by `shift`), edm.
+        grid: Where fixed steps lie: uniform, shifted (by `shift`), edm, or at the quantiles of
+            `grid_density`.
         shift: Of the shifted grid; above 1 takes shorter steps near the noise.
+        grid_density: Of the quantiles grid.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps, in data units.
         control: Whose error decides: the worst sample's, each sample's own, or the batch's rms.
@@ -122,8 +124,9 @@ class SamplingConfig:
     num_samples: int = 64
     solver: str = "tsit5"
     num_steps: int | None = None
-    grid: Literal["uniform", "shifted", "edm"] = "uniform"
+    grid: Literal["uniform", "shifted", "edm", "quantiles"] = "uniform"
     shift: float = 3.0
+    grid_density: DensityConfig = LogitNormal()
     rtol: float = 1e-4
     atol: float = 1e-4
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE
@@ -161,6 +164,8 @@ class SamplingConfig:
             return FixedSteps(times.edm_grid(self.num_steps))
         if self.grid == "shifted":
             return FixedSteps(times.shifted_grid(self.num_steps, self.shift))
+        if self.grid == "quantiles":
+            return FixedSteps(times.quantile_grid(self.num_steps, self.grid_density))
         return FixedSteps(times.uniform_grid(self.num_steps))
 
 
@@ -212,10 +217,27 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment, whole. `fmjax train` reads it from a file and keeps it in the run folder."""
+    """One experiment, whole. `fmjax train` reads it from a file and keeps it in the run folder.
+
+    Attributes:
+        name: Of the run and its folder.
+        data: What is learned.
+        conditional: Whether the data's classes, where it has any, condition the network.
+        network: What predicts.
+        path: From noise to data.
+        coupling: How noise and data are paired.
+        loss: What the network is trained for.
+        optimizer: How its weights move.
+        training: How long, and in what portions.
+        mesh: The layout of the devices.
+        sampling: How samples are drawn.
+        compare: The solver comparison.
+        evaluation: What is measured of the samples.
+    """
 
     name: str
     data: DataConfig = field(default_factory=DigitsData)
+    conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()

@@ -7,7 +7,7 @@ import cattrs.preconf.json
 import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
-from fmjax.config.fields import AnyCoupling, Config, TrainingDensity
+from fmjax.config.fields import AnyCoupling, Config, DensityConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
 from fmjax.schedules import AnySchedule
@@ -16,7 +16,7 @@ from fmjax.times import AnyDensity
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.preconf.json.make_converter(forbid_extra_keys=True)
-    for union in (DataConfig, NetworkConfig, AnySchedule, AnyDensity, TrainingDensity, AnyCoupling):
+    for union in (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling):
         configure_tagged_union(union, converter, tag_name="type")
     return converter
 

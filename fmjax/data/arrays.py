@@ -24,12 +24,10 @@ class ArrayData:
         folder: With these files.
         num_classes: How many classes the labels count; None for one more than the highest
             label of the training split.
-        conditional: Whether to use the labels.
     """
 
     folder: str
     num_classes: int | None = None
-    conditional: bool = True
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read or map one split.
@@ -39,7 +37,7 @@ class ArrayData:
         """
         folder = Path(self.folder).expanduser()
         x, labels = _read(folder, split)
-        if labels is None or not self.conditional:
+        if labels is None:
             return Dataset(x=x)
         num_classes = self.num_classes
         if num_classes is None:

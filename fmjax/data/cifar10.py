@@ -22,13 +22,11 @@ class Cifar10Data:
 
     Attributes:
         folder: `cifar-10-batches-bin`, as the published archive unpacks.
-        conditional: Whether to use the labels.
 
     Source: A. Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
 
     folder: str
-    conditional: bool = True
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read one split.
@@ -40,8 +38,6 @@ class Cifar10Data:
         records = np.concatenate([_read(folder / name) for name in _FILES[split]])
         channels_first = records[:, 1:].reshape(-1, 3, 32, 32)
         images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
-        if not self.conditional:
-            return Dataset(x=images)
         return Dataset(x=images, labels=records[:, 0].copy(), num_classes=10)
 
 

@@ -63,6 +63,10 @@ class Dataset:
         """The labels at `indices` as int32, or None for an unconditional set."""
         return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
 
+    def without_labels(self) -> "Dataset":
+        """The same examples, for an unconditional model."""
+        return Dataset(self.x)
+
     def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
         """Points and classes at `indices`."""
         return Batch(x1=self.points(indices), cond=self.classes(indices))

@@ -1,6 +1,7 @@
 """Fetch a published file once, and keep it only if it is the published one."""
 
 import hashlib
+import http.client
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,8 +56,8 @@ def download(
                     found = _copy(reply, temporary, advance)
                 if found != sha256:
                     raise DownloadError(f"sha256 {found[:12]}.. instead of {sha256[:12]}..")
-        except (OSError, DownloadError) as error:
-            failures.append(f"{url}: {error}")
+        except (OSError, http.client.HTTPException, DownloadError) as error:
+            failures.append(f"{url}: {error or type(error).__name__}")
         else:
             return
     raise DownloadError("; ".join(failures))

@@ -64,11 +64,6 @@ def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple
     return tuple(said)
 
 
-def in_words(comparison: Comparison, levels: Sequence[float] = LEVELS) -> str:
-    """All of `sentences` as one line."""
-    return " ".join(sentences(comparison, levels))
-
-
 def _sentence(group: list[Advice], comparison: Comparison, *, first: bool) -> str:
     """One sentence for levels that share an answer; the first says what the level is of."""
     cheapest, fastest = group[-1].cheapest, group[-1].fastest

@@ -188,29 +188,6 @@ def write_csv(comparison: Comparison, path: Path) -> None:
             writer.writerow([*values, *(run.metrics.get(name, math.nan) for name in metrics)])
 
 
-def read_csv(path: Path) -> tuple[SolverRun, ...]:
-    """Read the rows that `write_csv` wrote."""
-    with path.open(newline="") as file:
-        return tuple(_run_from_csv(row) for row in csv.DictReader(file))
-
-
-def _run_from_csv(row: dict[str, str]) -> SolverRun:
-    known = {name: row[name] for name in SolverRun._fields if name in row}
-    metrics = {name: float(value) for name, value in row.items() if name not in known}
-    return SolverRun(
-        solver=known["solver"],
-        steps=int(known["steps"]) if known["steps"] else None,
-        tolerance=float(known["tolerance"]) if known["tolerance"] else None,
-        nfe_mean=float(known["nfe_mean"]),
-        nfe_max=int(known["nfe_max"]),
-        rmse_mean=float(known["rmse_mean"]),
-        rmse_worst=float(known["rmse_worst"]),
-        seconds=float(known["seconds"]),
-        succeeded=float(known["succeeded"]),
-        metrics=metrics,
-    )
-
-
 def _plain(value: Any) -> Any:
     """`value` for JSON, which has no infinity and no NaN: those become strings."""
     if isinstance(value, Mapping):

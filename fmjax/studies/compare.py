@@ -36,8 +36,6 @@ from fmjax.studies.reference import lower_reference, rmse, solve_reference
 from fmjax.times import uniform_grid
 from fmjax.velocity import VelocityFn
 
-NUM_STEPS = (1, 2, 4, 8, 16, 32, 64)
-TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FIXED: Mapping[str, Any] = {
     "Euler": Euler(),
     "Midpoint": Midpoint(),
@@ -79,8 +77,8 @@ def compare(
     x0: Points,
     cond: Cond = None,
     *,
-    num_steps: Sequence[int] = NUM_STEPS,
-    tolerances: Sequence[float] = TOLERANCES,
+    num_steps: Sequence[int],
+    tolerances: Sequence[float],
     fixed: Mapping[str, Any] = FIXED,
     adaptive: Mapping[str, Any] = ADAPTIVE,
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE,

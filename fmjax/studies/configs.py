@@ -1,6 +1,10 @@
 """Reading an experiment from a Python file."""
 
+import dataclasses
+import difflib
 import importlib.util
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fmjax.config import Config
@@ -26,7 +30,21 @@ def load_config(path: Path) -> Config:
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
-        raise ValueError(f"config {path} must run, got {type(error).__name__}: {error}") from error
+        hint = _suggestion(str(error), vars(module))
+        raise ValueError(
+            f"config {path} must run, got {type(error).__name__}: {error}{hint}"
+        ) from error
     if not isinstance(config, Config):
         raise ValueError(f"config {path} must define get_config() -> Config, got {config!r}")
     return config
+
+
+def _suggestion(message: str, names: Mapping[str, object]) -> str:
+    """The field that was meant, where the message is Python's about a misspelt one."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    kind = names.get(found[1]) if found else None
+    if found is None or not dataclasses.is_dataclass(kind) or "did you mean" in message.lower():
+        return ""
+    fields = [field.name for field in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(found[2], fields, n=1, cutoff=0.0)
+    return f" (did you mean {close[0]!r}?)"

@@ -50,6 +50,8 @@ def train(
         NonFiniteLoss: If the loss was not finite.
     """
     dataset = config.data.load("train", progress=progress)
+    if not config.conditional:
+        dataset = dataset.without_labels()
     event_shape, num_classes = dataset.event_shape, dataset.num_classes
     experiment = build(config, event_shape, num_classes)
     mesh = make_mesh(config.mesh)

@@ -35,7 +35,8 @@ class OptimizerConfig:
         name: "adamw" or "muon".
         learning_rate: Its peak, reached after the warm-up. Muon's updates are scaled to the
             size of AdamW's (rms 0.2), so one value serves both.
-        schedule: "constant" or "cosine" (down to 0 at the last step).
+        schedule: What follows the warm-up: "constant", or down to 0 at the last step by
+            "cosine" or "linear".
         warmup_steps: Steps of linear rise; the first step takes `1 / warmup_steps` of the peak.
         weight_decay: Decoupled decay of every parameter, multiplied by the learning rate.
         b1: Decay of the first moment (AdamW).
@@ -57,7 +58,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         require_one_of("optimizer.name", self.name, ("adamw", "muon"))
-        require_one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        require_one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
         require_positive("optimizer.learning_rate", self.learning_rate)
         require_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         require_at_least("optimizer.weight_decay", self.weight_decay, 0)
@@ -73,10 +74,13 @@ def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | 
     step = jnp.asarray(step, jnp.float32)
     warmup = float(config.warmup_steps)
     rise = jnp.minimum(1.0, (step + 1) / warmup) if config.warmup_steps else 1.0
-    fall = 1.0
-    if config.schedule == "cosine":
-        progress = (step - warmup) / max(num_steps - warmup, 1.0)
-        fall = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0.0, 1.0)))
+    progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1.0), 0.0, 1.0)
+    falls = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + jnp.cos(math.pi * progress)),
+        "linear": 1 - progress,
+    }
+    fall = falls[config.schedule]
     return jnp.asarray(config.learning_rate * rise * fall, jnp.float32)
 
 

@@ -18,7 +18,6 @@ def test_an_npz_is_read_back_as_written(tmp_path):
     # The one label of the test split is 0; the classes are those of the train split.
     assert (train.num_classes, test.num_classes) == (3, 3)
     assert load(ArrayData(str(tmp_path), num_classes=5)).num_classes == 5
-    assert load(ArrayData(str(tmp_path), conditional=False)).labels is None
 
 
 def test_npy_files_are_mapped_and_delivered(tmp_path):

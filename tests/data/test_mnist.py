@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import io
 import struct
 import urllib.error
@@ -102,6 +103,8 @@ class Mirror:
         self.asked.append(url)
         if url not in self.contents:
             raise urllib.error.URLError("no such host")
+        if self.contents[url] is None:
+            raise http.client.IncompleteRead(b"half")
         reply = io.BytesIO(self.contents[url])
         reply.headers = {"Content-Length": str(len(self.contents[url]))}
         return reply
@@ -148,11 +151,10 @@ def test_a_download_takes_the_first_mirror_with_the_published_file(tmp_path):
 
 
 def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path):
-    mirror = Mirror({"https://b/f": b"wrong"})
-    urls = ["https://a/f", "https://b/f"]
-    with pytest.raises(
-        DownloadError, match=r"a/f: .*no such host.*b/f: sha256 [0-9a-f]+.. instead"
-    ):
+    mirror = Mirror({"https://b/f": b"wrong", "https://c/f": None})
+    urls = ["https://a/f", "https://b/f", "https://c/f"]
+    message = r"a/f: .*no such host.*b/f: sha256 [0-9a-f]+.. instead.*c/f: IncompleteRead"
+    with pytest.raises(DownloadError, match=message):
         download(urls, tmp_path / "f", sha256=sha256(b"right"), open_url=mirror)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
 import math
 
-from fmjax.report.advice import advise, in_words, seconds_in_words, sentences
+from fmjax.report.advice import advise, seconds_in_words, sentences
 from tests.report.made_up import REFERENCE, comparison, run
 
 EULER = run("Euler", 64, 64, 0.05, 0.2)
@@ -30,25 +30,25 @@ def test_the_advice_reads_as_english():
 
 
 def test_levels_with_one_answer_share_a_sentence():
-    words = in_words(comparison(TSIT5), (1e-1, 1e-2, 1e-3))
+    words = " ".join(sentences(comparison(TSIT5), (1e-1, 1e-2, 1e-3)))
     assert words.startswith("For a worst-sample error of at most 0.001, take Tsit5")
     assert words.count("For ") == 1
 
 
 def test_one_evaluation_is_not_plural():
-    assert ": 1 evaluation in 2 ms," in in_words(
-        comparison(run("Euler", 1, 1, 0.01, 0.002)), (0.1,)
-    )
+    (words,) = sentences(comparison(run("Euler", 1, 1, 0.01, 0.002)), (0.1,))
+    assert ": 1 evaluation in 2 ms," in words
 
 
 def test_a_run_that_left_a_sample_behind_is_never_taken():
     failed = run("Tsit5", 1e-6, 10, 1e-6, 0.1, succeeded=0.9)
     assert advise(comparison(failed), (0.1,))[0].cheapest is None
-    assert "none brought every sample to its end" in in_words(comparison(failed), (0.1,))
+    (words,) = sentences(comparison(failed), (0.1,))
+    assert "none brought every sample to its end" in words
 
 
 def test_a_run_with_an_infinite_error_is_never_taken():
-    words = in_words(comparison(run("Euler", 1, 1, math.inf, 0.1)), (0.1,))
+    (words,) = sentences(comparison(run("Euler", 1, 1, math.inf, 0.1)), (0.1,))
     assert words == (
         "No run reaches a worst-sample error of 0.1: none brought every sample to its end."
     )
@@ -62,7 +62,7 @@ def test_errors_below_the_uncertainty_of_the_reference_are_not_advised_on():
 
 
 def test_no_runs_are_said_to_be_none():
-    assert in_words(comparison()) == "No solver was run."
+    assert sentences(comparison()) == ("No solver was run.",)
 
 
 def test_durations_carry_their_unit():

@@ -11,7 +11,7 @@ from fmjax.data import DigitsData
 from fmjax.networks import DiTConfig
 from fmjax.studies.configs import load_config
 from fmjax.studies.draw import Drawn
-from fmjax.studies.evaluate import read_evaluation
+from fmjax.studies.evaluate import evaluate_run, read_evaluation
 from fmjax.studies.results import make_results
 from fmjax.studies.run_folder import RunFolder, prepare, read_config
 from fmjax.studies.sample import chosen_labels, grid_of, sample_run
@@ -127,6 +127,17 @@ def test_without_classes_there_are_no_labels_to_choose():
         chosen_labels(4, None, (1,))
 
 
+def test_an_unconditional_model_of_labelled_images_is_measured_by_their_classifier(tmp_path):
+    sampling = dataclasses.replace(CONFIG.sampling, guidance=1.0)
+    config = dataclasses.replace(CONFIG, name="blind", conditional=False, sampling=sampling)
+    run = train(config, tmp_path / "blind")
+    assert run.num_classes is None
+    assert "label" not in str(run.params.keys()).lower()
+    found = evaluate_run(run, config.evaluation, config.sampling)
+    assert found.frechet > found.frechet_halves > 0
+    assert found.accuracy is None
+
+
 def test_a_finished_run_is_not_made_again(run):
     before = content(run.folder.path)
     make_results(train(CONFIG, run.folder.path))
@@ -198,6 +209,11 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
     [
         ("def get_config(:", "must run, got SyntaxError"),
         ("import no_such_module", "must run, got ModuleNotFoundError"),
+        (
+            "from fmjax.config import LossConfig\n"
+            "def get_config():\n    return LossConfig(label_dorp=0.2)",
+            r"got TypeError: .*'label_dorp'.*id you mean 'label_drop'\?",
+        ),
         ("x = 1", r"must define get_config\(\) -> Config, got None"),
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
     ],

@@ -34,6 +34,12 @@ def test_cosine_falls_from_the_end_of_the_warm_up_to_zero_at_the_last_step():
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
+def test_linear_decay_ends_at_zero():
+    config = OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=2)
+    rates = [float(learning_rate_at(config, 6, n)) for n in range(7)]
+    np.testing.assert_allclose(rates, [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0], atol=1e-6)
+
+
 def test_the_optimizer_takes_the_rate_of_its_step():
     params = {"kernel": jnp.ones((2, 2))}
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, clip_norm=None)
