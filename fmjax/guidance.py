@@ -76,7 +76,7 @@ def classifier_free(
     Returns:
         The guided field. It costs two network evaluations inside the interval, and says so.
         Where samples of a batch stand at different times (`ErrorControl.PER_SAMPLE`), the
-        device computes both sides for all of them, whatever the count says that each needs.
+        device computes two for all while any is inside; the count is of what each needs.
 
     Raises:
         ValueError: If the scale is negative or the interval is not within [0, 1].
