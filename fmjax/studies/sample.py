@@ -70,7 +70,10 @@ def chosen_labels(
 
 
 def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> str:
-    """A file name that tells all settings apart but the batch size, which changes nothing."""
+    """A file name that tells all settings apart but the batch size.
+
+    That decides nothing but, within the tolerance, who shares adaptive steps.
+    """
     if sampling.num_steps is None:
         steps = f"rtol{sampling.rtol:g}"
         if sampling.atol != sampling.rtol:
@@ -79,7 +82,11 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
             steps += f"-{sampling.control.value}"
     else:
         steps = f"{sampling.num_steps}-{sampling.grid}"
-        steps += f"{sampling.shift:g}" if sampling.grid == "shifted" else ""
+        if sampling.grid == "shifted":
+            steps += f"{sampling.shift:g}"
+        elif sampling.grid == "quantiles":
+            density = repr(sampling.grid_density).lower()
+            steps += "-" + "".join(c for c in density if c.isalnum() or c in ".-")
     parts = [sampling.solver, steps]
     if sampling.guidance != 1.0:
         low, high = sampling.guidance_interval
