@@ -16,7 +16,9 @@ def get_config() -> Config:
         data=DigitsData(),
         network=DiTConfig(patch_size=2, width=64, num_layers=4, num_heads=4, unroll_layers=True),
         loss=LossConfig(label_drop=0.1, stratified=True),
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=5e-3, schedule="cosine", warmup_steps=50
+        ),
         training=TrainingConfig(
             num_steps=1_000, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
         ),

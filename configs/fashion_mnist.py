@@ -17,7 +17,9 @@ def get_config() -> Config:
         data=IdxData("fashion_mnist"),
         network=DiTConfig(patch_size=4, width=128, num_layers=4, num_heads=4, unroll_layers=True),
         loss=LossConfig(label_drop=0.1, density=LogitNormal(), stratified=True),
-        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
+        ),
         training=TrainingConfig(
             num_steps=3_000, batch_size=128, ema_decay=0.998, log_every=50,
             checkpoint_every=500,

@@ -1,4 +1,4 @@
-"""Before jax starts: eight fake devices, and a compilation cache that outlives the run."""
+"""Before jax starts: eight fake devices, and compilation that is quick and kept."""
 
 import os
 import tempfile
@@ -6,7 +6,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
 )
 os.environ.setdefault("FMJAX_CACHE", str(Path(tempfile.gettempdir()) / "fmjax-tests"))
 os.environ.setdefault(

@@ -186,27 +186,3 @@ def test_guidance_needs_classes():
 def test_what_cannot_be_is_refused_in_words(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1", "must define get_config"),
-        ("def get_config(): return 3", "must define get_config"),
-        ("def get_config(: pass", "must run, got SyntaxError"),
-        (
-            "from fmjax.config import Config\ndef get_config(): return Config(name='x', nome=1)",
-            "nome",
-        ),
-    ],
-)
-def test_a_config_file_that_gives_no_config_is_refused(tmp_path, text, message):
-    path = tmp_path / "bad.py"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_config(path)
-
-
-def test_a_missing_config_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="config must be a Python file, got"):
-        load_config(tmp_path / "absent.py")

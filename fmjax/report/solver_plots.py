@@ -83,10 +83,12 @@ def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> F
     floor, exact = comparison.floors.get(name), comparison.reference.metrics.get(name)
     if floor is not None:
         axes.axhline(floor, color=theme.ink, linewidth=1.2, linestyle=(0, (1, 2)), gid="floor")
-        _note(axes, theme, floor, "real data against real data", above=False)
+        above = exact is not None and floor > exact
+        _note(axes, theme, floor, "real data against real data", above=above)
     if exact is not None:
         axes.axhline(exact, color=theme.faint, linewidth=1.0, gid="exact", zorder=1)
-        _note(axes, theme, exact, "the reference solve", above=True)
+        above = floor is None or exact >= floor
+        _note(axes, theme, exact, "the reference solve", above=above)
     _legend(figure, comparison, lines, theme)
     return figure
 

@@ -218,8 +218,14 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_file_that_gives_no_config_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_config(path)
+
+
+def test_a_missing_config_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config must be a Python file, got"):
+        load_config(tmp_path / "absent.py")
