@@ -4,6 +4,7 @@ A coupling reorders the sources only, so targets keep their conditions, and it n
 or drops a point, so both marginals stay what they were.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, Points
+from fmjax._arrays import Cond, Points, batch_axes
 from fmjax._checks import require, require_at_least
 
 
@@ -68,9 +69,12 @@ class MinibatchOT:
 
     def __call__(self, x0: Points, x1: Points, cond: Cond = None) -> Points:
         """Give `x0` reordered by the plan."""
-        axes = _batch_axes(x0.shape[0]) if self.scope == "shard" else None
-        if axes is None:
+        axes = batch_axes() if self.scope == "shard" else ()
+        if not axes:
             return self._couple(x0, x1, cond)
+        num_shards = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
+        fits = x0.shape[0] % num_shards == 0
+        require(fits, "batch size", f"divide by {num_shards} shards", x0.shape[0])
         rows = PartitionSpec(axes)
         return jax.shard_map(
             self._couple, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False
@@ -108,18 +112,3 @@ def _with_condition(costs: jax.Array, cond: Cond, weight: float) -> jax.Array:
             differ = jnp.any(leaf[:, None, :] != leaf[None, :, :], axis=-1)
             costs = costs + jnp.where(differ, penalty, 0.0)
     return costs
-
-
-def _batch_axes(batch_size: int) -> tuple[str, ...] | None:
-    """The axes of the mesh in context over which a batch is laid, or None without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in mesh.axis_names if name in ("data", "fsdp"))
-    if not axes:
-        return None
-    num_shards = 1
-    for name in axes:
-        num_shards *= mesh.shape[name]
-    require(
-        batch_size % num_shards == 0, "batch size", f"divide by {num_shards} shards", batch_size
-    )
-    return axes

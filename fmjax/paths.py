@@ -84,6 +84,14 @@ class AffinePath:
             u_t=alpha_rate * x1 + sigma_rate * x0,
         )
 
+    def start(self, noise: Points) -> Points:
+        """Where sampling begins at t = 0: standard normal noise times sigma(0).
+
+        That is 1 for most schedules and sigma_max for `VarianceExploding`. What alpha(0) would
+        add of the data is left out: it is zero, or nothing beside the noise.
+        """
+        return self.schedule.sigma(jnp.zeros((), noise.dtype)) * noise
+
     def convert(
         self, t: Times, x_t: Points, value: Points, *, source: Prediction, target: Prediction
     ) -> Points:
@@ -156,7 +164,8 @@ def change_schedule(velocity_fn: VelocityFn, trained: Schedule, wanted: Schedule
 
         u'(r, x') = (c' / c) x' + c t' u(t, x' / c).
 
-    A ratio that `trained` never reaches gives its nearest end. The field costs at r what
+    Sampling begins at sigma(0) of `wanted` times normal noise (`AffinePath.start`). A ratio that
+    `trained` never reaches gives its nearest end. The field costs at r what
     `velocity_fn` costs at t(r).
 
     Source: Lipman et al. 2024, arXiv:2412.06264, section 4 (change of scheduler after training).

@@ -121,9 +121,11 @@ def _train(arguments: list[str]) -> None:
         overwrite: bool = False
 
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
-    folder = Path("runs") / asked.config.name if asked.run is None else asked.run
+    sampling = _adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
+    config = dataclasses.replace(asked.config, sampling=sampling)
+    folder = Path("runs") / config.name if asked.run is None else asked.run
     with console() as progress:
-        run = train(asked.config, folder, overwrite=asked.overwrite, progress=progress)
+        run = train(config, folder, overwrite=asked.overwrite, progress=progress)
         from fmjax.studies.results import make_results  # Figures are not needed any sooner.
 
         make_results(run, progress=progress)

@@ -25,7 +25,7 @@ class Experiment(NamedTuple):
         objective: Its loss.
         optimizer: Its optimiser.
         velocity_fn: `velocity_fn(params) -> VelocityFn`, whatever the network predicts.
-        null_label: The label that stands for no condition, None without classes.
+        null_label: The label that stands for no condition; None if the network knows none.
     """
 
     net: VelocityNet
@@ -41,9 +41,10 @@ def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None)
     Raises:
         ValueError: If the parts do not fit together or the data.
     """
+    # Without classes, or without examples whose class was dropped, nothing stands for "no class".
+    null_label = num_classes if config.loss.label_drop > 0 else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
-        possible = part.guidance == 1.0 or num_classes is not None
-        require(possible, f"{name}.guidance", "be 1 for a model without classes", part.guidance)
+        _require_guidable(f"{name}.guidance", part.guidance, null_label)
     net = make_network(config.network, event_shape, num_classes)
     loss = config.loss
     objective = flow_matching_objective(
@@ -63,7 +64,12 @@ def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None)
     def velocity_fn(params: Params) -> VelocityFn:
         return config.path.velocity_fn(partial(net.apply, params), loss.prediction)
 
-    return Experiment(net, objective, optimizer, velocity_fn, num_classes)
+    return Experiment(net, objective, optimizer, velocity_fn, null_label)
+
+
+def _require_guidable(name: str, scale: float, null_label: int | None) -> None:
+    rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
+    require(scale == 1.0 or null_label is not None, name, rule, scale)
 
 
 def guided(
@@ -75,13 +81,12 @@ def guided(
     """The field of some parameters, with classifier-free guidance unless `scale` is 1.
 
     Raises:
-        ValueError: If guidance is asked of a model without classes.
+        ValueError: If guidance is asked of a model that knows no "no class".
     """
     velocity_fn = experiment.velocity_fn(params)
     if scale == 1.0:
         return velocity_fn
-    has_classes = experiment.null_label is not None
-    require(has_classes, "guidance", "be 1 for a model without classes", scale)
+    _require_guidable("guidance", scale, experiment.null_label)
     return classifier_free(velocity_fn, experiment.null_label, scale, interval)
 
 

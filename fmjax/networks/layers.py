@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._arrays import PRNGKey, Times
 from fmjax._checks import require
+from fmjax.networks.pure import rows_apart
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
@@ -102,7 +103,7 @@ class ConditionEmbedding(nnx.Module):
         if self.labels is not None and cond is not None:
             # Not `self.labels(cond)`: that would round float64 params to float32.
             embedding = embedding + jnp.take(self.labels.embedding[...], cond, axis=0)
-        return embedding
+        return rows_apart(embedding)
 
 
 def layer_norm(

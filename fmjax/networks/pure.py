@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from fmjax._arrays import Params, PRNGKey
+from fmjax._arrays import Params, PRNGKey, batch_axes
 
 Block = TypeVar("Block", bound=nnx.Module)
 
@@ -47,7 +48,25 @@ def run_blocks(
     graph, layers = nnx.split(blocks)
 
     def layer(h: jax.Array, params: Params) -> tuple[jax.Array, None]:
+        h, params = rows_apart(h), _gathered(params)
         return nnx.merge(graph, params)(h, *args), None
 
     h, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, h, layers, unroll=unroll)
     return h
+
+
+# Weights that are split over the mesh make the partitioner split the products too, and move
+# activations between devices in every layer of a scan, unless it is told what stays where.
+
+
+def _gathered(params: Params) -> Params:
+    """One layer's weights whole on every device of the mesh in context, if there is one."""
+    if not batch_axes():
+        return params
+    return jax.lax.with_sharding_constraint(params, PartitionSpec())
+
+
+def rows_apart(h: jax.Array) -> jax.Array:
+    """Every device of the mesh in context on its own rows."""
+    axes = batch_axes()
+    return jax.lax.with_sharding_constraint(h, PartitionSpec(axes)) if axes else h

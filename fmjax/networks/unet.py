@@ -215,14 +215,19 @@ def make_unet(
     Its output is zero at the start. With classes, label `num_classes` is the null class.
 
     Raises:
-        ValueError: If the event is no image, or its sides cannot be halved between all levels;
-            if a label comes to a network without classes, or none to one with classes.
+        ValueError: If the event is no image, its sides cannot be halved between all levels, or
+            no level has the height of one of the attention resolutions; if a label comes to a
+            network without classes, or none to one with classes.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     factor = 2 ** (len(config.multipliers) - 1)
     ok = event_shape[0] % factor == 0 and event_shape[1] % factor == 0
     rule = f"be a multiple of {factor} for {len(config.multipliers)} levels"
     require(ok, "image size", rule, f"{event_shape[0]}x{event_shape[1]}")
+    heights = tuple(event_shape[0] // 2**level for level in range(len(config.multipliers)))
+    known = set(config.attention_resolutions) <= set(heights)
+    rule = f"be among the heights of the levels, {heights}"
+    require(known, "attention_resolutions", rule, config.attention_resolutions)
 
     def build(rngs: nnx.Rngs) -> UNet:
         return UNet(config, event_shape, num_classes, rngs=rngs)

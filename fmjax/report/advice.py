@@ -58,6 +58,8 @@ def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple
         else:
             groups.append([item])
     said = [_sentence(group, comparison, first=i == 0) for i, group in enumerate(groups)]
+    if (named := groups[0][-1].cheapest if groups else None) is not None:
+        said.append(f"To draw samples by the first of these: {_options(named)}.")
     if len(known) < len(levels):
         limit = _level(uncertainty)
         said.append(f"Errors below {limit} cannot be told from the reference's own.")
@@ -97,6 +99,15 @@ def _level(value: float) -> str:
 def _named(run: SolverRun) -> str:
     joint = "at" if run.adaptive else "with"
     return f"{run.solver} {joint} {run.setting}"
+
+
+def _options(run: SolverRun) -> str:
+    """The run as options of `fmjax sample`, whose names are in lower case without spaces."""
+    solver = run.solver.lower().replace(" ", "_").replace("-", "_")
+    if run.tolerance is None:
+        return f"--solver {solver} --num-steps {run.steps}"
+    tolerance = power_of_ten(run.tolerance)
+    return f"--solver {solver} --rtol {tolerance} --atol {tolerance}"
 
 
 def _evaluations(run: SolverRun) -> str:

@@ -99,6 +99,8 @@ class Comparison(NamedTuple):
         num_samples: Shared starting points.
         device: What it ran on, in words.
         floors: By metric name, what real data scores against real data.
+        step: The training step of the weights; None for a field that was not trained.
+        guidance: Classifier-free guidance scale of the field; 1 is none.
     """
 
     runs: tuple[SolverRun, ...]
@@ -107,6 +109,8 @@ class Comparison(NamedTuple):
     num_samples: int = 0
     device: str = ""
     floors: Mapping[str, float] = {}
+    step: int | None = None
+    guidance: float = 1.0
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing else, and its data beside it.
+"""The report of a run: one HTML page that needs nothing else, and its figures beside it.
 
 The page holds its pictures as data URIs, each in a light and a dark rendering of which the
 reader's system chooses one, and a policy that forbids it to load anything.
@@ -17,7 +17,7 @@ from PIL import Image
 import fmjax
 from fmjax._files import write_atomically
 from fmjax.report.advice import seconds_in_words, sentences
-from fmjax.report.comparison import Comparison, power_of_ten, scientific, write_csv, write_json
+from fmjax.report.comparison import Comparison, power_of_ten, scientific
 from fmjax.report.images import image_bytes, image_grid
 from fmjax.report.plots import plot_loss, plot_points
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
@@ -113,7 +113,7 @@ class Picture(NamedTuple):
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write `report.html`, `figures/*.png`, `comparison.csv` and `.json` into `folder`.
+    """Write `report.html` and `figures/*.png` into `folder`.
 
     Each file is written whole or not at all, the page last.
 
@@ -123,9 +123,6 @@ def write_report(report: Report, folder: Path) -> Path:
     pictures = draw(report)
     for picture in pictures.values():
         save_png(picture.light, folder / "figures" / f"{picture.name}.png")
-    if report.comparison is not None:
-        write_csv(report.comparison, folder / "comparison.csv")
-        write_json(report.comparison, folder / "comparison.json")
     page = folder / "report.html"
     with write_atomically(page) as temporary:
         temporary.write_text(render(report, pictures), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""studies."""
+"""Whole jobs on a run folder: train, sample, compare, evaluate, report."""

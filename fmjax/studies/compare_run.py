@@ -37,7 +37,8 @@ def compare_run(
     num_devices = run.mesh.devices.size
     num_samples = -(-config.num_samples // num_devices) * num_devices
     rows = batch_sharding(run.mesh)
-    x0 = noise(jax.random.key(config.seed), jnp.arange(num_samples), run.event_shape)
+    unit = noise(jax.random.key(config.seed), jnp.arange(num_samples), run.event_shape)
+    x0 = run.config.path.start(unit)
     labels = even_labels(num_samples, run.num_classes)
     comparison = compare(
         lambda params: guided(run.experiment, params, config.guidance),
@@ -48,7 +49,7 @@ def compare_run(
         tolerances=config.tolerances,
         metrics=_metrics(run, num_samples, config.seed, extractor, progress),
         progress=progress,
-    )
+    )._replace(step=run.step, guidance=config.guidance)
     write_csv(comparison, run.folder.comparison.with_suffix(".csv"))
     write_json(comparison, run.folder.comparison)
     return comparison

@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmjax.config import Config
+from fmjax.config import Config, from_json, to_json
+from fmjax.studies.run_folder import differences
 
 
 def load_config(path: Path) -> Config:
@@ -29,14 +31,29 @@ def load_config(path: Path) -> Config:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
-    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001
+        # Whatever it is, it is about the user's own file.
         hint = _suggestion(str(error), vars(module))
         raise ValueError(
             f"config {path} must run, got {type(error).__name__}: {error}{hint}"
         ) from error
     if not isinstance(config, Config):
         raise ValueError(f"config {path} must define get_config() -> Config, got {config!r}")
-    return config
+    return _with_its_types(config, path)
+
+
+def _with_its_types(config: Config, path: Path) -> Config:
+    """The config as a run folder will give it back, so that `1e3` steps are the integer 1000.
+
+    Raises:
+        ValueError: If a field holds what its type cannot.
+    """
+    plain = from_json(to_json(config))
+    wrong = differences(json.loads(to_json(config)), json.loads(to_json(plain)))
+    if wrong:
+        raise ValueError(f"config {path} must hold whole numbers where they count, got a fraction "
+                         f"in {', '.join(wrong)}")  # fmt: skip
+    return plain
 
 
 def _suggestion(message: str, names: Mapping[str, object]) -> str:

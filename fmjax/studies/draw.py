@@ -10,6 +10,7 @@ import numpy as np
 from fmjax._arrays import Params, PRNGKey
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig
+from fmjax.paths import AffinePath
 from fmjax.solvers import Samples, sample
 from fmjax.training import batch_sharding
 from fmjax.velocity import VelocityFn
@@ -45,6 +46,7 @@ def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
 
 
 def draw_samples(
+    path: AffinePath,
     make_velocity_fn: Callable[[Params], VelocityFn],
     params: Params,
     event_shape: tuple[int, ...],
@@ -60,6 +62,7 @@ def draw_samples(
     of devices, and the surplus of the last batch is thrown away.
 
     Args:
+        path: Says how much noise there is at t = 0.
         make_velocity_fn: Gives the field of some parameters.
         params: The parameters, laid over the mesh.
         event_shape: Of one sample.
@@ -77,7 +80,7 @@ def draw_samples(
     solver, steps = sampling.make_solver(), sampling.make_steps()
 
     def solve(params: Params, indices: jax.Array, cond: Any) -> Samples:
-        x0 = noise(jax.random.key(sampling.seed), indices, event_shape)
+        x0 = path.start(noise(jax.random.key(sampling.seed), indices, event_shape))
         x0 = jax.lax.with_sharding_constraint(x0, rows)
         return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
 

@@ -22,6 +22,7 @@ from fmjax.metrics import (
 )
 from fmjax.studies.draw import draw_samples
 from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.sample import in_words
 
 MAX_REAL = 60_000  # Real examples that samples are held against, at most.
 
@@ -30,28 +31,37 @@ class Evaluation(NamedTuple):
     """What was measured; each distance beside the one between two halves of the real data.
 
     Attributes:
+        step: The training step of the weights.
         num_samples: Samples drawn.
         num_failed: How many of them did not arrive at t = 1; they are not measured.
         num_examples: Real training examples that they are held against.
-        solver: What drew them.
+        solver: What drew them, in words.
         nfe: Mean network evaluations of a sample.
+        num_half: Real examples in the smaller of the halves.
         wasserstein: Sliced Wasserstein distance in data space.
         wasserstein_halves: The same between two halves of the real data.
         frechet: Frechet distance on the classifier's features; None without classes.
         frechet_halves: The same between two halves of the real data.
+        frechet_test: The same between real test examples, at most as many as samples were
+            drawn, and the training examples. Fewer examples score higher.
+        num_test: How many test examples those are.
         accuracy: Share of samples that the classifier takes for what was asked.
         classifier_accuracy: Its accuracy on the real test set.
     """
 
+    step: int
     num_samples: int
     num_failed: int
     num_examples: int
     solver: str
     nfe: float
+    num_half: int
     wasserstein: float
     wasserstein_halves: float
     frechet: float | None = None
     frechet_halves: float | None = None
+    frechet_test: float | None = None
+    num_test: int = 0
     accuracy: float | None = None
     classifier_accuracy: float | None = None
 
@@ -103,6 +113,7 @@ def evaluate_run(
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
     labels = _labels_like(train, num_samples, sampling.seed) if run.num_classes else None
     drawn = draw_samples(
+        run.config.path,
         lambda params: guided(
             run.experiment, params, sampling.guidance, sampling.guidance_interval
         ),
@@ -124,11 +135,13 @@ def evaluate_run(
                                         num_projections=projections))  # fmt: skip
 
     result = Evaluation(
+        step=run.step,
         num_samples=num_samples,
         num_failed=num_samples - num_arrived,
         num_examples=len(real),
-        solver=sampling.solver,
+        solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
+        num_half=len(halves[0]),
         wasserstein=wasserstein(x1, real),
         wasserstein_halves=wasserstein(real[halves[0]], real[halves[1]]),
     )
@@ -140,9 +153,13 @@ def evaluate_run(
             result = result._replace(accuracy=classifier.accuracy(x1, asked))
     if extractor is not None:
         of_real = extractor(real)
+        test = run.config.data.load("test", progress=progress)
+        num_test = min(len(test), num_samples)
         result = result._replace(
             frechet=frechet_distance(extractor(x1), of_real),
             frechet_halves=frechet_distance(of_real[halves[0]], of_real[halves[1]]),
+            frechet_test=frechet_distance(extractor(test.points(slice(num_test))), of_real),
+            num_test=num_test,
         )
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
     for line in described(result):
@@ -164,18 +181,20 @@ def _halves(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def described(result: Evaluation) -> list[str]:
     """The figures, a line each, with what to hold them against."""
+    halves = f"two halves of the real data, {result.num_half} each"
     lines = [
         f"{result.num_samples} samples by {result.solver}, {result.nfe:.4g} network evaluations "
         f"each, against {result.num_examples} training examples:",
         f"  sliced Wasserstein distance {result.wasserstein:.4f} "
-        f"(two halves of the real data: {result.wasserstein_halves:.4f})",
+        f"({halves}: {result.wasserstein_halves:.4f})",
     ]
     if result.num_failed:
         lines.append(f"  {result.num_failed} did not arrive at t = 1 and are not measured")
     if result.frechet is not None:
         lines.append(
             f"  Frechet distance {result.frechet:.3f} "
-            f"(two halves of the real data: {result.frechet_halves:.3f})"
+            f"({result.num_test} real test examples: {result.frechet_test:.3f}; "
+            f"{halves}: {result.frechet_halves:.3f})"
         )
     if result.accuracy is not None:
         lines.append(

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from fmjax._progress import Progress, Silent
 from fmjax.config import num_parameters, to_json
 from fmjax.report.comparison import Comparison, read_json
@@ -16,16 +14,16 @@ from fmjax.report.page import (
     SamplePoints,
     write_report,
 )
-from fmjax.studies.draw import Drawn
 from fmjax.studies.evaluate import Evaluation, read_evaluation
 from fmjax.studies.run_folder import Run
-from fmjax.studies.sample import grid_of
+from fmjax.studies.sample import grid_of, in_words, read_samples
+from fmjax.training import read_metrics
 
 GRID = "grid"  # The samples that the page shows: samples/grid.png and samples/grid.npz.
 
 
 def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
-    """Write `report.html`, `figures/` and the comparison's files into the run folder.
+    """Write `report.html` and `figures/` into the run folder.
 
     What has not been made yet (samples, comparison, evaluation) is left out of the page.
 
@@ -65,10 +63,8 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     path = run.folder.samples / f"{GRID}.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        names = ("x1", "labels", "nfe", "succeeded")
-        drawn = Drawn(*(arrays.get(name) for name in names))
-    caption = f"{len(drawn.x1)} samples by {run.config.sampling.solver}."
+    drawn, _ = read_samples(path)
+    caption = f"{len(drawn.x1)} samples by {in_words(run.config.sampling)}."
     if run.event_shape == (2,):
         real = run.config.data.load("train").examples().x1[: len(drawn.x1)]
         return SamplePoints(drawn.x1, real, caption)
@@ -82,10 +78,15 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
 
 def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
     numbers = []
+    halves = f"two halves of the real data, {evaluation.num_half:,} each"
     if evaluation.frechet is not None:
-        note = f"two halves of the real data: {evaluation.frechet_halves:.3g}"
+        note = (
+            f"{evaluation.num_samples:,} samples by {evaluation.solver}; "
+            f"{evaluation.num_test:,} test images: {evaluation.frechet_test:.3g}; "
+            f"{halves}: {evaluation.frechet_halves:.3g}"
+        )
         numbers.append(KeyNumber("Frechet distance", f"{evaluation.frechet:.3g}", note))
-    note = f"two halves of the real data: {evaluation.wasserstein_halves:.3g}"
+    note = f"{halves}: {evaluation.wasserstein_halves:.3g}"
     numbers.append(KeyNumber("Sliced Wasserstein", f"{evaluation.wasserstein:.3g}", note))
     if evaluation.accuracy is not None and evaluation.classifier_accuracy is not None:
         note = f"of real test images: {100 * evaluation.classifier_accuracy:.1f} %"
@@ -96,8 +97,7 @@ def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
 def _loss_curve(path: Path) -> LossCurve | None:
     if not path.is_file():
         return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "loss" in line]
+    lines = [line for line in read_metrics(path) if "loss" in line]
     if not lines:
         return None
     return LossCurve(tuple(line["step"] for line in lines), tuple(line["loss"] for line in lines))

@@ -4,25 +4,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fmjax._progress import Progress, Silent
+from fmjax.report.comparison import read_json
 from fmjax.studies.compare_run import compare_run
-from fmjax.studies.evaluate import evaluate_run
+from fmjax.studies.evaluate import evaluate_run, read_evaluation
 from fmjax.studies.report import GRID, report_run
 from fmjax.studies.run_folder import Run
-from fmjax.studies.sample import sample_run
+from fmjax.studies.sample import read_samples, sample_run
 
 
 def make_results(run: Run, *, progress: Progress = Silent()) -> None:
-    """Make the results of a trained run that its folder lacks, then the page of all."""
-    parts: dict[Path, Callable[[], object]] = {
-        run.folder.samples / f"{GRID}.npz": lambda: sample_run(
-            run, run.config.sampling, output=run.folder.samples / GRID, progress=progress
-        ),
-        run.folder.evaluation: lambda: evaluate_run(
-            run, run.config.evaluation, run.config.sampling, progress=progress
-        ),
-        run.folder.comparison: lambda: compare_run(run, run.config.compare, progress=progress),
-    }
-    for file, make in parts.items():
-        if not file.is_file():
-            make()
+    """Make the results that the run's folder lacks or has of other weights, then the page."""
+    folder, config = run.folder, run.config
+    grid = folder.samples / f"{GRID}.npz"
+    if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
+        sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
+    if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
+        evaluate_run(run, config.evaluation, config.sampling, progress=progress)
+    if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
+        compare_run(run, config.compare, progress=progress)
     report_run(run, progress=progress)
+
+
+def _is_of_step(step: int, file: Path, read_step: Callable[[Path], int | None]) -> bool:
+    """Whether the file is there, whole, and was made with the weights of this training step."""
+    try:
+        return file.is_file() and read_step(file) == step
+    except ValueError:
+        return False

@@ -138,7 +138,7 @@ def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
         json.loads(to_json(dataclasses.replace(each, mesh=MeshConfig())))
         for each in (config, found)
     )
-    differing = _differences(wanted, has)
+    differing = differences(wanted, has)
     if differing:
         raise ValueError(
             f"run folder {folder.path} must be new or hold this config, got another "
@@ -147,12 +147,12 @@ def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
         )
 
 
-def _differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
     """The fields, dotted, in which two JSON values differ."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         keys = list(wanted) + [key for key in found if key not in wanted]
         parts = (
-            _differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
+            differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
             for key in keys
         )
         return [field for part in parts for field in part]

@@ -1,5 +1,6 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def sample_run(
     """
     labels = chosen_labels(sampling.num_samples, run.num_classes, classes)
     drawn = draw_samples(
+        run.config.path,
         lambda params: guided(
             run.experiment, params, sampling.guidance, sampling.guidance_interval
         ),
@@ -45,7 +47,7 @@ def sample_run(
     stem = output
     if stem is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
-    paths = write_samples(drawn, stem)
+    paths = write_samples(drawn, run.step, stem)
     progress.say(described(drawn))
     progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
     return drawn
@@ -105,9 +107,35 @@ def described(drawn: Drawn) -> str:
     return text + (f"; {failed} of them did not arrive at t = 1" if failed else "")
 
 
-def write_samples(drawn: Drawn, stem: Path) -> list[Path]:
-    """Write `STEM.npz` (x1, labels, nfe, succeeded) and, for what has a picture, `STEM.png`."""
+def in_words(sampling: SamplingConfig) -> str:
+    """What draws the samples: "heun with 16 steps and guidance 1.5"."""
+    if sampling.num_steps is None:
+        how = f"{sampling.solver} at tolerance {sampling.rtol:g}"
+    else:
+        grid = "" if sampling.grid == "uniform" else f"{sampling.grid} "
+        steps = "step" if sampling.num_steps == 1 else "steps"
+        how = f"{sampling.solver} with {sampling.num_steps} {grid}{steps}"
+    return how if sampling.guidance == 1.0 else f"{how} and guidance {sampling.guidance:g}"
+
+
+def read_samples(path: Path) -> tuple[Drawn, int]:
+    """The samples that `sample_run` wrote, and the training step of what drew them.
+
+    Raises:
+        ValueError: If the file is damaged, or of something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            drawn = Drawn(*(arrays.get(name) for name in Drawn._fields))
+            return drawn, int(arrays["step"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
+
+
+def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
+    """Write `STEM.npz` (x1, labels, nfe, succeeded, step) and, if it has a picture, `STEM.png`."""
     arrays = {name: value for name, value in drawn._asdict().items() if value is not None}
+    arrays["step"] = np.asarray(step)
     numbers = stem.with_name(stem.name + ".npz")
     with write_atomically(numbers) as temporary:
         np.savez_compressed(temporary, **arrays)

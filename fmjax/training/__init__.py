@@ -2,7 +2,7 @@
 
 from fmjax.training.checkpoint import Checkpoints, Restored, restore_ema
 from fmjax.training.ema import ema_decay_at, update_ema
-from fmjax.training.logs import Logger, RunLogger
+from fmjax.training.logs import Logger, RunLogger, read_metrics
 from fmjax.training.loop import Batches, fit
 from fmjax.training.monitor import NonFiniteLoss
 from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
@@ -41,6 +41,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "put_batch",
+    "read_metrics",
     "replicated",
     "require_batch_fits",
     "restore_ema",

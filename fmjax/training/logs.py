@@ -65,11 +65,9 @@ class RunLogger:
         self._first_step = step + 1
         if not self.metrics.exists():
             return
-        kept = [
-            line for line in self.metrics.read_text("utf-8").splitlines() if _is_until(line, step)
-        ]
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         with write_atomically(self.metrics) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
     def close(self) -> None:
         """Flush TensorBoard's events; the lines are on the disk already."""
@@ -78,9 +76,14 @@ class RunLogger:
             self._events = None
 
 
-def _is_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except ValueError:
-        # A process that was killed while writing leaves half a line.
-        return False
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines that `RunLogger` wrote, without the half line of a process that was killed."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
