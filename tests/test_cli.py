@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -169,11 +168,10 @@ def test_arguments_are_read_before_the_weights(toy_run, tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     """By a stand-in: whoever runs the tests as root may write everywhere."""
 
-    def refuse(dir, prefix, suffix):
-        name = f"{dir}/{prefix}abc{suffix}"
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
     folder = tmp_path / "toy"
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
     assert capsys.readouterr().err == f"fmjax: error: Permission denied: {folder}\n"

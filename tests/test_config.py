@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch
+from fmjax.cli.parsing import parse
 from fmjax.config import (
     SOLVERS,
     CompareConfig,
@@ -23,9 +24,9 @@ from fmjax.config import (
 )
 from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
-from fmjax.networks import DiTConfig, MLPConfig, UNetConfig
+from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, Polynomial
+from fmjax.schedules import Polynomial
 from fmjax.solvers import AdaptiveSteps, FixedSteps
 from fmjax.studies.configs import load_config
 from fmjax.times import (
@@ -87,6 +88,14 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         assert bool(metrics.finite)
 
 
+def test_the_options_that_make_xl2_of_the_sit_config_do():
+    path = CONFIGS / "imagenet256_sit.py"
+    command = path.read_text().replace("\\\n", " ").splitlines()[3]
+    assert command.startswith("    fmjax train configs/imagenet256_sit.py")
+    asked = parse(Config, load_config(path), command.split()[3:], "fmjax")
+    assert asked.network == dataclasses.replace(DIT_XL, dtype="bfloat16")
+
+
 @pytest.mark.parametrize("name", [*SHAPES, "unusual"])
 def test_a_config_read_back_from_json_is_equal(name):
     config = UNUSUAL if name == "unusual" else load_config(CONFIGS / f"{name}.py")
@@ -131,10 +140,13 @@ def test_every_solver_name_makes_a_solver(name):
     assert SamplingConfig(solver=name, num_steps=1).make_solver() is not None
 
 
-def test_guidance_needs_classes():
-    config = dataclasses.replace(UNUSUAL, path=AffinePath(Cosine()))
-    experiment = build(config, (2,), None)
-    with pytest.raises(ValueError, match="guidance must be 1 for a model without classes, got 2"):
+@pytest.mark.parametrize(("num_classes", "label_drop"), [(None, 0.1), (3, 0.0)])
+def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
+    config = dataclasses.replace(UNUSUAL, loss=LossConfig(label_drop=label_drop))
+    experiment = build(config, (2,), num_classes)
+    with pytest.raises(
+        ValueError, match="guidance must be 1 for a model without classes, or trained with"
+    ):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
 
@@ -146,10 +158,17 @@ def test_guidance_needs_classes():
         (lambda: SamplingConfig(atol=-1.0), "atol must be positive, got -1.0"),
         (lambda: SamplingConfig(solver="euler"), "num_steps must be given for euler"),
         (
-            lambda: Config(
-                name="x", loss=LossConfig(label_drop=0.0), sampling=SamplingConfig(guidance=2.0)
+            lambda: build(
+                Config(
+                    name="x",
+                    network=MLPConfig(),
+                    loss=LossConfig(label_drop=0.0),
+                    sampling=SamplingConfig(guidance=2.0),
+                ),
+                (2,),
+                3,
             ),
-            "sampling.guidance must be 1 unless",
+            "sampling.guidance must be 1 for a model without classes, or trained with",
         ),
         (
             lambda: build(

@@ -125,7 +125,7 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
         ValueError: If the file is damaged, or of something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             drawn = Drawn(*(arrays.get(name) for name in Drawn._fields))
             return drawn, int(arrays["step"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -76,7 +76,7 @@ class RunLogger:
             self._events = None
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The lines that `RunLogger` wrote, without the half line of a process that was killed."""
     found = []
     for text in path.read_text(encoding="utf-8").splitlines():

@@ -227,8 +227,13 @@ def test_a_condition_that_does_not_fit_the_network_is_refused(name):
             "image size must be a multiple of 2 for 2 levels, got 7x8",
         ),
         (
+            lambda: make_network(UNetConfig(multipliers=(1, 2)), (28, 28, 1)),
+            r"attention_resolutions must be among the heights of the levels, \(28, 14\), got \(16",
+        ),
+        (
             lambda: make_network(
-                UNetConfig(width=10, multipliers=(1,), num_blocks=1, head_width=3), (4, 4, 1)
+                UNetConfig(10, (1,), num_blocks=1, attention_resolutions=(4,), head_width=3),
+                (4, 4, 1),
             ),
             "head_width must divide the 10 channels, got 3",
         ),

@@ -1,6 +1,10 @@
 import math
 
+import pytest
+
+from fmjax.config import SOLVERS
 from fmjax.report.advice import advise, seconds_in_words, sentences
+from fmjax.studies.compare import ADAPTIVE, FIXED
 from tests.report.made_up import REFERENCE, comparison, run
 
 EULER = run("Euler", 64, 64, 0.05, 0.2)
@@ -26,7 +30,26 @@ def test_the_advice_reads_as_english():
         "For at most 0.001, take Tsit5 at tolerance 1e-4: 80 evaluations in 1.5 s, both the "
         "fewest and the fastest.",
         "No run reaches 1e-4; the closest is Tsit5 at tolerance 1e-4, at 9e-4.",
+        "To draw samples by the first of these: --solver heun --num-steps 8.",
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (run("Adams-Bashforth 2", 8, 9, 0.1, 1.0), "adams_bashforth_2 --num-steps 8"),
+        (run("Dopri8", 1e-3, 80, 0.1, 1.0), "dopri8 --rtol 1e-3 --atol 1e-3"),
+    ],
+)
+def test_the_advice_can_be_typed(found, expected):
+    assert f"--solver {expected}." in sentences(comparison(found), (0.1,))[-1]
+
+
+def test_every_solver_of_the_comparison_has_its_name_on_the_command_line():
+    for name in (*FIXED, *ADAPTIVE):
+        setting = 8 if name in FIXED else 1e-3
+        words = sentences(comparison(run(name, setting, 9, 0.1, 1.0)), (0.1,))[-1]
+        assert words.split("--solver ")[1].split()[0] in SOLVERS
 
 
 def test_levels_with_one_answer_share_a_sentence():
@@ -36,7 +59,7 @@ def test_levels_with_one_answer_share_a_sentence():
 
 
 def test_one_evaluation_is_not_plural():
-    (words,) = sentences(comparison(run("Euler", 1, 1, 0.01, 0.002)), (0.1,))
+    words, _ = sentences(comparison(run("Euler", 1, 1, 0.01, 0.002)), (0.1,))
     assert ": 1 evaluation in 2 ms," in words
 
 
@@ -56,7 +79,7 @@ def test_a_run_with_an_infinite_error_is_never_taken():
 
 def test_errors_below_the_uncertainty_of_the_reference_are_not_advised_on():
     vague = comparison(TSIT5, reference=REFERENCE._replace(uncertainty=0.005))
-    assert sentences(vague, (1e-2, 1e-3))[1:] == (
+    assert sentences(vague, (1e-2, 1e-3))[2:] == (
         "Errors below 0.005 cannot be told from the reference's own.",
     )
 

@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from fmjax.report.comparison import read_json, write_csv
 from fmjax.report.page import KeyNumber, LossCurve, Report, SampleGrid, SamplePoints, write_report
 from tests.report.made_up import comparison, example, run
 
@@ -81,10 +80,11 @@ def test_each_picture_has_a_light_and_a_dark_rendering(page, folder):
     assert base64.b64decode(embedded) == (folder / "figures" / "samples.png").read_bytes()
 
 
-def test_the_data_stand_beside_the_page(folder, tmp_path):
-    assert read_json(folder / "comparison.json") == example()
-    write_csv(example(), tmp_path / "expected.csv")
-    assert (folder / "comparison.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
+def test_a_guided_comparison_says_so(page, tmp_path):
+    assert "guidance" not in page
+    guided = example()._replace(guidance=3.0)
+    text = write_report(Report("x", comparison=guided), tmp_path).read_text(encoding="utf-8")
+    assert "on two cores, guidance 3.0." in text
 
 
 def test_runs_that_left_samples_behind_stand_out(tmp_path):
@@ -98,4 +98,3 @@ def test_a_report_of_a_toy_needs_no_comparison(tmp_path):
     text = write_report(Report("moons", samples=points), tmp_path).read_text(encoding="utf-8")
     assert "Samples" in text
     assert "Fixed against adaptive" not in text
-    assert not (tmp_path / "comparison.csv").exists()

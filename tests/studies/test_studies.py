@@ -14,7 +14,7 @@ from fmjax.studies.draw import Drawn
 from fmjax.studies.evaluate import evaluate_run, read_evaluation
 from fmjax.studies.results import make_results
 from fmjax.studies.run_folder import RunFolder, prepare, read_config
-from fmjax.studies.sample import chosen_labels, grid_of, sample_run
+from fmjax.studies.sample import chosen_labels, grid_of, in_words, read_samples, sample_run
 from fmjax.studies.train import train
 from fmjax.training import MeshConfig, OptimizerConfig
 
@@ -60,8 +60,10 @@ def test_samples_of_classes_are_measured_by_the_classifier(run):
     found = read_evaluation(run.folder.evaluation)
     assert (found.num_samples, found.num_failed, found.num_examples) == (24, 0, 1442)
     # Two Euler steps, and guidance asks the network twice.
-    assert (found.solver, found.nfe) == ("euler", 4)
-    assert found.frechet > found.frechet_halves > 0, "noise is farther off than real digits"
+    assert (found.solver, found.nfe) == ("euler with 2 steps and guidance 1.5", 4)
+    assert found.frechet > found.frechet_test > 0, "noise is farther off than real digits"
+    assert (found.num_half, found.num_test, found.step) == (721, 24, 3)
+    assert found.frechet_halves > 0
     assert found.wasserstein > found.wasserstein_halves > 0
     assert 0 <= found.accuracy <= 1
     assert found.classifier_accuracy > 0.9
@@ -76,8 +78,7 @@ def test_the_comparison_has_both_distances_for_every_row(run):
 
 
 def test_the_grid_of_a_run_has_a_row_for_every_class(run):
-    with np.load(run.folder.samples / "grid.npz") as arrays:
-        drawn = Drawn(**arrays)
+    drawn, _ = read_samples(run.folder.samples / "grid.npz")
     np.testing.assert_array_equal(drawn.labels, np.repeat(np.arange(10), 2))
     images, columns, names = grid_of(drawn)
     assert (columns, names) == (2, tuple("0123456789"))
@@ -148,6 +149,22 @@ def test_a_finished_run_is_not_made_again(run):
     ]
 
 
+def test_results_of_other_weights_and_damaged_ones_are_made_again(run):
+    folder = run.folder
+    found = json.loads(folder.evaluation.read_text())
+    folder.evaluation.write_text(json.dumps({**found, "step": 2, "num_samples": 5}))
+    grid = folder.samples / "grid.npz"
+    whole, compared = grid.read_bytes(), folder.comparison.read_bytes()
+    grid.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"grid\.npz must hold samples that fmjax wrote, got"):
+        read_samples(grid)
+    make_results(run)
+    assert json.loads(folder.evaluation.read_text()) == found
+    drawn, step = read_samples(grid)
+    assert (len(drawn.x1), step) == (20, 3)
+    assert folder.comparison.read_bytes() == compared
+
+
 def test_another_config_is_refused_by_the_field_that_differs(prepared):
     other = dataclasses.replace(
         CONFIG, training=dataclasses.replace(CONFIG.training, seed=1), name="other"
@@ -215,6 +232,12 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
             r"got TypeError: .*'label_dorp'.*id you mean 'label_drop'\?",
         ),
         ("x = 1", r"must define get_config\(\) -> Config, got None"),
+        ("def get_config():\n    return {}['name']", "must run, got KeyError: 'name'"),
+        (
+            "from fmjax.config import Config, TrainingConfig\n"
+            "def get_config():\n    return Config('x', training=TrainingConfig(batch_size=16.5))",
+            r"must hold whole numbers where they count, got a fraction in training\.batch_size",
+        ),
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
     ],
 )
@@ -224,6 +247,33 @@ def test_a_file_that_gives_no_config_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_config(path)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_may_be_written_as_powers_of_ten(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from fmjax.config import Config, TrainingConfig\n"
+        "def get_config():\n    return Config('x', training=TrainingConfig(num_steps=1e3))"
+    )
+    num_steps = load_config(path).training.num_steps
+    assert type(num_steps) is int
+    assert num_steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (SamplingConfig(), "tsit5 at tolerance 0.0001"),
+        (SamplingConfig(solver="heun", num_steps=1), "heun with 1 step"),
+        (
+            SamplingConfig(solver="rk4", num_steps=8, grid="edm", guidance=1.5),
+            "rk4 with 8 edm steps and guidance 1.5",
+        ),
+    ],
+)
+def test_how_samples_are_drawn_is_said_in_words(sampling, expected):
+    assert in_words(sampling) == expected
 
 
 def test_a_missing_config_file_is_refused(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,10 @@ import optax
 import pytest
 
 from fmjax._arrays import Batch
+from fmjax.losses import flow_matching_objective
 from fmjax.losses.objective import Objective
+from fmjax.networks import DiTConfig, make_network
+from fmjax.paths import AffinePath
 from fmjax.training.optimizer import OptimizerConfig, make_optimizer
 from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
 from fmjax.training.step import init_state, make_train_step
@@ -58,6 +63,25 @@ def assert_same_run(run, reference):
 @pytest.mark.parametrize("layout", ["data 8", "fsdp 8", "mixed"])
 def test_eight_devices_give_the_numbers_of_one(layout, reference):
     assert_same_run(train(LAYOUTS[layout]), reference)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_fsdp_gathers_weights_and_never_moves_activations(unroll):
+    """Read off the compiled program of a DiT with 16 tokens an image and 64 images."""
+    net = make_network(DiTConfig(2, 64, 2, 2, unroll_layers=unroll), (8, 8, 1), 10)
+    mesh = make_mesh(MeshConfig(1, 8))
+    optimizer = make_optimizer(OptimizerConfig(), NUM_STEPS)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    objective = flow_matching_objective(net, AffinePath(), null_cond=10)
+    step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding)
+    batch = put_batch(Batch(np.zeros((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)), mesh)
+    program = step.lower(state, batch).compile().as_text()
+    assert "collective-permute" not in program
+    gathered = re.findall(r"f32\[([\d,]*)\]\S* all-gather(?:-start)?\(", program)
+    assert "1,64,256" in gathered or "1,256,64" in gathered, "the weights of an MLP"
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in gathered]
+    largest_weight, activations = 64 * 6 * 64, 64 * 16 * 64
+    assert max(sizes) <= largest_weight < activations
 
 
 @pytest.mark.parametrize("layout", ["one", "mixed"])
