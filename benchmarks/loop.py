@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 from _measure import median_ratio, report, spread, take_turns
 
+from fmjax._memory import keep_freed_memory
 from fmjax.config import Config, build
 from fmjax.data import Dataset, batches
 from fmjax.studies.configs import load_config
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--start-rounds", type=int, default=3)
     args = parser.parse_args()
+    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
     starts = first_steps(args.start_rounds)
     config = load_config(CONFIG)
     num_steps = config.training.checkpoint_every
@@ -162,6 +164,7 @@ def main() -> None:
             "first_step_cold_s": statistics.median(starts["cold"]),
             "first_step_warm_s": statistics.median(starts["warm"]),
             "start_rounds": args.start_rounds,
+            "keeps_freed_memory": kept,
             "jax": jax.__version__,
         }
     )

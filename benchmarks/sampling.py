@@ -35,6 +35,7 @@ from _torch_dit import TorchDiT, copy_weights
 
 from fmjax import solvers
 from fmjax._arrays import Batch
+from fmjax._memory import keep_freed_memory
 from fmjax.data import DigitsData
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import DiTConfig, make_dit
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--train-steps", type=int, default=200)
     args = parser.parse_args()
+    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
     config = DiTConfig(patch_size=2, width=96, num_layers=4, num_heads=4, unroll_layers=True)
     params = train(config, args.train_steps)
     event_shape = (8, 8, 1)
@@ -192,6 +194,7 @@ def main() -> None:
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "train_steps": args.train_steps,
+        "keeps_freed_memory": kept,
         "jax": jax.__version__,
         "diffrax": diffrax.__version__,
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ from _measure import median_ratio, report, spread, take_turns
 from _torch_dit import TorchDiT, copy_weights
 
 from fmjax._arrays import Batch
+from fmjax._memory import keep_freed_memory
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import DiTConfig, make_dit
 from fmjax.paths import AffinePath
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--accumulation-steps", type=int, default=4)
     args = parser.parse_args()
+    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
     config = DiTConfig(patch_size=2, width=192, num_layers=6, num_heads=3, unroll_layers=True)
     difference = largest_difference(dataclasses.replace(config, unroll_layers=False))
     if difference > 1e-3:
@@ -134,6 +136,7 @@ def main() -> None:
             "accumulation_steps": args.accumulation_steps,
             "rounds": args.rounds,
             "largest_difference": difference,
+            "keeps_freed_memory": kept,
             "jax": jax.__version__,
             "torch": torch.__version__,
             "torch_threads": torch.get_num_threads(),

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fmjax._arrays import Batch as Batch
+    from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
     from fmjax.config import build as build
     from fmjax.couplings import Independent as Independent
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_arrays": ("Batch",),
+    "_memory": ("keep_freed_memory",),
     "config": ("Config", "build"),
     "couplings": ("Independent", "MinibatchOT"),
     "data": ("batches",),

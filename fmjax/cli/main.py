@@ -48,7 +48,7 @@ def _run(arguments: list[str]) -> int:
             # Which fields there are depends on the path, which is missing.
             print(USAGE, end="")
             return 0
-        _use_compilation_cache()
+        _prepare_jax()
         from fmjax.training import Interrupted, NonFiniteLoss
     except ValueError as error:
         return _complain(error)
@@ -85,12 +85,15 @@ def _plainly(name: object) -> object:
     return name
 
 
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the user has said where or not to."""
+def _prepare_jax() -> None:
+    """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
     import jax
 
     from fmjax._files import cache_dir
+    from fmjax._memory import keep_freed_memory
 
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compilation"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
