@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.stats import norm
 
 
 def _spread(t, x):
@@ -88,6 +90,23 @@ class GaussianMixture:
         rate = ((a * da * self.std**2 + s * ds) / c2)[:, None, None]
         each = da[:, None, None] * means[None] + rate * gap
         return jnp.sum(weight * each, axis=1)
+
+    def flow_map(self, t, x0):
+        """Where the flow has brought x0 by time t, float64, by bisection; means of one number.
+
+        On a line trajectories cannot cross, so x_t has below it the share of p_t that x0 has of
+        the source. t is a number with alpha(0) = 0, x0 `[batch]`.
+        """
+        t = jnp.asarray(t)
+        a, s = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+        c = np.hypot(a * self.std, s)
+        share = norm.cdf(x0)
+        low, high = np.full_like(x0, -20.0), np.full_like(x0, 20.0)
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            below = np.mean([norm.cdf((middle - a * m) / c) for (m,) in self.means], axis=0) < share
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return 0.5 * (low + high)
 
     def log_density(self, t, x):
         """log p_t(x) in nats, `[batch]`."""

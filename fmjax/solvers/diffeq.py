@@ -151,8 +151,9 @@ def _diffeqsolve(task: _Task, x0: jax.Array, cond: Any, solver: Any, steps: Any,
     if isinstance(steps, AdaptiveSteps):
         shortest = _SHORTEST * float(jnp.finfo(dtype).eps)
         inner = diffrax.PIDController(
-            rtol=steps.rtol, atol=steps.atol, norm=task.norm, dtmin=shortest, force_dtmin=False
-        )
+            rtol=steps.rtol, atol=steps.atol, norm=task.norm, dtmin=shortest, force_dtmin=False,
+            pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
+        )  # fmt: skip
         dt0, slope, second = _first_step(task, x0, cond, solver.error_order(terms), steps)
         nfe = cost(jnp.zeros((), dtype)) + cost(second)
         max_steps, num_ends = steps.max_steps, min(steps.max_steps, NUM_ENDS)

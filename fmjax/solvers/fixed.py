@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import event_axes
 from fmjax.solvers.steps import Samples, is_concrete, num_steps
 
 # (t scalar, x) -> (velocity, network evaluations it cost each example)
@@ -195,7 +196,7 @@ def solve_fixed(
     nothing = jnp.zeros((x0.shape[0],), jnp.int32)
     carry = (x0, solver.start(x0), nothing, saved)
     (x1, _, nfe, saved), _ = jax.lax.scan(body, carry, (times[:-1], times[1:]))
-    finite = jnp.all(jnp.isfinite(x1), axis=tuple(range(1, x1.ndim)))
+    finite = jnp.all(jnp.isfinite(x1), axis=event_axes(x1))
     arrived = (times[0] == 0.0) & (times[-1] == 1.0)
     return Samples(
         x1=x1,

@@ -75,7 +75,7 @@ def num_steps(times: Any) -> Any:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["rtol", "atol"],
-    meta_fields=["control", "max_steps"],
+    meta_fields=["control", "max_steps", "pcoeff", "icoeff", "dcoeff"],
 )
 @dataclass(frozen=True)
 class AdaptiveSteps:
@@ -87,12 +87,21 @@ class AdaptiveSteps:
         atol: Absolute tolerance of one step, in data units.
         control: Whose error decides.
         max_steps: A solve that takes more, rejected ones included, fails.
+        pcoeff: Weight of the last two errors' ratio in the next step's length (0: plain "I"
+            control). 0.3 to 0.4 with icoeff 0.3 to 0.4 is steadier where steps are rejected often.
+        icoeff: Weight of the last error.
+        dcoeff: Weight of the change of that ratio.
+
+    Source: Hairer and Wanner 1996, Solving ODEs II, section IV.2; Diffrax's `PIDController`.
     """
 
     rtol: Any = 1e-4
     atol: Any = 1e-4
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE
     max_steps: int = 4096
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):

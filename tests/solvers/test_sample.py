@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmjax.schedules import Cosine
+from fmjax.schedules import Cosine, Linear
 from fmjax.solvers import (
     RK4,
     AdamsBashforth2,
@@ -79,6 +79,34 @@ def test_a_mixture_is_carried_to_its_components():
     # A sample of a component of std 0.3 in the plane is further than 4 std away with
     # probability exp(-8): one in 3,000.
     assert float(gaps.max()) < 1.2
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
+def test_every_point_goes_where_the_flow_map_of_a_mixture_takes_it(schedule):
+    mixture = GaussianMixture(schedule, means=((-1.5,), (0.2,), (1.8,)))
+    x0, times = np.linspace(-2.5, 2.5, 41), [0.25, 0.5, 0.75, 1.0]
+    with jax.enable_x64(True):
+        steps = AdaptiveSteps(1e-9, 1e-9)
+        points = jnp.asarray(x0)[:, None]
+        found = sample(
+            mixture.velocity, points, solver=diffrax.Dopri8(), steps=steps, save_at=times
+        )
+        trajectory = np.asarray(found.trajectory)[..., 0]
+        want = np.stack([mixture.flow_map(t, x0) for t in times])
+    # Between two components neighbours are torn apart, and errors with them: at most
+    # p_0(x0) / p_1(x1), 500 here, times some 1e-9 a step.
+    np.testing.assert_allclose(trajectory, want, atol=2e-6)
+
+
+def test_proportional_control_takes_other_steps_to_the_same_end():
+    x0 = noise(8)
+    plain, steadier = (
+        sample(GAUSSIAN.velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5, pcoeff=p, icoeff=i))
+        for p, i in ((0.0, 1.0), (0.4, 0.3))
+    )
+    num = min(int(plain.num_accepted[0]), int(steadier.num_accepted[0]))
+    assert not np.array_equal(plain.times[:num], steadier.times[:num])
+    np.testing.assert_allclose(steadier.x1, ends(x0), atol=2e-4)
 
 
 def breaking_field(t, x, cond=None):
