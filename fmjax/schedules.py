@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from fmjax._checks import require, require_at_least, require_positive
 
@@ -185,3 +186,14 @@ def time_at_angle(schedule: Schedule, wanted: jax.Array, *, num_halvings: int = 
         0, num_halvings, halve, (jnp.zeros_like(wanted), jnp.ones_like(wanted))
     )
     return high
+
+
+def times_of_linear(schedule: Schedule, grid: Float[Array, "points"]) -> Float[Array, "points"]:
+    """When `schedule` has the noise-to-data ratios `(1 - t) / t` of a grid of the linear path.
+
+    The ends 0 and 1 stay; a ratio that the schedule never has gives its nearest end.
+    """
+    if isinstance(schedule, Linear):
+        return grid
+    inner = time_at_angle(schedule, angle(Linear(), grid[1:-1]))
+    return grid.at[1:-1].set(inner)

@@ -26,7 +26,7 @@ from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
 from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Polynomial
+from fmjax.schedules import Cosine, Polynomial
 from fmjax.solvers import AdaptiveSteps, FixedSteps
 from fmjax.studies.configs import load_config
 from fmjax.times import (
@@ -75,7 +75,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     config = load_config(CONFIGS / f"{name}.py")
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, **small))
     experiment = build(config, event_shape, num_classes)
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])  # That eight give the same is tested elsewhere.
     state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
     step = make_train_step(experiment.objective, experiment.optimizer, mesh=mesh,
                            state_sharding=sharding)  # fmt: skip
@@ -127,6 +127,20 @@ def test_fixed_steps_follow_the_named_grid(settings, expected):
     steps = SamplingConfig(solver="euler", num_steps=4, **settings).make_steps()
     assert isinstance(steps, FixedSteps)
     np.testing.assert_array_equal(steps.times, expected)
+
+
+def test_edm_steps_lie_where_the_paths_own_schedule_has_edms_ratios():
+    t = SamplingConfig(solver="euler", num_steps=5, grid="edm").make_steps(Cosine()).times
+    assert (float(t[0]), float(t[-1])) == (0.0, 1.0)
+    linear = np.asarray(edm_grid(5), np.float64)[1:-1]
+    ratios = 1 / np.tan(0.5 * np.pi * np.asarray(t, np.float64)[1:-1])
+    np.testing.assert_allclose(ratios, (1 - linear) / linear, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_grid_is_refused():
+    with pytest.raises(ValueError, match=r"grid must be one of .*did you mean 'uniform'"):
+        SamplingConfig(solver="euler", num_steps=2, grid="unifrom")
 
 
 def test_without_a_number_of_steps_they_are_adaptive():
@@ -185,6 +199,15 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: CompareConfig(num_samples=1), "compare.num_samples must be at least 2, got 1"),
         (lambda: CompareConfig(num_steps=(0,)), "compare.num_steps must be at least 1, got 0"),
         (lambda: CompareConfig(tolerances=(0.0,)), "compare.tolerances must be positive"),
+        (lambda: CompareConfig(fixed_solvers=("ruler",)), r"fixed_solvers .*mean 'euler'"),
+        (
+            lambda: CompareConfig(adaptive_solvers=("euler",)),
+            "compare.adaptive_solvers must be one of .*, got 'euler'",
+        ),
+        (
+            lambda: CompareConfig(fixed_solvers=("tsit5",)),
+            r"adaptive_solvers must not be among the fixed ones, got \['tsit5'\]",
+        ),
         (lambda: EvaluationConfig(num_samples=1), "evaluation.num_samples must be at least 2"),
         (lambda: TrainingConfig(num_steps=0), "training.num_steps must be at least 1, got 0"),
         (lambda: TrainingConfig(ema_decay=1.5), r"training.ema_decay must lie in"),

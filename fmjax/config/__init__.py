@@ -4,17 +4,9 @@ Below this package nothing is chosen by name; here names become objects.
 """
 
 from fmjax.config.build import Experiment, build, guided, num_parameters
-from fmjax.config.fields import (
-    SOLVERS,
-    CompareConfig,
-    Config,
-    EvaluationConfig,
-    LossConfig,
-    SamplingConfig,
-    TrainingConfig,
-    can_adapt,
-)
-from fmjax.config.serialize import from_json, to_json
+from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
+from fmjax.config.serialize import from_json, require_types, to_json
+from fmjax.config.solving import SOLVERS, CompareConfig, SamplingConfig, can_adapt, solver_title
 
 __all__ = [
     "SOLVERS",
@@ -30,5 +22,7 @@ __all__ = [
     "from_json",
     "guided",
     "num_parameters",
+    "require_types",
+    "solver_title",
     "to_json",
 ]

@@ -1,13 +1,19 @@
 """A config as JSON, and back."""
 
+import dataclasses
+import enum
 import json
+import types
+import typing
+from typing import Any
 
 import cattrs
 import cattrs.preconf.json
 import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
-from fmjax.config.fields import AnyCoupling, Config, DensityConfig
+from fmjax.config.fields import AnyCoupling, Config
+from fmjax.config.solving import DensityConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
 from fmjax.schedules import AnySchedule
@@ -27,6 +33,30 @@ _CONVERTER = _make_converter()
 def to_json(config: Config) -> str:
     """Every field of the config, unions with their type; `from_json` reads it back equal."""
     return json.dumps(_CONVERTER.unstructure(config, Config), indent=2) + "\n"
+
+
+def require_types(config: Any, name: str = "config") -> None:
+    """See that every part of a config is one of those that its field can hold.
+
+    Python takes anything for a field; what follows would fail far from the mistake.
+
+    Raises:
+        ValueError: If one is something else: a class, a name, a part of the user's own.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if all(dataclasses.is_dataclass(k) or _is_enum(k) for k in kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            if not isinstance(value, kinds):
+                raise ValueError(f"{name}.{field.name} must be a {wanted}, got {value!r}")
+            if dataclasses.is_dataclass(value):
+                require_types(value, f"{name}.{field.name}")
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def from_json(text: str) -> Config:

@@ -19,33 +19,10 @@ from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds
-from fmjax.solvers import (
-    DIFFRAX_SOLVERS,
-    RK4,
-    AdamsBashforth2,
-    AdaptiveSteps,
-    ErrorControl,
-    Euler,
-    FixedSteps,
-    Heun,
-    Midpoint,
-    Samples,
-    sample,
-)
+from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps, Samples, sample
 from fmjax.studies.reference import lower_reference, rmse, solve_reference
 from fmjax.times import uniform_grid
 from fmjax.velocity import VelocityFn
-
-FIXED: Mapping[str, Any] = {
-    "Euler": Euler(),
-    "Midpoint": Midpoint(),
-    "Heun": Heun(),
-    "RK4": RK4(),
-    "Adams-Bashforth 2": AdamsBashforth2(),
-}
-ADAPTIVE: Mapping[str, Any] = {
-    name: DIFFRAX_SOLVERS[name.lower()]() for name in ("Bosh3", "Tsit5", "Dopri5", "Dopri8")
-}
 
 
 class Metric(NamedTuple):
@@ -77,10 +54,10 @@ def compare(
     x0: Points,
     cond: Cond = None,
     *,
+    fixed: Mapping[str, Any],
     num_steps: Sequence[int],
+    adaptive: Mapping[str, Any],
     tolerances: Sequence[float],
-    fixed: Mapping[str, Any] = FIXED,
-    adaptive: Mapping[str, Any] = ADAPTIVE,
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE,
     metrics: Sequence[Metric] = (),
     reference_tolerance: float | None = None,
@@ -96,10 +73,10 @@ def compare(
         params: The parameters, a pytree of arrays.
         x0: Shared starting points, float32.
         cond: What the field is conditioned on.
-        num_steps: Steps of the fixed solvers, on uniform grids.
-        tolerances: Of the adaptive solvers, relative and absolute alike.
-        fixed: Fixed-step solvers by name.
-        adaptive: Diffrax solvers by name.
+        fixed: Solvers that take fixed steps, by name.
+        num_steps: Their steps, on uniform grids.
+        adaptive: Diffrax solvers that adapt their steps, by other names.
+        tolerances: Their tolerances, relative and absolute alike.
         control: Whose error decides the adaptive steps.
         metrics: Evaluated on the end points of every run.
         reference_tolerance: Of the reference; None takes 1e-7 in float64, 1e-6 in float32.

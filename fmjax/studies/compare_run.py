@@ -1,12 +1,14 @@
 """The solver comparison on a run: its field, its guidance, its data's metrics."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import CompareConfig, guided
+from fmjax.config import SOLVERS, CompareConfig, guided, solver_title
 from fmjax.metrics import FeatureExtractor, frechet_distance, sliced_wasserstein
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.studies.compare import Metric, compare
@@ -45,7 +47,9 @@ def compare_run(
         run.params,
         jax.device_put(x0, rows),
         None if labels is None else jax.device_put(labels, rows),
+        fixed=_named(config.fixed_solvers),
         num_steps=config.num_steps,
+        adaptive=_named(config.adaptive_solvers),
         tolerances=config.tolerances,
         metrics=_metrics(run, num_samples, config.seed, extractor, progress),
         progress=progress,
@@ -55,13 +59,23 @@ def compare_run(
     return comparison
 
 
+def require_comparable(num_samples: int, num_examples: int) -> None:
+    """Raise unless as many real examples can be held against the rest of them."""
+    require(num_samples <= num_examples // 2, "compare.num_samples",
+            f"be at most half of the {num_examples} real examples", num_samples)  # fmt: skip
+
+
+def _named(solvers: tuple[str, ...]) -> dict[str, Any]:
+    """Solver objects by the names that the report gives them."""
+    return {solver_title(name): SOLVERS[name]() for name in solvers}
+
+
 def _metrics(
     run: Run, num_samples: int, seed: int, extractor: FeatureExtractor | None, progress: Progress
 ) -> list[Metric]:
     """Distances to the real data, with what as many real examples score against others."""
     train = run.config.data.load("train", progress=progress)
-    require(num_samples <= len(train) // 2, "compare.num_samples",
-            f"be at most half of the {len(train)} real examples", num_samples)  # fmt: skip
+    require_comparable(num_samples, len(train))
     # So many that their own scatter does not count beside that of the samples.
     order = np.random.default_rng(seed).permutation(len(train))[: num_samples + MAX_OTHERS]
     held_out, rest = (train.points(part) for part in np.split(order, [num_samples]))
