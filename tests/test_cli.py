@@ -65,6 +65,22 @@ def test_naming_a_tolerance_makes_the_steps_adaptive(toy_run):
         assert arrays["succeeded"].all()
 
 
+def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path, capsys):
+    options = ["--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-30, "--atol", 1e-30]
+    assert run("sample", toy_run, *options, "--output", tmp_path / "six.png") == 1
+    assert "6 of them did not arrive at t = 1" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["six.npz", "six.png"]
+
+
+def test_a_backend_that_there_is_not_is_one_line(toy_run):
+    command = [sys.executable, "-m", "fmjax.cli", "sample", str(toy_run)]
+    environment = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert child.returncode == 2
+    assert child.stderr.startswith("fmjax: error: JAX must find its devices, got ")
+    assert child.stderr.count("\n") == 1
+
+
 def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_path):
     options = ["--num-samples", 24, "--solver", "rk4", "--num-steps", 2]
     for size in (8, 24):
@@ -132,6 +148,7 @@ def test_bad_arguments_get_one_line_and_exit_code_2(arguments, message, capsys, 
         (["--rtol", "1e-4"], "rtol must go with a solver that estimates its error (tsit5, "),
         (["--control=PER_SAMPLE"], "control must go with a solver that estimates its error"),
         (["--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["--num-steps", "4", "--rtol", "1e-3"], "--rtol must go without --num-steps"),
         (["--classes", "3"], "classes must be left out for a model without"),
         (["--guidance", "2"], "guidance must be 1 for a model without classes"),
     ],

@@ -1,0 +1,178 @@
+"""What each command reads from its arguments, and which job it does with them.
+
+Imports wait until a command needs them, so that a wrong word is refused at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from fmjax.cli.console import console
+from fmjax.cli.parsing import parse, path_and_rest
+
+if TYPE_CHECKING:
+    from fmjax.config import SamplingConfig
+
+
+def _train(arguments: list[str]) -> None:
+    path, rest = path_and_rest("train", "CONFIG", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import Config
+    from fmjax.studies.configs import load_config
+    from fmjax.studies.train import train
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        """Train from a config, then sample, compare and report. A stopped run is resumed.
+
+        Attributes:
+            config: Every field of the config.
+            run: The run folder (default: runs/NAME).
+            overwrite: Replace a run that stands there.
+        """
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        run: Path | None = None
+        overwrite: bool = False
+
+    asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
+    sampling = _adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
+    config = dataclasses.replace(asked.config, sampling=sampling)
+    folder = Path("runs") / config.name if asked.run is None else asked.run
+    with console() as progress:
+        run = train(config, folder, overwrite=asked.overwrite, progress=progress)
+        from fmjax.studies.results import make_results  # Figures are not needed any sooner.
+
+        make_results(run, progress=progress)
+
+
+def _sample(arguments: list[str]) -> int:
+    path, rest = path_and_rest("sample", "RUN", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import SamplingConfig
+    from fmjax.studies.run_folder import open_run, read_config
+    from fmjax.studies.sample import sample_run
+
+    config = read_config(path)
+
+    @dataclasses.dataclass(frozen=True)
+    class Sample:
+        """Draw samples from a run: a PNG picture and an .npz file with the numbers.
+
+        Attributes:
+            sampling: How noise becomes samples.
+            classes: Only these classes (default: all, evenly).
+            output: Both files' name without ending (default: within the run folder).
+        """
+
+        sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")]
+        classes: tuple[int, ...] = ()
+        output: Path | None = None
+
+    asked = parse(Sample, Sample(config.sampling), rest, f"fmjax sample {path}")
+    sampling = _adaptive_if_meant(asked.sampling, rest)
+    with console() as progress:
+        drawn = sample_run(open_run(path), sampling, asked.classes, asked.output, progress=progress)
+    return 0 if drawn.succeeded.all() else 1
+
+
+def _adaptive_if_meant(
+    sampling: "SamplingConfig", arguments: list[str], prefix: str = "--"
+) -> "SamplingConfig":
+    """Adaptive steps for who names a solver or a tolerance, but no number of steps.
+
+    The run's own config may take fixed steps, which would make a tolerance mean nothing.
+
+    Args:
+        sampling: As it was parsed, the run's own where nothing was given.
+        arguments: What it was parsed from.
+        prefix: Of the options that set fields of `sampling`.
+
+    Raises:
+        ValueError: If a tolerance is named for a solver that cannot adapt its steps.
+    """
+    import dataclasses
+
+    from fmjax._checks import require
+    from fmjax.config import SOLVERS, can_adapt
+
+    options = [argument.split("=")[0].replace("_", "-") for argument in arguments]
+    given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
+    tolerances = given & {"rtol", "atol", "control"}
+    if "num-steps" in given:
+        fixed = sampling.num_steps is not None
+        rule = "go without --num-steps, which fixes the steps whatever the error"
+        require(not (fixed and tolerances), f"--{min(tolerances, default='')}", rule, "both")
+        return sampling
+    if not tolerances and "solver" not in given:
+        return sampling
+    if can_adapt(sampling.solver):
+        return dataclasses.replace(sampling, num_steps=None)
+    # The usual one first.
+    adaptive = sorted(filter(can_adapt, SOLVERS), key=lambda name: name != "tsit5")
+    rule = f"go with a solver that estimates its error ({', '.join(adaptive)})"
+    for name in ("rtol", "atol", "control"):
+        require(name not in given, name, rule, sampling.solver)
+    return sampling
+
+
+def _compare(arguments: list[str]) -> None:
+    path, rest = path_and_rest("compare", "RUN", arguments)
+    from fmjax.config import CompareConfig
+    from fmjax.studies.compare_run import compare_run
+    from fmjax.studies.report import report_run
+    from fmjax.studies.run_folder import open_run, read_config
+
+    asked = parse(CompareConfig, read_config(path).compare, rest, f"fmjax compare {path}")
+    with console() as progress:
+        run = open_run(path)
+        compare_run(run, asked, progress=progress)
+        report_run(run, progress=progress)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    path, rest = path_and_rest("evaluate", "RUN", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import EvaluationConfig, SamplingConfig
+    from fmjax.studies.evaluate import evaluate_run
+    from fmjax.studies.report import report_run
+    from fmjax.studies.run_folder import open_run, read_config
+
+    config = read_config(path)
+
+    @dataclasses.dataclass(frozen=True)
+    class Evaluate:
+        """Measure samples of a run against its data.
+
+        Attributes:
+            evaluation: How many samples, and how they are measured.
+            sampling: How they are drawn (its number of samples does not count here).
+        """
+
+        evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
+        sampling: SamplingConfig
+
+    default = Evaluate(config.evaluation, config.sampling)
+    asked = parse(Evaluate, default, rest, f"fmjax evaluate {path}")
+    sampling = _adaptive_if_meant(asked.sampling, rest, "--sampling.")
+    with console() as progress:
+        run = open_run(path)
+        evaluate_run(run, asked.evaluation, sampling, progress=progress)
+        report_run(run, progress=progress)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": _train,
+    "sample": _sample,
+    "compare": _compare,
+    "evaluate": _evaluate,
+}
