@@ -35,8 +35,8 @@ class OptimizerConfig:
         name: "adamw" or "muon".
         learning_rate: Its peak, reached after the warm-up. Muon's updates are scaled to the
             size of AdamW's (rms 0.2), so one value serves both.
-        schedule: What follows the warm-up: "constant", or down to 0 at the last step by
-            "cosine" or "linear".
+        schedule: What follows the warm-up: "constant", or "cosine" or "linear" down to what
+            would be 0 in the step after the last.
         warmup_steps: Steps of linear rise; the first step takes `1 / warmup_steps` of the peak.
         weight_decay: Decoupled decay of every parameter, multiplied by the learning rate.
         b1: Decay of the first moment (AdamW).

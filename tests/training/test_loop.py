@@ -92,6 +92,20 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, unbroken, stops):
     assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
 
 
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path, unbroken, monkeypatch):
+    wait = Checkpoints.wait
+
+    def interrupted_wait(self):
+        signal.raise_signal(signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted_wait)
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {NUM_STEPS}; its"):
+        run(tmp_path, NUM_STEPS)
+    monkeypatch.undo()
+    assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
+
+
 def test_a_run_may_be_made_longer(tmp_path, unbroken):
     state = run(tmp_path, 6)
     assert int(state.step) == 6
