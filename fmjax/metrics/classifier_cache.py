@@ -54,9 +54,14 @@ def trained_classifier(
     if path.is_file():
         return load_classifier(path)
     classifier = train_classifier(train, test, config=config, training=training, progress=progress)
-    save_classifier(path, classifier)
     accuracy = 100 * classifier.test_accuracy
     progress.say(f"trained the classifier: {accuracy:.2f} % of the test images are right")
+    try:
+        save_classifier(path, classifier)
+    except OSError as error:
+        progress.say(
+            f"the classifier is not kept: {path.parent} cannot be written ({error.strerror})"
+        )
     return classifier
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmjax.config import Config, from_json, to_json
+from fmjax.config import Config, from_json, require_types, to_json
 from fmjax.studies.run_folder import differences
 
 
@@ -48,6 +48,10 @@ def _with_its_types(config: Config, path: Path) -> Config:
     Raises:
         ValueError: If a field holds what its type cannot.
     """
+    try:
+        require_types(config)
+    except ValueError as error:
+        raise ValueError(f"config {path} must be of fmjax's own parts: {error}") from error
     plain = from_json(to_json(config))
     wrong = differences(json.loads(to_json(config)), json.loads(to_json(plain)))
     if wrong:

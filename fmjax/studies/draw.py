@@ -77,12 +77,14 @@ def draw_samples(
     rows = batch_sharding(mesh)
 
     # Made here and not in the traced function: a grid whose numbers are known is a plain scan.
-    solver, steps = sampling.make_solver(), sampling.make_steps()
+    solver, steps = sampling.make_solver(), sampling.make_steps(path.schedule)
 
     def solve(params: Params, indices: jax.Array, cond: Any) -> Samples:
-        x0 = path.start(noise(jax.random.key(sampling.seed), indices, event_shape))
-        x0 = jax.lax.with_sharding_constraint(x0, rows)
-        return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
+        # Lets networks name the mesh axes without being handed the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            x0 = path.start(noise(jax.random.key(sampling.seed), indices, event_shape))
+            x0 = jax.lax.with_sharding_constraint(x0, rows)
+            return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
 
     jitted = jax.jit(solve)
     parts = []

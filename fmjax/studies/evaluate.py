@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from fmjax.studies.draw import draw_samples
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.sample import in_words
 
+Halves = tuple[np.ndarray, np.ndarray]  # Indices.
 MAX_REAL = 60_000  # Real examples that samples are held against, at most.
 
 
@@ -84,8 +85,17 @@ def run_classifier(run: Run, *, progress: Progress = Silent()) -> ImageClassifie
     is_image = len(train.event_shape) == 3 and train.event_shape[-1] in (1, 3)
     if train.num_classes is None or not is_image:
         return None
-    test = run.config.data.load("test", progress=progress)
-    return trained_classifier(train, test, progress=progress)
+    test = _test_split(run, progress)
+    return None if test is None else trained_classifier(train, test, progress=progress)
+
+
+def _test_split(run: Run, progress: Progress) -> Dataset | None:
+    """The run's test data, or None, and that is said, where there are none."""
+    try:
+        return run.config.data.load("test", progress=progress)
+    except ValueError as error:
+        progress.say(f"without test data: {error}")
+        return None
 
 
 def evaluate_run(
@@ -120,20 +130,11 @@ def evaluate_run(
         run.params, run.event_shape, labels,
         dataclasses.replace(sampling, num_samples=num_samples), run.mesh, progress=progress,
     )  # fmt: skip
+    num_arrived = int(drawn.succeeded.sum())
+    require_at_least("the number of samples that arrive at t = 1", num_arrived, 2)
     # An even choice of a set too big to measure whole.
     real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
-    arrived = drawn.succeeded
-    num_arrived = int(arrived.sum())
-    require_at_least("the number of samples that arrive at t = 1", num_arrived, 2)
-    x1, asked = drawn.x1[arrived], None if labels is None else labels[arrived]
     halves = _halves(len(real), sampling.seed)
-    key = jax.random.key(sampling.seed)
-
-    def wasserstein(x: np.ndarray, y: np.ndarray) -> float:
-        projections = evaluation.num_projections
-        return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(y),
-                                        num_projections=projections))  # fmt: skip
-
     result = Evaluation(
         step=run.step,
         num_samples=num_samples,
@@ -142,29 +143,57 @@ def evaluate_run(
         solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
         num_half=len(halves[0]),
-        wasserstein=wasserstein(x1, real),
-        wasserstein_halves=wasserstein(real[halves[0]], real[halves[1]]),
+        **_in_data_space(drawn.x1[drawn.succeeded], real, halves, evaluation, sampling.seed),
     )
     classifier = run_classifier(run, progress=progress)
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
-        if asked is not None:
-            result = result._replace(accuracy=classifier.accuracy(x1, asked))
+        if labels is not None:
+            accuracy = classifier.accuracy(drawn.x1[drawn.succeeded], labels[drawn.succeeded])
+            result = result._replace(accuracy=accuracy)
     if extractor is not None:
-        of_real = extractor(real)
-        test = run.config.data.load("test", progress=progress)
-        num_test = min(len(test), num_samples)
-        result = result._replace(
-            frechet=frechet_distance(extractor(x1), of_real),
-            frechet_halves=frechet_distance(of_real[halves[0]], of_real[halves[1]]),
-            frechet_test=frechet_distance(extractor(test.points(slice(num_test))), of_real),
-            num_test=num_test,
-        )
+        test = _test_split(run, progress)
+        some = None if test is None else test.points(slice(min(len(test), num_samples)))
+        found = _in_feature_space(extractor, drawn.x1[drawn.succeeded], real, halves, some)
+        result = result._replace(**found)
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
     return result
+
+
+def _in_data_space(
+    x1: np.ndarray, real: np.ndarray, halves: Halves, evaluation: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """The sliced Wasserstein distances of an `Evaluation`."""
+
+    def distance(x: np.ndarray, y: np.ndarray) -> float:
+        key, num = jax.random.key(seed), evaluation.num_projections
+        return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(y), num_projections=num))
+
+    first, second = (real[half] for half in halves)
+    return {"wasserstein": distance(x1, real), "wasserstein_halves": distance(first, second)}
+
+
+def _in_feature_space(
+    extractor: FeatureExtractor,
+    x1: np.ndarray,
+    real: np.ndarray,
+    halves: Halves,
+    test: np.ndarray | None,
+) -> dict[str, Any]:
+    """The Frechet distances of an `Evaluation`; without test examples there is one less."""
+    of_real = extractor(real)
+    first, second = (of_real[half] for half in halves)
+    found: dict[str, Any] = {
+        "frechet": frechet_distance(extractor(x1), of_real),
+        "frechet_halves": frechet_distance(first, second),
+    }
+    if test is not None:
+        found |= {"frechet_test": frechet_distance(extractor(test), of_real)}
+        found |= {"num_test": len(test)}
+    return found
 
 
 def _labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
@@ -174,7 +203,7 @@ def _labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
     return dataset.labels[np.resize(order, num)].astype(np.int32)
 
 
-def _halves(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _halves(num: int, seed: int) -> Halves:
     order = np.random.default_rng(seed).permutation(num)
     return order[: num // 2], order[num // 2 :]
 
@@ -191,10 +220,11 @@ def described(result: Evaluation) -> list[str]:
     if result.num_failed:
         lines.append(f"  {result.num_failed} did not arrive at t = 1 and are not measured")
     if result.frechet is not None:
+        test = ""
+        if result.num_test:
+            test = f"{result.num_test} real test examples: {result.frechet_test:.3f}; "
         lines.append(
-            f"  Frechet distance {result.frechet:.3f} "
-            f"({result.num_test} real test examples: {result.frechet_test:.3f}; "
-            f"{halves}: {result.frechet_halves:.3f})"
+            f"  Frechet distance {result.frechet:.3f} ({test}{halves}: {result.frechet_halves:.3f})"
         )
     if result.accuracy is not None:
         lines.append(

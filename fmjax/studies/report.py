@@ -80,11 +80,10 @@ def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
     numbers = []
     halves = f"two halves of the real data, {evaluation.num_half:,} each"
     if evaluation.frechet is not None:
-        note = (
-            f"{evaluation.num_samples:,} samples by {evaluation.solver}; "
-            f"{evaluation.num_test:,} test images: {evaluation.frechet_test:.3g}; "
-            f"{halves}: {evaluation.frechet_halves:.3g}"
-        )
+        note = f"{evaluation.num_samples:,} samples by {evaluation.solver}; "
+        if evaluation.num_test:
+            note += f"{evaluation.num_test:,} test images: {evaluation.frechet_test:.3g}; "
+        note += f"{halves}: {evaluation.frechet_halves:.3g}"
         numbers.append(KeyNumber("Frechet distance", f"{evaluation.frechet:.3g}", note))
     note = f"{halves}: {evaluation.wasserstein_halves:.3g}"
     numbers.append(KeyNumber("Sliced Wasserstein", f"{evaluation.wasserstein:.3g}", note))

@@ -183,6 +183,17 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
+def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
+    """The layout that the run was trained on, or, on other devices, a copy on each of them.
+
+    Restoring lays the weights anew, so any layout will do that they fit.
+    """
+    try:
+        return make_mesh(config)
+    except ValueError:
+        return make_mesh()
+
+
 def open_run(path: Path) -> Run:
     """Read a run folder and the averaged weights of its newest checkpoint.
 
@@ -193,8 +204,7 @@ def open_run(path: Path) -> Run:
     folder, config = RunFolder(path), read_config(path)
     event_shape, num_classes = read_model(path)
     experiment = build(config, event_shape, num_classes)
-    # All devices there are, whatever mesh it was trained on: restoring lays the weights anew.
-    mesh = make_mesh()
+    mesh = _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
     params, step = restore_ema(folder.checkpoints, like, sharding=state_sharding(like, mesh))
     return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)

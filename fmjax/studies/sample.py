@@ -1,6 +1,7 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def sample_run(
         run.params, run.event_shape, labels, sampling, run.mesh, progress=progress,
     )  # fmt: skip
     stem = output
+    if stem is not None and stem.suffix in (".png", ".npz"):
+        stem = stem.with_suffix("")
     if stem is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
     paths = write_samples(drawn, run.step, stem)
@@ -128,7 +131,7 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             drawn = Drawn(*(arrays.get(name) for name in Drawn._fields))
             return drawn, int(arrays["step"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
 
 

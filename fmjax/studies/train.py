@@ -9,6 +9,7 @@ import numpy as np
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, Experiment, build, num_parameters
 from fmjax.data import BatchIterator, batches
+from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
 from fmjax.training import (
     Checkpoints,
@@ -52,6 +53,7 @@ def train(
     dataset = config.data.load("train", progress=progress)
     if not config.conditional:
         dataset = dataset.without_labels()
+    require_comparable(config.compare.num_samples, len(dataset))  # Not after hours of training.
     event_shape, num_classes = dataset.event_shape, dataset.num_classes
     experiment = build(config, event_shape, num_classes)
     mesh = make_mesh(config.mesh)

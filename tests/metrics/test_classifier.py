@@ -141,6 +141,16 @@ def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
     assert "% of the test images are right" in lines.lines[-1]
 
 
+def test_where_nothing_can_be_kept_there_is_a_classifier_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path / "file"))
+    lines = Lines()
+    sets = (random_set(0), random_set(1))
+    found = trained_classifier(*sets, config=SMALL, training=QUICK, progress=lines)
+    assert 0 <= found.test_accuracy <= 1
+    assert lines.lines[-1].startswith("the classifier is not kept: ")
+
+
 def test_training_is_the_same_every_time():
     sets = (random_set(0), random_set(1))
     first, second = (

@@ -2,18 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from fmjax.config import CompareConfig, Config, EvaluationConfig, SamplingConfig, TrainingConfig
-from fmjax.data import DigitsData
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    EvaluationConfig,
+    SamplingConfig,
+    TrainingConfig,
+    to_json,
+)
+from fmjax.data import ArrayData, DigitsData
 from fmjax.networks import DiTConfig
 from fmjax.studies.configs import load_config
 from fmjax.studies.draw import Drawn
 from fmjax.studies.evaluate import evaluate_run, read_evaluation
 from fmjax.studies.results import make_results
-from fmjax.studies.run_folder import RunFolder, prepare, read_config
+from fmjax.studies.run_folder import RunFolder, open_run, prepare, read_config
 from fmjax.studies.sample import chosen_labels, grid_of, in_words, read_samples, sample_run
 from fmjax.studies.train import train
 from fmjax.training import MeshConfig, OptimizerConfig
@@ -27,7 +36,13 @@ CONFIG = Config(
     sampling=SamplingConfig(
         num_samples=20, solver="euler", num_steps=2, guidance=1.5, batch_size=24
     ),
-    compare=CompareConfig(num_samples=8, num_steps=(1, 2), tolerances=(1e-1,)),
+    compare=CompareConfig(
+        num_samples=8,
+        fixed_solvers=("euler", "adams_bashforth_2"),
+        num_steps=(1, 2),
+        adaptive_solvers=("tsit5",),
+        tolerances=(1e-1,),
+    ),
     evaluation=EvaluationConfig(num_samples=24, num_projections=8),
 )
 DIGITS = ((8, 8, 1), 10)
@@ -71,6 +86,9 @@ def test_samples_of_classes_are_measured_by_the_classifier(run):
 
 def test_the_comparison_has_both_distances_for_every_row(run):
     comparison = json.loads(run.folder.comparison.read_text())
+    rows = [(row["solver"], row["steps"] or row["tolerance"]) for row in comparison["runs"]]
+    fixed = [(name, n) for name in ("Euler", "Adams-Bashforth 2") for n in (1, 2)]
+    assert rows == [*fixed, ("Tsit5", 0.1)]
     text = json.dumps(comparison)
     assert "sliced Wasserstein distance" in text
     assert "Frechet distance" in text
@@ -101,6 +119,49 @@ def test_only_the_chosen_classes_are_drawn(run, tmp_path):
     # The network was told: the same noises as other classes give other images.
     other = sample_run(run, CONFIG.sampling, classes=(5,), output=tmp_path / "one")
     assert np.abs(drawn.x1 - other.x1).max(axis=(1, 2, 3)).min() > 0
+
+
+def test_weights_are_sampled_from_in_the_layout_they_were_trained_in(run, tmp_path):
+    folder = tmp_path / "split"
+    shutil.copytree(run.folder.path, folder)
+    split = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=8))
+    (folder / "config.json").write_text(to_json(split))
+    other = open_run(folder)
+    assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(other.params))
+    found, want = (
+        sample_run(each, CONFIG.sampling, output=tmp_path / "out").x1 for each in (other, run)
+    )
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    # On other devices than it was trained on, a copy on each of them.
+    elsewhere = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=3))
+    (folder / "config.json").write_text(to_json(elsewhere))
+    assert open_run(folder).mesh.shape == {"data": 8, "fsdp": 1}
+
+
+def test_without_test_data_the_rest_is_measured(run, tmp_path):
+    digits = DigitsData().load("train")
+    np.savez(tmp_path / "train.npz", x=digits.points(slice(200)), labels=digits.labels[:200])
+    data = ArrayData(str(tmp_path), num_classes=10)
+    blind = run._replace(
+        config=dataclasses.replace(CONFIG, data=data), folder=RunFolder(tmp_path / "run")
+    )
+    found = evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
+    assert found.wasserstein > 0
+    assert (found.frechet, found.accuracy) == (None, None)
+    # Somebody's own features need no classifier.
+    found = evaluate_run(
+        blind, CONFIG.evaluation, CONFIG.sampling,
+        extractor=lambda images: np.asarray(images).reshape(len(images), -1)[:, :8],
+    )  # fmt: skip
+    assert found.frechet > 0
+    assert (found.frechet_test, found.num_test) == (None, 0)
+
+
+def test_a_comparison_that_the_data_are_too_few_for_is_refused_before_training(tmp_path):
+    config = dataclasses.replace(CONFIG, compare=CompareConfig(num_samples=722))
+    with pytest.raises(ValueError, match="compare.num_samples must be at most half of the 1442"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -237,6 +298,21 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
             "from fmjax.config import Config, TrainingConfig\n"
             "def get_config():\n    return Config('x', training=TrainingConfig(batch_size=16.5))",
             r"must hold whole numbers where they count, got a fraction in training\.batch_size",
+        ),
+        (
+            "from fmjax.config import Config\nfrom fmjax.networks import MLPConfig\n"
+            "def get_config():\n    return Config('x', network=MLPConfig)",
+            "of fmjax's own parts: config.network must be a MLPConfig or UNetConfig or DiTConfig",
+        ),
+        (
+            "from fmjax.config import Config, SamplingConfig\n"
+            "def get_config():\n    return Config('x', sampling=SamplingConfig(control='mine'))",
+            "config.sampling.control must be a ErrorControl, got 'mine'",
+        ),
+        (
+            "from fmjax.config import Config\nclass Mine: pass\n"
+            "def get_config():\n    return Config('x', data=Mine())",
+            "config.data must be a DigitsData or ToyData or IdxData or ArrayData or Cifar10Data",
         ),
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
     ],
