@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
     from fmjax.config import build as build
+    from fmjax.config import guided as guided
     from fmjax.couplings import Independent as Independent
     from fmjax.couplings import MinibatchOT as MinibatchOT
     from fmjax.data import batches as batches
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from fmjax.losses import flow_matching_objective as flow_matching_objective
     from fmjax.metrics import frechet_distance as frechet_distance
     from fmjax.metrics import sliced_wasserstein as sliced_wasserstein
+    from fmjax.networks import DIT_B as DIT_B
+    from fmjax.networks import DIT_L as DIT_L
+    from fmjax.networks import DIT_S as DIT_S
+    from fmjax.networks import DIT_XL as DIT_XL
     from fmjax.networks import DiTConfig as DiTConfig
     from fmjax.networks import MLPConfig as MLPConfig
     from fmjax.networks import UNetConfig as UNetConfig
@@ -43,11 +48,23 @@ if TYPE_CHECKING:
     from fmjax.solvers import FixedSteps as FixedSteps
     from fmjax.solvers import Samples as Samples
     from fmjax.solvers import sample as sample
+    from fmjax.studies.run_folder import open_run as open_run
+    from fmjax.times import CosMap as CosMap
+    from fmjax.times import LogitNormal as LogitNormal
+    from fmjax.times import Mode as Mode
+    from fmjax.times import Shifted as Shifted
+    from fmjax.times import Uniform as Uniform
+    from fmjax.times import UShaped as UShaped
     from fmjax.times import edm_grid as edm_grid
+    from fmjax.times import quantile_grid as quantile_grid
     from fmjax.times import sample_times as sample_times
     from fmjax.times import shifted_grid as shifted_grid
     from fmjax.times import uniform_grid as uniform_grid
+    from fmjax.training import Checkpoints as Checkpoints
+    from fmjax.training import MeshConfig as MeshConfig
     from fmjax.training import OptimizerConfig as OptimizerConfig
+    from fmjax.training import RunLogger as RunLogger
+    from fmjax.training import fit as fit
     from fmjax.training import init_state as init_state
     from fmjax.training import make_mesh as make_mesh
     from fmjax.training import make_optimizer as make_optimizer
@@ -58,14 +75,42 @@ if TYPE_CHECKING:
 _HOMES = {
     "_arrays": ("Batch",),
     "_memory": ("keep_freed_memory",),
-    "config": ("Config", "build"),
-    "couplings": ("Independent", "MinibatchOT"),
+    "config": (
+        "Config",
+        "build",
+        "guided",
+    ),
+    "couplings": (
+        "Independent",
+        "MinibatchOT",
+    ),
     "data": ("batches",),
     "guidance": ("classifier_free",),
-    "losses": ("Objective", "TimeWeight", "flow_matching_loss", "flow_matching_objective"),
-    "metrics": ("frechet_distance", "sliced_wasserstein"),
-    "networks": ("DiTConfig", "MLPConfig", "UNetConfig", "make_network"),
-    "paths": ("AffinePath", "Prediction", "change_schedule"),
+    "losses": (
+        "Objective",
+        "TimeWeight",
+        "flow_matching_loss",
+        "flow_matching_objective",
+    ),
+    "metrics": (
+        "frechet_distance",
+        "sliced_wasserstein",
+    ),
+    "networks": (
+        "DIT_B",
+        "DIT_L",
+        "DIT_S",
+        "DIT_XL",
+        "DiTConfig",
+        "MLPConfig",
+        "UNetConfig",
+        "make_network",
+    ),
+    "paths": (
+        "AffinePath",
+        "Prediction",
+        "change_schedule",
+    ),
     "schedules": (
         "Cosine",
         "Linear",
@@ -73,16 +118,42 @@ _HOMES = {
         "VarianceExploding",
         "VariancePreserving",
     ),
-    "solvers": ("AdaptiveSteps", "ErrorControl", "FixedSteps", "Samples", "sample"),
-    "times": ("edm_grid", "sample_times", "shifted_grid", "uniform_grid"),
+    "solvers": (
+        "AdaptiveSteps",
+        "ErrorControl",
+        "FixedSteps",
+        "Samples",
+        "sample",
+    ),
+    "studies.run_folder": ("open_run",),
+    "times": (
+        "CosMap",
+        "LogitNormal",
+        "Mode",
+        "Shifted",
+        "UShaped",
+        "Uniform",
+        "edm_grid",
+        "quantile_grid",
+        "sample_times",
+        "shifted_grid",
+        "uniform_grid",
+    ),
     "training": (
+        "Checkpoints",
+        "MeshConfig",
         "OptimizerConfig",
+        "RunLogger",
+        "fit",
         "init_state",
         "make_mesh",
         "make_optimizer",
         "make_train_step",
     ),
-    "velocity": ("VelocityNet", "reversed_time"),
+    "velocity": (
+        "VelocityNet",
+        "reversed_time",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -42,6 +42,7 @@ class ClassifierFree:
         return (t >= low) & (t <= high)
 
     def _guided(self, t: Times, x: Points, cond: Cond) -> Points:
+        require(cond is not None, "cond", "be given for guidance", None)
         null = jax.tree.map(
             lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, self.null_cond
         )

@@ -106,3 +106,9 @@ def test_guided_rows_stay_on_their_device():
 def test_guidance_without_sense_is_refused(scale, interval, message):
     with pytest.raises(ValueError, match=message):
         classifier_free(field, NULL, scale, interval)
+
+
+def test_guidance_of_nothing_is_refused():
+    guided = classifier_free(lambda t, x, cond: x, 10, 3.0)
+    with pytest.raises(ValueError, match="cond must be given for guidance, got None"):
+        guided(jnp.zeros(2), jnp.zeros((2, 3)), None)

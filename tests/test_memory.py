@@ -15,7 +15,8 @@ from fmjax import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else False)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({TURNS}):
     block = libc.malloc({SIZE})
