@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
     from fmjax.config import build as build
-    from fmjax.config import guided as guided
     from fmjax.couplings import Independent as Independent
     from fmjax.couplings import MinibatchOT as MinibatchOT
     from fmjax.data import batches as batches
@@ -75,27 +74,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "_arrays": ("Batch",),
     "_memory": ("keep_freed_memory",),
-    "config": (
-        "Config",
-        "build",
-        "guided",
-    ),
-    "couplings": (
-        "Independent",
-        "MinibatchOT",
-    ),
+    "config": ("Config", "build"),
+    "couplings": ("Independent", "MinibatchOT"),
     "data": ("batches",),
     "guidance": ("classifier_free",),
-    "losses": (
-        "Objective",
-        "TimeWeight",
-        "flow_matching_loss",
-        "flow_matching_objective",
-    ),
-    "metrics": (
-        "frechet_distance",
-        "sliced_wasserstein",
-    ),
+    "losses": ("Objective", "TimeWeight", "flow_matching_loss", "flow_matching_objective"),
+    "metrics": ("frechet_distance", "sliced_wasserstein"),
     "networks": (
         "DIT_B",
         "DIT_L",
@@ -106,25 +90,9 @@ _HOMES = {
         "UNetConfig",
         "make_network",
     ),
-    "paths": (
-        "AffinePath",
-        "Prediction",
-        "change_schedule",
-    ),
-    "schedules": (
-        "Cosine",
-        "Linear",
-        "Polynomial",
-        "VarianceExploding",
-        "VariancePreserving",
-    ),
-    "solvers": (
-        "AdaptiveSteps",
-        "ErrorControl",
-        "FixedSteps",
-        "Samples",
-        "sample",
-    ),
+    "paths": ("AffinePath", "Prediction", "change_schedule"),
+    "schedules": ("Cosine", "Linear", "Polynomial", "VarianceExploding", "VariancePreserving"),
+    "solvers": ("AdaptiveSteps", "ErrorControl", "FixedSteps", "Samples", "sample"),
     "studies.run_folder": ("open_run",),
     "times": (
         "CosMap",
@@ -150,10 +118,7 @@ _HOMES = {
         "make_optimizer",
         "make_train_step",
     ),
-    "velocity": (
-        "VelocityNet",
-        "reversed_time",
-    ),
+    "velocity": ("VelocityNet", "reversed_time"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+import textwrap
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import fmjax
 from fmjax.config import (
     CompareConfig,
     Config,
@@ -27,6 +30,7 @@ from fmjax.studies.sample import chosen_labels, grid_of, in_words, read_samples,
 from fmjax.studies.train import train
 from fmjax.training import MeshConfig, OptimizerConfig
 
+README = Path(__file__).parents[2] / "README.md"
 CONFIG = Config(
     name="tiny",
     data=DigitsData(),
@@ -69,6 +73,15 @@ def prepared(tmp_path):
 
 def test_the_run_is_what_the_config_asked_for(run):
     assert (run.config, run.step, run.event_shape, run.num_classes) == (CONFIG, 3, *DIGITS)
+
+
+def test_a_run_opens_in_python_as_the_readme_says(run):
+    text = README.read_text()
+    lines = text[text.index("    run = fmjax.open_run(") :].split("\n\n")[0]
+    names = {"fmjax": fmjax, "jax": jax}
+    exec(textwrap.dedent(lines).replace("runs/digits", str(run.folder.path)), names)  # noqa: S102
+    assert names["samples"].x1.shape == (10, 8, 8, 1)
+    assert names["samples"].succeeded.all()
 
 
 def test_samples_of_classes_are_measured_by_the_classifier(run):
