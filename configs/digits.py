@@ -1,6 +1,9 @@
 """Class-conditional flow matching on scikit-learn's 8x8 digits: the first thing to run.
 
 fmjax train configs/digits.py
+
+On two CPU cores 1 minute of training, 2 min 40 s with samples, comparison and page. 1,797 samples
+then have a Frechet distance of 3.58 to the training set (355 real test images: 3.88).
 """
 
 from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
@@ -20,7 +23,7 @@ def get_config() -> Config:
             name="muon", learning_rate=5e-3, schedule="cosine", warmup_steps=50
         ),
         training=TrainingConfig(
-            num_steps=900, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=300
+            num_steps=1_000, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
         ),
         sampling=SamplingConfig(
             num_samples=100, solver="heun", num_steps=16, guidance=1.25, batch_size=100

@@ -1,6 +1,9 @@
 """Class-conditional flow matching on Fashion-MNIST, 60,000 images of 28x28.
 
 fmjax train configs/fashion_mnist.py
+
+On two CPU cores 22 minutes of training, 29 with samples, comparison and page. 2,000 samples then
+have a Frechet distance of 6.62 to the training set (2,000 real test images: 1.23).
 """
 
 from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
