@@ -194,13 +194,14 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path | str) -> Run:
     """Read a run folder and the averaged weights of its newest checkpoint.
 
     Raises:
         ValueError: If the folder is no run, has no checkpoint, or the checkpoint is corrupt
             or belongs to another model.
     """
+    path = Path(path)
     folder, config = RunFolder(path), read_config(path)
     event_shape, num_classes = read_model(path)
     experiment = build(config, event_shape, num_classes)
