@@ -1,10 +1,13 @@
-"""Files: atomic writes, and where fmjax keeps what it makes once and uses often."""
+"""Files: atomic writes, careful reads, and where fmjax keeps what it makes once and uses often."""
 
 import os
 import secrets
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -25,6 +28,22 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, by name; never a pickle.
+
+    Raises:
+        ValueError: If the file is missing, damaged or something else.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"file {path} must be a whole .npz file, got no zip archive")
+    try:
+        # Opened here: NumPy leaves a file open that it finds damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception as error:  # noqa: BLE001 - a wrong byte makes zipfile raise a dozen kinds
+        raise ValueError(f"file {path} must be a whole .npz file, got {error}") from error
 
 
 def cache_dir() -> Path:

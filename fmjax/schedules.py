@@ -191,9 +191,15 @@ def time_at_angle(schedule: Schedule, wanted: jax.Array, *, num_halvings: int = 
 def times_of_linear(schedule: Schedule, grid: Float[Array, "points"]) -> Float[Array, "points"]:
     """When `schedule` has the noise-to-data ratios `(1 - t) / t` of a grid of the linear path.
 
-    The ends 0 and 1 stay; a ratio that the schedule never has gives its nearest end.
+    The ends 0 and 1 stay. The grid's numbers must be known, not traced.
+
+    Raises:
+        ValueError: If the schedule never has one of the ratios.
     """
     if isinstance(schedule, Linear):
         return grid
-    inner = time_at_angle(schedule, angle(Linear(), grid[1:-1]))
-    return grid.at[1:-1].set(inner)
+    wanted = angle(Linear(), grid[1:-1])
+    first, last = angle(schedule, jnp.asarray([0.0, 1.0]))
+    has_all = bool(jnp.all((first < wanted) & (wanted < last)))
+    require(has_all, "schedule", "have every noise-to-data ratio of the grid", schedule)
+    return grid.at[1:-1].set(time_at_angle(schedule, wanted))

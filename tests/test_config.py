@@ -26,7 +26,7 @@ from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
 from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, Polynomial
+from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
 from fmjax.solvers import AdaptiveSteps, FixedSteps
 from fmjax.studies.configs import load_config
 from fmjax.times import (
@@ -135,6 +135,13 @@ def test_edm_steps_lie_where_the_paths_own_schedule_has_edms_ratios():
     linear = np.asarray(edm_grid(5), np.float64)[1:-1]
     ratios = 1 / np.tan(0.5 * np.pi * np.asarray(t, np.float64)[1:-1])
     np.testing.assert_allclose(ratios, (1 - linear) / linear, rtol=1e-4)
+
+
+def test_edm_steps_are_refused_where_the_path_never_has_such_noise():
+    sampling = SamplingConfig(solver="euler", num_steps=16, grid="edm")
+    assert len(sampling.make_steps(VariancePreserving()).times) == 17
+    with pytest.raises(ValueError, match=r"schedule must have every noise-to-data ratio of the"):
+        sampling.make_steps(VarianceExploding())
 
 
 @pytest.mark.usefixtures("unchecked")

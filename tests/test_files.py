@@ -2,9 +2,10 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fmjax._files import cache_dir, write_atomically
+from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._progress import Progress, Silent
 
 
@@ -42,6 +43,32 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o640
+
+
+def test_any_wrong_byte_of_an_npz_is_harmless_or_named(tmp_path):
+    """Zip archives have bytes that mean nothing; no other byte may change a number unnoticed."""
+    path, numbers = tmp_path / "a.npz", np.arange(40.0)
+    np.savez_compressed(path, x=numbers)
+    whole, refusals = path.read_bytes(), []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            arrays = read_npz(path)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            for found in arrays.values():  # An archive's name for it may have changed.
+                np.testing.assert_array_equal(found, numbers)
+    assert len(refusals) > len(whole) / 2
+    assert all(line.startswith(f"file {path} must be a whole .npz file, got ") for line in refusals)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"something else"])
+def test_what_is_no_npz_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz must be a whole \.npz file, got no zip archive"):
+        read_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(

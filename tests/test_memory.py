@@ -26,11 +26,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def page_faults(what, **environment):
+def page_faults(what):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, what],
-        env=clean | environment, capture_output=True, text=True, check=True,
+        env=clean, capture_output=True, text=True, check=True,
     )  # fmt: skip
     kept, faults = ran.stdout.split()
     return kept == "True", int(faults)

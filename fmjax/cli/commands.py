@@ -95,7 +95,8 @@ def _adaptive_if_meant(
         prefix: Of the options that set fields of `sampling`.
 
     Raises:
-        ValueError: If a tolerance is named for a solver that cannot adapt its steps.
+        ValueError: If a tolerance is named for a solver that cannot adapt its steps, or beside
+            a number of steps.
     """
     import dataclasses
 
@@ -106,9 +107,9 @@ def _adaptive_if_meant(
     given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
     tolerances = given & {"rtol", "atol", "control"}
     if "num-steps" in given:
-        fixed = sampling.num_steps is not None
-        rule = "go without --num-steps, which fixes the steps whatever the error"
-        require(not (fixed and tolerances), f"--{min(tolerances, default='')}", rule, "both")
+        rule = "go without a number of steps, which fixes them whatever the error"
+        for name in sorted(tolerances):
+            require(sampling.num_steps is None, name, rule, f"{sampling.num_steps} steps")
         return sampling
     if not tolerances and "solver" not in given:
         return sampling

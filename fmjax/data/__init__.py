@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from fmjax.data.arrays import ArrayData
 from fmjax.data.cifar10 import Cifar10Data
-from fmjax.data.dataset import Dataset, Source, load
+from fmjax.data.dataset import Dataset, NoSuchSplit, Source, load
 from fmjax.data.digits import DigitsData
 from fmjax.data.mnist import IdxData
 from fmjax.data.pipeline import BatchIterator, batches
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "DigitsData",
     "IdxData",
+    "NoSuchSplit",
     "Source",
     "ToyData",
     "batches",

@@ -1,15 +1,14 @@
 """Arrays that the user has made: latents, features, or images of any kind."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fmjax._checks import require
+from fmjax._files import read_npz
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import Dataset, Split
+from fmjax.data.dataset import Dataset, NoSuchSplit, Split
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,12 @@ def _read(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
         return _open_npy(mapped), _open_npy(labels) if labels.is_file() else None
     path = folder / f"{split}.npz"
     if not path.is_file():
-        raise ValueError(
+        raise NoSuchSplit(
             f"data.folder must hold {split}.npz, written by numpy.savez({split!r}, x=.., "
             f"labels=..), or {split}_x.npy, got {folder}"
         )
-    require(zipfile.is_zipfile(path), f"file {path}", "be a whole .npz file", "no zip archive")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("x", "labels") if name in archive}
-    except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"file {path} must be a whole .npz file, got {error}") from error
-    require("x" in arrays, f"file {path}", "hold an array x", sorted(archive.files))
+    arrays = read_npz(path)
+    require("x" in arrays, f"file {path}", "hold an array x", sorted(arrays))
     return arrays["x"], arrays.get("labels")
 
 

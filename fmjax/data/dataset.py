@@ -72,6 +72,10 @@ class Dataset:
         return Batch(x1=self.points(indices), cond=self.classes(indices))
 
 
+class NoSuchSplit(ValueError):
+    """The data are there, but not this split of them. Damaged data are another error."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """Numbers and names that say where examples come from.

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from fmjax._arrays import Params
 from fmjax._checks import require
-from fmjax._files import cache_dir, write_atomically
+from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.metrics.classifier_training import (
@@ -85,19 +84,17 @@ def load_classifier(path: Path) -> ImageClassifier:
         ValueError: If the file is damaged or something else.
     """
     name, rule = f"file {path}", "be a whole classifier file (delete it to train anew)"
-    require(zipfile.is_zipfile(path), name, rule, "no zip archive")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            about = json.loads(str(archive[_ABOUT]))
-            arrays = {key.removeprefix("params/"): archive[key] for key in archive.files}
-            classifier = ImageClassifier(
-                config=ClassifierConfig(**about["config"]),
-                event_shape=tuple(about["event_shape"]),
-                num_classes=about["num_classes"],
-                params=_nested({k: v for k, v in arrays.items() if k != _ABOUT}),
-                test_accuracy=about["test_accuracy"],
-            )
-    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        about = json.loads(str(arrays.pop(_ABOUT)))
+        classifier = ImageClassifier(
+            config=ClassifierConfig(**about["config"]),
+            event_shape=tuple(about["event_shape"]),
+            num_classes=about["num_classes"],
+            params=_nested({key.removeprefix("params/"): a for key, a in arrays.items()}),
+            test_accuracy=about["test_accuracy"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must {rule}, got {error!r}") from error
     network = build(classifier.config, classifier.event_shape, classifier.num_classes)
     expected = _shapes(jax.eval_shape(network.init, jax.random.key(0)))

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig, guided
-from fmjax.data import Dataset
+from fmjax.data import Dataset, NoSuchSplit
 from fmjax.metrics import (
     FeatureExtractor,
     ImageClassifier,
@@ -93,7 +93,7 @@ def _test_split(run: Run, progress: Progress) -> Dataset | None:
     """The run's test data, or None, and that is said, where there are none."""
     try:
         return run.config.data.load("test", progress=progress)
-    except ValueError as error:
+    except NoSuchSplit as error:
         progress.say(f"without test data: {error}")
         return None
 
@@ -130,33 +130,31 @@ def evaluate_run(
         run.params, run.event_shape, labels,
         dataclasses.replace(sampling, num_samples=num_samples), run.mesh, progress=progress,
     )  # fmt: skip
-    num_arrived = int(drawn.succeeded.sum())
-    require_at_least("the number of samples that arrive at t = 1", num_arrived, 2)
+    x1 = drawn.x1[drawn.succeeded]
+    require_at_least("the number of samples that arrive at t = 1", len(x1), 2)
     # An even choice of a set too big to measure whole.
     real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
     halves = _halves(len(real), sampling.seed)
     result = Evaluation(
         step=run.step,
         num_samples=num_samples,
-        num_failed=num_samples - num_arrived,
+        num_failed=num_samples - len(x1),
         num_examples=len(real),
         solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
         num_half=len(halves[0]),
-        **_in_data_space(drawn.x1[drawn.succeeded], real, halves, evaluation, sampling.seed),
+        **_in_data_space(x1, real, halves, evaluation, sampling.seed),
     )
     classifier = run_classifier(run, progress=progress)
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
         if labels is not None:
-            accuracy = classifier.accuracy(drawn.x1[drawn.succeeded], labels[drawn.succeeded])
-            result = result._replace(accuracy=accuracy)
+            result = result._replace(accuracy=classifier.accuracy(x1, labels[drawn.succeeded]))
     if extractor is not None:
         test = _test_split(run, progress)
-        some = None if test is None else test.points(slice(min(len(test), num_samples)))
-        found = _in_feature_space(extractor, drawn.x1[drawn.succeeded], real, halves, some)
-        result = result._replace(**found)
+        some = None if test is None else test.points(slice(num_samples))
+        result = result._replace(**_in_feature_space(extractor, x1, real, halves, some))
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
@@ -191,8 +189,8 @@ def _in_feature_space(
         "frechet_halves": frechet_distance(first, second),
     }
     if test is not None:
-        found |= {"frechet_test": frechet_distance(extractor(test), of_real)}
-        found |= {"num_test": len(test)}
+        found["frechet_test"] = frechet_distance(extractor(test), of_real)
+        found["num_test"] = len(test)
     return found
 
 

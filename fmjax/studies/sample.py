@@ -1,13 +1,11 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fmjax._checks import require
-from fmjax._files import write_atomically
+from fmjax._files import read_npz, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.solvers import ErrorControl
@@ -45,11 +43,10 @@ def sample_run(
         ),
         run.params, run.event_shape, labels, sampling, run.mesh, progress=progress,
     )  # fmt: skip
-    stem = output
-    if stem is not None and stem.suffix in (".png", ".npz"):
-        stem = stem.with_suffix("")
-    if stem is None:
+    if output is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
+    else:
+        stem = output.with_suffix("") if output.suffix in (".png", ".npz") else output
     paths = write_samples(drawn, run.step, stem)
     progress.say(described(drawn))
     progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
@@ -128,10 +125,11 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
         ValueError: If the file is damaged, or of something else.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            drawn = Drawn(*(arrays.get(name) for name in Drawn._fields))
-            return drawn, int(arrays["step"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_npz(path)
+        labels = arrays.get("labels")  # An unconditional model has none.
+        drawn = Drawn(arrays["x1"], labels, arrays["nfe"], arrays["succeeded"])
+        return drawn, int(arrays["step"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
 
 

@@ -161,6 +161,11 @@ def test_without_test_data_the_rest_is_measured(run, tmp_path):
     found = evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
     assert found.wasserstein > 0
     assert (found.frechet, found.accuracy) == (None, None)
+    # Test data that are damaged are not the same as none.
+    (tmp_path / "test.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"test\.npz must be a whole \.npz file"):
+        evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
+    (tmp_path / "test.npz").unlink()
     # Somebody's own features need no classifier.
     found = evaluate_run(
         blind, CONFIG.evaluation, CONFIG.sampling,
@@ -250,7 +255,9 @@ def test_another_config_is_refused_by_the_field_that_differs(prepared):
 
 
 def test_a_run_may_go_on_over_another_mesh(prepared):
+    before = content(prepared.path)
     prepare(prepared, dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=4)), *DIGITS)
+    assert content(prepared.path) == before
 
 
 def test_overwrite_replaces_the_run(prepared):
