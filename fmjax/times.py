@@ -4,12 +4,14 @@ A density is its quantile function: uniform numbers in, times out. So every dens
 stratified, shifted, and turned into a grid, by one line each.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
@@ -112,7 +114,35 @@ class UShaped:
         return jnp.clip(t, 0.0, 1.0)
 
 
-AnyDensity = Uniform | LogitNormal | Mode | CosMap | UShaped
+@dataclass(frozen=True)
+class Tabulated:
+    """A constant density on each piece of [0, 1], such as `fmjax.solvers.calibrate` measures.
+
+    Attributes:
+        times: Ends of the pieces, rising from 0 to 1: one more than there are densities.
+        density: Of each piece, in any unit; positive.
+    """
+
+    times: tuple[float, ...] = (0.0, 1.0)
+    density: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        ends, rule = self.times[:1] + self.times[-1:], "rise from 0 to 1"
+        rises = all(low < high for low, high in itertools.pairwise(self.times))
+        require(ends == (0.0, 1.0) and rises, "times", rule, self.times)
+        fits = len(self.density) == len(self.times) - 1
+        require(fits, "density", f"have {len(self.times) - 1} values", len(self.density))
+        for value in self.density:
+            require_positive("density", value)
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """The inverse of the density's integral, linear on each piece."""
+        ends = np.asarray(self.times)
+        shares = np.append(0.0, np.cumsum(np.asarray(self.density) * np.diff(ends)))
+        return jnp.interp(u, jnp.asarray(shares / shares[-1], u.dtype), jnp.asarray(ends, u.dtype))
+
+
+AnyDensity = Uniform | LogitNormal | Mode | CosMap | UShaped | Tabulated
 
 
 @dataclass(frozen=True)

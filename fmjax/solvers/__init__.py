@@ -1,5 +1,6 @@
 """Solvers: from noise to data along a velocity field. The only importer of Diffrax."""
 
+from fmjax.solvers.calibration import calibrate
 from fmjax.solvers.catalog import DIFFRAX_SOLVERS, has_error_estimate
 from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, FixedStepSolver, Heun, Midpoint
 from fmjax.solvers.ode import sample
@@ -17,6 +18,7 @@ __all__ = [
     "Heun",
     "Midpoint",
     "Samples",
+    "calibrate",
     "has_error_estimate",
     "sample",
 ]
