@@ -17,7 +17,7 @@ MAX_LINES = 270  # The aim is 250; this stops what has run away from it.
 FLOORS = {
     **dict.fromkeys(("_arrays", "_checks", "_files", "_memory", "_progress"), 0),
     **dict.fromkeys(("schedules", "velocity", "times", "couplings", "manifolds"), 1),
-    **dict.fromkeys(("paths", "guidance", "networks"), 2),
+    **dict.fromkeys(("paths", "rates", "guidance", "networks"), 2),
     **dict.fromkeys(("losses", "solvers"), 3),
     **dict.fromkeys(("training", "data", "metrics", "pretrained"), 4),
     "config": 5,

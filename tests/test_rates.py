@@ -1,0 +1,73 @@
+"""Laws over a table of all diffusion rates."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.rates import (
+    AnyRate,
+    ConstantRate,
+    DecreasingRate,
+    DiffusionRate,
+    IncreasingDecreasingRate,
+    IncreasingRate,
+    SigmaRate,
+)
+from fmjax.schedules import Cosine, Linear, VariancePreserving
+
+RATES = {
+    "none": ConstantRate(0.0),
+    "constant": ConstantRate(0.7),
+    "sigma": SigmaRate(0.5, Cosine()),
+    "sigma of SiT": SigmaRate(1.5, Linear(), power=0.5),
+    "sigma of diffusion": SigmaRate(schedule=VariancePreserving()),
+    "increasing": IncreasingRate(0.7),
+    "decreasing": DecreasingRate(0.7),
+    "increasing and decreasing": IncreasingDecreasingRate(0.7),
+}
+# Both ends and the middle.
+VALUES = {
+    "none": (0.0, 0.0, 0.0),
+    "constant": (0.7, 0.7, 0.7),
+    "sigma": (0.5, 0.5**1.5, 0.0),
+    "sigma of SiT": (1.5, 1.5 * 0.5**0.5, 0.0),
+    "increasing": (0.0, 0.35, 0.7),
+    "decreasing": (0.7, 0.35, 0.0),
+    "increasing and decreasing": (0.0, 0.7, 0.0),
+}
+TIMES = jnp.concatenate([jnp.array([0.0, 1e-30, 1e-7]), jnp.linspace(0.01, 1.0, 200)])
+
+
+def test_the_table_has_every_rate():
+    assert {type(rate) for rate in RATES.values()} == set(typing.get_args(AnyRate))
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_rate_is_finite_and_never_below_zero(name):
+    rate = RATES[name]
+    assert isinstance(rate, DiffusionRate)
+    w = jax.jit(rate)(TIMES)
+    assert w.shape == TIMES.shape
+    assert jnp.all(jnp.isfinite(w))
+    assert jnp.all(w >= 0.0)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_rate_has_its_values_at_both_ends_and_in_the_middle(name):
+    w = RATES[name](jnp.asarray([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(w, VALUES[name], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", typing.get_args(AnyRate))
+@pytest.mark.parametrize("scale", [-1e-3, float("nan")])
+def test_a_rate_below_zero_is_refused(rate, scale):
+    with pytest.raises(ValueError, match=r"scale must be at least 0.0, got"):
+        rate(scale)
+
+
+def test_a_power_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="power must be positive, got 0.0"):
+        SigmaRate(power=0.0)
