@@ -59,14 +59,32 @@ class CountedField(NamedTuple):
         return self.velocity_fn(t, x, cond)
 
 
+def over_interval(velocity_fn: VelocityFn, start: Any, end: Any) -> VelocityFn:
+    """The motion from time `start` to time `end`, as its own time r goes from 0 to 1.
+
+    `v'(r, x) = (end - start) v((1 - r) start + r end, x)`, exactly at `start` and `end` for
+    r = 0 and 1. Backwards where `end` is less than `start`. It costs what `velocity_fn` costs
+    at those times.
+
+    Args:
+        velocity_fn: The field.
+        start: A time, one number.
+        end: Another.
+    """
+
+    def at(r: Times) -> Times:
+        return (1.0 - r) * start + r * end
+
+    def velocity(r: Times, x: Points, cond: Cond = None) -> Points:
+        return (end - start) * velocity_fn(at(r), x, cond)
+
+    return CountedField(velocity, lambda r: evaluations(velocity_fn, at(r)))
+
+
 def reversed_time(velocity_fn: VelocityFn) -> VelocityFn:
     """The same motion with time running the other way: `v(t, x) -> -v(1 - t, x)`.
 
     For fields trained with t = 0 at the data (SD3, FLUX, MeanFlow write them so). It costs
     what `velocity_fn` costs at `1 - t`.
     """
-
-    def reversed_velocity(t: Times, x: Points, cond: Cond = None) -> Points:
-        return -velocity_fn(1.0 - t, x, cond)
-
-    return CountedField(reversed_velocity, lambda t: evaluations(velocity_fn, 1.0 - t))
+    return over_interval(velocity_fn, 1.0, 0.0)

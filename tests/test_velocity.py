@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax.guidance import classifier_free
 from fmjax.paths import AffinePath, Prediction, change_schedule
 from fmjax.schedules import Cosine, Linear
-from fmjax.velocity import CountedField, VelocityFn, evaluations, reversed_time
+from fmjax.velocity import CountedField, VelocityFn, evaluations, over_interval, reversed_time
 
 T = jnp.array([0.0, 0.25, 1.0])
 X = jnp.arange(6.0).reshape(3, 2)
@@ -25,6 +26,27 @@ def test_reversed_time_runs_the_same_motion_backwards():
     backwards = reversed_time(plain)
     np.testing.assert_allclose(backwards(T, X, T), -plain(1.0 - T, X, T), rtol=1e-6)
     np.testing.assert_allclose(reversed_time(backwards)(T, X, T), plain(T, X, T), rtol=1e-6)
+
+
+def test_a_part_of_the_motion_has_its_own_time_from_zero_to_one():
+    part = over_interval(plain, 0.3, 1.0)
+    np.testing.assert_allclose(part(T, X, T), 0.7 * plain(0.3 + 0.7 * T, X, T), rtol=1e-6)
+    # Guided at its ends alone: these are met exactly.
+    for start, end in ((0.3, 1.0), (0.7, 0.1)):
+        only_start = classifier_free(plain, 0.0, 2.0, (start, start))
+        only_end = classifier_free(plain, 0.0, 2.0, (end, end))
+        np.testing.assert_array_equal(
+            evaluations(over_interval(only_start, start, end), T), [2, 1, 1]
+        )
+        np.testing.assert_array_equal(
+            evaluations(over_interval(only_end, start, end), T), [1, 1, 2]
+        )
+    there, back = over_interval(plain, 0.2, 0.6), over_interval(plain, 0.6, 0.2)
+    np.testing.assert_allclose(back(1.0 - T, X), -there(T, X), rtol=1e-6)
+    guided = classifier_free(plain, 0.0, 2.0, (0.0, 0.3))
+    np.testing.assert_array_equal(evaluations(over_interval(guided, 0.2, 0.6), T), [2, 2, 1])
+    traced = jax.jit(lambda start: over_interval(plain, start, 1.0)(T, X))(0.3)
+    np.testing.assert_allclose(traced, part(T, X), rtol=1e-6)
 
 
 def test_a_field_made_of_a_guided_one_costs_what_that_costs():
