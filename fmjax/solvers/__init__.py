@@ -4,21 +4,28 @@ from fmjax.solvers.calibration import calibrate
 from fmjax.solvers.catalog import DIFFRAX_SOLVERS, has_error_estimate
 from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, FixedStepSolver, Heun, Midpoint
 from fmjax.solvers.ode import sample
+from fmjax.solvers.sde import SDE_SOLVERS, sample_sde
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples
+from fmjax.solvers.stochastic import EulerMaruyama, StochasticHeun, StochasticSolver
 
 __all__ = [
     "DIFFRAX_SOLVERS",
     "RK4",
+    "SDE_SOLVERS",
     "AdamsBashforth2",
     "AdaptiveSteps",
     "ErrorControl",
     "Euler",
+    "EulerMaruyama",
     "FixedStepSolver",
     "FixedSteps",
     "Heun",
     "Midpoint",
     "Samples",
+    "StochasticHeun",
+    "StochasticSolver",
     "calibrate",
     "has_error_estimate",
     "sample",
+    "sample_sde",
 ]

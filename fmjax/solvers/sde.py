@@ -1,0 +1,135 @@
+"""`sample_sde`: solve an SDE that has the flow's distributions, from noise to data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from fmjax._arrays import Cond, Points, Times, expand_like
+from fmjax._checks import require
+from fmjax.paths import AffinePath, Prediction
+from fmjax.rates import DiffusionRate, SigmaRate
+from fmjax.solvers.brownian import estimates_error, solve_brownian
+from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples, as_times
+from fmjax.solvers.stochastic import (
+    EulerMaruyama,
+    StochasticHeun,
+    StochasticSolver,
+    solve_stochastic,
+    with_last_step,
+)
+from fmjax.velocity import CountedField, evaluations
+
+# Diffrax's here are those for noise that does not depend on the point, or does so in any way.
+SDE_SOLVERS: dict[str, type] = {
+    "euler_maruyama": EulerMaruyama,
+    "stochastic_heun": StochasticHeun,
+    "sea": diffrax.SEA,
+    "sra1": diffrax.SRA1,
+    "shark": diffrax.ShARK,
+    "spark": diffrax.SPaRK,
+}
+
+
+def sample_sde(
+    predict_fn: Callable[..., Any],
+    path: AffinePath,
+    x0: Points,
+    keys: jax.Array,
+    cond: Cond = None,
+    *,
+    prediction: Prediction = Prediction.VELOCITY,
+    rate: DiffusionRate = SigmaRate(),  # noqa: B008 (frozen)
+    solver: Any = EulerMaruyama(),  # noqa: B008 (frozen)
+    steps: FixedSteps | AdaptiveSteps,
+    last_step: float = 0.04,
+) -> Samples:
+    """Carry `x0` along `dx = (u + w^2/2 score) dt + w dW` from t = 0 to t = 1.
+
+    At every time the points are distributed as those of the flow `dx = u dt`, whatever the rate
+    w(t) >= 0. Velocity u and score come from one prediction, by the path's conversions.
+
+    The last step is without noise: one step of the flow, which carries the one distribution into
+    the other as it is, and not of the SDE, whose drift without its noise would shrink it. It
+    spares the score where sigma vanishes and it is infinite. It begins at `1 - last_step`, or
+    at the last time of a fixed grid before 1 if that is earlier; times between are left out.
+
+    Pure: call it inside `jax.jit`, or every call compiles. Points laid over devices stay so.
+
+    Args:
+        predict_fn: The network `(t, x, cond) -> prediction`, guided or not.
+        path: The path it was trained on.
+        x0: Source points (`path.start` of noise). bfloat16 is solved as float32.
+        keys: Typed keys `[batch]`, one per sample: its noise is its own, whatever its batch. With
+            solvers of fmjax, step n draws from `fold_in(key, n)`; those of Diffrax see one
+            Brownian path per key, the same for all steps and tolerances.
+        cond: Passed to `predict_fn`, every leaf with a leading batch axis.
+        prediction: What `predict_fn` predicts.
+        rate: The diffusion rate w(t). Rates that do not vanish at the data pull points back to it
+            as `w^2 / 2 sigma^2`: steps that are not short next to that near t = 1 blow up.
+        solver: `EulerMaruyama`, `StochasticHeun`, or one of `SDE_SOLVERS`.
+        steps: Where to step: fixed, or each sample for itself (`PER_SAMPLE`) with a solver that
+            estimates its error.
+        last_step: Least length of the last step. 0 makes it a fixed grid's own last one.
+
+    Returns:
+        The points at t = 1 and the exact cost of each.
+
+    Raises:
+        ValueError: If the solver cannot take such steps, there is not one key per sample, or
+            `predict_fn` does not return the shape of its points.
+
+    Source: Albergo et al. 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740.
+    """
+    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    require(typed and keys.shape == x0.shape[:1], "keys",
+            f"be typed keys of shape {x0.shape[:1]}, one per sample",
+            f"{keys.dtype} of shape {keys.shape}")  # fmt: skip
+    _check_choices(solver, steps, last_step)
+    x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
+
+    def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:
+        """`u + w^2/2 score` from one prediction."""
+        value = predict_fn(t, x, cond)
+        require(value.shape == x.shape, "predict_fn", f"return shape {x.shape}", value.shape)
+        value = value.astype(x.dtype)
+        u = path.convert(t, x, value, source=prediction, target=Prediction.VELOCITY)
+        score = path.convert(t, x, value, source=prediction, target=Prediction.SCORE)
+        return u + expand_like(0.5 * jnp.square(w), x) * score
+
+    def field(t: jax.Array, x: Points, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same at one time for all, with its cost."""
+        t, w = jnp.broadcast_to(t, x.shape[:1]), jnp.broadcast_to(w, x.shape[:1])
+        return drift(t, x, cond, w), evaluations(predict_fn, t).astype(jnp.int32)
+
+    if isinstance(steps, AdaptiveSteps):
+        grid, start = steps, jnp.asarray(1.0 - last_step, x0.dtype)
+    else:
+        grid = with_last_step(jnp.asarray(as_times(steps), x0.dtype), last_step)
+        start = grid[-2]
+        if isinstance(solver, StochasticSolver):
+            return solve_stochastic(solver, field, rate, x0, keys, grid)
+    drift_fn = CountedField(
+        lambda t, x, cond=None: drift(t, x, cond, rate(t)), lambda t: evaluations(predict_fn, t)
+    )
+    return solve_brownian(drift_fn, field, rate, x0, keys, cond, solver, grid, start)
+
+
+def _check_choices(solver: Any, steps: FixedSteps | AdaptiveSteps, last_step: float) -> None:
+    known = isinstance(solver, (StochasticSolver, diffrax.AbstractSRK))
+    known = known and not isinstance(solver, (type, diffrax.AbstractWrappedSolver))
+    require(known, "solver", "be one of fmjax.solvers.SDE_SOLVERS", repr(solver))
+    require(0.0 <= last_step < 1.0, "last_step", "lie in [0, 1)", last_step)
+    if isinstance(steps, FixedSteps):
+        return
+    if not estimates_error(solver):
+        raise ValueError(
+            f"steps must be FixedSteps for {type(solver).__name__}, which estimates no error, "
+            "got AdaptiveSteps"
+        )
+    own = steps.control is ErrorControl.PER_SAMPLE and steps.slots is None
+    require(own, "control", "be PER_SAMPLE without slots for an SDE", steps.control.name)
+    require(last_step > 0.0, "last_step", "be positive with AdaptiveSteps", last_step)
