@@ -142,7 +142,24 @@ class Tabulated:
         return jnp.interp(u, jnp.asarray(shares / shares[-1], u.dtype), jnp.asarray(ends, u.dtype))
 
 
-AnyDensity = Uniform | LogitNormal | Mode | CosMap | UShaped | Tabulated
+@dataclass(frozen=True)
+class UniformSteps:
+    """The times `1 - k / num_steps` of a discrete diffusion's steps k, all alike.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1.
+    """
+
+    num_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_num_steps(self.num_steps)
+
+    def quantile(self, u: jax.Array) -> jax.Array:
+        """The step's time below `u`; t = 1, where nothing is left to predict, only at u = 1."""
+        return jnp.floor(u * self.num_steps) / self.num_steps
+
+
+AnyDensity = Uniform | LogitNormal | Mode | CosMap | UShaped | UniformSteps | Tabulated
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import pytest
 from fmjax.schedules import (
     AnySchedule,
     Cosine,
+    CosineBetas,
     Linear,
+    LinearBetas,
     Polynomial,
     Schedule,
     VarianceExploding,
@@ -29,6 +31,24 @@ SCHEDULES = {
     "power 1": Polynomial(1.0),
     "power 1.5": Polynomial(1.5),
     "gentle variance exploding": VarianceExploding(0.05, 5.0),
+    "linear betas": LinearBetas(),
+    "wide linear betas": LinearBetas(30, 0.01, 0.5),
+    "cosine betas": CosineBetas(),
+    "cosine betas, 50 steps": CosineBetas(50),
+}
+
+
+def cosine_products(num_steps, offset=0.008):
+    """prod (1 - beta_i) for k = 0 .. T, of betas held at 0.999 as the paper has them."""
+    f = np.cos(0.5 * np.pi * (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)) ** 2
+    return np.cumprod(np.append(1.0, 1 - np.minimum(1 - f[1:] / f[:-1], 0.999)))
+
+
+PRODUCTS = {
+    "linear betas": np.cumprod(np.append(1.0, 1 - np.linspace(1e-4, 0.02, 1000))),
+    "wide linear betas": np.cumprod(np.append(1.0, 1 - np.linspace(0.01, 0.5, 30))),
+    "cosine betas": cosine_products(1000),
+    "cosine betas, 50 steps": cosine_products(50),
 }
 
 # (alpha, sigma) at t = 0 and at t = 1.
@@ -42,6 +62,11 @@ ENDS = {
     "power 1": ((0, 1), (1, 0)),
     "power 1.5": ((0, 1), (1, 0)),
     "gentle variance exploding": ((1, 5), (1, 0.05)),
+    **{
+        name: ((np.sqrt(products[-1]), np.sqrt(1 - products[-1])), (1, 0.1 * np.sqrt(first)))
+        for name, products in PRODUCTS.items()
+        for first in [1 - products[1]]
+    },
 }
 
 # Both ends, and times close to them, where a rate may run away.
@@ -109,7 +134,7 @@ def test_rates_are_those_of_finite_differences(schedule):
         t = jnp.linspace(0.02, 0.98, 50, dtype=jnp.float64)
         for fn in (schedule.alpha, schedule.sigma):
             value, rate = with_rate(fn, t)
-            assert (value == fn(t)).all()
+            np.testing.assert_allclose(value, fn(t), rtol=1e-15)
             # Central differences err by step^2 f''' / 6; the largest third derivative is that of
             # the exploding sigma, 50 log(5000)^3 = 3e4 in a value of 50.
             differences = (fn(t + step) - fn(t - step)) / (2 * step)
@@ -146,6 +171,20 @@ def test_variance_preserving_solves_the_diffusion_it_is_named_after():
     np.testing.assert_allclose(rate, 0.5 * beta * alpha, rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_discrete_diffusions_have_their_products_at_their_steps(name):
+    schedule, products = SCHEDULES[name], PRODUCTS[name]
+    k = np.arange(1, schedule.num_steps + 1)
+    t = jnp.asarray(1 - k / schedule.num_steps, jnp.float32)
+    # Products are sums of logarithms: float32 rounds the exponent, up to 12, to 1e-6.
+    np.testing.assert_allclose(schedule.alpha(t), np.sqrt(products[1:]), rtol=3e-6, atol=1e-9)
+    # 1 - t is rounded to 6e-8, which is 6e-5 of the first of 1,000 steps.
+    np.testing.assert_allclose(schedule.sigma(t), np.sqrt(1 - products[1:]), rtol=4e-5)
+    with jax.enable_x64():
+        t = jnp.asarray(1 - k / schedule.num_steps)
+        np.testing.assert_allclose(schedule.alpha(t) ** 2, products[1:], rtol=2e-8, atol=1e-16)
+
+
 def test_polynomial_of_power_one_is_linear():
     polynomial, linear = Polynomial(1.0), Linear()
     for ours, theirs in ((polynomial.alpha, linear.alpha), (polynomial.sigma, linear.sigma)):
@@ -163,6 +202,11 @@ def test_polynomial_of_power_one_is_linear():
             lambda: VarianceExploding(2.0, 1.0),
             "sigma_max must be greater than sigma_min = 2.0, got 1.0",
         ),
+        (lambda: LinearBetas(0), "num_steps must be at least 1, got 0"),
+        (lambda: LinearBetas(beta_min=0.0), "beta_min must be positive, got 0.0"),
+        (lambda: LinearBetas(beta_max=0.6), r"beta_max must lie in \[0.0001, 0.5\], got 0.6"),
+        (lambda: CosineBetas(0), "num_steps must be at least 1, got 0"),
+        (lambda: CosineBetas(offset=0.0), "offset must be positive, got 0.0"),
         (lambda: Polynomial(0.5), "power must be at least 1.0, got 0.5"),
     ],
 )

@@ -17,6 +17,7 @@ from fmjax.times import (
     Shifted,
     Tabulated,
     Uniform,
+    UniformSteps,
     UShaped,
     edm_grid,
     quantile_grid,
@@ -37,6 +38,7 @@ DENSITIES = {
     "U-shaped": UShaped(),
     "U-shaped, a = 1": UShaped(1.0),
     "tabulated": Tabulated((0.0, 0.1, 0.7, 1.0), (3.0, 0.5, 2.0)),
+    "steps": UniformSteps(),
     "shifted": Shifted(),
     "shifted logit-normal": Shifted(LogitNormal(), 0.5),
 }
@@ -110,6 +112,13 @@ def test_drawn_times_have_the_density(stratified):
     assert distance < (1 / 4096 + 1e-6 if stratified else 1.95 / 64)
     np.testing.assert_array_equal(draw(jax.random.key(0)), draw(jax.random.key(0)))
     assert (draw(jax.random.key(0)) != draw(jax.random.key(1))).any()
+
+
+def test_discrete_times_are_those_of_the_steps_each_alike():
+    times = UniformSteps(8).quantile((jnp.arange(800) + 0.5) / 800)
+    np.testing.assert_array_equal(times, np.repeat(1 - np.arange(8, 0, -1) / 8, 100))
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        UniformSteps(0)
 
 
 def test_stratified_times_are_one_in_each_stratum_in_random_order():
