@@ -34,7 +34,7 @@ SCHEDULES = {
     "linear betas": LinearBetas(),
     "wide linear betas": LinearBetas(30, 0.01, 0.5),
     "cosine betas": CosineBetas(),
-    "cosine betas, 50 steps": CosineBetas(50),
+    "cosine betas, 40 steps": CosineBetas(40),
 }
 
 
@@ -48,7 +48,7 @@ PRODUCTS = {
     "linear betas": np.cumprod(np.append(1.0, 1 - np.linspace(1e-4, 0.02, 1000))),
     "wide linear betas": np.cumprod(np.append(1.0, 1 - np.linspace(0.01, 0.5, 30))),
     "cosine betas": cosine_products(1000),
-    "cosine betas, 50 steps": cosine_products(50),
+    "cosine betas, 40 steps": cosine_products(40),
 }
 
 # (alpha, sigma) at t = 0 and at t = 1.
