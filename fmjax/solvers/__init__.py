@@ -3,6 +3,7 @@
 from fmjax.solvers.calibration import calibrate
 from fmjax.solvers.catalog import DIFFRAX_SOLVERS, has_error_estimate
 from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, FixedStepSolver, Heun, Midpoint
+from fmjax.solvers.inversion import Encoded, edit, encode, interpolate
 from fmjax.solvers.ode import sample
 from fmjax.solvers.sde import SDE_SOLVERS, sample_sde
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples
@@ -14,6 +15,7 @@ __all__ = [
     "SDE_SOLVERS",
     "AdamsBashforth2",
     "AdaptiveSteps",
+    "Encoded",
     "ErrorControl",
     "Euler",
     "EulerMaruyama",
@@ -25,7 +27,10 @@ __all__ = [
     "StochasticHeun",
     "StochasticSolver",
     "calibrate",
+    "edit",
+    "encode",
     "has_error_estimate",
+    "interpolate",
     "sample",
     "sample_sde",
 ]
