@@ -28,10 +28,14 @@ class SolverRun(NamedTuple):
         nfe_max: The same, largest over samples.
         rmse_mean: Distance of the end points to the reference, mean over samples of each
             sample's root mean square over its event axes, in data units.
-        rmse_worst: The same, largest over samples. Infinite where a sample is not finite.
+        rmse_worst: The same, largest over samples. Infinite where a sample is not finite. Both
+            are NaN where nothing was solved tightly to compare with.
         seconds: Wall time for the whole batch, compilation apart (median of the repeats).
         succeeded: Share of samples that reached t = 1 within the solver's step limit.
         metrics: Sample metrics by name.
+        family: "fixed" or "adaptive" steps of an ODE, or "stochastic": with noise along the way,
+            so that there is no end point to err from (NaN).
+        model: Which trained model, where there are several.
     """
 
     solver: str
@@ -44,11 +48,13 @@ class SolverRun(NamedTuple):
     seconds: float
     succeeded: float = 1.0
     metrics: Mapping[str, float] = {}
+    family: str = "fixed"
+    model: str = ""
 
     @property
     def adaptive(self) -> bool:
         """Whether the solver chose its own steps."""
-        return self.steps is None
+        return self.tolerance is not None
 
     @property
     def setting(self) -> str:
@@ -94,23 +100,30 @@ class Comparison(NamedTuple):
 
     Attributes:
         runs: One row for each solver and setting.
-        reference: What errors are measured against.
+        reference: What errors are measured against, if they are.
         step_ends: Step positions of the adaptive solves.
         num_samples: Shared starting points.
         device: What it ran on, in words.
         floors: By metric name, what real data scores against real data.
         step: The training step of the weights; None for a field that was not trained.
         guidance: Classifier-free guidance scale of the field; 1 is none.
+        higher_is_better: Names of the metrics of which that is so.
     """
 
     runs: tuple[SolverRun, ...]
-    reference: Reference
+    reference: Reference | None = None
     step_ends: tuple[StepEnds, ...] = ()
     num_samples: int = 0
     device: str = ""
     floors: Mapping[str, float] = {}
     step: int | None = None
     guidance: float = 1.0
+    higher_is_better: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models compared, in the order of their first appearance."""
+        return tuple(dict.fromkeys(run.model for run in self.runs))
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -118,14 +131,16 @@ class Comparison(NamedTuple):
         return tuple(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
     def curves(self) -> dict[str, tuple[SolverRun, ...]]:
-        """The runs by solver, each from its cheapest to its dearest setting."""
-        names = dict.fromkeys(run.solver for run in self.runs)
-        return {
-            name: tuple(
-                sorted((run for run in self.runs if run.solver == name), key=lambda r: r.nfe_mean)
-            )
-            for name in names
-        }
+        """The runs by solver (and model), each from its cheapest to its dearest setting."""
+        curves: dict[str, list[SolverRun]] = {}
+        for run in sorted(self.runs, key=lambda run: run.nfe_mean):
+            curves.setdefault(self.title_of(run), []).append(run)
+        names = dict.fromkeys(self.title_of(run) for run in self.runs)
+        return {name: tuple(curves[name]) for name in names}
+
+    def title_of(self, run: SolverRun) -> str:
+        """The run's solver, after its model where there are several."""
+        return run.solver if len(self.models) == 1 else f"{run.model} · {run.solver}"
 
 
 def power_of_ten(value: float) -> str:
@@ -154,7 +169,7 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "format": FORMAT,
         **comparison._asdict(),
         "runs": [run._asdict() for run in comparison.runs],
-        "reference": comparison.reference._asdict(),
+        "reference": None if comparison.reference is None else comparison.reference._asdict(),
         "step_ends": [ends._asdict() for ends in comparison.step_ends],
     }
     with write_atomically(path) as temporary:
@@ -170,11 +185,13 @@ def read_json(path: Path) -> Comparison:
     try:
         document = json.loads(path.read_text())
         require(document.pop("format") == FORMAT, "comparison", f"have format {FORMAT}", path)
-        document["runs"] = tuple(SolverRun(**_numbers(run)) for run in document["runs"])
-        document["reference"] = Reference(**_numbers(document["reference"]))
+        document["runs"] = tuple(_solver_run(run) for run in document["runs"])
+        if document["reference"] is not None:
+            document["reference"] = Reference(**_numbers(document["reference"]))
         document["step_ends"] = tuple(
             StepEnds(**{**ends, "times": tuple(ends["times"])}) for ends in document["step_ends"]
         )
+        document["higher_is_better"] = tuple(document.get("higher_is_better", ()))
         return Comparison(**_numbers(document))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"comparison must be one that fmjax wrote, got {path}: {error}") from error
@@ -190,6 +207,12 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         for run in comparison.runs:
             values: Iterable[Any] = [getattr(run, name) for name in fields]
             writer.writerow([*values, *(run.metrics.get(name, math.nan) for name in metrics)])
+
+
+def _solver_run(fields: dict[str, Any]) -> SolverRun:
+    """A row as it was written, or as it was before rows had families."""
+    fields.setdefault("family", "adaptive" if fields["steps"] is None else "fixed")
+    return SolverRun(**_numbers(fields))
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,8 @@ def test_the_csv_has_every_number_of_every_row_in_full(tmp_path):
         fields = expected._asdict()
         numbers = fields.pop("metrics") | fields
         assert row.keys() == numbers.keys()
-        assert row.pop("solver") == numbers.pop("solver")
+        for name in ("solver", "family", "model"):
+            assert row.pop(name) == numbers.pop(name)
         for name, text in row.items():
             assert (float(text) if text else None) == numbers[name], name
 
@@ -45,7 +46,18 @@ def test_the_csv_has_one_line_for_each_run_and_a_column_for_each_metric(tmp_path
     write_csv(example(), tmp_path / "comparison.csv")
     lines = (tmp_path / "comparison.csv").read_text().splitlines()
     assert len(lines) == 1 + len(example().runs)
-    assert lines[0].endswith("succeeded,sliced Wasserstein")
+    assert lines[0].endswith("succeeded,family,model,sliced Wasserstein")
+
+
+def test_a_file_from_before_rows_had_families_reads_as_it_was_meant(tmp_path):
+    write_json(example(), tmp_path / "c.json")
+    document = json.loads((tmp_path / "c.json").read_text())
+    for row in document["runs"]:
+        del row["family"], row["model"]
+    del document["higher_is_better"]
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    families = {run.solver: run.family for run in read_json(tmp_path / "c.json").runs}
+    assert set(families.values()) == {"fixed", "adaptive"}
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", "{}", '{"format": 1, "runs": [{"x": 1}]}'])
