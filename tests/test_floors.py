@@ -31,6 +31,7 @@ HOMES = {
     "flax": {"networks"},
     "diffrax": {"solvers"},
     "equinox": {"solvers"},
+    "lineax": {"solvers"},
     "orbax": {"training"},
     "grain": {"data"},
     "tyro": {"cli"},

@@ -74,11 +74,12 @@ def with_last_step(times: Any, last_step: float) -> Any:
     """The grid whose last step is the one without noise, at least `last_step` long.
 
     Times beyond its start are moved there, so that steps of length zero stand before it: an
-    array as long as `times`, rising from 0 to 1.
+    array as long as `times`, rising from 0 to 1. So are those just before it, or rounding would
+    make a step of its own, and an evaluation of the network, of what is meant to be one time.
     """
     before = jnp.max(jnp.where(times < 1.0, times, 0.0))
     start = jnp.minimum(before, 1.0 - last_step)
-    return jnp.minimum(times, start).at[-1].set(1.0)
+    return jnp.where(times > start - 1e-6, start, times).at[0].set(0.0).at[-1].set(1.0)
 
 
 def brownian_steps(keys: jax.Array, n: Any, dt: jax.Array, like: jax.Array) -> jax.Array:
