@@ -35,7 +35,7 @@ def estimates_error(solver: Any) -> bool:
 
 
 def drift_nodes(solver: diffrax.AbstractSRK) -> Nodes:
-    """At which times of a step [0, 1] the drift is evaluated: never the last step's again."""
+    """At which times of a step [0, 1] the drift is evaluated, at each anew."""
     tableau: Any = solver.tableau
     nodes = (0.0, *map(float, tableau.c))
     ignored = tableau.ignore_stage_f

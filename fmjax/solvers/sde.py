@@ -17,12 +17,14 @@ from fmjax.solvers.stochastic import (
     EulerMaruyama,
     StochasticHeun,
     StochasticSolver,
+    require_keys,
     solve_stochastic,
     with_last_step,
 )
 from fmjax.velocity import CountedField, evaluations
 
-# Diffrax's here are those for noise that does not depend on the point, or does so in any way.
+# Of Diffrax's stochastic Runge-Kutta methods all are taken; these are made for noise that does not
+# depend on the point, or (SPaRK) have an error estimate beside ShARK's and SRA1's.
 SDE_SOLVERS: dict[str, type] = {
     "euler_maruyama": EulerMaruyama,
     "stochastic_heun": StochasticHeun,
@@ -62,9 +64,10 @@ def sample_sde(
         predict_fn: The network `(t, x, cond) -> prediction`, guided or not.
         path: The path it was trained on.
         x0: Source points (`path.start` of noise). bfloat16 is solved as float32.
-        keys: Typed keys `[batch]`, one per sample: its noise is its own, whatever its batch. With
-            solvers of fmjax, step n draws from `fold_in(key, n)`; those of Diffrax see one
-            Brownian path per key, the same for all steps and tolerances.
+        keys: Typed keys `[batch]`, one per sample (`fold_in(key, i)` for sample i of a run): its
+            noise is its own, whatever its batch. With solvers of fmjax, step n draws from
+            `fold_in(key, n)`; those of Diffrax see one Brownian path per key, the same for all
+            steps and tolerances.
         cond: Passed to `predict_fn`, every leaf with a leading batch axis.
         prediction: What `predict_fn` predicts.
         rate: The diffusion rate w(t). Rates that do not vanish at the data pull points back to it
@@ -84,10 +87,7 @@ def sample_sde(
     Source: Albergo et al. 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740.
     """
     require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    require(typed and keys.shape == x0.shape[:1], "keys",
-            f"be typed keys of shape {x0.shape[:1]}, one per sample",
-            f"{keys.dtype} of shape {keys.shape}")  # fmt: skip
+    require_keys(keys, x0)
     _check_choices(solver, steps, last_step)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 

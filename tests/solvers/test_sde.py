@@ -47,10 +47,15 @@ RATES = (
     IncreasingDecreasingRate(),
 )
 FIXED = (EulerMaruyama(), StochasticHeun())
-SLOW_SEA, SLOW_SRA1, SLOW_SHARK, SLOW_SPARK = (
+SLOW_SEA, SLOW_SRA1, SLOW_SHARK, SLOW_SPARK = [
     pytest.param(SDE_SOLVERS[each](), marks=pytest.mark.slow)
     for each in ("sea", "sra1", "shark", "spark")
-)
+]
+# Made for noise of other kinds; they skip the drift at some of their stages.
+SLOW_OTHERS = [
+    pytest.param(each, marks=pytest.mark.slow)
+    for each in (diffrax.SlowRK(), diffrax.GeneralShARK())
+]
 OWN = partial(AdaptiveSteps, control=ErrorControl.PER_SAMPLE)
 
 
@@ -296,7 +301,7 @@ class TestOfEachSampleAlone:
 
 
 @pytest.mark.parametrize(
-    "solver", [*FIXED, SLOW_SEA, SLOW_SRA1, diffrax.SPaRK(), SLOW_SHARK], ids=name
+    "solver", [*FIXED, SLOW_SEA, SLOW_SRA1, diffrax.SPaRK(), SLOW_SHARK, *SLOW_OTHERS], ids=name
 )
 def test_fixed_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
@@ -323,11 +328,15 @@ def test_adaptive_steps_cost_what_the_field_counts(solver):
     assert np.all(np.isnan(ends[taken:]))
 
 
-def test_guidance_costs_two_evaluations_inside_its_interval():
+# Inside are the steps from 0.2 to 0.5 and, of ShARK, at 5/6 of a step, those from 0.1 to 0.4.
+@pytest.mark.parametrize(
+    ("solver", "nfe"), [(EulerMaruyama(), 10 + 4), (diffrax.ShARK(), 20 + 8)], ids=name
+)
+def test_guidance_costs_two_evaluations_inside_its_interval(solver, nfe):
     guided = classifier_free(GAUSSIAN.velocity, null_cond=0, scale=2.0, interval=(0.15, 0.55))
-    x0, cond = noise(), jnp.zeros(6, jnp.int32)
-    solved = sample_sde(guided, PATH, x0, keys(6), cond, steps=FixedSteps(uniform_grid(10)))
-    assert solved.nfe.tolist() == [10 + 4] * 6  # Steps from 0.2, 0.3, 0.4, 0.5.
+    labels, steps = jnp.zeros(6, jnp.int32), FixedSteps(uniform_grid(10))
+    solve = jax.jit(partial(sample_sde, guided, PATH, solver=solver, steps=steps))
+    assert solve(noise(), keys(6), labels).nfe.tolist() == [nfe] * 6
 
 
 @pytest.mark.parametrize(
