@@ -59,6 +59,8 @@ def check_solver(solver: Any) -> None:
 def has_error_estimate(solver: Any) -> bool:
     """Whether adaptive steps are possible with this solver (an object or its class)."""
     kind = solver if isinstance(solver, type) else type(solver)
+    if issubclass(kind, diffrax.AbstractSRK):  # Some have weights for it, others none.
+        return kind.tableau.b_error is not None
     return issubclass(kind, diffrax.AbstractAdaptiveSolver)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax._arrays import event_axes
+from fmjax._checks import require
 from fmjax.rates import DiffusionRate
 from fmjax.solvers.steps import Samples
 
@@ -82,13 +83,21 @@ def with_last_step(times: Any, last_step: float) -> Any:
     return jnp.where(times > start - 1e-6, start, times).at[0].set(0.0).at[-1].set(1.0)
 
 
-def brownian_steps(keys: jax.Array, n: Any, dt: jax.Array, like: jax.Array) -> jax.Array:
-    """How W grows in step n of length dt: each sample draws from its own `fold_in(key, n)`."""
+def require_keys(keys: Any, x0: jax.Array) -> None:
+    """Raise unless there is a typed key for each sample."""
+    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    got = f"{keys.dtype} of shape {keys.shape}" if hasattr(keys, "dtype") else repr(keys)
+    require(typed and keys.shape == x0.shape[:1], "keys",
+            f"be typed keys of shape {x0.shape[:1]}, one per sample", got)  # fmt: skip
+
+
+def standard_normal(keys: Any, n: Any, like: jax.Array) -> jax.Array:
+    """Noise of step n, shaped like `like`: each sample draws from its own `fold_in(key, n)`."""
 
     def draw(key: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, n), like.shape[1:], like.dtype)
 
-    return jnp.sqrt(dt) * jax.vmap(draw)(keys)
+    return jax.vmap(draw)(keys)
 
 
 def solve_stochastic(
@@ -107,7 +116,7 @@ def solve_stochastic(
         def rate_here(t: jax.Array) -> jax.Array:
             return jnp.where(t1 < 1.0, rate(t), 0.0)
 
-        dw = brownian_steps(keys, n, t1 - t0, x)
+        dw = jnp.sqrt(t1 - t0) * standard_normal(keys, n, x)
         x, spent = solver.advance_with_noise(field, rate_here, t0, t1, x, dw)
         return x, nfe + spent
 

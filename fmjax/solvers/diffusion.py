@@ -1,0 +1,126 @@
+"""`sample_diffusion`: the samplers of diffusion models, for any network on an affine path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fmjax._arrays import Cond, Points, event_axes
+from fmjax._checks import require, require_positive
+from fmjax.paths import AffinePath, Prediction
+from fmjax.solvers.diffusion_samplers import (
+    DDIM,
+    Ancestral,
+    DiffusionSampler,
+    DPMSolverPP2M,
+    Stretch,
+    UniPC,
+)
+from fmjax.solvers.steps import FixedSteps, Samples, as_times
+from fmjax.solvers.stochastic import require_keys, standard_normal
+from fmjax.velocity import evaluations
+
+DIFFUSION_SAMPLERS: dict[str, Callable[[], Any]] = {
+    "ancestral": Ancestral,
+    "ddim": DDIM,
+    "dpm_solver_pp_2m": DPMSolverPP2M,
+    "unipc": UniPC,
+}
+
+
+def sample_diffusion(
+    predict_fn: Callable[..., Any],
+    path: AffinePath,
+    x0: Points,
+    keys: jax.Array | None = None,
+    cond: Cond = None,
+    *,
+    prediction: Prediction = Prediction.VELOCITY,
+    sampler: DiffusionSampler = DDIM(),  # noqa: B008 (frozen)
+    steps: FixedSteps,
+    clip: float | None = None,
+) -> Samples:
+    """Carry `x0` from t = 0 to t = 1 by a sampler of diffusion models.
+
+    They differ from `fmjax.sample` in their steps only: what a network predicts is turned into
+    data and noise by the path's conversions, so that flow models can be sampled in this way
+    and DDPMs as flows.
+
+    Pure: call it inside `jax.jit`. Points laid over devices stay so.
+
+    Args:
+        predict_fn: The network `(t, x, cond) -> prediction`, guided or not.
+        path: The path it was trained on; of DDPM's networks `AffinePath(LinearBetas())`.
+        x0: Source points (`path.start` of noise). bfloat16 is solved as float32.
+        keys: Typed keys `[batch]`, one per sample, for samplers that draw noise: step n draws
+            from `fold_in(key, n)`, so that a sample does not depend on its batch.
+        cond: Passed to `predict_fn`, every leaf with a leading batch axis.
+        prediction: What `predict_fn` predicts; X0 is DDPM's epsilon.
+        sampler: `DDIM`, `Ancestral`, `DPMSolverPP2M` or `UniPC`.
+        steps: Where to step. A network of `T` discrete times has seen those of `uniform_grid(n)`
+            if n divides T.
+        clip: Bound on the predicted data, in data units, from which the noise then follows.
+            DDPM clips images at 1; None does not.
+
+    Returns:
+        The points at t = 1 and the exact cost of each.
+
+    Raises:
+        ValueError: If the sampler is none, steps are adaptive, keys are missing or not one per
+            sample, or `predict_fn` does not return the shape of its points.
+    """
+    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    known = isinstance(sampler, DiffusionSampler) and not isinstance(sampler, type)
+    require(known, "sampler", "be one of fmjax.solvers.DIFFUSION_SAMPLERS", repr(sampler))
+    fixed = isinstance(steps, FixedSteps)
+    require(fixed, "steps", "be FixedSteps for a sampler of diffusion models", repr(steps))
+    if clip is not None:
+        require_positive("clip", clip)
+    if sampler.is_stochastic:
+        require_keys(keys, x0)
+    x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
+    times = jnp.asarray(as_times(steps), x0.dtype)
+    alphas, sigmas = path.schedule.alpha(times), path.schedule.sigma(times)
+
+    def predicted(t: jax.Array, x: Points) -> tuple[Points, Points]:
+        """Data and noise."""
+        value = predict_fn(t, x, cond)
+        require(value.shape == x.shape, "predict_fn", f"return shape {x.shape}", value.shape)
+        value = value.astype(x.dtype)
+        x1, noise = (
+            path.convert(t, x, value, source=prediction, target=target)
+            for target in (Prediction.X1, Prediction.X0)
+        )
+        return x1, noise
+
+    def take(carry: Any, n: jax.Array) -> Any:
+        x, memory, nfe = carry
+        t = jnp.broadcast_to(times[n], x.shape[:1])
+        step = Stretch(
+            n, times[n + 1] >= 1.0, (alphas[n], alphas[n + 1]), (sigmas[n], sigmas[n + 1])
+        )
+        x1, noise = predicted(t, x)
+        if clip is not None:
+            x1 = jnp.clip(x1, -clip, clip)
+            noise = (x - step.alpha[0] * x1) / step.sigma[0]
+        fresh = standard_normal(keys, n, x) if sampler.is_stochastic else None
+        x, memory = sampler.advance(step, x, x1, noise, fresh, memory)
+        return x, memory, nfe + evaluations(predict_fn, t).astype(jnp.int32)
+
+    def body(carry: Any, n: jax.Array) -> tuple[Any, None]:
+        return jax.lax.cond(times[n] < 1.0, take, lambda carry, _: carry, carry, n), None
+
+    nothing = jnp.zeros((x0.shape[0],), jnp.int32)
+    carry = (x0, sampler.start(x0), nothing)
+    (x1, _, nfe), _ = jax.lax.scan(body, carry, jnp.arange(len(times) - 1, dtype=jnp.int32))
+    taken = times[:-1] < 1.0
+    return Samples(
+        x1=x1,
+        nfe=nfe,
+        num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
+        num_rejected=nothing,
+        succeeded=jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
+        times=jnp.where(taken, times[1:], jnp.nan),
+        trajectory=None,
+    )

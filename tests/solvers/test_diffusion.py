@@ -1,0 +1,314 @@
+"""Samplers of diffusion models against closed forms, each other, and the flow they follow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import Cosine, CosineBetas, Linear, LinearBetas
+from fmjax.solvers import (
+    DDIM,
+    DIFFUSION_SAMPLERS,
+    AdaptiveSteps,
+    Ancestral,
+    DPMSolverPP2M,
+    Euler,
+    FixedSteps,
+    UniPC,
+    sample,
+    sample_diffusion,
+)
+from fmjax.solvers.diffusion_samplers import Stretch
+from fmjax.times import uniform_grid
+from fmjax.velocity import CountedField
+from tests.oracles import Gaussian, GaussianMixture
+
+PATHS = {"linear": AffinePath(Linear()), "cosine": AffinePath(Cosine())}
+MEAN, STD = 1.0, 0.5
+X0 = jax.random.normal(jax.random.key(0), (16, 2))
+KEYS = jax.random.split(jax.random.key(1), 16)
+
+
+def predictor(path, prediction=Prediction.X0, oracle=None):
+    """What the best network of a Gaussian predicts."""
+    oracle = Gaussian(path.schedule, MEAN, STD) if oracle is None else oracle
+
+    def predict(t, x, cond=None):
+        velocity = oracle.velocity(t, x)
+        return path.convert(t, x, velocity, source=Prediction.VELOCITY, target=prediction)
+
+    return predict
+
+
+def solve(path, sampler, times, x0=X0, keys=KEYS, prediction=Prediction.X0, **settings):
+    steps = FixedSteps(times)
+    run = jax.jit(
+        lambda x0, keys: sample_diffusion(
+            predictor(path, prediction),
+            path,
+            x0,
+            keys,
+            prediction=prediction,
+            sampler=sampler,
+            steps=steps,
+            **settings,
+        )  # fmt: skip
+    )
+    return run(x0, keys)
+
+
+def test_ddim_is_eulers_method_on_the_linear_path():
+    path, mixture = PATHS["linear"], GaussianMixture(Linear())
+    steps = FixedSteps(uniform_grid(7))
+    found = sample_diffusion(mixture.velocity, path, X0, sampler=DDIM(), steps=steps)
+    euler = sample(mixture.velocity, X0, solver=Euler(), steps=steps)
+    np.testing.assert_allclose(found.x1, euler.x1, atol=2e-6)
+    np.testing.assert_array_equal(found.nfe, euler.nfe)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), LinearBetas()])
+def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
+    """With z = x / alpha and s = sigma / alpha the flow is dz/ds = x0(z): one step of it."""
+    path = AffinePath(schedule)
+    times = jnp.array([0.0, 0.3, 0.55, 1.0])
+    found = solve(path, DDIM(), times)
+    x = X0
+    for t0, t1 in zip(times[:-1], times[1:], strict=True):
+        a0, s0, a1, s1 = (
+            schedule.alpha(t0),
+            schedule.sigma(t0),
+            schedule.alpha(t1),
+            schedule.sigma(t1),
+        )
+        noise = predictor(path)(jnp.full(16, t0), x)
+        if a0 == 0.0:  # z is infinite: its limit.
+            x1 = path.convert(
+                jnp.full(16, t0), x, noise, source=Prediction.X0, target=Prediction.X1
+            )
+            x = a1 * x1 + s1 * noise
+        else:
+            x = a1 * (x / a0 + (s1 / a1 - s0 / a0) * noise)
+    # 1 / alpha(0) of the betas magnifies rounding by 157.
+    np.testing.assert_allclose(found.x1, x, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"), [(DDIM(), 1), (DPMSolverPP2M(), 2), (UniPC(1), 2), (UniPC(2), 2)]
+)
+def test_errors_fall_at_the_samplers_order(sampler, order):
+    """The last step, of first order, errs by a square of its length: of second order all told."""
+    with jax.enable_x64(True):
+        x0 = jnp.asarray(X0, jnp.float64)
+        exact = Gaussian(Cosine(), MEAN, STD).flow_map(jnp.ones(16), x0)
+        errors = [
+            jnp.abs(solve(PATHS["cosine"], sampler, uniform_grid(num), x0).x1 - exact).max()
+            for num in (64, 128)
+        ]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_dpm_solver_pp_2m_takes_the_papers_steps():
+    """Algorithm 2 of arXiv:2211.01095, line by line."""
+    path, times = PATHS["cosine"], np.array([0.1, 0.3, 0.6, 0.9])
+    with jax.enable_x64(True):
+        oracle = predictor(path, Prediction.X1)
+        a, s = (
+            np.asarray(fn(jnp.asarray(times))) for fn in (path.schedule.alpha, path.schedule.sigma)
+        )
+        lam = np.log(a / s)
+        x = np.asarray(X0, np.float64)
+        memory = DPMSolverPP2M().start(jnp.asarray(x))
+        ours, before = jnp.asarray(x), None
+        for n in range(3):
+            data = oracle(jnp.full(16, times[n]), jnp.asarray(x))
+            h = lam[n + 1] - lam[n]
+            mixed = data
+            if n > 0:
+                r = (lam[n] - lam[n - 1]) / h
+                mixed = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before
+            before = data
+            x = s[n + 1] / s[n] * x - a[n + 1] * np.expm1(-h) * np.asarray(mixed)
+            stretch = Stretch(
+                jnp.asarray(n),
+                jnp.asarray(False),
+                *((jnp.asarray(v[n]), jnp.asarray(v[n + 1])) for v in (a, s)),
+            )
+            ours, memory = DPMSolverPP2M().advance(stretch, ours, data, data, None, memory)
+            np.testing.assert_allclose(ours, x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_corrects_to_the_exact_solution_for_polynomials_of_its_order(order):
+    """With data D(lambda), `x / sigma` grows by the integral of `e^lambda D`."""
+    with jax.enable_x64(True):
+        lam = jnp.asarray([-1.5, -1.2, -0.7, -0.3, 0.2, 0.9])
+        sigma = 1 / jnp.sqrt(1 + jnp.exp(2 * lam))
+        alpha = sigma * jnp.exp(lam)
+        coefficients = np.array([0.7, -1.0, 0.4, 0.3])[: order + 1]
+        data = np.polynomial.Polynomial(coefficients)
+        fine = np.polynomial.legendre.leggauss(40)
+
+        def integral(low, high):
+            at = 0.5 * (high - low) * fine[0] + 0.5 * (high + low)
+            return 0.5 * (high - low) * np.sum(fine[1] * np.exp(at) * data(at))
+
+        sampler = UniPC(order)
+        x = jnp.zeros((1, 1))
+        memory, corrected = sampler.start(x), []
+        for n in range(5):
+            stretch = Stretch(jnp.asarray(n), jnp.asarray(False), (alpha[n], alpha[n + 1]),
+                              (sigma[n], sigma[n + 1]))  # fmt: skip
+            x1 = jnp.full((1, 1), data(float(lam[n])))
+            x, memory = sampler.advance(stretch, x, x1, x1, None, memory)
+            corrected.append(float(memory.x[0, 0]) / float(sigma[n]))
+        for n in range(order, 4):  # From where there are predictions enough.
+            expected = integral(float(lam[n]), float(lam[n + 1]))
+            assert corrected[n + 1] - corrected[n] == pytest.approx(expected, rel=1e-9)
+
+
+def test_ancestral_sampling_is_ddim_that_draws_all_noise_anew():
+    times = uniform_grid(5)
+    ours, theirs = (solve(PATHS["cosine"], s, times).x1 for s in (Ancestral(), DDIM(1.0)))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_ancestral_sampling_has_the_closed_forms_mean_and_spread_after_every_number_of_steps(
+    variance,
+):
+    """On a Gaussian each step is linear, so mean and spread go by a recursion."""
+    schedule = LinearBetas()
+    path = AffinePath(schedule)
+    times = uniform_grid(50)
+    # 16,384 numbers: their mean scatters by 0.5 / 128 and their spread by 0.5 / 181.
+    x0 = jax.random.normal(jax.random.key(2), (2048, 8))
+    keys = jax.random.split(jax.random.key(3), 2048)
+    found = solve(path, Ancestral(variance), times, x0, keys).x1
+    mean, var = 0.0, 1.0
+    a, s = (np.asarray(fn(times), np.float64) for fn in (schedule.alpha, schedule.sigma))
+    for n in range(50):
+        c2 = a[n] ** 2 * STD**2 + s[n] ** 2
+        q = a[n] * s[n + 1] / (a[n + 1] * s[n])
+        # E[x1 | x] = MEAN + gain (x - a MEAN); x0 = (x - a x1) / s.
+        gain = a[n] * STD**2 / c2
+        slope = a[n + 1] * gain + s[n + 1] * q * (1 - a[n] * gain) / s[n]
+        offset = (a[n + 1] - s[n + 1] * q * a[n] / s[n]) * (1 - gain * a[n]) * MEAN
+        scale = s[n + 1] if variance == "posterior" else s[n]
+        fresh = 0.0 if n == 49 else scale**2 * (1 - q**2)
+        mean, var = slope * mean + offset, slope**2 * var + fresh
+    np.testing.assert_allclose(found.mean(), mean, atol=4 * 0.5 / 128)
+    np.testing.assert_allclose(found.std(), np.sqrt(var), atol=4 * 0.5 / 181)
+
+
+def test_a_thousand_ancestral_steps_give_the_data():
+    x0 = jax.random.normal(jax.random.key(2), (2048, 8))
+    keys = jax.random.split(jax.random.key(3), 2048)
+    found = solve(AffinePath(CosineBetas()), Ancestral(), uniform_grid(1000), x0, keys)
+    np.testing.assert_allclose(found.x1.mean(), MEAN, atol=4 * 0.5 / 128)
+    np.testing.assert_allclose(found.x1.std(), STD, atol=4 * 0.5 / 181)
+    assert (found.nfe == 1000).all()
+
+
+@pytest.mark.parametrize("schedule", [LinearBetas(), CosineBetas()])
+def test_the_weights_of_a_ddpm_sample_as_a_flow(schedule):
+    """Under `sample` through the conversions: the Gaussian's flow map, from t = 0."""
+    path = AffinePath(schedule)
+    velocity = path.velocity_fn(predictor(path), Prediction.X0)
+    found = jax.jit(lambda x0: sample(velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5)))(X0)
+    assert found.succeeded.all()
+    exact = Gaussian(schedule, MEAN, STD).flow_map(jnp.ones(16), X0)
+    np.testing.assert_allclose(found.x1, exact, atol=3e-3)
+
+
+@pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
+def test_a_sample_is_its_own_whatever_its_batch(name):
+    sampler, times = DIFFUSION_SAMPLERS[name](), uniform_grid(6)
+    whole = solve(PATHS["linear"], sampler, times).x1
+    part = solve(PATHS["linear"], sampler, times, X0[3:5], KEYS[3:5]).x1
+    np.testing.assert_array_equal(whole[3:5], part)
+
+
+@pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
+def test_grids_padded_with_ones_and_eight_devices_change_nothing(name):
+    sampler, path = DIFFUSION_SAMPLERS[name](), PATHS["cosine"]
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+
+    @jax.jit
+    def padded(x0, keys, times):
+        return sample_diffusion(predictor(path), path, x0, keys, prediction=Prediction.X0,
+                                sampler=sampler, steps=FixedSteps(times))  # fmt: skip
+
+    plain = solve(path, sampler, uniform_grid(5))
+    times = jnp.concatenate([uniform_grid(5), jnp.ones(3)])
+    spread = padded(jax.device_put(X0, rows), jax.device_put(KEYS, rows), times)
+    np.testing.assert_allclose(spread.x1, plain.x1, atol=1e-6)
+    assert spread.x1.sharding.is_equivalent_to(rows, 2)
+    assert (spread.nfe == 5).all()
+    assert (plain.nfe == 5).all()
+
+
+def test_clipped_data_stay_within_the_bound_and_the_noise_follows():
+    """One step to t = 1, where the data predicted are the answer."""
+    once = jnp.array([0.0, 1.0])
+    found = solve(PATHS["linear"], DDIM(), once, prediction=Prediction.VELOCITY, clip=0.25).x1
+    np.testing.assert_allclose(found, 0.25)
+    first = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0]), clip=1e6).x1
+    plain = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0])).x1
+    np.testing.assert_allclose(first, plain, atol=1e-5)
+
+
+def test_guided_predictions_cost_what_they_say():
+    twice = CountedField(predictor(PATHS["linear"]), lambda t: jnp.full(t.shape, 2, jnp.int32))
+    found = sample_diffusion(twice, PATHS["linear"], X0, prediction=Prediction.X0,
+                             steps=FixedSteps(uniform_grid(3)))  # fmt: skip
+    assert (found.nfe == 6).all()
+
+
+def test_a_noise_that_is_not_a_number_is_flagged_alone():
+    spoiled = X0.at[2].set(jnp.nan)
+    found, plain = (solve(PATHS["linear"], UniPC(), uniform_grid(6), x) for x in (spoiled, X0))
+    np.testing.assert_array_equal(found.succeeded, jnp.arange(16) != 2)
+    np.testing.assert_array_equal(jnp.delete(found.x1, 2, 0), jnp.delete(plain.x1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDIM(-0.1), r"eta must lie in \[0.0, 1.0\], got -0.1"),
+        (lambda: UniPC(4), r"order must lie in \[1, 3\], got 4"),
+        (lambda: Ancestral("gamma"), "variance must be one of posterior, beta, got 'gamma'"),
+        (lambda: solve(PATHS["linear"], Euler(), uniform_grid(2)), "sampler must be one of"),
+        (lambda: solve(PATHS["linear"], DDIM, uniform_grid(2)), "sampler must be one of"),
+        (lambda: solve(PATHS["linear"], DDIM(), uniform_grid(2), clip=0.0), "clip must be posit"),
+        (
+            lambda: solve(PATHS["linear"], Ancestral(), uniform_grid(2), keys=KEYS[:3]),
+            r"keys must be typed keys of shape \(16,\), one per sample, got .* of shape \(3,\)",
+        ),
+        (
+            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"], X0,
+                                     sampler=Ancestral(), steps=FixedSteps(uniform_grid(2))),
+            "keys must be typed keys of shape .*, got None",
+        ),
+        (
+            lambda: sample_diffusion(lambda t, x, cond: x[:1], PATHS["linear"], X0,
+                                     steps=FixedSteps(uniform_grid(2))),
+            r"predict_fn must return shape \(16, 2\), got \(1, 2\)",
+        ),
+        (
+            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"], X0,
+                                     steps=AdaptiveSteps()),
+            "steps must be FixedSteps for a sampler of diffusion models",
+        ),
+        (
+            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"],
+                                     jnp.zeros((2, 2), int), steps=FixedSteps(uniform_grid(2))),
+            "x0 must be floating point",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
