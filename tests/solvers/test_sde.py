@@ -301,7 +301,7 @@ class TestOfEachSampleAlone:
 
 
 @pytest.mark.parametrize(
-    "solver", [*FIXED, SLOW_SEA, SLOW_SRA1, diffrax.SPaRK(), SLOW_SHARK, *SLOW_OTHERS], ids=name
+    "solver", [*FIXED, SLOW_SEA, SLOW_SRA1, SLOW_SHARK, SLOW_SPARK, *SLOW_OTHERS], ids=name
 )
 def test_fixed_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
@@ -366,7 +366,7 @@ def test_the_last_step_is_at_least_so_long_and_without_noise(times, last_step, w
     np.testing.assert_array_equal(solved.x1, noise())
 
 
-@pytest.mark.parametrize("solver", [StochasticHeun(), diffrax.SEA()], ids=name)
+@pytest.mark.parametrize("solver", [StochasticHeun(), SLOW_SEA], ids=name)
 def test_grids_padded_with_ones_share_a_program_and_change_nothing(solver):
     @jax.jit
     def solve(x, k, times):
