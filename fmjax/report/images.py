@@ -16,6 +16,7 @@ def image_grid(
     columns: int,
     *,
     row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
     gap: int = 4,
     background: str = "#ffffff",
     ink: str = "#1c2128",
@@ -28,13 +29,14 @@ def image_grid(
             its cell blank.
         columns: Images in a row; the last row may be shorter.
         row_labels: One for each row, written at its left; none for no labels.
+        column_labels: One for each column, written above it; none for no labels.
         gap: Pixels between cells.
         background: Colour between cells.
         ink: Colour of labels.
 
     Raises:
         ValueError: If `images` has another shape, `columns` is below 1, or the labels are
-            not one for each row.
+            not one for each row or column.
     """
     shape_ok = images.ndim == 4 and images.shape[0] > 0 and images.shape[-1] in (1, 3)
     require(shape_ok, "images", "be of shape [n, height, width, 1 or 3]", images.shape)
@@ -42,25 +44,30 @@ def image_grid(
     rows = -(-len(images) // columns)
     labels_ok = len(row_labels) in (0, rows)
     require(labels_ok, "row_labels", f"be one for each of {rows} rows", len(row_labels))
+    titles_ok = len(column_labels) in (0, columns)
+    rule = f"be one for each of {columns} columns"
+    require(titles_ok, "column_labels", rule, len(column_labels))
     scale = max(1, round(CELL / min(images.shape[1:3])))
     height, width = images.shape[1] * scale, images.shape[2] * scale
     font = ImageFont.load_default(size=min(22, max(13, height // 3)))
     margin = max((int(font.getlength(label)) for label in row_labels), default=-2 * gap) + 3 * gap
-    canvas = Image.new(
-        "RGB",
-        (margin + min(columns, len(images)) * (width + gap), gap + rows * (height + gap)),
-        background,
-    )
+    small = ImageFont.load_default(size=13)
+    top = gap + (18 if column_labels else 0)
+    size = (margin + min(columns, len(images)) * (width + gap), top + rows * (height + gap))
+    canvas = Image.new("RGB", size, background)
     for i, pixels in enumerate(_to_rgb(images)):
         if np.isnan(images[i]).all():
             continue
         row, column = divmod(i, columns)
         cell = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(cell, (margin + column * (width + gap), gap + row * (height + gap)))
+        canvas.paste(cell, (margin + column * (width + gap), top + row * (height + gap)))
     draw = ImageDraw.Draw(canvas)
     for row, label in enumerate(row_labels):
-        middle = gap + row * (height + gap) + height / 2
+        middle = top + row * (height + gap) + height / 2
         draw.text((margin - 2 * gap, middle), label, fill=ink, font=font, anchor="rm")
+    for column, label in enumerate(column_labels):
+        middle = margin + column * (width + gap) + width / 2
+        draw.text((middle, top / 2), label, fill=ink, font=small, anchor="mm")
     return canvas
 
 

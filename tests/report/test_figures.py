@@ -130,6 +130,16 @@ def test_row_labels_stand_in_a_margin_of_their_own():
     assert (margin < 128).any()
 
 
+def test_column_labels_stand_above_the_images():
+    images = np.ones((4, 8, 8, 3))
+    bare, titled = image_grid(images, 2), image_grid(images, 2, column_labels=("noise", "data"))
+    assert titled.width == bare.width
+    above = titled.height - bare.height
+    assert above > 0
+    assert (np.asarray(titled)[:above] < 128).any()
+    np.testing.assert_array_equal(np.asarray(titled)[above:][4:], np.asarray(bare)[4:])
+
+
 def test_an_image_of_nans_alone_leaves_its_cell_blank():
     images = np.full((2, 8, 8, 1), -1.0)
     images[1] = np.nan
@@ -145,6 +155,8 @@ def test_what_is_not_a_grid_of_images_is_refused():
         image_grid(np.zeros((4, 8, 8, 1)), 0)
     with pytest.raises(ValueError, match="row_labels must be one for each of 2 rows, got 1"):
         image_grid(np.zeros((4, 8, 8, 1)), 2, row_labels=("a",))
+    with pytest.raises(ValueError, match="column_labels must be one for each of 2 columns, got 1"):
+        image_grid(np.zeros((4, 8, 8, 1)), 2, column_labels=("a",))
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
