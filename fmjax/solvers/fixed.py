@@ -179,6 +179,7 @@ def solve_fixed(
     times = jnp.asarray(times, x0.dtype)
     saved = None if save_at is None else jnp.repeat(x0[None], len(save_at), axis=0)
 
+    @jax.checkpoint  # A gradient keeps the points of each step, not what is computed within.
     def take(carry: Any, t0: jax.Array, t1: jax.Array) -> Any:
         x, memory, nfe, saved = carry
         step = solver.advance(field, t0, t1, x, memory)
