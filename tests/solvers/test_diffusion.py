@@ -97,15 +97,23 @@ def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
     ("sampler", "order"), [(DDIM(), 1), (DPMSolverPP2M(), 2), (UniPC(1), 2), (UniPC(2), 2)]
 )
 def test_errors_fall_at_the_samplers_order(sampler, order):
-    """The last step, of first order, errs by a square of its length: of second order all told."""
+    """The last step, of first order, errs by a square of its length: of second order all told.
+
+    Slowly: near t = 0 equal steps in t stay long in lambda however many there are. A network
+    that predicts the velocity, because pure noise predicted at t = 0 leaves the data,
+    and so the first step, unknown.
+    """
     with jax.enable_x64(True):
         x0 = jnp.asarray(X0, jnp.float64)
         exact = Gaussian(Cosine(), MEAN, STD).flow_map(jnp.ones(16), x0)
         errors = [
-            jnp.abs(solve(PATHS["cosine"], sampler, uniform_grid(num), x0).x1 - exact).max()
-            for num in (64, 128)
-        ]
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+            jnp.abs(
+                solve(PATHS["cosine"], sampler, uniform_grid(num), x0,
+                      prediction=Prediction.VELOCITY).x1 - exact
+            ).max()
+            for num in (256, 512)
+        ]  # fmt: skip
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
 def test_dpm_solver_pp_2m_takes_the_papers_steps():
