@@ -171,9 +171,24 @@ def _evaluate(arguments: list[str]) -> None:
         report_run(run, progress=progress)
 
 
+def _invert(arguments: list[str]) -> None:
+    path, rest = path_and_rest("invert", "RUN", arguments)
+    from fmjax.config.inverting import InvertConfig
+    from fmjax.studies.invert import invert_run
+    from fmjax.studies.run_folder import open_run, read_config
+
+    num_images = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    images, rest = tuple(map(Path, rest[:num_images])), rest[num_images:]
+    read_config(path)  # A folder that is no run is refused before its options.
+    asked = parse(InvertConfig, InvertConfig(), rest, f"fmjax invert {path}")
+    with console() as progress:
+        invert_run(open_run(path), asked, images, progress=progress)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,
+    "invert": _invert,
 }

@@ -1,4 +1,4 @@
-"""The command line: `fmjax train | sample | compare | evaluate`. The only place that prints."""
+"""The command line: `fmjax train | sample | compare | ...`. The only place that prints."""
 
 import os
 import signal
@@ -16,6 +16,8 @@ usage: fmjax COMMAND ... [--help]
   sample RUN      draw samples from a run folder
   compare RUN     compare fixed and adaptive solvers on a run
   evaluate RUN    measure samples of a run against its data
+  invert RUN [IMAGES...]
+                  images to noise and back, interpolated and edited
 
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """

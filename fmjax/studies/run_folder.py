@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def inversion(self) -> Path:
+        """What is lost from images to noise and back."""
+        return self.path / "inversion.json"
+
+    @property
     def report(self) -> Path:
         """The page that shows it all."""
         return self.path / "report.html"
