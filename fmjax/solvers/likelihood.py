@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes
 from fmjax._checks import require, require_at_least, require_positive
@@ -176,16 +176,14 @@ def _with_divergence(
     return CountedField(velocity, lambda t: (1 + num_directions) * evaluations(velocity_fn, t))
 
 
-def bits_per_dim(
-    log_density: Float[Array, "..."], num_dims: int, bin_width: float
-) -> Float[Array, "..."]:
+def bits_per_dim(log_density: Any, num_dims: int, bin_width: float) -> Any:
     """Bits that a number of an example costs, stored in steps of `bin_width`.
 
     `-(log_density / num_dims + log(bin_width)) / log 2`. Averaged over `dequantize`'s noise it
     is an upper bound of the discrete model's.
 
     Args:
-        log_density: In nats, of dequantised data.
+        log_density: In nats, of dequantised data: a number or an array.
         num_dims: Numbers of an example.
         bin_width: In data units: 2 / 255 for bytes laid over [-1, 1].
 

@@ -1,0 +1,114 @@
+"""The likelihood of test data under a run: what is written, and that the figures are right."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax.cli.main import main
+from fmjax.config import Config, TrainingConfig
+from fmjax.config.likelihood import LikelihoodConfig
+from fmjax.data import Dataset, DigitsData, ToyData
+from fmjax.networks import DiTConfig, MLPConfig
+from fmjax.solvers import Euler, ExactDivergence, FixedSteps, Hutchinson, Probe
+from fmjax.studies.likelihood import level_width, likelihood_run
+from fmjax.studies.run_folder import open_run
+from fmjax.studies.train import train
+
+SMALL = TrainingConfig(num_steps=1, batch_size=16, log_every=1)
+FEW = LikelihoodConfig(20, "exact", solver="rk4", num_steps=8, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    network = DiTConfig(width=16, num_layers=1, num_heads=2, patch_size=4)
+    config = Config(name="tiny", data=DigitsData(), network=network, training=SMALL)
+    return train(config, tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    config = Config(name="toy", data=ToyData(num_examples=256), network=MLPConfig(width=8),
+                    training=SMALL)  # fmt: skip
+    return train(config, tmp_path_factory.mktemp("runs") / "toy")
+
+
+def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
+    # A DiT starts from zero; that the one step of training moved is too little to be seen here.
+    result = likelihood_run(digits, FEW)
+    test = DigitsData().load("test")
+    x = test.points(np.linspace(0, len(test) - 1, 20).astype(int)).reshape(20, -1)
+    # Over a bin of width w, x^2 grows by w^2 / 12 in the mean.
+    square = np.square(x).sum(axis=1) + 64 * 0.125**2 / 12
+    nats = -0.5 * square - 32 * np.log(2 * np.pi)
+    assert result.bin_width == 0.125
+    assert result.nats == pytest.approx(nats.mean(), abs=0.5)
+    assert result.nats_error == pytest.approx(nats.std(ddof=1) / 20**0.5, abs=0.2)
+    assert result.bits_per_dim is not None
+    assert result.bits_per_dim == pytest.approx(-(result.nats / 64 + np.log(0.125)) / np.log(2))
+    assert (result.num_examples, result.num_failed, result.step) == (20, 0, 1)
+    assert result.nfe == 8 * 4 * (1 + 64)
+    written = json.loads((digits.folder.path / "likelihood.json").read_text())
+    assert written == result._asdict()
+
+
+def test_points_of_the_plane_have_nats_alone(toy, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["likelihood", str(toy.folder.path), "--num-examples", "20", "--divergence", "exact",
+              "--rtol", "1e-2", "--atol", "1e-2"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "bits" not in said
+    assert "nats over 20 test examples by tsit5 at tolerance 0.01, exact divergence" in said
+    written = json.loads((toy.folder.path / "likelihood.json").read_text())
+    assert written["bits_per_dim"] is written["bin_width"] is None
+    # The same examples whatever the batch.
+    again = likelihood_run(
+        open_run(toy.folder.path),
+        LikelihoodConfig(num_examples=20, divergence="exact", solver="rk4", num_steps=8,
+                         batch_size=8),
+    )  # fmt: skip
+    assert again.nats == pytest.approx(written["nats"], abs=0.01)
+
+
+def test_the_width_of_the_levels_is_found_in_the_data():
+    assert level_width(Dataset(np.array([[0, 7], [255, 9]], np.uint8))) == 2 / 255
+    assert level_width(DigitsData().load("test")) == 0.125
+    assert level_width(ToyData(num_examples=300).load("test")) is None
+    assert level_width(Dataset(np.array([[0.0, 1.0, 1.3]], np.float32))) is None
+    assert level_width(Dataset(np.zeros((2, 2), np.float32))) is None
+
+
+def test_names_become_objects():
+    config = LikelihoodConfig(probes=3, distribution="normal", solver="euler", num_steps=2)
+    assert config.make_divergence() == Hutchinson(3, Probe.NORMAL)
+    assert config.make_solver() == Euler()
+    steps = config.make_steps()
+    assert isinstance(steps, FixedSteps)
+    assert FEW.make_divergence() == ExactDivergence()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_examples": 1}, "num_examples must be at least 2, got 1"),
+        ({"probes": 0}, "probes must be at least 1, got 0"),
+        ({"solver": "tsit6"}, "did you mean 'tsit5'"),
+        ({"solver": "euler"}, "solver must estimate its error, or num_steps be given, got euler"),
+        ({"solver": "euler", "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"rtol": 0.0}, "rtol must be positive, got 0.0"),
+        ({"divergence": "exakt"}, "did you mean 'exact'"),
+        ({"distribution": "gauss"}, "distribution must be one of rademacher, normal"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused(fields, message, unchecked):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        LikelihoodConfig(**fields)
+
+
+def test_that_no_example_arrived_is_one_line(digits):
+    broken = digits._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, digits.params))
+    with pytest.raises(ValueError, match="at least 2 examples must arrive at t = 0, got 0"):
+        likelihood_run(broken, FEW)
