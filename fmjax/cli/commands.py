@@ -171,6 +171,18 @@ def _evaluate(arguments: list[str]) -> None:
         report_run(run, progress=progress)
 
 
+def _likelihood(arguments: list[str]) -> None:
+    path, rest = path_and_rest("likelihood", "RUN", arguments)
+    from fmjax.config.likelihood import LikelihoodConfig
+    from fmjax.studies.likelihood import likelihood_run
+    from fmjax.studies.run_folder import open_run, read_config
+
+    read_config(path)  # A folder that is no run is refused before its options.
+    asked = parse(LikelihoodConfig, LikelihoodConfig(), rest, f"fmjax likelihood {path}")
+    with console() as progress:
+        likelihood_run(open_run(path), asked, progress=progress)
+
+
 def _invert(arguments: list[str]) -> None:
     path, rest = path_and_rest("invert", "RUN", arguments)
     from fmjax.config.inverting import InvertConfig
@@ -190,5 +202,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,
+    "likelihood": _likelihood,
     "invert": _invert,
 }

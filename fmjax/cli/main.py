@@ -16,6 +16,7 @@ usage: fmjax COMMAND ... [--help]
   sample RUN      draw samples from a run folder
   compare RUN     compare fixed and adaptive solvers on a run
   evaluate RUN    measure samples of a run against its data
+  likelihood RUN  log-density of test data under a run, and bits per dimension
   invert RUN [IMAGES...]
                   images to noise and back, interpolated and edited
 
