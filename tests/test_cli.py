@@ -107,7 +107,7 @@ def test_help_lists_the_fields_of_the_config(capsys):
     assert "--optimizer.learning-rate" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "compare", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "sample", "compare", "evaluate", "likelihood"])
 def test_help_without_a_path_is_the_usage(command, capsys):
     assert run(command, "--help") == 0
     printed = capsys.readouterr()
@@ -118,7 +118,7 @@ def test_help_without_a_path_is_the_usage(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trane"], "command must be one of train, sample, compare, evaluate, got 'trane' (did"),
+        (["trane"], "got 'trane' (did you mean 'train'?)"),
         (["train"], "fmjax train needs a CONFIG first"),
         (["train", "absent.py"], "config must be a Python file, got absent.py"),
         (["train", CONFIGS / "toy2d.py", "--trainin.num-steps", 3], "did you mean --training.num"),
@@ -173,7 +173,7 @@ def test_arguments_are_read_before_the_weights(toy_run, tmp_path, capsys):
     """A folder without a checkpoint: what is wrong with the options is said first."""
     for name in ("config.json", "model.json"):
         (tmp_path / name).write_bytes((toy_run / name).read_bytes())
-    for command in ("sample", "compare", "evaluate"):
+    for command in ("sample", "compare", "evaluate", "likelihood"):
         assert run(command, tmp_path, "--sede", 1) == 2
         assert "--sede" in capsys.readouterr().err
         assert run(command, tmp_path, "--help") == 0
