@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in archive.files}
     except Exception as error:  # noqa: BLE001 - a wrong byte makes zipfile raise a dozen kinds
         raise ValueError(f"file {path} must be a whole .npz file, got {error}") from error
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Write arrays by name, compressed; the file is there whole or not at all."""
+    with write_atomically(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def cache_dir() -> Path:

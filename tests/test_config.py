@@ -15,7 +15,9 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     LossConfig,
+    PathSigma,
     SamplingConfig,
+    StudyConfig,
     TrainingConfig,
     build,
     from_json,
@@ -26,12 +28,14 @@ from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
 from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
+from fmjax.rates import ConstantRate
 from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
-from fmjax.solvers import AdaptiveSteps, FixedSteps
-from fmjax.studies.configs import load_config
+from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
+from fmjax.studies.configs import load_config, load_study
 from fmjax.times import (
     LogitNormal,
     Shifted,
+    Tabulated,
     UShaped,
     edm_grid,
     quantile_grid,
@@ -59,14 +63,26 @@ UNUSUAL = Config(
     loss=LossConfig(Prediction.X1, Prediction.X0, density=Shifted(LogitNormal(0.5), 2.0)),
     optimizer=OptimizerConfig(name="muon", clip_norm=None),
     sampling=SamplingConfig(
-        solver="heun", num_steps=8, guidance_interval=(0.1, 0.9), grid_density=Shifted(UShaped())
+        rate=ConstantRate(0.5),
+        solver="heun",
+        num_steps=8,
+        guidance_interval=(0.1, 0.9),
+        grid_density=Shifted(UShaped()),
     ),
     conditional=False,
 )
 
 
 def test_every_config_file_is_in_the_table():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == set(SHAPES)
+    names = {path.stem for path in CONFIGS.glob("*.py")}
+    assert names == {*SHAPES, "fashion_mnist_study"}
+
+
+def test_the_study_gives_every_model_the_same_network_and_budget():
+    study = load_study(CONFIGS / "fashion_mnist_study.py")
+    assert len({(run.network, run.optimizer, run.training) for run in study.runs}) == 1
+    with pytest.raises(ValueError, match=r"must define get_study\(\) -> StudyConfig"):
+        load_study(CONFIGS / "digits.py")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -144,6 +160,23 @@ def test_edm_steps_are_refused_where_the_path_never_has_such_noise():
         sampling.make_steps(VarianceExploding())
 
 
+def test_calibrated_steps_lie_at_the_quantiles_of_what_was_measured():
+    sampling = SamplingConfig(solver="euler", num_steps=4, grid="calibrated")
+    measured = Tabulated((0.0, 0.5, 1.0), (3.0, 1.0))
+    times = sampling.make_steps(calibrated=measured).times
+    np.testing.assert_array_equal(times, quantile_grid(4, measured))
+    with pytest.raises(ValueError, match="grid must be of a trained run to be calibrated"):
+        sampling.make_steps()
+
+
+def test_samples_that_stream_have_steps_of_their_own():
+    steps = SamplingConfig(slots=7).make_steps()
+    assert isinstance(steps, AdaptiveSteps)
+    assert (steps.slots, steps.control) == (7, ErrorControl.PER_SAMPLE)
+    with pytest.raises(ValueError, match="slots must be left out with a number of steps"):
+        SamplingConfig(solver="heun", num_steps=4, slots=7).make_steps()
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_grid_is_refused():
     with pytest.raises(ValueError, match=r"grid must be one of .*did you mean 'uniform'"):
@@ -178,6 +211,22 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: SamplingConfig(rtol=0.0), "rtol must be positive, got 0.0"),
         (lambda: SamplingConfig(atol=-1.0), "atol must be positive, got -1.0"),
         (lambda: SamplingConfig(solver="euler"), "num_steps must be given for euler"),
+        (lambda: SamplingConfig(solver="ddim"), "num_steps must be given for ddim"),
+        (lambda: SamplingConfig(solver="sea"), "num_steps must be given for sea"),
+        (lambda: SamplingConfig(slots=0), "slots must be at least 1, got 0"),
+        (lambda: SamplingConfig(solver="shark", slots=4), "slots must be left out for what is not"),
+        (lambda: SamplingConfig(clip=1.0), "clip must be left out for tsit5, which has none"),
+        (lambda: SamplingConfig(solver="ddim", num_steps=1, clip=0.0), "clip must be positive"),
+        (lambda: SamplingConfig(last_step=1.0), r"last_step must lie in \[0.0, 0.999\], got 1.0"),
+        (lambda: SamplingConfig(rate=PathSigma(-1.0)), "scale must be at least 0.0, got -1.0"),
+        (lambda: CompareConfig(slots=0), "compare.slots must be at least 1, got 0"),
+        (lambda: StudyConfig("s", (), (SamplingConfig(),)), "runs must hold at least one"),
+        (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),
+        (lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)), "runs must have names"),
+        (
+            lambda: StudyConfig("s", (UNUSUAL, Config(name="x")), (SamplingConfig(),)),
+            "runs must have the same data",
+        ),
         (
             lambda: build(
                 Config(

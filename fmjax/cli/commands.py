@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fmjax.config import SamplingConfig
 
 
+# Options that mean nothing with fixed steps.
+_ADAPTIVE = frozenset({"rtol", "atol", "control", "slots"})
+
+
 def _train(arguments: list[str]) -> None:
     path, rest = path_and_rest("train", "CONFIG", arguments)
     import dataclasses
@@ -105,7 +109,7 @@ def _adaptive_if_meant(
 
     options = [argument.split("=")[0].replace("_", "-") for argument in arguments]
     given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
-    tolerances = given & {"rtol", "atol", "control"}
+    tolerances = given & _ADAPTIVE
     if "num-steps" in given:
         rule = "go without a number of steps, which fixes them whatever the error"
         for name in sorted(tolerances):
@@ -118,7 +122,7 @@ def _adaptive_if_meant(
     # The usual one first.
     adaptive = sorted(filter(can_adapt, SOLVERS), key=lambda name: name != "tsit5")
     rule = f"go with a solver that estimates its error ({', '.join(adaptive)})"
-    for name in ("rtol", "atol", "control"):
+    for name in sorted(_ADAPTIVE):
         require(name not in given, name, rule, sampling.solver)
     return sampling
 
@@ -171,6 +175,37 @@ def _evaluate(arguments: list[str]) -> None:
         report_run(run, progress=progress)
 
 
+def _study(arguments: list[str]) -> None:
+    path, rest = path_and_rest("study", "CONFIG", arguments)
+    import dataclasses
+
+    from fmjax.studies.configs import load_study
+    from fmjax.studies.report import report_study
+    from fmjax.studies.study import run_study
+
+    config = load_study(path)
+
+    @dataclasses.dataclass(frozen=True)
+    class Study:
+        """Train several models, sample each in several ways, and measure all alike.
+
+        What is there already is kept: trainings are resumed, rows not drawn again.
+
+        Attributes:
+            num_samples: Samples of each row.
+            output: The study's folder (default: runs/NAME).
+        """
+
+        num_samples: int = config.num_samples
+        output: Path = Path("runs") / config.name
+
+    asked = parse(Study, Study(), rest, f"fmjax study {path}")
+    config = dataclasses.replace(config, num_samples=asked.num_samples)
+    with console() as progress:
+        run_study(config, asked.output, progress=progress)
+        report_study(config, asked.output, progress=progress)
+
+
 def _likelihood(arguments: list[str]) -> None:
     path, rest = path_and_rest("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
@@ -204,4 +239,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": _evaluate,
     "likelihood": _likelihood,
     "invert": _invert,
+    "study": _study,
 }

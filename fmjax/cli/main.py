@@ -19,6 +19,7 @@ usage: fmjax COMMAND ... [--help]
   likelihood RUN  log-density of test data under a run, and bits per dimension
   invert RUN [IMAGES...]
                   images to noise and back, interpolated and edited
+  study CONFIG    train several models, sample each in several ways, measure all alike
 
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """

@@ -3,12 +3,33 @@
 Below this package nothing is chosen by name; here names become objects.
 """
 
-from fmjax.config.build import Experiment, build, guided, num_parameters
+from fmjax.config.build import (
+    Experiment,
+    SolveFn,
+    Steps,
+    build,
+    guided,
+    make_solve,
+    num_parameters,
+)
+from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
+from fmjax.config.sampling import PathSigma, SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
-from fmjax.config.solving import SOLVERS, CompareConfig, SamplingConfig, can_adapt, solver_title
+from fmjax.config.solving import (
+    ODE_SOLVERS,
+    SDE_SOLVERS,
+    SOLVERS,
+    can_adapt,
+    is_stochastic,
+    solver_title,
+)
+from fmjax.config.studying import StudyConfig
 
 __all__ = [
+    "ODE_SOLVERS",
+    "PathSigma",
+    "SDE_SOLVERS",
     "SOLVERS",
     "CompareConfig",
     "Config",
@@ -16,11 +37,16 @@ __all__ = [
     "Experiment",
     "LossConfig",
     "SamplingConfig",
+    "SolveFn",
+    "Steps",
+    "StudyConfig",
     "TrainingConfig",
     "build",
     "can_adapt",
     "from_json",
     "guided",
+    "is_stochastic",
+    "make_solve",
     "num_parameters",
     "require_types",
     "solver_title",

@@ -2,19 +2,34 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from fmjax._arrays import Params
+from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax.config.fields import Config
+from fmjax.config.sampling import SamplingConfig
+from fmjax.config.solving import DIFFUSION_SAMPLERS, SDE_SOLVERS
 from fmjax.guidance import classifier_free
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
+from fmjax.paths import AffinePath, Prediction
+from fmjax.solvers import (
+    AdaptiveSteps,
+    FixedSteps,
+    Samples,
+    sample,
+    sample_diffusion,
+    sample_sde,
+)
 from fmjax.training import make_optimizer
 from fmjax.velocity import VelocityFn, VelocityNet
+
+Steps = FixedSteps | AdaptiveSteps
+# (params, x0, keys, cond, steps) -> Samples; keys `[batch]`, of solvers that draw noise.
+SolveFn = Callable[[Params, Points, Any, Cond, Steps], Samples]
 
 
 class Experiment(NamedTuple):
@@ -24,15 +39,21 @@ class Experiment(NamedTuple):
         net: The network.
         objective: Its loss.
         optimizer: Its optimiser.
-        velocity_fn: `velocity_fn(params) -> VelocityFn`, whatever the network predicts.
+        path: On which it was trained.
+        prediction: What the network predicts.
         null_label: The label that stands for no condition; None if the network knows none.
     """
 
     net: VelocityNet
     objective: Objective
     optimizer: optax.GradientTransformation
-    velocity_fn: Callable[[Params], VelocityFn]
+    path: AffinePath
+    prediction: Prediction
     null_label: int | None
+
+    def velocity_fn(self, params: Params) -> VelocityFn:
+        """The field of some parameters, whatever the network predicts."""
+        return self.path.velocity_fn(partial(self.net.apply, params), self.prediction)
 
 
 def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None) -> Experiment:
@@ -60,11 +81,7 @@ def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None)
         null_cond=num_classes,
     )
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-
-    def velocity_fn(params: Params) -> VelocityFn:
-        return config.path.velocity_fn(partial(net.apply, params), loss.prediction)
-
-    return Experiment(net, objective, optimizer, velocity_fn, null_label)
+    return Experiment(net, objective, optimizer, config.path, loss.prediction, null_label)
 
 
 def _require_guidable(name: str, scale: float, null_label: int | None) -> None:
@@ -83,11 +100,53 @@ def guided(
     Raises:
         ValueError: If guidance is asked of a model that knows no "no class".
     """
-    velocity_fn = experiment.velocity_fn(params)
+    predict_fn = guided_prediction(experiment, params, scale, interval)
+    return experiment.path.velocity_fn(predict_fn, experiment.prediction)
+
+
+def guided_prediction(
+    experiment: Experiment, params: Params, scale: float, interval: tuple[float, float]
+) -> Callable[..., Points]:
+    """What the network predicts, guided.
+
+    To guide it or the velocity made from it is the same: the conversion is affine, and the
+    weights of guidance add up to one.
+
+    Raises:
+        ValueError: If guidance is asked of a model that knows no "no class".
+    """
+    predict_fn = partial(experiment.net.apply, params)
     if scale == 1.0:
-        return velocity_fn
+        return predict_fn
     _require_guidable("guidance", scale, experiment.null_label)
-    return classifier_free(velocity_fn, experiment.null_label, scale, interval)
+    return classifier_free(predict_fn, experiment.null_label, scale, interval)
+
+
+def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
+    """The solve that a config asks for; its steps are an argument (`sampling.make_steps`)."""
+    solver = sampling.make_solver()
+
+    def solve(params: Params, x0: Points, keys: Any, cond: Cond, steps: Steps) -> Samples:
+        predict_fn = guided_prediction(
+            experiment, params, sampling.guidance, sampling.guidance_interval
+        )
+        path, prediction = experiment.path, experiment.prediction
+        if sampling.solver in SDE_SOLVERS:
+            return sample_sde(
+                predict_fn, path, x0, keys, cond, prediction=prediction,
+                rate=sampling.make_rate(path.schedule), solver=solver, steps=steps,
+                last_step=sampling.last_step,
+            )  # fmt: skip
+        if sampling.solver in DIFFUSION_SAMPLERS:
+            assert isinstance(steps, FixedSteps)  # They estimate no error: refused by the config.
+            return sample_diffusion(
+                predict_fn, path, x0, keys, cond, prediction=prediction, sampler=solver,
+                steps=steps, clip=sampling.clip,
+            )  # fmt: skip
+        velocity_fn = path.velocity_fn(predict_fn, prediction)
+        return sample(velocity_fn, x0, cond, solver=solver, steps=steps)
+
+    return solve
 
 
 def num_parameters(params: Params) -> int:

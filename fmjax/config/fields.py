@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from fmjax._checks import require, require_at_least, require_between
-from fmjax.config.solving import CompareConfig, DensityConfig, SamplingConfig
+from fmjax.config.comparing import CompareConfig
+from fmjax.config.sampling import DensityConfig, SamplingConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
 from fmjax.losses import TimeWeight

@@ -13,16 +13,22 @@ import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
 from fmjax.config.fields import AnyCoupling, Config
-from fmjax.config.solving import DensityConfig
+from fmjax.config.sampling import DensityConfig, RateConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
+from fmjax.rates import AnyRate
 from fmjax.schedules import AnySchedule
 from fmjax.times import AnyDensity
+
+_UNIONS = (
+    DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyRate,
+    RateConfig,
+)  # fmt: skip
 
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.preconf.json.make_converter(forbid_extra_keys=True)
-    for union in (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling):
+    for union in _UNIONS:
         configure_tagged_union(union, converter, tag_name="type")
     return converter
 

@@ -1,51 +1,56 @@
 """Fixed against adaptive solvers on one velocity field, from shared starting points.
 
-Every row is measured against a tight Dopri8 solve. One program is compiled for each solver:
-grids of all lengths are padded to the longest, and tolerances are arguments.
+Every row of an ODE solver is measured against a tight Dopri8 solve. One program is compiled for
+each solver: grids of all lengths are padded to the longest, and tolerances are arguments.
 """
 
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds
-from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps, Samples, sample
+from fmjax.solvers import Samples
+from fmjax.studies.methods import Method, Setting
 from fmjax.studies.reference import lower_reference, rmse, solve_reference
-from fmjax.times import uniform_grid
 from fmjax.velocity import VelocityFn
 
 
 class Metric(NamedTuple):
-    """A figure of merit of the samples, in which lower is better.
+    """A figure of merit of the samples.
 
     Attributes:
         name: As it stands in tables and on axes.
         evaluate: Samples `[n, *event]`, float32 in host memory, to a number.
         floor: What real data score against real data, if known.
+        higher_is_better: As of a share of good samples; a distance is better when lower.
     """
 
     name: str
     evaluate: Callable[[np.ndarray], float]
     floor: float | None = None
+    higher_is_better: bool = False
 
 
-class _Solve(NamedTuple):
-    """One setting of one compiled solver; `argument` is its grid or its tolerance."""
+class Row(NamedTuple):
+    """One row of a comparison, with what it was measured on.
 
-    solver: str
-    steps: int | None
-    tolerance: float | None
-    argument: jax.Array
+    Attributes:
+        run: The figures.
+        x1: The end points, float32 on the host.
+    """
+
+    run: SolverRun
+    x1: np.ndarray
 
 
 def compare(
@@ -54,108 +59,70 @@ def compare(
     x0: Points,
     cond: Cond = None,
     *,
-    fixed: Mapping[str, Any],
-    num_steps: Sequence[int],
-    adaptive: Mapping[str, Any],
-    tolerances: Sequence[float],
-    control: ErrorControl = ErrorControl.LARGEST_SAMPLE,
+    methods: Sequence[Method],
+    keys: Any = None,
     metrics: Sequence[Metric] = (),
     reference_tolerance: float | None = None,
     repeats: int = 5,
     patience: float = 0.3,
+    on_row: Callable[[Row], None] = lambda row: None,
     progress: Progress = Silent(),
 ) -> Comparison:
-    """Solve from the same `x0` with every solver at every setting, and measure each.
+    """Solve from the same `x0` by every method at every setting, and measure each.
 
     Args:
-        make_velocity_fn: The field of some parameters; given float64 parameters, times and
-            points it must compute in float64 for the reference to be one of float64.
+        make_velocity_fn: The field of some parameters, for the reference; given float64
+            parameters, times and points it must compute in float64 for that to be of float64.
         params: The parameters, a pytree of arrays.
         x0: Shared starting points, float32.
         cond: What the field is conditioned on.
-        fixed: Solvers that take fixed steps, by name.
-        num_steps: Their steps, on uniform grids.
-        adaptive: Diffrax solvers that adapt their steps, by other names.
-        tolerances: Their tolerances, relative and absolute alike.
-        control: Whose error decides the adaptive steps.
+        methods: The solvers and their settings (`fmjax.studies.methods`).
+        keys: Random keys of the samples, `[batch]`, for stochastic methods.
         metrics: Evaluated on the end points of every run.
         reference_tolerance: Of the reference; None takes 1e-7 in float64, 1e-6 in float32.
         repeats: At most so many timed solves of each row; the median counts.
         patience: Seconds after which a row is not timed again.
+        on_row: Hears of each row with its end points.
         progress: Hears of each compilation and row.
 
     Raises:
-        ValueError: If there is nothing to run, or a number of steps or a tolerance is out of
-            its range.
+        ValueError: If there is nothing to run.
     """
-    for name, values in (("num_steps", num_steps), ("tolerances", tolerances)):
-        require(min(values, default=1) > 0, name, "be positive", tuple(values))
-    solves = _plan(num_steps, tolerances, tuple(fixed), tuple(adaptive))
+    solves = [(method, setting) for method in methods for setting in method.settings]
     require(bool(solves), "comparison", "have a solver and a setting", "none")
-    solvers = {**fixed, **adaptive}
-
-    def lowered(name: str, argument: jax.Array) -> jax.stages.Lowered:
-        def solve(params: Params, x0: Points, cond: Cond, argument: jax.Array) -> Samples:
-            steps = (
-                AdaptiveSteps(argument, argument, control)
-                if name in adaptive
-                else FixedSteps(argument)
-            )
-            return sample(make_velocity_fn(params), x0, cond, solver=solvers[name], steps=steps)
-
-        return jax.jit(solve).lower(params, x0, cond, argument)
-
+    # Of each program its cheapest setting, to be traced with and to warm it up.
+    cheapest = {method.solve: setting.steps for method, setting in reversed(solves)}
+    lowered = (
+        jax.jit(solve).lower(params, x0, keys, cond, steps) for solve, steps in cheapest.items()
+    )
     rows, step_ends = [], []
     with progress.task("comparing solvers", len(solves) + 1) as advance:
         reference = lower_reference(make_velocity_fn, params, x0, cond, reference_tolerance)
-        arguments = {s.solver: s.argument for s in reversed(solves)}  # each one's cheapest
-        programs = _compiled(
-            itertools.chain([reference.lowered], itertools.starmap(lowered, arguments.items()))
-        )
+        programs = _compiled(itertools.chain([reference.lowered], lowered))
         exact = solve_reference(reference, programs.pop(0))
         advance(1, note="reference")
-        by_name = dict(zip(arguments, programs, strict=True))
-        for name, value in arguments.items():
+        by_solve = dict(zip(cheapest, programs, strict=True))
+        for solve, steps in cheapest.items():
             # A program's first run is slower by what it loads and allocates: not to be timed.
-            jax.block_until_ready(by_name[name](params, x0, cond, value))
-        for s in solves:
-            program = by_name[s.solver]
-            samples, seconds = _timed(
-                lambda program=program, s=s: program(params, x0, cond, s.argument),
-                repeats,
-                patience,
-            )
-            rows.append(_row(s, samples, seconds, exact.x1, metrics))
-            if s.tolerance is not None and samples.times.ndim == 1:
-                step_ends.append(StepEnds(s.solver, s.tolerance, _step_ends(samples)))
-            advance(1, note=f"{s.solver}, {rows[-1].setting}")
+            jax.block_until_ready(by_solve[solve](params, x0, keys, cond, steps))
+        for method, setting in solves:
+            run = partial(by_solve[method.solve], params, x0, keys, cond, setting.steps)
+            samples, seconds = _timed(run, repeats, patience)
+            row = _row(method, setting, samples, seconds, exact.x1, metrics)
+            on_row(row)
+            rows.append(row.run)
+            if setting.tolerance is not None and samples.times.ndim == 1:
+                step_ends.append(StepEnds(method.name, setting.tolerance, _step_ends(samples)))
+            advance(1, note=f"{method.name}, {row.run.setting}")
     return Comparison(
         runs=tuple(rows),
-        reference=exact.info._replace(metrics=_evaluated(metrics, exact.x1)),
+        reference=exact.info._replace(metrics=evaluated(metrics, exact.x1)),
         step_ends=tuple(step_ends),
         num_samples=len(x0),
-        device=_device_in_words(),
+        device=device_in_words(),
         floors={m.name: m.floor for m in metrics if m.floor is not None},
+        higher_is_better=tuple(m.name for m in metrics if m.higher_is_better),
     )
-
-
-def _plan(
-    num_steps: Sequence[int],
-    tolerances: Sequence[float],
-    fixed: Sequence[str],
-    adaptive: Sequence[str],
-) -> list[_Solve]:
-    longest = max(num_steps, default=1)
-    grids = {
-        n: jnp.concatenate([uniform_grid(n), jnp.ones(longest - n)]) for n in sorted(num_steps)
-    }
-    return [
-        *(_Solve(name, n, None, grids[n]) for name, n in itertools.product(fixed, grids)),
-        *(
-            _Solve(name, None, tolerance, jnp.float32(tolerance))
-            for name, tolerance in itertools.product(adaptive, sorted(tolerances, reverse=True))
-        ),
-    ]
 
 
 def _compiled(lowered: Iterable[jax.stages.Lowered]) -> list[Callable[..., Samples]]:
@@ -175,30 +142,38 @@ def _timed(run: Callable[[], Samples], repeats: int, patience: float) -> tuple[S
             return samples, float(np.median(seconds))
 
 
-def _evaluated(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
-    """The metrics of finite samples; infinite ones have no distance but an infinite one."""
+def evaluated(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
+    """The metrics of finite samples; infinite ones have none but the worst."""
     if not np.all(np.isfinite(x1)):
-        return {metric.name: float("inf") for metric in metrics}
+        return {m.name: 0.0 if m.higher_is_better else float("inf") for m in metrics}
     return {metric.name: float(metric.evaluate(x1.astype(np.float32))) for metric in metrics}
 
 
 def _row(
-    s: _Solve, samples: Samples, seconds: float, exact: np.ndarray, metrics: Sequence[Metric]
-) -> SolverRun:
+    method: Method,
+    setting: Setting,
+    samples: Samples,
+    seconds: float,
+    exact: np.ndarray,
+    metrics: Sequence[Metric],
+) -> Row:
     x1 = np.asarray(samples.x1, np.float64)
-    errors = rmse(x1, exact)
-    return SolverRun(
-        solver=s.solver,
-        steps=s.steps,
-        tolerance=s.tolerance,
+    # Noise along the way leads elsewhere: there is no end point to be right or wrong about.
+    errors = np.full(len(x1), np.nan) if method.family == "stochastic" else rmse(x1, exact)
+    run = SolverRun(
+        solver=method.name,
+        steps=setting.num_steps,
+        tolerance=setting.tolerance,
         nfe_mean=float(np.mean(samples.nfe)),
         nfe_max=int(np.max(samples.nfe)),
         rmse_mean=float(np.mean(errors)),
         rmse_worst=float(np.max(errors)),
         seconds=seconds,
         succeeded=float(np.mean(samples.succeeded)),
-        metrics=_evaluated(metrics, x1),
+        metrics=evaluated(metrics, x1),
+        family=method.family,
     )
+    return Row(run, x1.astype(np.float32))
 
 
 def _step_ends(samples: Samples) -> tuple[float, ...]:
@@ -206,7 +181,8 @@ def _step_ends(samples: Samples) -> tuple[float, ...]:
     return tuple(times[np.isfinite(times)].tolist())
 
 
-def _device_in_words() -> str:
+def device_in_words() -> str:
+    """What the work runs on: "2 CPU cores", "4 x TPU v5e"."""
     device, count = jax.devices()[0], jax.device_count()
     if device.platform == "cpu":
         return f"{os.cpu_count()} CPU cores"

@@ -1,5 +1,6 @@
 """The solver comparison on a run: its field, its guidance, its data's metrics."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,15 +9,36 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import SOLVERS, CompareConfig, guided, solver_title
-from fmjax.metrics import FeatureExtractor, frechet_distance, sliced_wasserstein
+from fmjax.config import (
+    ODE_SOLVERS,
+    CompareConfig,
+    SamplingConfig,
+    SolveFn,
+    build,
+    guided,
+    is_stochastic,
+    make_solve,
+    solver_title,
+)
+from fmjax.metrics import (
+    FeatureExtractor,
+    PrecisionRecall,
+    frechet_distance,
+    precision_recall,
+    sliced_wasserstein,
+)
 from fmjax.report.comparison import Comparison, write_csv, write_json
-from fmjax.studies.compare import Metric, compare
-from fmjax.studies.draw import even_labels, noise
+from fmjax.report.gallery import GalleryEntry, write_gallery
+from fmjax.solvers import ErrorControl, FixedSteps, Samples
+from fmjax.studies.compare import Metric, Row, compare
+from fmjax.studies.draw import even_labels, noise, noise_keys
+from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import run_classifier
+from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
 from fmjax.studies.run_folder import Run
 from fmjax.training import batch_sharding
 
+NUM_SHOWN = 10  # Samples of each row that the page shows.
 MAX_OTHERS = 10_000  # Real examples that the metrics compare with.
 
 
@@ -39,35 +61,92 @@ def compare_run(
     num_devices = run.mesh.devices.size
     num_samples = -(-config.num_samples // num_devices) * num_devices
     rows = batch_sharding(run.mesh)
-    unit = noise(jax.random.key(config.seed), jnp.arange(num_samples), run.event_shape)
-    x0 = run.config.path.start(unit)
+    key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
+    x0 = run.config.path.start(noise(key, indices, run.event_shape))
     labels = even_labels(num_samples, run.num_classes)
+    gallery: list[GalleryEntry] = []
+
+    def keep_some(row: Row) -> None:
+        some = row.x1[np.linspace(0, num_samples - 1, NUM_SHOWN).round().astype(int)]
+        gallery.append(GalleryEntry.of(row.run, some))
+
     comparison = compare(
         lambda params: guided(run.experiment, params, config.guidance),
         run.params,
         jax.device_put(x0, rows),
         None if labels is None else jax.device_put(labels, rows),
-        fixed=_named(config.fixed_solvers),
-        num_steps=config.num_steps,
-        adaptive=_named(config.adaptive_solvers),
-        tolerances=config.tolerances,
+        methods=run_methods(run, config, progress),
+        keys=jax.device_put(noise_keys(key, indices), rows),
         metrics=_metrics(run, num_samples, config.seed, extractor, progress),
+        on_row=keep_some if is_image(run.event_shape) else lambda row: None,
         progress=progress,
     )._replace(step=run.step, guidance=config.guidance)
     write_csv(comparison, run.folder.comparison.with_suffix(".csv"))
+    if gallery:
+        write_gallery(gallery, run.folder.gallery)
     write_json(comparison, run.folder.comparison)
     return comparison
+
+
+def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) -> list[Method]:
+    """The solvers that a config names, on the field of a run."""
+    methods = []
+    for name in config.fixed_solvers:
+        asked = SamplingConfig(solver=name, num_steps=1, guidance=config.guidance, rate=config.rate)
+        solve = _on_mesh(run, make_solve(run.experiment, asked))
+        for grid in config.grids:
+
+            def make_grid(n: int, asked: SamplingConfig = asked, grid: Any = grid) -> Any:
+                steps = run_steps(run, dataclasses.replace(asked, num_steps=n, grid=grid), progress)
+                assert isinstance(steps, FixedSteps)
+                return steps.times
+
+            title = solver_title(name) + ("" if grid == "uniform" else f", {grid} grid")
+            family = "stochastic" if is_stochastic(name) else "fixed"
+            settings = fixed_settings(config.num_steps, make_grid)
+            methods.append(Method(title, family, solve, settings))
+    for name in config.adaptive_solvers:
+        asked = SamplingConfig(solver=name, guidance=config.guidance, rate=config.rate)
+        methods += _adaptive_methods(run, config, asked)
+    return methods
+
+
+def _adaptive_methods(run: Run, config: CompareConfig, asked: SamplingConfig) -> list[Method]:
+    """One solver with adaptive steps; also streaming and in bfloat16, if so configured."""
+    title, of_ode = solver_title(asked.solver), asked.solver in ODE_SOLVERS
+    family = "adaptive" if of_ode else "stochastic"
+    control = ErrorControl.LARGEST_SAMPLE if of_ode else ErrorControl.PER_SAMPLE
+    solve = _on_mesh(run, make_solve(run.experiment, asked))
+    methods = [Method(title, family, solve, adaptive_settings(config.tolerances, control))]
+    if config.slots is not None and of_ode:
+        streamed = adaptive_settings(config.tolerances, ErrorControl.PER_SAMPLE, config.slots)
+        # Its steps are of another type, which wants a program of its own.
+        solve = _on_mesh(run, make_solve(run.experiment, asked))
+        methods.append(Method(f"{title}, streaming", family, solve, streamed))
+    if config.bfloat16:
+        network = dataclasses.replace(run.config.network, dtype="bfloat16")
+        rounded = dataclasses.replace(run.config, network=network)
+        experiment = build(rounded, run.event_shape, run.num_classes)
+        solve = _on_mesh(run, make_solve(experiment, asked))
+        settings = adaptive_settings(config.tolerances, control)
+        methods.append(Method(f"{title}, bfloat16", family, solve, settings))
+    return methods
+
+
+def _on_mesh(run: Run, solve: SolveFn) -> SolveFn:
+    """The same, with the run's mesh for networks and streaming to name its axes."""
+
+    def solve_on_mesh(*arguments: Any) -> Samples:
+        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
+            return solve(*arguments)
+
+    return solve_on_mesh
 
 
 def require_comparable(num_samples: int, num_examples: int) -> None:
     """Raise unless as many real examples can be held against the rest of them."""
     require(num_samples <= num_examples // 2, "compare.num_samples",
             f"be at most half of the {num_examples} real examples", num_samples)  # fmt: skip
-
-
-def _named(solvers: tuple[str, ...]) -> dict[str, Any]:
-    """Solver objects by the names that the report gives them."""
-    return {solver_title(name): SOLVERS[name]() for name in solvers}
 
 
 def _metrics(
@@ -95,4 +174,12 @@ def _metrics(
             return frechet_distance(take(x), features)
 
         metrics.append(Metric("Frechet distance", frechet, frechet(held_out)))
+        as_many, of_held_out = features[:num_samples], take(held_out)
+        floor = precision_recall(of_held_out, as_many)
+        for name in PrecisionRecall._fields:
+
+            def share(x: np.ndarray, name: str = name) -> float:
+                return getattr(precision_recall(take(x), as_many), name)
+
+            metrics.append(Metric(name.capitalize(), share, getattr(floor, name), True))
     return metrics

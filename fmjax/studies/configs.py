@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from fmjax.config import Config, from_json, require_types, to_json
+from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
 from fmjax.studies.run_folder import differences
+
+_Kind = TypeVar("_Kind")
 
 
 def load_config(path: Path) -> Config:
@@ -21,6 +24,22 @@ def load_config(path: Path) -> Config:
     Raises:
         ValueError: If there is no such file, or it gives no `Config`.
     """
+    return _with_its_types(_load(path, "get_config", Config), path)
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Run the file and call its `get_study()`.
+
+    Raises:
+        ValueError: If there is no such file, or it gives no `StudyConfig`.
+    """
+    study = _load(path, "get_study", StudyConfig)
+    runs = tuple(_with_its_types(run, path) for run in study.runs)
+    return dataclasses.replace(study, runs=runs)
+
+
+def _load(path: Path, function: str, kind: type[_Kind]) -> _Kind:
+    """What a function of a Python file gives."""
     if not path.is_file() or path.suffix != ".py":
         raise ValueError(f"config must be a Python file, got {path}")
     spec = importlib.util.spec_from_file_location(f"fmjax_config_{path.stem}", path)
@@ -29,17 +48,18 @@ def load_config(path: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
+        get = getattr(module, function, None)
+        config = get() if callable(get) else None
     except Exception as error:  # noqa: BLE001
         # Whatever it is, it is about the user's own file.
         hint = _suggestion(str(error), vars(module))
         raise ValueError(
             f"config {path} must run, got {type(error).__name__}: {error}{hint}"
         ) from error
-    if not isinstance(config, Config):
-        raise ValueError(f"config {path} must define get_config() -> Config, got {config!r}")
-    return _with_its_types(config, path)
+    if not isinstance(config, kind):
+        raise ValueError(f"config {path} must define {function}() -> {kind.__name__}, "
+                         f"got {config!r}")  # fmt: skip
+    return config
 
 
 def _with_its_types(config: Config, path: Path) -> Config:

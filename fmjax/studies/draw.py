@@ -1,6 +1,6 @@
 """Drawing samples from a velocity field, batch after batch, over all devices."""
 
-from collections.abc import Callable
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,10 @@ import numpy as np
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax._progress import Progress, Silent
-from fmjax.config import SamplingConfig
+from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
-from fmjax.solvers import Samples, sample
+from fmjax.solvers import Samples
 from fmjax.training import batch_sharding
-from fmjax.velocity import VelocityFn
 
 
 class Drawn(NamedTuple):
@@ -24,12 +23,14 @@ class Drawn(NamedTuple):
         labels: What each was asked to be, or None.
         nfe: Network evaluations of each.
         succeeded: Whether its solve arrived.
+        seconds: Wall time of one sample, the median of the batches after the first.
     """
 
     x1: np.ndarray
     labels: np.ndarray | None
     nfe: np.ndarray
     succeeded: np.ndarray
+    seconds: float = float("nan")
 
 
 def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
@@ -45,9 +46,17 @@ def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
     return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
 
 
+def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
+    """Keys for the noise along the way of the samples numbered `indices`, `[batch]`."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    # Not the keys themselves: `noise` draws from those.
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+
+
 def draw_samples(
     path: AffinePath,
-    make_velocity_fn: Callable[[Params], VelocityFn],
+    solve: SolveFn,
+    steps: Steps,
     params: Params,
     event_shape: tuple[int, ...],
     labels: np.ndarray | None,
@@ -63,11 +72,12 @@ def draw_samples(
 
     Args:
         path: Says how much noise there is at t = 0.
-        make_velocity_fn: Gives the field of some parameters.
+        solve: Takes noise, keys and labels to samples.
+        steps: Given to it; not traced, for a grid whose numbers are known is a plain scan.
         params: The parameters, laid over the mesh.
         event_shape: Of one sample.
         labels: Integer `[num_samples]`, or None for an unconditional field.
-        sampling: Solver, steps, batch size and seed.
+        sampling: Number of samples, batch size and seed.
         mesh: The devices.
         progress: Hears of each batch.
     """
@@ -76,25 +86,26 @@ def draw_samples(
     batch_size = -(-min(sampling.batch_size, num) // num_devices) * num_devices
     rows = batch_sharding(mesh)
 
-    # Made here and not in the traced function: a grid whose numbers are known is a plain scan.
-    solver, steps = sampling.make_solver(), sampling.make_steps(path.schedule)
-
-    def solve(params: Params, indices: jax.Array, cond: Any) -> Samples:
+    def solve_batch(params: Params, indices: jax.Array, cond: Any) -> Samples:
         # Lets networks name the mesh axes without being handed the mesh.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            x0 = path.start(noise(jax.random.key(sampling.seed), indices, event_shape))
+            key = jax.random.key(sampling.seed)
+            x0 = path.start(noise(key, indices, event_shape))
             x0 = jax.lax.with_sharding_constraint(x0, rows)
-            return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
+            return solve(params, x0, noise_keys(key, indices), cond, steps)
 
-    jitted = jax.jit(solve)
-    parts = []
+    jitted = jax.jit(solve_batch)
+    parts, seconds = [], []
     with progress.task("sampling", num) as advance:
-        for start in range(0, num, batch_size):
-            indices = np.minimum(np.arange(start, start + batch_size), num - 1)
+        for first in range(0, num, batch_size):
+            started = time.perf_counter()
+            indices = np.minimum(np.arange(first, first + batch_size), num - 1)
             cond = None if labels is None else jax.device_put(labels[indices], rows)
             solved = jitted(params, jax.device_put(indices, rows), cond)
-            kept = slice(0, min(batch_size, num - start))
+            kept = slice(0, min(batch_size, num - first))
             parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
+            seconds.append((time.perf_counter() - started) / batch_size)
             advance(kept.stop)
     x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Drawn(x1, labels, nfe, succeeded)
+    # The first batch waits for the compiler.
+    return Drawn(x1, labels, nfe, succeeded, float(np.median(seconds[1:] or seconds)))

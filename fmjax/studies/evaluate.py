@@ -11,7 +11,7 @@ import numpy as np
 
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
-from fmjax.config import EvaluationConfig, SamplingConfig, guided
+from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import Dataset, NoSuchSplit
 from fmjax.metrics import (
     FeatureExtractor,
@@ -20,7 +20,7 @@ from fmjax.metrics import (
     sliced_wasserstein,
     trained_classifier,
 )
-from fmjax.studies.draw import draw_samples
+from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.sample import in_words
 
@@ -85,11 +85,11 @@ def run_classifier(run: Run, *, progress: Progress = Silent()) -> ImageClassifie
     is_image = len(train.event_shape) == 3 and train.event_shape[-1] in (1, 3)
     if train.num_classes is None or not is_image:
         return None
-    test = _test_split(run, progress)
+    test = test_split(run, progress)
     return None if test is None else trained_classifier(train, test, progress=progress)
 
 
-def _test_split(run: Run, progress: Progress) -> Dataset | None:
+def test_split(run: Run, progress: Progress) -> Dataset | None:
     """The run's test data, or None, and that is said, where there are none."""
     try:
         return run.config.data.load("test", progress=progress)
@@ -121,15 +121,9 @@ def evaluate_run(
     """
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
-    labels = _labels_like(train, num_samples, sampling.seed) if run.num_classes else None
-    drawn = draw_samples(
-        run.config.path,
-        lambda params: guided(
-            run.experiment, params, sampling.guidance, sampling.guidance_interval
-        ),
-        run.params, run.event_shape, labels,
-        dataclasses.replace(sampling, num_samples=num_samples), run.mesh, progress=progress,
-    )  # fmt: skip
+    labels = labels_like(train, num_samples, sampling.seed) if run.num_classes else None
+    asked = dataclasses.replace(sampling, num_samples=num_samples)
+    drawn = draw_from(run, asked, labels, progress=progress)
     x1 = drawn.x1[drawn.succeeded]
     require_at_least("the number of samples that arrive at t = 1", len(x1), 2)
     # An even choice of a set too big to measure whole.
@@ -152,7 +146,7 @@ def evaluate_run(
         if labels is not None:
             result = result._replace(accuracy=classifier.accuracy(x1, labels[drawn.succeeded]))
     if extractor is not None:
-        test = _test_split(run, progress)
+        test = test_split(run, progress)
         some = None if test is None else test.points(slice(num_samples))
         result = result._replace(**_in_feature_space(extractor, x1, real, halves, some))
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
@@ -194,7 +188,7 @@ def _in_feature_space(
     return found
 
 
-def _labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
+def labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
     """Labels with the data's own shares: its labels in a random order, over and over."""
     assert dataset.labels is not None
     order = np.random.default_rng(seed).permutation(len(dataset))

@@ -52,6 +52,16 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def gallery(self) -> Path:
+        """Some samples of every row of the comparison."""
+        return self.path / "gallery.npz"
+
+    @property
+    def grid(self) -> Path:
+        """The density of the calibrated grid, and which weights it is of."""
+        return self.path / "grid.json"
+
+    @property
     def evaluation(self) -> Path:
         """The metrics of the samples."""
         return self.path / "evaluation.json"

@@ -1,15 +1,17 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fmjax._checks import require
-from fmjax._files import read_npz, write_atomically
+from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._progress import Progress, Silent
-from fmjax.config import SamplingConfig, guided
+from fmjax.config import SDE_SOLVERS, PathSigma, SamplingConfig
 from fmjax.solvers import ErrorControl
-from fmjax.studies.draw import Drawn, draw_samples, even_labels
+from fmjax.studies.draw import Drawn, even_labels
+from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
 
 
@@ -36,13 +38,7 @@ def sample_run(
         ValueError: If the model has no such class.
     """
     labels = chosen_labels(sampling.num_samples, run.num_classes, classes)
-    drawn = draw_samples(
-        run.config.path,
-        lambda params: guided(
-            run.experiment, params, sampling.guidance, sampling.guidance_interval
-        ),
-        run.params, run.event_shape, labels, sampling, run.mesh, progress=progress,
-    )  # fmt: skip
+    drawn = draw_from(run, sampling, labels, progress=progress)
     if output is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
     else:
@@ -80,16 +76,24 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
         steps = f"rtol{sampling.rtol:g}"
         if sampling.atol != sampling.rtol:
             steps += f"-atol{sampling.atol:g}"
-        if sampling.control is not ErrorControl.LARGEST_SAMPLE:
+        if sampling.slots is not None:
+            steps += f"-slots{sampling.slots}"
+        elif sampling.control is not ErrorControl.LARGEST_SAMPLE:
             steps += f"-{sampling.control.value}"
     else:
         steps = f"{sampling.num_steps}-{sampling.grid}"
         if sampling.grid == "shifted":
             steps += f"{sampling.shift:g}"
         elif sampling.grid == "quantiles":
-            density = repr(sampling.grid_density).lower()
-            steps += "-" + "".join(c for c in density if c.isalnum() or c in ".-")
+            steps += "-" + _as_name(sampling.grid_density)
     parts = [sampling.solver, steps]
+    if sampling.solver in SDE_SOLVERS:
+        if sampling.rate != PathSigma():
+            parts.append(_as_name(sampling.rate))
+        if sampling.last_step != SamplingConfig.last_step:
+            parts.append(f"last{sampling.last_step:g}")
+    if sampling.clip is not None:
+        parts.append(f"clip{sampling.clip:g}")
     if sampling.guidance != 1.0:
         low, high = sampling.guidance_interval
         where = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
@@ -97,6 +101,11 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
     if classes:
         parts.append("classes" + "-".join(map(str, classes)))
     return "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
+
+
+def _as_name(choice: Any) -> str:
+    """What a choice prints, of which file names can hold all."""
+    return "".join(c for c in repr(choice).lower() if c.isalnum() or c in ".-")
 
 
 def described(drawn: Drawn) -> str:
@@ -135,11 +144,12 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
 
 def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
     """Write `STEM.npz` (x1, labels, nfe, succeeded, step) and, if it has a picture, `STEM.png`."""
-    arrays = {name: value for name, value in drawn._asdict().items() if value is not None}
-    arrays["step"] = np.asarray(step)
+    arrays: dict[str, Any] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
+    if drawn.labels is not None:
+        arrays["labels"] = drawn.labels
+    arrays["step"] = step
     numbers = stem.with_name(stem.name + ".npz")
-    with write_atomically(numbers) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    write_npz(numbers, **arrays)
     picture = stem.with_name(stem.name + ".png")
     if drawn.x1.ndim == 4 and drawn.x1.shape[-1] in (1, 3):
         from fmjax.report.images import image_bytes, image_grid

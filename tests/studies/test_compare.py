@@ -11,11 +11,14 @@ import pytest
 from fmjax.report.comparison import read_json, write_json
 from fmjax.solvers import RK4, Euler, Midpoint
 from fmjax.studies.compare import Metric, compare
+from fmjax.studies.methods import Method, adaptive_settings, fixed_settings, ode_solve
 from fmjax.studies.reference import lower_reference, rmse, solve_reference
 
 MEAN, STD = 1.5, 0.5
 NUM_STEPS = (1, 8, 16, 32)
 TOLERANCES = (1e-2, 1e-4)
+FIXED = (Euler(), Midpoint(), RK4())
+ADAPTIVE = (diffrax.Bosh3(), diffrax.Tsit5())
 
 
 def make_velocity_fn(params):
@@ -28,6 +31,10 @@ def make_velocity_fn(params):
         return alpha_rate * params["mean"] + gain * (x - alpha * params["mean"])
 
     return velocity_fn
+
+
+def ode(solver, family, settings):
+    return Method(type(solver).__name__, family, ode_solve(make_velocity_fn, solver), settings)
 
 
 def starts(num=6):
@@ -55,10 +62,10 @@ def comparison(heard):
         make_velocity_fn,
         {"mean": jnp.float32(MEAN)},
         starts(),
-        num_steps=NUM_STEPS,
-        tolerances=TOLERANCES,
-        fixed={"Euler": Euler(), "Midpoint": Midpoint(), "RK4": RK4()},
-        adaptive={"Bosh3": diffrax.Bosh3(), "Tsit5": diffrax.Tsit5()},
+        methods=[
+            *(ode(solver, "fixed", fixed_settings(NUM_STEPS)) for solver in FIXED),
+            *(ode(solver, "adaptive", adaptive_settings(TOLERANCES)) for solver in ADAPTIVE),
+        ],
         metrics=(Metric("mean", lambda x: float(abs(x.mean() - MEAN)), floor=0.25),),
         repeats=2,
         progress=heard,
@@ -145,10 +152,7 @@ def test_samples_that_run_away_are_infinitely_wrong_not_an_exception():
         make,
         {},
         jnp.array([[-1.0], [1.0]]),
-        num_steps=(2,),
-        tolerances=(),
-        fixed={"Euler": Euler()},
-        adaptive={},
+        methods=[Method("Euler", "fixed", ode_solve(make, Euler()), fixed_settings((2,)))],
         metrics=(Metric("mean", lambda x: float(x.mean())),),
     )
     (row,) = found.runs
@@ -167,21 +171,32 @@ def test_a_field_of_float32_says_that_it_limits_the_reference():
     assert "less than float64" in program.note
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_steps": (0, 1)}, r"num_steps must be positive, got \(0, 1\)"),
-        ({"tolerances": (0.0,)}, r"tolerances must be positive, got \(0\.0,\)"),
-        ({"fixed": {}, "adaptive": {}}, "comparison must have a solver and a setting, got none"),
-    ],
-)
-def test_settings_out_of_range_are_refused_before_anything_is_compiled(settings, message):
-    settings = {
-        "fixed": {"Euler": Euler()},
-        "num_steps": (1,),
-        "adaptive": {"Tsit5": diffrax.Tsit5()},
-        "tolerances": (1e-2,),
-        **settings,
-    }
-    with pytest.raises(ValueError, match=message):
-        compare(make_velocity_fn, {"mean": jnp.float32(MEAN)}, starts(), **settings)
+def test_settings_out_of_range_are_refused_before_anything_is_compiled():
+    with pytest.raises(ValueError, match=r"num_steps must be positive, got \(0, 1\)"):
+        fixed_settings((1, 0))
+    with pytest.raises(ValueError, match=r"tolerances must be positive, got \(0\.0,\)"):
+        adaptive_settings((0.0,))
+    with pytest.raises(ValueError, match="comparison must have a solver and a setting, got none"):
+        compare(make_velocity_fn, {"mean": jnp.float32(MEAN)}, starts(), methods=())
+
+
+def test_stochastic_rows_are_measured_by_metrics_alone():
+    def solve(params, x0, keys, cond, steps):
+        return ode_solve(make_velocity_fn, Euler())(params, x0 + 1.0, keys, cond, steps)
+
+    seen = []
+    found = compare(
+        make_velocity_fn,
+        {"mean": jnp.float32(MEAN)},
+        starts(),
+        methods=[Method("Noisy", "stochastic", solve, fixed_settings((2,)))],
+        metrics=(Metric("share", lambda x: 0.5, higher_is_better=True),),
+        on_row=seen.append,
+    )
+    (row,) = found.runs
+    assert np.isnan(row.rmse_mean)
+    assert np.isnan(row.rmse_worst)
+    assert row.metrics == {"share": 0.5}
+    assert found.higher_is_better == ("share",)
+    assert [one.run for one in seen] == [row]
+    assert seen[0].x1.shape == starts().shape

@@ -1,0 +1,61 @@
+"""The calibrated grid of a run: measured once, kept beside its checkpoints."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fmjax._progress import Progress, Silent
+from fmjax.config import SamplingConfig, guided
+from fmjax.solvers import calibrate
+from fmjax.studies.draw import even_labels, noise
+from fmjax.studies.run_folder import Run, write_text
+from fmjax.times import Tabulated
+
+NUM_PATHS = 32
+
+
+def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent()) -> Tabulated:
+    """The density of a run's calibrated grid under the guidance of `sampling`.
+
+    It is read from `grid.json` in the run folder if that is of these weights and this guidance,
+    and measured and written there otherwise.
+
+    Args:
+        run: A trained run.
+        sampling: Its guidance counts; samples of all classes are followed.
+        progress: Hears of the measurement.
+    """
+    asked = {
+        "step": run.step,
+        "guidance": sampling.guidance,
+        "guidance_interval": list(sampling.guidance_interval),
+    }
+    kept = _read(run, asked)
+    if kept is not None:
+        return kept
+    with progress.task("calibrating the grid", 1) as advance:
+        key = jax.random.key(1)  # Others than the noises of key 0 that samples are drawn from.
+        x0 = run.config.path.start(noise(key, jnp.arange(NUM_PATHS), run.event_shape))
+        labels = even_labels(NUM_PATHS, run.num_classes)
+        velocity_fn = guided(
+            run.experiment, run.params, sampling.guidance, sampling.guidance_interval
+        )
+        density = calibrate(velocity_fn, x0, None if labels is None else jnp.asarray(labels))
+        advance(1)
+    found = {"times": density.times, "density": density.density}
+    write_text(run.folder.grid, json.dumps({**asked, **found}) + "\n")
+    progress.say(f"wrote {run.folder.grid}")
+    return density
+
+
+def _read(run: Run, asked: dict[str, Any]) -> Tabulated | None:
+    """The grid that the folder keeps, if it is whole and the one that is asked for."""
+    try:
+        kept = json.loads(run.folder.grid.read_text(encoding="utf-8"))
+        if any(kept[name] != value for name, value in asked.items()):
+            return None
+        return Tabulated(*(tuple(map(float, kept[name])) for name in ("times", "density")))
+    except (OSError, KeyError, TypeError, ValueError):
+        return None

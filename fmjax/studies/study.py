@@ -1,0 +1,161 @@
+"""A study: several trainings, each sampled in several ways, measured alike, in one table."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fmjax._checks import require
+from fmjax._files import read_npz, write_npz
+from fmjax._progress import Progress, Silent
+from fmjax.config import SamplingConfig, StudyConfig, is_stochastic, solver_title
+from fmjax.metrics import ImageClassifier, PrecisionRecall, frechet_distance, precision_recall
+from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
+from fmjax.report.gallery import GalleryEntry, write_gallery
+from fmjax.studies.compare import device_in_words
+from fmjax.studies.compare_run import NUM_SHOWN
+from fmjax.studies.draw import Drawn
+from fmjax.studies.draw_run import draw_from
+from fmjax.studies.evaluate import MAX_REAL, labels_like, run_classifier, test_split
+from fmjax.studies.run_folder import Run, RunFolder, write_text
+from fmjax.studies.sample import settings_name
+from fmjax.studies.train import train
+
+HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")
+
+
+def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Comparison:
+    """Train every run, sample it in every way, measure it, and write the table.
+
+    What is there already is kept: trainings are resumed, and rows of the same weights and
+    settings are not drawn again. `PATH/NAME` are the run folders, `PATH/comparison.json` and
+    `.csv` the table, `PATH/gallery.npz` some samples of every row.
+
+    Args:
+        config: The study.
+        path: Its folder.
+        progress: Hears of every part.
+
+    Raises:
+        ValueError: If the data have no classes to measure by, or a run's folder holds
+            something else.
+    """
+    rows, gallery, measure = [], [], None
+    for run_config in config.runs:
+        run = train(run_config, path / run_config.name, progress=progress)
+        measure = _measure_of(run, config.num_samples, progress) if measure is None else measure
+        for sampling in config.samplings:
+            row, shown = _row(run, sampling, config.num_samples, path / "rows", measure, progress)
+            rows.append(row)
+            gallery.append(GalleryEntry.of(row, shown))
+    assert measure is not None
+    comparison = Comparison(
+        runs=tuple(rows),
+        num_samples=config.num_samples,
+        device=device_in_words(),
+        floors=measure.floors,
+        higher_is_better=HIGHER_IS_BETTER,
+    )
+    folder = RunFolder(path)
+    write_csv(comparison, folder.comparison.with_suffix(".csv"))
+    write_gallery(gallery, folder.gallery)
+    write_json(comparison, folder.comparison)
+    progress.say(f"wrote {folder.comparison} and {folder.comparison.with_suffix('.csv')}")
+    return comparison
+
+
+class _Measure(NamedTuple):
+    """What samples are held against.
+
+    Attributes:
+        classifier: Its features, and its opinion of labels.
+        labels: What samples are asked to be: the shares of the training set.
+        real: Features of training examples.
+        as_many: Of some of them, as many as there are samples.
+        floors: What test examples score.
+    """
+
+    classifier: ImageClassifier
+    labels: np.ndarray
+    real: np.ndarray
+    as_many: np.ndarray
+    floors: dict[str, float]
+
+    def __call__(self, x1: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metrics of finite samples, at least four."""
+        features = self.classifier.features(x1)
+        shares = precision_recall(features, self.as_many)
+        return {
+            "Frechet distance": frechet_distance(features, self.real),
+            **{name.capitalize(): getattr(shares, name) for name in PrecisionRecall._fields},
+            "Recognised": self.classifier.accuracy(x1, labels),
+        }
+
+
+def _measure_of(run: Run, num_samples: int, progress: Progress) -> _Measure:
+    classifier, test = run_classifier(run, progress=progress), test_split(run, progress)
+    if classifier is None or test is None or test.labels is None:
+        raise ValueError("study data must be images with classes and a test set, got others")
+    train_set = run.config.data.load("train", progress=progress)
+    enough = num_samples <= min(len(train_set), len(test))
+    require(enough, "num_samples", f"be at most the {len(test)} test examples", num_samples)
+    with progress.task("measuring real data", 1) as advance:
+        each = np.linspace(0, len(train_set) - 1, min(len(train_set), MAX_REAL)).astype(int)
+        real = classifier.features(train_set.points(each))
+        some = np.random.default_rng(0).permutation(len(real))[:num_samples]
+        measure = _Measure(classifier, labels_like(train_set, num_samples, 0), real, real[some], {})
+        held = slice(num_samples)
+        floors = measure(test.points(held), test.labels[held])
+        advance(1)
+    return measure._replace(floors=floors)
+
+
+def _row(
+    run: Run,
+    sampling: SamplingConfig,
+    num_samples: int,
+    folder: Path,
+    measure: _Measure,
+    progress: Progress,
+) -> tuple[SolverRun, np.ndarray]:
+    """One row and some of its samples, from its files if they are of these weights."""
+    asked = dataclasses.replace(sampling, num_samples=num_samples)
+    stem = folder / f"{run.config.name}-step{run.step}-{settings_name(asked)}"
+    figures, pictures = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
+    try:
+        kept = SolverRun(**json.loads(figures.read_text(encoding="utf-8")))
+        return kept, read_npz(pictures)["images"]
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # Not there, or cut short: drawn again.
+    progress.say(f"{run.config.name}: {settings_name(asked)}")
+    labels = None if run.num_classes is None else measure.labels
+    drawn = draw_from(run, asked, labels, progress=progress)
+    row = _figures(run, asked, drawn, measure)
+    # One of each class, where the labels come in random order.
+    first = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
+    write_npz(pictures, images=drawn.x1[first])
+    write_text(figures, json.dumps(row._asdict()))
+    return row, drawn.x1[first]
+
+
+def _figures(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure) -> SolverRun:
+    arrived = drawn.succeeded
+    fixed = sampling.num_steps is not None
+    stochastic = is_stochastic(sampling.solver)
+    return SolverRun(
+        model=run.config.name,
+        solver=solver_title(sampling.solver)
+        + (f", {sampling.grid} grid" if fixed and sampling.grid != "uniform" else ""),
+        family="stochastic" if stochastic else "fixed" if fixed else "adaptive",
+        steps=sampling.num_steps,
+        tolerance=None if fixed else sampling.rtol,
+        nfe_mean=float(drawn.nfe.mean()),
+        nfe_max=int(drawn.nfe.max()),
+        rmse_mean=float("nan"),
+        rmse_worst=float("nan"),
+        seconds=drawn.seconds * len(drawn.x1),
+        succeeded=float(arrived.mean()),
+        metrics=measure(drawn.x1[arrived], measure.labels[arrived]),
+    )
