@@ -1,12 +1,14 @@
 """Which solver to take for which error, from a comparison's rows, in numbers and in words."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fmjax.report.comparison import Comparison, SolverRun, power_of_ten
 
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+BUDGETS = (1, 4, 16, 64, 256, 1024)
 
 
 class Advice(NamedTuple):
@@ -45,10 +47,13 @@ def advise(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple[Ad
 def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple[str, ...]:
     """Say the advice in plain sentences; neighbouring levels with one answer share theirs.
 
-    Levels below the reference's own uncertainty are left out, and that is said.
+    Levels below the reference's own uncertainty are left out, and that is said. Where nothing
+    was solved to measure errors by, the first metric decides within each budget.
     """
     if not comparison.runs:
         return ("No solver was run.",)
+    if comparison.reference is None:
+        return _by_metric(comparison)
     uncertainty = comparison.reference.uncertainty
     known = [level for level in sorted(levels, reverse=True) if not level < uncertainty]
     groups: list[list[Advice]] = []
@@ -58,11 +63,34 @@ def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple
         else:
             groups.append([item])
     said = [_sentence(group, comparison, first=i == 0) for i, group in enumerate(groups)]
-    if (named := groups[0][-1].cheapest if groups else None) is not None:
-        said.append(f"To draw samples by the first of these: {_options(named)}.")
+    named = groups[0][-1].cheapest if groups else None
+    if named is not None and (options := _options(named)) is not None:
+        said.append(f"To draw samples by the first of these: {options}.")
     if len(known) < len(levels):
         limit = _level(uncertainty)
         said.append(f"Errors below {limit} cannot be told from the reference's own.")
+    return tuple(said)
+
+
+def _by_metric(comparison: Comparison) -> tuple[str, ...]:
+    """Which row is best by the first metric within each budget of evaluations."""
+    if not comparison.metric_names:
+        return ()
+    name = comparison.metric_names[0]
+    higher = name in comparison.higher_is_better
+    whole = [run for run in comparison.runs if run.succeeded == 1]
+    whole = [run for run in whole if math.isfinite(run.metrics.get(name, math.nan))]
+    said, best = [], None
+    for budget in BUDGETS:
+        rows = [run for run in whole if run.nfe_mean <= budget]
+        found = (max if higher else min)(rows, key=lambda run: run.metrics[name], default=None)
+        if found is None or found is best:
+            continue
+        best = found
+        said.append(
+            f"Within {budget} evaluation{'' if budget == 1 else 's'} the best {name} is "
+            f"{found.metrics[name]:.3g}, by {_named(found, comparison)}."
+        )
     return tuple(said)
 
 
@@ -75,39 +103,49 @@ def _sentence(group: list[Advice], comparison: Comparison, *, first: bool) -> st
     level = _level(group[-1].level)
     within = f"a worst-sample error of at most {level}" if first else f"at most {level}"
     cost = f"{_evaluations(cheapest)} in {seconds_in_words(cheapest.seconds)}"
+    take = f"For {within}, take {_named(cheapest, comparison)}"
     if fastest == cheapest:
-        return f"For {within}, take {_named(cheapest)}: {cost}, both the fewest and the fastest."
+        return f"{take}: {cost}, both the fewest and the fastest."
     return (
-        f"For {within}, take {_named(cheapest)} for the fewest evaluations ({cost}) or "
-        f"{_named(fastest)} for the least time "
+        f"{take} for the fewest evaluations ({cost}) or "
+        f"{_named(fastest, comparison)} for the least time "
         f"({_evaluations(fastest)} in {seconds_in_words(fastest.seconds)})."
     )
 
 
 def _none_reaches(level: str, comparison: Comparison, *, first: bool) -> str:
     what = f"a worst-sample error of {level}" if first else level
-    best = min(comparison.runs, key=lambda run: (run.succeeded < 1, run.rmse_worst))
+    solves = [run for run in comparison.runs if run.family != "stochastic"] or comparison.runs
+    best = min(solves, key=lambda run: (run.succeeded < 1, run.rmse_worst))
     if best.succeeded < 1 or not math.isfinite(best.rmse_worst):
         return f"No run reaches {what}: none brought every sample to its end."
-    return f"No run reaches {what}; the closest is {_named(best)}, at {_level(best.rmse_worst)}."
+    closest = _named(best, comparison)
+    return f"No run reaches {what}; the closest is {closest}, at {_level(best.rmse_worst)}."
 
 
 def _level(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-3 else power_of_ten(value)
 
 
-def _named(run: SolverRun) -> str:
+def _named(run: SolverRun, comparison: Comparison) -> str:
     joint = "at" if run.adaptive else "with"
-    return f"{run.solver} {joint} {run.setting}"
+    return f"{comparison.title_of(run)} {joint} {run.setting}"
 
 
-def _options(run: SolverRun) -> str:
-    """The run as options of `fmjax sample`, whose names are in lower case without spaces."""
-    solver = run.solver.lower().replace(" ", "_").replace("-", "_")
-    if run.tolerance is None:
-        return f"--solver {solver} --num-steps {run.steps}"
-    tolerance = power_of_ten(run.tolerance)
-    return f"--solver {solver} --rtol {tolerance} --atol {tolerance}"
+def _options(run: SolverRun) -> str | None:
+    """The run as options of `fmjax sample`, whose names are in lower case without spaces.
+
+    None for a row that its title says was solved in another way than with these options.
+    """
+    name, *ways = run.solver.split(", ")
+    solver = re.sub("[^a-z0-9]+", "_", name.lower().replace("++", "_pp")).strip("_")
+    grids = [way.removesuffix(" grid") for way in ways if way.endswith(" grid")]
+    if len(grids) < len(ways):
+        return None
+    if run.tolerance is not None:
+        tolerance = power_of_ten(run.tolerance)
+        return f"--solver {solver} --rtol {tolerance} --atol {tolerance}"
+    return f"--solver {solver} --num-steps {run.steps}" + "".join(f" --grid {g}" for g in grids)
 
 
 def _evaluations(run: SolverRun) -> str:

@@ -44,12 +44,16 @@ def plot_loss(
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean over `reach` neighbours to each side, as many as there are at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    """Mean over the finite ones of `reach` neighbours to each side, fewer near the ends."""
+    finite = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(values))
     # The same reach to both sides, or the ends would lean towards the middle.
     span = np.minimum(reach, np.minimum(index, len(values) - 1 - index))
-    return (total[index + span + 1] - total[index - span]) / (2 * span + 1)
+    first, last = index - span, index + span + 1
+    means = (total[last] - total[first]) / np.maximum(count[last] - count[first], 1)
+    return np.where(count[last] > count[first], means, np.nan)
 
 
 def plot_points(samples: np.ndarray, data: np.ndarray, *, theme: Theme = LIGHT) -> Figure:

@@ -1,7 +1,6 @@
 """Figures of a comparison: error against cost, metric against evaluations, steps in t.
 
-Fixed-step solvers are blue, dashed, with hollow markers; adaptive ones orange, solid, with
-filled markers: hue, line and marker each tell the two families apart.
+`fmjax.report.series` says how each curve looks.
 """
 
 import math
@@ -15,10 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fmjax._checks import require, require_one_of
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds, power_of_ten
+from fmjax.report.series import Look, legend, looks
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure, shades
 
-# Told apart at a glance also where shades are close.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES: dict[str, Any] = {"fixed": (0, (5, 2)), "adaptive": "-", "stochastic": (0, (1, 1.5)), "": ""}
 COSTS = {
     "nfe": ("evaluations", "network evaluations per sample", lambda run: run.nfe_mean),
     "seconds": ("wall time", "wall time for the batch, seconds", lambda run: run.seconds),
@@ -49,24 +48,27 @@ def plot_error(
     )
     lines = _draw_curves(axes, comparison, theme, x, lambda run: run.rmse_worst)
     _logarithmic(axes)
-    uncertainty = comparison.reference.uncertainty
+    uncertainty = comparison.reference.uncertainty if comparison.reference else 0.0
     if 0 < uncertainty < math.inf and lines:
         low, high = axes.get_ylim()
         if uncertainty > low:
             axes.axhspan(low, uncertainty, color=theme.grid, alpha=0.6, linewidth=0, zorder=0)
             _note(axes, theme, uncertainty, "uncertainty of the reference", above=True)
         axes.set_ylim(low, high)
-    _legend(figure, comparison, lines, theme)
+    _legend(figure, comparison, theme)
     return figure
 
 
 def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> Figure:
     """A sample metric against evaluations, with what real data and the exact solve score.
 
+    A metric that is better when higher is a share, on a linear axis from 0 to 1.
+
     Raises:
         ValueError: If the comparison has no metric of that name.
     """
     require_one_of("name", name, comparison.metric_names)
+    share = name in comparison.higher_is_better
     figure = new_figure(WIDTH, 5.0, theme)
     axes = figure.subplots()
     dress(
@@ -76,11 +78,20 @@ def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> F
         ylabel=name,
         title=f"{name[:1].upper()}{name[1:]} against evaluations",
     )
-    lines = _draw_curves(
-        axes, comparison, theme, lambda run: run.nfe_mean, lambda run: run.metrics.get(name)
+    _draw_curves(
+        axes,
+        comparison,
+        theme,
+        lambda run: run.nfe_mean,
+        lambda run: run.metrics.get(name),
+        zero=share,
     )
-    _logarithmic(axes)
-    floor, exact = comparison.floors.get(name), comparison.reference.metrics.get(name)
+    _logarithmic(axes, y=not share)
+    if share:
+        axes.set_ylim(0.0, 1.0)
+    reference = comparison.reference
+    floor = comparison.floors.get(name)
+    exact = None if reference is None else reference.metrics.get(name)
     if floor is not None:
         axes.axhline(floor, color=theme.ink, linewidth=1.2, linestyle=(0, (1, 2)), gid="floor")
         above = exact is not None and floor > exact
@@ -89,7 +100,7 @@ def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> F
         axes.axhline(exact, color=theme.faint, linewidth=1.0, gid="exact", zorder=1)
         above = floor is None or exact >= floor
         _note(axes, theme, exact, "the reference solve", above=above)
-    _legend(figure, comparison, lines, theme)
+    _legend(figure, comparison, theme)
     return figure
 
 
@@ -138,38 +149,42 @@ def _draw_curves(
     theme: Theme,
     x: Callable[[SolverRun], float],
     y: Callable[[SolverRun], float | None],
+    *,
+    zero: bool = False,
 ) -> dict[str, Line2D]:
-    """One line for each solver that has a finite, positive point (a logarithm needs both)."""
-    curves = comparison.curves()
+    """One line for each curve that has a finite, positive point (a logarithm needs both)."""
+    found = looks(comparison, theme)
     lines: dict[str, Line2D] = {}
-    for adaptive, stops in ((False, theme.cool), (True, theme.warm)):
-        family = [name for name, runs in curves.items() if runs[0].adaptive == adaptive]
-        for i, (name, colour) in enumerate(zip(family, shades(stops, len(family)), strict=True)):
-            points = [(x(run), y(run)) for run in curves[name] if run.succeeded == 1]
-            points = [(a, b) for a, b in points if b is not None and 0 < b < math.inf]
-            if not points:
-                continue
-            (lines[name],) = axes.plot(
-                *zip(*points, strict=True),
-                label=name,
-                color=colour,
-                linewidth=1.8,
-                linestyle="-" if adaptive else (0, (5, 2)),
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=6,
-                markerfacecolor=colour if adaptive else theme.background,
-                markeredgecolor=colour,
-                markeredgewidth=1.5,
-            )
+    for name, runs in comparison.curves().items():
+        points = [(x(run), y(run)) for run in runs if run.succeeded == 1]
+        points = [(a, b) for a, b in points if b is not None and 0 <= b < math.inf]
+        points = [(a, b) for a, b in points if b > 0 or zero]
+        if points:
+            style = _line_style(found[name], theme)
+            (lines[name],) = axes.plot(*zip(*points, strict=True), label=name, **style)
     return lines
 
 
-def _logarithmic(axes: Axes) -> None:
-    """Both axes logarithmic, ticks as plain numbers where they stay short."""
+def _line_style(look: Look, theme: Theme) -> dict[str, Any]:
+    return {
+        "color": look.colour,
+        "linewidth": 1.8,
+        "linestyle": LINES[look.family],
+        "marker": look.marker,
+        "markersize": 6,
+        "markerfacecolor": theme.background if look.family == "fixed" else look.colour,
+        "markeredgecolor": look.colour,
+        "markeredgewidth": 1.5,
+    }
+
+
+def _logarithmic(axes: Axes, *, y: bool = True) -> None:
+    """The axes logarithmic, ticks as plain numbers where they stay short."""
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if y:
+        axes.set_yscale("log")
     plain = FuncFormatter(lambda v, _: f"{v:,.10g}" if 1e-3 <= v <= 1e5 else power_of_ten(v))
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = sorted(axis.get_view_interval())
         # Less than two decades hold too few powers of ten to read a value by.
         narrow = low > 0 and high / low < 100
@@ -178,22 +193,20 @@ def _logarithmic(axes: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, comparison: Comparison, lines: dict[str, Line2D], theme: Theme) -> None:
-    """Names below the axes: the fixed family at the left, the adaptive one at the right."""
-    curves = comparison.curves()
-    families: tuple[tuple[bool, str, Any], ...] = (
-        (False, "Fixed steps", "outside lower left"),
-        (True, "Adaptive", "outside lower right"),
-    )
-    for adaptive, title, place in families:
-        family = [name for name in lines if curves[name][0].adaptive == adaptive]
-        if family:
-            legend = figure.legend(
-                [lines[name] for name in family], family, title=title, alignment="left",
-                loc=place, ncols=2, frameon=False, fontsize=9,
-                labelcolor=theme.ink, handlelength=2.8, columnspacing=1.2,
-            )  # fmt: skip
-            legend.get_title().set(fontweight="bold", fontsize=9, color=theme.faint)
+def _legend(figure: Figure, comparison: Comparison, theme: Theme) -> None:
+    """Names below the axes: a thick line for a model's hue, the very curve for a solver."""
+    handles, names = [], []
+    for group in legend(comparison, theme):
+        for entry in group.entries:
+            hue_only = {"color": entry.look.colour, "linewidth": 5}
+            style = _line_style(entry.look, theme) if entry.look.family else hue_only
+            handles.append(Line2D([], [], **style))
+            names.append(entry.name)
+    if names:
+        figure.legend(
+            handles, names, loc="outside lower left", ncols=3, frameon=False, fontsize=9,
+            labelcolor=theme.ink, handlelength=2.8, columnspacing=1.2,
+        )  # fmt: skip
 
 
 def _note(axes: Axes, theme: Theme, y: float, text: str, *, above: bool) -> None:

@@ -18,6 +18,7 @@ def run(solver, setting, nfe, worst, seconds, *, succeeded=1.0):
         seconds=seconds,
         succeeded=succeeded,
         metrics={"sliced Wasserstein": 0.05 + worst},
+        family="adaptive" if steps is None else "fixed",
     )
 
 

@@ -38,6 +38,7 @@ def test_the_advice_reads_as_english():
     [
         (run("Adams-Bashforth 2", 8, 9, 0.1, 1.0), "adams_bashforth_2 --num-steps 8"),
         (run("Dopri8", 1e-3, 80, 0.1, 1.0), "dopri8 --rtol 1e-3 --atol 1e-3"),
+        (run("Heun, edm grid", 8, 16, 0.1, 1.0), "heun --num-steps 8 --grid edm"),
     ],
 )
 def test_the_advice_can_be_typed(found, expected):
@@ -90,3 +91,33 @@ def test_durations_carry_their_unit():
     durations = (6.2e-5, 0.00423, 0.25, 0.9999, 1.254, 1254.0)
     words = ["62 µs", "4.23 ms", "250 ms", "1 s", "1.25 s", "1,254 s"]
     assert [seconds_in_words(s) for s in durations] == words
+
+
+def test_a_row_solved_as_no_option_says_is_not_given_as_options():
+    (words,) = sentences(comparison(run("Tsit5, bfloat16", 1e-3, 80, 0.1, 1.0)), (0.1,))
+    assert "take Tsit5, bfloat16 at tolerance 1e-3" in words
+
+
+def test_samplers_with_noise_are_not_in_the_advice_on_errors():
+    noisy = run("Ancestral", 8, 8, math.nan, 0.1)._replace(family="stochastic")
+    words = sentences(comparison(noisy, HEUN), (1e-2, 1e-3))
+    assert "closest is Heun" in words[1]
+    assert not any("Ancestral" in sentence for sentence in words)
+    (alone,) = sentences(comparison(noisy), (1e-2,))
+    assert alone.startswith("No run reaches a worst-sample error of 0.01")
+
+
+@pytest.mark.parametrize(("higher", "best"), [((), "good"), (("sliced Wasserstein",), "poor")])
+def test_without_a_reference_the_first_metric_decides_within_each_budget(higher, best):
+    rows = [
+        run("Euler", 1, 1, 0.9, 0.1)._replace(model="good"),
+        run("Euler", 8, 8, 0.1, 0.1)._replace(model="good"),
+        run("Euler", 8, 8, 0.95, 0.1)._replace(model="poor"),
+        run("Heun", 8, 16, 0.5, 0.1)._replace(model="good"),
+    ]
+    study = comparison(*rows, reference=None)._replace(higher_is_better=higher)
+    first, second = sentences(study)
+    assert first.startswith("Within 1 evaluation the best sliced Wasserstein is 0.95, by good")
+    assert second.startswith("Within 16 evaluations the best sliced Wasserstein is ")
+    assert f"by {best} · Euler with 8 steps." in second
+    assert sentences(study._replace(runs=(rows[0]._replace(metrics={}),))) == ()
