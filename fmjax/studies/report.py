@@ -1,21 +1,26 @@
-"""The page of a run, made anew from what its folder holds."""
+"""The page of a run or a study, made anew from what its folder holds."""
 
 import json
+import math
 from pathlib import Path
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import num_parameters, to_json
-from fmjax.report.comparison import Comparison, read_json
+from fmjax.config import StudyConfig, num_parameters, to_json
+from fmjax.report.comparison import Comparison, power_of_ten, read_json
+from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import (
+    Cell,
     KeyNumber,
     LossCurve,
+    NamedPicture,
     Report,
     SampleGrid,
     SamplePoints,
+    Table,
     write_report,
 )
 from fmjax.studies.evaluate import Evaluation, read_evaluation
-from fmjax.studies.run_folder import Run
+from fmjax.studies.run_folder import Run, RunFolder
 from fmjax.studies.sample import grid_of, in_words, read_samples
 from fmjax.training import read_metrics
 
@@ -41,9 +46,47 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
         comparison=comparison,
         loss=_loss_curve(folder.metrics),
         config=json.loads(to_json(config)),
+        gallery=_gallery(folder),
+        tables=(*_likelihood(folder), *_round_trips(folder)),
+        pictures=_pictures(folder),
     )
+    return _write(report, folder, progress)
+
+
+def report_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Path:
+    """Write `report.html` and `figures/` into a study's folder.
+
+    Args:
+        config: The study.
+        path: Its folder, where `run_study` has written its table.
+        progress: Hears of what the table says.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: If the folder holds no table, or a file in it is damaged.
+    """
+    folder = RunFolder(path)
+    if not folder.comparison.is_file():
+        raise ValueError(f"study folder {path} must hold comparison.json, got no such file")
+    runs, ways = (
+        f"{len(each)} {noun}{'' if len(each) == 1 else 's'}"
+        for each, noun in ((config.runs, "training"), (config.samplings, "sampling"))
+    )
+    report = Report(
+        title=config.name,
+        summary=f"{runs} on the same data, {ways} of each, {config.num_samples:,} samples a row.",
+        comparison=read_json(folder.comparison),
+        config={run.name: json.loads(to_json(run)) for run in config.runs},
+        gallery=_gallery(folder),
+    )
+    return _write(report, folder, progress)
+
+
+def _write(report: Report, folder: RunFolder, progress: Progress) -> Path:
     page = write_report(report, folder.path)
-    _say_advice(comparison, progress)
+    _say_advice(report.comparison, progress)
     progress.say(f"wrote {page}")
     return page
 
@@ -74,6 +117,71 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     if row_labels:
         caption += " One row per class."
     return SampleGrid(images, columns, row_labels, caption)
+
+
+def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:
+    return read_gallery(folder.gallery) if folder.gallery.is_file() else ()
+
+
+def _likelihood(folder: RunFolder) -> tuple[Table, ...]:
+    """What `fmjax likelihood` found."""
+    path = folder.path / "likelihood.json"
+    if not path.is_file():
+        return ()
+    found = _read(path)
+    rows = [("nats of an example", found["nats"], found["nats_error"])]
+    if found["bits_per_dim"] is not None:
+        rows.insert(0, ("bits per dimension", found["bits_per_dim"], found["bits_error"]))
+    cells = [(name, f"{value:.5g}", f"{error:.2g}") for name, value, error in rows]
+    arrived = found["num_examples"] - found["num_failed"]
+    note = (
+        f"Mean over {arrived:,} test examples by {found['method']}; {found['nfe']:.4g} "
+        "network evaluations each."
+    )
+    return (Table("Likelihood", ("of test data", "mean", "standard error"), cells, note),)
+
+
+def _round_trips(folder: RunFolder) -> tuple[Table, ...]:
+    """What `fmjax invert` found to be lost from image to noise to image."""
+    if not folder.inversion.is_file():
+        return ()
+    found = _read(folder.inversion)
+    columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise")
+    rows = []
+    for trip in found["round_trips"]:
+        fixed = trip["num_steps"] is not None
+        fineness = trip["num_steps"] if fixed else 1 / trip["tolerance"]
+        setting = f"{fineness} steps" if fixed else f"tolerance {power_of_ten(trip['tolerance'])}"
+        errors = (trip["mean_rmse"], trip["worst_rmse"], trip["noise_rms"])
+        errors = (math.nan if error is None else error for error in errors)
+        rows.append((trip["solver"], Cell(setting, fineness), trip["nfe"], *errors))
+    note = (
+        f"What differs after the way to noise and back, of {found['num_images']} images with "
+        "pixels in [-1, 1]; evaluations are of both directions together."
+    )
+    return (Table("To noise and back", columns, rows, note),)
+
+
+PICTURES = {
+    "interpolation": ("Between two images", "Arcs between the noises of two images, decoded."),
+    "edits": ("Edits", "From weak to strong: noise put on an image, and taken off again."),
+}
+
+
+def _pictures(folder: RunFolder) -> tuple[NamedPicture, ...]:
+    paths = {name: folder.samples / f"{name}.png" for name in PICTURES}
+    return tuple(
+        NamedPicture(PICTURES[name][0], path.read_bytes(), PICTURES[name][1])
+        for name, path in paths.items()
+        if path.is_file()
+    )
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON that fmjax wrote, got {error}") from error
 
 
 def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
