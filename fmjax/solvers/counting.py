@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from fmjax.solvers.implicit import IMEX
+from fmjax.solvers.implicit import IMEX, EachSample
 
 # Step ends kept for `Samples.times`.
 NUM_ENDS = 1024
@@ -33,6 +33,8 @@ class Nodes(NamedTuple):
 
 def nodes_of(solver: Any) -> Nodes | None:
     """When `solver` evaluates the field, None if only its root finder knows."""
+    if isinstance(solver, EachSample):
+        return nodes_of(solver.inner)
     if isinstance(solver, (diffrax.Euler, diffrax.LeapfrogMidpoint)):
         return Nodes((0.0,), False)
     if isinstance(solver, diffrax.ReversibleHeun):

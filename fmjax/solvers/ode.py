@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
+from fmjax.solvers.adjoint import Adjoint, backsolved, check_backsolve
 from fmjax.solvers.catalog import check_solver, has_error_estimate
-from fmjax.solvers.diffeq import checked_velocity, solve_each, solve_together
+from fmjax.solvers.diffeq import solve_each, solve_together
 from fmjax.solvers.fixed import FixedStepSolver, solve_fixed
 from fmjax.solvers.steps import (
     AdaptiveSteps,
@@ -23,6 +24,8 @@ from fmjax.solvers.steps import (
     as_times,
     is_concrete,
 )
+from fmjax.solvers.streaming import solve_streaming
+from fmjax.solvers.task import checked_velocity
 from fmjax.velocity import evaluations
 
 
@@ -34,6 +37,7 @@ def sample(
     solver: Any = diffrax.Tsit5(),  # noqa: B008 (frozen)
     steps: FixedSteps | AdaptiveSteps = AdaptiveSteps(),  # noqa: B008 (frozen)
     save_at: Sequence[float] | Float[Array, "..."] | None = None,
+    adjoint: Adjoint = Adjoint.RECURSIVE_CHECKPOINT,
 ) -> Samples:
     """Carry `x0` along the field from t = 0 to t = 1.
 
@@ -49,6 +53,8 @@ def sample(
         steps: Where to step.
         save_at: Rising times in [0, 1] at which to keep the points as well. They do not change
             the steps: in between, the points are the solver's own interpolation.
+        adjoint: How gradients of the points are found, and what memory they take: with respect
+            to x0, the condition and everything that `velocity_fn` closes over.
 
     Returns:
         The points at t = 1 and the exact cost of each. An evaluation is one call of the network
@@ -58,7 +64,8 @@ def sample(
 
     Raises:
         ValueError: If the solver cannot take such steps, or `velocity_fn` does not return the
-            shape of its points, or `save_at` is not rising within [0, 1].
+            shape of its points, or `save_at` is not rising within [0, 1],
+            or the solve cannot be differentiated by the `adjoint`.
     """
     require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
     check_solver(solver)
@@ -69,13 +76,28 @@ def sample(
         )
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
     saved = _checked_save_at(save_at, x0.dtype)
+    if adjoint is Adjoint.BACKSOLVE:
+        check_backsolve(solver, saved)
+
+        def solve(x0: Any, cond: Any) -> Samples:
+            return _solve(velocity_fn, x0, cond, solver, steps, None, adjoint)
+
+        return backsolved(solve, velocity_fn, x0, cond, solver, steps)
+    return _solve(velocity_fn, x0, cond, solver, steps, saved, adjoint)
+
+
+def _solve(
+    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: Any, saved: Any, adjoint: Adjoint
+) -> Samples:
     if isinstance(solver, FixedStepSolver):
         field = partial(_field_and_cost, velocity_fn, cond)
         assert isinstance(steps, FixedSteps)  # Adaptive ones were refused above.
         return solve_fixed(solver, field, x0, as_times(steps), saved)
     if isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.PER_SAMPLE:
-        return solve_each(velocity_fn, x0, cond, solver, steps, saved)
-    return solve_together(velocity_fn, x0, cond, solver, steps, saved)
+        if steps.slots is not None:
+            return solve_streaming(velocity_fn, x0, cond, solver, steps, saved)
+        return solve_each(velocity_fn, x0, cond, solver, steps, saved, adjoint)
+    return solve_together(velocity_fn, x0, cond, solver, steps, saved, adjoint)
 
 
 def _checked_save_at(save_at: Any, dtype: Any) -> jax.Array | None:

@@ -16,7 +16,8 @@ from fmjax._checks import require, require_at_least, require_positive
 
 def is_concrete(value: Any) -> bool:
     """Whether the numbers in `value` are known now, while the program is traced."""
-    return not isinstance(value, Tracer)
+    known = (bool, int, float, list, tuple, np.ndarray, np.generic, jax.Array)
+    return isinstance(value, known) and not isinstance(value, Tracer)
 
 
 class ErrorControl(enum.Enum):
@@ -75,7 +76,7 @@ def num_steps(times: Any) -> Any:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["rtol", "atol"],
-    meta_fields=["control", "max_steps", "pcoeff", "icoeff", "dcoeff"],
+    meta_fields=["control", "max_steps", "pcoeff", "icoeff", "dcoeff", "slots"],
 )
 @dataclass(frozen=True)
 class AdaptiveSteps:
@@ -91,6 +92,10 @@ class AdaptiveSteps:
             control). 0.3 to 0.4 with icoeff 0.3 to 0.4 is steadier where steps are rejected often.
         icoeff: Weight of the last error.
         dcoeff: Weight of the change of that ratio.
+        slots: Samples in flight on each device, for `PER_SAMPLE` only. None solves the whole
+            batch at once, and waits for its slowest. A number streams: whenever a sample
+            arrives, the next of those that wait takes its slot. So a large batch costs about
+            the mean of its samples' evaluations, not the most (`fmjax.solvers.streaming`).
 
     Source: Hairer and Wanner 1996, Solving ODEs II, section IV.2; Diffrax's `PIDController`.
     """
@@ -102,14 +107,18 @@ class AdaptiveSteps:
     pcoeff: float = 0.0
     icoeff: float = 1.0
     dcoeff: float = 0.0
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if is_concrete(value) and isinstance(value, (int, float, np.ndarray, np.generic,
-                                                         jax.Array)):  # fmt: skip
+            if is_concrete(value):
                 require_positive(name, float(value))
         require_at_least("max_steps", self.max_steps, 1)
+        if self.slots is not None:
+            require_at_least("slots", self.slots, 1)
+            streams = self.control is ErrorControl.PER_SAMPLE
+            require(streams, "control", "be PER_SAMPLE with slots", self.control.name)
 
 
 class Samples(NamedTuple):
