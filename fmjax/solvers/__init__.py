@@ -4,13 +4,7 @@ from fmjax.solvers.adjoint import Adjoint
 from fmjax.solvers.calibration import calibrate
 from fmjax.solvers.catalog import DIFFRAX_SOLVERS, has_error_estimate
 from fmjax.solvers.diffusion import DIFFUSION_SAMPLERS, sample_diffusion
-from fmjax.solvers.diffusion_samplers import (
-    DDIM,
-    Ancestral,
-    DiffusionSampler,
-    DPMSolverPP2M,
-    UniPC,
-)
+from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, StepVariance
 from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, FixedStepSolver, Heun, Midpoint
 from fmjax.solvers.inversion import Encoded, edit, encode, interpolate
 from fmjax.solvers.likelihood import (
@@ -22,6 +16,7 @@ from fmjax.solvers.likelihood import (
     dequantize,
     log_density,
 )
+from fmjax.solvers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.ode import sample
 from fmjax.solvers.sde import SDE_SOLVERS, sample_sde
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples
@@ -33,6 +28,7 @@ __all__ = [
     "Ancestral",
     "DPMSolverPP2M",
     "DiffusionSampler",
+    "StepVariance",
     "UniPC",
     "sample_diffusion",
     "DIFFRAX_SOLVERS",

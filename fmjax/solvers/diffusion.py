@@ -9,14 +9,8 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Points, event_axes
 from fmjax._checks import require, require_positive
 from fmjax.paths import AffinePath, Prediction
-from fmjax.solvers.diffusion_samplers import (
-    DDIM,
-    Ancestral,
-    DiffusionSampler,
-    DPMSolverPP2M,
-    Stretch,
-    UniPC,
-)
+from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, Stretch
+from fmjax.solvers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.steps import FixedSteps, Samples, as_times
 from fmjax.solvers.stochastic import require_keys, standard_normal
 from fmjax.velocity import evaluations
@@ -56,7 +50,9 @@ def sample_diffusion(
         keys: Typed keys `[batch]`, one per sample, for samplers that draw noise: step n draws
             from `fold_in(key, n)`, so that a sample does not depend on its batch.
         cond: Passed to `predict_fn`, every leaf with a leading batch axis.
-        prediction: What `predict_fn` predicts; X0 is DDPM's epsilon.
+        prediction: What `predict_fn` predicts; X0 is DDPM's epsilon. Where alpha is next to zero,
+            as at t = 0 of `CosineBetas`, noise predicted says nothing of the data; the path's
+            `min_divisor` bounds what is made of it, and so does `clip`.
         sampler: `DDIM`, `Ancestral`, `DPMSolverPP2M` or `UniPC`.
         steps: Where to step. A network of `T` discrete times has seen those of `uniform_grid(n)`
             if n divides T.

@@ -31,7 +31,7 @@ from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
 from fmjax.studies.compare import Metric, Row, compare
-from fmjax.studies.draw import even_labels, noise, noise_keys
+from fmjax.studies.draw import even_labels, is_image, noise, noise_keys
 from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import run_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings

@@ -39,6 +39,11 @@ def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax
     return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
 
 
+def is_image(event_shape: tuple[int, ...]) -> bool:
+    """Whether an example is (height, width, channel), grey or of three colours."""
+    return len(event_shape) == 3 and event_shape[-1] in (1, 3)
+
+
 def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
     """Labels in rising order, each class as often as the others (give or take one)."""
     if num_classes is None:

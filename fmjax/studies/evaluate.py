@@ -20,6 +20,7 @@ from fmjax.metrics import (
     sliced_wasserstein,
     trained_classifier,
 )
+from fmjax.studies.draw import is_image
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.sample import in_words
@@ -82,8 +83,7 @@ def read_evaluation(path: Path) -> Evaluation:
 def run_classifier(run: Run, *, progress: Progress = Silent()) -> ImageClassifier | None:
     """The classifier of the run's data, trained once and kept; None for what has no classes."""
     train = run.config.data.load("train", progress=progress)
-    is_image = len(train.event_shape) == 3 and train.event_shape[-1] in (1, 3)
-    if train.num_classes is None or not is_image:
+    if train.num_classes is None or not is_image(train.event_shape):
         return None
     test = test_split(run, progress)
     return None if test is None else trained_classifier(train, test, progress=progress)

@@ -10,7 +10,7 @@ from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._progress import Progress, Silent
 from fmjax.config import SDE_SOLVERS, PathSigma, SamplingConfig
 from fmjax.solvers import ErrorControl
-from fmjax.studies.draw import Drawn, even_labels
+from fmjax.studies.draw import Drawn, even_labels, is_image
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
 
@@ -151,7 +151,7 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
     numbers = stem.with_name(stem.name + ".npz")
     write_npz(numbers, **arrays)
     picture = stem.with_name(stem.name + ".png")
-    if drawn.x1.ndim == 4 and drawn.x1.shape[-1] in (1, 3):
+    if is_image(drawn.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
         images, columns, row_labels = grid_of(drawn)
