@@ -87,12 +87,17 @@ function drawChart(svg, chart, hidden) {
     const group = add(svg, "g", { class: `series ${series.family}`, "data-series": series.name });
     group.style.setProperty("--hue", series.colour);
     const places = series.points.map((point) => ({ x: x.at(point[0]), y: y.at(point[1]), point, series, group }));
-    add(group, "path", { d: places.map((p, i) => `${i ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join("") });
+    add(group, "path", { d: (series.stairs ? stairs : line)(places, left) });
     for (const p of series.marker ? places : [])
       add(group, "path", { d: MARKERS[series.marker], class: markerClass(series), transform: `translate(${p.x.toFixed(1)} ${p.y.toFixed(1)})` });
     return places;
   });
 }
+
+const line = (places) => places.map((p, i) => `${i ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join("");
+
+/** Level from one end to the next; the first stair begins at the left. */
+const stairs = (places, left) => `M${left} ${places[0].y.toFixed(1)}` + places.map((p) => `V${p.y.toFixed(1)}H${p.x.toFixed(1)}`).join("");
 
 const markerClass = (look) => (look.family === "fixed" ? "hollow" : "filled");
 
@@ -117,9 +122,11 @@ function makeChart(box, chart, hidden) {
     picked?.group.classList.remove("picked");
     picked = place;
     svg.classList.toggle("picking", Boolean(place));
+    svg.querySelector(".dot")?.remove();
     tip.hidden = !place;
     if (!place) return;
     place.group.classList.add("picked");
+    add(svg, "circle", { class: "dot", cx: place.x, cy: place.y, r: 4 });
     const [x, y, note] = place.point;
     tip.textContent = `${place.series.name}${note ? `, ${note}` : ""}\n${chart.x.label}: ${format(x)}\n${chart.y.label}: ${format(y)}`;
     const left = Math.min(Math.max(0, place.x - tip.offsetWidth / 2), box.clientWidth - tip.offsetWidth);

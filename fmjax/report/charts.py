@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_hex
 
-from fmjax.report.comparison import Comparison, SolverRun
+from fmjax.report.comparison import Comparison, SolverRun, power_of_ten
 from fmjax.report.plots import running_mean
 from fmjax.report.series import Look, keys_of, legend, looks
 from fmjax.report.solver_plots import COSTS
-from fmjax.report.style import DARK, LIGHT
+from fmjax.report.style import DARK, LIGHT, shades
 
 ERROR_CHARTS = {"error": "nfe", "time": "seconds"}  # By name, what the cost is.
 MAX_POINTS = 800  # Of a loss curve, roughly: more than there are pixels says nothing more.
@@ -63,6 +64,53 @@ def loss_legend() -> list[dict[str, Any]]:
         {"key": f"loss:{name}", "name": name, **_look(*look)} for name, look in LOSS_LOOKS.items()
     ]
     return [{"title": "", "entries": entries}]
+
+
+def step_charts(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """By "steps-1" and on, of each adaptive solver how dense its steps lie, as stairs."""
+    solvers = dict.fromkeys(ends.solver for ends in comparison.step_ends)
+    found = _tolerance_looks(comparison)
+    charts = {}
+    for i, solver in enumerate(solvers):
+        mine = [ends for ends in comparison.step_ends if ends.solver == solver]
+        series = []
+        for ends in sorted(mine, key=lambda ends: -ends.tolerance):
+            name = power_of_ten(ends.tolerance)
+            starts = (0.0, *ends.times)
+            points = [
+                (end, 1 / (end - start), f"step {n + 1} of {len(ends.times)}")
+                for n, (start, end) in enumerate(zip(starts, ends.times, strict=False))
+            ]
+            look = found[ends.tolerance]
+            stairs = _series(f"tolerance {name}", [f"tolerance:{name}"], look, points)
+            series.append({**stairs, "stairs": True})
+        charts[f"steps-{i + 1}"] = {
+            "title": solver,
+            "legend": "tolerances",
+            "x": {"label": "t (0 noise, 1 data)", "log": False, "range": [0, 1]},
+            "y": {"label": "steps per unit of t", "log": True},
+            "series": series,
+            "levels": [],
+        }
+    return charts
+
+
+def step_legend(comparison: Comparison) -> list[dict[str, Any]]:
+    """The legend of `step_charts`: the tolerances, loosest first."""
+    entries = [
+        {"key": f"tolerance:{power_of_ten(t)}", "name": power_of_ten(t), **_look(*look)}
+        for t, look in _tolerance_looks(comparison).items()
+    ]
+    return [{"title": "Tolerance", "entries": entries}]
+
+
+def _tolerance_looks(comparison: Comparison) -> dict[float, list[Look]]:
+    tolerances = sorted({ends.tolerance for ends in comparison.step_ends}, reverse=True)
+    ramps = (shades(theme.ramp, len(tolerances)) for theme in (LIGHT, DARK))
+    return {
+        tolerance: [Look(to_hex(colour), "adaptive", "") for colour in colours]
+        for tolerance, *colours in zip(tolerances, *ramps, strict=True)
+    }
 
 
 def comparison_legend(comparison: Comparison) -> list[dict[str, Any]]:

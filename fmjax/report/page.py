@@ -22,6 +22,8 @@ from fmjax.report.charts import (
     comparison_legend,
     loss_chart,
     loss_legend,
+    step_charts,
+    step_legend,
     to_script,
 )
 from fmjax.report.comparison import power_of_ten
@@ -111,6 +113,9 @@ def _charts(report: Report) -> dict[str, Any]:
     if report.comparison is not None:
         legends["solvers"] = comparison_legend(report.comparison)
         charts |= comparison_charts(report.comparison)
+        if report.comparison.step_ends:
+            legends["tolerances"] = step_legend(report.comparison)
+            charts |= step_charts(report.comparison)
     if report.loss is not None and report.loss.steps:
         legends["loss"] = loss_legend()
         charts["loss"] = loss_chart(report.loss.steps, report.loss.losses)

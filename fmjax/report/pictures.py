@@ -104,8 +104,7 @@ def _comparison_pictures(comparison: Comparison) -> list[Picture]:
                 "steps",
                 "Where in t the adaptive solvers put their steps",
                 lambda theme: plot_steps(comparison, theme=theme),
-                "High where the solver takes short steps. Each tick below is one accepted "
-                "step; their number stands at the right.",
+                "High where the solver takes short steps; each level piece is one accepted step.",
             )
         )
     return pictures

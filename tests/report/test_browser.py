@@ -86,6 +86,17 @@ def test_the_pointer_reads_a_points_values(open_page):
     assert chart.locator(".tip").is_hidden()
 
 
+def test_the_pointer_reads_where_an_adaptive_solver_steps(open_page):
+    page = open_page()
+    chart = page.locator('[data-chart="steps-1"]')
+    chart.scroll_into_view_if_needed()
+    box = chart.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + box["height"] / 2)
+    tip = chart.locator(".tip").inner_text().splitlines()
+    assert tip[0] in ("tolerance 1e-2, step 3 of 3", "tolerance 1e-4, step 4 of 4")
+    assert tip[1] == "t (0 noise, 1 data): 1"
+
+
 def test_a_touch_reads_a_points_values_and_they_stay(open_page):
     page = open_page(has_touch=True, viewport={"width": 360, "height": 740})
     chart = page.locator('[data-chart="error"]')
@@ -192,5 +203,5 @@ def test_the_page_never_scrolls_sideways(open_page, width):
 
 def test_without_scripts_the_charts_are_pictures(open_page):
     page = open_page(java_script_enabled=False)
-    assert page.locator("noscript img").count() == 4
+    assert page.locator("noscript img").count() == 5
     assert page.locator("table tbody tr").first.is_visible()

@@ -5,7 +5,14 @@ import math
 
 import numpy as np
 
-from fmjax.report.charts import comparison_charts, comparison_legend, loss_chart, to_script
+from fmjax.report.charts import (
+    comparison_charts,
+    comparison_legend,
+    loss_chart,
+    step_charts,
+    step_legend,
+    to_script,
+)
 from fmjax.report.comparison import Comparison
 from fmjax.report.gallery import GalleryEntry
 from fmjax.report.series import legend, looks
@@ -31,6 +38,16 @@ def test_the_error_chart_holds_the_rows_numbers_and_settings():
         (1.0, 1.0, "1 step"), (2.0, 0.5, "2 steps"), (4.0, 0.25, "4 steps"), (8.0, 0.125, "8 steps")
     ]  # fmt: skip
     assert chart["levels"][0]["y"] == 2e-8
+
+
+def test_the_step_chart_holds_every_step_and_its_density():
+    chart = step_charts(example())["steps-1"]
+    loose, tight = chart["series"]
+    assert [point[:2] for point in loose["points"]] == [(0.25, 4.0), (0.5, 4.0), (1.0, 2.0)]
+    assert tight["points"][-1] == (1.0, 2.5, "step 4 of 4")
+    (group,) = step_legend(example())
+    names = [(entry["key"], entry["name"]) for entry in group["entries"]]
+    assert names == [(*loose["keys"], "1e-2"), (*tight["keys"], "1e-4")]
 
 
 def test_rows_without_an_error_are_in_the_metric_charts_alone():
