@@ -107,9 +107,9 @@ function drawLevels(svg, levels, y, box) {
   drawn.forEach((level, i) => {
     if (level.band) add(svg, "rect", { class: "band", x: box.left, y: level.at, width: box.right - box.left, height: box.bottom - level.at });
     else add(svg, "line", { class: "level", x1: box.left, x2: box.right, y1: level.at, y2: level.at });
-    // The upper of two is named above its line, the lower below.
-    const below = i > 0 ? level.at + 14 < box.bottom : level.at - 14 < box.top;
-    add(svg, "text", { x: box.left + 5, y: level.at + (below ? 14 : -5) }, level.label);
+    // Two that lie close are named at either end.
+    const name = i % 2 ? { x: box.right - 5, "text-anchor": "end" } : { x: box.left + 5 };
+    add(svg, "text", { ...name, y: level.at < box.top + 14 ? level.at + 14 : level.at - 5 }, level.label);
   });
 }
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import StudyConfig, num_parameters, to_json
+from fmjax.config import StudyConfig, num_parameters, solver_title, to_json
 from fmjax.report.comparison import Comparison, power_of_ten, read_json
 from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import (
@@ -20,6 +22,8 @@ from fmjax.report.page import (
     write_report,
 )
 from fmjax.studies.evaluate import Evaluation, read_evaluation
+from fmjax.studies.invert import RoundTrip
+from fmjax.studies.likelihood import LikelihoodResult
 from fmjax.studies.run_folder import Run, RunFolder
 from fmjax.studies.sample import grid_of, in_words, read_samples
 from fmjax.training import read_metrics
@@ -128,15 +132,16 @@ def _likelihood(folder: RunFolder) -> tuple[Table, ...]:
     path = folder.path / "likelihood.json"
     if not path.is_file():
         return ()
-    found = _read(path)
-    rows = [("nats of an example", found["nats"], found["nats_error"])]
-    if found["bits_per_dim"] is not None:
-        rows.insert(0, ("bits per dimension", found["bits_per_dim"], found["bits_error"]))
-    cells = [(name, f"{value:.5g}", f"{error:.2g}") for name, value, error in rows]
-    arrived = found["num_examples"] - found["num_failed"]
+    found = _parsed(path, lambda document: LikelihoodResult(**document))
+    rows = [("nats of an example", found.nats, found.nats_error)]
+    if found.bits_per_dim is not None and found.bits_error is not None:
+        rows.insert(0, ("bits per dimension", found.bits_per_dim, found.bits_error))
+    cells = [
+        (name, Cell(f"{mean:.5g}", mean), Cell(f"{error:.2g}", error)) for name, mean, error in rows
+    ]
     note = (
-        f"Mean over {arrived:,} test examples by {found['method']}; {found['nfe']:.4g} "
-        "network evaluations each."
+        f"Mean over {found.num_examples - found.num_failed:,} test examples by {found.method}; "
+        f"{found.nfe:.4g} network evaluations each."
     )
     return (Table("Likelihood", ("of test data", "mean", "standard error"), cells, note),)
 
@@ -145,21 +150,39 @@ def _round_trips(folder: RunFolder) -> tuple[Table, ...]:
     """What `fmjax invert` found to be lost from image to noise to image."""
     if not folder.inversion.is_file():
         return ()
-    found = _read(folder.inversion)
-    columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise")
-    rows = []
-    for trip in found["round_trips"]:
-        fixed = trip["num_steps"] is not None
-        fineness = trip["num_steps"] if fixed else 1 / trip["tolerance"]
-        setting = f"{fineness} steps" if fixed else f"tolerance {power_of_ten(trip['tolerance'])}"
-        errors = (trip["mean_rmse"], trip["worst_rmse"], trip["noise_rms"])
-        errors = (math.nan if error is None else error for error in errors)
-        rows.append((trip["solver"], Cell(setting, fineness), trip["nfe"], *errors))
+    num_images, trips = _parsed(
+        folder.inversion,
+        lambda document: (
+            document["num_images"],
+            [RoundTrip(**trip) for trip in document["round_trips"]],
+        ),
+    )
+    rows = [_trip_row(trip, num_images) for trip in trips]
+    columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise",
+               "arrived")  # fmt: skip
     note = (
-        f"What differs after the way to noise and back, of {found['num_images']} images with "
+        f"What differs after the way to noise and back, of {num_images:,} images with "
         "pixels in [-1, 1]; evaluations are of both directions together."
     )
     return (Table("To noise and back", columns, rows, note),)
+
+
+def _trip_row(trip: RoundTrip, num_images: int) -> list[str | float | Cell]:
+    if trip.tolerance is None:
+        steps = trip.num_steps or 0
+        family, setting = "fixed", Cell("1 step" if steps == 1 else f"{steps} steps", steps)
+    else:
+        family = "adaptive"
+        setting = Cell(f"tolerance {power_of_ten(trip.tolerance)}", 1 / trip.tolerance)
+    errors = (trip.mean_rmse, trip.worst_rmse, trip.noise_rms)
+    arrived = num_images - trip.num_failed
+    return [
+        Cell(solver_title(trip.solver), kind=family),
+        setting,
+        trip.nfe,
+        *(math.nan if error is None else error for error in errors),
+        Cell(f"{arrived} of {num_images}", arrived, "bad" if trip.num_failed else ""),
+    ]
 
 
 PICTURES = {
@@ -177,11 +200,11 @@ def _pictures(folder: RunFolder) -> tuple[NamedPicture, ...]:
     )
 
 
-def _read(path: Path) -> dict:
+def _parsed(path: Path, parse: Callable[[Any], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON that fmjax wrote, got {error}") from error
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be one that fmjax wrote, got {error}") from error
 
 
 def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
