@@ -20,7 +20,7 @@ from fmjax.training import OptimizerConfig
 
 
 def get_study() -> StudyConfig:
-    """1,000 steps of 128 images for each model; 2,000 samples for each row."""
+    """1,000 steps of 128 images for each model, 1,000 samples for each row."""
     linear = Config(
         name="linear",
         data=IdxData("fashion_mnist"),
@@ -58,4 +58,5 @@ def get_study() -> StudyConfig:
             )
             for nfe in (8, 32)
         ),
+        num_samples=1_000,
     )  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fmjax.losses import flow_matching_loss as flow_matching_loss
     from fmjax.losses import flow_matching_objective as flow_matching_objective
     from fmjax.metrics import frechet_distance as frechet_distance
+    from fmjax.metrics import precision_recall as precision_recall
     from fmjax.metrics import sliced_wasserstein as sliced_wasserstein
     from fmjax.networks import DIT_B as DIT_B
     from fmjax.networks import DIT_L as DIT_L
@@ -37,22 +38,49 @@ if TYPE_CHECKING:
     from fmjax.paths import AffinePath as AffinePath
     from fmjax.paths import Prediction as Prediction
     from fmjax.paths import change_schedule as change_schedule
+    from fmjax.rates import ConstantRate as ConstantRate
+    from fmjax.rates import DecreasingRate as DecreasingRate
+    from fmjax.rates import IncreasingDecreasingRate as IncreasingDecreasingRate
+    from fmjax.rates import IncreasingRate as IncreasingRate
+    from fmjax.rates import SigmaRate as SigmaRate
     from fmjax.schedules import Cosine as Cosine
+    from fmjax.schedules import CosineBetas as CosineBetas
     from fmjax.schedules import Linear as Linear
+    from fmjax.schedules import LinearBetas as LinearBetas
     from fmjax.schedules import Polynomial as Polynomial
     from fmjax.schedules import VarianceExploding as VarianceExploding
     from fmjax.schedules import VariancePreserving as VariancePreserving
+    from fmjax.solvers import DDIM as DDIM
     from fmjax.solvers import AdaptiveSteps as AdaptiveSteps
+    from fmjax.solvers import Adjoint as Adjoint
+    from fmjax.solvers import Ancestral as Ancestral
+    from fmjax.solvers import DPMSolverPP2M as DPMSolverPP2M
     from fmjax.solvers import ErrorControl as ErrorControl
+    from fmjax.solvers import EulerMaruyama as EulerMaruyama
+    from fmjax.solvers import ExactDivergence as ExactDivergence
     from fmjax.solvers import FixedSteps as FixedSteps
+    from fmjax.solvers import Hutchinson as Hutchinson
     from fmjax.solvers import Samples as Samples
+    from fmjax.solvers import StochasticHeun as StochasticHeun
+    from fmjax.solvers import UniPC as UniPC
+    from fmjax.solvers import bits_per_dim as bits_per_dim
+    from fmjax.solvers import calibrate as calibrate
+    from fmjax.solvers import dequantize as dequantize
+    from fmjax.solvers import edit as edit
+    from fmjax.solvers import encode as encode
+    from fmjax.solvers import interpolate as interpolate
+    from fmjax.solvers import log_density as log_density
     from fmjax.solvers import sample as sample
+    from fmjax.solvers import sample_diffusion as sample_diffusion
+    from fmjax.solvers import sample_sde as sample_sde
     from fmjax.studies.run_folder import open_run as open_run
     from fmjax.times import CosMap as CosMap
     from fmjax.times import LogitNormal as LogitNormal
     from fmjax.times import Mode as Mode
     from fmjax.times import Shifted as Shifted
+    from fmjax.times import Tabulated as Tabulated
     from fmjax.times import Uniform as Uniform
+    from fmjax.times import UniformSteps as UniformSteps
     from fmjax.times import UShaped as UShaped
     from fmjax.times import edm_grid as edm_grid
     from fmjax.times import quantile_grid as quantile_grid
@@ -69,17 +97,33 @@ if TYPE_CHECKING:
     from fmjax.training import make_optimizer as make_optimizer
     from fmjax.training import make_train_step as make_train_step
     from fmjax.velocity import VelocityNet as VelocityNet
+    from fmjax.velocity import over_interval as over_interval
     from fmjax.velocity import reversed_time as reversed_time
 
 _HOMES = {
     "_arrays": ("Batch",),
     "_memory": ("keep_freed_memory",),
-    "config": ("Config", "build"),
-    "couplings": ("Independent", "MinibatchOT"),
+    "config": (
+        "Config",
+        "build",
+    ),
+    "couplings": (
+        "Independent",
+        "MinibatchOT",
+    ),
     "data": ("batches",),
     "guidance": ("classifier_free",),
-    "losses": ("Objective", "TimeWeight", "flow_matching_loss", "flow_matching_objective"),
-    "metrics": ("frechet_distance", "sliced_wasserstein"),
+    "losses": (
+        "Objective",
+        "TimeWeight",
+        "flow_matching_loss",
+        "flow_matching_objective",
+    ),
+    "metrics": (
+        "frechet_distance",
+        "precision_recall",
+        "sliced_wasserstein",
+    ),
     "networks": (
         "DIT_B",
         "DIT_L",
@@ -90,17 +134,62 @@ _HOMES = {
         "UNetConfig",
         "make_network",
     ),
-    "paths": ("AffinePath", "Prediction", "change_schedule"),
-    "schedules": ("Cosine", "Linear", "Polynomial", "VarianceExploding", "VariancePreserving"),
-    "solvers": ("AdaptiveSteps", "ErrorControl", "FixedSteps", "Samples", "sample"),
+    "paths": (
+        "AffinePath",
+        "Prediction",
+        "change_schedule",
+    ),
+    "rates": (
+        "ConstantRate",
+        "DecreasingRate",
+        "IncreasingDecreasingRate",
+        "IncreasingRate",
+        "SigmaRate",
+    ),
+    "schedules": (
+        "Cosine",
+        "CosineBetas",
+        "Linear",
+        "LinearBetas",
+        "Polynomial",
+        "VarianceExploding",
+        "VariancePreserving",
+    ),
+    "solvers": (
+        "AdaptiveSteps",
+        "Adjoint",
+        "Ancestral",
+        "DDIM",
+        "DPMSolverPP2M",
+        "ErrorControl",
+        "EulerMaruyama",
+        "ExactDivergence",
+        "FixedSteps",
+        "Hutchinson",
+        "Samples",
+        "StochasticHeun",
+        "UniPC",
+        "bits_per_dim",
+        "calibrate",
+        "dequantize",
+        "edit",
+        "encode",
+        "interpolate",
+        "log_density",
+        "sample",
+        "sample_diffusion",
+        "sample_sde",
+    ),
     "studies.run_folder": ("open_run",),
     "times": (
         "CosMap",
         "LogitNormal",
         "Mode",
         "Shifted",
+        "Tabulated",
         "UShaped",
         "Uniform",
+        "UniformSteps",
         "edm_grid",
         "quantile_grid",
         "sample_times",
@@ -118,7 +207,11 @@ _HOMES = {
         "make_optimizer",
         "make_train_step",
     ),
-    "velocity": ("VelocityNet", "reversed_time"),
+    "velocity": (
+        "VelocityNet",
+        "over_interval",
+        "reversed_time",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
