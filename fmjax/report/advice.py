@@ -129,7 +129,7 @@ def _level(value: float) -> str:
 
 def _named(run: SolverRun, comparison: Comparison) -> str:
     joint = "at" if run.adaptive else "with"
-    return f"{comparison.title_of(run)} {joint} {run.setting}"
+    return f"{comparison.name_of(run)} {joint} {run.setting}"
 
 
 def _options(run: SolverRun) -> str | None:

@@ -139,6 +139,16 @@ class Comparison(NamedTuple):
         return {name: tuple(curves[name]) for name in names}
 
     def title_of(self, run: SolverRun) -> str:
+        """The name of the run's curve: its solver, after its model where there are several.
+
+        A solver that is here with fixed and with adaptive steps has a curve for each.
+        """
+        kinds = {each.adaptive for each in self.runs if each.solver == run.solver}
+        steps = "adaptive" if run.adaptive else "fixed"
+        name = self.name_of(run)
+        return name if len(kinds) == 1 else f"{name}, {steps} steps"
+
+    def name_of(self, run: SolverRun) -> str:
         """The run's solver, after its model where there are several."""
         return run.solver if len(self.models) == 1 else f"{run.model} · {run.solver}"
 

@@ -41,9 +41,9 @@ class Strip(NamedTuple):
 def strips(gallery: Sequence[GalleryEntry]) -> list[Strip]:
     """One for each entry that some budget shows, solver by solver."""
     several = len({entry.model for entry in gallery}) > 1
-    solvers: dict[tuple[str, str], list[GalleryEntry]] = {}
+    solvers: dict[tuple[str, str, str], list[GalleryEntry]] = {}
     for entry in gallery:
-        solvers.setdefault((entry.model, entry.solver), []).append(entry)
+        solvers.setdefault((entry.model, entry.solver, entry.family), []).append(entry)
     found = []
     for entries in solvers.values():
         entries.sort(key=lambda entry: entry.nfe_mean)

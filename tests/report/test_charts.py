@@ -87,6 +87,14 @@ def test_models_differ_in_hue_solvers_in_marker_and_families_in_line():
     ]  # fmt: skip
 
 
+def test_a_solver_with_fixed_and_with_adaptive_steps_has_a_curve_for_each():
+    both = comparison(run("Tsit5", 8, 48, 0.1, 0.1), run("Tsit5", 1e-2, 40, 0.1, 0.1))
+    fixed, adaptive = comparison_charts(both)["error"]["series"]
+    assert (fixed["name"], fixed["family"]) == ("Tsit5, fixed steps", "fixed")
+    assert (adaptive["name"], adaptive["family"]) == ("Tsit5, adaptive steps", "adaptive")
+    assert fixed["keys"] != adaptive["keys"]
+
+
 def test_more_models_than_hues_begin_the_hues_again():
     assert len(looks(study(num_models=len(LIGHT.hues) + 1), LIGHT)) == 3 * (len(LIGHT.hues) + 1)
 
