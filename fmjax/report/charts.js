@@ -108,8 +108,8 @@ function drawLevels(svg, levels, y, box) {
     if (level.band) add(svg, "rect", { class: "band", x: box.left, y: level.at, width: box.right - box.left, height: box.bottom - level.at });
     else add(svg, "line", { class: "level", x1: box.left, x2: box.right, y1: level.at, y2: level.at });
     // Two that lie close are named at either end.
-    const name = i % 2 ? { x: box.right - 5, "text-anchor": "end" } : { x: box.left + 5 };
-    add(svg, "text", { ...name, y: level.at < box.top + 14 ? level.at + 14 : level.at - 5 }, level.label);
+    const end = i % 2 ? { x: box.right - 5, "text-anchor": "end" } : { x: box.left + 5 };
+    add(svg, "text", { class: "name", ...end, y: level.at < box.top + 14 ? level.at + 14 : level.at - 5 }, level.label);
   });
 }
 
@@ -128,7 +128,9 @@ function makeChart(box, chart, hidden) {
     place.group.classList.add("picked");
     add(svg, "circle", { class: "dot", cx: place.x, cy: place.y, r: 4 });
     const [x, y, note] = place.point;
-    tip.textContent = `${place.series.name}${note ? `, ${note}` : ""}\n${chart.x.label}: ${format(x)}\n${chart.y.label}: ${format(y)}`;
+    const same = places.filter((p) => p.series !== place.series && Math.hypot(p.x - place.x, p.y - place.y) < 2);
+    const others = same.slice(0, 3).map((p) => p.series.name).join(", ") + (same.length > 3 ? ", ..." : "");
+    tip.textContent = `${place.series.name}${note ? `, ${note}` : ""}${others && `\nand ${others}`}\n${chart.x.label}: ${format(x)}\n${chart.y.label}: ${format(y)}`;
     const left = Math.min(Math.max(0, place.x - tip.offsetWidth / 2), box.clientWidth - tip.offsetWidth);
     const above = place.y - tip.offsetHeight - 12;
     tip.style.transform = `translate(${left}px, ${above >= 0 ? above : place.y + 14}px)`;

@@ -205,3 +205,15 @@ def test_without_scripts_the_charts_are_pictures(open_page):
     page = open_page(java_script_enabled=False)
     assert page.locator("noscript img").count() == 5
     assert page.locator("table tbody tr").first.is_visible()
+
+
+def test_curves_that_meet_in_a_point_are_all_named_there(browser, tmp_path):
+    same = [run._replace(solver="DDIM") for run in example().runs if run.solver == "Euler"]
+    rows = example()._replace(runs=(*example().runs, *same))
+    page = browser.new_page()
+    page.goto(write_report(Report("x", comparison=rows), tmp_path).as_uri())
+    page.locator('[data-chart="error"] svg').focus()
+    page.keyboard.press("ArrowRight")
+    tip = page.locator('[data-chart="error"] .tip').inner_text().splitlines()
+    page.close()
+    assert tip[:2] == ["Euler, 1 step", "and DDIM"]
