@@ -6,10 +6,10 @@ evaluation of the network works for someone until the queue runs dry.
 
 What happens to a sample is what happens to it in a solve of its own: Diffrax's solver and step
 control, the same first step, the same books. Its neighbours, its slot and the moment it enters
-make no difference. So its answer is the same to the last bit, as far as the velocity of an
-example is: that of a function of the example alone is; a matrix product may round differently
-for another number of rows, so with a network the answers of *different numbers* of slots can
-differ in the last bits (never those of different neighbours, orders or queues).
+make no difference, to the last bit. Another *number* of slots, or none, is another program, in
+which XLA may round the velocity differently, as it may with another batch size. That shows in
+the last bits; in float32, where a step's error can be mere rounding, the next step's length
+follows it, and answers differ within the tolerance.
 """
 
 import math

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 
 from fmjax._arrays import event_axes
 from fmjax.solvers.catalog import is_implicit
@@ -78,10 +79,20 @@ def _evaluations_of_one(velocity_fn: Any, t: jax.Array) -> jax.Array:
 
 
 def hoisted(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> Any:
-    """The field of `size` samples like these: a pytree of all arrays that it closes over."""
+    """The field of `size` samples like these: a pytree of all arrays that it closes over.
+
+    As `equinox.filter_closure_convert`, which refuses arguments on a mesh, for it compares
+    their shardings too.
+    """
     given = (jnp.zeros(x0.shape[:1], x0.dtype), x0, cond)
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), given)
-    return eqx.filter_closure_convert(partial(checked_velocity, velocity_fn), *rows)
+    closed = jax.make_jaxpr(partial(checked_velocity, velocity_fn))(*rows)
+
+    def field(arrays: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+        (velocity,) = eval_jaxpr(closed.jaxpr, arrays, *jax.tree.leaves((t, x, cond)))
+        return velocity
+
+    return jax.tree_util.Partial(field, closed.consts)
 
 
 def task_of_one(velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: int) -> Task:
