@@ -6,7 +6,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import event_axes
+from fmjax._arrays import event_axes, expand_like
 from fmjax.solvers.adjoint import Adjoint
 from fmjax.solvers.catalog import is_implicit
 from fmjax.solvers.counting import Books, ToTimes
@@ -19,10 +19,18 @@ from fmjax.solvers.task import Task, largest_sample_norm, rms_norm, task_of_all,
 def solve_together(
     velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: Any, saved: Any, adjoint: Adjoint
 ) -> Samples:
-    """Solve a batch with the same steps for all."""
+    """Solve a batch with the same steps for all.
+
+    A sample that is not finite at t = 0 has no error that steps could be chosen by: zeros take
+    its place on the way, so that its neighbours arrive, and NaN at the end.
+    """
+    finite = jnp.all(jnp.isfinite(x0), axis=event_axes(x0))
+    x0 = jnp.where(expand_like(finite, x0), x0, 0.0)
     whole = isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.WHOLE_BATCH_RMS
     task = task_of_all(velocity_fn, x0.shape[:1], rms_norm if whole else largest_sample_norm)
     ends, arrived, books = _diffeqsolve(task, x0, cond, solver, steps, saved, adjoint)
+    finite = expand_like(finite, x0)[None]
+    ends = [jnp.where(finite, points, jnp.nan) for points in ends]
     return samples_of(ends, arrived, books)
 
 

@@ -129,7 +129,8 @@ class Samples(NamedTuple):
         nfe: Network evaluations spent on each sample, those of rejected steps included.
         num_accepted: Accepted steps of each sample.
         num_rejected: Rejected steps of each sample.
-        succeeded: Whether the sample arrived at t = 1, every number of it finite.
+        succeeded: Whether the sample arrived at t = 1, every number of it finite. One that is
+            not finite at t = 0 fails by itself, whoever decides the steps.
         times: Ends of the accepted steps, then NaN: `[steps]`, or `[batch, steps]` if each
             sample has its own. Of adaptive steps the first 1,024 are kept.
         trajectory: The points at the times `save_at`, `[times, batch, *event]`, or None.

@@ -70,6 +70,20 @@ def test_one_stiff_sample_is_drowned_by_the_batch_rms_only():
     assert int(own.nfe[1:].max()) < int(own.nfe[0]) / 3
 
 
+@pytest.mark.parametrize("control", list(ErrorControl))
+def test_a_noise_that_is_not_finite_fails_alone(control):
+    x0 = noise(6, 2)
+    bad = x0.at[2, 0].set(jnp.nan).at[4, 1].set(jnp.inf)
+    solve = jax.jit(lambda x: sample(GAUSSIAN.velocity, x, steps=AdaptiveSteps(control=control)))
+    samples = solve(bad)
+    assert samples.succeeded.tolist() == [True, True, False, True, False, True]
+    kept = np.asarray(samples.succeeded)
+    # Local errors below 1e-4 (1 + |x|) over some ten steps.
+    np.testing.assert_allclose(samples.x1[kept], ends(x0)[kept], atol=2e-3)
+    if control is not OWN:
+        assert np.isnan(samples.x1[~kept]).all()
+
+
 def test_a_mixture_is_carried_to_its_components():
     mixture = GaussianMixture(Cosine())
     x0 = noise(64, 2)
