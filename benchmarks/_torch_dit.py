@@ -1,7 +1,12 @@
 """The DiT of fmjax written in PyTorch, as one would there: the peer of the speed benchmarks."""
 
 import math
+import os
 from typing import Any
+
+# PyTorch's threads wait for one another by spinning, which takes seconds a call where other
+# programs want the cores too. Must be set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -1,0 +1,169 @@
+"""Streaming a trained DiT's samples through slots, against solving them batch by batch.
+
+A small DiT is trained on the 8x8 digits for a while. Then `--num-samples` noises are solved by
+Dopri5 at each tolerance in four ways: streamed through `--slots` slots, and in batches of as
+many, each sample with its own steps (`own`), all with the same (`shared`), and by torchdiffeq's
+dopri5 on the same weights (`torch`). They take turns. Run:
+
+    python benchmarks/streaming.py
+
+The last line is one JSON object. `overhead` is streaming's time over what its samples'
+evaluations cost at the least: their mean number, times the samples, times the network's own
+time for one example in batches of the slots. `seconds_at_equal_error` are at the worst-sample
+error named beside them, in between the tolerances. `--num-samples 256 --tolerances 1e-3 1e-4
+--rounds 3` is a short run.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _digits import CONFIG, EVENT_SHAPE, NUM_CLASSES, train, worst_error
+from _measure import median_ratio, report, take_turns
+from _torch_dit import TorchDiT, copy_weights
+from _torch_solve import TorchSolve, torch
+
+from fmjax._memory import keep_freed_memory
+from fmjax.networks import make_dit
+from fmjax.solvers import AdaptiveSteps, ErrorControl, Samples, sample
+
+Solve = Callable[[float], Any]
+NUM_CALLS = 16
+
+
+def ours(velocity_fn: Any, x0: Any, labels: Any, size: int, control: Any, slots: Any) -> Solve:
+    """Solve in batches of `size`; one program serves all tolerances."""
+
+    @jax.jit
+    def solve(x0: jax.Array, labels: jax.Array, tolerance: jax.Array) -> Samples:
+        steps = AdaptiveSteps(tolerance, tolerance, control, slots=slots)
+        return sample(velocity_fn, x0, labels, solver=diffrax.Dopri5(), steps=steps)
+
+    def call(tolerance: float) -> Samples:
+        parts = [
+            solve(x0[i : i + size], labels[i : i + size], jnp.float32(tolerance))
+            for i in range(0, len(x0), size)
+        ]
+        kept = [(part.x1, part.nfe) for part in parts]
+        x1, nfe = jax.tree.map(lambda *a: np.concatenate(a), *kept)
+        return parts[0]._replace(x1=x1, nfe=nfe)
+
+    return call
+
+
+def theirs(peer_net: TorchDiT, x0: Any, labels: Any, size: int) -> Solve:
+    """The same by torchdiffeq."""
+    batches = [
+        TorchSolve(peer_net, np.asarray(x0[i : i + size]), np.asarray(labels[i : i + size]))
+        for i in range(0, len(x0), size)
+    ]
+    return lambda tolerance: np.concatenate([batch(tolerance) for batch in batches])
+
+
+def network_alone(velocity_fn: Any, x0: Any, labels: Any) -> Callable[[], Any]:
+    """`NUM_CALLS` evaluations of one batch, one after the other."""
+
+    @jax.jit
+    def call(x0: jax.Array, labels: jax.Array) -> jax.Array:
+        def step(i: Any, x: jax.Array) -> jax.Array:
+            t = jnp.full(x.shape[:1], i / NUM_CALLS, x.dtype)
+            return x + velocity_fn(t, x, labels) / NUM_CALLS
+
+        return jax.lax.fori_loop(0, NUM_CALLS, step, x0)
+
+    return lambda: jax.block_until_ready(call(x0, labels))
+
+
+def at_tolerance(
+    ways: dict[str, Solve], network: Any, reference: Any, tolerance: float, args: Any
+) -> dict[str, Any]:
+    """Seconds, errors and evaluations of each way."""
+    ends = {name: way(tolerance) for name, way in ways.items()}
+    candidates = {name: partial(way, tolerance) for name, way in ways.items()}
+    seconds = take_turns(candidates | {"network": network}, args.rounds, warmup=1)
+    nfe = ends["streaming"].nfe
+    batches = float(nfe.sum()) / args.slots
+    least = [batches * s / NUM_CALLS for s in seconds["network"]]
+    return {
+        "tolerance": tolerance,
+        "nfe_mean": float(nfe.mean()),
+        "nfe_most": int(nfe.max()),
+        "overhead": median_ratio(seconds["streaming"], least),
+        "seconds": {name: statistics.median(seconds[name]) for name in ways},
+        "error": {name: worst_error(getattr(e, "x1", e), reference) for name, e in ends.items()},
+    }
+
+
+def at_equal_error(rows: list[dict[str, Any]], names: Any) -> dict[str, Any]:
+    """Each way's seconds at an error that all of them reach, on the line between tolerances."""
+    logs = {n: sorted((math.log(r["error"][n]), math.log(r["seconds"][n])) for r in rows)
+            for n in names}  # fmt: skip
+    low = max(each[0][0] for each in logs.values())
+    high = min(each[-1][0] for each in logs.values())
+    if low > high:
+        return {}
+    error = 0.5 * (low + high)
+    seconds = {n: math.exp(_between(each, error)) for n, each in logs.items()}
+    ratios = {f"speed_ratio_{n}": s / seconds["streaming"] for n, s in seconds.items()}
+    del ratios["speed_ratio_streaming"]
+    return {"equal_error": math.exp(error), "seconds_at_equal_error": seconds} | ratios
+
+
+def _between(points: list[tuple[float, float]], x: float) -> float:
+    xs, ys = zip(*points, strict=True)
+    return float(np.interp(x, xs, ys))
+
+
+def main() -> None:
+    """Train, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-samples", type=int, default=2048)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-4, 1e-5, 1e-6])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train-steps", type=int, default=300)
+    args = parser.parse_args()
+    if args.num_samples % args.slots:
+        parser.error("--num-samples must be a multiple of --slots")
+    keep_freed_memory()  # Of the whole process, so for all candidates.
+    params = train(args.train_steps)
+    net = make_dit(CONFIG, EVENT_SHAPE, NUM_CLASSES)
+    peer_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
+    copy_weights(params, peer_net)
+    velocity_fn = partial(net.apply, jax.device_put(params))
+    x0 = jax.random.normal(jax.random.key(1), (args.num_samples, *EVENT_SHAPE))
+    labels = jnp.arange(args.num_samples) % NUM_CLASSES
+    own, size = ErrorControl.PER_SAMPLE, args.slots
+    ways = {
+        "streaming": ours(velocity_fn, x0, labels, len(x0), own, args.slots),
+        "own": ours(velocity_fn, x0, labels, size, own, None),
+        "shared": ours(velocity_fn, x0, labels, size, ErrorControl.LARGEST_SAMPLE, None),
+        "torch": theirs(peer_net, x0, labels, size),
+    }
+    tight = jax.jit(
+        lambda x, c: sample(velocity_fn, x, c, solver=diffrax.Dopri8(),
+                            steps=AdaptiveSteps(1e-6, 1e-6, own, slots=size)).x1
+    )  # fmt: skip
+    reference = np.asarray(tight(x0, labels), np.float64)
+    network = network_alone(velocity_fn, x0[:size], labels[:size])
+    rows = [at_tolerance(ways, network, reference, tol, args) for tol in args.tolerances]
+    settings = {
+        "num_samples": args.num_samples,
+        "slots": args.slots,
+        "rounds": args.rounds,
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+    }
+    found = {"benchmark": "streaming", "rows": rows} | at_equal_error(rows, ways)
+    report(found | settings)
+
+
+if __name__ == "__main__":
+    main()
