@@ -5,11 +5,14 @@ hands its slot to the next of those that wait, inside one `lax.while_loop`, so t
 evaluation of the network works for someone until the queue runs dry.
 
 What happens to a sample is what happens to it in a solve of its own: Diffrax's solver and step
-control, the same first step, the same books. Its neighbours, its slot and the moment it enters
-make no difference, to the last bit. Another *number* of slots, or none, is another program, in
-which XLA may round the velocity differently, as it may with another batch size. That shows in
-the last bits; in float32, where a step's error can be mere rounding, the next step's length
-follows it, and answers differ within the tolerance.
+control, the same first step, the same books. Its neighbours, the queue's length and order, its
+slot, the moment it enters and the number of devices make no difference to a single bit: a sample
+alone with the same slots, the others idle, ends in the same bits.
+
+Another *number* of slots is another batch for the velocity, whose bits then may be others: those
+of elementwise fields are not, but XLA sums products of matrices, and vectorises, by the size.
+What that does is amplified as any rounding is, by the field and by step lengths that follow
+error estimates; where tolerances are close to float32's own, these are mere rounding.
 """
 
 import math
@@ -170,7 +173,7 @@ class _Stream(NamedTuple):
 
 def _stream(velocity_fn: Any, solver: Any, steps: Any, x0: jax.Array, cond: Any) -> Samples:
     """Solve the batch of one device."""
-    num, num_slots = x0.shape[0], min(steps.slots, x0.shape[0])
+    num, num_slots = x0.shape[0], steps.slots
     stream = _Stream(task_of_one(velocity_fn, solver, x0, cond, num_slots), solver, steps, x0, cond)
     openings = _in_chunks(jax.vmap(stream.open), num, num_slots)
     enter = jax.vmap(partial(stream.enter, openings))

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from fmjax.guidance import classifier_free
 from fmjax.schedules import Cosine
 from fmjax.solvers import AdaptiveSteps, ErrorControl, sample
-from tests.oracles import GaussianMixture
+from tests.oracles import Gaussian, GaussianMixture
 from tests.solvers.table import noise
 
 MIXTURE = GaussianMixture(Cosine())
@@ -80,6 +80,28 @@ def test_a_sample_ends_as_in_a_solve_of_its_own_whatever_the_slots(slots, alone)
     # Samples that all cost the same would be no test.
     assert len(set(samples.nfe.tolist())) > 2
     assert samples.num_rejected.sum() > 0
+
+
+def test_a_sample_alone_has_the_bits_of_one_among_others():
+    """In float32, where a step's error is often mere rounding; the other slots are idle."""
+    with jax.enable_x64(False):
+        x0, solve = noise(NUM, 2), solver_of(streaming(4))
+        samples = solve(x0)
+        for i in (0, 5, NUM - 1):
+            assert_same(rows(samples, slice(i, i + 1)), solve(x0[i : i + 1]))
+
+
+def test_an_elementwise_field_has_the_same_bits_whatever_the_slots():
+    gaussian = Gaussian(Cosine())
+    with jax.enable_x64(False):
+        x0 = noise(NUM, 16) * jnp.geomspace(0.01, 100.0, NUM, dtype=jnp.float32)[:, None]
+        alone = solver_of(OWN, gaussian.velocity)
+        wanted = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), *(alone(x0[i : i + 1]) for i in range(NUM))
+        )
+        for slots in (1, 7, NUM):
+            assert_same(solver_of(streaming(slots), gaussian.velocity)(x0), wanted)
+    assert len(set(wanted.nfe.tolist())) > 1
 
 
 @pytest.mark.parametrize(
@@ -232,6 +254,14 @@ def test_eight_devices_loop_by_themselves_to_the_answers_of_one(alone):
     samples = on_eight_devices(2)(noise(NUM, 2), jnp.zeros(NUM))
     assert_alike(samples, alone)
     assert {shard.data.shape for shard in samples.x1.addressable_shards} == {(NUM // 8, 2)}
+
+
+def test_eight_devices_have_the_bits_of_one_with_as_many_slots():
+    with jax.enable_x64(False):
+        x0 = noise(NUM, 2)
+        one = jax.jit(lambda x0, cond: sample(MIXTURE.velocity, x0, cond, solver=diffrax.Dopri5(),
+                                              steps=streaming(2)))  # fmt: skip
+        assert_same(on_eight_devices(2)(x0, jnp.zeros(NUM)), one(x0, jnp.zeros(NUM)))
 
 
 def test_devices_are_given_the_weights_that_a_traced_field_closes_over(params):
