@@ -75,7 +75,7 @@ UNUSUAL = Config(
 
 def test_every_config_file_is_in_the_table():
     names = {path.stem for path in CONFIGS.glob("*.py")}
-    assert names == {*SHAPES, "fashion_mnist_study"}
+    assert names == {*SHAPES, "fashion_mnist_study", "fashion_mnist_grids"}
 
 
 def test_the_study_gives_every_model_the_same_network_and_budget():

@@ -1,0 +1,28 @@
+"""Where fixed steps should lie, on Fashion-MNIST: uniform, EDM's and calibrated grids.
+
+fmjax study configs/fashion_mnist_grids.py
+
+The linear model of `configs/fashion_mnist_study.py`, by Euler's and Heun's methods with 4, 8 and 16
+steps on each grid.
+"""
+
+from pathlib import Path
+
+from fmjax.config import SamplingConfig, StudyConfig
+from fmjax.studies.configs import load_study
+
+
+def get_study() -> StudyConfig:
+    """1,000 samples for each row."""
+    study = load_study(Path(__file__).with_name("fashion_mnist_study.py"))
+    return StudyConfig(
+        name="fashion_mnist_grids",
+        runs=study.runs[:1],
+        samplings=tuple(
+            SamplingConfig(solver=solver, num_steps=num_steps, grid=grid)
+            for solver in ("euler", "heun")
+            for grid in ("uniform", "edm", "calibrated")
+            for num_steps in (4, 8, 16)
+        ),
+        num_samples=1_000,
+    )

@@ -1,0 +1,127 @@
+"""A small study from end to end: what it leaves, what it keeps, what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fmjax.config import Config, SamplingConfig, StudyConfig, TrainingConfig
+from fmjax.data import DigitsData, ToyData
+from fmjax.networks import DiTConfig, MLPConfig
+from fmjax.paths import Prediction
+from fmjax.report.comparison import read_json
+from fmjax.report.gallery import read_gallery
+from fmjax.studies.calibrate import run_grid
+from fmjax.studies.report import report_study
+from fmjax.studies.run_folder import open_run
+from fmjax.studies.study import run_study
+from fmjax.training import OptimizerConfig
+
+FIRST = Config(
+    name="first",
+    data=DigitsData(),
+    network=DiTConfig(width=16, num_layers=1, num_heads=2, patch_size=4),
+    optimizer=OptimizerConfig(warmup_steps=1),
+    training=TrainingConfig(num_steps=2, batch_size=16, log_every=1),
+)
+SECOND = dataclasses.replace(
+    FIRST, name="second", loss=dataclasses.replace(FIRST.loss, prediction=Prediction.X1)
+)
+STUDY = StudyConfig(
+    name="small",
+    runs=(FIRST, SECOND),
+    samplings=(
+        SamplingConfig(solver="euler", num_steps=2, grid="calibrated", batch_size=24),
+        SamplingConfig(solver="euler_maruyama", num_steps=2, batch_size=24),
+    ),
+    num_samples=24,
+)
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    run_study(STUDY, folder)
+    return folder
+
+
+def test_there_is_a_row_for_every_model_and_sampling(folder):
+    found = read_json(folder / "comparison.json")
+    rows = [(run.model, run.solver, run.family, run.steps) for run in found.runs]
+    assert rows == [
+        (model, solver, family, 2)
+        for model in ("first", "second")
+        for solver, family in (
+            ("Euler, calibrated grid", "fixed"),
+            ("Euler-Maruyama", "stochastic"),
+        )
+    ]
+    assert found.higher_is_better == ("Precision", "Recall", "Recognised")
+    for run in found.runs:
+        assert run.nfe_mean == 2
+        assert np.isnan(run.rmse_mean)
+        assert 0 < run.metrics["Frechet distance"] < np.inf
+        assert all(0 <= run.metrics[name] <= 1 for name in found.higher_is_better)
+    # Real digits that it was not trained on are like the others.
+    assert found.floors["Recognised"] > 0.9
+    assert found.floors["Precision"] > 0.5
+
+
+def test_the_gallery_shows_one_sample_of_each_class(folder):
+    entries = read_gallery(folder / "gallery.npz")
+    assert [entry.model for entry in entries] == ["first"] * 2 + ["second"] * 2
+    assert all(entry.images.shape == (10, 8, 8, 1) for entry in entries)
+
+
+def test_what_is_there_is_kept_and_what_is_damaged_is_drawn_again(folder):
+    before, table = stamps(folder), (folder / "comparison.json").read_bytes()
+    run_study(STUDY, folder)
+    assert stamps(folder) == before
+    damaged = next(path for path in before if path.suffix == ".json" and "maruyama" in path.name)
+    damaged.write_text(damaged.read_text()[:20])
+    run_study(STUDY, folder)
+    assert {path for path, stamp in stamps(folder).items() if stamp != before[path]} == {
+        damaged, damaged.with_suffix(".npz")
+    }  # fmt: skip
+    again, first = (json.loads(text) for text in ((folder / "comparison.json").read_bytes(), table))
+    for row in (*again["runs"], *first["runs"]):
+        row["seconds"] = 0.0  # The time is another; the samples are the same.
+    assert again == first
+
+
+def test_a_calibrated_grid_is_kept_for_its_weights_and_guidance(folder):
+    run = open_run(folder / "first")
+    kept = json.loads(run.folder.grid.read_text())
+    assert (kept["step"], kept["guidance"]) == (2, 1.0)
+    before = run.folder.grid.stat().st_mtime_ns
+    plain = run_grid(run, SamplingConfig())
+    assert plain.density == tuple(kept["density"])
+    assert run.folder.grid.stat().st_mtime_ns == before
+    guided = run_grid(run, SamplingConfig(guidance=2.0))
+    assert guided != plain
+    run.folder.grid.write_text("{}")
+    assert run_grid(run, SamplingConfig()) == plain
+
+
+def test_a_study_has_a_page(folder):
+    page = report_study(STUDY, folder).read_text()
+    assert "second" in page
+    assert "Euler-Maruyama" in page
+
+
+def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path):
+    toy = Config(
+        name="toy", data=ToyData("moons", num_examples=64), network=MLPConfig(width=8),
+        training=TrainingConfig(num_steps=1, batch_size=8), loss=dataclasses.replace(
+            FIRST.loss, label_drop=0.0),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="study data must be images with classes and a test set"):
+        run_study(StudyConfig("toy", (toy,), STUDY.samplings, 16), tmp_path)
+    many = dataclasses.replace(STUDY, num_samples=400)
+    with pytest.raises(ValueError, match="num_samples must be at most the 355 test examples, got"):
+        run_study(many, folder)
