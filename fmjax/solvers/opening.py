@@ -6,14 +6,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from fmjax.solvers.counting import NUM_ENDS, Books, Counting, Nodes, nodes_of
+from fmjax.solvers.counting import NUM_ENDS, SHORTEST, Books, Counting, Nodes, nodes_of
 from fmjax.solvers.implicit import EachSample
 from fmjax.solvers.steps import AdaptiveSteps
 from fmjax.solvers.task import Task
-
-# Steps shorter than this many units in the last place of t = 1 lead nowhere: the solve fails,
-# at once and not after `max_steps` rejections of a field that is not finite.
-_SHORTEST = 16
 
 
 class Opening(NamedTuple):
@@ -46,7 +42,7 @@ def adaptive_control(
     """What decides the steps, as `steps` asks, and counts from `opening` on."""
     inner = diffrax.PIDController(
         rtol=steps.rtol, atol=steps.atol, norm=task.norm, force_dtmin=False,
-        dtmin=_SHORTEST * float(jnp.finfo(dtype).eps),
+        dtmin=SHORTEST * float(jnp.finfo(dtype).eps),
         pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
     )  # fmt: skip
     return counting_from(opening, inner, task, solver, min(steps.max_steps, NUM_ENDS), dtype)
@@ -60,7 +56,9 @@ def counting_from(
     books = Books(opening.nfe, count, count, ends=jnp.full((num_ends,), jnp.nan, dtype))
     slope_known = opening.solver_state is not None
     metered = isinstance(solver, EachSample)
-    return Counting(inner, books, task.cost, nodes_of(solver), slope_known, metered)
+    return Counting(
+        inner, books, task.cost, nodes_of(solver), slope_known, metered, bool(task.batch)
+    )
 
 
 def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) -> Any:

@@ -84,6 +84,20 @@ def test_a_noise_that_is_not_finite_fails_alone(control):
         assert np.isnan(samples.x1[~kept]).all()
 
 
+@pytest.mark.parametrize("control", list(ErrorControl))
+def test_a_sample_that_is_lost_on_the_way_fails_alone(control):
+    def field(t, x, cond):
+        lost = (cond[:, None] == 1) & (t[:, None] > 0.5)
+        return jnp.where(lost | jnp.isnan(cond[:, None]), jnp.nan, GAUSSIAN.velocity(t, x))
+
+    x0, cond = noise(6, 2), jnp.zeros(6).at[2].set(1).at[4].set(jnp.nan)
+    solve = jax.jit(lambda x: sample(field, x, cond, steps=AdaptiveSteps(control=control)))
+    samples = solve(x0)
+    assert samples.succeeded.tolist() == [True, True, False, True, False, True]
+    kept = np.asarray(samples.succeeded)
+    np.testing.assert_allclose(samples.x1[kept], ends(x0)[kept], atol=2e-3)
+
+
 def test_a_mixture_is_carried_to_its_components():
     mixture = GaussianMixture(Cosine())
     x0 = noise(64, 2)
