@@ -50,11 +50,13 @@ def get_study() -> StudyConfig:
             different(linear, name="ddpm_linear", path=AffinePath(LinearBetas()), loss=simple),
             different(linear, name="ddpm_cosine", path=AffinePath(CosineBetas()), loss=simple),
         ),
+        # The same evaluations for all. A sampler that knows how holds what it
+        # takes for the data within their bounds, as DDPM does.
         samplings=tuple(
-            SamplingConfig(solver=solver, num_steps=nfe // evaluations)
-            for solver, evaluations in (
-                ("ddim", 1), ("heun", 2), ("dpm_solver_pp_2m", 1), ("euler_maruyama", 1),
-                ("ancestral", 1),
+            SamplingConfig(solver=solver, num_steps=nfe // evaluations, clip=clip)
+            for solver, evaluations, clip in (
+                ("ddim", 1, 1.0), ("heun", 2, None), ("dpm_solver_pp_2m", 1, 1.0),
+                ("euler_maruyama", 1, None), ("ancestral", 1, 1.0),
             )
             for nfe in (8, 32)
         ),

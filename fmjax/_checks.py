@@ -1,6 +1,7 @@
 """The few checks of user input. Each raises `ValueError("<name> must <rule>, got <value>")`."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,13 +13,13 @@ def require(ok: bool, name: str, rule: str, value: Any) -> None:
 
 
 def require_positive(name: str, value: float | int) -> None:
-    """Raise unless `value` is greater than zero (NaN is not)."""
-    require(value > 0, name, "be positive", value)
+    """Raise unless `value` is greater than zero and finite (NaN is neither)."""
+    require(0 < value < math.inf, name, "be positive", value)
 
 
 def require_at_least(name: str, value: float | int, low: float | int) -> None:
-    """Raise unless `value` is at least `low` (NaN is not)."""
-    require(value >= low, name, f"be at least {low}", value)
+    """Raise unless `value` is at least `low` and finite (NaN is neither)."""
+    require(low <= value < math.inf, name, f"be at least {low}", value)
 
 
 def require_between(name: str, value: float | int, low: float | int, high: float | int) -> None:

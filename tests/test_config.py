@@ -15,7 +15,6 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     LossConfig,
-    PathSigma,
     SamplingConfig,
     StudyConfig,
     TrainingConfig,
@@ -28,7 +27,6 @@ from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
 from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
-from fmjax.rates import ConstantRate
 from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.studies.configs import load_config, load_study
@@ -63,7 +61,7 @@ UNUSUAL = Config(
     loss=LossConfig(Prediction.X1, Prediction.X0, density=Shifted(LogitNormal(0.5), 2.0)),
     optimizer=OptimizerConfig(name="muon", clip_norm=None),
     sampling=SamplingConfig(
-        rate=ConstantRate(0.5),
+        rate="constant",
         solver="heun",
         num_steps=8,
         guidance_interval=(0.1, 0.9),
@@ -218,7 +216,9 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: SamplingConfig(clip=1.0), "clip must be left out for tsit5, which has none"),
         (lambda: SamplingConfig(solver="ddim", num_steps=1, clip=0.0), "clip must be positive"),
         (lambda: SamplingConfig(last_step=1.0), r"last_step must lie in \[0.0, 0.999\], got 1.0"),
-        (lambda: SamplingConfig(rate=PathSigma(-1.0)), "scale must be at least 0.0, got -1.0"),
+        (lambda: SamplingConfig(rate_scale=-1.0), "rate_scale must be at least 0.0, got -1.0"),
+        (lambda: SamplingConfig(rate="konstant"), "rate must be one of .*did you mean"),
+        (lambda: SamplingConfig(rtol=float("inf")), "rtol must be positive, got inf"),
         (lambda: CompareConfig(slots=0), "compare.slots must be at least 1, got 0"),
         (lambda: StudyConfig("s", (), (SamplingConfig(),)), "runs must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax.config import Experiment, PathSigma, SamplingConfig, make_solve
+from fmjax.config import Experiment, SamplingConfig, make_solve
 from fmjax.paths import AffinePath, Prediction
-from fmjax.rates import ConstantRate, SigmaRate
+from fmjax.rates import IncreasingRate, SigmaRate
 from fmjax.schedules import Cosine, Linear
 from fmjax.velocity import VelocityNet
 from tests.oracles import Gaussian
@@ -59,7 +59,7 @@ def test_what_is_deterministic_ends_where_the_flow_does(sampling, atol):
     "sampling",
     [
         SamplingConfig(solver="euler_maruyama", num_steps=128),
-        SamplingConfig(solver="stochastic_heun", num_steps=64, rate=ConstantRate(0.5)),
+        SamplingConfig(solver="stochastic_heun", num_steps=64, rate="constant", rate_scale=0.5),
         SamplingConfig(solver="shark", rtol=1e-2, atol=1e-2),
         SamplingConfig(solver="ancestral", num_steps=128),
     ],
@@ -83,6 +83,7 @@ def test_guidance_of_a_prediction_is_guidance_of_the_velocity():
 
 
 def test_the_usual_rate_is_sigma_of_the_runs_own_path():
-    sampling = SamplingConfig(solver="euler_maruyama", num_steps=1, rate=PathSigma(2.0, 0.5))
+    sampling = SamplingConfig(solver="euler_maruyama", num_steps=1, rate_scale=2.0, rate_power=0.5)
     assert sampling.make_rate(Cosine()) == SigmaRate(2.0, Cosine(), 0.5)
     assert sampling.make_rate(Linear()) == SigmaRate(2.0, Linear(), 0.5)
+    assert SamplingConfig(rate="increasing", rate_scale=3.0).make_rate() == IncreasingRate(3.0)

@@ -105,15 +105,22 @@ def _adaptive_if_meant(
     import dataclasses
 
     from fmjax._checks import require
-    from fmjax.config import SOLVERS, can_adapt
+    from fmjax.config import SDE_SOLVERS, SOLVERS, can_adapt
 
     options = [argument.split("=")[0].replace("_", "-") for argument in arguments]
     given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
     tolerances = given & _ADAPTIVE
-    if "num-steps" in given:
-        rule = "go without a number of steps, which fixes them whatever the error"
+    stirs = given & {"rate", "rate-scale", "rate-power", "last-step"}
+    rule = f"go with a solver of the SDE ({', '.join(SDE_SOLVERS)})"
+    for name in sorted(stirs if sampling.solver not in SDE_SOLVERS else ()):
+        require(False, name, rule, sampling.solver)
+    on_grid = given & {"num-steps", "grid", "shift"}
+    if on_grid:
+        rule = "be given for a grid to lie on"
+        require(sampling.num_steps is not None, "num-steps", rule, "none")
+        rule = "go without fixed steps, which take whatever error comes"
         for name in sorted(tolerances):
-            require(sampling.num_steps is None, name, rule, f"{sampling.num_steps} steps")
+            require(False, name, rule, f"{sampling.num_steps} steps")
         return sampling
     if not tolerances and "solver" not in given:
         return sampling
@@ -210,18 +217,22 @@ def _likelihood(arguments: list[str]) -> None:
     path, rest = path_and_rest("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
     from fmjax.studies.likelihood import likelihood_run
+    from fmjax.studies.report import report_run
     from fmjax.studies.run_folder import open_run, read_config
 
     read_config(path)  # A folder that is no run is refused before its options.
     asked = parse(LikelihoodConfig, LikelihoodConfig(), rest, f"fmjax likelihood {path}")
     with console() as progress:
-        likelihood_run(open_run(path), asked, progress=progress)
+        run = open_run(path)
+        likelihood_run(run, asked, progress=progress)
+        report_run(run, progress=progress)
 
 
 def _invert(arguments: list[str]) -> None:
     path, rest = path_and_rest("invert", "RUN", arguments)
     from fmjax.config.inverting import InvertConfig
     from fmjax.studies.invert import invert_run
+    from fmjax.studies.report import report_run
     from fmjax.studies.run_folder import open_run, read_config
 
     num_images = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
@@ -229,7 +240,9 @@ def _invert(arguments: list[str]) -> None:
     read_config(path)  # A folder that is no run is refused before its options.
     asked = parse(InvertConfig, InvertConfig(), rest, f"fmjax invert {path}")
     with console() as progress:
-        invert_run(open_run(path), asked, images, progress=progress)
+        run = open_run(path)
+        invert_run(run, asked, images, progress=progress)
+        report_run(run, progress=progress)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

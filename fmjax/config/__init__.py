@@ -14,9 +14,10 @@ from fmjax.config.build import (
 )
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
-from fmjax.config.sampling import PathSigma, SamplingConfig
+from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
 from fmjax.config.solving import (
+    DIFFUSION_SAMPLERS,
     ODE_SOLVERS,
     SDE_SOLVERS,
     SOLVERS,
@@ -27,8 +28,8 @@ from fmjax.config.solving import (
 from fmjax.config.studying import StudyConfig
 
 __all__ = [
+    "DIFFUSION_SAMPLERS",
     "ODE_SOLVERS",
-    "PathSigma",
     "SDE_SOLVERS",
     "SOLVERS",
     "CompareConfig",

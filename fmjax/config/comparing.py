@@ -4,8 +4,8 @@ import typing
 from dataclasses import dataclass
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
-from fmjax.config.sampling import Grid, PathSigma, RateConfig
-from fmjax.config.solving import SOLVERS, can_adapt
+from fmjax.config.sampling import Grid
+from fmjax.config.solving import RATES, SOLVERS, can_adapt
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class CompareConfig:
         tolerances: Their rtol = atol.
         slots: Also stream each adaptive ODE solver through so many slots; None does not.
         bfloat16: Also solve the same weights computed in bfloat16 by the adaptive solvers.
-        rate: Noise of SDE solvers along the way.
+        rate: Noise of SDE solvers along the way, as of `SamplingConfig`.
+        rate_scale: Its factor.
         guidance: Classifier-free guidance scale of the field that is solved; 1 is none, which
             shows the solvers on the field that was trained.
         seed: Of the noise.
@@ -36,7 +37,8 @@ class CompareConfig:
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     slots: int | None = None
     bfloat16: bool = False
-    rate: RateConfig = PathSigma()
+    rate: str = "sigma"
+    rate_scale: float = 1.0
     guidance: float = 1.0
     seed: int = 0
 
@@ -51,6 +53,8 @@ class CompareConfig:
         require(not both, "compare.adaptive_solvers", "not be among the fixed ones", sorted(both))
         for grid in self.grids:
             require_one_of("compare.grids", grid, typing.get_args(Grid))
+        require_one_of("compare.rate", self.rate, RATES)
+        require_at_least("compare.rate_scale", self.rate_scale, 0.0)
         if self.slots is not None:
             require_at_least("compare.slots", self.slots, 1)
         for steps in self.num_steps:

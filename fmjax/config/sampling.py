@@ -14,7 +14,14 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax.config.solving import DIFFUSION_SAMPLERS, ODE_SOLVERS, SDE_SOLVERS, SOLVERS, can_adapt
+from fmjax.config.solving import (
+    DIFFUSION_SAMPLERS,
+    ODE_SOLVERS,
+    RATES,
+    SDE_SOLVERS,
+    SOLVERS,
+    can_adapt,
+)
 from fmjax.rates import AnyRate, SigmaRate
 from fmjax.schedules import AnySchedule, Linear, times_of_linear
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
@@ -22,20 +29,6 @@ from fmjax.times import AnyDensity, LogitNormal, Shifted, Tabulated
 
 DensityConfig = AnyDensity | Shifted
 Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
-
-
-@dataclass(frozen=True)
-class PathSigma:
-    """`w = scale * sigma(t)^power`, sigma being that of the run's own path (`SigmaRate`)."""
-
-    scale: float = 1.0
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        SigmaRate(self.scale, power=self.power)  # Refuses what it would refuse.
-
-
-RateConfig = AnyRate | PathSigma
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,10 @@ class SamplingConfig:
             Adaptive steps of an SDE, and those of samples that stream, are each sample's own.
         slots: Adaptive steps of an ODE only: so many samples are in flight on each device, and
             whenever one arrives the next of the batch takes its slot. None solves a batch at once.
-        rate: Noise of an SDE along the way.
+        rate: Noise of an SDE along the way: sigma, that of the path; constant; increasing,
+            decreasing or increasing_decreasing (`fmjax.rates`).
+        rate_scale: Its factor.
+        rate_power: Of sigma only: 1/2 is SiT's.
         last_step: Least length of the step without noise that ends an SDE.
         clip: Diffusion samplers only: bound on what they take for the data; None is none.
         guidance: Classifier-free guidance scale; 1 is none.
@@ -77,7 +73,9 @@ class SamplingConfig:
     atol: float = 1e-4
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE
     slots: int | None = None
-    rate: RateConfig = PathSigma()
+    rate: str = "sigma"
+    rate_scale: float = 1.0
+    rate_power: float = 1.0
     last_step: float = 0.04
     clip: float | None = None
     guidance: float = 1.0
@@ -99,6 +97,9 @@ class SamplingConfig:
             require_at_least("slots", self.slots, 1)
             rule = "be left out for what is not an ODE solver"
             require(self.solver in ODE_SOLVERS, "slots", rule, self.slots)
+        require_one_of("rate", self.rate, RATES)
+        require_at_least("rate_scale", self.rate_scale, 0.0)
+        require_positive("rate_power", self.rate_power)
         require_between("last_step", self.last_step, 0.0, 0.999)
         if self.clip is not None:
             require_positive("clip", self.clip)
@@ -116,11 +117,11 @@ class SamplingConfig:
         """The solver object that the name means."""
         return SOLVERS[self.solver]()
 
-    def make_rate(self, schedule: AnySchedule) -> AnyRate:
+    def make_rate(self, schedule: AnySchedule = Linear()) -> AnyRate:
         """The noise of an SDE along the way, on a path of this schedule."""
-        if isinstance(self.rate, PathSigma):
-            return SigmaRate(self.rate.scale, schedule, self.rate.power)
-        return self.rate
+        if self.rate == "sigma":
+            return SigmaRate(self.rate_scale, schedule, self.rate_power)
+        return RATES[self.rate](self.rate_scale)
 
     def make_steps(
         self, schedule: AnySchedule = Linear(), calibrated: Tabulated | None = None

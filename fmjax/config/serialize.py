@@ -13,17 +13,13 @@ import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
 from fmjax.config.fields import AnyCoupling, Config
-from fmjax.config.sampling import DensityConfig, RateConfig
+from fmjax.config.sampling import DensityConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
-from fmjax.rates import AnyRate
 from fmjax.schedules import AnySchedule
 from fmjax.times import AnyDensity
 
-_UNIONS = (
-    DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyRate,
-    RateConfig,
-)  # fmt: skip
+_UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling)
 
 
 def _make_converter() -> cattrs.Converter:

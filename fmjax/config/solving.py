@@ -4,6 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmjax import solvers
+from fmjax.rates import (
+    AnyRate,
+    ConstantRate,
+    DecreasingRate,
+    IncreasingDecreasingRate,
+    IncreasingRate,
+    SigmaRate,
+)
 
 ODE_SOLVERS: Mapping[str, Callable[[], Any]] = {
     "euler": solvers.Euler,
@@ -16,6 +24,14 @@ ODE_SOLVERS: Mapping[str, Callable[[], Any]] = {
 SDE_SOLVERS: Mapping[str, Callable[[], Any]] = solvers.SDE_SOLVERS
 DIFFUSION_SAMPLERS: Mapping[str, Callable[[], Any]] = solvers.DIFFUSION_SAMPLERS
 SOLVERS: Mapping[str, Callable[[], Any]] = {**ODE_SOLVERS, **SDE_SOLVERS, **DIFFUSION_SAMPLERS}
+
+RATES: Mapping[str, Callable[..., AnyRate]] = {
+    "sigma": SigmaRate,
+    "constant": ConstantRate,
+    "increasing": IncreasingRate,
+    "decreasing": DecreasingRate,
+    "increasing_decreasing": IncreasingDecreasingRate,
+}
 
 
 def solver_title(solver: str) -> str:

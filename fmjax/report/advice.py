@@ -52,7 +52,8 @@ def sentences(comparison: Comparison, levels: Sequence[float] = LEVELS) -> tuple
     """
     if not comparison.runs:
         return ("No solver was run.",)
-    if comparison.reference is None:
+    nothing_to_err_from = all(math.isnan(run.rmse_worst) for run in comparison.runs)
+    if comparison.reference is None or nothing_to_err_from:
         return _by_metric(comparison)
     uncertainty = comparison.reference.uncertainty
     known = [level for level in sorted(levels, reverse=True) if not level < uncertainty]

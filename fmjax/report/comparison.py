@@ -219,6 +219,16 @@ def write_csv(comparison: Comparison, path: Path) -> None:
             writer.writerow([*values, *(run.metrics.get(name, math.nan) for name in metrics)])
 
 
+def row_to_json(run: SolverRun) -> str:
+    """One row, as `row_from_json` reads it back equal."""
+    return json.dumps(_plain(run._asdict()), allow_nan=False) + "\n"
+
+
+def row_from_json(text: str) -> SolverRun:
+    """Read what `row_to_json` wrote; raises ValueError or TypeError if it is something else."""
+    return _solver_run(json.loads(text))
+
+
 def _solver_run(fields: dict[str, Any]) -> SolverRun:
     """A row as it was written, or as it was before rows had families."""
     fields.setdefault("family", "adaptive" if fields["steps"] is None else "fixed")

@@ -29,11 +29,6 @@ _RASTER = 2.0**-14
 _FIRST_STEP = 0.01
 
 
-def estimates_error(solver: Any) -> bool:
-    """Whether adaptive steps are possible with this solver."""
-    return isinstance(solver, diffrax.AbstractSRK) and solver.tableau.b_error is not None
-
-
 def drift_nodes(solver: diffrax.AbstractSRK) -> Nodes:
     """At which times of a step [0, 1] the drift is evaluated, at each anew."""
     tableau: Any = solver.tableau

@@ -18,6 +18,7 @@ from fmjax._checks import require, require_at_least, require_between
 from fmjax.paths import AffinePath
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, FixedSteps, Samples, as_times, is_concrete, num_steps
+from fmjax.solvers.stochastic import require_keys
 from fmjax.velocity import over_interval, reversed_time
 
 
@@ -46,7 +47,7 @@ def encode(
     """Carry data along the field from t = 1 back to t = 0; `sample` carries them there again.
 
     The way there and back ends where it began up to the error of both solves. A point that is
-    not finite is flagged, and spoils no other whose steps are fixed or its own (`PER_SAMPLE`).
+    not finite is flagged, and spoils no other.
 
     Args:
         velocity_fn: The field, better without guidance: a guided field is no flow between the
@@ -138,8 +139,9 @@ def edit(
     """Noise data to t = 1 - strength along the path, and solve from there to t = 1.
 
     The noise drowns what is finer than itself, which the field then makes anew, as the condition
-    has it. Strength 0 changes nothing, strength 1 draws a fresh sample. In distribution, data
-    edited under their own condition stay what they are at any strength.
+    has it. Strength 0 changes nothing and strength 1 draws a fresh sample, but for what noise the
+    path leaves at t = 1 (none of most; sigma_min of `VarianceExploding`) and what data at t = 0.
+    In distribution, data edited under their own condition stay what they are at any strength.
 
     Args:
         velocity_fn: The field, guided or not.
@@ -162,10 +164,7 @@ def edit(
         place of an SDE.
     """
     require(jnp.issubdtype(x1.dtype, jnp.floating), "x1", "be floating point", x1.dtype)
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    require(typed and keys.shape == x1.shape[:1], "keys",
-            f"be typed keys of shape {x1.shape[:1]}, one per example",
-            f"{keys.dtype} of shape {keys.shape}")  # fmt: skip
+    require_keys(keys, x1)
     if is_concrete(strength):
         require_between("strength", float(strength), 0.0, 1.0)
     x1 = x1.astype(jnp.result_type(x1.dtype, jnp.float32))

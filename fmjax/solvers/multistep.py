@@ -53,7 +53,7 @@ class DPMSolverPP2M:
         self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any,
         memory: _History,
     ) -> tuple[jax.Array, _History]:  # fmt: skip
-        """The exact solution for that line, as UniPC predicts it."""
+        """The algorithm's step, which is that of UniPC's predictor of order 2."""
         order = jnp.where((step.n == 0) | step.last, 1, 2)
         return _predict(step, x, x1, memory, order), memory.pushed(x1, _lambdas(step)[0])
 

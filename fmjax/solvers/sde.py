@@ -11,7 +11,8 @@ from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require
 from fmjax.paths import AffinePath, Prediction
 from fmjax.rates import DiffusionRate, SigmaRate
-from fmjax.solvers.brownian import estimates_error, solve_brownian
+from fmjax.solvers.brownian import solve_brownian
+from fmjax.solvers.catalog import has_error_estimate
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples, as_times
 from fmjax.solvers.stochastic import (
     EulerMaruyama,
@@ -125,7 +126,7 @@ def _check_choices(solver: Any, steps: FixedSteps | AdaptiveSteps, last_step: fl
     require(0.0 <= last_step < 1.0, "last_step", "lie in [0, 1)", last_step)
     if isinstance(steps, FixedSteps):
         return
-    if not estimates_error(solver):
+    if not has_error_estimate(solver):
         raise ValueError(
             f"steps must be FixedSteps for {type(solver).__name__}, which estimates no error, "
             "got AdaptiveSteps"

@@ -33,7 +33,7 @@ from fmjax.solvers import ErrorControl, FixedSteps, Samples
 from fmjax.studies.compare import Metric, Row, compare
 from fmjax.studies.draw import even_labels, is_image, noise, noise_keys
 from fmjax.studies.draw_run import run_steps
-from fmjax.studies.evaluate import run_classifier
+from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
 from fmjax.studies.run_folder import Run
 from fmjax.training import batch_sharding
@@ -92,7 +92,13 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
     """The solvers that a config names, on the field of a run."""
     methods = []
     for name in config.fixed_solvers:
-        asked = SamplingConfig(solver=name, num_steps=1, guidance=config.guidance, rate=config.rate)
+        asked = SamplingConfig(
+            solver=name,
+            num_steps=1,
+            guidance=config.guidance,
+            rate=config.rate,
+            rate_scale=config.rate_scale,
+        )
         solve = _on_mesh(run, make_solve(run.experiment, asked))
         for grid in config.grids:
 
@@ -106,7 +112,9 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             settings = fixed_settings(config.num_steps, make_grid)
             methods.append(Method(title, family, solve, settings))
     for name in config.adaptive_solvers:
-        asked = SamplingConfig(solver=name, guidance=config.guidance, rate=config.rate)
+        asked = SamplingConfig(
+            solver=name, guidance=config.guidance, rate=config.rate, rate_scale=config.rate_scale
+        )
         methods += _adaptive_methods(run, config, asked)
     return methods
 
@@ -164,7 +172,7 @@ def _metrics(
         return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(rest)))
 
     metrics = [Metric("sliced Wasserstein distance", wasserstein, wasserstein(held_out))]
-    classifier = run_classifier(run, progress=progress)
+    classifier = data_classifier(run.config.data, progress=progress)
     if extractor is None and classifier is not None:
         extractor = classifier.features
     if extractor is not None:

@@ -1,5 +1,6 @@
 """Drawing samples from a velocity field, batch after batch, over all devices."""
 
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from fmjax._arrays import Params, PRNGKey
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
-from fmjax.solvers import Samples
+from fmjax.solvers import AdaptiveSteps, Samples
 from fmjax.training import batch_sharding
 
 
@@ -23,7 +24,8 @@ class Drawn(NamedTuple):
         labels: What each was asked to be, or None.
         nfe: Network evaluations of each.
         succeeded: Whether its solve arrived.
-        seconds: Wall time of one sample, the median of the batches after the first.
+        seconds: Wall time of one sample, the median of the batches after the first; NaN if
+            there is but one.
     """
 
     x1: np.ndarray
@@ -73,7 +75,8 @@ def draw_samples(
     """Solve `sampling.num_samples` noises to samples.
 
     Every batch has the same size, so one program serves all; it is a multiple of the number
-    of devices, and the surplus of the last batch is thrown away.
+    of devices, and the surplus of the last batch is thrown away. Samples that stream are one
+    batch: slots run dry at its end only.
 
     Args:
         path: Says how much noise there is at t = 0.
@@ -88,7 +91,11 @@ def draw_samples(
     """
     num = sampling.num_samples
     num_devices = mesh.devices.size
-    batch_size = -(-min(sampling.batch_size, num) // num_devices) * num_devices
+    together = num if sampling.slots is not None else min(sampling.batch_size, num)
+    batch_size = -(-together // num_devices) * num_devices
+    if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
+        # More than there are samples on a device would be evaluated for nobody.
+        steps = dataclasses.replace(steps, slots=min(steps.slots, batch_size // num_devices))
     rows = batch_sharding(mesh)
 
     def solve_batch(params: Params, indices: jax.Array, cond: Any) -> Samples:
@@ -113,4 +120,5 @@ def draw_samples(
             advance(kept.stop)
     x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
     # The first batch waits for the compiler.
-    return Drawn(x1, labels, nfe, succeeded, float(np.median(seconds[1:] or seconds)))
+    typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
+    return Drawn(x1, labels, nfe, succeeded, typical)

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
-from fmjax.data import Dataset, NoSuchSplit
+from fmjax.data import DataConfig, Dataset, NoSuchSplit
 from fmjax.metrics import (
     FeatureExtractor,
     ImageClassifier,
@@ -80,19 +80,19 @@ def read_evaluation(path: Path) -> Evaluation:
         raise ValueError(f"{path} must be an evaluation, got {error}") from error
 
 
-def run_classifier(run: Run, *, progress: Progress = Silent()) -> ImageClassifier | None:
-    """The classifier of the run's data, trained once and kept; None for what has no classes."""
-    train = run.config.data.load("train", progress=progress)
+def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
+    """The classifier of some data, trained once and kept; None for what has no classes."""
+    train = data.load("train", progress=progress)
     if train.num_classes is None or not is_image(train.event_shape):
         return None
-    test = test_split(run, progress)
+    test = test_split(data, progress)
     return None if test is None else trained_classifier(train, test, progress=progress)
 
 
-def test_split(run: Run, progress: Progress) -> Dataset | None:
-    """The run's test data, or None, and that is said, where there are none."""
+def test_split(data: DataConfig, progress: Progress) -> Dataset | None:
+    """The test data, or None, and that is said, where there are none."""
     try:
-        return run.config.data.load("test", progress=progress)
+        return data.load("test", progress=progress)
     except NoSuchSplit as error:
         progress.say(f"without test data: {error}")
         return None
@@ -139,14 +139,14 @@ def evaluate_run(
         num_half=len(halves[0]),
         **_in_data_space(x1, real, halves, evaluation, sampling.seed),
     )
-    classifier = run_classifier(run, progress=progress)
+    classifier = data_classifier(run.config.data, progress=progress)
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
         if labels is not None:
             result = result._replace(accuracy=classifier.accuracy(x1, labels[drawn.succeeded]))
     if extractor is not None:
-        test = test_split(run, progress)
+        test = test_split(run.config.data, progress)
         some = None if test is None else test.points(slice(num_samples))
         result = result._replace(**_in_feature_space(extractor, x1, real, halves, some))
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")

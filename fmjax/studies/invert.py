@@ -14,6 +14,7 @@ from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.inverting import InvertConfig
 from fmjax.report.images import image_bytes
 from fmjax.solvers import encode, sample
+from fmjax.studies.draw import is_image
 from fmjax.studies.image_examples import (
     Examples,
     check_classes,
@@ -90,8 +91,8 @@ def invert_run(
         ValueError: If the run is not of images, an image is not as the model takes it, the classes
             do not fit the model or the images, or it cannot be guided.
     """
-    is_image = len(run.event_shape) == 3 and run.event_shape[-1] in (1, 3)
-    require(is_image, "run", "be of images with 1 or 3 channels", f"event shape {run.event_shape}")
+    pictured, got = is_image(run.event_shape), f"event shape {run.event_shape}"
+    require(pictured, "run", "be of images with 1 or 3 channels", got)
     # Before the work, what the edits would refuse.
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:

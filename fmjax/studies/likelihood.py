@@ -85,7 +85,7 @@ def likelihood_run(
         nfe=float(nfe.mean()),
         method=in_words(config),
     )
-    path = run.folder.path / "likelihood.json"
+    path = run.folder.likelihood
     write_text(path, json.dumps(result._asdict(), indent=2) + "\n")
     progress.say(described(result))
     progress.say(f"wrote {path}")

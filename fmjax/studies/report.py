@@ -21,6 +21,7 @@ from fmjax.report.page import (
     Table,
     write_report,
 )
+from fmjax.studies.draw import is_image
 from fmjax.studies.evaluate import Evaluation, read_evaluation
 from fmjax.studies.invert import RoundTrip
 from fmjax.studies.likelihood import LikelihoodResult
@@ -115,7 +116,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     if run.event_shape == (2,):
         real = run.config.data.load("train").examples().x1[: len(drawn.x1)]
         return SamplePoints(drawn.x1, real, caption)
-    if len(run.event_shape) != 3 or run.event_shape[-1] not in (1, 3):
+    if not is_image(run.event_shape):
         return None
     images, columns, row_labels = grid_of(drawn)
     if row_labels:
@@ -129,7 +130,7 @@ def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:
 
 def _likelihood(folder: RunFolder) -> tuple[Table, ...]:
     """What `fmjax likelihood` found."""
-    path = folder.path / "likelihood.json"
+    path = folder.likelihood
     if not path.is_file():
         return ()
     found = _parsed(path, lambda document: LikelihoodResult(**document))

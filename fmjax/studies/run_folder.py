@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def likelihood(self) -> Path:
+        """How likely the model finds test data."""
+        return self.path / "likelihood.json"
+
+    @property
     def gallery(self) -> Path:
         """Some samples of every row of the comparison."""
         return self.path / "gallery.npz"

@@ -8,7 +8,7 @@ import numpy as np
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._progress import Progress, Silent
-from fmjax.config import SDE_SOLVERS, PathSigma, SamplingConfig
+from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.solvers import ErrorControl
 from fmjax.studies.draw import Drawn, even_labels, is_image
 from fmjax.studies.draw_run import draw_from
@@ -88,8 +88,11 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
             steps += "-" + _as_name(sampling.grid_density)
     parts = [sampling.solver, steps]
     if sampling.solver in SDE_SOLVERS:
-        if sampling.rate != PathSigma():
-            parts.append(_as_name(sampling.rate))
+        plain = SamplingConfig()
+        for name in ("rate", "rate_scale", "rate_power"):
+            value = getattr(sampling, name)
+            if value != getattr(plain, name):
+                parts.append(f"{name.replace('_', '')}{value}")
         if sampling.last_step != SamplingConfig.last_step:
             parts.append(f"last{sampling.last_step:g}")
     if sampling.clip is not None:

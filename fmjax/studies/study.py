@@ -1,7 +1,7 @@
 """A study: several trainings, each sampled in several ways, measured alike, in one table."""
 
 import dataclasses
-import json
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,20 +10,36 @@ import numpy as np
 from fmjax._checks import require
 from fmjax._files import read_npz, write_npz
 from fmjax._progress import Progress, Silent
-from fmjax.config import SamplingConfig, StudyConfig, is_stochastic, solver_title
+from fmjax.config import (
+    Config,
+    SamplingConfig,
+    StudyConfig,
+    is_stochastic,
+    solver_title,
+    to_json,
+)
 from fmjax.metrics import ImageClassifier, PrecisionRecall, frechet_distance, precision_recall
-from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
+from fmjax.report.comparison import (
+    Comparison,
+    SolverRun,
+    row_from_json,
+    row_to_json,
+    write_csv,
+    write_json,
+)
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.studies.compare import device_in_words
 from fmjax.studies.compare_run import NUM_SHOWN
 from fmjax.studies.draw import Drawn
 from fmjax.studies.draw_run import draw_from
-from fmjax.studies.evaluate import MAX_REAL, labels_like, run_classifier, test_split
+from fmjax.studies.evaluate import MAX_REAL, data_classifier, labels_like, test_split
 from fmjax.studies.run_folder import Run, RunFolder, write_text
 from fmjax.studies.sample import settings_name
 from fmjax.studies.train import train
+from fmjax.times import Tabulated
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")
+FEWEST = 4  # Samples that have a third neighbour, and so precision and recall.
 
 
 def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Comparison:
@@ -42,15 +58,17 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
         ValueError: If the data have no classes to measure by, or a run's folder holds
             something else.
     """
-    rows, gallery, measure = [], [], None
+    # Whatever can refuse does so before hours of training.
+    for run_config in config.runs:
+        _require_samplings(run_config, config.samplings)
+    measure = _measure_of(config, progress)
+    rows, gallery = [], []
     for run_config in config.runs:
         run = train(run_config, path / run_config.name, progress=progress)
-        measure = _measure_of(run, config.num_samples, progress) if measure is None else measure
         for sampling in config.samplings:
             row, shown = _row(run, sampling, config.num_samples, path / "rows", measure, progress)
             rows.append(row)
             gallery.append(GalleryEntry.of(row, shown))
-    assert measure is not None
     comparison = Comparison(
         runs=tuple(rows),
         num_samples=config.num_samples,
@@ -83,22 +101,36 @@ class _Measure(NamedTuple):
     as_many: np.ndarray
     floors: dict[str, float]
 
-    def __call__(self, x1: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The metrics of finite samples, at least four."""
+    def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+        """The metrics of finite samples; the worst if they are too few to tell."""
+        if len(x1) < FEWEST:
+            return {"Frechet distance": float("inf"), **dict.fromkeys(HIGHER_IS_BETTER, 0.0)}
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
-        return {
+        found = {
             "Frechet distance": frechet_distance(features, self.real),
             **{name.capitalize(): getattr(shares, name) for name in PrecisionRecall._fields},
-            "Recognised": self.classifier.accuracy(x1, labels),
         }
+        if labels is not None:  # Of samples that were asked to be something.
+            found["Recognised"] = self.classifier.accuracy(x1, labels)
+        return found
 
 
-def _measure_of(run: Run, num_samples: int, progress: Progress) -> _Measure:
-    classifier, test = run_classifier(run, progress=progress), test_split(run, progress)
+def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> None:
+    """Raise unless the run can be sampled in each of these ways."""
+    for sampling in samplings:
+        guided = sampling.guidance == 1.0 or (run.conditional and run.loss.label_drop > 0)
+        require(guided, "samplings", f"be without guidance for {run.name}, which knows no "
+                "\"no class\"", sampling.guidance)  # fmt: skip
+        sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
+
+
+def _measure_of(config: StudyConfig, progress: Progress) -> _Measure:
+    data, num_samples = config.runs[0].data, config.num_samples
+    classifier, test = data_classifier(data, progress=progress), test_split(data, progress)
     if classifier is None or test is None or test.labels is None:
         raise ValueError("study data must be images with classes and a test set, got others")
-    train_set = run.config.data.load("train", progress=progress)
+    train_set = data.load("train", progress=progress)
     enough = num_samples <= min(len(train_set), len(test))
     require(enough, "num_samples", f"be at most the {len(test)} test examples", num_samples)
     with progress.task("measuring real data", 1) as advance:
@@ -122,11 +154,12 @@ def _row(
 ) -> tuple[SolverRun, np.ndarray]:
     """One row and some of its samples, from its files if they are of these weights."""
     asked = dataclasses.replace(sampling, num_samples=num_samples)
-    stem = folder / f"{run.config.name}-step{run.step}-{settings_name(asked)}"
+    # By more than their names: a training may have been replaced by another of as many steps.
+    config = hashlib.sha256(to_json(run.config).encode()).hexdigest()[:12]
+    stem = folder / f"{run.config.name}-step{run.step}-{config}-{settings_name(asked)}"
     figures, pictures = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
     try:
-        kept = SolverRun(**json.loads(figures.read_text(encoding="utf-8")))
-        return kept, read_npz(pictures)["images"]
+        return row_from_json(figures.read_text(encoding="utf-8")), read_npz(pictures)["images"]
     except (OSError, KeyError, TypeError, ValueError):
         pass  # Not there, or cut short: drawn again.
     progress.say(f"{run.config.name}: {settings_name(asked)}")
@@ -136,7 +169,7 @@ def _row(
     # One of each class, where the labels come in random order.
     first = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
     write_npz(pictures, images=drawn.x1[first])
-    write_text(figures, json.dumps(row._asdict()))
+    write_text(figures, row_to_json(row))
     return row, drawn.x1[first]
 
 
@@ -157,5 +190,5 @@ def _figures(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure
         rmse_worst=float("nan"),
         seconds=drawn.seconds * len(drawn.x1),
         succeeded=float(arrived.mean()),
-        metrics=measure(drawn.x1[arrived], measure.labels[arrived]),
+        metrics=measure(drawn.x1[arrived], None if drawn.labels is None else drawn.labels[arrived]),
     )
