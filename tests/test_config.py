@@ -76,9 +76,18 @@ def test_every_config_file_is_in_the_table():
     assert names == {*SHAPES, "fashion_mnist_study", "fashion_mnist_grids"}
 
 
-def test_the_study_gives_every_model_the_same_network_and_budget():
-    study = load_study(CONFIGS / "fashion_mnist_study.py")
+@pytest.mark.parametrize("name", ["fashion_mnist_study", "fashion_mnist_grids"])
+def test_a_study_builds_models_of_one_network_and_budget_and_all_their_steps(name):
+    study = load_study(CONFIGS / f"{name}.py")
     assert len({(run.network, run.optimizer, run.training) for run in study.runs}) == 1
+    for run in study.runs:
+        build(run, (28, 28, 1), 10)
+        for sampling in study.samplings:
+            times = sampling.make_steps(run.path.schedule, Tabulated()).times
+            assert len(times) == sampling.num_steps + 1
+
+
+def test_a_config_that_is_no_study_is_refused():
     with pytest.raises(ValueError, match=r"must define get_study\(\) -> StudyConfig"):
         load_study(CONFIGS / "digits.py")
 

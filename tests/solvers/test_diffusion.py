@@ -152,14 +152,17 @@ def test_dpm_solver_pp_2m_takes_the_papers_steps():
             np.testing.assert_allclose(ours, x, rtol=1e-9)
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_unipc_corrects_to_the_exact_solution_for_polynomials_of_its_order(order):
-    """With data D(lambda), `x / sigma` grows by the integral of `e^lambda D`."""
+@pytest.mark.parametrize(("order", "degree"), [(2, 2), (3, 3), (3, 2)])
+def test_unipc_has_the_exact_solution_for_polynomials_of_its_order(order, degree):
+    """With data D(lambda), `x / sigma` grows by the integral of `e^lambda D`.
+
+    The corrector's polynomial is of degree `order`, the predictor's of one less.
+    """
     with jax.enable_x64(True):
         lam = jnp.asarray([-1.5, -1.2, -0.7, -0.3, 0.2, 0.9])
         sigma = 1 / jnp.sqrt(1 + jnp.exp(2 * lam))
         alpha = sigma * jnp.exp(lam)
-        coefficients = np.array([0.7, -1.0, 0.4, 0.3])[: order + 1]
+        coefficients = np.array([0.7, -1.0, 0.4, 0.3])[: degree + 1]
         data = np.polynomial.Polynomial(coefficients)
         fine = np.polynomial.legendre.leggauss(40)
 
@@ -169,16 +172,19 @@ def test_unipc_corrects_to_the_exact_solution_for_polynomials_of_its_order(order
 
         sampler = UniPC(order)
         x = jnp.zeros((1, 1))
-        memory, corrected = sampler.start(x), []
+        memory, corrected, predicted = sampler.start(x), [], []
         for n in range(5):
             stretch = Stretch(jnp.asarray(n), jnp.asarray(False), (alpha[n], alpha[n + 1]),
                               (sigma[n], sigma[n + 1]))  # fmt: skip
             x1 = jnp.full((1, 1), data(float(lam[n])))
             x, memory = sampler.advance(stretch, x, x1, x1, None, memory)
             corrected.append(float(memory.x[0, 0]) / float(sigma[n]))
+            predicted.append(float(x[0, 0]) / float(sigma[n + 1]))
         for n in range(order, 4):  # From where there are predictions enough.
             expected = integral(float(lam[n]), float(lam[n + 1]))
             assert corrected[n + 1] - corrected[n] == pytest.approx(expected, rel=1e-9)
+            if order == 3 and degree == 2:
+                assert predicted[n] - corrected[n] == pytest.approx(expected, rel=1e-9)
 
 
 def test_ancestral_sampling_is_ddim_that_draws_all_noise_anew():
@@ -215,6 +221,7 @@ def test_ancestral_sampling_has_the_closed_forms_mean_and_spread_after_every_num
     np.testing.assert_allclose(found.std(), np.sqrt(var), atol=4 * 0.5 / 181)
 
 
+@pytest.mark.slow
 def test_a_thousand_ancestral_steps_give_the_data():
     x0 = jax.random.normal(jax.random.key(2), (2048, 8))
     keys = jax.random.split(jax.random.key(3), 2048)

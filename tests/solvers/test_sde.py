@@ -70,6 +70,11 @@ def drift(t, x, w):
     return GAUSSIAN.velocity(t, x) + 0.5 * w**2 * score, jnp.ones(x.shape[:1], jnp.int32)
 
 
+def one_of_all(i):
+    """The rate number i, which may be traced: one program serves them all."""
+    return lambda t: jnp.stack([rate(t) for rate in RATES])[i]
+
+
 def solved_moments(solver, rate, num_steps):
     """Mean and standard deviation at t = 1 from N(0, 1), exactly.
 
@@ -93,15 +98,20 @@ def solved_moments(solver, rate, num_steps):
     return mean, jnp.sqrt(variance)
 
 
-@pytest.mark.parametrize("rate", RATES, ids=repr)
 @pytest.mark.parametrize(("solver", "order"), [(FIXED[0], 1), (FIXED[1], 2)], ids=name)
-def test_moments_go_to_the_closed_form_at_the_weak_order_for_every_rate(solver, order, rate):
+def test_moments_go_to_the_closed_form_at_the_weak_order_for_every_rate(solver, order):
     with jax.enable_x64(True):
-        moments = [jax.jit(partial(solved_moments, solver, rate, n))() for n in (128, 256)]
-        coarse, fine = (np.abs(np.asarray(m) - (GAUSSIAN.mean, GAUSSIAN.std)) for m in moments)
-    slope = np.log2(np.linalg.norm(coarse) / np.linalg.norm(fine))
-    assert abs(slope - order) < 0.1
-    assert fine.max() < (1e-2, 1e-4)[order - 1]
+        programs = [
+            jax.jit(lambda i, n=n: jnp.stack(solved_moments(solver, one_of_all(i), n)))
+            for n in (128, 256)
+        ]
+        for i in range(len(RATES)):
+            coarse, fine = (
+                np.abs(np.asarray(p(i)) - (GAUSSIAN.mean, GAUSSIAN.std)) for p in programs
+            )
+            slope = np.log2(np.linalg.norm(coarse) / np.linalg.norm(fine))
+            assert abs(slope - order) < 0.1, RATES[i]
+            assert fine.max() < (1e-2, 1e-4)[order - 1], RATES[i]
 
 
 class NoiseFirst(StochasticHeun):
@@ -136,11 +146,6 @@ def test_a_last_step_of_the_sde_without_its_noise_would_shrink_the_data():
     assert std(1.0) / GAUSSIAN.std - 1.0 < -0.07
 
 
-def one_of_all(i):
-    """The rate number i, which may be traced: one program serves them all."""
-    return lambda t: jnp.stack([rate(t) for rate in RATES])[i]
-
-
 def for_every_rate(oracle, solver, steps, num, **settings):
     """Samples of each rate, `[rate, num]`, in one dimension."""
 
@@ -165,7 +170,8 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("solver", "steps", "num"),
-    [*WAYS[:2], pytest.param(*WAYS[2], marks=pytest.mark.slow)],
+    # The exact moments above and the mixture below hold the same law.
+    [pytest.param(*way, marks=pytest.mark.slow) for way in WAYS],
     ids=name,
 )
 def test_samples_of_a_gaussian_have_its_moments_for_every_rate(solver, steps, num):
@@ -198,10 +204,9 @@ def test_without_noise_it_is_the_flow(solver, plain, rate):
     assert got.nfe.tolist() == want.nfe.tolist()
 
 
-@pytest.mark.parametrize("rate", [ConstantRate(), DecreasingRate()], ids=repr)
 @pytest.mark.parametrize("solver", FIXED, ids=name)
-def test_paths_converge_at_the_strong_order_one(solver, rate):
-    finest = 4096
+def test_paths_converge_at_the_strong_order_one(solver):
+    finest, rate = 4096, DecreasingRate()
     steps = jax.random.normal(jax.random.key(3), (finest, 64, 1)) / np.sqrt(finest)
 
     @partial(jax.jit, static_argnums=0)
@@ -384,7 +389,7 @@ def test_grids_padded_with_ones_share_a_program_and_change_nothing(solver):
     assert single.nfe.tolist() == [2] * 6
 
 
-@pytest.mark.parametrize("num_steps", [10, 20, 30, 50, 100, 150, 200, 250])
+@pytest.mark.parametrize("num_steps", [10, 30])
 def test_a_grid_time_where_the_last_step_begins_makes_no_step_of_rounding(num_steps):
     for length in range(1, num_steps // 2):
         steps = np.diff(with_last_step(uniform_grid(num_steps), length / num_steps))
