@@ -118,7 +118,7 @@ def _adaptive_if_meant(
     if on_grid:
         rule = "be given for a grid to lie on"
         require(sampling.num_steps is not None, "num-steps", rule, "none")
-        rule = "go without fixed steps, which take whatever error comes"
+        rule = "go without a number of steps, which fixes them whatever the error"
         for name in sorted(tolerances):
             require(False, name, rule, f"{sampling.num_steps} steps")
         return sampling

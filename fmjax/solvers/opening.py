@@ -56,9 +56,9 @@ def counting_from(
     books = Books(opening.nfe, count, count, ends=jnp.full((num_ends,), jnp.nan, dtype))
     slope_known = opening.solver_state is not None
     metered = isinstance(solver, EachSample)
-    return Counting(
-        inner, books, task.cost, nodes_of(solver), slope_known, metered, bool(task.batch)
-    )
+    # Steps that follow from errors: whose, matters only to them.
+    shared = bool(task.batch) and isinstance(inner, diffrax.PIDController)
+    return Counting(inner, books, task.cost, nodes_of(solver), slope_known, metered, shared)
 
 
 def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) -> Any:

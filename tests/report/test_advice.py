@@ -103,8 +103,8 @@ def test_samplers_with_noise_are_not_in_the_advice_on_errors():
     words = sentences(comparison(noisy, HEUN), (1e-2, 1e-3))
     assert "closest is Heun" in words[1]
     assert not any("Ancestral" in sentence for sentence in words)
-    (alone,) = sentences(comparison(noisy), (1e-2,))
-    assert alone.startswith("No run reaches a worst-sample error of 0.01")
+    # No end point to err from is no failure.
+    assert not any("No run reaches" in said for said in sentences(comparison(noisy), (1e-2,)))
 
 
 @pytest.mark.parametrize(("higher", "best"), [((), "good"), (("sliced Wasserstein",), "poor")])
