@@ -42,8 +42,7 @@ def solved(sampling, prediction=Prediction.VELOCITY, cond=None):
     [
         (SamplingConfig(solver="rk4", num_steps=16), 1e-4),
         (SamplingConfig(solver="tsit5", slots=100, rtol=1e-6, atol=1e-6), 1e-4),
-        # Of first and second order; on this path and grid.
-        (SamplingConfig(solver="ddim", num_steps=128), 0.06),
+        # Of second order; on this path and grid.
         (SamplingConfig(solver="dpm_solver_pp_2m", num_steps=128), 0.01),
     ],
 )

@@ -89,7 +89,11 @@ def gradients(x0, a, scale=1.0, **how):
     return jnp.append(for_x0, for_a)
 
 
-@pytest.mark.parametrize("solver", [RK4(), diffrax.Ralston()], ids=["own", "diffrax"])
+@pytest.mark.parametrize(
+    "solver",
+    [RK4(), pytest.param(diffrax.Ralston(), marks=pytest.mark.slow)],
+    ids=["own", "diffrax"],
+)
 def test_checkpointing_is_exact_for_the_steps_and_backsolving_up_to_their_error(solver):
     with jax.enable_x64(True):
         x0, h = noise(4, 2), 1e-5
@@ -145,6 +149,7 @@ def test_a_padded_grid_that_is_traced_has_the_same_gradient(solver):
     np.testing.assert_allclose(padded, jax.jit(lambda: gradient(grid))(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_backsolving_does_not_grow_with_the_steps():
     def needed(solver, adjoint, num_steps):
         steps = FixedSteps(uniform_grid(num_steps))

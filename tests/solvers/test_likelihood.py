@@ -95,7 +95,11 @@ def test_hutchinson_is_unbiased(probe):
     assert abs(error) < allowed
 
 
-@pytest.mark.parametrize("divergence", [ExactDivergence(), Hutchinson()], ids=["exact", "probes"])
+@pytest.mark.parametrize(
+    "divergence",
+    [ExactDivergence(), pytest.param(Hutchinson(), marks=pytest.mark.slow)],
+    ids=["exact", "probes"],
+)
 def test_its_gradients_are_the_score_and_that_of_the_parameters(divergence):
     x1 = data(GAUSSIAN, noise(4, 3))
     keys = jax.random.split(jax.random.key(0), 4)

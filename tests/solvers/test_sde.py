@@ -183,7 +183,11 @@ def test_samples_of_a_gaussian_have_its_moments_for_every_rate(solver, steps, nu
     np.testing.assert_allclose(x1.std(axis=1), GAUSSIAN.std, atol=4 * error / np.sqrt(2) + 2e-3)
 
 
-@pytest.mark.parametrize(("solver", "steps", "num"), WAYS[1:], ids=name)
+@pytest.mark.parametrize(
+    ("solver", "steps", "num"),
+    [WAYS[1], pytest.param(*WAYS[2], marks=pytest.mark.slow)],
+    ids=name,
+)
 def test_samples_of_a_mixture_have_its_distribution_for_every_rate(solver, steps, num):
     mixture = GaussianMixture(Cosine(), means=((-1.5,), (1.0,)), std=0.3)
     x1 = np.sort(for_every_rate(mixture, solver, steps, num), axis=1)
@@ -261,7 +265,10 @@ def test_every_prediction_gives_the_same_samples(prediction):
 
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [(StochasticHeun(), FixedSteps(uniform_grid(5))), (diffrax.ShARK(), LOOSE)],
+    [
+        (StochasticHeun(), FixedSteps(uniform_grid(5))),
+        pytest.param(diffrax.ShARK(), LOOSE, marks=pytest.mark.slow),
+    ],
     ids=name,
 )
 class TestOfEachSampleAlone:

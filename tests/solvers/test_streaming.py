@@ -106,7 +106,12 @@ def test_an_elementwise_field_has_the_same_bits_whatever_the_slots():
 
 @pytest.mark.parametrize(
     "solver",
-    [diffrax.Tsit5(), diffrax.Bosh3(), diffrax.Heun(), diffrax.ReversibleHeun()],
+    [
+        diffrax.Tsit5(),
+        pytest.param(diffrax.Bosh3(), marks=pytest.mark.slow),
+        pytest.param(diffrax.Heun(), marks=pytest.mark.slow),
+        diffrax.ReversibleHeun(),
+    ],
     ids=lambda solver: type(solver).__name__,
 )
 def test_every_kind_of_solver_streams_to_the_answer_of_the_whole_batch(solver):
