@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import Cond, Points, event_axes
+from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
 from fmjax.paths import AffinePath, Prediction
 from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, Stretch
 from fmjax.solvers.multistep import DPMSolverPP2M, UniPC
-from fmjax.solvers.steps import FixedSteps, Samples, as_times
+from fmjax.solvers.steps import FixedSteps, Samples, as_times, samples_on_grid
 from fmjax.solvers.stochastic import require_keys, standard_normal
 from fmjax.velocity import evaluations
 
@@ -110,13 +110,4 @@ def sample_diffusion(
     nothing = jnp.zeros((x0.shape[0],), jnp.int32)
     carry = (x0, sampler.start(x0), nothing)
     (x1, _, nfe), _ = jax.lax.scan(body, carry, jnp.arange(len(times) - 1, dtype=jnp.int32))
-    taken = times[:-1] < 1.0
-    return Samples(
-        x1=x1,
-        nfe=nfe,
-        num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
-        num_rejected=nothing,
-        succeeded=jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=jnp.where(taken, times[1:], jnp.nan),
-        trajectory=None,
-    )
+    return samples_on_grid(x1, nfe, times)

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import event_axes
-from fmjax.solvers.steps import Samples, is_concrete, num_steps
+from fmjax.solvers.steps import Samples, is_concrete, num_steps, samples_on_grid
 
 # (t scalar, x) -> (velocity, network evaluations it cost each example)
 Field = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -197,14 +196,4 @@ def solve_fixed(
     nothing = jnp.zeros((x0.shape[0],), jnp.int32)
     carry = (x0, solver.start(x0), nothing, saved)
     (x1, _, nfe, saved), _ = jax.lax.scan(body, carry, (times[:-1], times[1:]))
-    finite = jnp.all(jnp.isfinite(x1), axis=event_axes(x1))
-    arrived = (times[0] == 0.0) & (times[-1] == 1.0)
-    return Samples(
-        x1=x1,
-        nfe=nfe,
-        num_accepted=nothing + num_steps(times).astype(jnp.int32),
-        num_rejected=nothing,
-        succeeded=finite & arrived,
-        times=jnp.where(times[1:] > times[:-1], times[1:], jnp.nan),
-        trajectory=saved,
-    )
+    return samples_on_grid(x1, nfe, times, saved)

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from fmjax._arrays import Points
+from fmjax._arrays import Points, event_axes
 from fmjax._checks import require, require_at_least, require_positive
 
 
@@ -144,3 +145,19 @@ class Samples(NamedTuple):
     succeeded: Bool[Array, "batch"]
     times: Float[Array, "..."]
     trajectory: Float[Array, "saved batch ..."] | None
+
+
+def samples_on_grid(x1: Any, nfe: Any, times: Any, trajectory: Any = None) -> Samples:
+    """The result of fixed steps over `times`, of which those of no length were not taken."""
+    nothing, taken = jnp.zeros(x1.shape[:1], jnp.int32), times[1:] > times[:-1]
+    # Of a grid that was traced nobody has seen yet where it goes.
+    arrived = (times[0] == 0.0) & (times[-1] == 1.0)
+    return Samples(
+        x1=x1,
+        nfe=nfe,
+        num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
+        num_rejected=nothing,
+        succeeded=arrived & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
+        times=jnp.sort(jnp.where(taken, times[1:], jnp.nan)),  # NaN goes last.
+        trajectory=trajectory,
+    )

@@ -11,10 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import event_axes
 from fmjax._checks import require
 from fmjax.rates import DiffusionRate
-from fmjax.solvers.steps import Samples
+from fmjax.solvers.steps import Samples, samples_on_grid
 
 # (t scalar, x, w scalar) -> (drift `u + w^2/2 score`, network evaluations of each example)
 DriftField = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -127,14 +126,4 @@ def solve_stochastic(
     nothing = jnp.zeros((x0.shape[0],), jnp.int32)
     steps = (jnp.arange(len(times) - 1), times[:-1], times[1:])
     (x1, nfe), _ = jax.lax.scan(body, (x0, nothing), steps)
-    taken = times[1:] > times[:-1]
-    ends = jnp.where(taken, times[1:], jnp.nan)
-    return Samples(
-        x1=x1,
-        nfe=nfe,
-        num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
-        num_rejected=nothing,
-        succeeded=jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=jnp.sort(ends),  # NaN, of steps not taken, go last.
-        trajectory=None,
-    )
+    return samples_on_grid(x1, nfe, times)
