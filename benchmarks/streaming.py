@@ -7,15 +7,17 @@ dopri5 on the same weights (`torch`). They take turns. Run:
 
     python benchmarks/streaming.py
 
-Errors are against a Dopri8 solve at 1e-6 in float32: those of the tightest tolerances say little.
-The last line is one JSON object. `overhead` is streaming's time over what its samples'
-evaluations cost at the least: their mean number, times the samples, times the network's own
-time for one example in batches of the slots. `seconds_at_equal_error` are at the worst-sample
-error named beside them, in between the tolerances. `--num-samples 256 --tolerances 1e-3 1e-4
---rounds 3` is a short run.
+Errors are the first `NUM_CHECKED` samples', against a Dopri8 solve at 1e-7 in float64. The last
+line is one JSON object. `overhead` is streaming's time over what its samples' evaluations cost at
+the least: their mean number, times the samples, times the network's own time for one example in
+batches of the slots, timed right before and after. `idle` is the part of it that no neighbour
+on the machine can disturb: batched evaluations made over those that full slots would have taken.
+`seconds_at_equal_error` are at the worst-sample error named beside them, in between the
+tolerances. `--num-samples 512 --tolerances 1e-3 1e-4` is a short run.
 """
 
 import argparse
+import heapq
 import math
 import statistics
 import sys
@@ -28,16 +30,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _digits import CONFIG, EVENT_SHAPE, NUM_CLASSES, train, worst_error
-from _measure import median_ratio, report, take_turns
+from _measure import median_ratio, report, spread, take_turns
 from _torch_dit import TorchDiT, copy_weights
 from _torch_solve import TorchSolve, torch
 
 from fmjax._memory import keep_freed_memory
 from fmjax.networks import make_dit
 from fmjax.solvers import AdaptiveSteps, ErrorControl, Samples, sample
+from fmjax.studies.reference import lower_reference, solve_reference
 
 Solve = Callable[[float], Any]
-NUM_CALLS = 16
+NUM_CALLS = 64
+NUM_CHECKED = 256
+LOOSE = 0.1
+# Of Dopri5: evaluations of a step whose first is the last one's, and to choose the first step.
+NUM_STAGES, NUM_OPENING = 6, 2
 
 
 def ours(velocity_fn: Any, x0: Any, labels: Any, size: int, control: Any, slots: Any) -> Solve:
@@ -53,9 +60,7 @@ def ours(velocity_fn: Any, x0: Any, labels: Any, size: int, control: Any, slots:
             solve(x0[i : i + size], labels[i : i + size], jnp.float32(tolerance))
             for i in range(0, len(x0), size)
         ]
-        kept = [(part.x1, part.nfe) for part in parts]
-        x1, nfe = jax.tree.map(lambda *a: np.concatenate(a), *kept)
-        return parts[0]._replace(x1=x1, nfe=nfe)
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
     return call
 
@@ -83,23 +88,51 @@ def network_alone(velocity_fn: Any, x0: Any, labels: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(call(x0, labels))
 
 
+def batches_streamed(num_attempts: np.ndarray, slots: int) -> int:
+    """Attempts that the loop makes with all its slots, until the queue's last sample arrives."""
+    free_from = [0] * slots
+    for attempts in num_attempts:  # The next in the queue takes the slot that is free first.
+        heapq.heapreplace(free_from, free_from[0] + int(attempts))
+    return max(free_from)
+
+
 def at_tolerance(
-    ways: dict[str, Solve], network: Any, reference: Any, tolerance: float, args: Any
+    ways: dict[str, Solve], network: Any, exact: np.ndarray, tolerance: float, args: Any
 ) -> dict[str, Any]:
     """Seconds, errors and evaluations of each way."""
-    ends = {name: way(tolerance) for name, way in ways.items()}
-    candidates = {name: partial(way, tolerance) for name, way in ways.items()}
-    seconds = take_turns(candidates | {"network": network}, args.rounds, warmup=0)  # `ends` was one
-    nfe = ends["streaming"].nfe
-    batches = float(nfe.sum()) / args.slots
-    least = [batches * s / NUM_CALLS for s in seconds["network"]]
+    ends: dict[str, Any] = {}
+
+    def timed(name: str) -> None:
+        ends[name] = ways[name](tolerance)
+
+    candidates = {name: partial(timed, name) for name in ways}
+    around = {"before": network, "streaming": candidates.pop("streaming"), "after": network}
+    seconds = take_turns(around | candidates, args.rounds, warmup=0)
+    streamed = ends["streaming"]
+    full = float(streamed.nfe.sum()) / args.slots
+    attempts = streamed.num_accepted + streamed.num_rejected
+    made = (
+        NUM_STAGES * batches_streamed(attempts, args.slots)
+        + NUM_OPENING * len(attempts) / args.slots
+    )
+    network_seconds = [
+        0.5 * (a + b) for a, b in zip(seconds["before"], seconds["after"], strict=True)
+    ]
+    least = [full * s / NUM_CALLS for s in network_seconds]
+    low, high = spread([a / b for a, b in zip(seconds["streaming"], least, strict=True)])
     return {
         "tolerance": tolerance,
-        "nfe_mean": float(nfe.mean()),
-        "nfe_most": int(nfe.max()),
+        "nfe_mean": float(streamed.nfe.mean()),
+        "nfe_most": int(streamed.nfe.max()),
         "overhead": median_ratio(seconds["streaming"], least),
+        "overhead_quartiles": (low, high),
+        "idle": made / full,
+        "network_milliseconds": 1e3 * statistics.median(network_seconds) / NUM_CALLS,
         "seconds": {name: statistics.median(seconds[name]) for name in ways},
-        "error": {name: worst_error(getattr(e, "x1", e), reference) for name, e in ends.items()},
+        "error": {
+            name: worst_error(getattr(end, "x1", end)[: len(exact)], exact)
+            for name, end in ends.items()
+        },
     }
 
 
@@ -149,21 +182,24 @@ def main() -> None:
         "shared": ours(velocity_fn, x0, labels, size, ErrorControl.LARGEST_SAMPLE, None),
         "torch": theirs(peer_net, x0, labels, size),
     }
-    tight = jax.jit(
-        lambda x, c: sample(velocity_fn, x, c, solver=diffrax.Dopri8(),
-                            steps=AdaptiveSteps(1e-6, 1e-6, own, slots=size)).x1
-    )  # fmt: skip
-    reference = np.asarray(tight(x0, labels), np.float64)
+    program = lower_reference(
+        lambda params: partial(net.apply, params), params, x0[:NUM_CHECKED], labels[:NUM_CHECKED]
+    )
+    exact = solve_reference(program, program.lowered.compile())
+    print(exact.info, file=sys.stderr, flush=True)
     network = network_alone(velocity_fn, x0[:size], labels[:size])
     network()
+    for way in ways.values():
+        way(LOOSE)  # Compiles.
     rows = []
     for tolerance in args.tolerances:
-        rows.append(at_tolerance(ways, network, reference, tolerance, args))
+        rows.append(at_tolerance(ways, network, exact.x1, tolerance, args))
         print(rows[-1], file=sys.stderr, flush=True)  # It takes minutes: something to look at.
     settings = {
         "num_samples": args.num_samples,
         "slots": args.slots,
         "rounds": args.rounds,
+        "uncertainty": exact.info.uncertainty,
         "jax": jax.__version__,
         "torch": torch.__version__,
     }

@@ -5,13 +5,15 @@ Imports wait until a command needs them, so that a wrong word is refused at once
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from fmjax._progress import Progress
 from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, path_and_rest
 
 if TYPE_CHECKING:
     from fmjax.config import SamplingConfig
+    from fmjax.studies.run_folder import Run
 
 
 # Options that mean nothing with fixed steps.
@@ -134,18 +136,25 @@ def _adaptive_if_meant(
     return sampling
 
 
+def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
+    """Do `work` on the run, with progress, and make its page anew."""
+    from fmjax.studies.report import report_run
+    from fmjax.studies.run_folder import open_run
+
+    with console() as progress:
+        run = open_run(path)
+        work(run, progress)
+        report_run(run, progress=progress)
+
+
 def _compare(arguments: list[str]) -> None:
     path, rest = path_and_rest("compare", "RUN", arguments)
     from fmjax.config import CompareConfig
     from fmjax.studies.compare_run import compare_run
-    from fmjax.studies.report import report_run
-    from fmjax.studies.run_folder import open_run, read_config
+    from fmjax.studies.run_folder import read_config
 
     asked = parse(CompareConfig, read_config(path).compare, rest, f"fmjax compare {path}")
-    with console() as progress:
-        run = open_run(path)
-        compare_run(run, asked, progress=progress)
-        report_run(run, progress=progress)
+    _on_run(path, lambda run, progress: compare_run(run, asked, progress=progress))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -156,8 +165,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     from fmjax.config import EvaluationConfig, SamplingConfig
     from fmjax.studies.evaluate import evaluate_run
-    from fmjax.studies.report import report_run
-    from fmjax.studies.run_folder import open_run, read_config
+    from fmjax.studies.run_folder import read_config
 
     config = read_config(path)
 
@@ -176,10 +184,9 @@ def _evaluate(arguments: list[str]) -> None:
     default = Evaluate(config.evaluation, config.sampling)
     asked = parse(Evaluate, default, rest, f"fmjax evaluate {path}")
     sampling = _adaptive_if_meant(asked.sampling, rest, "--sampling.")
-    with console() as progress:
-        run = open_run(path)
-        evaluate_run(run, asked.evaluation, sampling, progress=progress)
-        report_run(run, progress=progress)
+    _on_run(
+        path, lambda run, progress: evaluate_run(run, asked.evaluation, sampling, progress=progress)
+    )
 
 
 def _study(arguments: list[str]) -> None:
@@ -217,32 +224,24 @@ def _likelihood(arguments: list[str]) -> None:
     path, rest = path_and_rest("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
     from fmjax.studies.likelihood import likelihood_run
-    from fmjax.studies.report import report_run
-    from fmjax.studies.run_folder import open_run, read_config
+    from fmjax.studies.run_folder import read_config
 
     read_config(path)  # A folder that is no run is refused before its options.
     asked = parse(LikelihoodConfig, LikelihoodConfig(), rest, f"fmjax likelihood {path}")
-    with console() as progress:
-        run = open_run(path)
-        likelihood_run(run, asked, progress=progress)
-        report_run(run, progress=progress)
+    _on_run(path, lambda run, progress: likelihood_run(run, asked, progress=progress))
 
 
 def _invert(arguments: list[str]) -> None:
     path, rest = path_and_rest("invert", "RUN", arguments)
     from fmjax.config.inverting import InvertConfig
     from fmjax.studies.invert import invert_run
-    from fmjax.studies.report import report_run
-    from fmjax.studies.run_folder import open_run, read_config
+    from fmjax.studies.run_folder import read_config
 
     num_images = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     images, rest = tuple(map(Path, rest[:num_images])), rest[num_images:]
     read_config(path)  # A folder that is no run is refused before its options.
     asked = parse(InvertConfig, InvertConfig(), rest, f"fmjax invert {path}")
-    with console() as progress:
-        run = open_run(path)
-        invert_run(run, asked, images, progress=progress)
-        report_run(run, progress=progress)
+    _on_run(path, lambda run, progress: invert_run(run, asked, images, progress=progress))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

@@ -5,11 +5,9 @@ meets the same path again, and two solves with one key converge to the same poin
 Diffrax's virtual Brownian tree: drawn down to half a cell of `_RASTER`, interpolated in law below.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
@@ -19,7 +17,8 @@ from fmjax.rates import ConstantRate, DiffusionRate
 from fmjax.solvers.counting import NUM_ENDS, Books, Counting, Nodes, ToTimes
 from fmjax.solvers.steps import AdaptiveSteps, Samples
 from fmjax.solvers.stochastic import DriftField, StochasticHeun
-from fmjax.velocity import VelocityFn, evaluations
+from fmjax.solvers.task import Task, task_of_one
+from fmjax.velocity import VelocityFn
 
 # Adaptive steps end on multiples of this; a solve whose error asks for shorter ones fails. A path
 # is so rough that a time moved by rounding moves its value, and with it the error, by the square
@@ -68,48 +67,6 @@ def _on_raster(t0: Any, t1: Any) -> jax.Array:
     return t0 + _RASTER * jnp.maximum(jnp.floor((t1 - t0) / _RASTER), 1.0)
 
 
-class Drift(NamedTuple):
-    """The drift of one sample.
-
-    Attributes:
-        field: `field(t, x, cond)`, t scalar, x without batch axis.
-        cost: `cost(t)`, network evaluations of one call, a scalar.
-    """
-
-    field: Callable[[Any, Any, Any], jax.Array]
-    cost: Callable[[jax.Array], jax.Array]
-
-
-def drift_of_one(drift_fn: VelocityFn, x0: jax.Array, cond: Any) -> Drift:
-    """The drift of a batch like `x0`, taken apart so that each sample may have its own solve.
-
-    Under vmap the calls are put together again. Without that, `vmap` would turn a choice between
-    two networks (guidance inside its interval) into both of them.
-    """
-    # Traced values that `drift_fn` holds, parameters for one, are given to the rule as arguments:
-    # it is applied to the inside of loops, where it may not reach for them itself.
-    whole = eqx.filter_closure_convert(drift_fn, jnp.zeros(len(x0), x0.dtype), x0, cond)
-    held, program = eqx.partition(whole, eqx.is_array)
-
-    @jax.custom_batching.custom_vmap
-    def of_one(held: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
-        del held
-        return drift_fn(t[None], x[None], jax.tree.map(lambda c: c[None], cond))[0]
-
-    @of_one.def_vmap
-    def _(axis_size: int, batched: Any, held: Any, t: jax.Array, x: jax.Array, cond: Any) -> Any:
-        def spread(value: jax.Array, is_batched: bool) -> jax.Array:
-            return value if is_batched else jnp.broadcast_to(value, (axis_size, *value.shape))
-
-        given = jax.tree.map(spread, (t, x, cond), tuple(batched[1:]))
-        return eqx.combine(held, program)(*given), True
-
-    return Drift(
-        field=lambda t, x, cond: of_one(held, t, x, cond),
-        cost=lambda t: evaluations(drift_fn, t[None])[0].astype(jnp.int32),
-    )
-
-
 def solve_brownian(
     drift_fn: VelocityFn,
     field: DriftField,
@@ -125,7 +82,7 @@ def solve_brownian(
 
     `steps` are adaptive, or the times of a grid; `drift_fn` is the drift as a counted field.
     """
-    drift = drift_of_one(drift_fn, x0, cond)
+    drift = task_of_one(drift_fn, solver, x0, cond, len(x0))
 
     def solve(x0: jax.Array, key: jax.Array, cond: Any) -> Any:
         return _solve_one(drift, rate, x0, key, cond, solver, steps, start)
@@ -149,7 +106,7 @@ def solve_brownian(
 
 
 def _solve_one(
-    drift: Drift,
+    drift: Task,
     rate: DiffusionRate,
     x0: jax.Array,
     key: jax.Array,
