@@ -36,8 +36,8 @@ class TorchBlock(nn.Module):
             self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
         )
         qkv = self.qkv(self.norm(h) * (1 + scale_a) + shift_a)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         h = h + gate_a * self.out(mixed.reshape(batch, tokens, width))
         hidden = F.gelu(self.mlp_in(self.norm(h) * (1 + scale_m) + shift_m), approximate="tanh")
@@ -103,7 +103,7 @@ def copy_weights(params: dict[str, Any], net: TorchDiT) -> None:
     copy(net.out, params["out"])
     for index, block in enumerate(net.blocks):
         assert isinstance(block, TorchBlock)
-        copy(block.qkv, params["blocks"]["attention"]["qkv"], index)
+        copy(block.qkv, params["blocks"]["attention"]["to_heads"], index)
         copy(block.out, params["blocks"]["attention"]["out"], index)
         for name in ("mlp_in", "mlp_out", "modulation"):
             copy(getattr(block, name), params["blocks"][name], index)

@@ -37,9 +37,3 @@ def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:
 def event_axes(x: jax.Array) -> tuple[int, ...]:
     """All axes of `x` but the leading batch axis."""
     return tuple(range(1, x.ndim))
-
-
-def batch_axes() -> tuple[str, ...]:
-    """The axes of the mesh in context over which a batch is split; none without such a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name in ("data", "fsdp") if name in mesh.auto_axes)

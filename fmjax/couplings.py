@@ -14,8 +14,9 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, Points, batch_axes
+from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_at_least
+from fmjax._layout import batch_axes
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """What a velocity field is, and what a network is, to the rest of the library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -31,10 +32,13 @@ class VelocityNet(NamedTuple):
         init: `init(key) -> params`.
         apply: `apply(params, t, x, cond) -> prediction`, shaped like x, float32: a velocity,
             or x1 or x0, as the objective it was trained with says.
+        tensor_axes: By the dotted name of a parameter, the axis of it that the mesh axis
+            `tensor` splits; those that are not named are not split.
     """
 
     init: Callable[[Any], Params]
     apply: Callable[..., jax.Array]
+    tensor_axes: Mapping[str, int] = MappingProxyType({})
 
 
 def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, "batch"]:

@@ -110,4 +110,5 @@ def make_classifier(
     def build(rngs: nnx.Rngs) -> ConvNet:
         return ConvNet(config, event_shape, num_classes, rngs=rngs)
 
-    return Classifier(*purify(build))
+    pure = purify(build)
+    return Classifier(pure.init, pure.apply)

@@ -13,10 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._arrays import Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._layout import gathered, rows_apart
 from fmjax.networks.layers import (
     DTYPES,
+    INPUTS,
+    OUTPUTS,
     ConditionEmbedding,
     Linear,
+    ToHeads,
     attention,
     compute_dtype,
     layer_norm,
@@ -24,7 +28,6 @@ from fmjax.networks.layers import (
     rotary_angles,
     rotate,
     sincos_positions,
-    split_heads,
     widened,
 )
 from fmjax.networks.pure import purify, run_blocks, stack_blocks
@@ -117,12 +120,9 @@ class SelfAttention(nnx.Module):
         width, head = config.width, config.width // config.num_heads
         xavier = nnx.initializers.xavier_uniform()
         self.config, self.grid = config, grid
-        self.qkv = Linear(
-            width, 3 * width, dtype=compute_dtype(config.dtype), kernel_init=xavier, rngs=rngs
-        )
-        self.out = Linear(
-            width, width, dtype=compute_dtype(config.dtype), kernel_init=xavier, rngs=rngs
-        )
+        dtype = compute_dtype(config.dtype)
+        self.to_heads = ToHeads(width, config.num_heads, dtype=dtype, kernel_init=xavier, rngs=rngs)
+        self.out = Linear(width, width, split=INPUTS, dtype=dtype, kernel_init=xavier, rngs=rngs)
         self.q_scale = nnx.Param(jnp.ones(head)) if config.qk_norm else None
         self.k_scale = nnx.Param(jnp.ones(head)) if config.qk_norm else None
 
@@ -130,7 +130,7 @@ class SelfAttention(nnx.Module):
         """Give the tokens, each a mixture of all."""
         batch, tokens, width = h.shape
         heads = self.config.num_heads
-        q, k, v = split_heads(self.qkv(h), heads)
+        q, k, v = self.to_heads.heads(h)
         if self.q_scale is not None and self.k_scale is not None:
             q = rms_norm(q, self.q_scale[...]).astype(v.dtype)
             k = rms_norm(k, self.k_scale[...]).astype(v.dtype)
@@ -152,20 +152,23 @@ class DiTBlock(nnx.Module):
         xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
         dtype = compute_dtype(config.dtype)
         self.attention = SelfAttention(config, grid, rngs=rngs)
-        self.mlp_in = Linear(width, hidden, dtype=dtype, kernel_init=xavier, rngs=rngs)
-        self.mlp_out = Linear(hidden, width, dtype=dtype, kernel_init=xavier, rngs=rngs)
-        self.modulation = Linear(width, 6 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+        mlp = dict(dtype=dtype, kernel_init=xavier, rngs=rngs)
+        self.mlp_in = Linear(width, hidden, split=OUTPUTS, **mlp)
+        self.mlp_out = Linear(hidden, width, split=INPUTS, **mlp)
+        self.modulation = Linear(
+            width, 6 * width, split=OUTPUTS, dtype=dtype, kernel_init=zeros, rngs=rngs
+        )
 
     def __call__(
         self, h: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]
     ) -> Float[Array, "batch tokens width"]:
         """Give the tokens after this block."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
-            self.modulation(c)[:, None, :], 6, axis=-1
+            rows_apart(self.modulation(c))[:, None, :], 6, axis=-1
         )
-        h = h + gate_a * self.attention(_modulate(h, shift_a, scale_a))
+        h = h + gate_a * rows_apart(self.attention(_modulate(h, shift_a, scale_a)))
         hidden = nnx.gelu(self.mlp_in(_modulate(h, shift_m, scale_m)), approximate=True)
-        return h + gate_m * self.mlp_out(hidden)
+        return h + gate_m * rows_apart(self.mlp_out(hidden))
 
 
 class DiT(nnx.Module):
@@ -206,7 +209,7 @@ class DiT(nnx.Module):
         c = nnx.silu(self.embed(t, cond))
         h = self.patches(patchify(x, config.patch_size))
         if self.positions is not None:
-            h = h + self.positions[...][None].astype(h.dtype)
+            h = h + gathered(self.positions[...].astype(h.dtype))[None]
         elif config.positions == "sincos":
             h = h + sincos_positions(*self.grid, config.width)[None].astype(h.dtype)
         h = run_blocks(self.blocks, h, c, unroll=config.unroll_layers, remat=config.remat)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._arrays import PRNGKey, Times
 from fmjax._checks import require
-from fmjax.networks.pure import rows_apart
+from fmjax._layout import gathered, heads_apart, rows_apart
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
@@ -47,18 +47,77 @@ def conv_init(
 _FASTEST, _SLOWEST = 30.0, 0.1  # Frequencies of the time embedding, in radians.
 
 
+OUTPUTS, INPUTS = -1, -2
+"""Which axis of a layer's kernel the mesh axis `tensor` splits.
+
+A layer whose outputs are split and, after it, one whose inputs are, need one sum over devices.
+"""
+
+
+def _tensor_axes(layer: Any) -> dict[str, int]:
+    """By a parameter's name, the axis of it that `tensor` splits."""
+    if layer.split is None:
+        return {}
+    return {"kernel": layer.split} | ({"bias": -1} if layer.split == OUTPUTS else {})
+
+
+def _gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Inputs, kernel and bias in the type that the layer computes in, gathered in that type."""
+    kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
+    dtype = layer.dtype or jnp.result_type(inputs, kernel)
+    kernel = gathered(kernel.astype(dtype), layer.split)
+    if bias is not None:
+        bias = gathered(bias.astype(dtype), -1 if layer.split == OUTPUTS else None)
+    return inputs.astype(dtype), kernel, bias
+
+
 class Linear(nnx.Linear):
     """A linear layer over the last axis, computed as one product of two matrices.
 
     With the leading axes flattened, so is the product that gives the weights' gradient. Left
     apart, they make XLA on the CPU write a transposed copy of its operand, fused with whatever
     computes it: a quarter of the training step of a DiT.
+
+    Attributes:
+        split: Which axis of the kernel `tensor` splits: OUTPUTS, INPUTS or None.
     """
+
+    def __init__(self, before: int, after: int, *, split: int | None = None, **settings: Any):
+        super().__init__(before, after, **settings)
+        self.split = split
+
+    tensor_axes = property(_tensor_axes)
 
     def __call__(self, inputs: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
         """Give `inputs @ kernel + bias`."""
-        out = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        x, kernel, bias = _gathered_as(self, inputs.reshape(-1, inputs.shape[-1]))
+        out = x @ kernel if bias is None else x @ kernel + bias[None]
         return out.reshape(*inputs.shape[:-1], out.shape[-1])
+
+
+class Conv(nnx.Conv):
+    """A convolution that keeps the resolution.
+
+    Attributes:
+        split: As of `Linear`.
+    """
+
+    def __init__(self, before: int, after: int, size: int, *, split: int | None = None,
+                 **settings: Any):  # fmt: skip
+        super().__init__(before, after, (size, size), **settings)
+        self.split = split
+
+    tensor_axes = property(_tensor_axes)
+
+    def __call__(
+        self, inputs: Float[Array, "batch height width _in"]
+    ) -> Float[Array, "batch height width _out"]:
+        """Give the feature map."""
+        x, kernel, bias = _gathered_as(self, inputs)
+        out = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out if bias is None else out + bias[None, None, None]
 
 
 def timestep_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
@@ -85,8 +144,8 @@ class ConditionEmbedding(nnx.Module):
 
     def __init__(self, width: int, num_classes: int | None, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
-        self.hidden = nnx.Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=normal, rngs=rngs)
+        self.hidden = Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
+        self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
         self.labels = (
             None
             if num_classes is None
@@ -102,7 +161,8 @@ class ConditionEmbedding(nnx.Module):
         embedding = self.out(nnx.silu(self.hidden(timestep_features(t, _TIME_FEATURES))))
         if self.labels is not None and cond is not None:
             # Not `self.labels(cond)`: that would round float64 params to float32.
-            embedding = embedding + jnp.take(self.labels.embedding[...], cond, axis=0)
+            table = gathered(self.labels.embedding[...])
+            embedding = embedding + jnp.take(table, cond, axis=0)
         return rows_apart(embedding)
 
 
@@ -128,15 +188,33 @@ def rms_norm(
     return x * jax.lax.rsqrt(mean_square + epsilon) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def split_heads(
-    qkv: Float[Array, "batch tokens width3"], num_heads: int
-) -> tuple[Float[Array, "batch heads tokens dim"], ...]:
-    """Queries, keys and values, thirds of the last axis, as `attention` takes them."""
-    batch, tokens, _ = qkv.shape
-    return tuple(
-        part.reshape(batch, tokens, num_heads, -1).transpose(0, 2, 1, 3)
-        for part in jnp.split(qkv, 3, axis=-1)
-    )
+class ToHeads(Linear):
+    """Queries, keys and values of all heads.
+
+    The columns are those of the first head's queries, keys and values, then the second's, and so
+    on: a device that holds some of the columns holds whole heads.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, kernel_init: Any,
+                 dtype: str | None = None, rngs: nnx.Rngs):  # fmt: skip
+
+        def init(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            # Drawn as thirds, so that a key starts the same network as before heads were apart.
+            thirds = kernel_init(key, shape, dtype).reshape(width, 3, num_heads, -1)
+            return thirds.transpose(0, 2, 1, 3).reshape(shape)
+
+        settings = dict(dtype=dtype, kernel_init=init, rngs=rngs)
+        super().__init__(width, 3 * width, split=OUTPUTS, **settings)
+        self.num_heads = num_heads
+
+    def heads(
+        self, h: Float[Array, "batch tokens width"]
+    ) -> tuple[Float[Array, "batch heads tokens dim"], ...]:
+        """Queries, keys and values as `attention` takes them."""
+        batch, tokens, _ = h.shape
+        qkv = self(h).reshape(batch, tokens, self.num_heads, 3, -1)
+        q, k, v = (qkv[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        return heads_apart(q, k, v)
 
 
 def attention(

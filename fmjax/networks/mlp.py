@@ -10,6 +10,8 @@ from fmjax._arrays import Points, Times
 from fmjax._checks import require_at_least, require_one_of
 from fmjax.networks.layers import (
     DTYPES,
+    INPUTS,
+    OUTPUTS,
     ConditionEmbedding,
     Linear,
     compute_dtype,
@@ -46,9 +48,9 @@ class MLPBlock(nnx.Module):
     """`h + W2 silu(W1 norm(h) + Wc c)`."""
 
     def __init__(self, width: int, dtype: str | None, *, rngs: nnx.Rngs):
-        self.hidden = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.condition = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(width, width, split=OUTPUTS, dtype=dtype, rngs=rngs)
+        self.condition = Linear(width, width, split=OUTPUTS, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, split=INPUTS, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, h: Float[Array, "batch width"], c: Float[Array, "batch width"]

@@ -1,25 +1,45 @@
 """From a Flax NNX module to pure functions of plain parameters, and stacks of equal blocks."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import PartitionSpec
 
-from fmjax._arrays import Params, PRNGKey, batch_axes
+from fmjax._arrays import Params, PRNGKey
+from fmjax._layout import rows_apart
 
 Block = TypeVar("Block", bound=nnx.Module)
 
 
-def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable, Callable]:
-    """Split a module into `init(key) -> params` and `apply(params, *args)`.
+class Pure(NamedTuple):
+    """A module as functions.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, *args)`.
+        tensor_axes: Which axis of a parameter tensor parallelism splits, by dotted name.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Any]
+    tensor_axes: Mapping[str, int]
+
+
+def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
+    """Split a module into pure functions.
 
     Params are a nested dict of arrays with string keys. The structure of the module
     (everything but its arrays) is read once, here, without allocating any array; a module
     that cannot be built raises here too, before any device work.
     """
-    graph = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))[0]
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
+    graph = nnx.split(module)[0]
+    tensor_axes = {
+        ".".join(map(str, (*path, name))): axis
+        for path, layer in nnx.iter_modules(module)
+        for name, axis in getattr(layer, "tensor_axes", {}).items()
+    }
 
     def init(key: PRNGKey) -> Params:
         return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(key)))[1])
@@ -27,7 +47,7 @@ def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable, Callable]
     def apply(params: Params, *args: Any) -> Any:
         return nnx.merge(graph, params)(*args)
 
-    return jax.jit(init), apply
+    return Pure(jax.jit(init), apply, tensor_axes)
 
 
 def stack_blocks(build: Callable[[nnx.Rngs], Block], num_layers: int, rngs: nnx.Rngs) -> Block:
@@ -48,25 +68,7 @@ def run_blocks(
     graph, layers = nnx.split(blocks)
 
     def layer(h: jax.Array, params: Params) -> tuple[jax.Array, None]:
-        h, params = rows_apart(h), _gathered(params)
-        return nnx.merge(graph, params)(h, *args), None
+        return nnx.merge(graph, params)(rows_apart(h), *args), None
 
     h, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, h, layers, unroll=unroll)
     return h
-
-
-# Weights that are split over the mesh make the partitioner split the products too, and move
-# activations between devices in every layer of a scan, unless it is told what stays where.
-
-
-def _gathered(params: Params) -> Params:
-    """One layer's weights whole on every device of the mesh in context, if there is one."""
-    if not batch_axes():
-        return params
-    return jax.lax.with_sharding_constraint(params, PartitionSpec())
-
-
-def rows_apart(h: jax.Array) -> jax.Array:
-    """Every device of the mesh in context on its own rows."""
-    axes = batch_axes()
-    return jax.lax.with_sharding_constraint(h, PartitionSpec(axes)) if axes else h

@@ -19,12 +19,15 @@ from fmjax._arrays import Points, Times
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax.networks.layers import (
     DTYPES,
+    INPUTS,
+    OUTPUTS,
     ConditionEmbedding,
+    Conv,
     Linear,
+    ToHeads,
     attention,
     compute_dtype,
     conv_init,
-    split_heads,
     widened,
 )
 from fmjax.networks.pure import purify
@@ -78,10 +81,12 @@ class ResBlock(nnx.Module):
         dtype = compute_dtype(config.dtype)
         self.resample: Resample = resample
         self.norm_in = group_norm(config, channels_in, rngs=rngs)
-        self.conv_in = conv(channels_in, channels_out, 3, config, rngs=rngs)
+        self.conv_in = conv(channels_in, channels_out, 3, config, split=OUTPUTS, rngs=rngs)
         self.condition = Linear(4 * config.width, 2 * channels_out, dtype=dtype, rngs=rngs)
         self.norm_out = group_norm(config, channels_out, rngs=rngs)
-        self.conv_out = conv(channels_out, channels_out, 3, config, zeros=True, rngs=rngs)
+        self.conv_out = conv(
+            channels_out, channels_out, 3, config, zeros=True, split=INPUTS, rngs=rngs
+        )
         self.skip = (
             None
             if channels_in == channels_out
@@ -109,9 +114,11 @@ class AttentionBlock(nnx.Module):
         require(ok, "head_width", f"divide the {channels} channels", config.head_width)
         zeros = nnx.initializers.zeros
         self.norm = group_norm(config, channels, rngs=rngs)
-        self.qkv = Linear(channels, 3 * channels, dtype=compute_dtype(config.dtype), rngs=rngs)
+        dtype = compute_dtype(config.dtype)
+        lecun = nnx.initializers.lecun_normal()
+        self.to_heads = ToHeads(channels, self.num_heads, dtype=dtype, kernel_init=lecun, rngs=rngs)
         self.out = Linear(
-            channels, channels, dtype=compute_dtype(config.dtype), kernel_init=zeros, rngs=rngs
+            channels, channels, split=INPUTS, dtype=dtype, kernel_init=zeros, rngs=rngs
         )
 
     def __call__(
@@ -120,7 +127,7 @@ class AttentionBlock(nnx.Module):
         """Give the feature map, each pixel having seen all others."""
         batch, height, width, channels = h.shape
         tokens = self.norm(h).reshape(batch, height * width, channels)
-        q, k, v = split_heads(self.qkv(tokens), self.num_heads)
+        q, k, v = self.to_heads.heads(tokens)
         mixed = attention(q, k, v).transpose(0, 2, 1, 3)
         return h + self.out(mixed.reshape(batch, height, width, channels))
 
@@ -236,13 +243,15 @@ def make_unet(
 
 
 def conv(
-    before: int, after: int, size: int, config: UNetConfig, *, zeros: bool = False, rngs: nnx.Rngs
-) -> nnx.Conv:
+    before: int, after: int, size: int, config: UNetConfig, *, zeros: bool = False,
+    split: int | None = None, rngs: nnx.Rngs,
+) -> Conv:  # fmt: skip
     """Convolution of `size` x `size` pixels that keeps the resolution."""
-    return nnx.Conv(
+    return Conv(
         before,
         after,
-        (size, size),
+        size,
+        split=split,
         dtype=compute_dtype(config.dtype),
         kernel_init=nnx.initializers.zeros if zeros else conv_init,
         rngs=rngs,

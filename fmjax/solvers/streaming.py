@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fmjax._arrays import batch_axes, expand_like
+from fmjax._arrays import expand_like
 from fmjax._checks import require
+from fmjax._layout import batch_axes
 from fmjax.solvers.catalog import is_implicit
 from fmjax.solvers.counting import Books
 from fmjax.solvers.diffeq import samples_of

@@ -36,7 +36,7 @@ from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
 from fmjax.studies.run_folder import Run
-from fmjax.training import batch_sharding
+from fmjax.training import batch_sharding, num_shares
 
 NUM_SHOWN = 10  # Samples of each row that the page shows.
 MAX_OTHERS = 10_000  # Real examples that the metrics compare with.
@@ -58,8 +58,8 @@ def compare_run(
             is trained on the run's own data.
         progress: Hears of each row.
     """
-    num_devices = run.mesh.devices.size
-    num_samples = -(-config.num_samples // num_devices) * num_devices
+    shares = num_shares(run.mesh)
+    num_samples = -(-config.num_samples // shares) * shares
     rows = batch_sharding(run.mesh)
     key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
     x0 = run.config.path.start(noise(key, indices, run.event_shape))

@@ -13,7 +13,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
 from fmjax.solvers import AdaptiveSteps, Samples
-from fmjax.training import batch_sharding
+from fmjax.training import batch_sharding, num_shares
 
 
 class Drawn(NamedTuple):
@@ -90,12 +90,12 @@ def draw_samples(
         progress: Hears of each batch.
     """
     num = sampling.num_samples
-    num_devices = mesh.devices.size
+    shares = num_shares(mesh)
     together = num if sampling.slots is not None else min(sampling.batch_size, num)
-    batch_size = -(-together // num_devices) * num_devices
+    batch_size = -(-together // shares) * shares
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # More than there are samples on a device would be evaluated for nobody.
-        steps = dataclasses.replace(steps, slots=min(steps.slots, batch_size // num_devices))
+        steps = dataclasses.replace(steps, slots=min(steps.slots, batch_size // shares))
     rows = batch_sharding(mesh)
 
     def solve_batch(params: Params, indices: jax.Array, cond: Any) -> Samples:

@@ -13,7 +13,7 @@ from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
 from fmjax.studies.run_folder import Run, write_text
-from fmjax.training import batch_sharding
+from fmjax.training import batch_sharding, num_shares
 
 MAX_LEVELS = 256
 
@@ -129,8 +129,8 @@ def _solve_all(
             )  # fmt: skip
 
     jitted, laid = jax.jit(solve), batch_sharding(run.mesh)
-    num, devices = len(x), run.mesh.devices.size
-    batch_size = -(-min(config.batch_size, num) // devices) * devices
+    num, shares = len(x), num_shares(run.mesh)
+    batch_size = -(-min(config.batch_size, num) // shares) * shares
     parts = []
     with progress.task("likelihood", num) as advance:
         for first in range(0, num, batch_size):

@@ -227,5 +227,6 @@ def open_run(path: Path | str) -> Run:
     experiment = build(config, event_shape, num_classes)
     mesh = _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
-    params, step = restore_ema(folder.checkpoints, like, sharding=state_sharding(like, mesh))
+    sharding = state_sharding(like, mesh, experiment.net.tensor_axes)
+    params, step = restore_ema(folder.checkpoints, like, sharding=sharding)
     return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)

@@ -1,67 +1,82 @@
-"""Where arrays live: a mesh of two axes, and what is split over which.
+"""Where arrays live: a mesh of three axes, and what is split over which.
 
-The batch is split over both axes, so every device works on its own rows. Weights, their average
-and the optimizer's moments are copied along `data` and split along `fsdp`. The same program runs
-on one device and on thousands; only the mesh differs.
+The batch is split over `data` and `fsdp`. Weights, their average and the optimizer's moments are
+copied along `data`, split along `fsdp`, and along `tensor` as their network says. The same program
+runs on one device and on thousands; only the mesh differs.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
-
-# Below this many elements an array is copied to every device: to gather it would cost more
-# than its memory is worth.
-_MIN_SPLIT_SIZE = 2**12
+from fmjax._layout import AXES, BATCH_AXES, stored_spec
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """How many devices stand along each axis of the mesh; -1 takes all that remain.
 
+    Of machines that are joined by slower links (slices of TPUs), only `data` reaches from one to
+    the other: gradients travel there once a step, weights never.
+
     Attributes:
         data: Copies of the model, each on its own part of the batch.
         fsdp: Devices that share one copy of the model's weights (and split the batch too).
+        tensor: Devices that share the work on each example: hidden channels and attention heads
+            are split over them. For models of which one example is too much for a device.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
 
     def __post_init__(self):
-        for name in ("data", "fsdp"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             require(value == -1 or value >= 1, f"mesh.{name}", "be -1 or at least 1", value)
-        require((self.data, self.fsdp) != (-1, -1), "mesh", "leave at most one axis at -1", self)
+        sizes = tuple(vars(self).values())
+        require(sizes.count(-1) <= 1, "mesh", "leave at most one axis at -1", self)
+
+    def sizes(self, num_devices: int) -> tuple[int, int, int]:
+        """Devices along data, fsdp and tensor.
+
+        Raises:
+            ValueError: If they do not multiply to the number of devices.
+        """
+        asked = (self.data, self.fsdp, self.tensor)
+        rest = max(num_devices // math.prod(size for size in asked if size != -1), 1)
+        data, fsdp, tensor = (rest if size == -1 else size for size in asked)
+        rule = f"have data * fsdp * tensor equal to the {num_devices} devices"
+        got = f"data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}"
+        require(data * fsdp * tensor == num_devices, "mesh", rule, got)
+        return data, fsdp, tensor
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of axes `data` and `fsdp` over `devices` (default: all there are).
+    """The mesh of axes `data`, `fsdp` and `tensor` over `devices` (default: all there are).
 
     Raises:
-        ValueError: If the axes do not multiply to the number of devices.
+        ValueError: If the axes do not multiply to the number of devices, or `data` to that of
+            the slices they stand in.
     """
     config = MeshConfig() if config is None else config
     devices = jax.devices() if devices is None else list(devices)
-    data, fsdp = config.data, config.fsdp
-    if data == -1:
-        data = max(len(devices) // fsdp, 1)
-    if fsdp == -1:
-        fsdp = max(len(devices) // data, 1)
-    require(
-        data * fsdp == len(devices),
-        "mesh",
-        f"have data * fsdp equal to the {len(devices)} devices",
-        f"data {config.data}, fsdp {config.fsdp}",
-    )
-    return jax.make_mesh(
-        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    sizes, types = config.sizes(len(devices)), (AxisType.Auto,) * len(AXES)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    rule = f"be a multiple of the {num_slices} slices of devices"
+    require(sizes[0] % num_slices == 0, "mesh.data", rule, sizes[0])
+    within, across = (sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1)
+    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,34 +85,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """The leading axis split over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
+def num_shares(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+
+def state_sharding(
+    abstract_state: Any, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
+) -> Any:
     """A sharding for every array of a state (or of any pytree of arrays).
 
-    The longest axis that `fsdp` divides is split over it. Weights, average and moments of one
-    parameter have one shape, so they are laid out alike. The first of three or more axes is
-    never split: it may count layers that a scan walks through. Small arrays stay whole.
+    Weights, average and moments of one parameter, whose names end alike, are laid out alike.
 
     Args:
         abstract_state: Arrays or `jax.ShapeDtypeStruct`s, from `jax.eval_shape`.
         mesh: From `make_mesh`.
+        tensor_axes: Of the network: which axis `tensor` splits, by a parameter's dotted name.
     """
-    return jax.tree.map(lambda leaf: _array_sharding(leaf.shape, mesh), abstract_state)
 
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = "." + jax.tree_util.keystr(path, simple=True, separator=".")
+        axes = (axis for ending, axis in tensor_axes.items() if name.endswith(f".{ending}"))
+        return NamedSharding(mesh, stored_spec(leaf.shape, mesh.shape, next(axes, None)))
 
-def _array_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    parts = mesh.shape["fsdp"]
-    axes = range(1 if len(shape) >= 3 else 0, len(shape))
-    # Of equally long axes the last: rows then stay whole in memory.
-    fitting = sorted((shape[axis], axis) for axis in axes if shape[axis] % parts == 0)
-    if parts == 1 or not fitting or np.prod(shape) < _MIN_SPLIT_SIZE:
-        return replicated(mesh)
-    spec: list[str | None] = [None] * len(shape)
-    spec[fitting[-1][1]] = "fsdp"
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
@@ -110,7 +125,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
         mesh: From `make_mesh`.
 
     Raises:
-        ValueError: If the global batch does not divide by the number of devices.
+        ValueError: If the global batch does not divide by the devices along `data` and `fsdp`.
     """
     sharding = batch_sharding(mesh)
 
@@ -126,7 +141,8 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 def require_batch_fits(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
     """Raise unless every device gets equally many rows of every microbatch."""
-    rule = f"divide by the {mesh.size} devices"
+    shares = num_shares(mesh)
+    rule = f"divide by the {shares} devices along data and fsdp"
     if accumulation_steps > 1:
         rule += f" times {accumulation_steps} accumulation steps"
-    require(batch_size % (mesh.size * accumulation_steps) == 0, "batch size", rule, batch_size)
+    require(batch_size % (shares * accumulation_steps) == 0, "batch size", rule, batch_size)

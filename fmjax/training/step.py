@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
+from fmjax._layout import BATCH_AXES
 from fmjax.losses.objective import Objective
 from fmjax.training.ema import update_ema
 from fmjax.training.sharding import (
@@ -59,7 +60,7 @@ def init_state(
             key=step_key,
         )
 
-    sharding = state_sharding(jax.eval_shape(init, key), mesh)
+    sharding = state_sharding(jax.eval_shape(init, key), mesh, net.tensor_axes)
     return jax.jit(init, out_shardings=sharding)(key), sharding
 
 
@@ -121,7 +122,7 @@ def _microbatches(examples: Any, num: int, mesh: Mesh) -> Any:
     """
     if num == 1:
         return jax.tree.map(lambda leaf: leaf[None], examples)
-    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def cut(leaf):
         rows = leaf.reshape(leaf.shape[0] // num, num, *leaf.shape[1:])

@@ -51,9 +51,9 @@ def test_self_attention_equals_a_plain_computation(rotary):
         module.q_scale[...] = jnp.asarray(normal(1, dim))
         module.k_scale[...] = jnp.asarray(normal(2, dim))
     h = normal(0, 2, 6, 16)
-    projected = h @ np.asarray(module.qkv.kernel[...])  # the biases start at zero
-    # The 48 columns are q of all heads, then k, then v.
-    q, k, v = (np.split(np.asarray(part), heads, -1) for part in np.split(projected, 3, -1))
+    projected = h @ np.asarray(module.to_heads.kernel[...])  # the biases start at zero
+    # The 48 columns are q, k and v of the first head, then of the second.
+    q, k, v = zip(*(np.split(part, 3, -1) for part in np.split(projected, heads, -1)), strict=True)
     expected = np.zeros((2, 6, 16), np.float32)
     for example, head in np.ndindex(2, heads):
         queries, keys = q[head][example], k[head][example]
@@ -124,7 +124,7 @@ def test_scanned_unrolled_and_recomputed_layers_give_the_same_values_and_gradien
 
 def test_stacked_layers_start_different_from_each_other():
     params = make_dit(CONFIG, (4, 4, 1)).init(jax.random.key(0))
-    kernel = params["blocks"]["attention"]["qkv"]["kernel"]
+    kernel = params["blocks"]["attention"]["to_heads"]["kernel"]
     assert kernel.shape == (3, 16, 48)
     assert not np.array_equal(kernel[0], kernel[1])
     bound = np.sqrt(6 / (16 + 48))  # Xavier: the layer axis is no part of the fan

@@ -148,7 +148,7 @@ def test_weights_are_sampled_from_in_the_layout_they_were_trained_in(run, tmp_pa
     # On other devices than it was trained on, a copy on each of them.
     elsewhere = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=3))
     (folder / "config.json").write_text(to_json(elsewhere))
-    assert open_run(folder).mesh.shape == {"data": 8, "fsdp": 1}
+    assert open_run(folder).mesh.shape == {"data": 8, "fsdp": 1, "tensor": 1}
 
 
 def test_without_test_data_the_rest_is_measured(run, tmp_path):

@@ -16,19 +16,23 @@ def spec(shape, mesh):
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1)),
-        (MeshConfig(fsdp=2), (4, 2)),
-        (MeshConfig(data=1, fsdp=-1), (1, 8)),
-        (MeshConfig(2, 4), (2, 4)),
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=2), (4, 2, 1)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1)),
+        (MeshConfig(2, 4), (2, 4, 1)),
+        (MeshConfig(2, tensor=2, fsdp=-1), (2, 2, 2)),
+        (MeshConfig(1, 1, -1), (1, 1, 8)),
     ],
 )
 def test_the_axis_at_minus_one_takes_the_remaining_devices(config, shape):
     assert make_mesh(config).devices.shape == shape
 
 
-@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(4, 1), MeshConfig(fsdp=16)])
+@pytest.mark.parametrize(
+    "config", [MeshConfig(fsdp=3), MeshConfig(4, 1), MeshConfig(fsdp=16), MeshConfig(tensor=3)]
+)
 def test_axes_that_do_not_fit_the_devices_are_refused(config):
-    rule = "mesh must have data \\* fsdp equal to the 8 devices, got data"
+    rule = r"mesh must have data \* fsdp \* tensor equal to the 8 devices, got data"
     with pytest.raises(ValueError, match=rule):
         make_mesh(config)
 

@@ -167,11 +167,11 @@ def bare_step(mesh, **settings):
 
 def test_a_batch_that_does_not_divide_is_refused():
     mesh = make_mesh()
-    with pytest.raises(ValueError, match="batch size must divide by the 8 devices, got 12"):
+    rule = "batch size must divide by the 8 devices along data and fsdp"
+    with pytest.raises(ValueError, match=f"{rule}, got 12"):
         put_batch(next(Points(batch_size=12)), mesh)
     step, state = bare_step(mesh, accumulation_steps=3)
-    rule = "batch size must divide by the 8 devices times 3 accumulation steps, got 16"
-    with pytest.raises(ValueError, match=rule):
+    with pytest.raises(ValueError, match=f"{rule} times 3 accumulation steps, got 16"):
         step(state, put_batch(next(Points()), mesh))
 
 

@@ -1,0 +1,104 @@
+"""Every network on every layout of eight devices: the numbers of one device."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.losses import flow_matching_objective
+from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
+from fmjax.paths import AffinePath
+from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
+from fmjax.training.state import TrainState
+from fmjax.training.step import init_state, make_train_step
+
+NUM_STEPS, BATCH, NUM_CLASSES = 5, 16, 3
+# Two heads: along a tensor axis of 8 not heads are apart, but queries.
+NETWORKS = {
+    "dit": (DiTConfig(2, 64, 2, 2, qk_norm=True), (8, 8, 1)),
+    "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
+    "mlp": (MLPConfig(64, 2), (4,)),
+}
+ONE = MeshConfig(1, 1, 1)
+LAYOUTS = [
+    ("dit", MeshConfig(8, 1, 1)),
+    ("dit", MeshConfig(1, 8, 1)),
+    ("dit", MeshConfig(2, 2, 2)),
+    ("dit", MeshConfig(1, 1, 8)),
+    ("unet", MeshConfig(2, 2, 2)),
+    ("mlp", MeshConfig(1, 4, 2)),
+]
+
+
+class Trained(NamedTuple):
+    start: dict
+    losses: list[float]
+    state: TrainState
+
+
+def train(name, layout):
+    """`NUM_STEPS` of AdamW on made-up images."""
+    config, event_shape = NETWORKS[name]
+    net = make_network(config, event_shape, NUM_CLASSES)
+    num_devices = layout.data * layout.fsdp * layout.tensor
+    mesh = make_mesh(layout, jax.devices()[:num_devices])
+    optimizer = optax.adamw(1e-3, eps=1e-3)  # So large that a tiny gradient's noise stays tiny.
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    start = jax.device_get(state.params)
+    objective = flow_matching_objective(net, AffinePath(), drop_rate=0.1, null_cond=NUM_CLASSES)
+    step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding)
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(NUM_STEPS):
+        x = rng.standard_normal((BATCH, *event_shape), np.float32)
+        labels = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
+        state, metrics = step(state, put_batch(Batch(x, labels), mesh))
+        losses.append(float(metrics.loss))
+    return Trained(start, losses, state)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request):
+    name, layout = request.param
+    return name, layout, train(name, layout)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    done = {}
+
+    def of(name):
+        if name not in done:
+            done[name] = train(name, ONE)
+        return done[name]
+
+    return of
+
+
+def assert_close(got, expected):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_initialisation_and_five_steps_give_the_numbers_of_one_device(case, one_device):
+    name, _, got = case
+    expected = one_device(name)
+    assert_close(got.start, expected.start)
+    np.testing.assert_allclose(got.losses, expected.losses, rtol=1e-5)
+    assert_close(jax.device_get(got.state.params), jax.device_get(expected.state.params))
+
+
+def test_large_weights_average_and_moments_are_split_over_fsdp_and_tensor(case):
+    name, layout, got = case
+    net = make_network(*NETWORKS[name], NUM_CLASSES)
+    num_split = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(got.state._replace(key=None)):
+        where = jax.tree_util.keystr(path, simple=True, separator=".")
+        by_tensor = any(where.endswith(f".{ending}") for ending in net.tensor_axes)
+        parts = layout.fsdp * (layout.tensor if by_tensor else 1)
+        if leaf.size >= 2**12:
+            assert leaf.addressable_shards[0].data.size * parts == leaf.size, where
+            num_split += parts > 1
+    assert num_split > 0 or layout.data == 8
