@@ -77,22 +77,35 @@ def rows_apart(h: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(h, PartitionSpec(axes)) if axes else h
 
 
-def heads_apart(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values `[batch, heads, tokens, dim]`, along `tensor` heads apart.
+def heads_spec(
+    shape: tuple[int, ...],
+) -> tuple[PartitionSpec, PartitionSpec] | tuple[None, None]:
+    """Where queries, and where keys and values are, all `[batch, heads, tokens, dim]`.
 
-    Where the heads do not divide, queries of its own for each device, which see all keys; where
-    neither does, all of them for each.
+    Rows apart, and along `tensor` heads apart. Where the heads do not divide, queries of its own
+    for each device, which see all keys; where neither does, all of them for each. None without
+    a mesh.
+
+    Args:
+        shape: Of the queries.
     """
     axes, parts = batch_axes(), _size("tensor")
-    if not axes or parts == 1:
-        return q, k, v
-    if _splits(q.shape, 1, parts):
+    if not axes:
+        return None, None
+    whole = PartitionSpec(axes)
+    if _splits(shape, 1, parts):
         by_head = PartitionSpec(axes, "tensor")
-        q, k, v = (jax.lax.with_sharding_constraint(a, by_head) for a in (q, k, v))
-    else:
-        k, v = rows_apart(k), rows_apart(v)
-        tokens = "tensor" if _splits(q.shape, 2, parts) else None
-        q = jax.lax.with_sharding_constraint(q, PartitionSpec(axes, None, tokens))
+        return by_head, by_head
+    return (PartitionSpec(axes, None, "tensor") if _splits(shape, 2, parts) else whole), whole
+
+
+def heads_apart(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values where `heads_spec` has them."""
+    spec_q, spec_kv = heads_spec(q.shape)
+    if spec_q is None:
+        return q, k, v
+    specs = (spec_q, spec_kv, spec_kv)
+    q, k, v = jax.lax.with_sharding_constraint((q, k, v), specs)
     return q, k, v
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require, require_at_least
-from fmjax.networks.layers import conv_init
+from fmjax.networks.convolution import conv_init
 from fmjax.networks.pure import purify
 
 

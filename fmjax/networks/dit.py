@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from fmjax._arrays import Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._layout import gathered, rows_apart
+from fmjax.networks.attention import ATTENTIONS, attention
 from fmjax.networks.layers import (
     DTYPES,
     INPUTS,
@@ -21,7 +22,6 @@ from fmjax.networks.layers import (
     ConditionEmbedding,
     Linear,
     ToHeads,
-    attention,
     compute_dtype,
     layer_norm,
     rms_norm,
@@ -30,7 +30,7 @@ from fmjax.networks.layers import (
     sincos_positions,
     widened,
 )
-from fmjax.networks.pure import purify, run_blocks, stack_blocks
+from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
 from fmjax.velocity import VelocityNet
 
 POSITIONS = ("learned", "sincos", "rotary")
@@ -52,7 +52,11 @@ class DiTConfig:
         dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
         unroll_layers: Write every layer into the program instead of a scan: faster on the
             CPU, slower to compile.
-        remat: Recompute each block in the backward pass: less memory, a third more work.
+        remat: What of a block is computed again in the backward pass to save memory: "none",
+            "full" (all of it: a third more work), "save_matmuls" (all but the linear layers) or
+            "offload" (all, with what goes into the blocks kept by the host; TPU and GPU).
+        attention: "auto" (the fastest on the device it runs on: splash on TPU, cuDNN on GPU, where
+            sizes and types let them), or "xla", which forward mode works through.
     """
 
     patch_size: int = 2
@@ -64,7 +68,8 @@ class DiTConfig:
     qk_norm: bool = False
     dtype: str = "float32"
     unroll_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         for name in ("patch_size", "width", "num_layers", "num_heads"):
@@ -72,6 +77,8 @@ class DiTConfig:
         require_positive("mlp_ratio", self.mlp_ratio)
         require_one_of("positions", self.positions, POSITIONS)
         require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("remat", self.remat, tuple(REMAT))
+        require_one_of("attention", self.attention, ATTENTIONS)
         require(
             self.width % self.num_heads == 0,
             "num_heads",
@@ -137,7 +144,11 @@ class SelfAttention(nnx.Module):
         if self.config.positions == "rotary":
             angles = rotary_angles(*self.grid, width // heads)
             q, k = rotate(q, angles), rotate(k, angles)
-        mixed = attention(q, k, v).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+        mixed = (
+            attention(q, k, v, self.config.attention)
+            .transpose(0, 2, 1, 3)
+            .reshape(batch, tokens, width)
+        )
         return self.out(mixed)
 
 

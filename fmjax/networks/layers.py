@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._arrays import PRNGKey, Times
 from fmjax._checks import require
-from fmjax._layout import gathered, heads_apart, rows_apart
+from fmjax._layout import gathered, rows_apart
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
+_FASTEST, _SLOWEST = 30.0, 0.1  # Frequencies of the time embedding, in radians.
 
 
 def compute_dtype(name: str) -> str | None:
@@ -32,21 +33,6 @@ def widened(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def conv_init(
-    key: PRNGKey, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any
-) -> Float[Array, "*shape"]:
-    """Random convolution kernel, variance one over the fan in.
-
-    Drawn as a matrix and reshaped: XLA compiles the same draw on four axes three times as
-    long, and a UNet has dozens.
-    """
-    matrix = (math.prod(shape[:-1]), shape[-1])
-    return nnx.initializers.lecun_normal()(key, matrix, dtype).reshape(shape)
-
-
-_FASTEST, _SLOWEST = 30.0, 0.1  # Frequencies of the time embedding, in radians.
-
-
 OUTPUTS, INPUTS = -1, -2
 """Which axis of a layer's kernel the mesh axis `tensor` splits.
 
@@ -54,14 +40,14 @@ A layer whose outputs are split and, after it, one whose inputs are, need one su
 """
 
 
-def _tensor_axes(layer: Any) -> dict[str, int]:
+def tensor_axes_of(layer: Any) -> dict[str, int]:
     """By a parameter's name, the axis of it that `tensor` splits."""
     if layer.split is None:
         return {}
     return {"kernel": layer.split} | ({"bias": -1} if layer.split == OUTPUTS else {})
 
 
-def _gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Inputs, kernel and bias in the type that the layer computes in, gathered in that type."""
     kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
     dtype = layer.dtype or jnp.result_type(inputs, kernel)
@@ -86,38 +72,13 @@ class Linear(nnx.Linear):
         super().__init__(before, after, **settings)
         self.split = split
 
-    tensor_axes = property(_tensor_axes)
+    tensor_axes = property(tensor_axes_of)
 
     def __call__(self, inputs: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
         """Give `inputs @ kernel + bias`."""
-        x, kernel, bias = _gathered_as(self, inputs.reshape(-1, inputs.shape[-1]))
+        x, kernel, bias = gathered_as(self, inputs.reshape(-1, inputs.shape[-1]))
         out = x @ kernel if bias is None else x @ kernel + bias[None]
         return out.reshape(*inputs.shape[:-1], out.shape[-1])
-
-
-class Conv(nnx.Conv):
-    """A convolution that keeps the resolution.
-
-    Attributes:
-        split: As of `Linear`.
-    """
-
-    def __init__(self, before: int, after: int, size: int, *, split: int | None = None,
-                 **settings: Any):  # fmt: skip
-        super().__init__(before, after, (size, size), **settings)
-        self.split = split
-
-    tensor_axes = property(_tensor_axes)
-
-    def __call__(
-        self, inputs: Float[Array, "batch height width _in"]
-    ) -> Float[Array, "batch height width _out"]:
-        """Give the feature map."""
-        x, kernel, bias = _gathered_as(self, inputs)
-        out = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return out if bias is None else out + bias[None, None, None]
 
 
 def timestep_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
@@ -214,31 +175,7 @@ class ToHeads(Linear):
         batch, tokens, _ = h.shape
         qkv = self(h).reshape(batch, tokens, self.num_heads, 3, -1)
         q, k, v = (qkv[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3))
-        return heads_apart(q, k, v)
-
-
-def attention(
-    q: Float[Array, "batch heads queries dim"],
-    k: Float[Array, "batch heads keys dim"],
-    v: Float[Array, "batch heads keys dim"],
-) -> Float[Array, "batch heads queries dim"]:
-    """`softmax(q k^T / sqrt(dim)) v`, the softmax in float32, the result in the dtype of `v`.
-
-    Plain products of matrices: forward mode works through them, and they are the fastest
-    form that XLA has on the CPU. The division comes after the second product, over
-    [queries, dim] instead of [queries, keys], and with it the sums of the backward pass.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
-    """
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=wide)
-    # The largest logit cancels out of the quotient, so no derivative goes through it.
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.exp(logits - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
-    return (mixed / total).astype(v.dtype)
+        return q, k, v
 
 
 def sincos_positions(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens dim"]:

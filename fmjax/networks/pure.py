@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax._layout import rows_apart
@@ -56,19 +57,45 @@ def stack_blocks(build: Callable[[nnx.Rngs], Block], num_layers: int, rngs: nnx.
     return stacked(rngs.split(num_layers))
 
 
+_BETWEEN = "between blocks"
+
+REMAT = {
+    # What a block keeps for its backward pass, beside what goes into it.
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BETWEEN],
+        offload_src="device", offload_dst="pinned_host",
+    ),
+}  # fmt: skip
+"""Rematerialisation of a stack of blocks, by name.
+
+- none: everything that a block computes stays in memory for the backward pass.
+- full: only what goes into a block stays, and the block is computed again.
+- save_matmuls: the results of its linear layers stay as well; attention, norms and the like, which
+  cost little, are computed again.
+- offload: as full, with what goes into the blocks kept in the host's memory (TPU and GPU).
+"""
+
+
 def run_blocks(
-    blocks: nnx.Module, h: jax.Array, *args: Any, unroll: bool = False, remat: bool = False
+    blocks: nnx.Module, h: jax.Array, *args: Any, unroll: bool = False, remat: str = "none"
 ) -> jax.Array:
     """Pass `h` through stacked blocks in order: `h = block(h, *args)`.
 
     A scan, so the program is of one size whatever the depth. `unroll` writes every layer
     out: slower to compile, and faster on the CPU, where XLA fuses and reuses buffers
-    across layers only then. `remat` keeps only `h` of each layer for the backward pass.
+    across layers only then. `remat` is one of `REMAT`.
     """
     graph, layers = nnx.split(blocks)
 
     def layer(h: jax.Array, params: Params) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, params)(rows_apart(h), *args), None
+        h = checkpoint_name(rows_apart(h), _BETWEEN)
+        return nnx.merge(graph, params)(h, *args), None
 
-    h, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, h, layers, unroll=unroll)
+    if (policy := REMAT[remat]) is not None:
+        # In a scan nothing can undo it: it needs no fence against that.
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
+    h, _ = jax.lax.scan(layer, h, layers, unroll=unroll)
     return h

@@ -9,7 +9,6 @@ Source: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3 and appendix A; So
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,23 +16,20 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._arrays import Points, Times
 from fmjax._checks import require, require_at_least, require_one_of
+from fmjax.networks.attention import ATTENTIONS, attention
+from fmjax.networks.convolution import Conv, Resample, conv_init, resample
 from fmjax.networks.layers import (
     DTYPES,
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
-    Conv,
     Linear,
     ToHeads,
-    attention,
     compute_dtype,
-    conv_init,
     widened,
 )
 from fmjax.networks.pure import purify
 from fmjax.velocity import VelocityNet
-
-Resample = Literal["none", "down", "up"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class UNetConfig:
         head_width: Channels of an attention head.
         num_groups: Groups of the group norms, at most (as many as divide the channels).
         dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
+        attention: As of `DiTConfig`.
     """
 
     width: int = 128
@@ -57,6 +54,7 @@ class UNetConfig:
     head_width: int = 64
     num_groups: int = 32
     dtype: str = "float32"
+    attention: str = "auto"
 
     def __post_init__(self):
         for name in ("width", "num_blocks", "head_width", "num_groups"):
@@ -64,6 +62,7 @@ class UNetConfig:
         ok = len(self.multipliers) > 0 and all(m >= 1 for m in self.multipliers)
         require(ok, "multipliers", "be one or more positive integers", self.multipliers)
         require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("attention", self.attention, ATTENTIONS)
 
 
 class ResBlock(nnx.Module):
@@ -112,7 +111,7 @@ class AttentionBlock(nnx.Module):
         self.num_heads = max(1, channels // config.head_width)
         ok = channels % self.num_heads == 0
         require(ok, "head_width", f"divide the {channels} channels", config.head_width)
-        zeros = nnx.initializers.zeros
+        zeros, self.kind = nnx.initializers.zeros, config.attention
         self.norm = group_norm(config, channels, rngs=rngs)
         dtype = compute_dtype(config.dtype)
         lecun = nnx.initializers.lecun_normal()
@@ -128,7 +127,7 @@ class AttentionBlock(nnx.Module):
         batch, height, width, channels = h.shape
         tokens = self.norm(h).reshape(batch, height * width, channels)
         q, k, v = self.to_heads.heads(tokens)
-        mixed = attention(q, k, v).transpose(0, 2, 1, 3)
+        mixed = attention(q, k, v, self.kind).transpose(0, 2, 1, 3)
         return h + self.out(mixed.reshape(batch, height, width, channels))
 
 
@@ -262,16 +261,3 @@ def group_norm(config: UNetConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.Grou
     """Group norm, float32 as its parameters, with the most groups that divide the channels."""
     groups = math.gcd(channels, config.num_groups)
     return nnx.GroupNorm(channels, groups, epsilon=1e-5, rngs=rngs)
-
-
-def resample(
-    h: Float[Array, "batch height width channel"], how: Resample
-) -> Float[Array, "batch _height _width channel"]:
-    """Average 2x2 pixels ("down"), repeat each pixel 2x2 times ("up"), or leave it ("none")."""
-    if how == "none":
-        return h
-    batch, height, width, channels = h.shape
-    if how == "down":
-        return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-    repeated = jnp.broadcast_to(h[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return repeated.reshape(batch, 2 * height, 2 * width, channels)

@@ -1,6 +1,6 @@
 """The tight solve that a comparison measures errors against, in float64 where there is any."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Cond, Params, Points
+from fmjax._jaxprs import equations
 from fmjax.report.comparison import Reference
 from fmjax.solvers import DIFFRAX_SOLVERS, AdaptiveSteps, ErrorControl, sample
 from fmjax.velocity import VelocityFn
@@ -128,16 +129,5 @@ def _rounds_to_less(
         and eqn.invars[0].aval.dtype == jnp.float64
         and jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
         and eqn.params["new_dtype"] != jnp.float64
-        for eqn in _equations(field(params, jnp.full(len(x), 0.5), x, cond).jaxpr)
+        for eqn in equations(field(params, jnp.full(len(x), 0.5), x, cond).jaxpr)
     )
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of scans, conditionals and inner calls included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)

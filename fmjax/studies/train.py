@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import Batch
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, Experiment, build, num_parameters
 from fmjax.data import BatchIterator, batches
@@ -16,6 +18,7 @@ from fmjax.training import (
     RunLogger,
     TrainState,
     fit,
+    flops_per_example,
     init_state,
     learning_rate_at,
     make_mesh,
@@ -78,7 +81,10 @@ def train(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    _fit(config, experiment, state, sharding, feed, mesh, folder, progress)
+    labels = None if num_classes is None else jax.ShapeDtypeStruct((8,), jnp.int32)
+    batch = Batch(jax.ShapeDtypeStruct((8, *event_shape), jnp.float32), labels)
+    flops = flops_per_example(experiment.objective, state.params, batch)
+    _fit(config, experiment, state, sharding, feed, mesh, folder, flops, progress)
     return open_run(path)
 
 
@@ -90,6 +96,7 @@ def _fit(
     feed: BatchIterator,
     mesh: jax.sharding.Mesh,
     folder: RunFolder,
+    flops: float,
     progress: Progress,
 ) -> None:
     training = config.training
@@ -113,6 +120,7 @@ def _fit(
             num_steps=training.num_steps,
             checkpoints=checkpoints,
             logger=logger,
+            flops_per_example=flops,
             learning_rate=lambda n: np.asarray(
                 learning_rate_at(config.optimizer, training.num_steps, n)
             ),

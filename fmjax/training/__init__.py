@@ -18,7 +18,7 @@ from fmjax.training.sharding import (
 )
 from fmjax.training.signals import Interrupted
 from fmjax.training.state import StepMetrics, TrainState
-from fmjax.training.step import TrainStep, init_state, make_train_step
+from fmjax.training.step import TrainStep, flops_per_example, init_state, make_train_step
 
 __all__ = [
     "Batches",
@@ -36,6 +36,7 @@ __all__ = [
     "batch_sharding",
     "ema_decay_at",
     "fit",
+    "flops_per_example",
     "init_state",
     "learning_rate_at",
     "make_mesh",

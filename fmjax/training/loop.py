@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from fmjax._arrays import Batch
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
+from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
@@ -51,6 +52,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     logger: Logger | None = None,
     learning_rate: Callable[[int], Any] | None = None,
+    flops_per_example: float | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
     progress: Progress = Silent(),
@@ -68,9 +70,10 @@ def fit(
         mesh: The one that the state lives on.
         num_steps: Of the whole run, those already taken included.
         checkpoints: Where to save and resume; None keeps nothing.
-        logger: Gets loss, grad_norm (means since the line before), learning_rate and
-            images_per_second after the first step, every `log_every` steps and at the end.
+        logger: Gets loss, grad_norm (means since the line before), learning_rate and the speed
+            after the first step, every `log_every` steps and at the end.
         learning_rate: `learning_rate(n)` of step n, from 0; logged only.
+        flops_per_example: Operations of one example in a step, forwards and back, for the speed.
         log_every: Steps between two lines.
         checkpoint_every: Steps between two checkpoints; the last step is always saved.
         progress: Hears how far it is.
@@ -95,7 +98,7 @@ def fit(
         return state
     feed = _Feed(batches, mesh, num_steps)
     last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
-    report = _Report(monitor, logger, learning_rate, last_good_step)
+    report = _Report(monitor, logger, learning_rate, last_good_step, flops_per_example, mesh)
     with StopSignals() as signals:
         with _settled(checkpoints), progress.task("training", total=num_steps) as advance:
             advance(first_step)
@@ -173,22 +176,43 @@ class _Feed:
         return batch
 
 
+_SPEEDS = {
+    "images_per_second": "{:,.0f} images/s",
+    "teraflops_per_device": "{:.3g} TFLOP/s a device",
+    "share_of_peak": "{:.0%} of its peak",
+}
+
+
 class _Report:
     """Turns what the monitor read into a log line and a note beside the progress bar."""
 
-    def __init__(self, monitor, logger, learning_rate, last_good_step):
+    def __init__(self, monitor, logger, learning_rate, last_good_step, flops_per_example, mesh):
         self._monitor, self._logger = monitor, logger
         self._learning_rate, self._last_good_step = learning_rate, last_good_step
+        self._flops_per_example, self._mesh = flops_per_example, mesh
         self.note = ""
 
     def __call__(self, step: int, batch_size: int) -> None:
         self._monitor.read(self._last_good_step)
         values = self._monitor.summary(batch_size)
+        values |= self._work(values.get("images_per_second"))
         if self._learning_rate is not None:
             values["learning_rate"] = float(self._learning_rate(step - 1))
         if self._logger is not None:
             self._logger.log(step, values)
         self.note = f"loss {values['loss']:.4f}"
+        for name, form in _SPEEDS.items():
+            if name in values:
+                self.note += ", " + form.format(values[name])
+
+    def _work(self, images_per_second: float | None) -> dict[str, float]:
+        """What that speed is in operations, and of the most that the device can do."""
+        if images_per_second is None or self._flops_per_example is None:
+            return {}
+        flops = images_per_second * self._flops_per_example / self._mesh.size
+        chip = CHIPS.get(self._mesh.devices.flat[0].device_kind)
+        share = {} if chip is None else {"share_of_peak": flops / chip.peak_flops}
+        return {"teraflops_per_device": flops / 1e12} | share
 
 
 @contextmanager

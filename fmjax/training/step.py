@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
 from fmjax._layout import BATCH_AXES
+from fmjax.hardware import count_flops
 from fmjax.losses.objective import Objective
 from fmjax.training.ema import update_ema
 from fmjax.training.sharding import (
@@ -62,6 +63,21 @@ def init_state(
 
     sharding = state_sharding(jax.eval_shape(init, key), mesh, net.tensor_axes)
     return jax.jit(init, out_shardings=sharding)(key), sharding
+
+
+def flops_per_example(objective: Objective, params: Params, batch: Batch) -> float:
+    """Operations of one example in a step: those of the loss, and twice as many for its gradient.
+
+    What rematerialisation does again is not counted: it is no progress.
+
+    Args:
+        objective: Of the step.
+        params: Arrays or `jax.ShapeDtypeStruct`s.
+        batch: The same, of any number of examples.
+    """
+    examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
+    num = jax.tree.leaves(batch)[0].shape[0]
+    return 3.0 * count_flops(objective.loss, params, examples) / num
 
 
 def make_train_step(

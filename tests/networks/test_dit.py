@@ -99,7 +99,14 @@ def test_a_scanned_program_is_of_one_size_whatever_the_depth():
 def test_scanned_unrolled_and_recomputed_layers_give_the_same_values_and_gradients():
     nets = [
         make_dit(dataclasses.replace(CONFIG, unroll_layers=unroll, remat=remat), (4, 4, 1), 3)
-        for unroll, remat in [(False, False), (True, False), (False, True)]
+        for unroll, remat in [
+            (False, "none"),
+            (True, "none"),
+            (False, "full"),
+            (True, "full"),
+            (False, "save_matmuls"),
+            (False, "offload"),
+        ]
     ]
     shapes = jax.eval_shape(nets[0].init, jax.random.key(0))
     rng = np.random.default_rng(0)

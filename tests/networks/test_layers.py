@@ -3,14 +3,12 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from fmjax.networks.layers import (
     ConditionEmbedding,
-    attention,
     layer_norm,
     rms_norm,
     rotary_angles,
@@ -56,29 +54,6 @@ def test_rms_norm_divides_by_the_root_mean_square():
     x, scale = normal(0, 2, 3, 5, 8), normal(1, 8)
     expected = scale * x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(on_device(rms_norm, x, scale), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_is_the_softmax_of_scaled_products_times_values():
-    q, k, v = normal(0, 2, 3, 5, 4), normal(1, 2, 3, 7, 4), normal(2, 2, 3, 7, 4)
-    out = on_device(attention, q, k, v)
-    for batch, head, query in np.ndindex(2, 3, 5):
-        weights = np.exp(k[batch, head] @ q[batch, head, query] / np.sqrt(4.0))
-        expected = (weights / weights.sum()) @ v[batch, head]
-        np.testing.assert_allclose(out[batch, head, query], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_stands_large_logits():
-    q, k, v = 1e3 * normal(0, 1, 1, 3, 4), 1e3 * normal(1, 1, 1, 6, 4), normal(2, 1, 1, 6, 4)
-    winner = np.argmax(q[0, 0] @ k[0, 0].T, axis=-1)
-    np.testing.assert_allclose(on_device(attention, q, k, v)[0, 0], v[0, 0][winner], rtol=1e-5)
-
-
-def test_softmax_of_bfloat16_queries_is_computed_in_float32():
-    q, k, v = (jnp.asarray(normal(seed, 1, 2, 4, 8), jnp.bfloat16) for seed in range(3))
-    out, jaxpr = attention(q, k, v), str(jax.make_jaxpr(attention)(q, k, v))
-    assert out.dtype == jnp.bfloat16
-    assert any("exp" in line and "f32" in line for line in jaxpr.splitlines())
-    assert not any(" exp " in line and "bf16" in line for line in jaxpr.splitlines())
 
 
 def test_sincos_positions_follow_their_formula():

@@ -1,0 +1,115 @@
+"""Attention against a plain computation, and each kernel against plain products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fmjax.networks import attention as module
+from fmjax.networks.attention import attention
+from fmjax.training import MeshConfig, make_mesh
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def qkv(batch, heads, queries, keys, dim):
+    shapes = ((batch, heads, n, dim) for n in (queries, keys, keys))
+    return tuple(jnp.asarray(normal(seed, *shape)) for seed, shape in enumerate(shapes))
+
+
+def test_attention_is_the_softmax_of_scaled_products_times_values():
+    q, k, v = normal(0, 2, 3, 5, 4), normal(1, 2, 3, 7, 4), normal(2, 2, 3, 7, 4)
+    out = np.asarray(jax.jit(attention)(q, k, v))
+    for batch, head, query in np.ndindex(2, 3, 5):
+        weights = np.exp(k[batch, head] @ q[batch, head, query] / np.sqrt(4.0))
+        expected = (weights / weights.sum()) @ v[batch, head]
+        np.testing.assert_allclose(out[batch, head, query], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_stands_large_logits():
+    q, k, v = 1e3 * normal(0, 1, 1, 3, 4), 1e3 * normal(1, 1, 1, 6, 4), normal(2, 1, 1, 6, 4)
+    winner = np.argmax(q[0, 0] @ k[0, 0].T, axis=-1)
+    np.testing.assert_allclose(
+        np.asarray(jax.jit(attention)(q, k, v))[0, 0], v[0, 0][winner], rtol=1e-5
+    )
+
+
+def test_softmax_of_bfloat16_queries_is_computed_in_float32():
+    q, k, v = (jnp.asarray(normal(seed, 1, 2, 4, 8), jnp.bfloat16) for seed in range(3))
+    out, jaxpr = attention(q, k, v), str(jax.make_jaxpr(attention)(q, k, v))
+    assert out.dtype == jnp.bfloat16
+    assert any("exp" in line and "f32" in line for line in jaxpr.splitlines())
+    assert not any(" exp " in line and "bf16" in line for line in jaxpr.splitlines())
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The TPU kernel on the CPU, step by step in Python."""
+    kernel = module._splash_here
+    monkeypatch.setattr(module, "_splash_here", lambda *a, interpret: kernel(*a, interpret=True))
+
+
+def value_and_grads(kind):
+    def total(q, k, v, w):
+        return jnp.sum(attention(q, k, v, kind) * w)
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+
+
+def assert_same(got, expected):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_splash_attention_and_its_gradient_equal_plain_products(interpreted):
+    given = *qkv(1, 2, 128, 256, 64), normal(9, 1, 2, 128, 64)
+    assert_same(value_and_grads("splash")(*given), value_and_grads("xla")(*given))
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+def test_on_a_mesh_each_device_attends_for_its_heads_or_queries(interpreted, heads):
+    # One head does not divide by the two devices along tensor: queries are apart instead.
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    given = qkv(4, heads, 256, 128, 64)
+    expected = jax.jit(attention)(*given)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    @jax.jit
+    def both(q, k, v):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return attention(q, k, v, "splash"), attention(q, k, v, "xla")
+
+    for out in both(*jax.device_put(given, rows)):
+        np.testing.assert_allclose(out, expected, rtol=2e-4, atol=2e-4)
+        axis = 1 if heads > 1 else 2
+        assert out.sharding.shard_shape(out.shape)[axis] == out.shape[axis] // 2
+
+
+def test_auto_is_plain_on_the_cpu_and_forward_mode_works_through_it():
+    q, k, v = qkv(1, 2, 1024, 1024, 8)
+    program = str(jax.make_jaxpr(lambda *a: attention(*a, "auto"))(q, k, v))
+    assert "pallas" not in program
+    out, moved = jax.jvp(lambda q: attention(q, k, v, "auto"), (q,), (q,))
+    np.testing.assert_allclose(jnp.sum(out), jnp.sum(attention(q, k, v)), rtol=1e-4)
+    assert np.max(np.abs(moved)) > 0
+
+
+def test_cudnn_is_called_by_name_in_the_program_for_a_gpu(monkeypatch):
+    # Whether the library is there is asked of a device, which there is none of here.
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 90800)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda *_: True)
+    q, k, v = (a.astype(jnp.bfloat16) for a in qkv(1, 2, 64, 64, 64))
+    traced = jax.jit(lambda *a: attention(*a, "cudnn")).trace(q, k, v)
+    assert "__cudnn$fmhaSoftmax" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_kernels_refuse_what_they_cannot_take():
+    with pytest.raises(ValueError, match="tokens must be multiples of 128 for splash"):
+        attention(*qkv(1, 1, 100, 128, 64), "splash")
+    with pytest.raises(ValueError, match="attention must be given bfloat16 heads"):
+        attention(*qkv(1, 1, 8, 8, 64), "cudnn")

@@ -1,0 +1,79 @@
+"""Operations are counted as they are done: against sums by hand and the compiler's own count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.hardware import CHIPS, count_flops
+from fmjax.losses import flow_matching_objective
+from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
+from fmjax.networks.dit import DIT_XL
+from fmjax.paths import AffinePath
+from fmjax.training import flops_per_example
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_products_convolutions_scans_and_branches_are_counted():
+    assert count_flops(jnp.matmul, array(5, 2, 3), array(5, 3, 4)) == 5 * 2 * 2 * 3 * 4
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert count_flops(convolve, array(2, 8, 6, 3), array(3, 3, 3, 5)) == 2 * 2 * 4 * 3 * 5 * 27
+
+    def repeated(x, w):
+        x, _ = jax.lax.scan(lambda x, _: (jax.jit(jnp.matmul)(x, w), None), x, length=7)
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+
+    assert count_flops(repeated, array(3, 3), array(3, 3)) == 9 * 2 * 27
+    assert count_flops(jnp.sin, array(3)) == 0
+
+
+def count_of(config, event_shape, num_classes=None):
+    """Operations of one example in a training step."""
+    net = make_network(config, event_shape, num_classes)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    objective = flow_matching_objective(net, AffinePath(), null_cond=num_classes)
+    labels = None if num_classes is None else jax.ShapeDtypeStruct((4,), jnp.int32)
+    return flops_per_example(objective, params, Batch(array(4, *event_shape), labels))
+
+
+def test_a_step_of_dit_xl_costs_what_is_published():
+    # Peebles and Xie 2023, table 9: 118.64 G multiplications and additions forwards.
+    assert count_of(DIT_XL, (32, 32, 4), 1000) == pytest.approx(3 * 2 * 118.64e9, rel=2e-3)
+    recomputed = dataclasses.replace(DIT_XL, remat="full")
+    assert count_of(recomputed, (32, 32, 4), 1000) == count_of(DIT_XL, (32, 32, 4), 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "event_shape"),
+    [
+        (DiTConfig(2, 128, 2, 2, unroll_layers=True), (16, 16, 3)),
+        (UNetConfig(64, (1, 2), 1, attention_resolutions=(8,)), (16, 16, 3)),
+        (MLPConfig(256, 3, unroll_layers=True), (64,)),
+    ],
+)
+def test_the_count_is_the_compilers_for_unrolled_layers(config, event_shape):
+    net = make_network(config, event_shape)
+    given = (jax.eval_shape(net.init, jax.random.key(0)), array(4), array(4, *event_shape), None)
+    compiled = jax.jit(net.apply).lower(*given).compile()
+    # The compiler counts additions, norms and the like as well, and less of what is padding.
+    assert count_flops(net.apply, *given) == pytest.approx(
+        compiled.cost_analysis()["flops"], rel=0.1
+    )
+
+
+def test_every_chip_has_sensible_limits():
+    for name, chip in CHIPS.items():
+        # Between 100 TFLOP/s and 3 PFLOP/s; it takes 100 to 1,000 operations to pay for a byte.
+        assert 1e14 < chip.peak_flops < 3e15, name
+        assert 100 < chip.peak_flops / chip.memory_bandwidth < 1000, name
+        assert chip.link_bandwidth < chip.memory_bandwidth < 1e13 < 1e3 * chip.memory, name
