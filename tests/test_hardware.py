@@ -57,7 +57,7 @@ def test_a_step_of_dit_xl_costs_what_is_published():
     ("config", "event_shape"),
     [
         (DiTConfig(2, 128, 2, 2, unroll_layers=True), (16, 16, 3)),
-        (UNetConfig(64, (1, 2), 1, attention_resolutions=(8,)), (16, 16, 3)),
+        (UNetConfig(32, (1, 2), 1, attention_resolutions=(32,)), (64, 64, 3)),
         (MLPConfig(256, 3, unroll_layers=True), (64,)),
     ],
 )
