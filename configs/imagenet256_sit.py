@@ -25,7 +25,7 @@ def get_config() -> Config:
     """SiT-B/2 for 80 epochs."""
     return Config(
         name="imagenet256_sit",
-        data=ArrayData("latents", num_classes=1_000),
+        data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),
         network=dataclasses.replace(DIT_B, dtype="bfloat16"),
         loss=LossConfig(label_drop=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", clip_norm=None),

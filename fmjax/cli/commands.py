@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
-from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, path_and_rest
+from fmjax.cli.sampling import adaptive_if_meant
+from fmjax.cli.working import planning, working
 
 if TYPE_CHECKING:
-    from fmjax.config import SamplingConfig
     from fmjax.studies.run_folder import Run
-
-
-# Options that mean nothing with fixed steps.
-_ADAPTIVE = frozenset({"rtol", "atol", "control", "slots"})
 
 
 def _train(arguments: list[str]) -> None:
@@ -28,7 +24,9 @@ def _train(arguments: list[str]) -> None:
 
     from fmjax.config import Config
     from fmjax.studies.configs import load_config
-    from fmjax.studies.train import train
+    from fmjax.studies.run_folder import open_run
+    from fmjax.studies.train import train_folder
+    from fmjax.training import Processes, is_main, together
 
     @dataclasses.dataclass(frozen=True)
     class Train:
@@ -38,21 +36,25 @@ def _train(arguments: list[str]) -> None:
             config: Every field of the config.
             run: The run folder (default: runs/NAME).
             overwrite: Replace a run that stands there.
+            processes: The same command runs in each of them.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         run: Path | None = None
         overwrite: bool = False
+        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
-    sampling = _adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
+    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
     folder = Path("runs") / config.name if asked.run is None else asked.run
-    with console() as progress:
-        run = train(config, folder, overwrite=asked.overwrite, progress=progress)
-        from fmjax.studies.results import make_results  # Figures are not needed any sooner.
+    with working(asked.processes) as progress:
+        train_folder(config, folder, overwrite=asked.overwrite, progress=progress)
+        with together("making the results"):
+            if is_main():
+                from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
-        make_results(run, progress=progress)
+                make_results(open_run(folder, alone=True), progress=progress)
 
 
 def _sample(arguments: list[str]) -> int:
@@ -82,58 +84,10 @@ def _sample(arguments: list[str]) -> int:
         output: Path | None = None
 
     asked = parse(Sample, Sample(config.sampling), rest, f"fmjax sample {path}")
-    sampling = _adaptive_if_meant(asked.sampling, rest)
-    with console() as progress:
+    sampling = adaptive_if_meant(asked.sampling, rest)
+    with working() as progress:
         drawn = sample_run(open_run(path), sampling, asked.classes, asked.output, progress=progress)
     return 0 if drawn.succeeded.all() else 1
-
-
-def _adaptive_if_meant(
-    sampling: "SamplingConfig", arguments: list[str], prefix: str = "--"
-) -> "SamplingConfig":
-    """Adaptive steps for who names a solver or a tolerance, but no number of steps.
-
-    The run's own config may take fixed steps, which would make a tolerance mean nothing.
-
-    Args:
-        sampling: As it was parsed, the run's own where nothing was given.
-        arguments: What it was parsed from.
-        prefix: Of the options that set fields of `sampling`.
-
-    Raises:
-        ValueError: If a tolerance is named for a solver that cannot adapt its steps, or beside
-            a number of steps.
-    """
-    import dataclasses
-
-    from fmjax._checks import require
-    from fmjax.config import SDE_SOLVERS, SOLVERS, can_adapt
-
-    options = [argument.split("=")[0].replace("_", "-") for argument in arguments]
-    given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
-    tolerances = given & _ADAPTIVE
-    stirs = given & {"rate", "rate-scale", "rate-power", "last-step"}
-    rule = f"go with a solver of the SDE ({', '.join(SDE_SOLVERS)})"
-    for name in sorted(stirs if sampling.solver not in SDE_SOLVERS else ()):
-        require(False, name, rule, sampling.solver)
-    on_grid = given & {"num-steps", "grid", "shift"}
-    if on_grid:
-        rule = "be given for a grid to lie on"
-        require(sampling.num_steps is not None, "num-steps", rule, "none")
-        rule = "go without a number of steps, which fixes them whatever the error"
-        for name in sorted(tolerances):
-            require(False, name, rule, f"{sampling.num_steps} steps")
-        return sampling
-    if not tolerances and "solver" not in given:
-        return sampling
-    if can_adapt(sampling.solver):
-        return dataclasses.replace(sampling, num_steps=None)
-    # The usual one first.
-    adaptive = sorted(filter(can_adapt, SOLVERS), key=lambda name: name != "tsit5")
-    rule = f"go with a solver that estimates its error ({', '.join(adaptive)})"
-    for name in sorted(_ADAPTIVE):
-        require(name not in given, name, rule, sampling.solver)
-    return sampling
 
 
 def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
@@ -141,7 +95,7 @@ def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
     from fmjax.studies.report import report_run
     from fmjax.studies.run_folder import open_run
 
-    with console() as progress:
+    with working() as progress:
         run = open_run(path)
         work(run, progress)
         report_run(run, progress=progress)
@@ -183,7 +137,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     default = Evaluate(config.evaluation, config.sampling)
     asked = parse(Evaluate, default, rest, f"fmjax evaluate {path}")
-    sampling = _adaptive_if_meant(asked.sampling, rest, "--sampling.")
+    sampling = adaptive_if_meant(asked.sampling, rest, "--sampling.")
     _on_run(
         path, lambda run, progress: evaluate_run(run, asked.evaluation, sampling, progress=progress)
     )
@@ -215,7 +169,7 @@ def _study(arguments: list[str]) -> None:
 
     asked = parse(Study, Study(), rest, f"fmjax study {path}")
     config = dataclasses.replace(config, num_samples=asked.num_samples)
-    with console() as progress:
+    with working() as progress:
         run_study(config, asked.output, progress=progress)
         report_study(config, asked.output, progress=progress)
 
@@ -244,6 +198,49 @@ def _invert(arguments: list[str]) -> None:
     _on_run(path, lambda run, progress: invert_run(run, asked, images, progress=progress))
 
 
+def _plan(arguments: list[str]) -> int:
+    path, rest = path_and_rest("plan", "CONFIG", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import Config, PlanConfig
+    from fmjax.studies.configs import load_config
+
+    @dataclasses.dataclass(frozen=True)
+    class Plan:
+        """Compile the training step for accelerators that are not here: memory, speed, price.
+
+        Attributes:
+            plan: For what, and at which price.
+            config: Every field of the config.
+            json: Also write all that was found to this file.
+            picture: And a picture of the memory to this one.
+        """
+
+        plan: Annotated[PlanConfig, tyro.conf.arg(name="")]
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        json: Path | None = None
+        picture: Path | None = None
+
+    default = Plan(PlanConfig(), load_config(path))
+    asked = parse(Plan, default, rest, f"fmjax plan {path}")
+    from fmjax.report.plan import plan_text, plans_json, plot_memory
+    from fmjax.report.style import png_bytes, save_png
+    from fmjax.studies.plan import plan
+    from fmjax.studies.run_folder import write_text
+
+    with planning() as progress:
+        plans = plan(asked.config, asked.plan, progress=progress)
+        for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
+            progress.say(plan_text(each))
+        if asked.json is not None:
+            write_text(asked.json, plans_json(plans))
+        if asked.picture is not None:
+            save_png(png_bytes(plot_memory(plans)), asked.picture)
+    return 0 if plans[-1].fits else 1
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "sample": _sample,
@@ -252,4 +249,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "likelihood": _likelihood,
     "invert": _invert,
     "study": _study,
+    "plan": _plan,
 }

@@ -5,9 +5,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from fmjax.cli.commands import COMMANDS
 from fmjax.cli.parsing import Refused, asks_for_help
+from fmjax.cli.working import Stopped
 
 USAGE = """\
 usage: fmjax COMMAND ... [--help]
@@ -20,6 +22,7 @@ usage: fmjax COMMAND ... [--help]
   invert RUN [IMAGES...]
                   images to noise and back, interpolated and edited
   study CONFIG    train several models, sample each in several ways, measure all alike
+  plan CONFIG     compile its training step for TPUs or GPUs that are not here: memory, speed, price
 
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """
@@ -48,8 +51,7 @@ def _run(arguments: list[str]) -> int:
             # Which fields there are depends on the path, which is missing.
             print(USAGE, end="")
             return 0
-        _prepare_jax()
-        from fmjax.training import Interrupted, NonFiniteLoss
+        from fmjax.training import Interrupted, NonFiniteLoss, another_is_gone
     except ValueError as error:
         return _complain(error)
     try:
@@ -59,16 +61,34 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as error:
         print(f"fmjax: {error}", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
+    except Stopped as signal_name:
+        print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)
+        return 128 + signal.Signals[str(signal_name)]
     except KeyboardInterrupt:
         print("fmjax: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, OSError, Refused) as error:
         return _complain(error)
     except RuntimeError as error:
-        # JAX's own. Of its failures this one is the user's to mend: a smaller batch, more devices.
+        # JAX's own. Of its failures these are the user's to mend: a smaller batch, more devices; a
+        # process that is gone.
+        if another_is_gone(error):
+            _leave_at_once(error)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _complain(error)
+
+
+def _leave_at_once(error: Exception) -> NoReturn:
+    """End without the farewell that JAX's processes wait for from one another."""
+    said = (str(error).strip().splitlines() or [""])[0][:200]
+    print(
+        f"fmjax: error: another process of the run is gone ({said}); started again in all of "
+        "them, the same command goes on from the last checkpoint",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _complain(error: Exception, code: int = 2) -> int:
@@ -87,21 +107,3 @@ def _plainly(name: object) -> object:
     if isinstance(name, (str, os.PathLike)) and Path(name).name.startswith("."):
         return Path(name).parent
     return name
-
-
-def _prepare_jax() -> None:
-    """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
-    import jax
-
-    from fmjax._files import cache_dir
-    from fmjax._memory import keep_freed_memory
-
-    try:
-        backend = jax.default_backend()
-    except RuntimeError as error:
-        raise ValueError(f"JAX must find its devices, got {error}") from error
-    if backend == "cpu":
-        keep_freed_memory()
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compilation"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -14,6 +14,7 @@ from fmjax.config.build import (
 )
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
+from fmjax.config.planning import PlanConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
 from fmjax.config.solving import (
@@ -40,6 +41,7 @@ __all__ = [
     "SamplingConfig",
     "SolveFn",
     "Steps",
+    "PlanConfig",
     "StudyConfig",
     "TrainingConfig",
     "build",

@@ -23,10 +23,20 @@ class ArrayData:
         folder: With these files.
         num_classes: How many classes the labels count; None for one more than the highest
             label of the training split.
+        event_shape: Of one example; None for whatever the files hold. Given, it is known where
+            there are no files yet, as for `fmjax plan`.
     """
 
     folder: str
     num_classes: int | None = None
+    event_shape: tuple[int, ...] | None = None
+
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes, as given or as the files have it."""
+        if self.event_shape is not None:
+            return self.event_shape, self.num_classes
+        train = self.load("train")
+        return train.event_shape, train.num_classes
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read or map one split.
@@ -36,6 +46,9 @@ class ArrayData:
         """
         folder = Path(self.folder).expanduser()
         x, labels = _read(folder, split)
+        right = self.event_shape is None or x.shape[1:] == self.event_shape
+        rule = f"hold examples of shape {self.event_shape}"
+        require(right, f"folder {folder}", rule, x.shape[1:])
         if labels is None:
             return Dataset(x=x)
         num_classes = self.num_classes

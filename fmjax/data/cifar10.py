@@ -28,6 +28,10 @@ class Cifar10Data:
 
     folder: str
 
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes, without reading any."""
+        return (32, 32, 3), 10
+
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read one split.
 

@@ -80,8 +80,13 @@ class NoSuchSplit(ValueError):
 class Source(Protocol):
     """Numbers and names that say where examples come from.
 
-    Laws: `load` gives the same arrays every time; train and test share no example.
+    Laws: `load` gives the same arrays every time; train and test share no example; `shape` is
+    the event shape and the number of classes of what it gives.
     """
+
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes (None: unconditional)."""
+        ...
 
     def load(self, split: Split, *, progress: Progress) -> Dataset:
         """Read, make or download the examples of one split."""

@@ -21,6 +21,10 @@ class DigitsData:
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
     """
 
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes, without reading any."""
+        return (8, 8, 1), 10
+
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """The images of one split, in the order of the file."""
         from sklearn.datasets import load_digits  # Takes a second, which only digits are worth.

@@ -82,6 +82,10 @@ class IdxData:
     def __post_init__(self) -> None:
         require_one_of("data.name", self.name, _PUBLISHED)
 
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes, without reading any."""
+        return (28, 28, 1), 10
+
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read one split.
 

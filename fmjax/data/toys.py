@@ -100,6 +100,10 @@ class ToyData:
         require_at_least("data.num_examples", self.num_examples, 1)
         require_at_least("data.seed", self.seed, 0)
 
+    def shape(self) -> tuple[tuple[int, ...], int | None]:
+        """The shape of one example and the number of classes, without drawing any."""
+        return (2,), _TOYS[self.name][1] if self.conditional else None
+
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Draw the examples of one split."""
         draw, num_components = _TOYS[self.name]

@@ -214,8 +214,12 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def open_run(path: Path | str) -> Run:
+def open_run(path: Path | str, *, alone: bool = False) -> Run:
     """Read a run folder and the averaged weights of its newest checkpoint.
+
+    Args:
+        path: The run folder.
+        alone: For this process's own devices, whatever the others do.
 
     Raises:
         ValueError: If the folder is no run, has no checkpoint, or the checkpoint is corrupt
@@ -225,8 +229,9 @@ def open_run(path: Path | str) -> Run:
     folder, config = RunFolder(path), read_config(path)
     event_shape, num_classes = read_model(path)
     experiment = build(config, event_shape, num_classes)
-    mesh = _mesh_for(config.mesh)
+    apart = alone and jax.process_count() > 1
+    mesh = make_mesh(devices=jax.local_devices()) if apart else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
     sharding = state_sharding(like, mesh, experiment.net.tensor_axes)
-    params, step = restore_ema(folder.checkpoints, like, sharding=sharding)
+    params, step = restore_ema(folder.checkpoints, like, sharding=sharding, alone=alone)
     return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)

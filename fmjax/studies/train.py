@@ -20,23 +20,30 @@ from fmjax.training import (
     fit,
     flops_per_example,
     init_state,
+    is_main,
     learning_rate_at,
     make_mesh,
     make_train_step,
     require_batch_fits,
+    together,
 )
 
 
 def train(
-    config: Config,
-    path: Path,
-    *,
-    overwrite: bool = False,
-    progress: Progress = Silent(),
+    config: Config, path: Path, *, overwrite: bool = False, progress: Progress = Silent()
 ) -> Run:
+    """`train_folder`, and the run that it leaves, opened."""
+    train_folder(config, path, overwrite=overwrite, progress=progress)
+    return open_run(path)
+
+
+def train_folder(
+    config: Config, path: Path, *, overwrite: bool = False, progress: Progress = Silent()
+) -> None:
     """Train, and leave a run folder with config, checkpoints and metrics.
 
-    A run that stands there with the same config is resumed where it stopped.
+    A run that stands there with the same config is resumed where it stopped. Several processes
+    that were joined (`fmjax.training.join`) each load a share of the data, and all see the folder.
 
     Args:
         config: The experiment.
@@ -44,39 +51,38 @@ def train(
         overwrite: Replace a run that stands there.
         progress: Hears of every part.
 
-    Returns:
-        The trained run.
-
     Raises:
         ValueError: If the parts of the config do not fit together or the data, or the folder
             holds something else.
         Interrupted: After SIGTERM or Ctrl-C, with everything saved.
         NonFiniteLoss: If the loss was not finite.
     """
-    dataset = config.data.load("train", progress=progress)
-    if not config.conditional:
-        dataset = dataset.without_labels()
-    require_comparable(config.compare.num_samples, len(dataset))  # Not after hours of training.
-    event_shape, num_classes = dataset.event_shape, dataset.num_classes
-    experiment = build(config, event_shape, num_classes)
-    mesh = make_mesh(config.mesh)
-    training = config.training
-    require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
-    feed = batches(
-        dataset,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        flip=training.flip,
-        num_processes=jax.process_count(),
-        process_index=jax.process_index(),
-    )
+    training, mesh = config.training, make_mesh(config.mesh)
+    with together("reading the data"):
+        dataset = config.data.load("train", progress=progress)
+        if not config.conditional:
+            dataset = dataset.without_labels()
+        # Not after hours of training.
+        require_comparable(config.compare.num_samples, len(dataset))
+        event_shape, num_classes = dataset.event_shape, dataset.num_classes
+        experiment = build(config, event_shape, num_classes)
+        require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
+        feed = batches(
+            dataset,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            flip=training.flip,
+            num_processes=jax.process_count(),
+            process_index=jax.process_index(),
+        )
     # The last of what can refuse: after it the folder is made, not before.
     state, sharding = init_state(
         experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
     )
     folder = RunFolder(path)
-    if jax.process_index() == 0:
-        prepare(folder, config, event_shape, num_classes, overwrite=overwrite)
+    with together("making the run folder"):
+        if is_main():
+            prepare(folder, config, event_shape, num_classes, overwrite=overwrite)
     progress.say(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
@@ -85,7 +91,6 @@ def train(
     batch = Batch(jax.ShapeDtypeStruct((8, *event_shape), jnp.float32), labels)
     flops = flops_per_example(experiment.objective, state.params, batch)
     _fit(config, experiment, state, sharding, feed, mesh, folder, flops, progress)
-    return open_run(path)
 
 
 def _fit(

@@ -6,9 +6,12 @@ from fmjax.training.logs import Logger, RunLogger, read_metrics
 from fmjax.training.loop import Batches, fit
 from fmjax.training.monitor import NonFiniteLoss
 from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
+from fmjax.training.processes import Processes, another_is_gone, is_main, join, together
 from fmjax.training.sharding import (
     MeshConfig,
     batch_sharding,
+    bytes_held,
+    laid_out,
     make_mesh,
     num_shares,
     put_batch,
@@ -18,7 +21,14 @@ from fmjax.training.sharding import (
 )
 from fmjax.training.signals import Interrupted
 from fmjax.training.state import StepMetrics, TrainState
-from fmjax.training.step import TrainStep, flops_per_example, init_state, make_train_step
+from fmjax.training.step import (
+    TrainStep,
+    abstract_state,
+    flops_per_example,
+    init_state,
+    make_train_step,
+)
+from fmjax.training.topology import devices_of
 
 __all__ = [
     "Batches",
@@ -28,16 +38,24 @@ __all__ = [
     "MeshConfig",
     "NonFiniteLoss",
     "OptimizerConfig",
+    "Processes",
     "Restored",
     "RunLogger",
     "StepMetrics",
     "TrainState",
     "TrainStep",
+    "abstract_state",
+    "another_is_gone",
     "batch_sharding",
+    "bytes_held",
+    "devices_of",
     "ema_decay_at",
     "fit",
     "flops_per_example",
     "init_state",
+    "is_main",
+    "join",
+    "laid_out",
     "learning_rate_at",
     "make_mesh",
     "num_shares",
@@ -49,5 +67,6 @@ __all__ = [
     "require_batch_fits",
     "restore_ema",
     "state_sharding",
+    "together",
     "update_ema",
 ]

@@ -8,7 +8,9 @@ with digests of its files, which are compared before Orbax reads a byte.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +19,14 @@ import orbax.checkpoint as ocp
 
 from fmjax._arrays import Params
 from fmjax._checks import require_at_least
-from fmjax.training.digests import find_damage, write_digests
-from fmjax.training.named_arrays import flat_arrays, key_impl, unflat_arrays
+from fmjax.training.digests import write_digests
+from fmjax.training.named_arrays import flat_arrays, key_impl
+from fmjax.training.processes import is_main, together
+from fmjax.training.restoring import Reader, described, warn_of
 from fmjax.training.state import TrainState
 
 _ARRAYS = ("ema_params", "state")
+DAMAGED = "damaged"
 
 
 class Restored(NamedTuple):
@@ -30,17 +35,18 @@ class Restored(NamedTuple):
     Attributes:
         state: Bit for bit the one saved, on the shardings asked for.
         extra: What was saved beside it.
+        passed_over: A line for each later checkpoint that was damaged, which is set aside.
     """
 
     state: TrainState
     extra: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last write.
 
-    Every refusal is a `ValueError` of one line that names the folder and the step. Nothing falls
-    back silently: a damaged newest checkpoint is an error, not a reason to take the one before.
+    Every refusal is a `ValueError` of one line that names the folder and the step.
     """
 
     def __init__(self, folder: Path | str, *, max_to_keep: int = 2):
@@ -58,6 +64,7 @@ class Checkpoints:
             raise ValueError(
                 f"checkpoint folder must be writable, got {self.folder}: {error.strerror}"
             ) from error
+        self._reader = Reader(self.folder, self._manager)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -78,7 +85,7 @@ class Checkpoints:
         """
         arrays = {name: flat_arrays(tree) for name, tree in _parts(state).items()}
         run: dict[str, Any] = {
-            "arrays": {name: _described(part) for name, part in arrays.items()},
+            "arrays": {name: described(part) for name, part in arrays.items()},
             "key_impl": key_impl(state.key),
             "extra": dict(extra),
         }
@@ -89,7 +96,10 @@ class Checkpoints:
         self._manager.save(int(state.step), args=args)
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
-        """Read the state of `step` (default: the newest) and the `extra` saved with it.
+        """Read a state and the `extra` saved with it.
+
+        Without a step, the newest checkpoint that is whole. Later ones, which are damaged, are
+        moved to `FOLDER/damaged`, so that the run can save under their steps again.
 
         Args:
             like: Arrays or `ShapeDtypeStruct`s with the shapes and shardings to restore onto,
@@ -97,9 +107,35 @@ class Checkpoints:
             step: Which checkpoint.
 
         Raises:
-            ValueError: If there is none, it is damaged, or it is of another model or optimizer.
+            ValueError: If there is none, it (without a step, every one) is damaged, or it is of
+                another model or optimizer.
         """
-        return _restore(self.folder, self._manager, like, step)
+        read = partial(self._read, like)
+        if step is not None:
+            return read(self._reader.existing(step))
+        restored, damage = self._reader.newest(read)
+        if not damage:
+            return restored
+        aside = self.folder / DAMAGED
+        with together("setting damaged checkpoints aside"):
+            if is_main():
+                aside.mkdir(exist_ok=True)
+                for each in damage:
+                    shutil.rmtree(aside / str(each), ignore_errors=True)
+                    (self.folder / str(each)).rename(aside / str(each))
+        self._manager.reload()
+        passed_over = (f"{text}; it is now in {aside}" for text in damage.values())
+        return restored._replace(passed_over=tuple(passed_over))
+
+    def _read(self, like: TrainState, step: int) -> Restored:
+        reader = self._reader
+        run = reader.run(step)
+        if run["key_impl"] != key_impl(like.key):
+            keys = f"keys of {run['key_impl']!r}, not {key_impl(like.key)!r}"
+            raise reader.foreign(step, keys)
+        parts = {name: reader.part(step, run, name, part) for name, part in _parts(like).items()}
+        state = TrainState(ema_params=parts["ema_params"], **parts["state"])
+        return Restored(state, run["extra"])
 
     def wait(self) -> None:
         """Return when everything saved is whole on the disk."""
@@ -111,7 +147,12 @@ class Checkpoints:
 
 
 def restore_ema(
-    folder: Path | str, like: Params, *, sharding: Any = None, step: int | None = None
+    folder: Path | str,
+    like: Params,
+    *,
+    sharding: Any = None,
+    step: int | None = None,
+    alone: bool = False,
 ) -> tuple[Params, int]:
     """Read only the averaged weights, to sample with.
 
@@ -120,7 +161,9 @@ def restore_ema(
         like: Arrays or `ShapeDtypeStruct`s, as from `jax.eval_shape(net.init, key)`.
         sharding: Where each goes, as from `state_sharding(like, mesh)`. By default where `like`
             lies; the first device, if it lies nowhere.
-        step: Which checkpoint; the newest by default.
+        step: Which checkpoint; by default the newest that is whole, with a warning if later ones
+            are not.
+        alone: This process reads by itself, whatever the others of its run do.
 
     Returns:
         The weights, and the step they are of.
@@ -137,10 +180,17 @@ def restore_ema(
             like,
             sharding,
         )
-    with _manager(folder, max_to_keep=None, clean=False) as manager:
-        step = _existing_step(folder, manager, step)
-        run = _read_run(folder, manager, step)
-        return _read_part(folder, manager, step, run, "ema_params", like), step
+    with _manager(folder, max_to_keep=None, clean=False, alone=alone) as manager:
+        reader = Reader(folder, manager)
+
+        def read(step: int) -> tuple[Params, int]:
+            return reader.part(step, reader.run(step), "ema_params", like), step
+
+        if step is not None:
+            return read(reader.existing(step))
+        found, damage = reader.newest(read)
+        warn_of(damage, found[1])
+        return found
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -149,21 +199,16 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"ema_params": state.ema_params, "state": rest}
 
 
-def _restore(folder, manager, like, step):
-    step = _existing_step(folder, manager, step)
-    run = _read_run(folder, manager, step)
-    if run["key_impl"] != key_impl(like.key):
-        raise _foreign(folder, step, f"keys of {run['key_impl']!r}, not {key_impl(like.key)!r}")
-    parts = {
-        name: _read_part(folder, manager, step, run, name, part)
-        for name, part in _parts(like).items()
-    }
-    state = TrainState(ema_params=parts["ema_params"], **parts["state"])
-    return Restored(state, run["extra"])
-
-
-def _manager(folder: Path, *, max_to_keep: int | None, clean: bool) -> ocp.CheckpointManager:
+def _manager(
+    folder: Path, *, max_to_keep: int | None, clean: bool, alone: bool = False
+) -> ocp.CheckpointManager:
+    here = jax.process_index()
     options = ocp.CheckpointManagerOptions(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"alone{here}"
+        )
+        if alone
+        else ocp.options.MultiprocessingOptions(),
         max_to_keep=max_to_keep,
         create=False,
         cleanup_tmp_directories=clean,
@@ -186,79 +231,7 @@ def _seal(folder: Path) -> None:
     Orbax calls this when its files are whole, before it gives their folder its name: so a
     checkpoint always has its digests. The folder is known by not having them yet.
     """
-    if jax.process_index() == 0:
+    if is_main():
         for step_folder in filter(Path.is_dir, folder.iterdir()):
-            write_digests(step_folder, ("run", *_ARRAYS))
-
-
-def _existing_step(folder: Path, manager: ocp.CheckpointManager, step: int | None) -> int:
-    steps = manager.all_steps()
-    if not steps:
-        raise ValueError(f"checkpoint folder must hold a checkpoint, got none in {folder}")
-    if step is not None and step not in steps:
-        raise ValueError(f"checkpoint step must be one of {sorted(steps)}, got {step} in {folder}")
-    return max(steps) if step is None else step
-
-
-def _read_run(folder: Path, manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON text of a checkpoint: what its arrays are, and the caller's `extra`."""
-    run = _read_item(folder, manager, step, "run", ocp.args.JsonRestore())
-    if not isinstance(run, dict) or not {"arrays", "key_impl", "extra"} <= run.keys():
-        raise _foreign(folder, step, "one that fmjax did not write")
-    return run
-
-
-def _read_part(folder, manager, step, run, name, like):
-    """The arrays of one item, onto the shardings of `like`."""
-    wanted = {path: _with_sharding(leaf) for path, leaf in flat_arrays(like).items()}
-    _require_alike(folder, step, run["arrays"][name], _described(wanted), name)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-    item = ocp.args.PyTreeRestore(wanted, restore_args=restore_args)
-    arrays = _read_item(folder, manager, step, name, item)
-    return unflat_arrays({path: arrays[path] for path in wanted}, like)
-
-
-def _read_item(folder, manager, step, name, item_args):
-    if not (folder / str(step) / name).is_dir():
-        raise _foreign(folder, step, f"one without {name}")
-    if damage := find_damage(folder / str(step), name):
-        raise _damaged(folder, step, damage)
-    try:
-        return manager.restore(step, args=ocp.args.Composite(**{name: item_args}))[name]
-    except Exception as error:  # noqa: BLE001 - Orbax raises bare Exception for unreadable data
-        raise _damaged(folder, step, error) from error
-
-
-def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _described(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Each array as a text such as `float32[3, 4]`."""
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
-
-
-def _require_alike(folder, step, saved, wanted, part):
-    """Raise unless a checkpoint's arrays have the names, shapes and dtypes wanted."""
-    for name in sorted(saved.keys() | wanted.keys()):
-        has, wants = saved.get(name, "nothing"), wanted.get(name, "nothing")
-        if has != wants:
-            raise _foreign(folder, step, f"{part}.{name}: it holds {has}, the run {wants}")
-
-
-def _foreign(folder: Path, step: int, difference: str) -> ValueError:
-    return ValueError(
-        f"checkpoint of step {step} in {folder} must be of this model and optimizer, "
-        f"got {difference}"
-    )
-
-
-def _damaged(folder: Path, step: int, reason: Exception | str) -> ValueError:
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return ValueError(
-        f"checkpoint of step {step} in {folder} must be whole, got {lines[0][:200]} "
-        f"(delete {folder / str(step)} to go on from an earlier one)"
-    )
+            if step_folder.name != DAMAGED:
+                write_digests(step_folder, ("run", *_ARRAYS))

@@ -17,7 +17,7 @@ _CHUNK = 2**20
 
 def write_digests(folder: Path, parts: Iterable[str]) -> None:
     """Write size and CRC-32 of every file below `folder / part`, unless that has been done."""
-    if (folder / _NAME).exists():
+    if is_sealed(folder):
         return
     files = [path for part in parts for path in sorted((folder / part).rglob("*"))]
     digests = {
@@ -27,9 +27,14 @@ def write_digests(folder: Path, parts: Iterable[str]) -> None:
         temporary.write_text(json.dumps({"files": digests, "crc32": _crc32(digests)}))
 
 
+def is_sealed(folder: Path) -> bool:
+    """Whether digests of the folder's files were written."""
+    return (folder / _NAME).exists()
+
+
 def find_damage(folder: Path, part: str) -> str | None:
     """What is wrong with the files of `folder / part`, in a few words; None if nothing is."""
-    if not (folder / _NAME).exists():
+    if not is_sealed(folder):
         return f"no {_NAME}"
     try:
         sealed = json.loads((folder / _NAME).read_text())

@@ -15,6 +15,7 @@ from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
+from fmjax.training.processes import is_main
 from fmjax.training.sharding import put_batch
 from fmjax.training.signals import Interrupted, StopSignals
 from fmjax.training.state import TrainState
@@ -84,13 +85,13 @@ def fit(
     Raises:
         Interrupted: After a signal.
         NonFiniteLoss: If a step was not finite. Its state is never saved.
-        ValueError: If the newest checkpoint is damaged or of another model, the batch does not
-            divide by the devices, or the batches end too early.
+        ValueError: If all checkpoints are damaged or the newest is of another model, the batch
+            does not divide by the devices, or the batches end too early.
     """
     require_at_least("num_steps", num_steps, 1)
     require_at_least("log_every", log_every, 1)
     require_at_least("checkpoint_every", checkpoint_every, 1)
-    if jax.process_index() != 0:
+    if not is_main():
         logger = None
     state, monitor = _resumed(state, batches, checkpoints, logger, progress)
     first_step = int(state.step)
@@ -142,7 +143,9 @@ def _resumed(
     )
     # Two states at once may not fit the devices.
     jax.tree.map(lambda leaf: leaf.delete(), state)
-    state, extra = checkpoints.restore(like)
+    state, extra, passed_over = checkpoints.restore(like)
+    for line in passed_over:
+        progress.say(line)
     batches.set_state(extra["batches"])
     if logger is not None:
         logger.rewind(int(state.step))

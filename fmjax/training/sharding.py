@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -113,6 +114,29 @@ def state_sharding(
         return NamedSharding(mesh, stored_spec(leaf.shape, mesh.shape, next(axes, None)))
 
     return jax.tree_util.tree_map_with_path(place, abstract_state)
+
+
+def laid_out(
+    abstract_state: Any, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
+) -> Any:
+    """The same as `jax.ShapeDtypeStruct`s that say where they lie, as `state_sharding` has it."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract_state,
+        state_sharding(abstract_state, mesh, tensor_axes),
+    )
+
+
+def bytes_held(arrays: Any) -> float:
+    """Bytes of each device that these (`jax.ShapeDtypeStruct`s with shardings) take."""
+
+    def held(leaf: Any) -> float:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+            return float(leaf.size * leaf.dtype.itemsize)
+        return float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+
+    return sum(map(held, jax.tree.leaves(arrays)))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -6,6 +6,7 @@ number beyond the order of a sum.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from fmjax.losses.objective import Objective
 from fmjax.training.ema import update_ema
 from fmjax.training.sharding import (
     batch_sharding,
+    laid_out,
     replicated,
     require_batch_fits,
-    state_sharding,
 )
 from fmjax.training.state import StepMetrics, TrainState
 from fmjax.velocity import VelocityNet
@@ -48,21 +49,30 @@ def init_state(
     Returns:
         The state, and its sharding (a `TrainState` of `NamedSharding`s).
     """
+    like = abstract_state(net, optimizer, mesh)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(partial(_init, net, optimizer), out_shardings=sharding)(key), sharding
 
-    def init(key):
-        init_key, step_key = jax.random.split(key)
-        params = net.init(init_key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            # A copy: the step donates the state, and no buffer may be donated twice.
-            ema_params=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params),
-            opt_state=optimizer.init(params),
-            key=step_key,
-        )
 
-    sharding = state_sharding(jax.eval_shape(init, key), mesh, net.tensor_axes)
-    return jax.jit(init, out_shardings=sharding)(key), sharding
+def abstract_state(
+    net: VelocityNet, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state that `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings."""
+    like = jax.eval_shape(partial(_init, net, optimizer), jax.random.key(0))
+    return laid_out(like, mesh, net.tensor_axes)
+
+
+def _init(net: VelocityNet, optimizer: optax.GradientTransformation, key: PRNGKey) -> TrainState:
+    init_key, step_key = jax.random.split(key)
+    params = net.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the step donates the state, and no buffer may be donated twice.
+        ema_params=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params),
+        opt_state=optimizer.init(params),
+        key=step_key,
+    )
 
 
 def flops_per_example(objective: Objective, params: Params, batch: Batch) -> float:

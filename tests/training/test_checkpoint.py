@@ -65,9 +65,10 @@ def copy_of(saved, tmp_path):
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, state, layout):
     like = make_state(layout=layout, key=jax.random.key(1))
     with Checkpoints(saved) as checkpoints:
-        restored, extra = checkpoints.restore(like)
+        restored, extra, passed_over = checkpoints.restore(like)
     assert_same_bits(restored, state)
     assert extra == EXTRA
+    assert passed_over == ()
     for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
@@ -159,6 +160,37 @@ def test_every_damaged_file_is_found(saved, state, tmp_path):
                 assert "\n" not in str(error.value)
                 path.write_bytes(whole)
         assert_same_bits(checkpoints.restore(state).state, state)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, state, tmp_path):
+    folder = copy_of(saved, tmp_path)
+    later = state._replace(step=state.step + 7)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(later, EXTRA)
+    flip_a_bit(next((folder / "7" / "ema_params").rglob("d/*")))
+    named = f"checkpoint of step 7 in {folder} must be whole, got a damaged file ema_params/"
+    with pytest.warns(UserWarning, match=f"{named}.*; that of step 0 is taken instead"):
+        params, step = restore_ema(folder, jax.eval_shape(lambda: state.ema_params))
+    assert step == 0
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(ValueError, match=named):
+            checkpoints.restore(state, 7)
+        restored, _, (line,) = checkpoints.restore(state)
+        assert_same_bits(restored, state)
+        assert line.startswith(named)
+        assert line.endswith(f"it is now in {folder / 'damaged'}")
+        # Its step is free again.
+        assert checkpoints.latest_step() == 0
+        checkpoints.save(later, EXTRA)
+        checkpoints.wait()
+        assert int(checkpoints.restore(state).state.step) == 7
+    assert (folder / "damaged" / "7" / "digests.json").is_file()
 
 
 def test_what_orbax_cannot_read_is_one_line_too(saved, state, tmp_path):

@@ -106,6 +106,22 @@ def test_a_signal_during_the_last_save_is_not_lost(tmp_path, unbroken, monkeypat
     assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
 
 
+def test_after_damage_a_run_goes_on_from_the_checkpoint_before(tmp_path, unbroken):
+    class Heard(Silent):
+        lines: list[str] = []  # noqa: RUF012
+
+        def say(self, line):
+            self.lines.append(line)
+
+    run(tmp_path, 8)
+    damaged = next((tmp_path / "checkpoints" / "8" / "ema_params").rglob("d/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    state = run(tmp_path, NUM_STEPS, progress=Heard())
+    assert "checkpoint of step 8" in Heard.lines[0]
+    assert "resumed from step 4" in Heard.lines[1]
+    assert_same_run(tmp_path, state, unbroken)
+
+
 def test_a_run_may_be_made_longer(tmp_path, unbroken):
     state = run(tmp_path, 6)
     assert int(state.step) == 6

@@ -1,0 +1,74 @@
+"""What surrounds a command's work: its processes and devices, its progress, a way to stop it."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fmjax._progress import Progress, Silent
+from fmjax.cli.console import console
+
+if TYPE_CHECKING:
+    from fmjax.training import Processes
+
+
+class Stopped(Exception):
+    """The process was told to end by a signal; whatever it wrote is whole."""
+
+
+@contextlib.contextmanager
+def working(processes: "Processes | None" = None) -> Iterator[Progress]:
+    """Make JAX ready and show progress; SIGTERM ends the work where it stands.
+
+    Training takes the signal itself, to save before it leaves.
+
+    Args:
+        processes: Of a run of several, of which only the first one speaks.
+    """
+    from fmjax.training import is_main, join
+
+    if processes is not None:
+        join(processes)
+    _prepare_jax()
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        if not is_main():
+            yield Silent()
+            return
+        with console() as progress:
+            yield progress
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[Progress]:
+    """As `working`, for work that chooses devices by itself; nothing it compiles can run here."""
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with console() as progress:
+            yield progress
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def _prepare_jax() -> None:
+    """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
+    import jax
+
+    from fmjax._files import cache_dir
+    from fmjax._memory import keep_freed_memory
+
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        raise ValueError(f"JAX must find its devices, got {error}") from error
+    if backend == "cpu":
+        keep_freed_memory()
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compilation"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,151 @@
+"""Plans to read: text, JSON, and a picture of the memory."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure
+from fmjax.training.collectives import Traffic
+
+_GB = 1e9
+
+
+class Plan(NamedTuple):
+    """A training step on some devices. Bytes and seconds are those of one device and step.
+
+    Attributes:
+        name: Of the config.
+        topology: As it was asked for.
+        device: Its kind.
+        num_devices: How many.
+        mesh: Devices along data, fsdp and tensor.
+        batch_size: Examples of a step, over all devices.
+        accumulation_steps: Parts in which it is taken.
+        remat: Rematerialisation of the network's blocks.
+        num_parameters: Of the network.
+        arguments: State and batch.
+        temporaries: Activations, gradients and gathered weights; None where it does not compile.
+        peak: The most at once; None likewise.
+        memory: What a device has, None if that is not known.
+        fits: Whether the peak is within it.
+        flops: Operations, without what is done again.
+        traffic: What is sent between devices, by kind.
+        roofline: Seconds that computing, memory and links take at their best, if that is known.
+        compile_seconds: That the compiler took.
+        price: Dollars of a device for an hour.
+        num_steps: Of the whole run.
+    """
+
+    name: str
+    topology: str
+    device: str
+    num_devices: int
+    mesh: dict[str, int]
+    batch_size: int
+    accumulation_steps: int
+    remat: str
+    num_parameters: int
+    arguments: float
+    temporaries: float | None
+    peak: float | None
+    memory: float | None
+    fits: bool
+    flops: float
+    traffic: dict[str, Traffic]
+    roofline: dict[str, float]
+    compile_seconds: float
+    price: float | None
+    num_steps: int
+
+    @property
+    def step_seconds(self) -> float | None:
+        """A step takes at least so long: whatever is slowest, if all else hides behind it."""
+        return max(self.roofline.values()) if self.roofline else None
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """On all devices, at most."""
+        return None if self.step_seconds is None else self.batch_size / self.step_seconds
+
+    @property
+    def dollars(self) -> float | None:
+        """Of the whole run, at least."""
+        if self.step_seconds is None or self.price is None:
+            return None
+        return self.price * self.num_devices * self.num_steps * self.step_seconds / 3600
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as lines of a terminal."""
+    mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    parts = f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
+    rows = [
+        ("devices", f"{plan.num_devices} {plan.device} ({plan.topology}): {mesh}"),
+        ("batch", f"{plan.batch_size:,}{parts}, remat {plan.remat}"),
+        ("parameters", f"{plan.num_parameters / 1e6:,.1f} million"),
+        ("memory of a device", _memory(plan)),
+        ("operations", f"{plan.flops / 1e12:,.3g} TFLOP a step and device"),
+    ]
+    for kind, traffic in sorted(plan.traffic.items()):
+        rows.append((kind, f"{traffic.count:,} of {traffic.bytes / _GB:,.3g} GB together"))
+    if plan.roofline:
+        each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items())
+        speed = f"{plan.examples_per_second:,.0f} images/s"
+        rows.append(("roofline", f"{each}: at most {speed}"))
+    if plan.dollars is not None:
+        rows.append(("price", f"{plan.dollars:,.2f} dollars for {plan.num_steps:,} steps at least"))
+    if plan.compile_seconds:
+        rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([plan.name, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _memory(plan: Plan) -> str:
+    parts = [f"arguments {plan.arguments / _GB:.2f}"]
+    if plan.temporaries is not None:
+        parts.append(f"temporaries {plan.temporaries / _GB:.2f}")
+    if plan.peak is not None:
+        parts.append(f"peak {plan.peak / _GB:.2f}")
+    text = ", ".join(parts) + " GB"
+    if plan.memory is not None:
+        text += f" of {plan.memory / _GB:.2f}: {'fits' if plan.fits else 'DOES NOT FIT'}"
+    return text
+
+
+def plans_json(plans: Sequence[Plan]) -> str:
+    """All plans that were tried, with what follows from them."""
+    found = [
+        plan._asdict()
+        | {
+            "traffic": {kind: traffic._asdict() for kind, traffic in plan.traffic.items()},
+            "step_seconds": plan.step_seconds,
+            "examples_per_second": plan.examples_per_second,
+            "dollars": plan.dollars,
+        }
+        for plan in plans
+    ]
+    return json.dumps({"plans": found}, indent=2) + "\n"
+
+
+def plot_memory(plans: Sequence[Plan], *, theme: Theme = LIGHT) -> Figure:
+    """What each plan holds on a device, against what a device has."""
+    figure = new_figure(WIDTH, 1.2 + 0.55 * len(plans), theme)
+    axes = figure.subplots()
+    dress(axes, theme, xlabel="GB of a device", ylabel="", title="Memory by layout")
+    names = [
+        "data {data}, fsdp {fsdp}, tensor {tensor}".format(**plan.mesh)
+        + f"\nbatch {plan.batch_size}, remat {plan.remat}"
+        for plan in plans
+    ]
+    arguments = [plan.arguments / _GB for plan in plans]
+    peaks = [(plan.peak or 0.0) / _GB for plan in plans]
+    rest = [max(peak - held, 0.0) for peak, held in zip(peaks, arguments, strict=True)]
+    axes.barh(names, arguments, color=theme.cool[1], label="weights, moments, average, batch")
+    axes.barh(names, rest, left=arguments, color=theme.warm[0], label="activations and gradients")
+    if plans[0].memory is not None:
+        axes.axvline(plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="there is")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    return figure

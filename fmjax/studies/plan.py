@@ -1,0 +1,187 @@
+"""A plan before a chip is paid for: will it fit, how fast can it be, what does it cost."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fmjax._progress import Progress, Silent
+from fmjax.config import Config, PlanConfig, build, num_parameters
+from fmjax.hardware import CHIPS, Chip
+from fmjax.report.plan import Plan
+from fmjax.training import MeshConfig, bytes_held, devices_of, laid_out, make_mesh, num_shares
+from fmjax.training.ahead import Compiled, OutOfMemory, abstract_batch, compile_step
+from fmjax.training.step import abstract_state, flops_per_example
+
+# Of a device's memory the runtime keeps some for itself; libtpu leaves 15.75 of 16 GiB.
+_USABLE = 0.92
+# What a step does again of its forward pass, whose operations are a third of all.
+_AGAIN = {"full": 1 / 3, "offload": 1 / 3}
+
+
+def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) -> list[Plan]:
+    """The plan of a config as it is and, if that does not fit, those tried until one did.
+
+    Raises:
+        ValueError: If the topology is not known or cannot be compiled for here, or the parts of
+            the config do not fit together, the data or the devices.
+    """
+    event_shape, num_classes = config.data.shape()
+    num_classes = num_classes if config.conditional else None
+    devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
+    tried: list[Plan] = []
+    for each in _candidates(config, devices, event_shape, num_classes, asked.search):
+        mesh = MeshConfig(*each.mesh.sizes(len(devices)))
+        progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh)}")
+        tried.append(_plan_one(each, asked, devices, event_shape, num_classes))
+        if tried[-1].fits or time.monotonic() - started > asked.patience:
+            break
+    return tried
+
+
+def _plan_one(
+    config: Config, asked: PlanConfig, devices: Sequence[Any], event_shape: tuple[int, ...],
+    num_classes: int | None,
+) -> Plan:  # fmt: skip
+    experiment, training = build(config, event_shape, num_classes), config.training
+    mesh = make_mesh(config.mesh, devices)
+    batch = abstract_batch(event_shape, num_classes, training.batch_size, mesh)
+    state = abstract_state(experiment.net, experiment.optimizer, mesh)
+    params = state.params
+    flops = flops_per_example(experiment.objective, params, batch) * training.batch_size / mesh.size
+    device = devices[0].device_kind
+    chip, found = CHIPS.get(device), None
+    try:
+        found = compile_step(
+            experiment.net, experiment.objective, experiment.optimizer, mesh, batch,
+            accumulation_steps=training.accumulation_steps, ema_decay=training.ema_decay,
+        )  # fmt: skip
+    except OutOfMemory as error:
+        peak = error.needed
+    else:
+        peak = found.peak
+    memory = None if chip is None else _USABLE * chip.memory
+    return Plan(
+        name=config.name,
+        topology=asked.name,
+        device=device,
+        num_devices=mesh.size,
+        mesh=dict(mesh.shape),
+        batch_size=training.batch_size,
+        accumulation_steps=training.accumulation_steps,
+        remat=remat_of(config),
+        num_parameters=num_parameters(params),
+        arguments=bytes_held((state, batch)),
+        temporaries=None if found is None else found.temporaries,
+        peak=peak,
+        memory=memory,
+        fits=found is not None and (memory is None or found.peak <= memory),
+        flops=flops,
+        traffic={} if found is None else found.traffic,
+        roofline={} if chip is None or found is None else _roofline(chip, config, flops, found),
+        compile_seconds=0.0 if found is None else found.seconds,
+        price=asked.price,
+        num_steps=training.num_steps,
+    )
+
+
+def remat_of(config: Config) -> str:
+    """The rematerialisation of its network, "none" of one that has no blocks to do it for."""
+    return getattr(config.network, "remat", "none")
+
+
+def _roofline(chip: Chip, config: Config, flops: float, found: Compiled) -> dict[str, float]:
+    """What each resource is busy for at the least.
+
+    Of memory, that arguments are read and outputs written, and temporaries both.
+    """
+    again = 1 + _AGAIN.get(remat_of(config), 0.0)
+    moved = found.arguments + found.outputs + 2 * found.temporaries
+    sent = sum(traffic.sent for traffic in found.traffic.values())
+    return {
+        "compute": again * flops / chip.peak_flops,
+        "memory": moved / chip.memory_bandwidth,
+        "links": sent / chip.link_bandwidth,
+    }
+
+
+def _candidates(
+    config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
+    num_classes: int | None, search: bool,
+) -> Iterator[Config]:  # fmt: skip
+    """The config, then ever further ones that take less memory.
+
+    First a layout whose weights and moments leave room; then rematerialisation; then smaller
+    parts of the batch, which cost no more than time; then a smaller batch.
+    """
+    yield config
+    chip = CHIPS.get(devices[0].device_kind)
+    if not search or chip is None:
+        return
+    config = _with_room(config, devices, event_shape, num_classes, chip)
+    for remat in ("none", "save_matmuls", "full"):
+        if _less(remat_of(config), remat):
+            network = dataclasses.replace(config.network, remat=remat)  # type: ignore[call-arg]
+            config = dataclasses.replace(config, network=network)
+        yield config
+    shares = num_shares(make_mesh(config.mesh, devices))
+    training = config.training
+    while training.batch_size % (2 * training.accumulation_steps * shares) == 0:
+        steps = 2 * training.accumulation_steps
+        training = dataclasses.replace(training, accumulation_steps=steps)
+        yield dataclasses.replace(config, training=training)
+    while training.batch_size % (2 * shares) == 0:
+        training = dataclasses.replace(
+            training, batch_size=training.batch_size // 2,
+            accumulation_steps=max(training.accumulation_steps // 2, 1),
+        )  # fmt: skip
+        yield dataclasses.replace(config, training=training)
+
+
+def _less(has: str, wants: str) -> bool:
+    order = ("none", "save_matmuls", "full", "offload")
+    return order.index(has) < order.index(wants)
+
+
+def _with_room(
+    config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
+    num_classes: int | None, chip: Chip,
+) -> Config:  # fmt: skip
+    """The nearest layout whose state takes at most half of a device; the leanest if none does."""
+    experiment = build(config, event_shape, num_classes)
+    state = abstract_state(experiment.net, experiment.optimizer, make_mesh(config.mesh, devices))
+    best: tuple[float, Config] | None = None
+    for mesh in layouts(len(devices), config.mesh.sizes(len(devices))):
+        if config.training.batch_size % (mesh.data * mesh.fsdp) != 0:
+            continue
+        held = bytes_held(laid_out(state, make_mesh(mesh, devices), experiment.net.tensor_axes))
+        candidate = dataclasses.replace(config, mesh=mesh)
+        if held <= 0.5 * chip.memory:
+            return candidate
+        if best is None or held < best[0]:
+            best = held, candidate
+    return config if best is None else best[1]
+
+
+def layouts(num_devices: int, asked: tuple[int, int, int]) -> list[MeshConfig]:
+    """All meshes of so many devices, the nearest to the one asked for first.
+
+    Near is: as few devices along tensor as that has or more, then along fsdp.
+    """
+    _, fsdp, tensor = asked
+    sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    found = [
+        MeshConfig(num_devices // (f * t), f, t)
+        for t in sizes if t >= tensor
+        for f in sizes if f >= fsdp and num_devices % (f * t) == 0
+    ]  # fmt: skip
+    return sorted(found, key=lambda mesh: (mesh.tensor, mesh.fsdp))
+
+
+def _in_words(config: Config, mesh: MeshConfig) -> str:
+    training = config.training
+    parts = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
+    return (
+        f"data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat {remat_of(config)}, "
+        f"batch {training.batch_size}{parts}"
+    )

@@ -1,0 +1,132 @@
+"""What a compiled program sends between devices, read off its text.
+
+The text is XLA's. A collective inside a loop counts as often as the loop runs, if XLA knows that.
+On some chips the compiler writes one kind as another (a gather as a sum of parts that are mostly
+zero): bytes are then those of what it wrote.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(
+    rf" = (.*?) ({'|'.join(KINDS)}|ragged-all-to-all|collective-broadcast)(?:-start)?\("
+)
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?([^,}\s]+)")
+_SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
+
+
+class Traffic(NamedTuple):
+    """One kind of collective in a step.
+
+    Attributes:
+        count: How often it runs.
+        bytes: What each device has of the results, over all of them.
+        sent: What each device sends in rings, over all of them.
+    """
+
+    count: int
+    bytes: float
+    sent: float
+
+
+def collectives(program: str) -> dict[str, Traffic]:
+    """Each kind of collective that a program's text has."""
+    lines = _computations(program)
+    times = _times_run(lines)
+    found: dict[str, Traffic] = {}
+    for name, body in lines.items():
+        for line in body:
+            if times[name] and (match := _COLLECTIVE.search(line)):
+                kind, size = match[2], _result_bytes(match[1], line)
+                before = found.get(kind, Traffic(0, 0.0, 0.0))
+                found[kind] = Traffic(
+                    before.count + times[name],
+                    before.bytes + times[name] * size,
+                    before.sent + times[name] * _sent(kind, size, _group_size(line)),
+                )
+    return found
+
+
+def _computations(program: str) -> dict[str, list[str]]:
+    """The lines of each computation; those of the entry under "ENTRY"."""
+    found: dict[str, list[str]] = {}
+    inside: list[str] | None = None
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = "ENTRY" if line.startswith("ENTRY") else match[1]
+            inside = found.setdefault(name, [])
+        elif line.startswith("}"):
+            inside = None
+        elif inside is not None:
+            inside.append(line)
+    return found
+
+
+def _times_run(lines: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs in one run of the program."""
+    times: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, factor: int) -> None:
+        times[name] += factor
+        for line in lines.get(name, ()):
+            for callee, trips in _callees(line):
+                if callee in lines:
+                    visit(callee, factor * trips)
+
+    visit("ENTRY", 1)
+    return times
+
+
+def _callees(line: str) -> Iterator[tuple[str, int]]:
+    if match := _WHILE.search(line):
+        trips = _TRIPS.search(line)
+        yield match[2], int(trips[1]) if trips else 1
+        return
+    for match in _CALLS.finditer(line):
+        for name in match[1].split(","):
+            yield name.strip("% "), 1
+
+
+def _result_bytes(shapes: str, line: str) -> float:
+    """Bytes of what a collective gives; of an asynchronous one, without its operands."""
+    sizes = [_shape_bytes(*shape) for shape in _SHAPE.findall(shapes)]
+    if "-start(" in line and len(sizes) > 1:
+        # ((operands), (results), contexts): operands and results are equally many.
+        sizes = [size for size in sizes if size > 4] or sizes
+        sizes = sizes[len(sizes) // 2 :]
+    return sum(sizes)
+
+
+def _shape_bytes(kind: str, dims: str) -> float:
+    width = _BYTES.get(kind)
+    if width is None:
+        width = 1 if kind.startswith("f8") else int(re.sub(r"\D", "", kind)) / 8
+    return width * math.prod(int(size) for size in dims.split(",") if size)
+
+
+def _group_size(line: str) -> int:
+    """How many devices exchange with one another."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(match[2])
+    return 2
+
+
+def _sent(kind: str, size: float, devices: int) -> float:
+    """Bytes that each device sends, in a ring of `devices`."""
+    share = (devices - 1) / devices
+    if kind == "all-reduce":
+        return 2 * share * size
+    if kind == "reduce-scatter":  # Of what goes in, `devices` times what comes out.
+        return (devices - 1) * size
+    return size if kind == "collective-permute" else share * size

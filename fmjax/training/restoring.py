@@ -1,0 +1,127 @@
+"""Reading checkpoints: which of them are whole, and what is in them."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from fmjax.training.digests import find_damage, is_sealed
+from fmjax.training.named_arrays import flat_arrays, unflat_arrays
+
+Read = TypeVar("Read")
+
+
+class DamagedCheckpoint(ValueError):
+    """The files of a checkpoint are not what was written."""
+
+
+class Reader(NamedTuple):
+    """Reads the checkpoints in a folder.
+
+    Attributes:
+        folder: Theirs.
+        manager: Orbax's, of that folder.
+    """
+
+    folder: Path
+    manager: ocp.CheckpointManager
+
+    def newest(self, read: Callable[[int], Read]) -> tuple[Read, dict[int, str]]:
+        """`read(step)` of the newest checkpoint that is whole, and what is wrong with later ones.
+
+        Raises:
+            ValueError: If there is none, and as `read` raises for one that is whole.
+        """
+        damage: dict[int, str] = {}
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                return read(step), damage
+            except DamagedCheckpoint as error:
+                damage[step] = str(error)
+        raise DamagedCheckpoint(next(iter(damage.values())))
+
+    def existing(self, step: int) -> int:
+        """The step, if there is such a checkpoint.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if step not in (steps := self._steps()):
+            raise ValueError(
+                f"checkpoint step must be one of {sorted(steps)}, got {step} in {self.folder}"
+            )
+        return step
+
+    def run(self, step: int) -> dict[str, Any]:
+        """The JSON text of a checkpoint: what its arrays are, and the caller's `extra`."""
+        run = self._item(step, "run", ocp.args.JsonRestore())
+        if not isinstance(run, dict) or not {"arrays", "key_impl", "extra"} <= run.keys():
+            raise self.foreign(step, "one that fmjax did not write")
+        return run
+
+    def part(self, step: int, run: Mapping[str, Any], name: str, like: Any) -> Any:
+        """The arrays of one item, onto the shardings of `like`."""
+        wanted = {path: _with_sharding(leaf) for path, leaf in flat_arrays(like).items()}
+        self._require_alike(step, run["arrays"][name], described(wanted), name)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        item = ocp.args.PyTreeRestore(wanted, restore_args=restore_args)
+        arrays = self._item(step, name, item)
+        return unflat_arrays({path: arrays[path] for path in wanted}, like)
+
+    def foreign(self, step: int, difference: str) -> ValueError:
+        """That the checkpoint is not of this run."""
+        return ValueError(
+            f"checkpoint of step {step} in {self.folder} must be of this model and optimizer, "
+            f"got {difference}"
+        )
+
+    def _steps(self) -> list[int]:
+        steps = list(self.manager.all_steps())
+        if not steps:
+            raise ValueError(f"checkpoint folder must hold a checkpoint, got none in {self.folder}")
+        return steps
+
+    def _item(self, step: int, name: str, item_args: Any) -> Any:
+        folder = self.folder / str(step)
+        if not (folder / name).is_dir() and not is_sealed(folder):
+            raise self.foreign(step, f"one without {name}")
+        if damage := find_damage(folder, name):
+            raise self._damaged(step, damage)
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**{name: item_args}))[name]
+        except Exception as error:  # noqa: BLE001 - Orbax raises bare Exception for unreadable data
+            raise self._damaged(step, error) from error
+
+    def _require_alike(self, step: int, saved: Any, wanted: Any, part: str) -> None:
+        """Raise unless a checkpoint's arrays have the names, shapes and dtypes wanted."""
+        for name in sorted(saved.keys() | wanted.keys()):
+            has, wants = saved.get(name, "nothing"), wanted.get(name, "nothing")
+            if has != wants:
+                raise self.foreign(step, f"{part}.{name}: it holds {has}, the run {wants}")
+
+    def _damaged(self, step: int, reason: Exception | str) -> DamagedCheckpoint:
+        lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        return DamagedCheckpoint(
+            f"checkpoint of step {step} in {self.folder} must be whole, got {lines[0][:200]}"
+        )
+
+
+def warn_of(damage: Mapping[int, str], step: int) -> None:
+    """Warn that later checkpoints than that of `step` were passed over."""
+    for text in damage.values():
+        warnings.warn(f"{text}; that of step {step} is taken instead", stacklevel=3)
+
+
+def described(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Each array as a text such as `float32[3, 4]`."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

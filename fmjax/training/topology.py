@@ -1,0 +1,130 @@
+"""Accelerators that are not here: their devices as the compiler sees them."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from fmjax._checks import require, require_at_least, require_one_of
+
+TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+_TPU_ENVIRONMENT = {  # Without a TPU, libtpu would ask a metadata server for its neighbours.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+}
+# The autotuner would run kernels, and Triton's products need it.
+_GPU_FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """What XLA asks of a card before it compiles for it; from NVIDIA's data sheets."""
+
+    name: str
+    cores: int
+    clock_ghz: float
+    memory: int
+    memory_bandwidth: int
+    l2_cache: int
+    shared_per_core: int
+    shared_per_block: int
+    capability: int
+
+    def describe(self) -> str:
+        """XLA's target configuration, a text protocol buffer."""
+        return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {self.shared_per_core}
+  threads_per_core_limit: 2048
+  core_count: {self.cores}
+  fpus_per_core: {128 if self.capability >= 9 else 64}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {self.memory_bandwidth}
+  l2_cache_size: {self.l2_cache}
+  clock_rate_ghz: {self.clock_ghz}
+  device_memory_size: {self.memory}
+  shared_memory_per_block_optin: {self.shared_per_block}
+  cuda_compute_capability {{ major: {self.capability} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "{self.name}"
+"""
+
+
+_HOPPER = {"cores": 132, "clock_ghz": 1.98, "l2_cache": 52428800, "shared_per_core": 233472,
+           "shared_per_block": 232448, "capability": 9}  # fmt: skip
+GPUS = {
+    "a100": _Gpu("NVIDIA A100-SXM4-80GB", 108, 1.41, 85094825984, 2039000000000, 41943040,
+                 167936, 166912, 8),
+    "h100": _Gpu("NVIDIA H100 80GB HBM3", memory=84929347584, memory_bandwidth=3352320000000,
+                 **_HOPPER),
+    "h200": _Gpu("NVIDIA H200", memory=150754820096, memory_bandwidth=4917600000000, **_HOPPER),
+}  # fmt: skip
+FAMILIES = (*TPUS, *GPUS, "cpu")
+
+
+def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
+    """The devices of a topology, to lay a mesh over and compile for; they cannot run anything.
+
+    To be called before JAX has looked for devices: it then looks for the CPU only.
+
+    Args:
+        name: A TPU's family and grid of chips ("v5e:16x16", "v5p:4x4x4"), a GPU and how many
+            ("h100:8"), or "cpu:8", so many fake devices of this machine.
+        num_slices: So many TPU slices of that grid, joined by the data-centre network.
+
+    Raises:
+        ValueError: If there is no such topology, or the package that compiles for it is missing.
+    """
+    family, _, grid = name.partition(":")
+    require_one_of("topology", family, FAMILIES)
+    require_at_least("num_slices", num_slices, 1)
+    require(num_slices == 1 or family in TPUS, "num_slices", "be 1 but for TPUs", num_slices)
+    rule = "be like v5e:16x16, v5p:4x4x4, h100:8 or cpu:8"
+    form = r"\d+(x\d+){1,2}" if family in TPUS else r"\d+"
+    require(re.fullmatch(form, grid) is not None, "topology", rule, name)
+    require(math.prod(map(int, grid.split("x"))) >= 1, "topology", rule, name)
+    if family == "cpu":
+        jax.config.update("jax_num_cpu_devices", int(grid))
+        return jax.devices("cpu")
+    jax.config.update("jax_platforms", "cpu")
+    if family in GPUS:
+        _require_package(name, "jax_cuda12_plugin", "cuda12")
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join([*flags, *_GPU_FLAGS])
+        platform = {"platform": "cuda", "topology_name": f"1x1x{grid}",
+                    "target_config": GPUS[family].describe()}  # fmt: skip
+        platform["topology"] = platform.pop("topology_name")
+        return topologies.get_topology_desc(**platform).devices
+    _require_package(name, "libtpu", "tpu")
+    for variable, value in _TPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    slices = {} if num_slices == 1 else {"num_slices": num_slices}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices
+    except Exception as error:  # noqa: BLE001 (whatever libtpu raises for a grid that it has not)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = f"{name}: {lines[0]}"
+        raise ValueError(f"topology must be one that libtpu knows, got {said}") from error
+
+
+def _require_package(topology: str, module: str, extra: str) -> None:
+    there = importlib.util.find_spec(module) is not None
+    rule = f"have its compiler installed: pip install 'fmjax[{extra}]'"
+    require(there, f"topology {topology}", rule, f"no {module}")

@@ -1,0 +1,150 @@
+"""`fmjax train` in several processes over loopback, as a pod's hosts run it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from fmjax.config import *
+from fmjax.data import ToyData
+from fmjax.networks import MLPConfig
+
+def get_config():
+    return Config(
+        name="tiny", data=ToyData("eight_gaussians"), network=MLPConfig(width=64, num_layers=2),
+        loss=LossConfig(label_drop=0.0),
+        training=TrainingConfig(num_steps=24, batch_size=64, log_every=4, checkpoint_every=8),
+        sampling=SamplingConfig(num_samples=64, solver="heun", num_steps=4),
+        compare=CompareConfig(num_samples=8, num_steps=(2, 4), tolerances=(1e-2,),
+                              fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
+        evaluation=EvaluationConfig(num_samples=64),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(config, run, num_processes, *options):
+    """The processes of one run, of one device each (one alone has two)."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    devices = "2" if num_processes == 1 else "1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+                                "JAX_NUM_CPU_DEVICES": devices}  # fmt: skip
+    meeting = ["--coordinator", f"localhost:{port}", "--num-processes", str(num_processes)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "fmjax.cli", "train", config, "--run", run, *options]
+            + ([*meeting, "--process-index", str(index)] if num_processes > 1 else []),
+            cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in range(num_processes)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=240):
+    """Exit codes, and what each said."""
+    said = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def losses(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines}
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    codes, said = finish(start(config, run, 1))
+    assert codes == [0], said
+    return losses(run)
+
+
+def assert_alike(run, alone):
+    got = losses(run)
+    assert got.keys() == alone.keys()
+    np.testing.assert_allclose(list(got.values()), list(alone.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_several_processes_give_the_numbers_of_one_and_one_of_them_speaks(
+    config, alone, tmp_path, num_processes
+):
+    run = tmp_path / "run"
+    codes, said = finish(start(config, run, num_processes))
+    assert codes == [0] * num_processes, said
+    assert_alike(run, alone)
+    speaking = ["training" in out for out, _ in said]
+    assert speaking == [True] + [False] * (num_processes - 1)
+    assert (run / "report.html").is_file()
+
+
+def test_sigterm_to_one_process_saves_and_ends_all_and_another_number_goes_on(
+    config, alone, tmp_path
+):
+    run = tmp_path / "run"
+    processes = start(config, run, 2, "--training.num-steps", "2000")
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = finish(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    stopped = {re.search(r"stopped by SIGTERM after step \d+", err)[0] for _, err in said}
+    assert len(stopped) == 1
+    step = int(stopped.pop().split()[-1])
+    assert (run / "checkpoints" / str(step)).is_dir()
+    # A longer run is the same one; with one process of two devices, its data go on where they were.
+    codes, said = finish(start(config, run, 1, "--training.num-steps", "2000"))
+    assert codes == [0], said
+    assert f"resumed from step {step}" in said[0][0]
+    unbroken = tmp_path / "unbroken"
+    codes, said = finish(start(config, unbroken, 1, "--training.num-steps", "2000"))
+    assert codes == [0], said
+    assert_alike(run, losses(unbroken))
+
+
+def test_if_one_process_dies_the_others_end_within_a_minute_and_say_why(config, tmp_path):
+    run = tmp_path / "run"
+    processes = start(config, run, 2, "--training.num-steps", "100000")
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    processes[1].kill()
+    began = time.monotonic()
+    codes, said = finish(processes)
+    assert time.monotonic() - began < 60
+    assert codes[0] not in (0, None)
+    assert "another process" in said[0][1]
+
+
+def test_what_one_process_cannot_do_ends_all_of_them(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("not a run")
+    codes, said = finish(start(config, tmp_path / "run", 2))
+    assert codes == [2, 2], said
+    assert "must be new, empty or a run" in said[0][1]
+    assert "an error in process 0" in said[1][1]
