@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fmjax._progress import Progress
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.working import planning, working
+from fmjax.cli.working import planning, stoppable, working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
@@ -50,7 +50,7 @@ def _train(arguments: list[str]) -> None:
     folder = Path("runs") / config.name if asked.run is None else asked.run
     with working(asked.processes) as progress:
         train_folder(config, folder, overwrite=asked.overwrite, progress=progress)
-        with together("making the results"):
+        with stoppable(), together("making the results"):
             if is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 

@@ -23,33 +23,36 @@ def working(processes: "Processes | None" = None) -> Iterator[Progress]:
     Training takes the signal itself, to save before it leaves.
 
     Args:
-        processes: Of a run of several, of which only the first one speaks.
+        processes: Of a run of several, of which only the first one speaks. There JAX hears the
+            signal, for all of them, until a part of the work is `stoppable`.
     """
     from fmjax.training import is_main, join
 
-    if processes is not None:
-        join(processes)
+    joined = processes is not None and join(processes)
     _prepare_jax()
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
-        if not is_main():
-            yield Silent()
-            return
-        with console() as progress:
-            yield progress
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    if not is_main():
+        yield Silent()
+        return
+    with console() as progress, contextlib.nullcontext() if joined else stoppable():
+        yield progress
 
 
 @contextlib.contextmanager
 def planning() -> Iterator[Progress]:
     """As `working`, for work that chooses devices by itself; nothing it compiles can run here."""
+    with console() as progress, stoppable():
+        yield progress
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends what is done in the block, as Ctrl-C does."""
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        with console() as progress:
-            yield progress
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        # None: set by C code, which Python cannot name; the default is the nearest.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def _stop(number: int, frame: Any) -> None:
