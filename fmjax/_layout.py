@@ -11,6 +11,7 @@ context every constraint here does nothing.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -69,6 +70,16 @@ def gathered(weight: jax.Array, tensor_axis: int | None = None) -> jax.Array:
     if tensor_axis is not None and _splits(weight.shape, tensor_axis, _size("tensor")):
         spec[tensor_axis] = "tensor"
     return jax.lax.with_sharding_constraint(weight, PartitionSpec(*spec))
+
+
+def gathers() -> bool:
+    """Whether weights are split along `fsdp` on the mesh in context."""
+    return _size("fsdp") > 1
+
+
+def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint`: what `gathered` gives is not kept, but gathered again."""
+    return primitive.name != "sharding_constraint"
 
 
 def rows_apart(h: jax.Array) -> jax.Array:

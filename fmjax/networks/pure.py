@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fmjax._arrays import Params, PRNGKey
-from fmjax._layout import rows_apart
+from fmjax._layout import all_but_gathered, gathers, rows_apart
 
 Block = TypeVar("Block", bound=nnx.Module)
 
@@ -71,7 +71,8 @@ REMAT = {
 }  # fmt: skip
 """Rematerialisation of a stack of blocks, by name.
 
-- none: everything that a block computes stays in memory for the backward pass.
+- none: everything that a block computes stays in memory for the backward pass (but not weights
+  that were gathered for it).
 - full: only what goes into a block stays, and the block is computed again.
 - save_matmuls: the results of its linear layers stay as well; attention, norms and the like, which
   cost little, are computed again.
@@ -94,7 +95,11 @@ def run_blocks(
         h = checkpoint_name(rows_apart(h), _BETWEEN)
         return nnx.merge(graph, params)(h, *args), None
 
-    if (policy := REMAT[remat]) is not None:
+    policy = REMAT[remat]
+    if policy is None and gathers():
+        # Or every layer's whole weights would be kept for the backward pass, on each device.
+        policy = all_but_gathered
+    if policy is not None:
         # In a scan nothing can undo it: it needs no fence against that.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
     h, _ = jax.lax.scan(layer, h, layers, unroll=unroll)

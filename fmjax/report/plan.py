@@ -12,6 +12,10 @@ from fmjax.training.collectives import Traffic
 _GB = 1e9
 
 
+def _gb(size: float) -> str:
+    return f"{size / _GB:.2f}" if size >= 1e7 else f"{size / _GB:.2g}"
+
+
 class Plan(NamedTuple):
     """A training step on some devices. Bytes and seconds are those of one device and step.
 
@@ -103,11 +107,11 @@ def plan_text(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    parts = [f"arguments {plan.arguments / _GB:.2f}"]
+    parts = [f"arguments {_gb(plan.arguments)}"]
     if plan.temporaries is not None:
-        parts.append(f"temporaries {plan.temporaries / _GB:.2f}")
+        parts.append(f"temporaries {_gb(plan.temporaries)}")
     if plan.peak is not None:
-        parts.append(f"peak {plan.peak / _GB:.2f}")
+        parts.append(f"peak {_gb(plan.peak)}")
     text = ", ".join(parts) + " GB"
     if plan.memory is not None:
         text += f" of {plan.memory / _GB:.2f}: {'fits' if plan.fits else 'DOES NOT FIT'}"

@@ -78,7 +78,7 @@ def _times_run(lines: dict[str, list[str]]) -> dict[str, int]:
     def visit(name: str, factor: int) -> None:
         times[name] += factor
         for line in lines.get(name, ()):
-            for callee, trips in _callees(line):
+            for callee, trips in _callees(line, lines):
                 if callee in lines:
                     visit(callee, factor * trips)
 
@@ -86,14 +86,22 @@ def _times_run(lines: dict[str, list[str]]) -> dict[str, int]:
     return times
 
 
-def _callees(line: str) -> Iterator[tuple[str, int]]:
+def _callees(line: str, lines: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
     if match := _WHILE.search(line):
-        trips = _TRIPS.search(line)
-        yield match[2], int(trips[1]) if trips else 1
+        known = _TRIPS.search(line)
+        yield match[2], int(known[1]) if known else _trips(lines.get(match[1], []))
         return
     for match in _CALLS.finditer(line):
         for name in match[1].split(","):
             yield name.strip("% "), 1
+
+
+def _trips(condition: list[str]) -> int:
+    """How often a loop runs that counts up to a constant, as scans do; of others once."""
+    limits = [
+        int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)
+    ]
+    return max(limits, default=1)
 
 
 def _result_bytes(shapes: str, line: str) -> float:
@@ -119,6 +127,9 @@ def _group_size(line: str) -> int:
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(match[2])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
     return 2
 
 

@@ -1,5 +1,6 @@
 """Accelerators that are not here: their devices as the compiler sees them."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -101,8 +102,7 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
     require(re.fullmatch(form, grid) is not None, "topology", rule, name)
     require(math.prod(map(int, grid.split("x"))) >= 1, "topology", rule, name)
     if family == "cpu":
-        jax.config.update("jax_num_cpu_devices", int(grid))
-        return jax.devices("cpu")
+        return _fake_devices(int(grid))
     jax.config.update("jax_platforms", "cpu")
     if family in GPUS:
         _require_package(name, "jax_cuda12_plugin", "cuda12")
@@ -122,6 +122,16 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = f"{name}: {lines[0]}"
         raise ValueError(f"topology must be one that libtpu knows, got {said}") from error
+
+
+def _fake_devices(number: int) -> Sequence[Any]:
+    with contextlib.suppress(RuntimeError):  # JAX has looked for its devices already.
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", number)
+    devices = jax.devices("cpu")
+    rule = f"have the {len(devices)} devices that JAX was started with"
+    require(len(devices) == number, "topology", rule, f"cpu:{number}")
+    return devices
 
 
 def _require_package(topology: str, module: str, extra: str) -> None:

@@ -24,12 +24,12 @@ NETWORKS = {
 }
 ONE = MeshConfig(1, 1, 1)
 LAYOUTS = [
-    ("dit", MeshConfig(8, 1, 1)),
+    pytest.param(("dit", MeshConfig(8, 1, 1)), marks=pytest.mark.slow),
     ("dit", MeshConfig(1, 8, 1)),
     ("dit", MeshConfig(2, 2, 2)),
     ("dit", MeshConfig(1, 1, 8)),
     ("unet", MeshConfig(2, 2, 2)),
-    ("mlp", MeshConfig(1, 4, 2)),
+    pytest.param(("mlp", MeshConfig(1, 4, 2)), marks=pytest.mark.slow),
 ]
 
 

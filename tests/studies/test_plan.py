@@ -1,0 +1,123 @@
+"""Plans against what running takes on fake devices, and the search for one that fits."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.config import Config, PlanConfig, TrainingConfig, build
+from fmjax.data import ArrayData, DigitsData
+from fmjax.hardware import Chip
+from fmjax.networks import DiTConfig
+from fmjax.report.plan import plan_text, plans_json, plot_memory
+from fmjax.studies import plan as module
+from fmjax.studies.plan import layouts, plan
+from fmjax.training import MeshConfig, init_state, make_mesh, put_batch
+
+CONFIG = Config(
+    name="planned",
+    data=DigitsData(),
+    network=DiTConfig(2, 64, 4, 2),
+    training=TrainingConfig(num_steps=100, batch_size=64),
+    mesh=MeshConfig(data=2, fsdp=4),
+)
+ASKED = PlanConfig("cpu:8", price=2.0)
+
+
+@pytest.fixture(scope="module")
+def found():
+    (only,) = plan(CONFIG, ASKED)
+    return only
+
+
+def test_a_plan_counts_the_bytes_that_a_device_really_holds(found):
+    mesh = make_mesh(CONFIG.mesh)
+    experiment = build(CONFIG, (8, 8, 1), 10)
+    state, _ = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
+    batch = put_batch(Batch(np.zeros((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)), mesh)
+    held = np.zeros(8)
+    for leaf in jax.tree.leaves((state._replace(key=jax.random.key_data(state.key)), batch)):
+        for shard in leaf.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+    assert np.all(held == held[0])
+    assert found.arguments == held[0]
+    assert found.fits
+    assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_operations_and_collectives_are_those_of_the_program(found):
+    # A step: three times the forward pass, whose products are those of 6 layers' worth of width^2.
+    assert 1e6 < found.flops * 8 / 64 < 3e8
+    gathers = found.traffic["all-gather"]
+    weights = 4 * found.num_parameters
+    # Each weight is gathered forwards and again backwards, but for those too small to split.
+    assert 1.5 < gathers.bytes / weights < 2.5
+
+
+def a_chip_of(memory):
+    return {jax.devices()[0].device_kind: Chip(1e12, memory, 1e11, 1e10)}
+
+
+@pytest.mark.slow
+def test_the_search_finds_what_fits_and_says_what_it_tried(found, monkeypatch, tmp_path):
+    # With all of a weight's copies on each device the state alone is too much for this chip.
+    memory = 1.2 * found.peak / module._USABLE
+    monkeypatch.setattr(module, "CHIPS", a_chip_of(memory))
+    whole = dataclasses.replace(CONFIG, mesh=MeshConfig(data=8))
+    tried = plan(whole, ASKED)
+    assert len(tried) > 1
+    assert not tried[0].fits
+    assert tried[-1].fits
+    assert tried[-1].peak <= 1.2 * found.peak < tried[0].peak
+    assert tried[-1].mesh["fsdp"] > 1
+    assert tried[-1].batch_size == 64
+    text = plan_text(tried[0])
+    assert "DOES NOT FIT" in text
+    assert "dollars for 100 steps at least" in text
+    read = json.loads(plans_json(tried))["plans"]
+    assert [each["fits"] for each in read] == [False] * (len(tried) - 1) + [True]
+    last = tried[-1]
+    assert last.step_seconds == max(last.roofline.values())
+    assert last.dollars == pytest.approx(2.0 * 8 * 100 * last.step_seconds / 3600)
+    assert len(plot_memory(tried).axes[0].patches) == 2 * len(tried)
+    (alone,) = plan(whole, dataclasses.replace(ASKED, search=False))
+    assert not alone.fits
+
+
+def test_layouts_come_from_the_nearest_to_the_farthest():
+    found = layouts(8, (8, 1, 1))
+    assert found[:4] == [MeshConfig(8, 1, 1), MeshConfig(4, 2, 1), MeshConfig(2, 4, 1),
+                         MeshConfig(1, 8, 1)]  # fmt: skip
+    assert layouts(8, (2, 2, 2)) == [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2), MeshConfig(1, 2, 4)]
+
+
+def test_data_need_not_be_there():
+    latents = ArrayData("nowhere", num_classes=1000, event_shape=(8, 8, 4))
+    assert latents.shape() == ((8, 8, 4), 1000)
+    with pytest.raises(ValueError, match="data.folder must hold train.npz"):
+        ArrayData("nowhere").shape()
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5f:4x4", "topology must be one of .*did you mean 'v5p'|'v5e'"),
+        ("v5e", "topology must be like v5e:16x16, v5p:4x4x4, h100:8 or cpu:8, got v5e"),
+        ("h100:8x8", "topology must be like"),
+        ("cpu:3", "topology must have the 8 devices that JAX was started with, got cpu:3"),
+    ],
+)
+def test_topologies_that_are_none_are_refused(topology, message):
+    with pytest.raises(ValueError, match=message):
+        plan(CONFIG, PlanConfig(topology))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_a_missing_compiler_is_named_with_what_installs_it():
+    message = r"topology v5e:4x4 must have its compiler installed: pip install 'fmjax\[tpu\]'"
+    with pytest.raises(ValueError, match=message):
+        plan(CONFIG, PlanConfig("v5e:4x4"))

@@ -1,0 +1,73 @@
+"""What is read off a program's text, against programs whose traffic is known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from fmjax.training import MeshConfig, make_mesh
+from fmjax.training.collectives import Traffic, collectives
+
+
+def program(fn, mesh, in_specs, out_specs, *shapes):
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(mapped).lower(*arguments).compile().as_text()
+
+
+def test_kinds_counts_and_bytes_of_collectives_also_inside_a_scan():
+    mesh = make_mesh(MeshConfig(2, 4))
+    split = PartitionSpec("fsdp")
+
+    def fn(x):  # [8, 16] on each of four devices
+        def body(carry, _):
+            whole = jax.lax.all_gather(carry, "fsdp", tiled=True)  # [32, 16]
+            return carry + jax.lax.psum_scatter(whole, "fsdp", tiled=True), None
+
+        x, _ = jax.lax.scan(body, x, length=7)
+        return jax.lax.psum(x, "data")
+
+    found = collectives(program(fn, mesh, split, split, (32, 16)))
+    whole, part = 4 * 32 * 16, 4 * 8 * 16
+    assert found["all-gather"] == Traffic(7, 7 * whole, 7 * whole * 3 / 4)
+    assert found["reduce-scatter"] == Traffic(7, 7 * part, 7 * part * 3)
+    assert found["all-reduce"] == Traffic(1, part, part)  # Of two: 2 * 1/2 of it.
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_1'}", 8),
+    ],
+)
+def test_groups_are_read_in_every_form_that_xla_writes(groups, devices):
+    text = "\n".join(
+        [
+            "%condition (p: (s32[], f32[10])) -> pred[] {",
+            "  %limit = s32[]{:T(128)} constant(12)",
+            "  ROOT %lt = pred[] compare(%i, %limit), direction=LT",
+            "}",
+            "%body (p: (s32[], f32[10])) -> (s32[], f32[10]) {",
+            "  %start = (f32[5]{0}, bf16[5]{0}, f32[10]{0}, bf16[10]{0}) all-gather-start(%a, %b), "
+            f"replica_groups={groups}, dimensions={{0}}",
+            "}",
+            "ENTRY %main (p: f32[10]) -> f32[10] {",
+            "  %loop = (s32[], f32[10]) while(%t), condition=%condition, body=%body",
+            "}",
+        ]
+    )
+    (traffic,) = collectives(text).values()
+    assert traffic.count == 12
+    assert traffic.bytes == 12 * (40 + 20)
+    assert traffic.sent == pytest.approx(12 * 60 * (devices - 1) / devices)
+
+
+def test_a_program_for_one_device_sends_nothing():
+    text = jax.jit(partial(jnp.sum, axis=0)).lower(jnp.ones((3, 4))).compile().as_text()
+    assert collectives(text) == {}
