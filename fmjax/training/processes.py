@@ -53,7 +53,7 @@ class Processes:
 def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     """Connect this process with the others of its run, if there are any.
 
-    To be called before anything else asks JAX for its devices.
+    To be called before anything else asks JAX for its devices: after that it is alone.
 
     Args:
         processes: Where they meet; by default what the cluster says.
@@ -81,7 +81,7 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # In a pod of Kubernetes, that it could do more.
             initialize()
-    except ValueError:  # No cluster that JAX knows.
+    except (ValueError, RuntimeError):  # No cluster that JAX knows; or JAX is in use already.
         return False
     return True
 
