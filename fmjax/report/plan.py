@@ -135,7 +135,7 @@ def plans_json(plans: Sequence[Plan]) -> str:
 
 def plot_memory(plans: Sequence[Plan], *, theme: Theme = LIGHT) -> Figure:
     """What each plan holds on a device, against what a device has."""
-    figure = new_figure(WIDTH, 1.2 + 0.55 * len(plans), theme)
+    figure = new_figure(WIDTH, 1.5 + 0.55 * len(plans), theme)
     axes = figure.subplots()
     dress(axes, theme, xlabel="GB of a device", ylabel="", title="Memory by layout")
     names = [
@@ -146,10 +146,14 @@ def plot_memory(plans: Sequence[Plan], *, theme: Theme = LIGHT) -> Figure:
     arguments = [plan.arguments / _GB for plan in plans]
     peaks = [(plan.peak or 0.0) / _GB for plan in plans]
     rest = [max(peak - held, 0.0) for peak, held in zip(peaks, arguments, strict=True)]
-    axes.barh(names, arguments, color=theme.cool[1], label="weights, moments, average, batch")
+    axes.barh(names, arguments, color=theme.cool[1], label="weights, moments, average")
     axes.barh(names, rest, left=arguments, color=theme.warm[0], label="activations and gradients")
     if plans[0].memory is not None:
-        axes.axvline(plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="there is")
+        axes.axvline(
+            plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="the device's memory"
+        )
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
+    figure.legend(
+        loc="outside lower left", ncols=3, frameon=False, fontsize=8, labelcolor=theme.ink
+    )
     return figure
