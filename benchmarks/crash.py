@@ -8,7 +8,7 @@ disturbed, bit for bit. Run:
 
     python benchmarks/crash.py
 
-It takes about ten minutes for the 50 trials, and prints one JSON line.
+It takes about 25 minutes for the 50 trials, and prints one JSON line.
 """
 
 import argparse
