@@ -105,7 +105,8 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
         return _fake_devices(int(grid))
     jax.config.update("jax_platforms", "cpu")
     if family in GPUS:
-        _require_package(name, "jax_cuda12_plugin", "cuda12")
+        for module in ("jax_cuda12_plugin", "nvidia", "nvidia.cudnn"):
+            _require_package(name, module, "cuda12")
         flags = os.environ.get("XLA_FLAGS", "").split()
         os.environ["XLA_FLAGS"] = " ".join([*flags, *_GPU_FLAGS])
         platform = {"platform": "cuda", "topology_name": f"1x1x{grid}",
