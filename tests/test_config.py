@@ -19,6 +19,7 @@ from fmjax.config import (
     StudyConfig,
     TrainingConfig,
     build,
+    differentiable_forwards,
     from_json,
     guided,
     to_json,
@@ -293,3 +294,12 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
 def test_what_cannot_be_is_refused_in_words(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_differentiated_forwards_attends_by_plain_products():
+    config = Config(name="forwards", network=DiTConfig(attention="splash"))
+    plain = differentiable_forwards(config)
+    assert plain.network == DiTConfig(attention="xla")
+    assert dataclasses.replace(plain, network=config.network) == config
+    without = Config(name="forwards", network=MLPConfig())
+    assert differentiable_forwards(without) is without

@@ -1,11 +1,13 @@
 """From numbers and names to functions."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
@@ -24,7 +26,7 @@ from fmjax.solvers import (
     sample_diffusion,
     sample_sde,
 )
-from fmjax.training import make_optimizer
+from fmjax.training import TrainStep, make_optimizer, make_train_step
 from fmjax.velocity import VelocityFn, VelocityNet
 
 Steps = FixedSteps | AdaptiveSteps
@@ -82,6 +84,26 @@ def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None)
     )
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     return Experiment(net, objective, optimizer, config.path, loss.prediction, null_label)
+
+
+def differentiable_forwards(config: Config) -> Config:
+    """The same with attention by plain products: its kernels know reverse mode alone."""
+    if not hasattr(config.network, "attention"):
+        return config
+    network: Any = config.network
+    return dataclasses.replace(config, network=dataclasses.replace(network, attention="xla"))
+
+
+def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding: Any) -> TrainStep:
+    """The training step that a config asks for."""
+    return make_train_step(
+        experiment.objective,
+        experiment.optimizer,
+        mesh=mesh,
+        state_sharding=state_sharding,
+        ema_decay=config.training.ema_decay,
+        accumulation_steps=config.training.accumulation_steps,
+    )
 
 
 def _require_guidable(name: str, scale: float, null_label: int | None) -> None:

@@ -8,7 +8,6 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -48,9 +47,8 @@ def attention(
         kind = _fastest(q, k, v)
     q, k, v = heads_apart(q, k, v)
     if kind == "splash":
-        fits = _block(q.shape[2]) is not None and _block(k.shape[2]) is not None
         sizes = f"{q.shape[2]} and {k.shape[2]}"
-        require(fits, "tokens", "be multiples of 128 for splash attention", sizes)
+        require(_fits_splash(q, k), "tokens", "be multiples of 128 for splash attention", sizes)
         return _splash(q, k, v)
     if kind == "cudnn":
         require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
@@ -64,8 +62,7 @@ def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
     device = None if mesh.empty else mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     tokens = min(q.shape[2], k.shape[2])
-    in_blocks = _block(q.shape[2]) is not None and _block(k.shape[2]) is not None
-    if platform == "tpu" and tokens >= _LEAST_FOR_SPLASH and in_blocks:
+    if platform == "tpu" and tokens >= _LEAST_FOR_SPLASH and _fits_splash(q, k):
         return "splash"
     if platform in ("gpu", "cuda") and _fits_cudnn(q) and q.dtype == k.dtype == v.dtype:
         return "cudnn"
@@ -89,23 +86,26 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return (mixed / total).astype(v.dtype)
 
 
+def _fits_splash(q: jax.Array, k: jax.Array) -> bool:
+    return _block(q.shape[2]) is not None and _block(k.shape[2]) is not None
+
+
 def _block(tokens: int) -> int | None:
     """The longest block that the tokens are a multiple of, None if there is none."""
     return next((block for block in _BLOCKS if tokens % block == 0), None)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """JAX's kernel for TPU; on a mesh each device for its own rows and heads or queries."""
     q = q * (1.0 / math.sqrt(q.shape[-1]))
-    kernel = partial(_splash_here, interpret=interpret)
     spec_q, spec_kv = heads_spec(q.shape)
     if spec_q is None:
-        return kernel(q, k, v)
+        return _splash_here(q, k, v)
     specs = (spec_q, spec_kv, spec_kv)
-    return jax.shard_map(kernel, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
+    return jax.shard_map(_splash_here, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
 
 
-def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool) -> jax.Array:
+def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
     # Imported where it is used: it takes as long as half of jax.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 

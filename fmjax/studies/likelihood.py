@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._progress import Progress, Silent
+from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
@@ -115,6 +116,8 @@ def _solve_all(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Log-density (float64), evaluations and success of each example, batch after batch."""
     scale = float(run.config.path.start(jnp.ones((1,)))[0])
+    plain = differentiable_forwards(run.config)  # The divergence is a derivative forwards.
+    experiment = build(plain, run.event_shape, run.num_classes)
 
     def solve(params: Any, indices: jax.Array, x1: jax.Array, cond: Any) -> Likelihood:
         with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
@@ -122,7 +125,7 @@ def _solve_all(
             if width is not None:
                 x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
             return log_density(
-                run.experiment.velocity_fn(params), x1, cond,
+                experiment.velocity_fn(params), x1, cond,
                 divergence=config.make_divergence(),
                 keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
                 solver=config.make_solver(), steps=config.make_steps(), source_scale=scale,

@@ -5,13 +5,24 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, PlanConfig, build, num_parameters
+from fmjax.config import Config, PlanConfig, build, make_step, num_parameters
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
-from fmjax.training import MeshConfig, bytes_held, devices_of, laid_out, make_mesh, num_shares
-from fmjax.training.ahead import Compiled, OutOfMemory, abstract_batch, compile_step
-from fmjax.training.step import abstract_state, flops_per_example
+from fmjax.training import (
+    MeshConfig,
+    abstract_batch,
+    abstract_state,
+    bytes_held,
+    devices_of,
+    flops_per_example,
+    laid_out,
+    make_mesh,
+    num_shares,
+)
+from fmjax.training.ahead import Compiled, OutOfMemory, compiled
 
 # Of a device's memory the runtime keeps some for itself; libtpu leaves 15.75 of 16 GiB.
 _USABLE = 0.92
@@ -47,15 +58,12 @@ def _plan_one(
     mesh = make_mesh(config.mesh, devices)
     batch = abstract_batch(event_shape, num_classes, training.batch_size, mesh)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
-    params = state.params
+    params, sharding = state.params, jax.tree.map(lambda leaf: leaf.sharding, state)
     flops = flops_per_example(experiment.objective, params, batch) * training.batch_size / mesh.size
     device = devices[0].device_kind
     chip, found = CHIPS.get(device), None
     try:
-        found = compile_step(
-            experiment.net, experiment.objective, experiment.optimizer, mesh, batch,
-            accumulation_steps=training.accumulation_steps, ema_decay=training.ema_decay,
-        )  # fmt: skip
+        found = compiled(make_step(config, experiment, mesh, sharding), state, batch)
     except OutOfMemory as error:
         peak = error.needed
     else:

@@ -12,7 +12,7 @@ import jax
 from fmjax._arrays import Params
 from fmjax._files import write_atomically
 from fmjax.config import Config, Experiment, build, from_json, to_json
-from fmjax.training import MeshConfig, make_mesh, restore_ema, state_sharding
+from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,6 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     apart = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if apart else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
-    sharding = state_sharding(like, mesh, experiment.net.tensor_axes)
-    params, step = restore_ema(folder.checkpoints, like, sharding=sharding, alone=alone)
+    like = laid_out(like, mesh, experiment.net.tensor_axes)
+    params, step = restore_ema(folder.checkpoints, like, alone=alone)
     return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Batch
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, Experiment, build, num_parameters
+from fmjax.config import Config, Experiment, build, make_step, num_parameters
 from fmjax.data import BatchIterator, batches
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
@@ -17,13 +15,13 @@ from fmjax.training import (
     Checkpoints,
     RunLogger,
     TrainState,
+    abstract_batch,
     fit,
     flops_per_example,
     init_state,
     is_main,
     learning_rate_at,
     make_mesh,
-    make_train_step,
     require_batch_fits,
     together,
 )
@@ -87,8 +85,7 @@ def train_folder(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    labels = None if num_classes is None else jax.ShapeDtypeStruct((8,), jnp.int32)
-    batch = Batch(jax.ShapeDtypeStruct((8, *event_shape), jnp.float32), labels)
+    batch = abstract_batch(event_shape, num_classes, training.batch_size, mesh)
     flops = flops_per_example(experiment.objective, state.params, batch)
     _fit(config, experiment, state, sharding, feed, mesh, folder, flops, progress)
 
@@ -105,21 +102,13 @@ def _fit(
     progress: Progress,
 ) -> None:
     training = config.training
-    step = make_train_step(
-        experiment.objective,
-        experiment.optimizer,
-        mesh=mesh,
-        state_sharding=sharding,
-        ema_decay=training.ema_decay,
-        accumulation_steps=training.accumulation_steps,
-    )
     with (
         Checkpoints(folder.checkpoints, max_to_keep=training.checkpoints_kept) as checkpoints,
         RunLogger(folder.path) as logger,
     ):
         fit(
             state,
-            step,
+            make_step(config, experiment, mesh, sharding),
             feed,
             mesh=mesh,
             num_steps=training.num_steps,

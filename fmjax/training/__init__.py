@@ -9,6 +9,7 @@ from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_opt
 from fmjax.training.processes import Processes, another_is_gone, is_main, join, together
 from fmjax.training.sharding import (
     MeshConfig,
+    abstract_batch,
     batch_sharding,
     bytes_held,
     laid_out,
@@ -44,6 +45,7 @@ __all__ = [
     "StepMetrics",
     "TrainState",
     "TrainStep",
+    "abstract_batch",
     "abstract_state",
     "another_is_gone",
     "batch_sharding",

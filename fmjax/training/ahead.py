@@ -5,17 +5,8 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from fmjax._arrays import Batch
-from fmjax.losses.objective import Objective
 from fmjax.training.collectives import Traffic, collectives
-from fmjax.training.sharding import batch_sharding
-from fmjax.training.state import TrainState
-from fmjax.training.step import abstract_state, make_train_step
-from fmjax.velocity import VelocityNet
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
@@ -54,48 +45,12 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def abstract_batch(
-    event_shape: tuple[int, ...], num_classes: int | None, batch_size: int, mesh: Mesh
-) -> Batch:
-    """A batch of the data, as `jax.ShapeDtypeStruct`s."""
-    rows = batch_sharding(mesh)
-
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-
-    labels = None if num_classes is None else array((), jnp.int32)
-    return Batch(array(event_shape, jnp.float32), labels)
-
-
-def compile_step(
-    net: VelocityNet,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    batch: Batch,
-    *,
-    accumulation_steps: int = 1,
-    ema_decay: float = 0.999,
-) -> Compiled:
-    """The training step, compiled for the devices of `mesh`.
+def compiled(fn: Any, *args: Any) -> Compiled:
+    """A jitted function, compiled for abstract arguments that say where they lie.
 
     Raises:
-        OutOfMemory: If it does not fit them, where the compiler knows (for TPUs).
+        OutOfMemory: If it does not fit the devices, where the compiler knows (for TPUs).
     """
-    state: TrainState = abstract_state(net, optimizer, mesh)
-    step = make_train_step(
-        objective,
-        optimizer,
-        mesh=mesh,
-        state_sharding=jax.tree.map(lambda leaf: leaf.sharding, state),
-        ema_decay=ema_decay,
-        accumulation_steps=accumulation_steps,
-    )
-    return compiled(step, state, batch)
-
-
-def compiled(fn: Any, *args: Any) -> Compiled:
-    """A jitted function, compiled for abstract arguments that say where they lie."""
     started = time.perf_counter()
     lowered = fn.lower(*args)
     try:

@@ -150,7 +150,6 @@ def restore_ema(
     folder: Path | str,
     like: Params,
     *,
-    sharding: Any = None,
     step: int | None = None,
     alone: bool = False,
 ) -> tuple[Params, int]:
@@ -158,9 +157,8 @@ def restore_ema(
 
     Args:
         folder: Of a run's checkpoints; it is only read.
-        like: Arrays or `ShapeDtypeStruct`s, as from `jax.eval_shape(net.init, key)`.
-        sharding: Where each goes, as from `state_sharding(like, mesh)`. By default where `like`
-            lies; the first device, if it lies nowhere.
+        like: Arrays or `ShapeDtypeStruct`s, as from `jax.eval_shape(net.init, key)`. They go
+            where these lie (`laid_out` says where); to the first device, if that is nowhere.
         step: Which checkpoint; by default the newest that is whole, with a warning if later ones
             are not.
         alone: This process reads by itself, whatever the others of its run do.
@@ -174,12 +172,6 @@ def restore_ema(
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"checkpoint folder must exist, got {folder}")
-    if sharding is not None:
-        like = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            like,
-            sharding,
-        )
     with _manager(folder, max_to_keep=None, clean=False, alone=alone) as manager:
         reader = Reader(folder, manager)
 

@@ -71,7 +71,9 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     config = MeshConfig() if config is None else config
     devices = jax.devices() if devices is None else list(devices)
     sizes, types = config.sizes(len(devices)), (AxisType.Auto,) * len(AXES)
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Other devices stand in their order, machine after machine: `data` is then the outermost too.
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    num_slices = len(slices) if devices[0].platform == "tpu" else 1
     if num_slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
     rule = f"be a multiple of the {num_slices} slices of devices"
@@ -137,6 +139,19 @@ def bytes_held(arrays: Any) -> float:
         return float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
 
     return sum(map(held, jax.tree.leaves(arrays)))
+
+
+def abstract_batch(
+    event_shape: tuple[int, ...], num_classes: int | None, batch_size: int, mesh: Mesh
+) -> Batch:
+    """A batch of the data, as `jax.ShapeDtypeStruct`s."""
+    rows = batch_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
+
+    labels = None if num_classes is None else array((), jnp.int32)
+    return Batch(array(event_shape, jnp.float32), labels)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

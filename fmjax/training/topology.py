@@ -109,10 +109,10 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
             _require_package(name, module, "cuda12")
         flags = os.environ.get("XLA_FLAGS", "").split()
         os.environ["XLA_FLAGS"] = " ".join([*flags, *_GPU_FLAGS])
-        platform = {"platform": "cuda", "topology_name": f"1x1x{grid}",
-                    "target_config": GPUS[family].describe()}  # fmt: skip
-        platform["topology"] = platform.pop("topology_name")
-        return topologies.get_topology_desc(**platform).devices
+        described = GPUS[family].describe()
+        return topologies.get_topology_desc(
+            platform="cuda", topology=f"1x1x{grid}", target_config=described
+        ).devices
     _require_package(name, "libtpu", "tpu")
     for variable, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

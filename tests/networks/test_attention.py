@@ -1,5 +1,7 @@
 """Attention against a plain computation, and each kernel against plain products."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +50,8 @@ def test_softmax_of_bfloat16_queries_is_computed_in_float32():
 @pytest.fixture
 def interpreted(monkeypatch):
     """The TPU kernel on the CPU, step by step in Python."""
-    kernel = module._splash_here
-    monkeypatch.setattr(module, "_splash_here", lambda *a, interpret: kernel(*a, interpret=True))
+    kernel = partial(module._splash_here, interpret=True)
+    monkeypatch.setattr(module, "_splash_here", kernel)
 
 
 def value_and_grads(kind):

@@ -12,12 +12,12 @@ from fmjax.training import (
     OptimizerConfig,
     TrainState,
     init_state,
+    laid_out,
     make_mesh,
     make_optimizer,
     make_train_step,
     put_batch,
     restore_ema,
-    state_sharding,
 )
 from fmjax.training.digests import write_digests
 from fmjax.velocity import VelocityNet
@@ -129,10 +129,10 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes(saved, state, tmp_
 
 def test_the_averaged_weights_are_read_alone(saved, state):
     abstract = jax.eval_shape(make_net().init, jax.random.key(0))
-    sharding = state_sharding(abstract, make_mesh(MeshConfig(1, 8)))
+    split = laid_out(abstract, make_mesh(MeshConfig(1, 8)))
     for params, step in (
         restore_ema(saved, abstract),
-        restore_ema(saved, abstract, sharding=sharding, step=0),
+        restore_ema(saved, split, step=0),
     ):
         jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(state.ema_params))
         assert step == 0
