@@ -79,7 +79,9 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     rule = f"be a multiple of the {num_slices} slices of devices"
     require(sizes[0] % num_slices == 0, "mesh.data", rule, sizes[0])
     within, across = (sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1)
-    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+    # Logical axes may share one of the chips' grid, as `jax.make_mesh` allows.
+    grid = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
