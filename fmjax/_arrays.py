@@ -3,6 +3,7 @@
 Batched throughout: times are `[batch]`, points are `[batch, *event]`.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -27,6 +28,39 @@ class Batch(NamedTuple):
 
     x1: Any
     cond: Any = None
+
+
+class Text(NamedTuple):
+    """Prompts as their encoders gave them: the condition of text-to-image models.
+
+    Attributes:
+        tokens: One vector for each token, `[batch, tokens, width]`.
+        pooled: One vector for the whole prompt, `[batch, pooled_width]`.
+        guidance: The scale that a guidance-distilled network is asked for, `[batch]`, or None.
+    """
+
+    tokens: Any
+    pooled: Any
+    guidance: Any = None
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Sizes of a `Text`.
+
+    Attributes:
+        num_tokens: Of a prompt, padded or cut.
+        width: Of a token's vector.
+        pooled_width: Of the prompt's.
+    """
+
+    num_tokens: int
+    width: int
+    pooled_width: int
+
+
+Conditions: TypeAlias = int | TextShape | None
+"""What a model is conditioned on: classes (so many), text, or nothing."""
 
 
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Cond, Params, Points
+from fmjax._arrays import Cond, Conditions, Params, Points, Text, TextShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
 from fmjax.config.sampling import SamplingConfig
@@ -43,7 +43,7 @@ class Experiment(NamedTuple):
         optimizer: Its optimiser.
         path: On which it was trained.
         prediction: What the network predicts.
-        null_label: The label that stands for no condition; None if the network knows none.
+        null_cond: What stands for no condition; None if the network knows nothing that does.
     """
 
     net: VelocityNet
@@ -51,24 +51,24 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     path: AffinePath
     prediction: Prediction
-    null_label: int | None
+    null_cond: Any
 
     def velocity_fn(self, params: Params) -> VelocityFn:
         """The field of some parameters, whatever the network predicts."""
         return self.path.velocity_fn(partial(self.net.apply, params), self.prediction)
 
 
-def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None) -> Experiment:
-    """Turn names and numbers into functions, for data of this shape and so many classes.
+def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) -> Experiment:
+    """Turn names and numbers into functions, for data of this shape and these conditions.
 
     Raises:
         ValueError: If the parts do not fit together or the data.
     """
-    # Without classes, or without examples whose class was dropped, nothing stands for "no class".
-    null_label = num_classes if config.loss.label_drop > 0 else None
+    # Without examples whose condition was dropped, nothing stands for it.
+    null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
-        _require_guidable(f"{name}.guidance", part.guidance, null_label)
-    net = make_network(config.network, event_shape, num_classes)
+        _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+    net = make_network(config.network, event_shape, conditions)
     loss = config.loss
     objective = flow_matching_objective(
         net,
@@ -80,10 +80,10 @@ def build(config: Config, event_shape: tuple[int, ...], num_classes: int | None)
         space=loss.space,
         weight_fn=None if loss.weight == TimeWeight() else loss.weight,
         drop_rate=loss.label_drop,
-        null_cond=num_classes,
+        null_cond=null_cond,
     )
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    return Experiment(net, objective, optimizer, config.path, loss.prediction, null_label)
+    return Experiment(net, objective, optimizer, config.path, loss.prediction, null_cond)
 
 
 def differentiable_forwards(config: Config) -> Config:
@@ -106,9 +106,14 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
     )
 
 
-def _require_guidable(name: str, scale: float, null_label: int | None) -> None:
-    rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
-    require(scale == 1.0 or null_label is not None, name, rule, scale)
+def _null_cond(conditions: Conditions) -> Any:
+    """The class after the last one, or a text of zeros."""
+    return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
+
+
+def _require_guidable(name: str, scale: float, null_cond: Any) -> None:
+    rule = "be 1 for a model without classes or text, or trained with loss.label_drop 0"
+    require(scale == 1.0 or null_cond is not None, name, rule, scale)
 
 
 def guided(
@@ -140,8 +145,8 @@ def guided_prediction(
     predict_fn = partial(experiment.net.apply, params)
     if scale == 1.0:
         return predict_fn
-    _require_guidable("guidance", scale, experiment.null_label)
-    return classifier_free(predict_fn, experiment.null_label, scale, interval)
+    _require_guidable("guidance", scale, experiment.null_cond)
+    return classifier_free(predict_fn, experiment.null_cond, scale, interval)
 
 
 def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:

@@ -27,7 +27,7 @@ class LossConfig:
         weight: Weight of each time.
         density: Density of the training times.
         stratified: Spread a batch's times evenly over the density.
-        label_drop: Share of examples that train without their label, for guidance.
+        label_drop: Share of examples that train without their label or text, for guidance.
     """
 
     prediction: Prediction = Prediction.VELOCITY

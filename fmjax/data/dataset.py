@@ -5,7 +5,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require, require_one_of
 from fmjax._progress import Progress, Silent
 
@@ -21,12 +21,14 @@ class Dataset:
         x: `[num_examples, *event]`. uint8 means pixels 0 to 255, delivered in [-1, 1]; any
             floating type is delivered as it is, in float32.
         labels: Integer class of each example, in `0 .. num_classes - 1`, or None.
-        num_classes: How many classes there are, or None for an unconditional set.
+        num_classes: How many classes there are, or None for a set without.
+        text: Instead of labels a prompt for each example, as encoders gave it, or None.
     """
 
     x: np.ndarray
     labels: np.ndarray | None = None
     num_classes: int | None = None
+    text: Text | None = None
 
     def __post_init__(self) -> None:
         kinds = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
@@ -42,6 +44,13 @@ class Dataset:
             low, high = int(self.labels.min()), int(self.labels.max())
             in_range = low >= 0 and high < self.num_classes
             require(in_range, "labels", f"lie in [0, {self.num_classes})", f"{low} to {high}")
+        if self.text is not None:
+            require(self.labels is None, "labels", "be None beside text", "labels")
+            shapes = f"{self.text.tokens.shape} and {self.text.pooled.shape}"
+            fits = (self.text.tokens.ndim, self.text.pooled.ndim) == (3, 2)
+            fits = fits and len(self.text.tokens) == len(self.text.pooled) == len(self.x)
+            rule = f"be [{len(self.x)}, tokens, width] and [{len(self.x)}, width]"
+            require(fits, "text", rule, shapes)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -50,6 +59,14 @@ class Dataset:
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one example."""
         return self.x.shape[1:]
+
+    @property
+    def conditions(self) -> Conditions:
+        """What a model of these examples is conditioned on."""
+        if self.text is None:
+            return self.num_classes
+        (_, num_tokens, width), (_, pooled_width) = self.text.tokens.shape, self.text.pooled.shape
+        return TextShape(num_tokens, width, pooled_width)
 
     def points(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
         """The examples at `indices` as a new float32 array; pixels in [-1, 1]."""
@@ -63,13 +80,17 @@ class Dataset:
         """The labels at `indices` as int32, or None for an unconditional set."""
         return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
 
-    def without_labels(self) -> "Dataset":
+    def unconditional(self) -> "Dataset":
         """The same examples, for an unconditional model."""
         return Dataset(self.x)
 
     def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
-        """Points and classes at `indices`."""
-        return Batch(x1=self.points(indices), cond=self.classes(indices))
+        """Points and conditions at `indices`: classes, or texts in float32."""
+        cond = self.classes(indices)
+        if self.text is not None:
+            tokens, pooled = (np.array(a[indices], np.float32) for a in self.text[:2])
+            cond = Text(tokens, pooled)
+        return Batch(x1=self.points(indices), cond=cond)
 
 
 class NoSuchSplit(ValueError):
@@ -81,11 +102,11 @@ class Source(Protocol):
     """Numbers and names that say where examples come from.
 
     Laws: `load` gives the same arrays every time; train and test share no example; `shape` is
-    the event shape and the number of classes of what it gives.
+    the event shape of what it gives, and its classes or text.
     """
 
-    def shape(self) -> tuple[tuple[int, ...], int | None]:
-        """The shape of one example and the number of classes (None: unconditional)."""
+    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+        """The shape of one example and what it comes with (None: nothing)."""
         ...
 
     def load(self, split: Split, *, progress: Progress) -> Dataset:

@@ -1,29 +1,36 @@
 """Networks: each a config, a module, and a `make_*` that gives pure functions."""
 
+from fmjax._arrays import Conditions, TextShape
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
+from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
 from fmjax.velocity import VelocityNet
 
-NetworkConfig = MLPConfig | UNetConfig | DiTConfig
+NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig
 
 __all__ = [
     "DIT_B",
     "DIT_L",
     "DIT_S",
     "DIT_XL",
+    "FLUX_DEV",
+    "FLUX_SCHNELL",
     "MLP",
     "Classifier",
     "ClassifierConfig",
     "DiT",
     "DiTConfig",
+    "Flux",
+    "FluxConfig",
     "MLPConfig",
     "NetworkConfig",
     "UNet",
     "UNetConfig",
     "make_classifier",
     "make_dit",
+    "make_flux",
     "make_mlp",
     "make_network",
     "make_unet",
@@ -31,17 +38,26 @@ __all__ = [
 
 
 def make_network(
-    config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int | None = None
+    config: NetworkConfig, event_shape: tuple[int, ...], conditions: Conditions = None
 ) -> VelocityNet:
     """The network that `config` describes, for points of `event_shape`, as pure functions.
 
+    Args:
+        config: Which network.
+        event_shape: Of one point.
+        conditions: The number of classes, the sizes of a text, or None for no condition.
+
     Raises:
-        ValueError: If the network cannot take points of that shape.
+        ValueError: If the network cannot take points of that shape or such conditions.
     """
+    if isinstance(config, FluxConfig):
+        return make_flux(config, event_shape, conditions)
+    if isinstance(conditions, TextShape):
+        raise ValueError("conditions must be classes, or the network one that takes text, got text")
     match config:
         case MLPConfig():
-            return make_mlp(config, event_shape, num_classes)
+            return make_mlp(config, event_shape, conditions)
         case UNetConfig():
-            return make_unet(config, event_shape, num_classes)
+            return make_unet(config, event_shape, conditions)
         case DiTConfig():
-            return make_dit(config, event_shape, num_classes)
+            return make_dit(config, event_shape, conditions)

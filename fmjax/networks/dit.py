@@ -23,13 +23,11 @@ from fmjax.networks.layers import (
     Linear,
     ToHeads,
     compute_dtype,
-    layer_norm,
+    modulate,
     rms_norm,
-    rotary_angles,
-    rotate,
-    sincos_positions,
     widened,
 )
+from fmjax.networks.patches import patchify, rotary_angles, rotate, sincos_positions, unpatchify
 from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
 from fmjax.velocity import VelocityNet
 
@@ -102,24 +100,6 @@ DIT_XL = DiTConfig(width=1152, num_layers=28, num_heads=16)
 """DiT-XL: 675 million parameters."""
 
 
-def patchify(
-    x: Float[Array, "batch height width channel"], size: int
-) -> Float[Array, "batch tokens patch"]:
-    """Cut images into square patches, row by row; a token is one patch, flattened."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
-
-
-def unpatchify(
-    tokens: Float[Array, "batch tokens patch"], size: int, image_shape: tuple[int, ...]
-) -> Float[Array, "batch height width channel"]:
-    """Put the patches together again: the inverse of `patchify`."""
-    height, width, channels = image_shape
-    x = tokens.reshape(-1, height // size, width // size, size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
-
-
 class SelfAttention(nnx.Module):
     """Multi-head attention of all tokens to all, in the layout [batch, head, token, dim]."""
 
@@ -177,8 +157,8 @@ class DiTBlock(nnx.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             rows_apart(self.modulation(c))[:, None, :], 6, axis=-1
         )
-        h = h + gate_a * rows_apart(self.attention(_modulate(h, shift_a, scale_a)))
-        hidden = nnx.gelu(self.mlp_in(_modulate(h, shift_m, scale_m)), approximate=True)
+        h = h + gate_a * rows_apart(self.attention(modulate(h, shift_a, scale_a)))
+        hidden = nnx.gelu(self.mlp_in(modulate(h, shift_m, scale_m)), approximate=True)
         return h + gate_m * rows_apart(self.mlp_out(hidden))
 
 
@@ -225,7 +205,7 @@ class DiT(nnx.Module):
             h = h + sincos_positions(*self.grid, config.width)[None].astype(h.dtype)
         h = run_blocks(self.blocks, h, c, unroll=config.unroll_layers, remat=config.remat)
         shift, scale = jnp.split(self.modulation(c)[:, None, :], 2, axis=-1)
-        tokens = widened(self.out(_modulate(h, shift, scale)))
+        tokens = widened(self.out(modulate(h, shift, scale)))
         return unpatchify(tokens, config.patch_size, x.shape[1:])
 
 
@@ -253,8 +233,3 @@ def make_dit(
         return DiT(config, event_shape, num_classes, rngs=rngs)
 
     return VelocityNet(*purify(build))
-
-
-def _modulate(h: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Norm, then the condition's scale and shift."""
-    return layer_norm(h) * (1.0 + scale) + shift

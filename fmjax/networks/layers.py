@@ -1,4 +1,4 @@
-"""Layers that several networks share: embeddings, positions, norms, attention.
+"""Layers that several networks share: linear layers, embeddings, norms.
 
 Compute may run in bfloat16; norms, softmax and embeddings stay in float32, as do all parameters.
 Given float64 parameters, times and points (a reference solve), a float32 network computes in
@@ -97,6 +97,19 @@ def timestep_features(t: Times, num_features: int) -> Float[Array, "batch featur
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def ddpm_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
+    """Cosines and sines of t at frequencies from 1,000 rad down to 0.1, as released models have.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, appendix B, with 1,000 t for the number of a step.
+    """
+    half = num_features // 2
+    exponents = -math.log(10_000.0) * np.arange(half, dtype=np.float32) / half
+    # An error in the last bit of a frequency would be 1e-3 rad at a guidance scale of 5.
+    decay = np.exp(exponents, dtype=np.float64).astype(np.float32)
+    angles = (1000.0 * widened(t))[:, None] * decay[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
 class ConditionEmbedding(nnx.Module):
     """Embeds time and, if there are classes, the class: `mlp(timestep_features(t)) + table[c]`.
 
@@ -149,6 +162,18 @@ def rms_norm(
     return x * jax.lax.rsqrt(mean_square + epsilon) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def modulate(
+    h: Float[Array, "batch tokens width"],
+    shift: Float[Array, "batch 1 width"],
+    scale: Float[Array, "batch 1 width"],
+) -> Float[Array, "batch tokens width"]:
+    """`norm(h) (1 + scale) + shift`: a norm whose scale and shift come from the condition.
+
+    Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2 (adaLN).
+    """
+    return layer_norm(h) * (1.0 + scale) + shift
+
+
 class ToHeads(Linear):
     """Queries, keys and values of all heads.
 
@@ -176,48 +201,3 @@ class ToHeads(Linear):
         qkv = self(h).reshape(batch, tokens, self.num_heads, 3, -1)
         q, k, v = (qkv[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3))
         return q, k, v
-
-
-def sincos_positions(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
-    """Fixed positions of a grid, row by row: half of `dim` tells the row, half the column.
-
-    Each half holds sines, then cosines, of the coordinate at frequencies from 1 to 1e-4.
-
-    Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2; Vaswani et al. 2017,
-        arXiv:1706.03762, section 3.5.
-    """
-    rows, columns = _axis_angles(height, width, dim // 4)
-    parts = [f(angles) for angles in (rows, columns) for f in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=-1).astype(np.float32)
-
-
-def rotary_angles(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens half_dim"]:
-    """Angles of rotary positions on a grid: half of the channel pairs turn by row, half by column.
-
-    Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2; axial form for images:
-        Heo et al. 2024, arXiv:2403.13298, equation 8.
-    """
-    return np.concatenate(_axis_angles(height, width, dim // 4), axis=-1).astype(np.float32)
-
-
-def rotate(
-    x: Float[Array, "batch heads tokens dim"], angles: Float[np.ndarray, "tokens half_dim"]
-) -> Float[Array, "batch heads tokens dim"]:
-    """Turn channel pair `(i, i + dim/2)` of each token by that token's angle i.
-
-    The product of a turned query with a turned key depends on their positions only
-    through the difference.
-
-    Source: Su et al. 2021, arXiv:2104.09864, equation 34.
-    """
-    cos, sin = np.cos(angles)[None, None], np.sin(angles)[None, None]
-    first, second = jnp.split(widened(x), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
-def _axis_angles(height: int, width: int, num_frequencies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row times frequency, and column times frequency, for every token of the grid."""
-    frequencies = 10000.0 ** (-np.arange(num_frequencies) / num_frequencies)
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    return rows.reshape(-1, 1) * frequencies[None], columns.reshape(-1, 1) * frequencies[None]

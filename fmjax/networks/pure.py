@@ -11,6 +11,7 @@ from fmjax._arrays import Params, PRNGKey
 from fmjax._layout import all_but_gathered, gathers, rows_apart
 
 Block = TypeVar("Block", bound=nnx.Module)
+Tokens = TypeVar("Tokens")
 
 
 class Pure(NamedTuple):
@@ -81,9 +82,9 @@ REMAT = {
 
 
 def run_blocks(
-    blocks: nnx.Module, h: jax.Array, *args: Any, unroll: bool = False, remat: str = "none"
-) -> jax.Array:
-    """Pass `h` through stacked blocks in order: `h = block(h, *args)`.
+    blocks: nnx.Module, h: Tokens, *args: Any, unroll: bool = False, remat: str = "none"
+) -> Tokens:
+    """Pass `h`, an array or several, through stacked blocks in order: `h = block(h, *args)`.
 
     A scan, so the program is of one size whatever the depth. `unroll` writes every layer
     out: slower to compile, and faster on the CPU, where XLA fuses and reuses buffers
@@ -91,8 +92,8 @@ def run_blocks(
     """
     graph, layers = nnx.split(blocks)
 
-    def layer(h: jax.Array, params: Params) -> tuple[jax.Array, None]:
-        h = checkpoint_name(rows_apart(h), _BETWEEN)
+    def layer(h: Tokens, params: Params) -> tuple[Tokens, None]:
+        h = jax.tree.map(lambda part: checkpoint_name(rows_apart(part), _BETWEEN), h)
         return nnx.merge(graph, params)(h, *args), None
 
     policy = REMAT[remat]

@@ -102,7 +102,7 @@ def invert_run(
     else:
         require(not config.classes, "classes", "go with images that are given", config.classes)
         test = run.config.data.load("test", progress=progress)
-        test = test if run.num_classes is not None else test.without_labels()
+        test = test if run.num_classes is not None else test.unconditional()
         examples = chosen_images(test, config.num_images)
     round_trips = tuple(_round_trips(run, config, examples, progress))
     shown = examples.at(slice(config.num_shown))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from fmjax._arrays import Conditions
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, PlanConfig, build, make_step, num_parameters
 from fmjax.hardware import CHIPS, Chip
@@ -37,14 +38,14 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
         ValueError: If the topology is not known or cannot be compiled for here, or the parts of
             the config do not fit together, the data or the devices.
     """
-    event_shape, num_classes = config.data.shape()
-    num_classes = num_classes if config.conditional else None
+    event_shape, conditions = config.data.shape()
+    conditions = conditions if config.conditional else None
     devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
     tried: list[Plan] = []
-    for each in _candidates(config, devices, event_shape, num_classes, asked.search):
+    for each in _candidates(config, devices, event_shape, conditions, asked.search):
         mesh = MeshConfig(*each.mesh.sizes(len(devices)))
         progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh)}")
-        tried.append(_plan_one(each, asked, devices, event_shape, num_classes))
+        tried.append(_plan_one(each, asked, devices, event_shape, conditions))
         if tried[-1].fits or time.monotonic() - started > asked.patience:
             break
     return tried
@@ -52,11 +53,11 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
 
 def _plan_one(
     config: Config, asked: PlanConfig, devices: Sequence[Any], event_shape: tuple[int, ...],
-    num_classes: int | None,
+    conditions: Conditions,
 ) -> Plan:  # fmt: skip
-    experiment, training = build(config, event_shape, num_classes), config.training
+    experiment, training = build(config, event_shape, conditions), config.training
     mesh = make_mesh(config.mesh, devices)
-    batch = abstract_batch(event_shape, num_classes, training.batch_size, mesh)
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     params, sharding = state.params, jax.tree.map(lambda leaf: leaf.sharding, state)
     flops = flops_per_example(experiment.objective, params, batch) * training.batch_size / mesh.size
@@ -115,7 +116,7 @@ def _roofline(chip: Chip, config: Config, flops: float, found: Compiled) -> dict
 
 def _candidates(
     config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
-    num_classes: int | None, search: bool,
+    conditions: Conditions, search: bool,
 ) -> Iterator[Config]:  # fmt: skip
     """The config, then ever further ones that take less memory.
 
@@ -126,7 +127,7 @@ def _candidates(
     chip = CHIPS.get(devices[0].device_kind)
     if not search or chip is None:
         return
-    config = _with_room(config, devices, event_shape, num_classes, chip)
+    config = _with_room(config, devices, event_shape, conditions, chip)
     for remat in ("none", "save_matmuls", "full"):
         if _less(remat_of(config), remat):
             network = dataclasses.replace(config.network, remat=remat)  # type: ignore[call-arg]
@@ -153,10 +154,10 @@ def _less(has: str, wants: str) -> bool:
 
 def _with_room(
     config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
-    num_classes: int | None, chip: Chip,
+    conditions: Conditions, chip: Chip,
 ) -> Config:  # fmt: skip
     """The nearest layout whose state takes at most half of a device; the leanest if none does."""
-    experiment = build(config, event_shape, num_classes)
+    experiment = build(config, event_shape, conditions)
     state = abstract_state(experiment.net, experiment.optimizer, make_mesh(config.mesh, devices))
     best: tuple[float, Config] | None = None
     for mesh in layouts(len(devices), config.mesh.sizes(len(devices))):

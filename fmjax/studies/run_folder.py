@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fmjax._arrays import Params
+from fmjax._arrays import Conditions, Params, TextShape
 from fmjax._files import write_atomically
 from fmjax.config import Config, Experiment, build, from_json, to_json
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
@@ -103,8 +103,8 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"{folder.config} must be a config of fmjax, got {error}") from error
 
 
-def read_model(path: Path) -> tuple[tuple[int, ...], int | None]:
-    """The event shape and the number of classes of the run in folder `path`.
+def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
+    """The event shape and the conditions of the run in folder `path`.
 
     Raises:
         ValueError: If the file is not what `prepare` wrote.
@@ -112,8 +112,10 @@ def read_model(path: Path) -> tuple[tuple[int, ...], int | None]:
     file = RunFolder(path).model
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
-        classes = model["num_classes"]
-        return tuple(map(int, model["event_shape"])), None if classes is None else int(classes)
+        classes, text = model["num_classes"], model.get("text")
+        conditions = None if classes is None else int(classes)
+        conditions = conditions if text is None else TextShape(**text)
+        return tuple(map(int, model["event_shape"])), conditions
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold event_shape and num_classes, got {error!r}") from error
 
@@ -122,7 +124,7 @@ def prepare(
     folder: RunFolder,
     config: Config,
     event_shape: tuple[int, ...],
-    num_classes: int | None,
+    conditions: Conditions,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -148,7 +150,10 @@ def prepare(
         else:
             _require_same(folder, config, found)
             return
-    write_text(folder.model, json.dumps({"event_shape": event_shape, "num_classes": num_classes}))
+    model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
+    if isinstance(conditions, TextShape):
+        model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
+    write_text(folder.model, json.dumps(model))
     # Last, because its presence is what makes the folder a run.
     write_text(folder.config, to_json(config))
 
@@ -187,7 +192,7 @@ class Run(NamedTuple):
         config: What it was made with.
         experiment: The functions the config builds.
         event_shape: One example's shape.
-        num_classes: None for an unconditional model.
+        num_classes: None for a model without.
         params: Averaged weights of the newest checkpoint, laid over the mesh.
         step: The optimiser step of that checkpoint.
         mesh: The mesh they lie on.
@@ -227,11 +232,14 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     """
     path = Path(path)
     folder, config = RunFolder(path), read_config(path)
-    event_shape, num_classes = read_model(path)
-    experiment = build(config, event_shape, num_classes)
+    event_shape, conditions = read_model(path)
+    if isinstance(conditions, TextShape):
+        raise ValueError(f"run folder {path} must be of a model of classes or of none, got one of "
+                         "text, for which there are no prompts here")  # fmt: skip
+    experiment = build(config, event_shape, conditions)
     apart = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if apart else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
     like = laid_out(like, mesh, experiment.net.tensor_axes)
     params, step = restore_ema(folder.checkpoints, like, alone=alone)
-    return Run(folder, config, experiment, event_shape, num_classes, params, step, mesh)
+    return Run(folder, config, experiment, event_shape, conditions, params, step, mesh)

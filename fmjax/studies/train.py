@@ -59,11 +59,11 @@ def train_folder(
     with together("reading the data"):
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
-            dataset = dataset.without_labels()
+            dataset = dataset.unconditional()
         # Not after hours of training.
         require_comparable(config.compare.num_samples, len(dataset))
-        event_shape, num_classes = dataset.event_shape, dataset.num_classes
-        experiment = build(config, event_shape, num_classes)
+        event_shape, conditions = dataset.event_shape, dataset.conditions
+        experiment = build(config, event_shape, conditions)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         feed = batches(
             dataset,
@@ -80,12 +80,12 @@ def train_folder(
     folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
-            prepare(folder, config, event_shape, num_classes, overwrite=overwrite)
+            prepare(folder, config, event_shape, conditions, overwrite=overwrite)
     progress.say(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    batch = abstract_batch(event_shape, num_classes, training.batch_size, mesh)
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
     flops = flops_per_example(experiment.objective, state.params, batch)
     _fit(config, experiment, state, sharding, feed, mesh, folder, flops, progress)
 

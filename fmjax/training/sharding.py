@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
 from fmjax._checks import require, require_at_least
 from fmjax._layout import AXES, BATCH_AXES, stored_spec
 
@@ -144,7 +144,7 @@ def bytes_held(arrays: Any) -> float:
 
 
 def abstract_batch(
-    event_shape: tuple[int, ...], num_classes: int | None, batch_size: int, mesh: Mesh
+    event_shape: tuple[int, ...], conditions: Conditions, batch_size: int, mesh: Mesh
 ) -> Batch:
     """A batch of the data, as `jax.ShapeDtypeStruct`s."""
     rows = batch_sharding(mesh)
@@ -152,8 +152,11 @@ def abstract_batch(
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
 
-    labels = None if num_classes is None else array((), jnp.int32)
-    return Batch(array(event_shape, jnp.float32), labels)
+    cond: Cond = None if conditions is None else array((), jnp.int32)
+    if isinstance(conditions, TextShape):
+        tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
+        cond = Text(tokens, array((conditions.pooled_width,), jnp.float32))
+    return Batch(array(event_shape, jnp.float32), cond)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -30,7 +30,7 @@ def test_npy_files_are_mapped_and_delivered(tmp_path):
     assert batch.x1.dtype == np.float32
 
 
-def test_arrays_without_labels_are_unconditional(tmp_path):
+def test_arrays_unconditional_are_unconditional(tmp_path):
     np.savez(tmp_path / "train.npz", x=X)
     np.save(tmp_path / "test_x.npy", X)
     for split in ("train", "test"):

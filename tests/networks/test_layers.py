@@ -11,11 +11,9 @@ from fmjax.networks.layers import (
     ConditionEmbedding,
     layer_norm,
     rms_norm,
-    rotary_angles,
-    rotate,
-    sincos_positions,
     timestep_features,
 )
+from fmjax.networks.patches import rotary_angles, rotate, sincos_positions
 
 
 def normal(seed, *shape):

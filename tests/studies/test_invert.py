@@ -98,7 +98,7 @@ def test_pairs_of_test_images_share_their_class():
     np.testing.assert_array_equal(examples.labels, [*two_of_each, 0, 0, 1, 1])
     threes = test.points(np.flatnonzero(test.labels == 3)[:2])
     np.testing.assert_array_equal(examples.x[6:8], threes)
-    np.testing.assert_array_equal(chosen_images(test.without_labels(), 3).x, test.points(slice(3)))
+    np.testing.assert_array_equal(chosen_images(test.unconditional(), 3).x, test.points(slice(3)))
 
 
 def test_edits_ask_for_the_target_class(run):
@@ -199,7 +199,7 @@ def test_models_without_classes_or_images_are_refused(run, picture):
         invert_run(plain, dataclasses.replace(SMALL, classes=(1,)), (picture,))
     with pytest.raises(ValueError, match=r"run must be of images with 1 or 3 .*event shape \(2,\)"):
         invert_run(run._replace(event_shape=(2,)), SMALL)
-    unguided = run._replace(experiment=run.experiment._replace(null_label=None))
+    unguided = run._replace(experiment=run.experiment._replace(null_cond=None))
     with pytest.raises(ValueError, match="guidance must be 1 for a model without classes"):
         invert_run(unguided, dataclasses.replace(SMALL, guidance=2.0))
 
