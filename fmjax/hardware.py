@@ -57,6 +57,19 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> float:
     return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
+def counts_all(fn: Callable[..., Any], *args: Any) -> bool:
+    """Whether `count_flops` counts all of `fn(*args)`: no while loop of it has work in it."""
+    return _counts_all(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _counts_all(jaxpr: Any) -> bool:
+    return all(
+        _flops(inner) == 0.0 if equation.primitive.name == "while" else _counts_all(inner)
+        for equation in jaxpr.eqns
+        for inner in inner_jaxprs(equation)
+    )
+
+
 def _flops(jaxpr: Any) -> float:
     return sum(map(_flops_of_equation, jaxpr.eqns), 0.0)
 

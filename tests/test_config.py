@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, Text, TextShape
 from fmjax.cli.parsing import parse
 from fmjax.config import (
     SOLVERS,
@@ -52,6 +52,9 @@ SHAPES = {
     "cifar10": ((8, 8, 3), None, {"width": 8, "multipliers": (1, 2), "num_blocks": 1,
                                      "attention_resolutions": (8,), "head_width": 8}),
     "imagenet256_sit": ((8, 8, 4), 1000, {"width": 16, "num_layers": 2, "num_heads": 2}),
+    "flux_dev": ((4, 4, 4), TextShape(3, 8, 6),
+                 {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
+                  "rotary_axes": (4, 2, 2)}),
 }  # fmt: skip
 UNUSUAL = Config(
     name="unusual",
@@ -95,17 +98,21 @@ def test_a_config_that_is_no_study_is_refused():
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_config_takes_two_steps_at_reduced_size(name):
-    event_shape, num_classes, small = SHAPES[name]
+    event_shape, conditions, small = SHAPES[name]
     config = load_config(CONFIGS / f"{name}.py")
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, **small))
-    experiment = build(config, event_shape, num_classes)
+    experiment = build(config, event_shape, conditions)
     mesh = make_mesh(devices=jax.devices()[:1])  # That eight give the same is tested elsewhere.
     state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
     step = make_train_step(experiment.objective, experiment.optimizer, mesh=mesh,
                            state_sharding=sharding)  # fmt: skip
     rng = np.random.default_rng(0)
-    labels = None if num_classes is None else rng.integers(0, num_classes, 8).astype(np.int32)
-    batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), labels)
+    if isinstance(conditions, TextShape):
+        tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
+        cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
+    else:
+        cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)
+    batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), cond)
     for expected in (1, 2):
         state, metrics = step(state, batch)
         assert int(state.step) == expected
@@ -207,7 +214,7 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
     config = dataclasses.replace(UNUSUAL, loss=LossConfig(label_drop=label_drop))
     experiment = build(config, (2,), num_classes)
     with pytest.raises(
-        ValueError, match="guidance must be 1 for a model without classes, or trained with"
+        ValueError, match="guidance must be 1 for a model without classes or text, or trained with"
     ):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
@@ -248,7 +255,7 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
                 (2,),
                 3,
             ),
-            "sampling.guidance must be 1 for a model without classes, or trained with",
+            "sampling.guidance must be 1 for a model without classes or text, or trained with",
         ),
         (
             lambda: build(

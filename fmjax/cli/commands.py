@@ -22,9 +22,10 @@ def _train(arguments: list[str]) -> None:
 
     import tyro
 
+    from fmjax._arrays import TextShape
     from fmjax.config import Config
     from fmjax.studies.configs import load_config
-    from fmjax.studies.run_folder import open_run
+    from fmjax.studies.run_folder import open_run, read_model
     from fmjax.studies.train import train_folder
     from fmjax.training import Processes, is_main, together
 
@@ -51,7 +52,9 @@ def _train(arguments: list[str]) -> None:
     with working(asked.processes) as progress:
         train_folder(config, folder, overwrite=asked.overwrite, progress=progress)
         with stoppable(), together("making the results"):
-            if is_main():
+            if is_main() and isinstance(read_model(folder)[1], TextShape):
+                progress.say("trained; samples of a model of text need prompts: none are drawn")
+            elif is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
                 make_results(open_run(folder, alone=True), progress=progress)

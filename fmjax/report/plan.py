@@ -17,15 +17,18 @@ def _gb(size: float) -> str:
 
 
 class Plan(NamedTuple):
-    """A training step on some devices. Bytes and seconds are those of one device and step.
+    """A training step, or a batch of samples, on some devices; bytes are those of one device.
 
     Attributes:
         name: Of the config.
+        work: "training" or "sampling".
+        unit: What operations, bytes sent and seconds are of: a step of the training, a batch of
+            samples, or one step of the solver where their number is not known.
         topology: As it was asked for.
         device: Its kind.
         num_devices: How many.
         mesh: Devices along data, fsdp and tensor.
-        batch_size: Examples of a step, over all devices.
+        batch_size: Examples of a step or batch, over all devices.
         accumulation_steps: Parts in which it is taken.
         remat: Rematerialisation of the network's blocks.
         num_parameters: Of the network.
@@ -39,10 +42,12 @@ class Plan(NamedTuple):
         roofline: Seconds that computing, memory and links take at their best, if that is known.
         compile_seconds: That the compiler took.
         price: Dollars of a device for an hour.
-        num_steps: Of the whole run.
+        repeats: Units of the whole job: its steps or batches; None if that is not known.
     """
 
     name: str
+    work: str
+    unit: str
     topology: str
     device: str
     num_devices: int
@@ -61,7 +66,7 @@ class Plan(NamedTuple):
     roofline: dict[str, float]
     compile_seconds: float
     price: float | None
-    num_steps: int
+    repeats: int | None
 
     @property
     def step_seconds(self) -> float | None:
@@ -70,15 +75,17 @@ class Plan(NamedTuple):
 
     @property
     def examples_per_second(self) -> float | None:
-        """On all devices, at most."""
-        return None if self.step_seconds is None else self.batch_size / self.step_seconds
+        """On all devices, at most; None if a unit is less than the whole work on a batch."""
+        if self.step_seconds is None or self.repeats is None:
+            return None
+        return self.batch_size / self.step_seconds
 
     @property
     def dollars(self) -> float | None:
-        """Of the whole run, at least."""
-        if self.step_seconds is None or self.price is None:
+        """Of the whole job, at least."""
+        if self.step_seconds is None or self.price is None or self.repeats is None:
             return None
-        return self.price * self.num_devices * self.num_steps * self.step_seconds / 3600
+        return self.price * self.num_devices * self.repeats * self.step_seconds / 3600
 
 
 def plan_text(plan: Plan) -> str:
@@ -87,23 +94,38 @@ def plan_text(plan: Plan) -> str:
     parts = f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
     rows = [
         ("devices", f"{plan.num_devices} {plan.device} ({plan.topology}): {mesh}"),
-        ("batch", f"{plan.batch_size:,}{parts}, remat {plan.remat}"),
+        (
+            "batch",
+            f"{plan.batch_size:,}{parts}, remat {plan.remat}"
+            if plan.work == "training"
+            else f"{plan.batch_size:,} samples",
+        ),
         ("parameters", f"{plan.num_parameters / 1e6:,.1f} million"),
         ("memory of a device", _memory(plan)),
-        ("operations", f"{plan.flops / 1e12:,.3g} TFLOP a step and device"),
+        ("operations", f"{plan.flops / 1e12:,.3g} TFLOP a {plan.unit} and device"),
     ]
     for kind, traffic in sorted(plan.traffic.items()):
         rows.append((kind, f"{traffic.count:,} of {traffic.bytes / _GB:,.3g} GB together"))
     if plan.roofline:
         each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items())
-        speed = f"{plan.examples_per_second:,.0f} images/s"
-        rows.append(("roofline", f"{each}: at most {speed}"))
+        rate = plan.examples_per_second
+        speed = "" if rate is None else f": at most {rate:,.3g} images/s"
+        rows.append(("roofline", f"{each} a {plan.unit}{speed}"))
     if plan.dollars is not None:
-        rows.append(("price", f"{plan.dollars:,.2f} dollars for {plan.num_steps:,} steps at least"))
+        rows.append(
+            (
+                "price",
+                f"{plan.dollars:,.2f} dollars for {plan.repeats:,} {_many(plan.unit)} at least",
+            )
+        )
     if plan.compile_seconds:
         rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([plan.name, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _many(unit: str) -> str:
+    return "batches" if unit == "batch" else f"{unit}s"
 
 
 def _memory(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,27 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
 
 
+def make_draw(
+    path: AffinePath,
+    solve: SolveFn,
+    steps: Steps,
+    event_shape: tuple[int, ...],
+    seed: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[Params, jax.Array, Any], Samples]:
+    """What draws the samples of some numbers: `(params, indices, cond) -> Samples`, jitted."""
+
+    def draw(params: Params, indices: jax.Array, cond: Any) -> Samples:
+        # Lets networks name the mesh axes without being handed the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            key = jax.random.key(seed)
+            x0 = path.start(noise(key, indices, event_shape))
+            x0 = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
+            return solve(params, x0, noise_keys(key, indices), cond, steps)
+
+    return jax.jit(draw)
+
+
 def draw_samples(
     path: AffinePath,
     solve: SolveFn,
@@ -96,24 +118,17 @@ def draw_samples(
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # More than there are samples on a device would be evaluated for nobody.
         steps = dataclasses.replace(steps, slots=min(steps.slots, batch_size // shares))
-    rows = batch_sharding(mesh)
-
-    def solve_batch(params: Params, indices: jax.Array, cond: Any) -> Samples:
-        # Lets networks name the mesh axes without being handed the mesh.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            key = jax.random.key(sampling.seed)
-            x0 = path.start(noise(key, indices, event_shape))
-            x0 = jax.lax.with_sharding_constraint(x0, rows)
-            return solve(params, x0, noise_keys(key, indices), cond, steps)
-
-    jitted = jax.jit(solve_batch)
+    rows, draw = (
+        batch_sharding(mesh),
+        make_draw(path, solve, steps, event_shape, sampling.seed, mesh),
+    )
     parts, seconds = [], []
     with progress.task("sampling", num) as advance:
         for first in range(0, num, batch_size):
             started = time.perf_counter()
             indices = np.minimum(np.arange(first, first + batch_size), num - 1)
             cond = None if labels is None else jax.device_put(labels[indices], rows)
-            solved = jitted(params, jax.device_put(indices, rows), cond)
+            solved = draw(params, jax.device_put(indices, rows), cond)
             kept = slice(0, min(batch_size, num - first))
             parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
             seconds.append((time.perf_counter() - started) / batch_size)

@@ -2,27 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import jax
-
-from fmjax._arrays import Conditions
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, PlanConfig, build, make_step, num_parameters
+from fmjax.config import Config, PlanConfig, num_parameters
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
-from fmjax.training import (
-    MeshConfig,
-    abstract_batch,
-    abstract_state,
-    bytes_held,
-    devices_of,
-    flops_per_example,
-    laid_out,
-    make_mesh,
-    num_shares,
-)
+from fmjax.studies.planned import Work, sampling_batch, training_step
+from fmjax.training import MeshConfig, bytes_held, devices_of, make_mesh, num_shares
 from fmjax.training.ahead import Compiled, OutOfMemory, compiled
 
 # Of a device's memory the runtime keeps some for itself; libtpu leaves 15.75 of 16 GiB.
@@ -41,46 +30,48 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
     devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
+    make_work = partial(_WORK[asked.work], event_shape=event_shape, conditions=conditions)
     tried: list[Plan] = []
-    for each in _candidates(config, devices, event_shape, conditions, asked.search):
+    for each in _candidates(config, devices, make_work, asked):
         mesh = MeshConfig(*each.mesh.sizes(len(devices)))
-        progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh)}")
-        tried.append(_plan_one(each, asked, devices, event_shape, conditions))
+        progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh, asked)}")
+        tried.append(_plan_one(each, asked, make_work(each, make_mesh(each.mesh, devices))))
         if tried[-1].fits or time.monotonic() - started > asked.patience:
             break
     return tried
 
 
-def _plan_one(
-    config: Config, asked: PlanConfig, devices: Sequence[Any], event_shape: tuple[int, ...],
-    conditions: Conditions,
-) -> Plan:  # fmt: skip
-    experiment, training = build(config, event_shape, conditions), config.training
-    mesh = make_mesh(config.mesh, devices)
-    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
-    state = abstract_state(experiment.net, experiment.optimizer, mesh)
-    params, sharding = state.params, jax.tree.map(lambda leaf: leaf.sharding, state)
-    flops = flops_per_example(experiment.objective, params, batch) * training.batch_size / mesh.size
-    device = devices[0].device_kind
+_WORK: Mapping[str, Callable[..., Work]] = {
+    "training": training_step,
+    "sampling": sampling_batch,
+}
+
+
+def _plan_one(config: Config, asked: PlanConfig, work: Work) -> Plan:
+    mesh, flops = work.mesh, work.flops / work.mesh.size
+    device = mesh.devices.flat[0].device_kind
     chip, found = CHIPS.get(device), None
     try:
-        found = compiled(make_step(config, experiment, mesh, sharding), state, batch)
+        found = compiled(work.fn, *work.args)
     except OutOfMemory as error:
         peak = error.needed
     else:
         peak = found.peak
     memory = None if chip is None else _USABLE * chip.memory
+    training = asked.work == "training"
     return Plan(
         name=config.name,
+        work=asked.work,
+        unit=work.unit,
         topology=asked.name,
         device=device,
         num_devices=mesh.size,
         mesh=dict(mesh.shape),
-        batch_size=training.batch_size,
-        accumulation_steps=training.accumulation_steps,
-        remat=remat_of(config),
-        num_parameters=num_parameters(params),
-        arguments=bytes_held((state, batch)),
+        batch_size=work.examples,
+        accumulation_steps=config.training.accumulation_steps if training else 1,
+        remat=remat_of(config) if training else "none",
+        num_parameters=num_parameters(work.params),
+        arguments=bytes_held(work.args),
         temporaries=None if found is None else found.temporaries,
         peak=peak,
         memory=memory,
@@ -90,7 +81,7 @@ def _plan_one(
         roofline={} if chip is None or found is None else _roofline(chip, config, flops, found),
         compile_seconds=0.0 if found is None else found.seconds,
         price=asked.price,
-        num_steps=training.num_steps,
+        repeats=work.repeats,
     )
 
 
@@ -115,25 +106,36 @@ def _roofline(chip: Chip, config: Config, flops: float, found: Compiled) -> dict
 
 
 def _candidates(
-    config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
-    conditions: Conditions, search: bool,
-) -> Iterator[Config]:  # fmt: skip
+    config: Config, devices: Sequence[Any], make_work: Callable[..., Work], asked: PlanConfig
+) -> Iterator[Config]:
     """The config, then ever further ones that take less memory.
 
-    First a layout whose weights and moments leave room; then rematerialisation; then smaller
-    parts of the batch, which cost no more than time; then a smaller batch.
+    First a layout whose weights and moments leave room; then, of a training, rematerialisation,
+    and smaller parts of the batch, which cost no more than time; then a smaller batch.
     """
     yield config
     chip = CHIPS.get(devices[0].device_kind)
-    if not search or chip is None:
+    if not asked.search or chip is None:
         return
-    config = _with_room(config, devices, event_shape, conditions, chip)
+    config = _with_room(config, devices, make_work, chip)
+    shares = num_shares(make_mesh(config.mesh, devices))
+    if asked.work == "training":
+        yield from _thriftier(config, shares)
+        return
+    yield config
+    sampling = config.sampling
+    while sampling.batch_size >= 2 * shares:
+        sampling = dataclasses.replace(sampling, batch_size=sampling.batch_size // 2)
+        yield dataclasses.replace(config, sampling=sampling)
+
+
+def _thriftier(config: Config, shares: int) -> Iterator[Config]:
+    """Trainings on one layout, of `shares` devices that split a batch."""
     for remat in ("none", "save_matmuls", "full"):
         if _less(remat_of(config), remat):
             network = dataclasses.replace(config.network, remat=remat)  # type: ignore[call-arg]
             config = dataclasses.replace(config, network=network)
         yield config
-    shares = num_shares(make_mesh(config.mesh, devices))
     training = config.training
     while training.batch_size % (2 * training.accumulation_steps * shares) == 0:
         steps = 2 * training.accumulation_steps
@@ -153,18 +155,16 @@ def _less(has: str, wants: str) -> bool:
 
 
 def _with_room(
-    config: Config, devices: Sequence[Any], event_shape: tuple[int, ...],
-    conditions: Conditions, chip: Chip,
-) -> Config:  # fmt: skip
-    """The nearest layout whose state takes at most half of a device; the leanest if none does."""
-    experiment = build(config, event_shape, conditions)
-    state = abstract_state(experiment.net, experiment.optimizer, make_mesh(config.mesh, devices))
+    config: Config, devices: Sequence[Any], make_work: Callable[..., Work], chip: Chip
+) -> Config:
+    """The nearest layout whose arguments take at most half of a device; the leanest if none do."""
     best: tuple[float, Config] | None = None
     for mesh in layouts(len(devices), config.mesh.sizes(len(devices))):
-        if config.training.batch_size % (mesh.data * mesh.fsdp) != 0:
-            continue
-        held = bytes_held(laid_out(state, make_mesh(mesh, devices), experiment.net.tensor_axes))
         candidate = dataclasses.replace(config, mesh=mesh)
+        try:
+            held = bytes_held(make_work(candidate, make_mesh(mesh, devices)).args)
+        except ValueError:  # The batch does not divide by its devices.
+            continue
         if held <= 0.5 * chip.memory:
             return candidate
         if best is None or held < best[0]:
@@ -187,10 +187,10 @@ def layouts(num_devices: int, asked: tuple[int, int, int]) -> list[MeshConfig]:
     return sorted(found, key=lambda mesh: (mesh.tensor, mesh.fsdp))
 
 
-def _in_words(config: Config, mesh: MeshConfig) -> str:
+def _in_words(config: Config, mesh: MeshConfig, asked: PlanConfig) -> str:
+    where = f"data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}"
+    if asked.work == "sampling":
+        return f"{where}, {config.sampling.batch_size} samples"
     training = config.training
     parts = f" in {training.accumulation_steps} parts" if training.accumulation_steps > 1 else ""
-    return (
-        f"data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat {remat_of(config)}, "
-        f"batch {training.batch_size}{parts}"
-    )
+    return f"{where}, remat {remat_of(config)}, batch {training.batch_size}{parts}"

@@ -19,6 +19,8 @@ _COLLECTIVE = re.compile(
     rf" = (.*?) ({'|'.join(KINDS)}|ragged-all-to-all|collective-broadcast)(?:-start)?\("
 )
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=\d+")
+_FUSED = re.compile(r" fusion\(.*?calls=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?([^,}\s]+)")
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
@@ -43,9 +45,17 @@ def collectives(program: str) -> dict[str, Traffic]:
     lines = _computations(program)
     times = _times_run(lines)
     found: dict[str, Traffic] = {}
+    # On TPUs one that goes on beside other work is in several fusions, under one number.
+    fused = {name for body in lines.values() for name in _FUSED.findall("\n".join(body))}
+    seen: set[str] = set()
     for name, body in lines.items():
         for line in body:
             if times[name] and (match := _COLLECTIVE.search(line)):
+                channel = _CHANNEL.search(line)
+                if channel is not None and name in fused:
+                    if channel[0] in seen:
+                        continue
+                    seen.add(channel[0])
                 kind, size = match[2], _result_bytes(match[1], line)
                 before = found.get(kind, Traffic(0, 0.0, 0.0))
                 found[kind] = Traffic(
@@ -64,7 +74,7 @@ def _computations(program: str) -> dict[str, list[str]]:
         if match := _COMPUTATION.match(line):
             name = "ENTRY" if line.startswith("ENTRY") else match[1]
             inside = found.setdefault(name, [])
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # Kernels have lines in it that only begin so.
             inside = None
         elif inside is not None:
             inside.append(line)
@@ -118,7 +128,7 @@ def _shape_bytes(kind: str, dims: str) -> float:
     width = _BYTES.get(kind)
     if width is None:
         width = 1 if kind.startswith("f8") else int(re.sub(r"\D", "", kind)) / 8
-    return width * math.prod(int(size) for size in dims.split(",") if size)
+    return float(width * math.prod(int(size) for size in dims.split(",") if size))
 
 
 def _group_size(line: str) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fmjax._arrays import TextShape
 from fmjax.data import ArrayData, Cifar10Data, batches, load
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -98,3 +99,32 @@ def test_missing_and_damaged_cifar10_is_refused(tmp_path):
     (tmp_path / "test_batch.bin").write_bytes(bytes(3072))
     with pytest.raises(ValueError, match=r"test_batch.bin must hold whole records of 3073 bytes"):
         load(Cifar10Data(str(tmp_path)), "test")
+
+
+def test_text_stands_in_the_place_of_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    text, pooled = rng.standard_normal((3, 5, 8), np.float32), rng.standard_normal((3, 6))
+    for name, array in {"x": X, "text": text.astype(np.float16), "pooled": pooled}.items():
+        np.save(tmp_path / f"train_{name}.npy", array)
+    np.savez(tmp_path / "test.npz", x=X, text=text, pooled=pooled)
+    shape = TextShape(5, 8, 6)
+    for split in ("train", "test"):
+        dataset = load(ArrayData(str(tmp_path), text=shape), split)
+        assert dataset.conditions == shape
+    assert ArrayData(str(tmp_path)).shape() == ((4,), shape)
+    batch = dataset.examples(np.array([2, 0]))
+    np.testing.assert_array_equal(batch.cond.tokens, text[[2, 0]])
+    np.testing.assert_array_equal(batch.cond.pooled, pooled[[2, 0]].astype(np.float32))
+    assert batch.cond.guidance is None
+    assert dataset.unconditional().examples().cond is None
+    with pytest.raises(ValueError, match="must hold text of TextShape.*=4.*, got TextShape.*=5"):
+        load(ArrayData(str(tmp_path), text=TextShape(4, 8, 6)))
+
+
+def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path):
+    np.savez(tmp_path / "train.npz", x=X, text=np.zeros((3, 5, 8)))
+    with pytest.raises(ValueError, match="must hold text and pooled together"):
+        load(ArrayData(str(tmp_path)))
+    np.savez(tmp_path / "train.npz", x=X, text=np.zeros((2, 5, 8)), pooled=np.zeros((3, 6)))
+    with pytest.raises(ValueError, match=r"text must be \[3, tokens, width\] and \[3, width\]"):
+        load(ArrayData(str(tmp_path)))

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._arrays import Batch
-from fmjax.config import Config, PlanConfig, TrainingConfig, build
+from fmjax._arrays import Batch, TextShape
+from fmjax.config import Config, PlanConfig, SamplingConfig, TrainingConfig, build
 from fmjax.data import ArrayData, DigitsData
-from fmjax.hardware import Chip
-from fmjax.networks import DiTConfig
+from fmjax.hardware import Chip, count_flops
+from fmjax.networks import DiTConfig, FluxConfig
 from fmjax.report.plan import plan_text, plans_json, plot_memory
 from fmjax.studies import plan as module
 from fmjax.studies.plan import layouts, plan
@@ -56,6 +56,50 @@ def test_operations_and_collectives_are_those_of_the_program(found):
     weights = 4 * found.num_parameters
     # Each weight is gathered forwards and again backwards, but for those too small to split.
     assert 1.5 < gathers.bytes / weights < 2.5
+
+
+SAMPLING = SamplingConfig(num_samples=100, solver="heun", num_steps=3, batch_size=30, guidance=2.0)
+
+
+def test_a_plan_of_sampling_counts_every_evaluation_and_holds_weights_and_numbers_only():
+    config = dataclasses.replace(CONFIG, sampling=SAMPLING)
+    (found,) = plan(config, dataclasses.replace(ASKED, work="sampling"))
+    assert found.batch_size == 32  # A multiple of the devices.
+    assert found.repeats == 4
+    net = build(config, (8, 8, 1), 10).net
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    t, x = np.zeros(4, np.float32), np.zeros((4, 8, 8, 1), np.float32)
+    labels = np.zeros(4, np.int32)
+    # Heun asks twice a step, and guidance doubles it.
+    evaluation = count_flops(net.apply, params, t, x, labels) / 4
+    assert found.flops == pytest.approx(32 / 8 * 2 * 3 * 2 * evaluation)
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    whole = sum(size for size in sizes if size < 2**12)
+    numbers = 2 * 32 // 8  # Of the samples, and their labels.
+    assert found.arguments == 4 * (whole + (sum(sizes) - whole) / 4 + numbers)
+    text = plan_text(found)
+    assert "32 samples" in text
+    assert "TFLOP a batch and device" in text
+
+
+def test_of_adaptive_steps_a_plan_counts_one():
+    config = dataclasses.replace(CONFIG, sampling=SamplingConfig(solver="tsit5", batch_size=8))
+    (found,) = plan(config, dataclasses.replace(ASKED, work="sampling"))
+    assert (found.unit, found.repeats, found.examples_per_second) == ("solver step", None, None)
+    sampling = SamplingConfig(solver="heun", num_steps=4, grid="calibrated")
+    calibrated = dataclasses.replace(config, sampling=sampling)
+    with pytest.raises(ValueError, match="grid must be of a trained run to be calibrated"):
+        plan(calibrated, PlanConfig("cpu:8", work="sampling"))
+
+
+def test_text_is_planned_for_from_its_sizes():
+    data = ArrayData("nowhere", event_shape=(8, 8, 4), text=TextShape(8, 16, 12))
+    network = FluxConfig(2, 2, 16, 1, 2, (4, 6, 6), remat="full")
+    config = dataclasses.replace(CONFIG, data=data, network=network)
+    (found,) = plan(config, ASKED)
+    assert found.fits
+    # Text and images of 64 / 8 examples, in float32.
+    assert found.arguments > 8 * 4 * (8 * 16 + 12 + 8 * 8 * 4)
 
 
 def a_chip_of(memory):

@@ -36,6 +36,27 @@ def test_kinds_counts_and_bytes_of_collectives_also_inside_a_scan():
     assert found["all-reduce"] == Traffic(1, part, part)  # Of two: 2 * 1/2 of it.
 
 
+def test_a_kernels_lines_end_no_computation_and_parts_of_one_collective_are_one():
+    gather = "bf16[8,4]{1,0} all-gather(%a), channel_id=7, replica_groups={{0,1}}, dimensions={0}"
+    text = "\n".join(
+        [
+            "%start (p: bf16[4,4]) -> bf16[8,4] {",
+            f"  %part = {gather}",
+            "}",
+            "%done (p: bf16[4,4]) -> bf16[8,4] {",
+            f"  %part = {gather}",
+            "}",
+            "ENTRY %main (p: bf16[4,4]) -> bf16[8,4] {",
+            "  %kernel = bf16[4,4] custom-call(%p), custom_call_target=x, backend_config={{",
+            "}}, metadata={}",
+            "  %one = bf16[8,4] fusion(%kernel), kind=kCustom, calls=%start",
+            "  ROOT %two = bf16[8,4] fusion(%one), kind=kCustom, calls=%done",
+            "}",
+        ]
+    )
+    assert collectives(text) == {"all-gather": Traffic(1, 64.0, 32.0)}
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, Text, TextShape
 from fmjax.losses import flow_matching_objective
-from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
+from fmjax.networks import DiTConfig, FluxConfig, MLPConfig, UNetConfig, make_network
 from fmjax.paths import AffinePath
 from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
 from fmjax.training.state import TrainState
@@ -21,7 +21,10 @@ NETWORKS = {
     "dit": (DiTConfig(2, 64, 2, 2, qk_norm=True), (8, 8, 1)),
     "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
     "mlp": (MLPConfig(64, 2), (4,)),
+    "flux": (FluxConfig(2, 2, 32, 1, 2, (8, 12, 12)), (8, 8, 4)),
 }
+TEXT = TextShape(4, 64, 64)
+CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT}
 ONE = MeshConfig(1, 1, 1)
 LAYOUTS = [
     pytest.param(("dit", MeshConfig(8, 1, 1)), marks=pytest.mark.slow),
@@ -29,6 +32,8 @@ LAYOUTS = [
     ("dit", MeshConfig(2, 2, 2)),
     ("dit", MeshConfig(1, 1, 8)),
     ("unet", MeshConfig(2, 2, 2)),
+    ("flux", MeshConfig(2, 2, 2)),
+    pytest.param(("flux", MeshConfig(1, 8, 1)), marks=pytest.mark.slow),
     pytest.param(("mlp", MeshConfig(1, 4, 2)), marks=pytest.mark.slow),
 ]
 
@@ -42,19 +47,23 @@ class Trained(NamedTuple):
 def train(name, layout):
     """`NUM_STEPS` of AdamW on made-up images."""
     config, event_shape = NETWORKS[name]
-    net = make_network(config, event_shape, NUM_CLASSES)
+    net = make_network(config, event_shape, CONDITIONS[name])
     num_devices = layout.data * layout.fsdp * layout.tensor
     mesh = make_mesh(layout, jax.devices()[:num_devices])
     optimizer = optax.adamw(1e-3, eps=1e-3)  # So large that a tiny gradient's noise stays tiny.
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
     start = jax.device_get(state.params)
-    objective = flow_matching_objective(net, AffinePath(), drop_rate=0.1, null_cond=NUM_CLASSES)
+    null_cond = Text(0.0, 0.0) if name == "flux" else NUM_CLASSES
+    objective = flow_matching_objective(net, AffinePath(), drop_rate=0.1, null_cond=null_cond)
     step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding)
     rng, losses = np.random.default_rng(0), []
     for _ in range(NUM_STEPS):
         x = rng.standard_normal((BATCH, *event_shape), np.float32)
-        labels = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
-        state, metrics = step(state, put_batch(Batch(x, labels), mesh))
+        cond = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
+        if name == "flux":
+            shapes = (BATCH, TEXT.num_tokens, TEXT.width), (BATCH, TEXT.pooled_width)
+            cond = Text(*(rng.standard_normal(shape, np.float32) for shape in shapes))
+        state, metrics = step(state, put_batch(Batch(x, cond), mesh))
         losses.append(float(metrics.loss))
     return Trained(start, losses, state)
 
@@ -92,7 +101,7 @@ def test_initialisation_and_five_steps_give_the_numbers_of_one_device(case, one_
 
 def test_large_weights_average_and_moments_are_split_over_fsdp_and_tensor(case):
     name, layout, got = case
-    net = make_network(*NETWORKS[name], NUM_CLASSES)
+    net = make_network(*NETWORKS[name], CONDITIONS[name])
     num_split = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(got.state._replace(key=None)):
         where = jax.tree_util.keystr(path, simple=True, separator=".")

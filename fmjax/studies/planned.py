@@ -1,0 +1,109 @@
+"""What a plan compiles: the very functions that training and sampling run."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fmjax._arrays import Conditions, Params
+from fmjax._checks import require
+from fmjax.config import Config, build, make_solve, make_step
+from fmjax.hardware import count_flops, counts_all
+from fmjax.studies.draw import make_draw
+from fmjax.training import (
+    abstract_batch,
+    abstract_state,
+    batch_sharding,
+    flops_per_example,
+    laid_out,
+    num_shares,
+    require_batch_fits,
+)
+
+
+class Work(NamedTuple):
+    """A function to compile, and what it does.
+
+    Attributes:
+        mesh: The devices.
+        fn: Jitted.
+        args: What it is called with, as `jax.ShapeDtypeStruct`s with shardings.
+        params: The network's, likewise.
+        examples: Trained on or drawn, over all devices.
+        flops: Operations of all devices, without what is done again.
+        unit: What that is of: "step", "batch", or "solver step" if their number is not known.
+        repeats: How many such units the whole job has; None if that is not known.
+    """
+
+    mesh: Mesh
+    fn: Any
+    args: tuple[Any, ...]
+    params: Params
+    examples: int
+    flops: float
+    unit: str
+    repeats: int | None
+
+
+def training_step(
+    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
+) -> Work:
+    """One step of the training, as `fmjax train` runs it.
+
+    Raises:
+        ValueError: If the parts of the config do not fit together, the data or the devices.
+    """
+    experiment = build(config, event_shape, conditions)
+    num = config.training.batch_size
+    require_batch_fits(num, mesh, config.training.accumulation_steps)
+    batch = abstract_batch(event_shape, conditions, num, mesh)
+    state = abstract_state(experiment.net, experiment.optimizer, mesh)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return Work(
+        mesh=mesh,
+        fn=make_step(config, experiment, mesh, sharding),
+        args=(state, batch),
+        params=state.params,
+        examples=num,
+        flops=num * flops_per_example(experiment.objective, state.params, batch),
+        unit="step",
+        repeats=config.training.num_steps,
+    )
+
+
+def sampling_batch(
+    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
+) -> Work:
+    """One batch of samples, as `fmjax sample` draws it.
+
+    Adaptive steps are as many as it takes, and Diffrax's fixed ones run in the same loop: what is
+    counted is then the loop's body, one step.
+
+    Raises:
+        ValueError: If the parts of the config do not fit together or the data, or the grid is to
+            be calibrated: that takes a trained run.
+    """
+    experiment = build(config, event_shape, conditions)
+    sampling, shares = config.sampling, num_shares(mesh)
+    require(sampling.slots is None, "sampling.slots", "be left out for a plan", sampling.slots)
+    num = -(-min(sampling.batch_size, sampling.num_samples) // shares) * shares
+    steps = sampling.make_steps(config.path.schedule)
+    solve = make_solve(experiment, sampling)
+    draw = make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
+    params = jax.eval_shape(experiment.net.init, jax.random.key(0))
+    params = laid_out(params, mesh, experiment.net.tensor_axes)
+    indices = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=batch_sharding(mesh))
+    cond = abstract_batch(event_shape, conditions, num, mesh).cond
+    args = (params, indices, cond)
+    whole = counts_all(draw, *args)
+    return Work(
+        mesh=mesh,
+        fn=draw,
+        args=args,
+        params=params,
+        examples=num,
+        flops=count_flops(draw, *args),
+        unit="batch" if whole else "solver step",
+        repeats=-(-sampling.num_samples // num) if whole else None,
+    )

@@ -1,0 +1,41 @@
+"""A model of text, from arrays on the disk to its checkpoints."""
+
+import numpy as np
+import pytest
+
+from fmjax._arrays import TextShape
+from fmjax.cli import main
+from fmjax.studies.run_folder import read_model
+
+CONFIG = """
+from fmjax import TextShape
+from fmjax.config import *
+from fmjax.data import ArrayData
+from fmjax.networks import FluxConfig
+from fmjax.training import MeshConfig
+
+def get_config():
+    return Config(
+        name="text", data=ArrayData({folder!r}, event_shape=(8, 8, 4), text=TextShape(4, 8, 6)),
+        network=FluxConfig(2, 2, 16, 1, 1, (4, 6, 6)), mesh=MeshConfig(1, 4, 2),
+        training=TrainingConfig(num_steps=3, batch_size=8, log_every=1),
+        compare=CompareConfig(num_samples=8),
+    )
+"""
+
+
+def test_a_small_flux_trains_from_latents_and_texts(tmp_path, monkeypatch, capsys):
+    rng, num = np.random.default_rng(0), 16
+    for name, shape in {"x": (8, 8, 4), "text": (4, 8), "pooled": (6,)}.items():
+        np.save(tmp_path / f"train_{name}.npy", rng.standard_normal((num, *shape), np.float32))
+    (tmp_path / "text.py").write_text(CONFIG.format(folder=str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "text.py", "--run", "run"])
+    assert end.value.code == 0, capsys.readouterr().err
+    assert "samples of a model of text need prompts" in capsys.readouterr().out
+    assert read_model(tmp_path / "run") == ((8, 8, 4), TextShape(4, 8, 6))
+    assert (tmp_path / "run/checkpoints/3").is_dir()
+    with pytest.raises(SystemExit):
+        main(["sample", "run"])
+    assert "must be of a model of classes or of none" in capsys.readouterr().err
