@@ -37,12 +37,15 @@ def _train(arguments: list[str]) -> None:
             config: Every field of the config.
             run: The run folder (default: runs/NAME).
             overwrite: Replace a run that stands there.
+            executable: The compiled step of this config, these devices and this version, which
+                `fmjax plan --executable` wrote: nothing is compiled anew. Load only your own.
             processes: The same command runs in each of them.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         run: Path | None = None
         overwrite: bool = False
+        executable: Path | None = None
         processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
@@ -50,7 +53,10 @@ def _train(arguments: list[str]) -> None:
     config = dataclasses.replace(asked.config, sampling=sampling)
     folder = Path("runs") / config.name if asked.run is None else asked.run
     with working(asked.processes) as progress:
-        train_folder(config, folder, overwrite=asked.overwrite, progress=progress)
+        train_folder(
+            config, folder, overwrite=asked.overwrite, executable=asked.executable,
+            progress=progress,
+        )  # fmt: skip
         with stoppable(), together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
                 progress.say("trained; samples of a model of text need prompts: none are drawn")
@@ -219,12 +225,14 @@ def _plan(arguments: list[str]) -> int:
             config: Every field of the config.
             json: Also write all that was found to this file.
             picture: And a picture of the memory to this one.
+            executable: And the compiled step to this one, for `fmjax train --executable`.
         """
 
         plan: Annotated[PlanConfig, tyro.conf.arg(name="")]
         config: Annotated[Config, tyro.conf.arg(name="")]
         json: Path | None = None
         picture: Path | None = None
+        executable: Path | None = None
 
     default = Plan(PlanConfig(), load_config(path))
     asked = parse(Plan, default, rest, f"fmjax plan {path}")
@@ -234,7 +242,7 @@ def _plan(arguments: list[str]) -> int:
     from fmjax.studies.run_folder import write_text
 
     with planning() as progress:
-        plans = plan(asked.config, asked.plan, progress=progress)
+        plans = plan(asked.config, asked.plan, executable=asked.executable, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))
         if asked.json is not None:

@@ -13,6 +13,7 @@ from fmjax.config.build import (
     make_solve,
     make_step,
     num_parameters,
+    step_identity,
 )
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
@@ -54,6 +55,7 @@ __all__ = [
     "is_stochastic",
     "make_solve",
     "make_step",
+    "step_identity",
     "num_parameters",
     "require_types",
     "solver_title",

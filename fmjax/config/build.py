@@ -1,6 +1,7 @@
 """From numbers and names to functions."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Cond, Conditions, Params, Points, Text, TextShape
+from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
 from fmjax.config.sampling import SamplingConfig
+from fmjax.config.serialize import to_json
 from fmjax.config.solving import DIFFUSION_SAMPLERS, SDE_SOLVERS
 from fmjax.guidance import classifier_free
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
@@ -104,6 +106,19 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
         ema_decay=config.training.ema_decay,
         accumulation_steps=config.training.accumulation_steps,
     )
+
+
+def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """All that decides the program of `make_step`, as JSON."""
+    whole = json.loads(to_json(config))
+    parts = ("network", "path", "coupling", "loss", "optimizer")
+    training = ("num_steps", "batch_size", "accumulation_steps", "ema_decay")
+    return {name: whole[name] for name in parts} | {
+        "training": {name: whole["training"][name] for name in training},
+        "batch": [list(leaf.shape) for leaf in jax.tree.leaves(batch)],
+        "mesh": dict(mesh.shape),
+        "device": mesh.devices.flat[0].device_kind,
+    }
 
 
 def _null_cond(conditions: Conditions) -> Any:

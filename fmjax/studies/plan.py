@@ -4,15 +4,18 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, PlanConfig, num_parameters
+from fmjax.config import Config, PlanConfig, num_parameters, step_identity
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
 from fmjax.studies.planned import Work, sampling_batch, training_step
 from fmjax.training import MeshConfig, bytes_held, devices_of, make_mesh, num_shares
 from fmjax.training.ahead import Compiled, OutOfMemory, compiled
+from fmjax.training.executables import save_executable
 
 # Of a device's memory the runtime keeps some for itself; libtpu leaves 15.75 of 16 GiB.
 _USABLE = 0.92
@@ -20,13 +23,27 @@ _USABLE = 0.92
 _AGAIN = {"full": 1 / 3, "offload": 1 / 3}
 
 
-def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) -> list[Plan]:
+def plan(
+    config: Config,
+    asked: PlanConfig,
+    *,
+    executable: Path | None = None,
+    progress: Progress = Silent(),
+) -> list[Plan]:
     """The plan of a config as it is and, if that does not fit, those tried until one did.
+
+    Args:
+        config: The experiment.
+        asked: What to compile of it, and for which devices.
+        executable: Where to keep the compiled training step that fits, for `train_folder`.
+        progress: Hears of each that is tried.
 
     Raises:
         ValueError: If the topology is not known or cannot be compiled for here, or the parts of
             the config do not fit together, the data or the devices.
     """
+    only = executable is None or asked.work == "training"
+    require(only, "executable", "be left out but for a step of the training", executable)
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
     devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
@@ -35,7 +52,8 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
     for each in _candidates(config, devices, make_work, asked):
         mesh = MeshConfig(*each.mesh.sizes(len(devices)))
         progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh, asked)}")
-        tried.append(_plan_one(each, asked, make_work(each, make_mesh(each.mesh, devices))))
+        work = make_work(each, make_mesh(each.mesh, devices))
+        tried.append(_plan_one(each, asked, work, executable))
         if tried[-1].fits or time.monotonic() - started > asked.patience:
             break
     return tried
@@ -47,7 +65,7 @@ _WORK: Mapping[str, Callable[..., Work]] = {
 }
 
 
-def _plan_one(config: Config, asked: PlanConfig, work: Work) -> Plan:
+def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | None) -> Plan:
     mesh, flops = work.mesh, work.flops / work.mesh.size
     device = mesh.devices.flat[0].device_kind
     chip, found = CHIPS.get(device), None
@@ -59,6 +77,9 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work) -> Plan:
         peak = found.peak
     memory = None if chip is None else _USABLE * chip.memory
     training = asked.work == "training"
+    fits = found is not None and (memory is None or found.peak <= memory)
+    if executable is not None and found is not None and fits:
+        save_executable(executable, found.executable, step_identity(config, work.args[1], mesh))
     return Plan(
         name=config.name,
         work=asked.work,
@@ -75,7 +96,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work) -> Plan:
         temporaries=None if found is None else found.temporaries,
         peak=peak,
         memory=memory,
-        fits=found is not None and (memory is None or found.peak <= memory),
+        fits=fits,
         flops=flops,
         traffic={} if found is None else found.traffic,
         roofline={} if chip is None or found is None else _roofline(chip, config, flops, found),

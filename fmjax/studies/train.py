@@ -1,13 +1,12 @@
 """Train from a config into a run folder."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, Experiment, build, make_step, num_parameters
+from fmjax.config import Config, build, make_step, num_parameters, step_identity
 from fmjax.data import BatchIterator, batches
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
@@ -15,6 +14,7 @@ from fmjax.training import (
     Checkpoints,
     RunLogger,
     TrainState,
+    TrainStep,
     abstract_batch,
     fit,
     flops_per_example,
@@ -25,6 +25,7 @@ from fmjax.training import (
     require_batch_fits,
     together,
 )
+from fmjax.training.executables import load_executable
 
 
 def train(
@@ -36,7 +37,12 @@ def train(
 
 
 def train_folder(
-    config: Config, path: Path, *, overwrite: bool = False, progress: Progress = Silent()
+    config: Config,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    executable: Path | None = None,
+    progress: Progress = Silent(),
 ) -> None:
     """Train, and leave a run folder with config, checkpoints and metrics.
 
@@ -47,6 +53,7 @@ def train_folder(
         config: The experiment.
         path: The run folder.
         overwrite: Replace a run that stands there.
+        executable: The compiled step, which `plan` saved; None compiles it.
         progress: Hears of every part.
 
     Raises:
@@ -73,10 +80,16 @@ def train_folder(
             num_processes=jax.process_count(),
             process_index=jax.process_index(),
         )
-    # The last of what can refuse: after it the folder is made, not before.
+    # After all that can refuse the folder is made, not before.
     state, sharding = init_state(
         experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
     )
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
+    step = make_step(config, experiment, mesh, sharding)
+    if executable is not None:
+        with together("reading the executable"):
+            about = step_identity(config, batch, mesh)
+            step = load_executable(executable, step, (state, batch), about)
     folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
@@ -85,16 +98,14 @@ def train_folder(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
     flops = flops_per_example(experiment.objective, state.params, batch)
-    _fit(config, experiment, state, sharding, feed, mesh, folder, flops, progress)
+    _fit(config, state, step, feed, mesh, folder, flops, progress)
 
 
 def _fit(
     config: Config,
-    experiment: Experiment,
     state: TrainState,
-    sharding: Any,
+    step: TrainStep,
     feed: BatchIterator,
     mesh: jax.sharding.Mesh,
     folder: RunFolder,
@@ -108,7 +119,7 @@ def _fit(
     ):
         fit(
             state,
-            make_step(config, experiment, mesh, sharding),
+            step,
             feed,
             mesh=mesh,
             num_steps=training.num_steps,

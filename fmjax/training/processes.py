@@ -68,21 +68,23 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
         jax.distributed.initialize,
         heartbeat_timeout_seconds=_DEAD_AFTER, shutdown_timeout_seconds=_END_WITHIN,
     )  # fmt: skip
-    if processes.coordinator is not None:
-        try:
-            initialize(processes.coordinator, processes.num_processes, processes.process_index)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"coordinator must be where {processes.num_processes} processes meet, got {first}"
-            ) from error
+    if jax.distributed.is_initialized():
         return True
+    given = processes.coordinator is not None
+    where = vars(processes).values() if given else ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # In a pod of Kubernetes, that it could do more.
-            initialize()
-    except (ValueError, RuntimeError):  # No cluster that JAX knows; or JAX is in use already.
-        return False
+            initialize(*where)
+    except (ValueError, RuntimeError) as error:
+        no_cluster = isinstance(error, ValueError) or "must be called before" in str(error)
+        if no_cluster and not given:
+            return False
+        # A process of several that went on alone would train a model of its own.
+        first = str(error).strip().splitlines()[0]
+        those = str(processes.num_processes) if given else "the cluster's"
+        rule = f"be where {those} processes meet"
+        raise ValueError(f"coordinator must {rule}, got {first}") from error
     return True
 
 

@@ -1,0 +1,120 @@
+"""Plans of published models on several machines, and weak scaling: the tables of docs/plans.md.
+
+Every plan is one `fmjax plan` in a process of its own. It needs the compilers (`fmjax[tpu]` and
+`fmjax[cuda12]`) but no accelerator, and about half an hour on two cores:
+
+    python benchmarks/plans.py            # all tables
+    python benchmarks/plans.py scaling    # one of them: dit, flux or scaling
+
+It prints Markdown. Compile times are those of the machine it runs on.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+XL = ["--network.width", "1152", "--network.num-layers", "28", "--network.num-heads", "16"]
+FSDP = ["--mesh.data", "1", "--mesh.fsdp", "-1"]
+SIT, FLUX = "imagenet256_sit", "flux_dev"
+
+
+def batch(size: int) -> list[str]:
+    """The option that sets it."""
+    return ["--training.batch-size", str(size)]
+
+
+DIT = [
+    ("DiT-B/2", SIT, "v5e:2x4", [*batch(256)]),
+    ("DiT-B/2", SIT, "h100:8", [*batch(1024)]),
+    ("DiT-XL/2", SIT, "v5e:4x4", [*XL, *FSDP, *batch(256), "--network.remat", "full"]),
+    ("DiT-XL/2", SIT, "v5e:16x16", [*XL, *batch(2048), "--network.remat", "full"]),
+    ("DiT-XL/2", SIT, "v5e:16x16", [*XL, *FSDP, *batch(2048), "--network.remat", "full"]),
+    ("DiT-XL/2", SIT, "v5p:2x2x2", [*XL, *batch(256)]),
+    ("DiT-XL/2", SIT, "v6e:4x4", [*XL, *batch(256)]),
+    ("DiT-XL/2", SIT, "v4:2x2x4", [*XL, *batch(256)]),
+    ("DiT-XL/2", SIT, "h100:8", [*XL, *batch(256)]),
+    ("DiT-XL/2", SIT, "a100:8", [*XL, *batch(256)]),
+]
+LARGE = [
+    ("FLUX 12B", FLUX, "v5e:16x16", [*batch(256)]),
+    ("FLUX 12B", FLUX, "v5p:4x4x4", [*batch(64)]),
+    ("FLUX 12B", FLUX, "v5p:4x4x4", [*batch(256)]),
+    ("FLUX 12B", FLUX, "v6e:8x8", [*batch(64)]),
+    ("FLUX 12B", FLUX, "h100:64", [*batch(64)]),
+    ("FLUX 12B, 16 samples", FLUX, "v5e:4x4", ["--work", "sampling"]),
+    ("FLUX 12B, 16 samples", FLUX, "h100:8", ["--work", "sampling"]),
+]
+# One slice up to 256 chips, then several: weights never leave theirs.
+SCALING = [
+    (f"{slices} x {grid}", SIT, grid,
+     [*XL, "--mesh.data", str(slices), "--mesh.fsdp", str(chips), *batch(8 * slices * chips),
+      "--network.remat", "full", "--num-slices", str(slices)])
+    for grid, chips, slices in [
+        ("v5e:2x4", 8, 1), ("v5e:4x8", 32, 1), ("v5e:8x16", 128, 1), ("v5e:16x16", 256, 1),
+        ("v5e:16x16", 256, 2), ("v5e:16x16", 256, 4), ("v5e:16x16", 256, 16),
+    ]
+]  # fmt: skip
+
+
+def plan(config: str, topology: str, options: list[str]) -> dict[str, Any]:
+    """What `fmjax plan` says of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "fmjax.cli", "plan", ROOT / "configs" / f"{config}.py",
+                   "--topology", topology, "--no-search", "--json", file, *options]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not file.is_file():
+            raise SystemExit(done.stderr)
+        return json.loads(file.read_text())["plans"][0]
+
+
+def gb(size: float | None, digits: int = 2) -> str:
+    """Bytes as GB."""
+    return "-" if size is None else f"{size / 1e9:.{digits}f}"
+
+
+def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
+    """Memory and speed."""
+    print("| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
+          "TFLOP each | sent, GB | at most, images/s | compiled in |")  # fmt: skip
+    print("| --- " * 9 + "|")
+    for name, config, topology, options in rows:
+        found = plan(config, topology, options)
+        mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
+        sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
+        sent = sum(traffic["sent"] for traffic in found["traffic"].values())
+        layout = f"{mesh}, {found['batch_size']}, {found['remat']}"
+        fits = "" if found["fits"] else ", does not fit"
+        rate = found["examples_per_second"]
+        print(f"| {name} | {topology} | {layout} | {sizes} | "
+              f"{gb(found['memory'], 1)}{fits} | {found['flops'] / 1e12:.1f} | {gb(sent)} | "
+              f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |", flush=True)  # fmt: skip
+
+
+def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
+    """What each chip receives of every kind of collective, at 8 images a chip."""
+    print("| chips | mesh | gathered, GB | summed, GB | sent, GB | links, ms | compute, ms |")
+    print("| --- " * 7 + "|")
+    for _, config, topology, options in rows:
+        found = plan(config, topology, options)
+        mesh = f"data {found['mesh']['data']}, fsdp {found['mesh']['fsdp']}"
+        traffic = found["traffic"]
+        gathered = traffic.get("all-gather", {"bytes": 0.0})["bytes"]
+        total = sum(each["bytes"] for each in traffic.values())
+        sent = sum(each["sent"] for each in traffic.values())
+        links, compute = (1e3 * found["roofline"][part] for part in ("links", "compute"))
+        print(f"| {found['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
+              f"{gb(sent)} | {links:.1f} | {compute:.1f} |", flush=True)  # fmt: skip
+
+
+TABLES = {"dit": (table, DIT), "flux": (table, LARGE), "scaling": (scaling, SCALING)}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or TABLES:
+        write, rows = TABLES[name]
+        write(rows)
+        print()
