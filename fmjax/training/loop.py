@@ -15,7 +15,7 @@ from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
-from fmjax.training.processes import is_main
+from fmjax.training.processes import is_main, together
 from fmjax.training.sharding import put_batch
 from fmjax.training.signals import Interrupted, StopSignals
 from fmjax.training.state import TrainState
@@ -85,6 +85,7 @@ def fit(
     Raises:
         Interrupted: After a signal.
         NonFiniteLoss: If a step was not finite. Its state is never saved.
+        Unwritten: If the disk does not take a checkpoint or a line of the log.
         ValueError: If all checkpoints are damaged or the newest is of another model, the batch
             does not divide by the devices, or the batches end too early.
     """
@@ -113,7 +114,8 @@ def fit(
                     feed.fetch(step)
                 ended = step == num_steps
                 if step == 1 or step % log_every == 0 or ended:
-                    report(step, jax.tree.leaves(batch)[0].shape[0])
+                    with together("writing the log"):
+                        report(step, jax.tree.leaves(batch)[0].shape[0])
                 cause = signals.cause(step)
                 if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
                     monitor.read(last_good_step)
@@ -220,9 +222,17 @@ class _Report:
 
 @contextmanager
 def _settled(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now."""
+    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now.
+
+    A disk that did not take a line of the log is told as one that did not take a checkpoint.
+    """
     try:
         yield
+    except OSError as error:
+        if checkpoints is None:
+            raise
+        checkpoints.wait()
+        raise checkpoints.unwritten(error) from error
     finally:
         if checkpoints is not None and not isinstance(sys.exception(), KeyboardInterrupt):
             checkpoints.wait()
