@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fmjax._files import naming, write_atomically
 
@@ -67,15 +67,13 @@ class RunLogger:
         # Written here and not by tensorboardX's thread: that dies of a full disk, and then the
         # training waits for it without end.
         from tensorboardX import summary  # Imports PyTorch where there is one.
-        from tensorboardX.proto.event_pb2 import Event
 
         with naming(self._events_folder):
             if self._events is None:
                 self._events = self._open_events()
             for name, value in values.items():
                 curve = summary.scalar(name, value)
-                event = Event(step=step, wall_time=time.time(), summary=curve)
-                self._events.write(event.SerializeToString())
+                self._events.write(_event(step=step, wall_time=time.time(), summary=curve))
             if time.monotonic() >= self._flush_at:
                 self._events.flush()
                 self._flush_at = time.monotonic() + _FLUSH_EVERY
@@ -102,20 +100,23 @@ class RunLogger:
         return self.folder / "events"
 
     def _open_events(self) -> "RecordWriter":
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
 
         self._events_folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         events = RecordWriter(str(self._events_folder / name))
-        first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        events.write(_event(wall_time=time.time(), file_version="brain.Event:2"))
         if self._first_step is not None:
             # TensorBoard hides what an earlier process wrote from this step on.
-            start = SessionLog(status=SessionLog.START)
-            first.append(Event(step=self._first_step, session_log=start))
-        for event in first:
-            events.write(event.SerializeToString())
+            events.write(_event(step=self._first_step, session_log={"status": "START"}))
         return events
+
+
+def _event(**fields: Any) -> bytes:
+    from tensorboardX.proto import event_pb2
+
+    # Its classes are made when it is imported.
+    return event_pb2.Event(**fields).SerializeToString()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
