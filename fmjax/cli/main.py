@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int:
     except (NonFiniteLoss, Unwritten) as error:
         return _complain(error, code=1)
     except Interrupted as error:
-        print(f"fmjax: {error}", file=sys.stderr)
+        print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except Stopped as signal_name:
         print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from fmjax.training import Processes
 
 
-class Stopped(Exception):
-    """The process was told to end by a signal; whatever it wrote is whole."""
+class Stopped(BaseException):
+    """The process was told to end by a signal; whatever it wrote is whole.
+
+    As `KeyboardInterrupt` no `Exception`: a checkpoint that is being read when the signal comes
+    must not be taken for one that cannot be read.
+    """
 
 
 @contextlib.contextmanager

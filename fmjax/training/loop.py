@@ -101,30 +101,34 @@ def fit(
     feed = _Feed(batches, mesh, num_steps)
     last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
     report = _Report(monitor, logger, learning_rate, last_good_step, flops_per_example, mesh)
-    with StopSignals() as signals:
-        with _settled(checkpoints), progress.task("training", total=num_steps) as advance:
-            advance(first_step)
-            feed.fetch(first_step)
-            for step in range(first_step + 1, num_steps + 1):
-                batch = feed.take()
-                state, metrics = step_fn(state, batch)
-                monitor.add(step, metrics)
-                if step < num_steps:
-                    # While the device works on this step, the next batch travels to it.
-                    feed.fetch(step)
-                ended = step == num_steps
-                if step == 1 or step % log_every == 0 or ended:
-                    with together("writing the log"):
-                        report(step, jax.tree.leaves(batch)[0].shape[0])
-                cause = signals.cause(step)
-                if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
-                    monitor.read(last_good_step)
-                    checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
-                if cause:
-                    raise Interrupted(cause, step, saved=checkpoints is not None)
-                advance(1, report.note)
-        if cause := signals.cause(num_steps + 1):  # While the last checkpoint was written.
-            raise Interrupted(cause, num_steps, saved=checkpoints is not None)
+    with (
+        StopSignals() as signals,
+        _settled(checkpoints),
+        progress.task("training", total=num_steps) as advance,
+    ):
+        advance(first_step)
+        feed.fetch(first_step)
+        for step in range(first_step + 1, num_steps + 1):
+            batch = feed.take()
+            state, metrics = step_fn(state, batch)
+            monitor.add(step, metrics)
+            if step < num_steps:
+                # While the device works on this step, the next batch travels to it.
+                feed.fetch(step)
+            ended = step == num_steps
+            if step == 1 or step % log_every == 0 or ended:
+                with together("writing the log"):
+                    report(step, jax.tree.leaves(batch)[0].shape[0])
+            cause = signals.cause(step)
+            if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
+                monitor.read(last_good_step)
+                checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
+            if cause:
+                raise Interrupted(cause, step, saved=checkpoints is not None)
+            advance(1, report.note)
+    # Only once the signals are let go: none is lost between the two.
+    if cause := signals.cause(num_steps + 1):  # While the last checkpoint was written.
+        raise Interrupted(cause, num_steps, saved=checkpoints is not None)
     return state
 
 
