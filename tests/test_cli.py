@@ -223,7 +223,8 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
     assert child.returncode == 128 + signal.SIGTERM
     saved = [int(path.name) for path in (metrics.parent / "checkpoints").iterdir()]
     assert error == (
-        f"fmjax: stopped by SIGTERM after step {max(saved)}; its checkpoint is saved\n"
+        f"fmjax: stopped by SIGTERM after step {max(saved)}; its checkpoint is saved; "
+        "the same command goes on\n"
     )
     assert max(saved) >= step
     return max(saved), out

@@ -51,15 +51,15 @@ def _run(arguments: list[str]) -> int:
             # Which fields there are depends on the path, which is missing.
             print(USAGE, end="")
             return 0
-        from fmjax.training import Interrupted, NonFiniteLoss, another_is_gone
+        from fmjax.training import Interrupted, NonFiniteLoss, Unwritten, another_is_gone
     except ValueError as error:
         return _complain(error)
     try:
         return COMMANDS[arguments[0]](arguments[1:]) or 0
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, Unwritten) as error:
         return _complain(error, code=1)
     except Interrupted as error:
-        print(f"fmjax: {error}", file=sys.stderr)
+        print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except Stopped as signal_name:
         print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)

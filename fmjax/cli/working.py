@@ -1,7 +1,10 @@
 """What surrounds a command's work: its processes and devices, its progress, a way to stop it."""
 
 import contextlib
+import logging
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +15,12 @@ if TYPE_CHECKING:
     from fmjax.training import Processes
 
 
-class Stopped(Exception):
-    """The process was told to end by a signal; whatever it wrote is whole."""
+class Stopped(BaseException):
+    """The process was told to end by a signal; whatever it wrote is whole.
+
+    As `KeyboardInterrupt` no `Exception`: a checkpoint that is being read when the signal comes
+    must not be taken for one that cannot be read.
+    """
 
 
 @contextlib.contextmanager
@@ -59,6 +66,24 @@ def _stop(number: int, frame: Any) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
+def _hush_threads() -> None:
+    """Threads of Orbax tell nothing themselves: what they fail of reaches the command as an error.
+
+    Of a full disk they would print hundreds of lines.
+    """
+    if os.environ.get("FMJAX_TRACEBACK") == "1":
+        return
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    say = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            say(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _prepare_jax() -> None:
     """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
     import jax
@@ -70,6 +95,7 @@ def _prepare_jax() -> None:
         backend = jax.default_backend()
     except RuntimeError as error:
         raise ValueError(f"JAX must find its devices, got {error}") from error
+    _hush_threads()
     if backend == "cpu":
         keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]

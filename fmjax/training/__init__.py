@@ -7,6 +7,7 @@ from fmjax.training.loop import Batches, fit
 from fmjax.training.monitor import NonFiniteLoss
 from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
 from fmjax.training.processes import Processes, another_is_gone, is_main, join, together
+from fmjax.training.saving import Unwritten
 from fmjax.training.sharding import (
     MeshConfig,
     abstract_batch,
@@ -45,6 +46,7 @@ __all__ = [
     "StepMetrics",
     "TrainState",
     "TrainStep",
+    "Unwritten",
     "abstract_batch",
     "abstract_state",
     "another_is_gone",

@@ -9,7 +9,8 @@ with digests of its files, which are compared before Orbax reads a byte.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from fmjax.training.digests import write_digests
 from fmjax.training.named_arrays import flat_arrays, key_impl
 from fmjax.training.processes import is_main, together
 from fmjax.training.restoring import Reader, described, warn_of
+from fmjax.training.saving import Unwritten, disk_error, meet
 from fmjax.training.state import TrainState
 
 _ARRAYS = ("ema_params", "state")
@@ -82,6 +84,9 @@ class Checkpoints:
         Args:
             state: May be donated to the next step as soon as this returns.
             extra: Anything JSON, given back by `restore`.
+
+        Raises:
+            Unwritten: If the disk did not take this checkpoint or the one before.
         """
         arrays = {name: flat_arrays(tree) for name, tree in _parts(state).items()}
         run: dict[str, Any] = {
@@ -93,7 +98,8 @@ class Checkpoints:
         run = json.loads(json.dumps(run))
         items = {name: ocp.args.PyTreeSave(part) for name, part in arrays.items()}
         args = ocp.args.Composite(run=ocp.args.JsonSave(run), **items)
-        self._manager.save(int(state.step), args=args)
+        with self._writing():
+            self._manager.save(int(state.step), args=args)
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
         """Read a state and the `extra` saved with it.
@@ -138,12 +144,34 @@ class Checkpoints:
         return Restored(state, run["extra"])
 
     def wait(self) -> None:
-        """Return when everything saved is whole on the disk."""
-        self._manager.wait_until_finished()
+        """Return when everything saved is whole on the disk.
+
+        Raises:
+            Unwritten: If the disk did not take it.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then let go of the background threads."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    def unwritten(self, error: OSError) -> Unwritten:
+        """The same error, of something that this run wrote; it says where the run can go on."""
+        return Unwritten(error, self.latest_step() or 0)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What Orbax could not write, now or in the background, is told in one way."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, TimeoutError) and error.__cause__ is not None:
+                raise error.__cause__ from None  # What JAX says of a process that is gone.
+            if (refused := disk_error(error, self.folder)) is None:
+                raise
+            raise self.unwritten(refused) from error
 
 
 def restore_ema(
@@ -204,7 +232,10 @@ def _manager(
         max_to_keep=max_to_keep,
         create=False,
         cleanup_tmp_directories=clean,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(folder)),
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=lambda: _seal(folder),
+            barrier_sync_fn=None if alone else meet,
+        ),
     )
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for name in _ARRAYS:

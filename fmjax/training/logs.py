@@ -1,14 +1,20 @@
 """Where a run's numbers go: `metrics.jsonl` for programs, TensorBoard events for eyes."""
 
+import contextlib
 import json
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from fmjax._files import write_atomically
+from fmjax._files import naming, write_atomically
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import RecordWriter
+
+# Seconds after which TensorBoard sees a point at the latest.
+_FLUSH_EVERY = 10.0
 
 
 @runtime_checkable
@@ -37,27 +43,40 @@ class RunLogger:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
-        self._events: SummaryWriter | None = None
+        self._events: RecordWriter | None = None
         self._first_step: int | None = None
+        self._flush_at = 0.0
 
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # On a full disk the same error twice; the first one says more.
+        with contextlib.suppress(*[] if kind is None else [OSError]):
+            self.close()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line, and one point to each of TensorBoard's curves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._events is None:
-            from tensorboardX import SummaryWriter  # Imports PyTorch where there is one.
+        """Append one line, and one point to each of TensorBoard's curves.
 
-            # TensorBoard hides what an earlier process wrote from this step on.
-            self._events = SummaryWriter(str(self.folder / "events"), purge_step=self._first_step)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        Raises:
+            OSError: If the disk does not take them; it names the file.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        # Written here and not by tensorboardX's thread: that dies of a full disk, and then the
+        # training waits for it without end.
+        from tensorboardX import summary  # Imports PyTorch where there is one.
+
+        with naming(self._events_folder):
+            if self._events is None:
+                self._events = self._open_events()
+            for name, value in values.items():
+                curve = summary.scalar(name, value)
+                self._events.write(_event(step=step, wall_time=time.time(), summary=curve))
+            if time.monotonic() >= self._flush_at:
+                self._events.flush()
+                self._flush_at = time.monotonic() + _FLUSH_EVERY
 
     def rewind(self, step: int) -> None:
         """Drop the lines later than `step`, and a last line that was cut off."""
@@ -71,9 +90,33 @@ class RunLogger:
 
     def close(self) -> None:
         """Flush TensorBoard's events; the lines are on the disk already."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        events, self._events = self._events, None
+        if events is not None:
+            with naming(self._events_folder):
+                events.close()
+
+    @property
+    def _events_folder(self) -> Path:
+        return self.folder / "events"
+
+    def _open_events(self) -> "RecordWriter":
+        from tensorboardX.record_writer import RecordWriter
+
+        self._events_folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        events = RecordWriter(str(self._events_folder / name))
+        events.write(_event(wall_time=time.time(), file_version="brain.Event:2"))
+        if self._first_step is not None:
+            # TensorBoard hides what an earlier process wrote from this step on.
+            events.write(_event(step=self._first_step, session_log={"status": "START"}))
+        return events
+
+
+def _event(**fields: Any) -> bytes:
+    from tensorboardX.proto import event_pb2
+
+    # Its classes are made when it is imported.
+    return event_pb2.Event(**fields).SerializeToString()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:

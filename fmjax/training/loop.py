@@ -15,7 +15,7 @@ from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
-from fmjax.training.processes import is_main
+from fmjax.training.processes import is_main, together
 from fmjax.training.sharding import put_batch
 from fmjax.training.signals import Interrupted, StopSignals
 from fmjax.training.state import TrainState
@@ -85,6 +85,7 @@ def fit(
     Raises:
         Interrupted: After a signal.
         NonFiniteLoss: If a step was not finite. Its state is never saved.
+        Unwritten: If the disk does not take a checkpoint or a line of the log.
         ValueError: If all checkpoints are damaged or the newest is of another model, the batch
             does not divide by the devices, or the batches end too early.
     """
@@ -100,29 +101,34 @@ def fit(
     feed = _Feed(batches, mesh, num_steps)
     last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
     report = _Report(monitor, logger, learning_rate, last_good_step, flops_per_example, mesh)
-    with StopSignals() as signals:
-        with _settled(checkpoints), progress.task("training", total=num_steps) as advance:
-            advance(first_step)
-            feed.fetch(first_step)
-            for step in range(first_step + 1, num_steps + 1):
-                batch = feed.take()
-                state, metrics = step_fn(state, batch)
-                monitor.add(step, metrics)
-                if step < num_steps:
-                    # While the device works on this step, the next batch travels to it.
-                    feed.fetch(step)
-                ended = step == num_steps
-                if step == 1 or step % log_every == 0 or ended:
+    with (
+        StopSignals() as signals,
+        _settled(checkpoints),
+        progress.task("training", total=num_steps) as advance,
+    ):
+        advance(first_step)
+        feed.fetch(first_step)
+        for step in range(first_step + 1, num_steps + 1):
+            batch = feed.take()
+            state, metrics = step_fn(state, batch)
+            monitor.add(step, metrics)
+            if step < num_steps:
+                # While the device works on this step, the next batch travels to it.
+                feed.fetch(step)
+            ended = step == num_steps
+            if step == 1 or step % log_every == 0 or ended:
+                with together("writing the log"):
                     report(step, jax.tree.leaves(batch)[0].shape[0])
-                cause = signals.cause(step)
-                if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
-                    monitor.read(last_good_step)
-                    checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
-                if cause:
-                    raise Interrupted(cause, step, saved=checkpoints is not None)
-                advance(1, report.note)
-        if cause := signals.cause(num_steps + 1):  # While the last checkpoint was written.
-            raise Interrupted(cause, num_steps, saved=checkpoints is not None)
+            cause = signals.cause(step)
+            if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
+                monitor.read(last_good_step)
+                checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
+            if cause:
+                raise Interrupted(cause, step, saved=checkpoints is not None)
+            advance(1, report.note)
+    # Only once the signals are let go: none is lost between the two.
+    if cause := signals.cause(num_steps + 1):  # While the last checkpoint was written.
+        raise Interrupted(cause, num_steps, saved=checkpoints is not None)
     return state
 
 
@@ -220,9 +226,17 @@ class _Report:
 
 @contextmanager
 def _settled(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now."""
+    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now.
+
+    A disk that did not take a line of the log is told as one that did not take a checkpoint.
+    """
     try:
         yield
+    except OSError as error:
+        if checkpoints is None:
+            raise
+        checkpoints.wait()
+        raise checkpoints.unwritten(error) from error
     finally:
         if checkpoints is not None and not isinstance(sys.exception(), KeyboardInterrupt):
             checkpoints.wait()

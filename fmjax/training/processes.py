@@ -113,10 +113,10 @@ def together(what: str) -> Iterator[None]:
     Raises:
         ValueError: In a process that did its part, if another could not.
     """
-    failed: Exception | None = None
+    failed: BaseException | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001 (it is raised again below)
+    except BaseException as error:  # noqa: BLE001 (it is raised again below)
         failed = error
     if jax.process_count() > 1:
         all_failed = multihost_utils.process_allgather(np.asarray(failed is not None))

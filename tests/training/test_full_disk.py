@@ -1,0 +1,200 @@
+"""A disk that fills up during a run: really full, on a small file system of its own."""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax.studies.run_folder import open_run
+from fmjax.training import Checkpoints, RunLogger, Unwritten
+from tests.training.child import run
+from tests.training.test_loop import NUM_STEPS, assert_same_run
+from tests.training.test_train_processes import CONFIG, ROOT, finish, wait_for
+from tests.training.tiny import Points
+
+# TensorStore's threads come back to an event loop that Orbax has closed; the command hushes them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TOLD = re.compile(
+    r"fmjax: error: No space left on device: (\S+); once there is room, the same command goes on "
+    r"from step (\d+)\n"
+)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs leave to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that takes all room but `leave` bytes."""
+    filler = disk / "filler"
+    room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room - leave)
+    return filler
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(folder, NUM_STEPS)
+
+
+class Fills(Points):
+    """Takes the room of the disk after step 7, when the checkpoint of step 4 is whole."""
+
+    def __init__(self, disk, leave):
+        super().__init__(before_batch=lambda position: position == 7 and self.fill(disk, leave))
+
+    def fill(self, disk, leave):
+        wait_for(lambda: (disk / "run" / "checkpoints" / "4").is_dir())
+        fill(disk, leave)
+
+
+@pytest.mark.parametrize("leave", [0, 2**16, 2**17])
+def test_the_checkpoint_before_stays_whole_and_the_run_goes_on_from_it(disk, unbroken, leave):
+    folder = disk / "run"
+    # Lines come at 3, 6, 9 and 12, checkpoints at 4, 8 and 12.
+    with pytest.raises(Unwritten, match="No space left on device: .*; once there is room") as error:
+        run(folder, NUM_STEPS, batches=Fills(disk, leave))
+    assert error.value.step == 4
+    assert str(folder) in str(error.value)
+    assert str(error.value).endswith("goes on from step 4")
+    (disk / "filler").unlink()
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
+    assert_same_run(folder, run(folder, NUM_STEPS), unbroken)
+
+
+def test_a_line_of_the_log_that_finds_no_room_is_told_alike(disk):
+    folder, kept = disk / "run", disk.with_name("kept")
+    # The checkpoints are on another disk.
+    kept.mkdir()
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(kept)
+    settings = {"batches": Fills(disk, 0), "log_every": 1}
+    with pytest.raises(Unwritten, match=f"{folder}/(metrics.jsonl|events); .* from step \\d+"):
+        run(folder, 1000, **settings)
+
+
+def test_events_that_find_no_room_end_and_do_not_hang(disk):
+    logger = RunLogger(disk / "run")
+    logger.log(1, {"loss": 1.0})
+    # Metrics lie elsewhere: the events alone are without room.
+    logger.metrics = disk.with_name("metrics.jsonl")
+    fill(disk, 0)
+
+    def log_and_close():
+        for step in range(2, 1000):
+            logger.log(step, {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 3.0})
+        logger.close()
+
+    with pytest.raises(OSError, match=f"No space left on device: '{disk}/run/events'"):
+        log_and_close()
+
+
+def command(config, folder, *options):
+    return [sys.executable, "-m", "fmjax.cli", "train", config, "--run", folder, *options]
+
+
+def environment(**more):
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **more}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command(config, folder), env=environment(), check=True, capture_output=True)
+    return folder
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+def assert_ends_alike(folder, undisturbed):
+    assert losses(folder) == losses(undisturbed)
+    a, b = open_run(folder), open_run(undisturbed)
+    assert a.step == b.step
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kibibytes", "step"), [(100, 0), (850, 8), (960, 8), (1800, 16)])
+def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
+    disk, config, undisturbed, kibibytes, step
+):
+    subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", disk], check=True)
+    folder = disk / "run"
+    child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
+                           text=True, timeout=120, check=False)  # fmt: skip
+    assert child.returncode == 1, child
+    told = TOLD.fullmatch(child.stderr)
+    assert told, child.stderr
+    assert told[1].startswith(str(folder))
+    assert int(told[2]) == step
+    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+    child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
+                           text=True, timeout=120, check=False)  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, "")
+    assert (f"resumed from step {step}\n" in child.stdout) == (step > 0)
+    assert_ends_alike(folder, undisturbed)
+
+
+def no_long_files():
+    """Files of this process end at 60 kB, as if its disk were full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_path, failing):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            command(config, tmp_path / "run", "--coordinator", meeting, "--num-processes", "2",
+                    "--process-index", str(index)),
+            env=environment(JAX_NUM_CPU_DEVICES="1"), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, preexec_fn=no_long_files if index == failing else None,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    codes, said = finish(processes, timeout=120)
+    assert time.monotonic() - began < 90
+    assert codes[failing] == 1
+    assert codes[1 - failing] == 2
+    told, heard = said[failing][1], said[1 - failing][1]
+    assert re.fullmatch(r"fmjax: error: File too large: \S+checkpoints/8; .* from step 0\n", told)
+    assert f"an error in process {failing}, which says more" in heard
+    assert heard.count("\n") == 1
