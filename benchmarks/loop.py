@@ -8,7 +8,9 @@ On configs/digits.py. Run:
 `checkpoint_every` steps) over that of the same jitted step called again and again with one batch
 that lies on the device. `first_step_cold_s` and `first_step_warm_s` are the seconds from
 `fmjax train configs/digits.py` in a process of its own until the first step has ended and its
-line stands in metrics.jsonl, with an empty and with a filled compilation cache. The last line is
+line stands in metrics.jsonl, with an empty and with a filled compilation cache;
+`first_step_resumed_s` is that of a run which goes on from a checkpoint. `save_blocks_share` is the
+share of the loop's time that it waits for saves, which go on in the background. The last line is
 one JSON object. Takes about five minutes on two idle cores.
 """
 
@@ -19,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 from _measure import median_ratio, report, spread, take_turns
@@ -87,7 +91,7 @@ class Loop:
         training = self.config.training
         with (
             tempfile.TemporaryDirectory() as folder,
-            Checkpoints(Path(folder) / "checkpoints") as checkpoints,
+            TimedCheckpoints(Path(folder) / "checkpoints") as checkpoints,
             RunLogger(folder) as logger,
         ):
             fit(
@@ -106,37 +110,52 @@ class Loop:
             )
 
 
-def first_step_seconds(cache: str) -> float:
-    """Seconds from starting the command until the first line of its metrics."""
+def first_step_seconds(cache: str, run: Path) -> float:
+    """Seconds from starting the command until it has written a line of its metrics.
+
+    It is then told to stop, so that the next start of the same run resumes it.
+    """
     # Only our own cache, whatever the shell that starts the benchmark uses.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fmjax.cli", "train", str(CONFIG), "--run", str(run)],
-            env=environment | {"FMJAX_CACHE": cache},
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            while not (run / "metrics.jsonl").exists():
-                if process.poll() is not None:
-                    raise SystemExit(f"fmjax train ended with {process.returncode}")
-                time.sleep(0.01)
-            return time.perf_counter() - start
-        finally:
-            process.kill()
-            process.wait()
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_text().count("\n") if metrics.exists() else 0
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmjax.cli", "train", str(CONFIG), "--run", str(run),
+         "--training.log-every", "1"],
+        env=environment | {"FMJAX_CACHE": cache},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (metrics.exists() and metrics.read_text().count("\n") > before):
+        if process.poll() is not None:
+            raise SystemExit(f"fmjax train ended with {process.returncode}")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    process.terminate()
+    process.wait()
+    return seconds
 
 
 def first_steps(rounds: int) -> dict[str, list[float]]:
-    """Cold and warm starts in turns, each round with a cache of its own."""
-    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    """Cold, warm and resumed starts in turns, each round with a cache of its own."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for kind in seconds:
-                seconds[kind].append(first_step_seconds(cache))
+        with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as runs:
+            for kind, run in (("cold", "a"), ("warm", "b"), ("resumed", "b")):
+                seconds[kind].append(first_step_seconds(cache, Path(runs) / run))
     return seconds
+
+
+class TimedCheckpoints(Checkpoints):
+    """Checkpoints that know how long their saves kept the loop waiting."""
+
+    blocked: ClassVar[list[float]] = []
+
+    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """As `Checkpoints.save`."""
+        start = time.perf_counter()
+        super().save(state, extra)
+        self.blocked.append(time.perf_counter() - start)
 
 
 def main() -> None:
@@ -152,6 +171,7 @@ def main() -> None:
     loop = Loop(config, config.data.load("train"), num_steps)
     loop.prepare(2 * (args.rounds + 1))
     seconds = take_turns({"bare": loop.bare, "whole": loop.whole}, args.rounds, warmup=1)
+    blocked = TimedCheckpoints.blocked[1:]  # Without that of the first turn, which warms up.
     ratios = [a / b for a, b in zip(seconds["whole"], seconds["bare"], strict=True)]
     report(
         {
@@ -160,9 +180,12 @@ def main() -> None:
             "loop_over_step_quartiles": spread(ratios),
             "step_seconds": statistics.median(seconds["bare"]) / num_steps,
             "steps_per_turn": num_steps,
+            "save_blocks_s": statistics.median(blocked),
+            "save_blocks_share": sum(blocked) / sum(seconds["whole"]),
             "rounds": args.rounds,
             "first_step_cold_s": statistics.median(starts["cold"]),
             "first_step_warm_s": statistics.median(starts["warm"]),
+            "first_step_resumed_s": statistics.median(starts["resumed"]),
             "start_rounds": args.start_rounds,
             "keeps_freed_memory": kept,
             "jax": jax.__version__,

@@ -34,7 +34,6 @@ DIT = [
     ("DiT-XL/2", SIT, "v5e:16x16", [*XL, *batch(2048), "--network.remat", "full"]),
     ("DiT-XL/2", SIT, "v5e:16x16", [*XL, *FSDP, *batch(2048), "--network.remat", "full"]),
     ("DiT-XL/2", SIT, "v5p:2x2x2", [*XL, *batch(256)]),
-    ("DiT-XL/2", SIT, "v6e:4x4", [*XL, *batch(256)]),
     ("DiT-XL/2", SIT, "v4:2x2x4", [*XL, *batch(256)]),
     ("DiT-XL/2", SIT, "h100:8", [*XL, *batch(256)]),
     ("DiT-XL/2", SIT, "a100:8", [*XL, *batch(256)]),
@@ -54,8 +53,8 @@ SCALING = [
      [*XL, "--mesh.data", str(slices), "--mesh.fsdp", str(chips), *batch(8 * slices * chips),
       "--network.remat", "full", "--num-slices", str(slices)])
     for grid, chips, slices in [
-        ("v5e:2x4", 8, 1), ("v5e:4x8", 32, 1), ("v5e:8x16", 128, 1), ("v5e:16x16", 256, 1),
-        ("v5e:16x16", 256, 2), ("v5e:16x16", 256, 4), ("v5e:16x16", 256, 16),
+        ("v5e:2x4", 8, 1), ("v5e:8x8", 64, 1), ("v5e:16x16", 256, 1), ("v5e:16x16", 256, 4),
+        ("v5e:16x16", 256, 16),
     ]
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ _TPU_ENVIRONMENT = {  # Without a TPU, libtpu would ask a metadata server for it
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Plans beside one another, or beside a training.
 }
 # The autotuner would run kernels, and Triton's products need it.
 _GPU_FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
@@ -116,9 +117,11 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
     _require_package(name, "libtpu", "tpu")
     for variable, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    slices = {} if num_slices == 1 else {"num_slices": num_slices}
+    options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
+    if family == "v4":  # Its two cores are one device, as a v4 machine has them.
+        options["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **slices).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # noqa: BLE001 (whatever libtpu raises for a grid that it has not)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = f"{name}: {lines[0]}"
