@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
+from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.working import planning, stoppable, working
+from fmjax.cli.working import working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
@@ -26,7 +27,7 @@ def _train(arguments: list[str]) -> None:
     from fmjax.studies.configs import load_config
     from fmjax.studies.run_folder import open_run
     from fmjax.studies.train import train_folder
-    from fmjax.training import Processes, is_main, together
+    from fmjax.training import Processes, hearing_stops, is_main, together
 
     @dataclasses.dataclass(frozen=True)
     class Train:
@@ -50,11 +51,12 @@ def _train(arguments: list[str]) -> None:
     folder = Path("runs") / config.name if asked.run is None else asked.run
     with working(asked.processes) as progress:
         train_folder(config, folder, overwrite=asked.overwrite, progress=progress)
-        with stoppable(), together("making the results"):
+        with together("making the results"):
             if is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
-                make_results(open_run(folder, alone=True), progress=progress)
+                with hearing_stops(after_step=config.training.num_steps + 1):
+                    make_results(open_run(folder, alone=True), progress=progress)
 
 
 def _sample(arguments: list[str]) -> int:
@@ -230,7 +232,8 @@ def _plan(arguments: list[str]) -> int:
     from fmjax.studies.plan import plan
     from fmjax.studies.run_folder import write_text
 
-    with planning() as progress:
+    # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
+    with console() as progress:
         plans = plan(asked.config, asked.plan, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))
