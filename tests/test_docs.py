@@ -91,7 +91,7 @@ def only_read(monkeypatch):
         yield
 
     monkeypatch.setattr(commands, "working", stop)
-    monkeypatch.setattr(commands, "planning", stop)
+    monkeypatch.setattr(commands, "console", stop)
     monkeypatch.chdir(ROOT)
 
     def read(arguments):

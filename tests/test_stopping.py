@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 from fmjax._files import read_npz, write_npz
-from fmjax.cli.working import Stopped, stoppable
+from fmjax._stopping import Stopped, stoppable
 from fmjax.studies.run_folder import open_run
-from fmjax.training import Checkpoints, Interrupted, read_metrics
+from fmjax.training import Checkpoints, Interrupted, hearing_stops, read_metrics
 from fmjax.training.signals import StopSignals
 from tests.training.child import run as train_here
 
@@ -132,6 +133,41 @@ def test_sigterm_ends_every_phase_and_the_same_command_goes_on(
 def losses(run):
     lines = read_metrics(run / "metrics.jsonl")
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_command_still_loads_its_parts_is_one_line_too(config, tmp_path, number):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fmjax.cli", "train", str(config), "--run", str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    # NumPy is among the first of what a command loads.
+    while "numpy" not in Path(f"/proc/{child.pid}/maps").read_text():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.002)
+    child.send_signal(number)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert error.endswith("; the same command goes on\n")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_of_another_process_is_one_of_this_process(monkeypatch):
+    asked = []
+
+    def reached(step):
+        asked.append(step)
+        return step == 7
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
+    with pytest.raises(Stopped, match="SIGTERM"), stoppable(), hearing_stops(after_step=5):
+        time.sleep(30)
+    assert asked == [6, 7]
+    with stoppable(), hearing_stops(after_step=8):  # Work that ends by itself.
+        pass
+    assert asked[2:] in ([], [9])
 
 
 def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
+from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.working import planning, stoppable, working
+from fmjax.cli.working import working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
@@ -27,7 +28,7 @@ def _train(arguments: list[str]) -> None:
     from fmjax.studies.configs import load_config
     from fmjax.studies.run_folder import open_run, read_model
     from fmjax.studies.train import train_folder
-    from fmjax.training import Processes, is_main, together
+    from fmjax.training import Processes, hearing_stops, is_main, together
 
     @dataclasses.dataclass(frozen=True)
     class Train:
@@ -57,13 +58,14 @@ def _train(arguments: list[str]) -> None:
             config, folder, overwrite=asked.overwrite, executable=asked.executable,
             progress=progress,
         )  # fmt: skip
-        with stoppable(), together("making the results"):
+        with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
                 progress.say("trained; samples of a model of text need prompts: none are drawn")
             elif is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
-                make_results(open_run(folder, alone=True), progress=progress)
+                with hearing_stops(after_step=config.training.num_steps + 1):
+                    make_results(open_run(folder, alone=True), progress=progress)
 
 
 def _sample(arguments: list[str]) -> int:
@@ -241,7 +243,8 @@ def _plan(arguments: list[str]) -> int:
     from fmjax.studies.plan import plan
     from fmjax.studies.run_folder import write_text
 
-    with planning() as progress:
+    # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
+    with console() as progress:
         plans = plan(asked.config, asked.plan, executable=asked.executable, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fmjax._stopping import Stopped, stoppable
 from fmjax.cli.commands import COMMANDS
 from fmjax.cli.parsing import Refused, asks_for_help
-from fmjax.cli.working import Stopped
 
 USAGE = """\
 usage: fmjax COMMAND ... [--help]
@@ -31,7 +31,16 @@ usage: fmjax COMMAND ... [--help]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with 2 and one line for anything the user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(arguments))
+    try:
+        with stoppable():
+            code = _run(arguments)
+    except Stopped as signal_name:
+        print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)
+        code = 128 + signal.Signals[str(signal_name)]
+    except KeyboardInterrupt:
+        print("fmjax: interrupted; the same command goes on", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -61,12 +70,6 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as error:
         print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
-    except Stopped as signal_name:
-        print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)
-        return 128 + signal.Signals[str(signal_name)]
-    except KeyboardInterrupt:
-        print("fmjax: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
     except (ValueError, OSError, Refused) as error:
         return _complain(error)
     except RuntimeError as error:

@@ -1,9 +1,8 @@
-"""What surrounds a command's work: its processes and devices, its progress, a way to stop it."""
+"""What surrounds a command's work: its processes and devices, its progress."""
 
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,55 +14,24 @@ if TYPE_CHECKING:
     from fmjax.training import Processes
 
 
-class Stopped(BaseException):
-    """The process was told to end by a signal; whatever it wrote is whole.
-
-    As `KeyboardInterrupt` no `Exception`: a checkpoint that is being read when the signal comes
-    must not be taken for one that cannot be read.
-    """
-
-
 @contextlib.contextmanager
 def working(processes: "Processes | None" = None) -> Iterator[Progress]:
-    """Make JAX ready and show progress; SIGTERM ends the work where it stands.
-
-    Training takes the signal itself, to save before it leaves.
+    """Make JAX ready and show progress.
 
     Args:
-        processes: Of a run of several, of which only the first one speaks. There JAX hears the
-            signal, for all of them, until a part of the work is `stoppable`.
+        processes: Of a run of several, of which only the first one speaks. There it is JAX that
+            hears SIGTERM, for all of them.
     """
     from fmjax.training import is_main, join
 
-    joined = processes is not None and join(processes)
+    if processes is not None:
+        join(processes)
     _prepare_jax()
     if not is_main():
         yield Silent()
         return
-    with console() as progress, contextlib.nullcontext() if joined else stoppable():
+    with console() as progress:
         yield progress
-
-
-@contextlib.contextmanager
-def planning() -> Iterator[Progress]:
-    """As `working`, for work that chooses devices by itself; nothing it compiles can run here."""
-    with console() as progress, stoppable():
-        yield progress
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM ends what is done in the block, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        # None: set by C code, which Python cannot name; the default is the nearest.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise Stopped(signal.Signals(number).name)
 
 
 def _hush_threads() -> None:

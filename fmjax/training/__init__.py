@@ -21,7 +21,7 @@ from fmjax.training.sharding import (
     require_batch_fits,
     state_sharding,
 )
-from fmjax.training.signals import Interrupted
+from fmjax.training.signals import Interrupted, hearing_stops
 from fmjax.training.state import StepMetrics, TrainState
 from fmjax.training.step import (
     TrainStep,
@@ -56,6 +56,7 @@ __all__ = [
     "ema_decay_at",
     "fit",
     "flops_per_example",
+    "hearing_stops",
     "init_state",
     "is_main",
     "join",

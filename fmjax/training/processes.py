@@ -11,11 +11,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fmjax._checks import require, require_at_least
+from fmjax._stopping import Stopped
 
 # A process that does not answer for so long is taken for dead, and the others end.
 _DEAD_AFTER = 30
 # How long a process that ends waits for the others to end too.
 _END_WITHIN = 30
+# The outcome of a block, beside 0 (it went well) and 1 (it did not).
+_STOPPED = 2
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def together(what: str) -> Iterator[None]:
 
     Raises:
         ValueError: In a process that did its part, if another could not.
+        Stopped: If another was stopped.
     """
     failed: BaseException | None = None
     try:
@@ -119,9 +123,12 @@ def together(what: str) -> Iterator[None]:
     except BaseException as error:  # noqa: BLE001 (it is raised again below)
         failed = error
     if jax.process_count() > 1:
-        all_failed = multihost_utils.process_allgather(np.asarray(failed is not None))
-        if failed is None and np.any(all_failed):
-            first = int(np.argmax(all_failed))
+        outcome = _STOPPED if isinstance(failed, Stopped) else int(failed is not None)
+        outcomes = multihost_utils.process_allgather(np.asarray(outcome))
+        if failed is None and np.any(outcomes == _STOPPED):
+            raise Stopped("SIGTERM")
+        if failed is None and np.any(outcomes):
+            first = int(np.argmax(outcomes != 0))
             raise ValueError(f"{what} must go well in all processes, got an error in process "
                              f"{first}, which says more")  # fmt: skip
     if failed is not None:

@@ -1,11 +1,17 @@
 """Leaving at the end of a step instead of in the middle of one."""
 
+import _thread
+import contextlib
+import itertools
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 import jax
 from jax.experimental import multihost_utils
+
+_ASK_EVERY = 0.25
 
 
 class Interrupted(Exception):
@@ -62,3 +68,35 @@ class StopSignals:
             agreed = multihost_utils.reached_preemption_sync_point(step)
             return "SIGTERM" if agreed else None
         return self._received
+
+
+@contextlib.contextmanager
+def hearing_stops(after_step: int) -> Iterator[None]:
+    """What one process does while the others wait ends when any of them gets SIGTERM.
+
+    With several processes JAX hears the signal, and only who asks it learns of it: a thread asks,
+    and hands it to this process as its own. One process alone gets its signals anyway.
+
+    Args:
+        after_step: The last that JAX's preemption service was asked about.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    ended = threading.Event()
+
+    def ask() -> None:
+        for step in itertools.count(after_step + 1):
+            if multihost_utils.reached_preemption_sync_point(step):
+                _thread.interrupt_main(signal.SIGTERM)
+                return
+            if ended.wait(_ASK_EVERY):
+                return
+
+    thread = threading.Thread(target=ask, name="hearing_stops", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

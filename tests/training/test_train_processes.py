@@ -129,6 +129,28 @@ def test_sigterm_to_one_process_saves_and_ends_all_and_another_number_goes_on(
     assert_alike(run, losses(unbroken))
 
 
+@pytest.mark.parametrize("begun", ["checkpoints/24*", "evaluation.json", "comparison.json"])
+def test_sigterm_to_one_process_ends_all_also_after_the_steps(config, alone, tmp_path, begun):
+    """In the last save, in the comparison, in the report: the last two are process 0's alone."""
+    run = tmp_path / "run"
+    processes = start(config, run, 2)
+    wait_for(lambda: any(run.glob(begun)))
+    processes[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    codes, said = finish(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    assert time.monotonic() - began < 20
+    for _, error in said:
+        assert error.rstrip().splitlines()[-1].endswith("; the same command goes on")
+    assert not (run / "report.html").exists()
+    codes, said = finish(start(config, run, 2))
+    assert codes == [0, 0], said
+    assert "resumed from step 24" in said[0][0]
+    assert "training 0/" not in said[0][0]
+    assert_alike(run, alone)
+    assert (run / "report.html").is_file()
+
+
 def test_if_one_process_dies_the_others_end_within_a_minute_and_say_why(config, tmp_path):
     run = tmp_path / "run"
     processes = start(config, run, 2, "--training.num-steps", "100000")
