@@ -16,7 +16,7 @@ class Chip:
 
     Attributes:
         peak_flops: Floating-point operations per second in bfloat16, without sparsity.
-        memory: Bytes of its own.
+        memory: Bytes of its own that a program can have.
         memory_bandwidth: Bytes per second to and from it.
         link_bandwidth: Bytes per second that it can send to its neighbours, over all links.
     """
@@ -27,19 +27,24 @@ class Chip:
     link_bandwidth: float
 
 
+_GIB = 2.0**30
+# Of a TPU's memory libtpu leaves a program all but 2 % (15.75 of 16 GiB). Of a GPU's JAX takes
+# three quarters, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another share.
+_OF_TPU, _OF_GPU = 0.984 * _GIB, 0.75
+
 # By `device_kind`. A TPU7x chip is two devices, which share what its maker states.
 # Sources: Google Cloud's pages of each TPU version (both directions of its links halved);
 # NVIDIA's data sheets of A100, H100 and H200, SXM.
 CHIPS = {
-    "TPU v4": Chip(275e12, 32e9, 1.2e12, 300e9),
-    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
-    "TPU v5": Chip(459e12, 95e9, 2.765e12, 600e9),
-    "TPU v6 lite": Chip(918e12, 32e9, 1.6e12, 400e9),
-    "TPU7x": Chip(1153e12, 96e9, 3.69e12, 600e9),
-    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1.555e12, 300e9),
-    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2.039e12, 300e9),
-    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3.35e12, 450e9),
-    "NVIDIA H200": Chip(989e12, 141e9, 4.8e12, 450e9),
+    "TPU v4": Chip(275e12, 32 * _OF_TPU, 1.2e12, 300e9),
+    "TPU v5 lite": Chip(197e12, 16 * _OF_TPU, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95 * _OF_TPU, 2.765e12, 600e9),
+    "TPU v6 lite": Chip(918e12, 32 * _OF_TPU, 1.6e12, 400e9),
+    "TPU7x": Chip(1153e12, 96 * _OF_TPU, 3.69e12, 300e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 42.5e9 * _OF_GPU, 1.555e12, 300e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 85.1e9 * _OF_GPU, 2.039e12, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 84.9e9 * _OF_GPU, 3.35e12, 450e9),
+    "NVIDIA H200": Chip(989e12, 150.8e9 * _OF_GPU, 4.8e12, 450e9),
 }
 
 

@@ -22,7 +22,7 @@ usage: fmjax COMMAND ... [--help]
   invert RUN [IMAGES...]
                   images to noise and back, interpolated and edited
   study CONFIG    train several models, sample each in several ways, measure all alike
-  plan CONFIG     compile its training step for TPUs or GPUs that are not here: memory, speed, price
+  plan CONFIG     compile its training or sampling for TPUs or GPUs that are not here: memory, price
 
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """

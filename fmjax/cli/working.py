@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fmjax._progress import Progress, Silent
+from fmjax._stopping import stoppable
 from fmjax.cli.console import console
 
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ def working(processes: "Processes | None" = None) -> Iterator[Progress]:
         processes: Of a run of several, of which only the first one speaks. There it is JAX that
             hears SIGTERM, for all of them.
     """
+    import jax
+
     from fmjax.training import is_main, join
 
-    if processes is not None:
-        join(processes)
+    joined = processes is not None and join(processes)
     _prepare_jax()
     if not is_main():
         yield Silent()
         return
-    with console() as progress:
+    # JAX hears the signal from then on; of one process alone nobody would ask it.
+    alone = joined and jax.process_count() == 1
+    with console() as progress, stoppable() if alone else contextlib.nullcontext():
         yield progress
 
 

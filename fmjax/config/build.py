@@ -118,6 +118,7 @@ def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
         "batch": [list(leaf.shape) for leaf in jax.tree.leaves(batch)],
         "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
+        "slices": len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}),
     }
 
 

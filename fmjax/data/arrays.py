@@ -39,6 +39,10 @@ class ArrayData:
     event_shape: tuple[int, ...] | None = None
     text: TextShape | None = None
 
+    def __post_init__(self) -> None:
+        one = self.text is None or self.num_classes is None
+        require(one, "data", "have classes or text, not both", "num_classes and text")
+
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
         """The shape of one example and its classes or text, as given or as the files have it."""
         if self.event_shape is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmjax._checks import require
-from fmjax._layout import heads_apart, heads_spec
+from fmjax._layout import heads_apart, heads_spec, queries_apart
 
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
@@ -87,7 +87,8 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _fits_splash(q: jax.Array, k: jax.Array) -> bool:
-    return _block(q.shape[2]) is not None and _block(k.shape[2]) is not None
+    queries = q.shape[2] // queries_apart(q.shape)
+    return _block(queries) is not None and _block(k.shape[2]) is not None
 
 
 def _block(tokens: int) -> int | None:

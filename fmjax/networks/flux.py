@@ -55,7 +55,7 @@ class FluxConfig:
         dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
         unroll_layers: Write every layer into the program instead of two scans.
         remat: What of a block is computed again in the backward pass, as of `DiTConfig`.
-        attention: "auto" or "xla", as of `DiTConfig`.
+        attention: By which means, as of `DiTConfig`.
     """
 
     patch_size: int = 2

@@ -91,12 +91,11 @@ class Plan(NamedTuple):
 def plan_text(plan: Plan) -> str:
     """A plan as lines of a terminal."""
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
-    parts = f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
     rows = [
         ("devices", f"{plan.num_devices} {plan.device} ({plan.topology}): {mesh}"),
         (
             "batch",
-            f"{plan.batch_size:,}{parts}, remat {plan.remat}"
+            f"{plan.batch_size:,}{_parts(plan)}, remat {plan.remat}"
             if plan.work == "training"
             else f"{plan.batch_size:,} samples",
         ),
@@ -122,6 +121,10 @@ def plan_text(plan: Plan) -> str:
         rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([plan.name, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _parts(plan: Plan) -> str:
+    return f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
 
 
 def _many(unit: str) -> str:
@@ -162,18 +165,20 @@ def plot_memory(plans: Sequence[Plan], *, theme: Theme = LIGHT) -> Figure:
     dress(axes, theme, xlabel="GB of a device", ylabel="", title="Memory by layout")
     names = [
         "data {data}, fsdp {fsdp}, tensor {tensor}".format(**plan.mesh)
-        + f"\nbatch {plan.batch_size}, remat {plan.remat}"
+        + f"\nbatch {plan.batch_size}{_parts(plan)}, remat {plan.remat}"
         for plan in plans
     ]
     arguments = [plan.arguments / _GB for plan in plans]
     peaks = [(plan.peak or 0.0) / _GB for plan in plans]
     rest = [max(peak - held, 0.0) for peak, held in zip(peaks, arguments, strict=True)]
-    axes.barh(names, arguments, color=theme.cool[1], label="weights, moments, average")
-    axes.barh(names, rest, left=arguments, color=theme.warm[0], label="activations and gradients")
+    rows = range(len(plans))  # Two plans may have one name.
+    axes.barh(rows, arguments, color=theme.cool[1], label="weights, moments, average")
+    axes.barh(rows, rest, left=arguments, color=theme.warm[0], label="activations and gradients")
     if plans[0].memory is not None:
         axes.axvline(
             plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="the device's memory"
         )
+    axes.set_yticks(rows, names)
     axes.invert_yaxis()
     figure.legend(
         loc="outside lower left", ncols=3, frameon=False, fontsize=8, labelcolor=theme.ink

@@ -9,7 +9,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, PlanConfig, num_parameters, step_identity
+from fmjax.config import Config, PlanConfig, num_parameters, step_identity, to_json
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
 from fmjax.studies.planned import Work, sampling_batch, training_step
@@ -17,8 +17,6 @@ from fmjax.training import MeshConfig, bytes_held, devices_of, make_mesh, num_sh
 from fmjax.training.ahead import Compiled, OutOfMemory, compiled
 from fmjax.training.executables import save_executable
 
-# Of a device's memory the runtime keeps some for itself; libtpu leaves 15.75 of 16 GiB.
-_USABLE = 0.92
 # What a step does again of its forward pass, whose operations are a third of all.
 _AGAIN = {"full": 1 / 3, "offload": 1 / 3}
 
@@ -49,7 +47,12 @@ def plan(
     devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
     make_work = partial(_WORK[asked.work], event_shape=event_shape, conditions=conditions)
     tried: list[Plan] = []
+    seen: set[str] = set()
     for each in _candidates(config, devices, make_work, asked):
+        identity = to_json(each)
+        if identity in seen:
+            continue
+        seen.add(identity)
         mesh = MeshConfig(*each.mesh.sizes(len(devices)))
         progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh, asked)}")
         work = make_work(each, make_mesh(each.mesh, devices))
@@ -75,8 +78,9 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
         peak = error.needed
     else:
         peak = found.peak
-    memory = None if chip is None else _USABLE * chip.memory
+    memory = None if chip is None else chip.memory
     training = asked.work == "training"
+    remat = remat_of(config) if training else "none"
     fits = found is not None and (memory is None or found.peak <= memory)
     if executable is not None and found is not None and fits:
         save_executable(executable, found.executable, step_identity(config, work.args[1], mesh))
@@ -90,7 +94,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
         mesh=dict(mesh.shape),
         batch_size=work.examples,
         accumulation_steps=config.training.accumulation_steps if training else 1,
-        remat=remat_of(config) if training else "none",
+        remat=remat,
         num_parameters=num_parameters(work.params),
         arguments=bytes_held(work.args),
         temporaries=None if found is None else found.temporaries,
@@ -99,7 +103,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
         fits=fits,
         flops=flops,
         traffic={} if found is None else found.traffic,
-        roofline={} if chip is None or found is None else _roofline(chip, config, flops, found),
+        roofline={} if chip is None or found is None else _roofline(chip, remat, flops, found),
         compile_seconds=0.0 if found is None else found.seconds,
         price=asked.price,
         repeats=work.repeats,
@@ -111,12 +115,12 @@ def remat_of(config: Config) -> str:
     return getattr(config.network, "remat", "none")
 
 
-def _roofline(chip: Chip, config: Config, flops: float, found: Compiled) -> dict[str, float]:
+def _roofline(chip: Chip, remat: str, flops: float, found: Compiled) -> dict[str, float]:
     """What each resource is busy for at the least.
 
     Of memory, that arguments are read and outputs written, and temporaries both.
     """
-    again = 1 + _AGAIN.get(remat_of(config), 0.0)
+    again = 1 + _AGAIN.get(remat, 0.0)
     moved = found.arguments + found.outputs + 2 * found.temporaries
     sent = sum(traffic.sent for traffic in found.traffic.values())
     return {
@@ -152,21 +156,23 @@ def _candidates(
 
 def _thriftier(config: Config, shares: int) -> Iterator[Config]:
     """Trainings on one layout, of `shares` devices that split a batch."""
-    for remat in ("none", "save_matmuls", "full"):
+    yield config
+    network: Any = config.network
+    for remat in ("save_matmuls", "full") if hasattr(network, "remat") else ():
         if _less(remat_of(config), remat):
-            network = dataclasses.replace(config.network, remat=remat)  # type: ignore[call-arg]
-            config = dataclasses.replace(config, network=network)
-        yield config
+            config = dataclasses.replace(config, network=dataclasses.replace(network, remat=remat))
+            yield config
     training = config.training
     while training.batch_size % (2 * training.accumulation_steps * shares) == 0:
         steps = 2 * training.accumulation_steps
         training = dataclasses.replace(training, accumulation_steps=steps)
         yield dataclasses.replace(config, training=training)
     while training.batch_size % (2 * shares) == 0:
+        # The first keeps no sum of gradients; what it holds at once halves from then on.
+        size = training.batch_size // (2 * training.accumulation_steps)
         training = dataclasses.replace(
-            training, batch_size=training.batch_size // 2,
-            accumulation_steps=max(training.accumulation_steps // 2, 1),
-        )  # fmt: skip
+            training, batch_size=max(size // shares, 1) * shares, accumulation_steps=1
+        )
         yield dataclasses.replace(config, training=training)
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from fmjax._arrays import Conditions, Params
 from fmjax._checks import require
-from fmjax.config import Config, build, make_solve, make_step
+from fmjax.config import Config, build, differentiable_forwards, make_solve, make_step
 from fmjax.hardware import count_flops, counts_all
 from fmjax.studies.draw import make_draw
 from fmjax.training import (
@@ -66,10 +66,19 @@ def training_step(
         args=(state, batch),
         params=state.params,
         examples=num,
-        flops=num * flops_per_example(experiment.objective, state.params, batch),
+        flops=num * step_flops(config, state.params, batch, event_shape, conditions),
         unit="step",
         repeats=config.training.num_steps,
     )
+
+
+def step_flops(
+    config: Config, params: Params, batch: Any, event_shape: tuple[int, ...], conditions: Conditions
+) -> float:
+    """Operations of one example in a step of the training, whatever computes its attention."""
+    # Kernels say nothing of theirs.
+    same = build(differentiable_forwards(config), event_shape, conditions)
+    return flops_per_example(same.objective, params, batch)
 
 
 def sampling_batch(
@@ -96,14 +105,19 @@ def sampling_batch(
     indices = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=batch_sharding(mesh))
     cond = abstract_batch(event_shape, conditions, num, mesh).cond
     args = (params, indices, cond)
-    whole = counts_all(draw, *args)
+    # Kernels of attention say nothing of their operations.
+    same = build(differentiable_forwards(config), event_shape, conditions)
+    plain = make_draw(
+        config.path, make_solve(same, sampling), steps, event_shape, sampling.seed, mesh
+    )
+    whole = counts_all(plain, *args)
     return Work(
         mesh=mesh,
         fn=draw,
         args=args,
         params=params,
         examples=num,
-        flops=count_flops(draw, *args),
+        flops=count_flops(plain, *args),
         unit="batch" if whole else "solver step",
         repeats=-(-sampling.num_samples // num) if whole else None,
     )

@@ -9,6 +9,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import Config, build, make_step, num_parameters, step_identity
 from fmjax.data import BatchIterator, batches
 from fmjax.studies.compare_run import require_comparable
+from fmjax.studies.planned import step_flops
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
 from fmjax.training import (
     Checkpoints,
@@ -17,12 +18,12 @@ from fmjax.training import (
     TrainStep,
     abstract_batch,
     fit,
-    flops_per_example,
     init_state,
     is_main,
     learning_rate_at,
     make_mesh,
     require_batch_fits,
+    require_rows_by_process,
     together,
 )
 from fmjax.training.executables import load_executable
@@ -72,6 +73,7 @@ def train_folder(
         event_shape, conditions = dataset.event_shape, dataset.conditions
         experiment = build(config, event_shape, conditions)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
+        require_rows_by_process(mesh)
         feed = batches(
             dataset,
             batch_size=training.batch_size,
@@ -98,7 +100,7 @@ def train_folder(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    flops = flops_per_example(experiment.objective, state.params, batch)
+    flops = step_flops(config, state.params, batch, event_shape, conditions)
     _fit(config, state, step, feed, mesh, folder, flops, progress)
 
 

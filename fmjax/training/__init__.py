@@ -19,6 +19,7 @@ from fmjax.training.sharding import (
     put_batch,
     replicated,
     require_batch_fits,
+    require_rows_by_process,
     state_sharding,
 )
 from fmjax.training.signals import Interrupted, hearing_stops
@@ -70,6 +71,7 @@ __all__ = [
     "read_metrics",
     "replicated",
     "require_batch_fits",
+    "require_rows_by_process",
     "restore_ema",
     "state_sharding",
     "together",

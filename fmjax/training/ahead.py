@@ -65,18 +65,21 @@ def compiled(fn: Any, *args: Any) -> Compiled:
         arguments=float(memory.argument_size_in_bytes),
         outputs=float(memory.output_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
-        peak=_peak(memory),
+        peak=_peak(memory, jax.tree.leaves(args)[0].sharding),
         traffic=collectives(executable.as_text()),
         seconds=time.perf_counter() - started,
     )
 
 
-def _peak(memory: Any) -> float:
-    """The most at once: what the compiler says or, for the CPU, all that does not share."""
+def _peak(memory: Any, where: jax.sharding.Sharding) -> float:
+    """The most at once: what libtpu says and, of others, all that does not share.
+
+    XLA's figure for CPUs and GPUs leaves temporaries out.
+    """
+    if next(iter(where.device_set)).platform == "tpu":
+        return float(memory.peak_memory_in_bytes)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    said = memory.peak_memory_in_bytes
-    return float(said if said >= memory.argument_size_in_bytes else held)
+    return float(held + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
 
 
 def _needed(message: str) -> float | None:

@@ -22,7 +22,10 @@ _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=\d+")
 _FUSED = re.compile(r" fusion\(.*?calls=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?([^,}\s]+)")
+_CALLS = re.compile(
+    r"(?:calls|to_apply|branch_computations|called_computations|true_computation|"
+    r"false_computation)=(?:\{([^}]*)\}|([^,}\s]+))"
+)
 _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
 
 
@@ -102,7 +105,8 @@ def _callees(line: str, lines: dict[str, list[str]]) -> Iterator[tuple[str, int]
         yield match[2], int(known[1]) if known else _trips(lines.get(match[1], []))
         return
     for match in _CALLS.finditer(line):
-        for name in match[1].split(","):
+        # All branches of a conditional, of which one runs.
+        for name in (match[1] or match[2]).split(","):
             yield name.strip("% "), 1
 
 
@@ -117,7 +121,7 @@ def _trips(condition: list[str]) -> int:
 def _result_bytes(shapes: str, line: str) -> float:
     """Bytes of what a collective gives; of an asynchronous one, without its operands."""
     sizes = [_shape_bytes(*shape) for shape in _SHAPE.findall(shapes)]
-    if "-start(" in line and len(sizes) > 1:
+    if "-start(" in line and len(sizes) > 1 and "all-reduce-start(" not in line:
         # ((operands), (results), contexts): operands and results are equally many.
         sizes = [size for size in sizes if size > 4] or sizes
         sizes = sizes[len(sizes) // 2 :]

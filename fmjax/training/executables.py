@@ -4,6 +4,7 @@ The file holds machine code: load only what you saved.
 """
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from jax.experimental import serialize_executable
 
 from fmjax._files import write_atomically
 
-_MAGIC = "fmjax executable"
+
+def _versions() -> dict[str, str]:
+    import fmjax
+
+    return {"kind": "fmjax executable", "fmjax": fmjax.__version__, "jax": jax.__version__,
+            "jaxlib": version("jaxlib")}  # fmt: skip
 
 
 def save_executable(path: Path, executable: Any, about: dict[str, Any]) -> None:
@@ -24,7 +30,7 @@ def save_executable(path: Path, executable: Any, about: dict[str, Any]) -> None:
         about: JSON; `load_executable` wants the same.
     """
     payload, _, _ = serialize_executable.serialize(executable)
-    header = json.dumps({"kind": _MAGIC, "jax": jax.__version__} | about, sort_keys=True)
+    header = json.dumps(_versions() | about, sort_keys=True)
     with write_atomically(path) as temporary:
         temporary.write_bytes(header.encode() + b"\n" + payload)
 
@@ -47,7 +53,7 @@ def load_executable(path: Path, fn: Any, args: tuple[Any, ...], about: dict[str,
     except (OSError, ValueError) as error:
         raise ValueError(f"executable must be one that `fmjax plan` saved, got {path}: "
                          f"{error}") from error  # fmt: skip
-    wanted = json.loads(json.dumps({"kind": _MAGIC, "jax": jax.__version__} | about))
+    wanted = json.loads(json.dumps(_versions() | about))
     found = found if isinstance(found, dict) else {}
     other = [name for name in wanted if found.get(name) != wanted[name]]
     if other:

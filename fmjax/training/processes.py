@@ -80,7 +80,10 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
             warnings.simplefilter("ignore")  # In a pod of Kubernetes, that it could do more.
             initialize(*where)
     except (ValueError, RuntimeError) as error:
-        no_cluster = isinstance(error, ValueError) or "must be called before" in str(error)
+        no_cluster = any(
+            said in str(error)
+            for said in ("coordinator_address should be defined", "must be called before")
+        )
         if no_cluster and not given:
             return False
         # A process of several that went on alone would train a model of its own.

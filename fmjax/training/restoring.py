@@ -92,6 +92,8 @@ class Reader(NamedTuple):
             raise self._damaged(step, damage)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{name: item_args}))[name]
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # Of the devices or of other processes: the checkpoint may be whole.
         except Exception as error:  # noqa: BLE001 - Orbax raises bare Exception for unreadable data
             raise self._damaged(step, error) from error
 

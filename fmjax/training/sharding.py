@@ -183,6 +183,21 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(put, batch)
 
 
+def require_rows_by_process(mesh: Mesh) -> None:
+    """Raise unless every process has rows of a batch to itself, in the order of the processes.
+
+    Each loads its share of a batch: devices along `tensor`, which work on the same rows, must be in
+    one process.
+    """
+    shares, here = num_shares(mesh), jax.process_index()
+    held = batch_sharding(mesh).addressable_devices_indices_map((shares,)).values()
+    rows = {row for index in held if index for row in range(*index[0].indices(shares))}
+    num = shares // jax.process_count()
+    alone = rows == set(range(here * num, (here + 1) * num)) and shares % jax.process_count() == 0
+    rule = "give each process rows of its own, in their order: tensor within a process"
+    require(alone, "mesh", rule, dict(mesh.shape))
+
+
 def require_batch_fits(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
     """Raise unless every device gets equally many rows of every microbatch."""
     shares = num_shares(mesh)

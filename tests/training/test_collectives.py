@@ -57,6 +57,25 @@ def test_a_kernels_lines_end_no_computation_and_parts_of_one_collective_are_one(
     assert collectives(text) == {"all-gather": Traffic(1, 64.0, 32.0)}
 
 
+def test_combined_sums_and_both_branches_of_a_conditional_count():
+    groups = "replica_groups={{0,1}}, to_apply=%add"
+    text = "\n".join(
+        [
+            "%yes (p: f32[1000]) -> f32[1000] {",
+            f"  ROOT %a = f32[1000] all-reduce(%p), channel_id=1, {groups}",
+            "}",
+            "%no (p: f32[1000]) -> f32[1000] {",
+            f"  ROOT %b = f32[1000] all-reduce(%p), channel_id=2, {groups}",
+            "}",
+            "ENTRY %main (p: f32[1000]) -> f32[1000] {",
+            f"  %s = (f32[1000], f32[1000]) all-reduce-start(%p, %q), channel_id=3, {groups}",
+            "  ROOT %c = f32[1000] conditional(%i, %p, %p), branch_computations={%yes, %no}",
+            "}",
+        ]
+    )
+    assert collectives(text)["all-reduce"] == Traffic(3, 4 * 4000.0, 4 * 4000.0)
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [
