@@ -15,15 +15,22 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM ends what is done in the block, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, _stop)
+def stoppable() -> Iterator[list[str]]:
+    """SIGTERM and Ctrl-C end what is done in the block, by `Stopped`.
+
+    Gives a list, which then holds the signal's name. Who ends the block by another error looks
+    there: one that comes while a module of C is imported arrives as an `ImportError`.
+    """
+    asked: list[str] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(signal.Signals(number).name)
+        raise Stopped(asked[0])
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield asked
     finally:
-        # None: set by C code, which Python cannot name; the default is the nearest.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise Stopped(signal.Signals(number).name)
+        for number, handler in previous.items():
+            # None: set by C code, which Python cannot name; the default is the nearest.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

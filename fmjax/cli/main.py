@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fmjax._stopping import Stopped, stoppable
+from fmjax._stopping import stoppable
 from fmjax.cli.commands import COMMANDS
 from fmjax.cli.parsing import Refused, asks_for_help
 
@@ -31,15 +31,16 @@ usage: fmjax COMMAND ... [--help]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with 2 and one line for anything the user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with stoppable():
+    with stoppable() as asked:
+        try:
             code = _run(arguments)
-    except Stopped as signal_name:
-        print(f"fmjax: stopped by {signal_name}; the same command goes on", file=sys.stderr)
-        code = 128 + signal.Signals[str(signal_name)]
-    except KeyboardInterrupt:
-        print("fmjax: interrupted; the same command goes on", file=sys.stderr)
-        code = 128 + signal.SIGINT
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # Of training: the second Ctrl-C.
+                asked.append("SIGINT")
+            if not asked:
+                raise
+            print(f"fmjax: stopped by {asked[0]}; the same command goes on", file=sys.stderr)
+            code = 128 + signal.Signals[asked[0]]
     sys.exit(code)
 
 

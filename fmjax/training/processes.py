@@ -119,6 +119,7 @@ def together(what: str) -> Iterator[None]:
     Raises:
         ValueError: In a process that did its part, if another could not.
         Stopped: If another was stopped.
+        RuntimeError: If another does not answer.
     """
     failed: BaseException | None = None
     try:
@@ -127,7 +128,10 @@ def together(what: str) -> Iterator[None]:
         failed = error
     if jax.process_count() > 1:
         outcome = _STOPPED if isinstance(failed, Stopped) else int(failed is not None)
-        outcomes = multihost_utils.process_allgather(np.asarray(outcome))
+        try:
+            outcomes = multihost_utils.process_allgather(np.asarray(outcome))
+        except ValueError as error:  # As which JAX reads a result that did not come.
+            raise RuntimeError(str(error)) from error
         if failed is None and np.any(outcomes == _STOPPED):
             raise Stopped("SIGTERM")
         if failed is None and np.any(outcomes):
