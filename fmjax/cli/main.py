@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fmjax._stopping import stoppable
+from fmjax._stopping import Stopped, stoppable
 from fmjax.cli.commands import COMMANDS
 from fmjax.cli.parsing import Refused, asks_for_help
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):  # Of training: the second Ctrl-C.
                 asked.append("SIGINT")
+            elif isinstance(error, Stopped):  # By this process's signal, or by another's.
+                asked.append(str(error))
             if not asked:
                 raise
             print(f"fmjax: stopped by {asked[0]}; the same command goes on", file=sys.stderr)
