@@ -150,7 +150,10 @@ def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(foun
     monkeypatch.setattr(
         module, "_plan_one", lambda config, *_: tried.append(config) or found._replace(fits=False)
     )
-    for network in (DiTConfig(2, 16, 1, 2, remat="full"), UNetConfig(8, (1,), 1, attention_resolutions=())):
+    for network in (
+        DiTConfig(2, 16, 1, 2, remat="full"),
+        UNetConfig(8, (1,), 1, attention_resolutions=()),
+    ):
         config = dataclasses.replace(CONFIG, network=network, mesh=MeshConfig(1, 8))
         tried.clear()
         plan(config, ASKED)
