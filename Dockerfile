@@ -12,10 +12,10 @@ FROM python:3.12-slim
 ARG EXTRA=""
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-cache-dir "$(echo /wheel/fmjax-*.whl)${EXTRA:+[$EXTRA]}"
-# Whatever a run leaves is in /work/runs, to be mounted: downloads and compiled programs too.
-ENV FMJAX_CACHE=/work/runs/.cache MPLCONFIGDIR=/tmp/matplotlib
-RUN useradd --create-home --uid 1000 fmjax && install --directory --owner fmjax /work/runs
-WORKDIR /work
+# Whatever a run leaves is in /app/runs, to be mounted: downloads and compiled programs too.
+ENV FMJAX_CACHE=/app/runs/.cache MPLCONFIGDIR=/tmp/matplotlib
+RUN useradd --create-home --uid 1000 fmjax && install --directory --owner fmjax /app/runs
+WORKDIR /app
 COPY configs configs
 USER 1000
 # In this form fmjax is the container's first process and hears its SIGTERM.

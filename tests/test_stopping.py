@@ -1,10 +1,8 @@
 """SIGTERM in every phase of `fmjax train`: it ends soon, and the same command goes on."""
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,27 +17,10 @@ from fmjax._stopping import Stopped, stoppable
 from fmjax.studies.run_folder import open_run
 from fmjax.training import Checkpoints, Interrupted, hearing_stops, read_metrics
 from fmjax.training.signals import StopSignals
+from tests.tiny_run import command, environment, write_config
 from tests.training.child import run as train_here
 
-ROOT = Path(__file__).parents[1]
 NUM_STEPS = 400
-CONFIG = f"""
-from fmjax.config import *
-from fmjax.data import ToyData
-from fmjax.networks import MLPConfig
-
-def get_config():
-    return Config(
-        name="tiny", data=ToyData("eight_gaussians"), network=MLPConfig(width=64, num_layers=2),
-        loss=LossConfig(label_drop=0.0),
-        training=TrainingConfig(num_steps={NUM_STEPS}, batch_size=64, log_every=10,
-                                checkpoint_every=100),
-        sampling=SamplingConfig(num_samples=64, solver="heun", num_steps=4),
-        compare=CompareConfig(num_samples=8, num_steps=(2, 4), tolerances=(1e-2,),
-                              fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
-        evaluation=EvaluationConfig(num_samples=64),
-    )
-"""
 # Whether a phase has begun, by the run's folder and by what the command has said.
 TRAINING = {
     "compilation": lambda run, said: "training 0/" in said,
@@ -58,9 +39,7 @@ RESULTS = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(CONFIG)
-    return path
+    return write_config(tmp_path_factory.mktemp("configs"), NUM_STEPS, 10, 100)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +50,12 @@ def undisturbed(config, tmp_path_factory):
     return run
 
 
-def train(config, run, begun=None, **environment):
+def train(config, run, begun=None, **more):
     """Exit code, output, errors; SIGTERM is sent as soon as `begun`."""
     out = run.parent / "out.txt"
-    command = [sys.executable, "-m", "fmjax.cli", "train", str(config), "--run", str(run)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     with out.open("w") as file, subprocess.Popen(
-        command, env=environment, stdout=file, stderr=subprocess.PIPE, text=True
+        command(config, run), env=environment(**more), text=True, stdout=file,
+        stderr=subprocess.PIPE,
     ) as child:  # fmt: skip
         try:
             while begun is not None and not begun(run, out.read_text()):
@@ -100,14 +78,14 @@ def times_of_checkpoints(run):
 def test_sigterm_ends_every_phase_and_the_same_command_goes_on(
     config, undisturbed, tmp_path, phase
 ):
-    run, environment = tmp_path / "run", {}
+    run, surroundings = tmp_path / "run", {}
     if phase in RESULTS:
         shutil.copytree(undisturbed / "checkpoints", run / "checkpoints")
         for name in ("config.json", "model.json", "metrics.jsonl"):
             shutil.copy2(undisturbed / name, run)
     if phase == "compilation":  # Nothing is compiled yet.
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
-    code, _, error = train(config, run, (TRAINING | RESULTS)[phase], **environment)
+        surroundings["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
+    code, _, error = train(config, run, (TRAINING | RESULTS)[phase], **surroundings)
     assert code == 128 + signal.SIGTERM, error
     assert error.startswith("fmjax: stopped by SIGTERM")
     assert error.endswith("; the same command goes on\n")
@@ -138,8 +116,7 @@ def losses(run):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, tmp_path, number):
     child = subprocess.Popen(
-        [sys.executable, "-m", "fmjax.cli", "train", str(config), "--run", str(tmp_path / "run")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        command(config, tmp_path / "run"), env=environment(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     # The worst moment: NumPy's C code prints the exception and raises another.
     while "numpy" not in Path(f"/proc/{child.pid}/maps").read_text():

@@ -69,7 +69,8 @@ _WORK: Mapping[str, Callable[..., Work]] = {
 
 
 def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | None) -> Plan:
-    mesh, flops = work.mesh, work.flops / work.mesh.size
+    mesh, counted = work.mesh, work.count()
+    flops = counted.flops / mesh.size
     device = mesh.devices.flat[0].device_kind
     chip, found = CHIPS.get(device), None
     try:
@@ -87,7 +88,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
     return Plan(
         name=config.name,
         work=asked.work,
-        unit=work.unit,
+        unit=counted.unit,
         topology=asked.name,
         device=device,
         num_devices=mesh.size,
@@ -106,7 +107,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
         roofline={} if chip is None or found is None else _roofline(chip, remat, flops, found),
         compile_seconds=0.0 if found is None else found.seconds,
         price=asked.price,
-        repeats=work.repeats,
+        repeats=counted.repeats,
     )
 
 
@@ -136,7 +137,7 @@ def _candidates(
     """The config, then ever further ones that take less memory.
 
     First a layout whose weights and moments leave room; then, of a training, rematerialisation,
-    and smaller parts of the batch, which cost no more than time; then a smaller batch.
+    and smaller parts of the batch, which cost no more than time; then the smallest batch.
     """
     yield config
     chip = CHIPS.get(devices[0].device_kind)
@@ -167,13 +168,9 @@ def _thriftier(config: Config, shares: int) -> Iterator[Config]:
         steps = 2 * training.accumulation_steps
         training = dataclasses.replace(training, accumulation_steps=steps)
         yield dataclasses.replace(config, training=training)
-    while training.batch_size % (2 * shares) == 0:
-        # The first keeps no sum of gradients; what it holds at once halves from then on.
-        size = training.batch_size // (2 * training.accumulation_steps)
-        training = dataclasses.replace(
-            training, batch_size=max(size // shares, 1) * shares, accumulation_steps=1
-        )
-        yield dataclasses.replace(config, training=training)
+    # One example a device, and no sum of gradients to keep.
+    least = dataclasses.replace(training, batch_size=shares, accumulation_steps=1)
+    yield dataclasses.replace(config, training=least)
 
 
 def _less(has: str, wants: str) -> bool:

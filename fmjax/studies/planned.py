@@ -1,5 +1,6 @@
 """What a plan compiles: the very functions that training and sampling run."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 
 from fmjax._arrays import Conditions, Params
 from fmjax._checks import require
-from fmjax.config import Config, build, differentiable_forwards, make_solve, make_step
+from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.hardware import count_flops, counts_all
 from fmjax.studies.draw import make_draw
 from fmjax.training import (
@@ -22,6 +23,20 @@ from fmjax.training import (
 )
 
 
+class Counted(NamedTuple):
+    """How much work a function is.
+
+    Attributes:
+        flops: Operations of all devices, without what is done again.
+        unit: What that is of: "step", "batch", or "solver step" if their number is not known.
+        repeats: How many such units the whole job has; None if that is not known.
+    """
+
+    flops: float
+    unit: str
+    repeats: int | None
+
+
 class Work(NamedTuple):
     """A function to compile, and what it does.
 
@@ -31,9 +46,7 @@ class Work(NamedTuple):
         args: What it is called with, as `jax.ShapeDtypeStruct`s with shardings.
         params: The network's, likewise.
         examples: Trained on or drawn, over all devices.
-        flops: Operations of all devices, without what is done again.
-        unit: What that is of: "step", "batch", or "solver step" if their number is not known.
-        repeats: How many such units the whole job has; None if that is not known.
+        count: Counts the work; it traces the function anew.
     """
 
     mesh: Mesh
@@ -41,9 +54,7 @@ class Work(NamedTuple):
     args: tuple[Any, ...]
     params: Params
     examples: int
-    flops: float
-    unit: str
-    repeats: int | None
+    count: Callable[[], Counted]
 
 
 def training_step(
@@ -60,23 +71,22 @@ def training_step(
     batch = abstract_batch(event_shape, conditions, num, mesh)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return Work(
-        mesh=mesh,
-        fn=make_step(config, experiment, mesh, sharding),
-        args=(state, batch),
-        params=state.params,
-        examples=num,
-        flops=num * step_flops(config, state.params, batch, event_shape, conditions),
-        unit="step",
-        repeats=config.training.num_steps,
-    )
+
+    def count() -> Counted:
+        flops = num * step_flops(config, state.params, batch, event_shape, conditions)
+        return Counted(flops, "step", config.training.num_steps)
+
+    step = make_step(config, experiment, mesh, sharding)
+    return Work(mesh, step, (state, batch), state.params, num, count)
 
 
 def step_flops(
     config: Config, params: Params, batch: Any, event_shape: tuple[int, ...], conditions: Conditions
 ) -> float:
-    """Operations of one example in a step of the training, whatever computes its attention."""
-    # Kernels say nothing of theirs.
+    """Operations of one example in a step of the training, whatever computes its attention.
+
+    Kernels say nothing of theirs: they are counted as the plain products that they stand for.
+    """
     same = build(differentiable_forwards(config), event_shape, conditions)
     return flops_per_example(same.objective, params, batch)
 
@@ -98,26 +108,20 @@ def sampling_batch(
     require(sampling.slots is None, "sampling.slots", "be left out for a plan", sampling.slots)
     num = -(-min(sampling.batch_size, sampling.num_samples) // shares) * shares
     steps = sampling.make_steps(config.path.schedule)
-    solve = make_solve(experiment, sampling)
-    draw = make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
+
+    def draw(experiment: Experiment) -> Any:
+        solve = make_solve(experiment, sampling)
+        return make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
+
     params = jax.eval_shape(experiment.net.init, jax.random.key(0))
     params = laid_out(params, mesh, experiment.net.tensor_axes)
     indices = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=batch_sharding(mesh))
-    cond = abstract_batch(event_shape, conditions, num, mesh).cond
-    args = (params, indices, cond)
-    # Kernels of attention say nothing of their operations.
-    same = build(differentiable_forwards(config), event_shape, conditions)
-    plain = make_draw(
-        config.path, make_solve(same, sampling), steps, event_shape, sampling.seed, mesh
-    )
-    whole = counts_all(plain, *args)
-    return Work(
-        mesh=mesh,
-        fn=draw,
-        args=args,
-        params=params,
-        examples=num,
-        flops=count_flops(plain, *args),
-        unit="batch" if whole else "solver step",
-        repeats=-(-sampling.num_samples // num) if whole else None,
-    )
+    args = (params, indices, abstract_batch(event_shape, conditions, num, mesh).cond)
+
+    def count() -> Counted:
+        plain = draw(build(differentiable_forwards(config), event_shape, conditions))
+        if not counts_all(plain, *args):
+            return Counted(count_flops(plain, *args), "solver step", None)
+        return Counted(count_flops(plain, *args), "batch", -(-sampling.num_samples // num))
+
+    return Work(mesh, draw(experiment), args, params, num, count)

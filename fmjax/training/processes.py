@@ -1,6 +1,7 @@
 """Several processes of one run: how they find one another, and what each may do by itself."""
 
 import contextlib
+import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     if jax.distributed.is_initialized():
         return True
     given = processes.coordinator is not None
+    if given and processes.process_index == 0:
+        _require_free(str(processes.coordinator))
     where = vars(processes).values() if given else ()
     try:
         with warnings.catch_warnings():
@@ -92,6 +95,15 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
         rule = f"be where {those} processes meet"
         raise ValueError(f"coordinator must {rule}, got {first}") from error
     return True
+
+
+def _require_free(coordinator: str) -> None:
+    """Refuse an address that another program has: jaxlib may crash over it."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        got = f"{coordinator}: {error.strerror}"
+        raise ValueError(f"coordinator must be a free address of process 0, got {got}") from error
 
 
 def is_main() -> bool:

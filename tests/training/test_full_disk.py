@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import pytest
 
 from fmjax.studies.run_folder import open_run
 from fmjax.training import Checkpoints, RunLogger, Unwritten
+from tests.tiny_run import command, environment, write_config
 from tests.training.child import run
 from tests.training.test_loop import NUM_STEPS, assert_same_run
-from tests.training.test_train_processes import CONFIG, ROOT, finish, wait_for
+from tests.training.test_train_processes import finish, wait_for
 from tests.training.tiny import Points
 
 # TensorStore's threads come back to an event loop that Orbax has closed; the command hushes them.
@@ -111,19 +111,9 @@ def test_events_that_find_no_room_end_and_do_not_hang(disk):
         log_and_close()
 
 
-def command(config, folder, *options):
-    return [sys.executable, "-m", "fmjax.cli", "train", config, "--run", folder, *options]
-
-
-def environment(**more):
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **more}
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(CONFIG)
-    return path
+    return write_config(tmp_path_factory.mktemp("configs"))
 
 
 @pytest.fixture(scope="module")

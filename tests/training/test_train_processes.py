@@ -1,44 +1,23 @@
 """`fmjax train` in several processes over loopback, as a pod's hosts run it."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.tiny_run import command, environment, write_config
+
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-CONFIG = """
-from fmjax.config import *
-from fmjax.data import ToyData
-from fmjax.networks import MLPConfig
-
-def get_config():
-    return Config(
-        name="tiny", data=ToyData("eight_gaussians"), network=MLPConfig(width=64, num_layers=2),
-        loss=LossConfig(label_drop=0.0),
-        training=TrainingConfig(num_steps=24, batch_size=64, log_every=4, checkpoint_every=8),
-        sampling=SamplingConfig(num_samples=64, solver="heun", num_steps=4),
-        compare=CompareConfig(num_samples=8, num_steps=(2, 4), tolerances=(1e-2,),
-                              fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
-        evaluation=EvaluationConfig(num_samples=64),
-    )
-"""
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(CONFIG)
-    return path
+    return write_config(tmp_path_factory.mktemp("configs"))
 
 
 def start(config, run, num_processes, *options):
@@ -47,14 +26,12 @@ def start(config, run, num_processes, *options):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     devices = "2" if num_processes == 1 else "1"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
-                                "JAX_NUM_CPU_DEVICES": devices}  # fmt: skip
     meeting = ["--coordinator", f"localhost:{port}", "--num-processes", str(num_processes)]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "fmjax.cli", "train", config, "--run", run, *options]
+            command(config, run, *options)
             + ([*meeting, "--process-index", str(index)] if num_processes > 1 else []),
-            cwd=ROOT, env=environment, text=True,
+            env=environment(JAX_NUM_CPU_DEVICES=devices), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for index in range(num_processes)

@@ -1,0 +1,43 @@
+"""A whole `fmjax train`, results and all, small enough to be stopped, filled up and killed."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from fmjax.config import *
+from fmjax.data import ToyData
+from fmjax.networks import MLPConfig
+
+def get_config():
+    return Config(
+        name="tiny", data=ToyData("eight_gaussians"), network=MLPConfig(width=64, num_layers=2),
+        loss=LossConfig(label_drop=0.0),
+        training=TrainingConfig(batch_size=64, num_steps={num_steps}, log_every={log_every},
+                                checkpoint_every={checkpoint_every}),
+        sampling=SamplingConfig(num_samples=64, solver="heun", num_steps=4),
+        compare=CompareConfig(num_samples=8, num_steps=(2, 4), tolerances=(1e-2,),
+                              fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
+        evaluation=EvaluationConfig(num_samples=64),
+    )
+"""
+
+
+def write_config(folder, num_steps=24, log_every=4, checkpoint_every=8):
+    """The config as a file."""
+    path = folder / "tiny.py"
+    path.write_text(
+        CONFIG.format(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every)
+    )
+    return path
+
+
+def command(config, run, *options):
+    """The command that trains it."""
+    return [sys.executable, "-m", "fmjax.cli", "train", str(config), "--run", str(run), *options]
+
+
+def environment(**more):
+    """Of a process of its own, with as many devices as JAX finds."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **more}
