@@ -16,7 +16,8 @@ from fmjax.networks import DiTConfig, FluxConfig, UNetConfig
 from fmjax.report.plan import plan_text, plans_json, plot_memory
 from fmjax.studies import plan as module
 from fmjax.studies.plan import layouts, plan
-from fmjax.training import MeshConfig, init_state, make_mesh, put_batch
+from fmjax.studies.planned import sampling_batch, training_step
+from fmjax.training import MeshConfig, bytes_held, init_state, make_mesh, put_batch
 from fmjax.training.ahead import Compiled
 from fmjax.training.collectives import Traffic
 
@@ -94,24 +95,28 @@ def test_a_plan_of_sampling_counts_every_evaluation_and_holds_weights_and_number
     assert "TFLOP a batch and device" in text
 
 
+def sampling_with(**settings):
+    config = dataclasses.replace(CONFIG, sampling=SamplingConfig(batch_size=8, **settings))
+    return sampling_batch(config, make_mesh(CONFIG.mesh), event_shape=(8, 8, 1), conditions=10)
+
+
 def test_of_adaptive_steps_a_plan_counts_one():
-    config = dataclasses.replace(CONFIG, sampling=SamplingConfig(solver="tsit5", batch_size=8))
-    (found,) = plan(config, dataclasses.replace(ASKED, work="sampling"))
-    assert (found.unit, found.repeats, found.examples_per_second) == ("solver step", None, None)
-    sampling = SamplingConfig(solver="heun", num_steps=4, grid="calibrated")
-    calibrated = dataclasses.replace(config, sampling=sampling)
+    counted = sampling_with(solver="tsit5").count()
+    assert (counted.unit, counted.repeats) == ("solver step", None)
+    assert counted.flops > 0
     with pytest.raises(ValueError, match="grid must be of a trained run to be calibrated"):
-        plan(calibrated, PlanConfig("cpu:8", work="sampling"))
+        sampling_with(solver="heun", num_steps=4, grid="calibrated")
 
 
 def test_text_is_planned_for_from_its_sizes():
-    data = ArrayData("nowhere", event_shape=(8, 8, 4), text=TextShape(8, 16, 12))
+    text = TextShape(8, 16, 12)
     network = FluxConfig(2, 2, 16, 1, 2, (4, 6, 6), remat="full")
-    config = dataclasses.replace(CONFIG, data=data, network=network)
-    (found,) = plan(config, ASKED)
-    assert found.fits
-    # Text and images of 64 / 8 examples, in float32.
-    assert found.arguments > 8 * 4 * (8 * 16 + 12 + 8 * 8 * 4)
+    config = dataclasses.replace(CONFIG, network=network)
+    mesh = make_mesh(CONFIG.mesh)
+    state, batch = training_step(config, mesh, event_shape=(8, 8, 4), conditions=text).args
+    assert bytes_held(batch) == 64 / 8 * 4 * (8 * 16 + 12 + 8 * 8 * 4)
+    assert bytes_held(state) > 0
+    assert ArrayData("nowhere", event_shape=(8, 8, 4), text=text).shape() == ((8, 8, 4), text)
 
 
 def a_chip_of(memory):
