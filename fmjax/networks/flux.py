@@ -29,7 +29,7 @@ from fmjax.networks.layers import (
     modulate,
     widened,
 )
-from fmjax.networks.patches import patchify, unpatchify
+from fmjax.networks.patches import axis_angles, patchify, unpatchify
 from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
 from fmjax.velocity import VelocityNet
 
@@ -202,11 +202,11 @@ def make_flux(config: FluxConfig, event_shape: tuple[int, ...], text: Conditions
 
 def _angles(config: FluxConfig, num_text: int, rows: int, columns: int) -> np.ndarray:
     """Rotary angles of all tokens, `[tokens, head_width / 2]`; those of text are zero."""
-    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
-    places = places.reshape(-1, 2)
-    parts = [np.zeros((len(places), config.rotary_axes[0] // 2))]
-    for axis, channels in enumerate(config.rotary_axes[1:]):
-        frequencies = 10_000.0 ** (-np.arange(0, channels, 2) / channels)
-        parts.append(places[:, axis, None] * frequencies)
-    image = np.concatenate(parts, axis=-1)
-    return np.concatenate([np.zeros((num_text, image.shape[1])), image]).astype(np.float32)
+    by_picture, by_row, by_column = (channels // 2 for channels in config.rotary_axes)
+    image = [
+        np.zeros((rows * columns, by_picture)),
+        axis_angles(rows, columns, by_row)[0],
+        axis_angles(rows, columns, by_column)[1],
+    ]
+    text = np.zeros((num_text, config.head_width // 2))
+    return np.concatenate([text, np.concatenate(image, axis=-1)]).astype(np.float32)

@@ -33,7 +33,7 @@ def sincos_positions(height: int, width: int, dim: int) -> Float[np.ndarray, "to
     Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2; Vaswani et al. 2017,
         arXiv:1706.03762, section 3.5.
     """
-    rows, columns = _axis_angles(height, width, dim // 4)
+    rows, columns = axis_angles(height, width, dim // 4)
     parts = [f(angles) for angles in (rows, columns) for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
@@ -44,7 +44,7 @@ def rotary_angles(height: int, width: int, dim: int) -> Float[np.ndarray, "token
     Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2; axial form for images:
         Heo et al. 2024, arXiv:2403.13298, equation 8.
     """
-    return np.concatenate(_axis_angles(height, width, dim // 4), axis=-1).astype(np.float32)
+    return np.concatenate(axis_angles(height, width, dim // 4), axis=-1).astype(np.float32)
 
 
 def rotate(
@@ -63,7 +63,7 @@ def rotate(
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def _axis_angles(height: int, width: int, num_frequencies: int) -> tuple[np.ndarray, np.ndarray]:
+def axis_angles(height: int, width: int, num_frequencies: int) -> tuple[np.ndarray, np.ndarray]:
     """Row times frequency, and column times frequency, for every token of the grid."""
     frequencies = 10000.0 ** (-np.arange(num_frequencies) / num_frequencies)
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")

@@ -108,7 +108,7 @@ def plan_text(plan: Plan) -> str:
     if plan.roofline:
         each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items())
         rate = plan.examples_per_second
-        speed = "" if rate is None else f": at most {rate:,.3g} images/s"
+        speed = "" if rate is None else f": at most {_rounded(rate)} images/s"
         rows.append(("roofline", f"{each} a {plan.unit}{speed}"))
     if plan.dollars is not None:
         rows.append(
@@ -121,6 +121,10 @@ def plan_text(plan: Plan) -> str:
         rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([plan.name, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _parts(plan: Plan) -> str:
