@@ -201,7 +201,7 @@ def restore_ema(
     if not folder.is_dir():
         raise ValueError(f"checkpoint folder must exist, got {folder}")
     with _manager(folder, max_to_keep=None, clean=False, alone=alone) as manager:
-        reader = Reader(folder, manager)
+        reader = Reader(folder, manager, alone)
 
         def read(step: int) -> tuple[Params, int]:
             return reader.part(step, reader.run(step), "ema_params", like), step

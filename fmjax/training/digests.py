@@ -32,8 +32,15 @@ def is_sealed(folder: Path) -> bool:
     return (folder / _NAME).exists()
 
 
-def find_damage(folder: Path, part: str) -> str | None:
-    """What is wrong with the files of `folder / part`, in a few words; None if nothing is."""
+def find_damage(folder: Path, part: str, share: int = 0, shares: int = 1) -> str | None:
+    """What is wrong with the files of `folder / part`, in a few words; None if nothing is.
+
+    Args:
+        folder: With digests.
+        part: Of it.
+        share: Only every file of this number, counted round and round to `shares`.
+        shares: Into how many the files are dealt out.
+    """
     if not is_sealed(folder):
         return f"no {_NAME}"
     try:
@@ -43,12 +50,12 @@ def find_damage(folder: Path, part: str) -> str | None:
             return f"a damaged {_NAME}"
     except (ValueError, KeyError, TypeError):
         return f"a damaged {_NAME}"
-    for name, digest in digests.items():
-        if name.startswith(f"{part}/"):
-            if not (folder / name).is_file():
-                return f"no file {name}"
-            if _digest(folder / name) != digest:
-                return f"a damaged file {name}"
+    names = [name for name in digests if name.startswith(f"{part}/")]
+    for name in names[share::shares]:
+        if not (folder / name).is_file():
+            return f"no file {name}"
+        if _digest(folder / name) != digests[name]:
+            return f"a damaged file {name}"
     return None
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from fmjax.training.digests import find_damage, is_sealed
 from fmjax.training.named_arrays import flat_arrays, unflat_arrays
 
 Read = TypeVar("Read")
+
+_LONGEST = 256  # Bytes of what one process tells the others of a damage.
 
 
 class DamagedCheckpoint(ValueError):
@@ -24,10 +28,12 @@ class Reader(NamedTuple):
     Attributes:
         folder: Theirs.
         manager: Orbax's, of that folder.
+        alone: Whether this process reads by itself, whatever the others of its run do.
     """
 
     folder: Path
     manager: ocp.CheckpointManager
+    alone: bool = False
 
     def newest(self, read: Callable[[int], Read]) -> tuple[Read, dict[int, str]]:
         """`read(step)` of the newest checkpoint that is whole, and what is wrong with later ones.
@@ -88,7 +94,7 @@ class Reader(NamedTuple):
         folder = self.folder / str(step)
         if not (folder / name).is_dir() and not is_sealed(folder):
             raise self.foreign(step, f"one without {name}")
-        if damage := find_damage(folder, name):
+        if damage := self._damage(folder, name):
             raise self._damaged(step, damage)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{name: item_args}))[name]
@@ -96,6 +102,18 @@ class Reader(NamedTuple):
             raise  # Of the devices or of other processes: the checkpoint may be whole.
         except Exception as error:  # noqa: BLE001 - Orbax raises bare Exception for unreadable data
             raise self._damaged(step, error) from error
+
+    def _damage(self, folder: Path, name: str) -> str | None:
+        """What is wrong with an item. Each process looks at a share of it; all say the same."""
+        if self.alone or jax.process_count() == 1:
+            return find_damage(folder, name)
+        found = find_damage(folder, name, jax.process_index(), jax.process_count()) or ""
+        text = np.zeros(_LONGEST, np.uint8)
+        text[: len(found.encode())] = np.frombuffer(found.encode()[:_LONGEST], np.uint8)
+        for said in multihost_utils.process_allgather(text):
+            if said.any():
+                return bytes(said).rstrip(b"\0").decode(errors="ignore")
+        return None
 
     def _require_alike(self, step: int, saved: Any, wanted: Any, part: str) -> None:
         """Raise unless a checkpoint's arrays have the names, shapes and dtypes wanted."""

@@ -128,6 +128,24 @@ def test_sigterm_to_one_process_ends_all_also_after_the_steps(config, alone, tmp
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.parametrize("which", [0, -1])
+def test_processes_agree_on_which_checkpoint_is_damaged(config, alone, tmp_path, which):
+    """Each looks at some of the files: one of them finds it, and all take the one before."""
+    run = tmp_path / "run"
+    codes, said = finish(start(config, run, 2))
+    assert codes == [0, 0], said
+    part = run / "checkpoints" / "24" / "state"
+    damaged = sorted(path for path in part.rglob("*") if path.is_file())[which]
+    content = damaged.read_bytes()
+    damaged.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    codes, said = finish(start(config, run, 2))
+    assert codes == [0, 0], said
+    assert f"a damaged file {damaged.relative_to(run / 'checkpoints' / '24')}" in said[0][0]
+    assert "resumed from step 16" in said[0][0]
+    assert (run / "checkpoints" / "damaged" / "24").is_dir()
+    assert_alike(run, alone)
+
+
 def test_if_one_process_dies_the_others_end_within_a_minute_and_say_why(config, tmp_path):
     run = tmp_path / "run"
     processes = start(config, run, 2, "--training.num-steps", "100000")
