@@ -96,7 +96,8 @@ def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
 
 def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """What each chip receives of every kind of collective, at 8 images a chip."""
-    print("| chips | mesh | gathered, GB | summed, GB | sent, GB | links, ms | compute, ms |")
+    print("| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
+          "compute / links / network, ms |")  # fmt: skip
     print("| --- " * 7 + "|")
     for _, config, topology, options in rows:
         found = plan(config, topology, options)
@@ -105,9 +106,11 @@ def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
         gathered = traffic.get("all-gather", {"bytes": 0.0})["bytes"]
         total = sum(each["bytes"] for each in traffic.values())
         sent = sum(each["sent"] for each in traffic.values())
-        links, compute = (1e3 * found["roofline"][part] for part in ("links", "compute"))
+        across = sum(each["across"] for each in traffic.values())
+        busy = (1e3 * found["roofline"][part] for part in ("compute", "links", "network"))
         print(f"| {found['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
-              f"{gb(sent)} | {links:.1f} | {compute:.1f} |", flush=True)  # fmt: skip
+              f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in busy)} |",
+              flush=True)  # fmt: skip
 
 
 TABLES = {"dit": (table, DIT), "flux": (table, LARGE), "scaling": (scaling, SCALING)}

@@ -19,12 +19,14 @@ class Chip:
         memory: Bytes of its own that a program can have.
         memory_bandwidth: Bytes per second to and from it.
         link_bandwidth: Bytes per second that it can send to its neighbours, over all links.
+        network_bandwidth: Its share of what its machine can send to other slices or nodes.
     """
 
     peak_flops: float
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
+    network_bandwidth: float
 
 
 _GIB = 2.0**30
@@ -34,17 +36,18 @@ _OF_TPU, _OF_GPU = 0.984 * _GIB, 0.75
 
 # By `device_kind`. A TPU7x chip is two devices, which share what its maker states.
 # Sources: Google Cloud's pages of each TPU version (both directions of its links halved);
-# NVIDIA's data sheets of A100, H100 and H200, SXM.
+# NVIDIA's data sheets of A100, H100 and H200, SXM, and of DGX A100 and H100 for their networks. For
+# v4 Google states no network; it is taken for v5p's.
 CHIPS = {
-    "TPU v4": Chip(275e12, 32 * _OF_TPU, 1.2e12, 300e9),
-    "TPU v5 lite": Chip(197e12, 16 * _OF_TPU, 819e9, 200e9),
-    "TPU v5": Chip(459e12, 95 * _OF_TPU, 2.765e12, 600e9),
-    "TPU v6 lite": Chip(918e12, 32 * _OF_TPU, 1.6e12, 400e9),
-    "TPU7x": Chip(1153e12, 96 * _OF_TPU, 3.69e12, 300e9),
-    "NVIDIA A100-SXM4-40GB": Chip(312e12, 42.5e9 * _OF_GPU, 1.555e12, 300e9),
-    "NVIDIA A100-SXM4-80GB": Chip(312e12, 85.1e9 * _OF_GPU, 2.039e12, 300e9),
-    "NVIDIA H100 80GB HBM3": Chip(989e12, 84.9e9 * _OF_GPU, 3.35e12, 450e9),
-    "NVIDIA H200": Chip(989e12, 150.8e9 * _OF_GPU, 4.8e12, 450e9),
+    "TPU v4": Chip(275e12, 32 * _OF_TPU, 1.2e12, 300e9, 6.25e9),
+    "TPU v5 lite": Chip(197e12, 16 * _OF_TPU, 819e9, 200e9, 3.125e9),
+    "TPU v5": Chip(459e12, 95 * _OF_TPU, 2.765e12, 600e9, 6.25e9),
+    "TPU v6 lite": Chip(918e12, 32 * _OF_TPU, 1.6e12, 400e9, 12.5e9),
+    "TPU7x": Chip(1153e12, 96 * _OF_TPU, 3.69e12, 300e9, 6.25e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 42.5e9 * _OF_GPU, 1.555e12, 300e9, 25e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 85.1e9 * _OF_GPU, 2.039e12, 300e9, 25e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 84.9e9 * _OF_GPU, 3.35e12, 450e9, 50e9),
+    "NVIDIA H200": Chip(989e12, 150.8e9 * _OF_GPU, 4.8e12, 450e9, 50e9),
 }
 
 

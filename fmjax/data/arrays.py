@@ -45,9 +45,15 @@ class ArrayData:
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
         """The shape of one example and its classes or text, as given or as the files have it."""
-        if self.event_shape is not None:
-            return self.event_shape, self.num_classes if self.text is None else self.text
-        train = self.load("train")
+        conditions = self.num_classes if self.text is None else self.text
+        if self.event_shape is not None and conditions is not None:
+            return self.event_shape, conditions
+        try:
+            train = self.load("train")
+        except NoSuchSplit:
+            if self.event_shape is None:
+                raise
+            return self.event_shape, None
         return train.event_shape, train.conditions
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:

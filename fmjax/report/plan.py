@@ -39,7 +39,8 @@ class Plan(NamedTuple):
         fits: Whether the peak is within it.
         flops: Operations, without what is done again.
         traffic: What is sent between devices, by kind.
-        roofline: Seconds that computing, memory and links take at their best, if that is known.
+        roofline: Seconds that computing, memory, links, and the network between slices or
+            nodes take at their best, if that is known.
         compile_seconds: That the compiler took.
         price: Dollars of a device for an hour.
         repeats: Units of the whole job: its steps or batches; None if that is not known.
@@ -106,7 +107,7 @@ def plan_text(plan: Plan) -> str:
     for kind, traffic in sorted(plan.traffic.items()):
         rows.append((kind, f"{traffic.count:,} of {traffic.bytes / _GB:,.3g} GB together"))
     if plan.roofline:
-        each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items())
+        each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items() if s)
         rate = plan.examples_per_second
         speed = "" if rate is None else f": at most {_rounded(rate)} images/s"
         rows.append(("roofline", f"{each} a {plan.unit}{speed}"))

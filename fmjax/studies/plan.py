@@ -123,11 +123,13 @@ def _roofline(chip: Chip, remat: str, flops: float, found: Compiled) -> dict[str
     """
     again = 1 + _AGAIN.get(remat, 0.0)
     moved = found.arguments + found.outputs + 2 * found.temporaries
-    sent = sum(traffic.sent for traffic in found.traffic.values())
+    across = sum(traffic.across for traffic in found.traffic.values())
+    within = sum(traffic.sent for traffic in found.traffic.values()) - across
     return {
         "compute": again * flops / chip.peak_flops,
         "memory": moved / chip.memory_bandwidth,
-        "links": sent / chip.link_bandwidth,
+        "links": within / chip.link_bandwidth,
+        "network": across / chip.network_bandwidth,
     }
 
 

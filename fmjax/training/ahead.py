@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fmjax.training.collectives import Traffic, collectives
+from fmjax.training.topology import domain_of
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
@@ -66,7 +67,7 @@ def compiled(fn: Any, *args: Any) -> Compiled:
         outputs=float(memory.output_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         peak=_peak(memory, jax.tree.leaves(args)[0].sharding),
-        traffic=collectives(executable.as_text()),
+        traffic=collectives(executable.as_text(), _domains(args)),
         seconds=time.perf_counter() - started,
     )
 
@@ -80,6 +81,12 @@ def _peak(memory: Any, where: jax.sharding.Sharding) -> float:
         return float(memory.peak_memory_in_bytes)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return float(held + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
+
+
+def _domains(args: Any) -> list[int]:
+    """The slice or node of each device of the mesh that arguments lie on."""
+    mesh = jax.tree.leaves(args)[0].sharding.mesh
+    return [domain_of(device, number) for number, device in enumerate(mesh.devices.flat)]
 
 
 def _needed(message: str) -> float | None:

@@ -8,8 +8,10 @@ zero): bytes are then those of what it wrote.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -36,15 +38,24 @@ class Traffic(NamedTuple):
         count: How often it runs.
         bytes: What each device has of the results, over all of them.
         sent: What each device sends in rings, over all of them.
+        across: Of it, what leaves the device's slice or node, at best: each slice gathers or sums
+            what it can of its own first.
     """
 
     count: int
     bytes: float
     sent: float
+    across: float = 0.0
 
 
-def collectives(program: str) -> dict[str, Traffic]:
-    """Each kind of collective that a program's text has."""
+def collectives(program: str, domains: Sequence[int] = ()) -> dict[str, Traffic]:
+    """Each kind of collective that a program's text has.
+
+    Args:
+        program: As a compiled function's `as_text()` gives it.
+        domains: The slice or node of each device, in the program's order; all in one if empty.
+    """
+    several = len(set(domains)) > 1
     lines = _computations(program)
     times = _times_run(lines)
     found: dict[str, Traffic] = {}
@@ -60,11 +71,15 @@ def collectives(program: str) -> dict[str, Traffic]:
                         continue
                     seen.add(channel[0])
                 kind, size = match[2], _result_bytes(match[1], line)
+                groups = _groups(line)
+                sent = _sent(kind, size, groups.shape[1])
+                across = min(sent, _across(kind, size, groups, domains)) if several else 0.0
                 before = found.get(kind, Traffic(0, 0.0, 0.0))
                 found[kind] = Traffic(
                     before.count + times[name],
                     before.bytes + times[name] * size,
-                    before.sent + times[name] * _sent(kind, size, _group_size(line)),
+                    before.sent + times[name] * sent,
+                    before.across + times[name] * across,
                 )
     return found
 
@@ -135,16 +150,34 @@ def _shape_bytes(kind: str, dims: str) -> float:
     return float(width * math.prod(int(size) for size in dims.split(",") if size))
 
 
-def _group_size(line: str) -> int:
-    """How many devices exchange with one another."""
-    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
-        return int(match[2])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
-    return 2
+def _groups(line: str) -> np.ndarray:
+    """Which devices exchange with one another, `[groups, devices]`; pairs of a permutation."""
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]+\})\}", line):
+        return np.array([_numbers(group) for group in re.findall(r"\{([\d, ]+)\}", match[1])])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+)", line):
+        return _ids(match[3]).reshape(int(match[1]), int(match[2]))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))?[^{]*"
+                          r"\{([^}]*)\}", line):  # fmt: skip
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        total, names = math.prod(sizes.values()), list(sizes)
+        ids = _ids(match[2] or f"[{total}]").reshape(list(sizes.values()))
+        inner = [names.index(name) for name in re.findall(r"'(\w+)'", match[3])]
+        outer = [axis for axis in range(len(names)) if axis not in inner]
+        size = math.prod(ids.shape[axis] for axis in inner)
+        return ids.transpose(outer + inner).reshape(-1, size)
+    return np.array([[0, 1]])
+
+
+def _ids(iota: str) -> np.ndarray:
+    """Device numbers as XLA writes them in short: "[2,4]T(1,0)" is counted, then transposed."""
+    dims = _numbers(re.findall(r"\[([\d,]+)\]", iota)[0])
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    permutation = re.search(r"T\(([\d,]+)\)", iota)
+    return ids if permutation is None else ids.transpose(_numbers(permutation[1]))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _sent(kind: str, size: float, devices: int) -> float:
@@ -155,3 +188,15 @@ def _sent(kind: str, size: float, devices: int) -> float:
     if kind == "reduce-scatter":  # Of what goes in, `devices` times what comes out.
         return (devices - 1) * size
     return size if kind == "collective-permute" else share * size
+
+
+def _across(kind: str, size: float, groups: np.ndarray, domains: Sequence[int]) -> float:
+    """Bytes that each device sends out of its slice or node, the most of any group."""
+    number = max(len(set(group)) for group in np.asarray(domains)[groups].tolist())
+    if number == 1:
+        return 0.0
+    if kind == "collective-permute":
+        return size
+    if kind in ("all-gather", "all-reduce"):  # Its share only: the others send the rest.
+        return _sent(kind, size, number) * number / groups.shape[1]
+    return _sent(kind, size, number)

@@ -78,6 +78,7 @@ GPUS = {
                  **_HOPPER),
     "h200": _Gpu("NVIDIA H200", memory=150754820096, memory_bandwidth=4917600000000, **_HOPPER),
 }  # fmt: skip
+GPUS_PER_NODE = 8
 FAMILIES = (*TPUS, *GPUS, "cpu")
 
 
@@ -126,6 +127,18 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = f"{name}: {lines[0]}"
         raise ValueError(f"topology must be one that libtpu knows, got {said}") from error
+
+
+def domain_of(device: Any, number: int) -> int:
+    """The TPU slice or GPU node of a device, within which links are fast.
+
+    Args:
+        device: Here or elsewhere.
+        number: Its place in the mesh; devices elsewhere do not say which node they stand in.
+    """
+    if device.platform == "tpu":
+        return getattr(device, "slice_index", 0)
+    return number // GPUS_PER_NODE if device.platform in ("cuda", "gpu") else 0
 
 
 def _fake_devices(number: int) -> Sequence[Any]:

@@ -38,6 +38,14 @@ def test_arrays_unconditional_are_unconditional(tmp_path):
         assert load(ArrayData(str(tmp_path)), split).num_classes is None
 
 
+def test_a_shape_that_is_given_is_known_without_files_and_classes_are_read_where_they_are(tmp_path):
+    source = ArrayData(str(tmp_path), event_shape=X.shape[1:])
+    assert source.shape() == (X.shape[1:], None)
+    np.savez(tmp_path / "train.npz", x=X, labels=LABELS)
+    assert source.shape() == (X.shape[1:], LABELS.max() + 1)
+    assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), 7)
+
+
 def test_missing_and_damaged_arrays_are_refused(tmp_path):
     source = ArrayData(str(tmp_path))
     with pytest.raises(

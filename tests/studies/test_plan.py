@@ -120,7 +120,7 @@ def test_text_is_planned_for_from_its_sizes():
 
 
 def a_chip_of(memory):
-    return {jax.devices()[0].device_kind: Chip(1e12, memory, 1e11, 1e10)}
+    return {jax.devices()[0].device_kind: Chip(1e12, memory, 1e11, 1e10, 1e9)}
 
 
 @pytest.mark.slow
@@ -168,10 +168,12 @@ def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(foun
 
 
 def test_a_roofline_pays_for_what_remat_does_again_in_training_only():
-    chip = Chip(1e12, 1e9, 1e11, 1e10)
-    program = Compiled(None, 1e9, 2e9, 3e9, 6e9, {"all-gather": Traffic(1, 5e9, 4e9)}, 0.0)
+    chip = Chip(1e12, 1e9, 1e11, 1e10, 1e9)
+    traffic = {"all-gather": Traffic(1, 5e9, 4e9, 1e9)}
+    program = Compiled(None, 1e9, 2e9, 3e9, 6e9, traffic, 0.0)
     assert module._roofline(chip, "full", 3e12, program) == {
-        "compute": pytest.approx(4.0), "memory": pytest.approx(0.09), "links": pytest.approx(0.4)
+        "compute": pytest.approx(4.0), "memory": pytest.approx(0.09),
+        "links": pytest.approx(0.3), "network": pytest.approx(1.0),
     }  # fmt: skip
     assert module._roofline(chip, "none", 3e12, program)["compute"] == pytest.approx(3.0)
 

@@ -108,6 +108,36 @@ def test_groups_are_read_in_every_form_that_xla_writes(groups, devices):
     assert traffic.sent == pytest.approx(12 * 60 * (devices - 1) / devices)
 
 
+SLICES = (0, 0, 0, 0, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "across"),
+    [  # 8 devices in 2 slices; the result is 1,024 bytes on each.
+        ("all-reduce", "replica_groups={{0,1,2,3},{4,5,6,7}}", 0),
+        ("all-reduce", "replica_groups=[4,2]<=[2,4]T(1,0)", 1024),  # Pairs {0, 4}, {1, 5}, ..
+        ("all-reduce", "replica_groups=mesh['a'=2,'b'=4] {'a'}", 1024),
+        ("all-reduce", "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", 1024),
+        ("all-reduce", "replica_groups=[1,8]<=[8]", 1024 / 4),  # A quarter each, summed first.
+        ("all-gather", "replica_groups=[1,8]<=[8]", 512 / 4),
+        ("reduce-scatter", "replica_groups=[1,8]<=[8]", 1024),
+        ("all-to-all", "replica_groups=[1,8]<=[8]", 512),
+        ("collective-permute", "source_target_pairs={{0,1},{3,4}}", 1024),
+        ("collective-permute", "source_target_pairs={{0,1},{5,4}}", 0),
+    ],
+)
+def test_what_leaves_a_slice_is_told_apart(kind, groups, across):
+    text = "\n".join(
+        [
+            "ENTRY %main (p: f32[256]) -> f32[256] {",
+            f"  ROOT %a = f32[256] {kind}(%p), {groups}",
+            "}",
+        ]
+    )
+    assert collectives(text, SLICES)[kind].across == across
+    assert collectives(text)[kind].across == 0
+
+
 def test_a_program_for_one_device_sends_nothing():
     text = jax.jit(partial(jnp.sum, axis=0)).lower(jnp.ones((3, 4))).compile().as_text()
     assert collectives(text) == {}
