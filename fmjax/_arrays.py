@@ -59,6 +59,34 @@ class TextShape:
     pooled_width: int
 
 
+class FlowMapCond(NamedTuple):
+    """The condition of a network that is a flow map: of what, to where, how much guided.
+
+    Attributes:
+        cond: As of a velocity network: class labels, or None.
+        end: The time that the point is to be carried to, `[batch]`.
+        guidance: Scale, and the first and last time at which it holds, `[batch, 3]`; None for a
+            network without that input.
+    """
+
+    cond: Any
+    end: Any
+    guidance: Any = None
+
+
+@dataclass(frozen=True)
+class FlowMapConditions:
+    """What a network that is a flow map is conditioned on, beside a time to go to.
+
+    Attributes:
+        num_classes: As of a velocity network.
+        guided: Whether guidance is one of its inputs.
+    """
+
+    num_classes: int | None = None
+    guided: bool = False
+
+
 Conditions: TypeAlias = int | TextShape | None
 """What a model is conditioned on: classes (so many), text, or nothing."""
 

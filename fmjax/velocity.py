@@ -41,6 +41,40 @@ class VelocityNet(NamedTuple):
     tensor_axes: Mapping[str, int] = MappingProxyType({})
 
 
+@runtime_checkable
+class FlowMapFn(Protocol):
+    """The mean velocity of every point on its way from time t, where it is, to time r.
+
+    `u(r, t, x, cond)`: r and t `[batch]`, x `[batch, *event]`, the result shaped like x. The
+    trajectory through x at t is at `x + (r - t) u` at r, and for r = t the mean is the velocity
+    itself. Laws: as of a `VelocityFn`, and one map after another is the map over both.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, equation 3, with t and r for its t and r and noise
+    at 0; Boffi et al. 2024, arXiv:2406.07507 (flow maps).
+    """
+
+    def __call__(self, r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
+        """Give the mean velocity from t to r of the trajectory that is at x at t."""
+        ...
+
+
+class FlowMapNet(NamedTuple):
+    """A network that is a flow map, as pure functions.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, r, t, x, cond, guidance) -> mean velocity`, shaped like x, float32;
+            guidance `[batch, 3]` (`FlowMapCond`), None for a network without that input.
+        tensor_axes: As of a `VelocityNet`.
+        guided: Whether guidance is one of its inputs.
+    """
+
+    init: Callable[[Any], Params]
+    apply: Callable[..., jax.Array]
+    tensor_axes: Mapping[str, int] = MappingProxyType({})
+    guided: bool = False
+
+
 def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, "batch"]:
     """How many network evaluations one call at times `t` costs each example (guidance: two)."""
     count = getattr(velocity_fn, "evaluations", None)
@@ -61,6 +95,29 @@ class CountedField(NamedTuple):
     def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
         """Give the velocity at `(t, x)`."""
         return self.velocity_fn(t, x, cond)
+
+
+class CountedMap(NamedTuple):
+    """A flow map made from others, which says what a call costs.
+
+    Attributes:
+        map_fn: The map itself.
+        evaluations: Network evaluations of each example at times t, `[batch]` int32.
+    """
+
+    map_fn: Callable[..., Points]
+    evaluations: Callable[[Times], Int[Array, "batch"]]
+
+    def __call__(self, r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
+        """Give the mean velocity from t to r."""
+        return self.map_fn(r, t, x, cond)
+
+
+def velocity_of(map_fn: FlowMapFn) -> VelocityFn:
+    """The velocity field of a flow map, `v(t, x) = u(t, t, x)`; it costs what the map does."""
+    return CountedField(
+        lambda t, x, cond=None: map_fn(t, t, x, cond), lambda t: evaluations(map_fn, t)
+    )
 
 
 def over_interval(velocity_fn: VelocityFn, start: Any, end: Any) -> VelocityFn:

@@ -47,6 +47,17 @@ class Gaussian:
         a0 = _spread(self.schedule.alpha(jnp.zeros_like(t)), x0)
         return a * self.mean + c / start * (x0 - a0 * self.mean)
 
+    def mean_velocity(self, r, t, x, cond=None):
+        """(X(r) - x) / (r - t) on the trajectory that is at x at t; the velocity for r = t.
+
+        X(r) keeps the standard score: (X(r) - a_r mean) / c_r = (x - a_t mean) / c_t.
+        """
+        a_t, _, _, _, c_t = (_spread(p, x) for p in self._parts(t))
+        a_r, _, _, _, c_r = (_spread(p, x) for p in self._parts(r))
+        moved = (a_r - a_t) * self.mean + (c_r - c_t) / c_t * (x - a_t * self.mean)
+        span, here = _spread(r - t, x), _spread(r == t, x)
+        return jnp.where(here, self.velocity(t, x, cond), moved / jnp.where(here, 1.0, span))
+
     def log_density(self, t, x):
         """log p_t(x) in nats, `[batch]`."""
         a, _, _, _, c = (_spread(p, x) for p in self._parts(t))

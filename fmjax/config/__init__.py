@@ -16,7 +16,8 @@ from fmjax.config.build import (
     step_identity,
 )
 from fmjax.config.comparing import CompareConfig
-from fmjax.config.fields import Config, EvaluationConfig, LossConfig, TrainingConfig
+from fmjax.config.fields import Config, EvaluationConfig, TrainingConfig
+from fmjax.config.losses import LossConfig, MeanFlowConfig, ShortcutConfig
 from fmjax.config.planning import PlanConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
@@ -41,10 +42,12 @@ __all__ = [
     "EvaluationConfig",
     "Experiment",
     "LossConfig",
+    "MeanFlowConfig",
     "SamplingConfig",
     "SolveFn",
     "Steps",
     "PlanConfig",
+    "ShortcutConfig",
     "StudyConfig",
     "TrainingConfig",
     "build",

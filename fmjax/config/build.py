@@ -13,9 +13,16 @@ from jax.sharding import Mesh
 from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
+from fmjax.config.flow_maps import (
+    TrainedMap,
+    build_flow_map,
+    require_flow_map_samplings,
+    require_jumps,
+)
+from fmjax.config.losses import LossConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import to_json
-from fmjax.config.solving import DIFFUSION_SAMPLERS, SDE_SOLVERS
+from fmjax.config.solving import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
 from fmjax.guidance import classifier_free
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
@@ -26,10 +33,11 @@ from fmjax.solvers import (
     Samples,
     sample,
     sample_diffusion,
+    sample_flow_map,
     sample_sde,
 )
 from fmjax.training import TrainStep, make_optimizer, make_train_step
-from fmjax.velocity import VelocityFn, VelocityNet
+from fmjax.velocity import VelocityFn, VelocityNet, velocity_of
 
 Steps = FixedSteps | AdaptiveSteps
 # (params, x0, keys, cond, steps) -> Samples; keys `[batch]`, of solvers that draw noise.
@@ -46,6 +54,8 @@ class Experiment(NamedTuple):
         path: On which it was trained.
         prediction: What the network predicts.
         null_cond: What stands for no condition; None if the network knows nothing that does.
+        flow_map: The network as the flow map that it is, if it is one; `net` is then its
+            velocity.
     """
 
     net: VelocityNet
@@ -54,6 +64,7 @@ class Experiment(NamedTuple):
     path: AffinePath
     prediction: Prediction
     null_cond: Any
+    flow_map: TrainedMap | None = None
 
     def velocity_fn(self, params: Params) -> VelocityFn:
         """The field of some parameters, whatever the network predicts."""
@@ -70,22 +81,28 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    loss, path = config.loss, config.path
+    require_flow_map_samplings(config)
+    if not isinstance(loss, LossConfig):
+        flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
+        return Experiment(flow_map.velocity_net(), objective, optimizer, path,
+                          Prediction.VELOCITY, null_cond, flow_map)  # fmt: skip
     net = make_network(config.network, event_shape, conditions)
-    loss = config.loss
     objective = flow_matching_objective(
         net,
-        config.path,
+        path,
         density=loss.density,
         stratified=loss.stratified,
         coupling=config.coupling,
         prediction=loss.prediction,
         space=loss.space,
         weight_fn=None if loss.weight == TimeWeight() else loss.weight,
+        huber=loss.huber,
         drop_rate=loss.label_drop,
         null_cond=null_cond,
     )
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    return Experiment(net, objective, optimizer, config.path, loss.prediction, null_cond)
+    return Experiment(net, objective, optimizer, path, loss.prediction, null_cond)
 
 
 def differentiable_forwards(config: Config) -> Config:
@@ -158,6 +175,8 @@ def guided_prediction(
     Raises:
         ValueError: If guidance is asked of a model that knows no "no class".
     """
+    if experiment.flow_map is not None:
+        return velocity_of(experiment.flow_map.guided(params, scale, interval))
     predict_fn = partial(experiment.net.apply, params)
     if scale == 1.0:
         return predict_fn
@@ -167,12 +186,16 @@ def guided_prediction(
 
 def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
     """The solve that a config asks for; its steps are an argument (`sampling.make_steps`)."""
-    solver = sampling.make_solver()
+    solver, flow_map = sampling.make_solver(), experiment.flow_map
+    if sampling.solver == FLOW_MAP:
+        flow_map = require_jumps(flow_map, sampling)
 
     def solve(params: Params, x0: Points, keys: Any, cond: Cond, steps: Steps) -> Samples:
-        predict_fn = guided_prediction(
-            experiment, params, sampling.guidance, sampling.guidance_interval
-        )
+        guidance = (sampling.guidance, sampling.guidance_interval)
+        if sampling.solver == FLOW_MAP and flow_map is not None:
+            assert isinstance(steps, FixedSteps)  # Refused by the config.
+            return sample_flow_map(flow_map.guided(params, *guidance), x0, cond, steps=steps)
+        predict_fn = guided_prediction(experiment, params, *guidance)
         path, prediction = experiment.path, experiment.prediction
         if sampling.solver in SDE_SOLVERS:
             return sample_sde(

@@ -2,43 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_at_least
 from fmjax.config.comparing import CompareConfig
-from fmjax.config.sampling import DensityConfig, SamplingConfig
+from fmjax.config.losses import AnyLoss, LossConfig
+from fmjax.config.sampling import SamplingConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
-from fmjax.losses import TimeWeight
 from fmjax.networks import DiTConfig, NetworkConfig
-from fmjax.paths import AffinePath, Prediction
-from fmjax.times import Uniform
+from fmjax.paths import AffinePath
 from fmjax.training import MeshConfig, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What the network predicts, how its error counts, and at which times it is asked.
-
-    Attributes:
-        prediction: What the network's output is. With x1 and the loss in velocity, set
-            `path.min_divisor` (JiT takes 0.05): it bounds the weight of times near 1.
-        space: The quantity whose squared error is the loss.
-        weight: Weight of each time.
-        density: Density of the training times.
-        stratified: Spread a batch's times evenly over the density.
-        label_drop: Share of examples that train without their label or text, for guidance.
-    """
-
-    prediction: Prediction = Prediction.VELOCITY
-    space: Prediction = Prediction.VELOCITY
-    weight: TimeWeight = TimeWeight()
-    density: DensityConfig = Uniform()
-    stratified: bool = False
-    label_drop: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_between("loss.label_drop", self.label_drop, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -121,7 +95,7 @@ class Config:
     network: NetworkConfig = field(default_factory=DiTConfig)
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
-    loss: LossConfig = LossConfig()
+    loss: AnyLoss = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     mesh: MeshConfig = MeshConfig()

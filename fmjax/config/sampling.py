@@ -39,7 +39,7 @@ class SamplingConfig:
         num_samples: How many.
         solver: Name of a solver, lower case. Of the ODE: tsit5, dopri5, euler, heun, ...; of the
             SDE: euler_maruyama, stochastic_heun, shark, ...; of diffusion models: ddim,
-            ancestral, dpm_solver_pp_2m, unipc.
+            ancestral, dpm_solver_pp_2m, unipc; flow_map: the jumps of a network that is one.
         num_steps: Fixed steps; None adapts them to the tolerances.
         grid: Where fixed steps lie: uniform, shifted (by `shift`), edm, at the quantiles of
             `grid_density`, or calibrated: as the run's own paths want them.

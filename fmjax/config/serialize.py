@@ -13,13 +13,14 @@ import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
 from fmjax.config.fields import AnyCoupling, Config
+from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
 from fmjax.schedules import AnySchedule
 from fmjax.times import AnyDensity
 
-_UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling)
+_UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
 
 
 def _make_converter() -> cattrs.Converter:

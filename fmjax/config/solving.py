@@ -23,7 +23,13 @@ ODE_SOLVERS: Mapping[str, Callable[[], Any]] = {
 }
 SDE_SOLVERS: Mapping[str, Callable[[], Any]] = solvers.SDE_SOLVERS
 DIFFUSION_SAMPLERS: Mapping[str, Callable[[], Any]] = solvers.DIFFUSION_SAMPLERS
-SOLVERS: Mapping[str, Callable[[], Any]] = {**ODE_SOLVERS, **SDE_SOLVERS, **DIFFUSION_SAMPLERS}
+FLOW_MAP = "flow_map"  # The jumps of a network that is one; there is no solver to make.
+SOLVERS: Mapping[str, Callable[[], Any]] = {
+    **ODE_SOLVERS,
+    **SDE_SOLVERS,
+    **DIFFUSION_SAMPLERS,
+    FLOW_MAP: lambda: None,
+}
 
 RATES: Mapping[str, Callable[..., AnyRate]] = {
     "sigma": SigmaRate,
@@ -53,7 +59,7 @@ def solver_title(solver: str) -> str:
 
 def can_adapt(solver: str) -> bool:
     """Whether the solver of this name estimates its error, and so can adapt its steps."""
-    if solver in DIFFUSION_SAMPLERS:
+    if solver in DIFFUSION_SAMPLERS or solver == FLOW_MAP:
         return False
     return solvers.has_error_estimate(SOLVERS[solver])
 

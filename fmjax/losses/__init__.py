@@ -1,5 +1,6 @@
 """Losses: what a network is trained to do."""
 
+from fmjax.losses.built_in_guidance import BuiltInGuidance
 from fmjax.losses.flow import (
     FlowExamples,
     TimeWeight,
@@ -7,13 +8,26 @@ from fmjax.losses.flow import (
     flow_matching_loss,
     flow_matching_objective,
 )
+from fmjax.losses.flow_map import (
+    FlowMapExamples,
+    mean_flow_objective,
+    mean_flow_target,
+    shortcut_objective,
+    shortcut_target,
+)
 from fmjax.losses.objective import Objective
 
 __all__ = [
+    "BuiltInGuidance",
     "FlowExamples",
+    "FlowMapExamples",
     "Objective",
     "TimeWeight",
     "drop_condition",
     "flow_matching_loss",
     "flow_matching_objective",
+    "mean_flow_objective",
+    "mean_flow_target",
+    "shortcut_objective",
+    "shortcut_target",
 ]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_between
@@ -43,6 +44,7 @@ def flow_matching_loss(
     prediction: Prediction = Prediction.VELOCITY,
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
+    huber: float | None = None,
 ) -> PerExample:
     """Mean squared error of a prediction, per example.
 
@@ -62,6 +64,8 @@ def flow_matching_loss(
         prediction: What the network predicts.
         space: The quantity whose error counts.
         weight_fn: Weight of each time; None weighs all alike.
+        huber: A number c replaces the mean of squares by the pseudo-Huber distance
+            `sqrt(|r_hat - r|^2 + c^2) - c` of the whole event, in data units.
 
     Returns:
         The loss of each example, float32 whatever the compute dtype.
@@ -71,7 +75,8 @@ def flow_matching_loss(
             together would train on the wrong pairs without a sign of it.
 
     Source: Lipman et al. 2022, arXiv:2210.02747, equation 9; Li and He 2025,
-    arXiv:2511.13720 (x-prediction with velocity loss).
+    arXiv:2511.13720 (x-prediction with velocity loss); Lee et al. 2024, arXiv:2405.20320,
+    section 4.2 (pseudo-Huber).
     """
     x_t, u_t = path(t, x0, x1)
     value = predict_fn(t, x_t, cond)
@@ -82,7 +87,11 @@ def flow_matching_loss(
         truth = {Prediction.VELOCITY: u_t, Prediction.X1: x1, Prediction.X0: x0}[prediction]
     _, scale = path.conversion_weights(t, source=prediction, target=space)
     error = expand_like(scale, x_t) * (value.astype(jnp.float32) - truth)
-    loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
+    if huber is None:
+        loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
+    else:
+        squares = jnp.sum(jnp.square(error), axis=event_axes(x_t))
+        loss = jnp.sqrt(squares + huber**2) - huber
     return loss if weight_fn is None else weight_fn(t) * loss
 
 
@@ -103,7 +112,11 @@ def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Con
         return cond
     require(null_cond is not None, "null_cond", f"be given for a drop rate of {rate}", null_cond)
     batch_size = jax.tree.leaves(cond)[0].shape[0]
-    dropped = jax.random.bernoulli(key, rate, (batch_size,))
+    return null_where(jax.random.bernoulli(key, rate, (batch_size,)), cond, null_cond)
+
+
+def null_where(dropped: Bool[Array, "batch"], cond: Cond, null_cond: Any) -> Cond:
+    """The condition, and what stands for none where `dropped`, broadcast to its leaves."""
 
     def replace(leaf: jax.Array, null: Any) -> jax.Array:
         null = jnp.broadcast_to(jnp.asarray(null, leaf.dtype), leaf.shape)
@@ -131,6 +144,7 @@ def flow_matching_objective(
     prediction: Prediction = Prediction.VELOCITY,
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
+    huber: float | None = None,
     drop_rate: float = 0.0,
     null_cond: Any = None,
 ) -> Objective:
@@ -145,6 +159,7 @@ def flow_matching_objective(
         prediction: What the network predicts.
         space: The quantity whose error counts.
         weight_fn: Weight of each time.
+        huber: As of `flow_matching_loss`.
         drop_rate: Share of examples that train without their condition.
         null_cond: What stands for no condition (class labels: `num_classes`).
 
@@ -166,7 +181,7 @@ def flow_matching_objective(
         return flow_matching_loss(
             lambda t, x, cond: net.apply(params, t, x, cond),
             path, examples.t, examples.x0, examples.x1, examples.cond,
-            prediction=prediction, space=space, weight_fn=weight_fn,
+            prediction=prediction, space=space, weight_fn=weight_fn, huber=huber,
         )  # fmt: skip
 
     return Objective(draw, loss)

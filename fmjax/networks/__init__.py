@@ -1,12 +1,25 @@
 """Networks: each a config, a module, and a `make_*` that gives pure functions."""
 
-from fmjax._arrays import Conditions, TextShape
+from typing import Any
+
+import jax
+
+from fmjax._arrays import (
+    Cond,
+    Conditions,
+    FlowMapCond,
+    FlowMapConditions,
+    Params,
+    Points,
+    TextShape,
+    Times,
+)
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
-from fmjax.velocity import VelocityNet
+from fmjax.velocity import FlowMapNet, VelocityNet
 
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig
 
@@ -30,6 +43,7 @@ __all__ = [
     "UNetConfig",
     "make_classifier",
     "make_dit",
+    "make_flow_map",
     "make_flux",
     "make_mlp",
     "make_network",
@@ -38,7 +52,9 @@ __all__ = [
 
 
 def make_network(
-    config: NetworkConfig, event_shape: tuple[int, ...], conditions: Conditions = None
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    conditions: Conditions | FlowMapConditions = None,
 ) -> VelocityNet:
     """The network that `config` describes, for points of `event_shape`, as pure functions.
 
@@ -51,6 +67,8 @@ def make_network(
         ValueError: If the network cannot take points of that shape or such conditions.
     """
     if isinstance(config, FluxConfig):
+        if isinstance(conditions, FlowMapConditions):
+            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got FLUX")
         return make_flux(config, event_shape, conditions)
     if isinstance(conditions, TextShape):
         raise ValueError("conditions must be classes, or the network one that takes text, got text")
@@ -61,3 +79,35 @@ def make_network(
             return make_unet(config, event_shape, conditions)
         case DiTConfig():
             return make_dit(config, event_shape, conditions)
+
+
+def make_flow_map(
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    conditions: Conditions = None,
+    *,
+    guided: bool = False,
+) -> FlowMapNet:
+    """The network that `config` describes as a flow map: it also sees how far to go.
+
+    Its parameters are those of `make_network` and a few more, which start at zero.
+
+    Args:
+        config: Which network.
+        event_shape: Of one point.
+        conditions: The number of classes, or None.
+        guided: Whether guidance is one of its inputs.
+
+    Raises:
+        ValueError: If the network cannot take points of that shape, or is one of text.
+    """
+    if isinstance(conditions, TextShape):
+        raise ValueError("conditions must be classes or none for a flow map, got text")
+    net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
+
+    def apply(
+        params: Params, r: Times, t: Times, x: Points, cond: Cond = None, guidance: Any = None
+    ) -> jax.Array:
+        return net.apply(params, t, x, FlowMapCond(cond, r, guidance))
+
+    return FlowMapNet(net.init, apply, net.tensor_axes, guided)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fmjax._arrays import Points, Times
+from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._layout import gathered, rows_apart
 from fmjax.networks.attention import ATTENTIONS, attention
@@ -169,7 +169,7 @@ class DiT(nnx.Module):
         self,
         config: DiTConfig,
         event_shape: tuple[int, ...],
-        num_classes: int | None,
+        conditions: int | FlowMapConditions | None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -178,7 +178,7 @@ class DiT(nnx.Module):
         xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
         patch = size * size * channels
         self.config, self.grid = config, (height // size, width // size)
-        self.embed = ConditionEmbedding(config.width, num_classes, rngs=rngs)
+        self.embed = ConditionEmbedding(config.width, conditions, rngs=rngs)
         self.patches = Linear(patch, config.width, dtype=dtype, kernel_init=xavier, rngs=rngs)
         table = (self.grid[0] * self.grid[1], config.width)
         self.positions = (
@@ -194,7 +194,7 @@ class DiT(nnx.Module):
         )
         self.out = Linear(config.width, patch, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, t: Times, x: Points, cond: Int[Array, "batch"] | None) -> Points:
+    def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Give the prediction, float32, shaped like x."""
         config = self.config
         c = nnx.silu(self.embed(t, cond))
@@ -210,7 +210,9 @@ class DiT(nnx.Module):
 
 
 def make_dit(
-    config: DiTConfig, event_shape: tuple[int, ...], num_classes: int | None = None
+    config: DiTConfig,
+    event_shape: tuple[int, ...],
+    conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
     """A DiT for images of `event_shape` = (height, width, channel) as pure functions.
 
@@ -230,6 +232,6 @@ def make_dit(
     )
 
     def build(rngs: nnx.Rngs) -> DiT:
-        return DiT(config, event_shape, num_classes, rngs=rngs)
+        return DiT(config, event_shape, conditions, rngs=rngs)
 
     return VelocityNet(*purify(build))

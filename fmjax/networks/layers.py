@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fmjax._arrays import PRNGKey, Times
+from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
 from fmjax._checks import require
 from fmjax._layout import gathered, rows_apart
 
@@ -110,14 +110,25 @@ def ddpm_features(t: Times, num_features: int) -> Float[Array, "batch features"]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def guidance_features(guidance: Float[Array, "batch 3"]) -> Float[Array, "batch features"]:
+    """Features of `1 - 1 / scale`, which grows no further at large scales, and of its times."""
+    scale, first, last = jnp.split(guidance, 3, axis=-1)
+    numbers = (1.0 - 1.0 / scale, first, last)
+    return jnp.concatenate([timestep_features(n[:, 0], _TIME_FEATURES) for n in numbers], axis=-1)
+
+
 class ConditionEmbedding(nnx.Module):
     """Embeds time and, if there are classes, the class: `mlp(timestep_features(t)) + table[c]`.
 
-    The table has one row more than there are classes, the null class: `c = num_classes`.
+    The table has one row more than there are classes, the null class: `c = num_classes`. In a
+    flow map the MLP also sees how far to go, `r - t`, and the guidance. These inputs start at
+    zero: with a velocity network's other weights it starts as its velocity, wherever it goes.
     """
 
-    def __init__(self, width: int, num_classes: int | None, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(0.02)
+    def __init__(self, width: int, conditions: int | FlowMapConditions | None, *, rngs: nnx.Rngs):
+        normal, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
+        maps = isinstance(conditions, FlowMapConditions)
+        num_classes = conditions.num_classes if maps else conditions
         self.hidden = Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
         self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
         self.labels = (
@@ -125,14 +136,26 @@ class ConditionEmbedding(nnx.Module):
             if num_classes is None
             else nnx.Embed(num_classes + 1, width, embedding_init=normal, rngs=rngs)
         )
+        more: dict[str, Any] = dict(use_bias=False, kernel_init=zeros, rngs=rngs)
+        self.span = Linear(_TIME_FEATURES, width, **more) if maps else None
+        guided = maps and conditions.guided
+        self.guidance = Linear(3 * _TIME_FEATURES, width, **more) if guided else None
 
-    def __call__(self, t: Times, cond: Int[Array, "batch"] | None) -> Float[Array, "batch width"]:
+    def __call__(self, t: Times, cond: Cond) -> Float[Array, "batch width"]:
         """Give one vector per example, float32."""
+        hidden = self.hidden(timestep_features(t, _TIME_FEATURES))
+        if self.span is not None:
+            if not isinstance(cond, FlowMapCond):
+                raise ValueError(f"cond must be a FlowMapCond for a flow map, got {type(cond)}")
+            hidden = hidden + self.span(timestep_features(cond.end - t, _TIME_FEATURES))
+            if self.guidance is not None:
+                hidden = hidden + self.guidance(guidance_features(cond.guidance))
+            cond = cond.cond
         if self.labels is None:
             require(cond is None, "cond", "be None for a network without classes", "labels")
         else:
             require(cond is not None, "cond", "be class labels for a network with classes", None)
-        embedding = self.out(nnx.silu(self.hidden(timestep_features(t, _TIME_FEATURES))))
+        embedding = self.out(nnx.silu(hidden))
         if self.labels is not None and cond is not None:
             # Not `self.labels(cond)`: that would round float64 params to float32.
             table = gathered(self.labels.embedding[...])

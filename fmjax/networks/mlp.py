@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fmjax._arrays import Points, Times
+from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require_at_least, require_one_of
 from fmjax.networks.layers import (
     DTYPES,
@@ -66,14 +66,14 @@ class MLP(nnx.Module):
         self,
         config: MLPConfig,
         event_shape: tuple[int, ...],
-        num_classes: int | None,
+        conditions: int | FlowMapConditions | None,
         *,
         rngs: nnx.Rngs,
     ):
         size, width = math.prod(event_shape), config.width
         dtype = compute_dtype(config.dtype)
         self.config = config
-        self.embed = ConditionEmbedding(width, num_classes, rngs=rngs)
+        self.embed = ConditionEmbedding(width, conditions, rngs=rngs)
         self.inputs = Linear(size, width, dtype=dtype, rngs=rngs)
         self.blocks = stack_blocks(
             lambda rngs: MLPBlock(width, dtype, rngs=rngs), config.num_layers, rngs
@@ -81,7 +81,7 @@ class MLP(nnx.Module):
         zeros = nnx.initializers.zeros
         self.out = Linear(width, size, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, t: Times, x: Points, cond: Int[Array, "batch"] | None) -> Points:
+    def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Give the prediction, float32, shaped like x."""
         c = nnx.silu(self.embed(t, cond))
         h = self.inputs(x.reshape(x.shape[0], -1))
@@ -90,7 +90,9 @@ class MLP(nnx.Module):
 
 
 def make_mlp(
-    config: MLPConfig, event_shape: tuple[int, ...], num_classes: int | None = None
+    config: MLPConfig,
+    event_shape: tuple[int, ...],
+    conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
     """The MLP for points of `event_shape` as pure functions. Its output is zero at the start.
 
@@ -99,6 +101,6 @@ def make_mlp(
     """
 
     def build(rngs: nnx.Rngs) -> MLP:
-        return MLP(config, event_shape, num_classes, rngs=rngs)
+        return MLP(config, event_shape, conditions, rngs=rngs)
 
     return VelocityNet(*purify(build))

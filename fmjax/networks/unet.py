@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fmjax._arrays import Points, Times
+from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax.networks.attention import ATTENTIONS, attention
 from fmjax.networks.convolution import Conv, Resample, conv_init, resample
@@ -162,7 +162,7 @@ class UNet(nnx.Module):
         self,
         config: UNetConfig,
         event_shape: tuple[int, ...],
-        num_classes: int | None,
+        conditions: int | FlowMapConditions | None,
         *,
         rngs: nnx.Rngs,
     ):
@@ -174,7 +174,7 @@ class UNet(nnx.Module):
             attend = attends[level] and resample == "none"
             return Stage(config, before, after, attend=attend, resample=resample, rngs=rngs)
 
-        self.embed = ConditionEmbedding(4 * config.width, num_classes, rngs=rngs)
+        self.embed = ConditionEmbedding(4 * config.width, conditions, rngs=rngs)
         self.inputs = conv(channels, config.width, 3, config, rngs=rngs)
         down, up, skips, current = {}, {}, [config.width], config.width
         for level, after in enumerate(widths):
@@ -198,7 +198,7 @@ class UNet(nnx.Module):
         self.norm = group_norm(config, current, rngs=rngs)
         self.out = conv(current, channels, 3, config, zeros=True, rngs=rngs)
 
-    def __call__(self, t: Times, x: Points, cond: Int[Array, "batch"] | None) -> Points:
+    def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Give the prediction, float32, shaped like x."""
         c = nnx.silu(self.embed(t, cond))
         h = self.inputs(x)
@@ -214,7 +214,9 @@ class UNet(nnx.Module):
 
 
 def make_unet(
-    config: UNetConfig, event_shape: tuple[int, ...], num_classes: int | None = None
+    config: UNetConfig,
+    event_shape: tuple[int, ...],
+    conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
     """A UNet for images of `event_shape` = (height, width, channel) as pure functions.
 
@@ -236,7 +238,7 @@ def make_unet(
     require(known, "attention_resolutions", rule, config.attention_resolutions)
 
     def build(rngs: nnx.Rngs) -> UNet:
-        return UNet(config, event_shape, num_classes, rngs=rngs)
+        return UNet(config, event_shape, conditions, rngs=rngs)
 
     return VelocityNet(*purify(build))
 

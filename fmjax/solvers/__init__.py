@@ -6,6 +6,7 @@ from fmjax.solvers.catalog import DIFFRAX_SOLVERS, has_error_estimate
 from fmjax.solvers.diffusion import DIFFUSION_SAMPLERS, sample_diffusion
 from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, StepVariance
 from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, FixedStepSolver, Heun, Midpoint
+from fmjax.solvers.flow_map import sample_flow_map
 from fmjax.solvers.inversion import Encoded, edit, encode, interpolate
 from fmjax.solvers.likelihood import (
     ExactDivergence,
@@ -61,5 +62,6 @@ __all__ = [
     "interpolate",
     "log_density",
     "sample",
+    "sample_flow_map",
     "sample_sde",
 ]

@@ -102,7 +102,7 @@ def _summary(run: Run) -> str:
     schedule = type(run.config.path.schedule).__name__
     return (
         f"{kind} with {millions:.3g} million parameters, {schedule} schedule, "
-        f"{run.config.loss.prediction} prediction, {run.step:,} steps of "
+        f"{run.experiment.prediction} prediction, {run.step:,} steps of "
         f"{run.config.training.batch_size} examples."
     )
 

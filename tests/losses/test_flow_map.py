@@ -1,0 +1,229 @@
+"""Flow maps against the one that is known: N(0, I) to N(m, s^2 I), pointwise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax._arrays import Batch
+from fmjax.losses import (
+    BuiltInGuidance,
+    mean_flow_objective,
+    mean_flow_target,
+    shortcut_objective,
+    shortcut_target,
+)
+from fmjax.losses.flow_map import adaptive_loss
+from fmjax.networks import MLPConfig, make_flow_map, make_network
+from fmjax.paths import AffinePath
+from fmjax.schedules import Cosine, Linear
+from fmjax.solvers import FixedSteps, sample, sample_flow_map
+from fmjax.solvers.fixed import RK4
+from fmjax.times import Uniform, uniform_grid
+from fmjax.velocity import FlowMapFn, FlowMapNet, velocity_of
+from tests.oracles import Gaussian
+
+SCHEDULES = [Linear(), Cosine()]
+
+
+def points(num=64, dim=2):
+    keys = jax.random.split(jax.random.key(3), 3)
+    first, second = jax.random.uniform(keys[0], (2, num), minval=0.02, maxval=0.98)
+    x = 1.5 * jax.random.normal(keys[1], (num, dim))
+    return jnp.maximum(first, second), jnp.minimum(first, second), x
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_true_map_meets_its_own_targets(schedule):
+    oracle, (r, t, x) = Gaussian(schedule), points()
+    velocity = oracle.velocity(t, x)
+    u, target = mean_flow_target(oracle.mean_velocity, r, t, x, velocity, velocity)
+    np.testing.assert_allclose(target, u, atol=2e-5)
+    step = 0.5 * (r - t)
+    two = shortcut_target(oracle.mean_velocity, t, step, x)
+    np.testing.assert_allclose(two, oracle.mean_velocity(r, t, x), atol=2e-5)
+    # Finest steps as the velocity: off by the error of two Euler steps, no more.
+    euler = shortcut_target(oracle.mean_velocity, t, step, x, least_step=1.0)
+    assert 1e-3 < float(jnp.max(jnp.abs(euler - two))) < 3.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_derivative_in_the_target_is_the_one_that_differences_give(schedule):
+    with jax.enable_x64(True):
+        oracle = Gaussian(schedule)
+        r, t, x = (jnp.asarray(a, jnp.float64) for a in points())
+
+        def wrong_map(r, t, x, cond=None):
+            return jnp.sin(3.0 * x) * (1.0 + r)[:, None] + jnp.exp(t)[:, None] * x**2
+
+        v, h = oracle.velocity(t, x), 1e-6
+        _, target = mean_flow_target(wrong_map, r, t, x, v, v)
+        ahead, behind = (wrong_map(r, t + e, x + e * v) for e in (h, -h))
+        rate = (ahead - behind) / (2 * h)
+        np.testing.assert_allclose(target, v + (r - t)[:, None] * rate, rtol=1e-7, atol=1e-7)
+
+
+def oracle_net(schedule):
+    """The true map as a network, which has one parameter that does nothing but be there."""
+
+    def apply(params, r, t, x, cond=None, guidance=None):
+        return Gaussian(schedule).mean_velocity(r, t, x) + params["off"]
+
+    return FlowMapNet(lambda key: {"off": jnp.zeros(())}, apply)
+
+
+def objectives(net, path):
+    few = dict(share_apart=0.5)
+    return {
+        "mean_flow": mean_flow_objective(net, path, power=0.0, density=Uniform(), **few),
+        "improved": mean_flow_objective(
+            net, path, power=0.0, improved=True, density=Uniform(), **few
+        ),
+        "shortcut": shortcut_objective(net, path, num_steps=1024, **few),
+    }
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "improved", "shortcut"])
+def test_no_other_map_near_the_true_one_has_less_loss(name):
+    # At the least of the expected loss its gradient is zero: over n examples the mean of the
+    # gradients is within a few of their standard errors of it, where a wrong map's is not.
+    net = oracle_net(Cosine())
+    objective = objectives(net, AffinePath(Cosine()))[name]
+    oracle = Gaussian(Cosine())
+    x1 = oracle.mean + oracle.std * jax.random.normal(jax.random.key(0), (20_000, 1))
+    examples = objective.draw(jax.random.key(1), Batch(x1))
+
+    def gradients(off):
+        one = jax.grad(lambda off, each: objective.loss({"off": off}, each)[0])
+        rows = jax.tree.map(lambda leaf: leaf[:, None], examples)
+        return jax.jit(jax.vmap(one, in_axes=(None, 0)))(off, rows)
+
+    at_truth, beside = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
+    error = np.std(at_truth) / np.sqrt(len(at_truth))
+    assert abs(np.mean(at_truth)) < 4 * error
+    assert abs(np.mean(beside)) > 10 * error
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_jumps_of_the_true_map_are_exact_and_its_velocity_serves_every_solver(schedule):
+    oracle = Gaussian(schedule)
+    assert isinstance(oracle.mean_velocity, FlowMapFn)
+    x0 = jax.random.normal(jax.random.key(0), (32, 2))
+    exact = oracle.flow_map(jnp.ones(32), x0)
+    for num_steps in (1, 2, 5):
+        steps = FixedSteps(uniform_grid(num_steps))
+        samples = jax.jit(lambda x, s: sample_flow_map(oracle.mean_velocity, x, steps=s))(x0, steps)
+        np.testing.assert_allclose(samples.x1, exact, atol=1e-5)
+        np.testing.assert_array_equal(samples.nfe, num_steps)
+        assert bool(samples.succeeded.all())
+    by_ode = sample(
+        velocity_of(oracle.mean_velocity), x0, solver=RK4(), steps=FixedSteps(uniform_grid(64))
+    )
+    np.testing.assert_allclose(by_ode.x1, exact, atol=1e-5)
+
+
+def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs():
+    config, keys = MLPConfig(width=16, num_layers=2), jax.random.split(jax.random.key(0), 3)
+    velocity, flow_map = make_network(config, (3,), 4), make_flow_map(config, (3,), 4, guided=True)
+    params = flow_map.init(keys[0])
+    # Some output: it is zero at the start.
+    params["out"]["kernel"] = jax.random.normal(keys[1], params["out"]["kernel"].shape)
+    plain = {**params, "embed": {k: v for k, v in params["embed"].items() if k in
+                                 velocity.init(keys[0])["embed"]}}  # fmt: skip
+    assert jax.tree.structure(plain) == jax.tree.structure(velocity.init(keys[0]))
+    t, r, cond = jnp.full(5, 0.2), jnp.full(5, 0.7), jnp.arange(5) % 4
+    x = jax.random.normal(keys[2], (5, 3))
+    guidance = jnp.tile(jnp.array([3.0, 0.0, 1.0]), (5, 1))
+    np.testing.assert_array_equal(
+        flow_map.apply(params, r, t, x, cond, guidance), velocity.apply(plain, t, x, cond)
+    )
+    params["embed"]["span"]["kernel"] = jnp.ones_like(params["embed"]["span"]["kernel"])
+    moved = flow_map.apply(params, r, t, x, cond, guidance)
+    assert not np.allclose(moved, velocity.apply(plain, t, x, cond))
+
+
+def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
+    net = oracle_net(Linear())
+    objective = shortcut_objective(net, AffinePath(), num_steps=16, share_apart=0.5)
+    drawn = objective.draw(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
+    span = np.asarray(drawn.r - drawn.t)
+    assert set(span) == {0.0, 1 / 8, 1 / 4, 1 / 2, 1.0}
+    place = (np.asarray(drawn.t) / np.where(span > 0, span, 1))[span > 0]
+    np.testing.assert_array_equal(place, np.round(place))
+    assert np.all(drawn.r <= 1.0)
+    assert abs(np.mean(span > 0) - 0.5) < 4 * 0.5 / 64  # Four standard errors.
+
+
+def test_adaptive_loss_is_the_square_or_the_same_for_all():
+    error = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+    np.testing.assert_allclose(adaptive_loss(error, 0.0, 0.1), [25.0, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(adaptive_loss(error, 1.0, 0.1), [25 / 25.1, 0.25 / 0.35], rtol=1e-6)
+    slope = jax.grad(lambda e: adaptive_loss(e, 1.0, 0.1)[0])(error)
+    np.testing.assert_allclose(slope[0], 2 * error[0] / 25.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mix", [None, 0.0, 0.6])
+def test_built_in_guidance_has_the_guided_velocity_for_its_fixed_point(mix):
+    scale, t = 2.5, jnp.array([0.1, 0.5, 0.9, 0.5])
+    built_in = BuiltInGuidance(scale, mix=mix, first=0.3, last=0.95)
+    v_cond, v_null = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    guided = v_null + scale * (v_cond - v_null)
+    dropped = jnp.array([False, False, False, True])
+    asked = built_in.draw(jax.random.key(1), 4)
+    # The draw's mean is the conditional velocity; the target is linear in the draw.
+    target = built_in.target(t, v_cond, guided, v_null, asked, dropped)
+    np.testing.assert_allclose(target[1:3], guided[1:3], rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(target[0], v_cond[0])  # Before the interval.
+    np.testing.assert_array_equal(target[3], v_cond[3])  # Without its condition.
+
+
+def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
+    u = (np.arange(1, 10)) / 10
+    for power, quantile in ((1.0, 8.0**u), (0.0, 1 + 7 * u), (2.0, 1 / (1 - u * (1 - 1 / 8)))):
+        built_in = BuiltInGuidance(max_scale=8.0, power=power, first=0.5, last=0.6)
+        scale, first, last = np.asarray(built_in.draw(jax.random.key(0), 40_000)).T
+        shares = [np.mean(scale <= q) for q in quantile]
+        np.testing.assert_allclose(shares, u, atol=4 * 0.5 / 200)  # Four standard errors.
+        assert 0.0 <= first.min() < 0.01
+        assert 0.49 < first.max() <= 0.5
+        assert 0.6 <= last.min() < 0.61
+        assert 0.99 < last.max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda net: shortcut_objective(net, AffinePath(), num_steps=12), "be a power of two"),
+        (lambda net: mean_flow_objective(net, AffinePath(), share_apart=2.0), "share_apart must"),
+        (
+            lambda net: mean_flow_objective(net, AffinePath(), guidance=BuiltInGuidance(2.0)),
+            "be 1 for a network without classes",
+        ),
+        (
+            lambda net: mean_flow_objective(
+                net, AffinePath(), guidance=BuiltInGuidance(max_scale=4.0)
+            ),
+            "net must have guidance for an input",
+        ),
+        (lambda net: BuiltInGuidance(0.0), "guidance.scale must be positive"),
+        (lambda net: BuiltInGuidance(2.0, max_scale=4.0), "be 1 where guidance is an input"),
+        (lambda net: BuiltInGuidance(mix=1.0), r"guidance.mix must lie in \[0, 1\)"),
+        (lambda net: BuiltInGuidance(first=0.5, last=0.4), "be at most last 0.4"),
+        (lambda net: BuiltInGuidance(max_scale=0.5), "guidance.max_scale must"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(oracle_net(Linear()))
+
+
+def test_a_map_of_another_shape_is_refused():
+    r, t, x = points(4)
+
+    def flat(r, t, x, cond=None):
+        return x[:, :1]
+
+    with pytest.raises(ValueError, match=r"the prediction must have shape \(4, 2\), got \(4, 1\)"):
+        mean_flow_target(flat, r, t, x, x, x)
+    with pytest.raises(ValueError, match=r"velocity_fn must return shape \(4, 2\)"):
+        sample_flow_map(flat, x, steps=FixedSteps([0.0, 1.0]))
