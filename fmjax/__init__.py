@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from fmjax.losses import flow_matching_loss as flow_matching_loss
     from fmjax.losses import flow_matching_objective as flow_matching_objective
     from fmjax.metrics import frechet_distance as frechet_distance
+    from fmjax.metrics import high_frequency_share as high_frequency_share
     from fmjax.metrics import precision_recall as precision_recall
+    from fmjax.metrics import radial_spectrum as radial_spectrum
     from fmjax.metrics import sliced_wasserstein as sliced_wasserstein
+    from fmjax.metrics import straightness as straightness
     from fmjax.networks import DIT_B as DIT_B
     from fmjax.networks import DIT_L as DIT_L
     from fmjax.networks import DIT_S as DIT_S
@@ -123,8 +126,11 @@ _HOMES = {
     ),
     "metrics": (
         "frechet_distance",
+        "high_frequency_share",
         "precision_recall",
+        "radial_spectrum",
         "sliced_wasserstein",
+        "straightness",
     ),
     "networks": (
         "DIT_B",

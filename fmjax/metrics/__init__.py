@@ -1,4 +1,4 @@
-"""How alike two sets of examples are, and whether samples are what was asked for."""
+"""How alike samples and data are, whether samples are what was asked for, how straight flows."""
 
 from fmjax.metrics.classifier import ImageClassifier
 from fmjax.metrics.classifier_cache import trained_classifier
@@ -7,14 +7,21 @@ from fmjax.metrics.features import FeatureExtractor
 from fmjax.metrics.frechet import frechet_distance
 from fmjax.metrics.precision_recall import PrecisionRecall, precision_recall
 from fmjax.metrics.sliced_wasserstein import sliced_wasserstein
+from fmjax.metrics.spectrum import RadialSpectrum, high_frequency_share, radial_spectrum
+from fmjax.metrics.straightness import Straightness, straightness
 
 __all__ = [
     "ClassifierTraining",
     "FeatureExtractor",
     "ImageClassifier",
     "PrecisionRecall",
+    "RadialSpectrum",
+    "Straightness",
     "frechet_distance",
+    "high_frequency_share",
     "precision_recall",
+    "radial_spectrum",
     "sliced_wasserstein",
+    "straightness",
     "trained_classifier",
 ]
