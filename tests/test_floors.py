@@ -37,6 +37,7 @@ HOMES = {
     "lineax": {"solvers"},
     "orbax": {"training"},
     "grain": {"data"},
+    "array_record": {"data"},
     "tyro": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"report"},

@@ -6,8 +6,10 @@ from fmjax.data.arrays import ArrayData
 from fmjax.data.cifar10 import Cifar10Data
 from fmjax.data.dataset import Dataset, NoSuchSplit, Source, load
 from fmjax.data.digits import DigitsData
+from fmjax.data.manifest import RecordField, RecordManifest, missing_shards, prepare_records
 from fmjax.data.mnist import IdxData
 from fmjax.data.pipeline import BatchIterator, batches
+from fmjax.data.records import Records, open_records, write_shard
 from fmjax.data.toys import ToyData
 
 DataConfig: TypeAlias = DigitsData | ToyData | IdxData | ArrayData | Cifar10Data
@@ -21,8 +23,15 @@ __all__ = [
     "DigitsData",
     "IdxData",
     "NoSuchSplit",
+    "RecordField",
+    "RecordManifest",
+    "Records",
     "Source",
     "ToyData",
     "batches",
     "load",
+    "missing_shards",
+    "open_records",
+    "prepare_records",
+    "write_shard",
 ]
