@@ -24,10 +24,12 @@ class Batch(NamedTuple):
         x1: Target points, `[batch, *event]`, images in [-1, 1].
         cond: The condition, a pytree with leading axis batch (class labels: int32 `[batch]`),
             or None for an unconditional model.
+        x0: Source points that belong to them, shaped like x1, or None: noise is drawn.
     """
 
     x1: Any
     cond: Any = None
+    x0: Any = None
 
 
 class Text(NamedTuple):

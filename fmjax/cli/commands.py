@@ -11,61 +11,11 @@ from fmjax._progress import Progress
 from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
+from fmjax.cli.training import reflow, train
 from fmjax.cli.working import working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
-
-
-def _train(arguments: list[str]) -> None:
-    path, rest = path_and_rest("train", "CONFIG", arguments)
-    import dataclasses
-
-    import tyro
-
-    from fmjax._arrays import TextShape
-    from fmjax.config import Config
-    from fmjax.studies.configs import load_config
-    from fmjax.studies.run_folder import open_run, read_model
-    from fmjax.studies.train import train_folder
-    from fmjax.training import Processes, hearing_stops, is_main, together
-
-    @dataclasses.dataclass(frozen=True)
-    class Train:
-        """Train from a config, then sample, compare and report. A stopped run is resumed.
-
-        Attributes:
-            config: Every field of the config.
-            run: The run folder (default: runs/NAME).
-            overwrite: Replace a run that stands there.
-            executable: The compiled step of this config, these devices and this version, which
-                `fmjax plan --executable` wrote: nothing is compiled anew. Load only your own.
-            processes: The same command runs in each of them.
-        """
-
-        config: Annotated[Config, tyro.conf.arg(name="")]
-        run: Path | None = None
-        overwrite: bool = False
-        executable: Path | None = None
-        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
-
-    asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
-    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
-    config = dataclasses.replace(asked.config, sampling=sampling)
-    folder = Path("runs") / config.name if asked.run is None else asked.run
-    with working(asked.processes) as progress:
-        train_folder(
-            config, folder, overwrite=asked.overwrite, executable=asked.executable,
-            progress=progress,
-        )  # fmt: skip
-        with together("making the results"):
-            if is_main() and isinstance(read_model(folder)[1], TextShape):
-                progress.say("trained; samples of a model of text need prompts: none are drawn")
-            elif is_main():
-                from fmjax.studies.results import make_results  # Figures are not needed sooner.
-
-                with hearing_stops(after_step=config.training.num_steps + 1):
-                    make_results(open_run(folder, alone=True), progress=progress)
 
 
 def _sample(arguments: list[str]) -> int:
@@ -256,7 +206,8 @@ def _plan(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "train": _train,
+    "train": train,
+    "reflow": reflow,
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,

@@ -21,6 +21,7 @@ usage: fmjax COMMAND ... [--help]
   likelihood RUN  log-density of test data under a run, and bits per dimension
   invert RUN [IMAGES...]
                   images to noise and back, interpolated and edited
+  reflow RUN      make pairs with a run and train the next, straighter flow on them
   study CONFIG    train several models, sample each in several ways, measure all alike
   plan CONFIG     compile its training or sampling for TPUs or GPUs that are not here: memory, price
 

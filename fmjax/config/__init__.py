@@ -19,6 +19,7 @@ from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, TrainingConfig
 from fmjax.config.losses import LossConfig, MeanFlowConfig, ShortcutConfig
 from fmjax.config.planning import PlanConfig
+from fmjax.config.reflowing import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
 from fmjax.config.solving import (
@@ -43,6 +44,7 @@ __all__ = [
     "Experiment",
     "LossConfig",
     "MeanFlowConfig",
+    "ReflowConfig",
     "SamplingConfig",
     "SolveFn",
     "Steps",

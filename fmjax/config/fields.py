@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fmjax._checks import require, require_at_least
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.losses import AnyLoss, LossConfig
+from fmjax.config.reflowing import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
@@ -76,6 +77,9 @@ class Config:
     Attributes:
         name: Of the run and its folder.
         data: What is learned.
+        source: What the flow starts from: None is normal noise, else examples of other data of
+            the same shape.
+        reflow: Train on the pairs that another flow makes, not on the data.
         conditional: Whether the data's classes, where it has any, condition the network.
         network: What predicts.
         path: From noise to data.
@@ -91,6 +95,8 @@ class Config:
 
     name: str
     data: DataConfig = field(default_factory=DigitsData)
+    source: DataConfig | None = None
+    reflow: ReflowConfig | None = None
     conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
     path: AffinePath = AffinePath()
@@ -108,3 +114,11 @@ class Config:
         plain = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
         require(plain and not self.name.startswith("."), "name",
                 "be letters, digits, '-', '_' and '.'", repr(self.name))  # fmt: skip
+        paired = self.reflow is None or isinstance(self.coupling, Independent)
+        rule = "be Independent on pairs, which are coupled already"
+        require(paired, "coupling", rule, self.coupling)
+
+    @property
+    def paired(self) -> bool:
+        """Whether batches have source points of their own."""
+        return self.source is not None or self.reflow is not None

@@ -8,7 +8,8 @@ from fmjax.data.dataset import Dataset, NoSuchSplit, Source, load
 from fmjax.data.digits import DigitsData
 from fmjax.data.manifest import RecordField, RecordManifest, missing_shards, prepare_records
 from fmjax.data.mnist import IdxData
-from fmjax.data.pipeline import BatchIterator, batches
+from fmjax.data.pairs import Pairs, open_pairs, pair_fields
+from fmjax.data.pipeline import BatchIterator, Examples, batches
 from fmjax.data.records import Records, open_records, write_shard
 from fmjax.data.toys import ToyData
 
@@ -25,13 +26,17 @@ __all__ = [
     "NoSuchSplit",
     "RecordField",
     "RecordManifest",
+    "Examples",
+    "Pairs",
     "Records",
     "Source",
     "ToyData",
     "batches",
     "load",
     "missing_shards",
+    "open_pairs",
     "open_records",
+    "pair_fields",
     "prepare_records",
     "write_shard",
 ]

@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -18,7 +19,22 @@ from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
 from fmjax.data.dataset import Dataset
 
-_ORDER, _FLIP = 0, 1
+_ORDER, _FLIP, _SOURCE = 0, 1, 2
+
+
+class Examples(Protocol):
+    """A finite set of examples: a `Dataset`, or `Pairs` on disk."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one point."""
+        ...
+
+    def examples(self, indices: np.ndarray) -> Batch:
+        """The examples at `indices`, new arrays."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +47,13 @@ class GlobalOrder:
         num_examples: In the set.
         batch_size: Of the global batch.
         seed: Of the orders and the flips.
+        stream: Orders of another stream have nothing to do with these.
     """
 
     num_examples: int
     batch_size: int
     seed: int
+    stream: int = _ORDER
 
     def indices(self, batch: int) -> np.ndarray:
         """The examples of global batch number `batch`, `[batch_size]`."""
@@ -44,9 +62,8 @@ class GlobalOrder:
         indices = np.empty(self.batch_size, dtype=np.int64)
         for number in range(int(epoch[0]), int(epoch[-1]) + 1):
             here = epoch == number
-            indices[here] = _order_of_epoch(self.seed, number, self.num_examples)[
-                place_in_epoch[here]
-            ]
+            order = _order_of_epoch(self.seed, self.stream, number, self.num_examples)
+            indices[here] = order[place_in_epoch[here]]
         return indices
 
     def flips(self, batch: int) -> np.ndarray:
@@ -61,8 +78,8 @@ def _bits(count: int, *entropy: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _order_of_epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return np.argsort(_bits(num_examples, seed, _ORDER, epoch), kind="stable")
+def _order_of_epoch(seed: int, stream: int, epoch: int, num_examples: int) -> np.ndarray:
+    return np.argsort(_bits(num_examples, seed, stream, epoch), kind="stable")
 
 
 class BatchIterator(Iterator[Batch]):
@@ -96,8 +113,9 @@ class BatchIterator(Iterator[Batch]):
 
 
 def batches(
-    dataset: Dataset,
+    dataset: Examples,
     *,
+    source: Dataset | None = None,
     batch_size: int,
     seed: int = 0,
     flip: bool = False,
@@ -112,6 +130,8 @@ def batches(
 
     Args:
         dataset: Where the examples come from.
+        source: Where their source points come from, in an order of their own; None leaves them
+            to the dataset, or to the noise.
         batch_size: Of the global batch, over all processes.
         seed: Of the order and the flips.
         flip: Whether to mirror images left to right, each with probability one half.
@@ -138,16 +158,24 @@ def batches(
     images = len(dataset.event_shape) == 3
     require(images or not flip, "flip", "be off unless x is [n, h, w, c]", dataset.event_shape)
 
+    if source is not None:
+        alike = source.event_shape == dataset.event_shape
+        rule = f"have points of shape {dataset.event_shape}"
+        require(alike, "source", rule, source.event_shape)
     order = GlobalOrder(len(dataset), batch_size, seed)
     share = batch_size // num_processes
     mine = slice(process_index * share, (process_index + 1) * share)
 
     def fetch(batch: int) -> Batch:
         examples = dataset.examples(order.indices(batch)[mine])
-        if not flip:
-            return examples
-        mirrored = order.flips(batch)[mine]
-        examples.x1[mirrored] = examples.x1[mirrored, :, ::-1]
+        if source is not None:
+            others = GlobalOrder(len(source), batch_size, seed, _SOURCE)
+            examples = examples._replace(x0=source.points(others.indices(batch)[mine]))
+        if flip:
+            mirrored = order.flips(batch)[mine]
+            for points in (examples.x1, examples.x0):
+                if points is not None:
+                    points[mirrored] = points[mirrored, :, ::-1]
         return examples
 
     numbers = grain.MapDataset.range(sys.maxsize)

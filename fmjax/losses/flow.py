@@ -125,6 +125,13 @@ def null_where(dropped: Bool[Array, "batch"], cond: Cond, null_cond: Any) -> Con
     return jax.tree.map(replace, cond, null_cond)
 
 
+def source_points(key: PRNGKey, batch: Batch) -> Points:
+    """The batch's own source points, or normal noise where it has none."""
+    if batch.x0 is not None:
+        return batch.x0
+    return jax.random.normal(key, batch.x1.shape, jnp.float32)
+
+
 class FlowExamples(NamedTuple):
     """What one flow-matching step learns from; every leaf has the batch as leading axis."""
 
@@ -148,7 +155,7 @@ def flow_matching_objective(
     drop_rate: float = 0.0,
     null_cond: Any = None,
 ) -> Objective:
-    """Flow matching from normal noise, as the training step wants it.
+    """Flow matching, from normal noise or a batch's own source points, for the training step.
 
     Args:
         net: The network that predicts.
@@ -169,7 +176,7 @@ def flow_matching_objective(
 
     def draw(key: PRNGKey, batch: Batch) -> FlowExamples:
         noise_key, time_key, drop_key = jax.random.split(key, 3)
-        x0 = jax.random.normal(noise_key, batch.x1.shape, jnp.float32)
+        x0 = source_points(noise_key, batch)
         t = sample_times(time_key, batch.x1.shape[0], density, stratified=stratified)
         x0 = coupling(x0, batch.x1, batch.cond)
         cond = batch.cond

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_between
 from fmjax.losses.built_in_guidance import BuiltInGuidance
-from fmjax.losses.flow import null_where
+from fmjax.losses.flow import null_where, source_points
 from fmjax.losses.objective import Objective
 from fmjax.paths import AffinePath
 from fmjax.times import Density, LogitNormal, Uniform, sample_times
@@ -145,12 +145,11 @@ def mean_flow_objective(
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         first, second = (sample_times(k, num, density) for k in keys[:2])
         t, apart = jnp.minimum(first, second), jax.random.bernoulli(keys[2], share_apart, (num,))
-        x0 = jax.random.normal(keys[3], batch.x1.shape, jnp.float32)
         dropped = jax.random.bernoulli(keys[4], drop_rate, (num,))
         return FlowMapExamples(
             r=jnp.where(apart, jnp.maximum(first, second), t),
             t=t,
-            x0=x0,
+            x0=source_points(keys[3], batch),
             x1=batch.x1,
             cond=null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond,
             dropped=dropped,
@@ -221,7 +220,7 @@ def shortcut_objective(
         return FlowMapExamples(
             r=jnp.where(apart, t + span, t),
             t=t,
-            x0=jax.random.normal(keys[3], batch.x1.shape, jnp.float32),
+            x0=source_points(keys[3], batch),
             x1=batch.x1,
             cond=null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond,
             dropped=dropped,

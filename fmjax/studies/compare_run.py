@@ -31,8 +31,8 @@ from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
 from fmjax.studies.compare import Metric, Row, compare
-from fmjax.studies.draw import even_labels, is_image, noise, noise_keys
-from fmjax.studies.draw_run import run_steps
+from fmjax.studies.draw import even_labels, is_image, noise_keys
+from fmjax.studies.draw_run import run_starts, run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
 from fmjax.studies.run_folder import Run
@@ -62,7 +62,7 @@ def compare_run(
     num_samples = -(-config.num_samples // shares) * shares
     rows = batch_sharding(run.mesh)
     key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
-    x0 = run.config.path.start(noise(key, indices, run.event_shape))
+    x0 = run_starts(run, progress)(config.seed, indices)
     labels = even_labels(num_samples, run.num_classes)
     gallery: list[GalleryEntry] = []
 

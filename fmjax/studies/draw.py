@@ -68,14 +68,17 @@ def make_draw(
     event_shape: tuple[int, ...],
     seed: int,
     mesh: jax.sharding.Mesh,
-) -> Callable[[Params, jax.Array, Any], Samples]:
-    """What draws the samples of some numbers: `(params, indices, cond) -> Samples`, jitted."""
+) -> Callable[..., Samples]:
+    """What draws the samples of some numbers, jitted.
 
-    def draw(params: Params, indices: jax.Array, cond: Any) -> Samples:
+    `(params, indices, cond, x0) -> Samples`; without `x0` they start from normal noise.
+    """
+
+    def draw(params: Params, indices: jax.Array, cond: Any, x0: Any = None) -> Samples:
         # Lets networks name the mesh axes without being handed the mesh.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.key(seed)
-            x0 = path.start(noise(key, indices, event_shape))
+            x0 = path.start(noise(key, indices, event_shape)) if x0 is None else x0
             x0 = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
             return solve(params, x0, noise_keys(key, indices), cond, steps)
 
@@ -92,6 +95,7 @@ def draw_samples(
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
+    starts: Callable[[int, np.ndarray], jax.Array] | None = None,
     progress: Progress = Silent(),
 ) -> Drawn:
     """Solve `sampling.num_samples` noises to samples.
@@ -109,6 +113,7 @@ def draw_samples(
         labels: Integer `[num_samples]`, or None for an unconditional field.
         sampling: Number of samples, batch size and seed.
         mesh: The devices.
+        starts: Gives the points at t = 0 of a seed and some numbers; None takes normal noise.
         progress: Hears of each batch.
     """
     num = sampling.num_samples
@@ -128,7 +133,8 @@ def draw_samples(
             started = time.perf_counter()
             indices = np.minimum(np.arange(first, first + batch_size), num - 1)
             cond = None if labels is None else jax.device_put(labels[indices], rows)
-            solved = draw(params, jax.device_put(indices, rows), cond)
+            x0 = None if starts is None else jax.device_put(starts(sampling.seed, indices), rows)
+            solved = draw(params, jax.device_put(indices, rows), cond, x0)
             kept = slice(0, min(batch_size, num - first))
             parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
             seconds.append((time.perf_counter() - started) / batch_size)

@@ -68,7 +68,7 @@ def training_step(
     experiment = build(config, event_shape, conditions)
     num = config.training.batch_size
     require_batch_fits(num, mesh, config.training.accumulation_steps)
-    batch = abstract_batch(event_shape, conditions, num, mesh)
+    batch = abstract_batch(event_shape, conditions, num, mesh, paired=config.paired)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
 

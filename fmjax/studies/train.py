@@ -7,9 +7,10 @@ import numpy as np
 
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, build, make_step, num_parameters, step_identity
-from fmjax.data import BatchIterator, batches
+from fmjax.data import BatchIterator, Examples, batches
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.planned import step_flops
+from fmjax.studies.reflow import pairs_for, started_from, teacher_of
 from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
 from fmjax.training import (
     Checkpoints,
@@ -64,18 +65,25 @@ def train_folder(
         NonFiniteLoss: If the loss was not finite.
     """
     training, mesh = config.training, make_mesh(config.mesh)
+    teacher = teacher_of(config)
     with together("reading the data"):
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
         # Not after hours of training.
         require_comparable(config.compare.num_samples, len(dataset))
+        source = None if config.source is None else config.source.load("train", progress=progress)
         event_shape, conditions = dataset.event_shape, dataset.conditions
         experiment = build(config, event_shape, conditions)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
+    examples: Examples = dataset
+    if teacher is not None:
+        examples, source = pairs_for(config, teacher, dataset, progress), None
+    with together("reading the data"):
         feed = batches(
-            dataset,
+            examples,
+            source=source,
             batch_size=training.batch_size,
             seed=training.seed,
             flip=training.flip,
@@ -86,7 +94,9 @@ def train_folder(
     state, sharding = init_state(
         experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
     )
-    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh)
+    if teacher is not None:
+        state = started_from(teacher, config, state, RunFolder(path))
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     step = make_step(config, experiment, mesh, sharding)
     if executable is not None:
         with together("reading the executable"):
@@ -97,7 +107,8 @@ def train_folder(
         if is_main():
             prepare(folder, config, event_shape, conditions, overwrite=overwrite)
     progress.say(
-        f"{config.name}: {num_parameters(state.params):,} parameters, {len(dataset):,} examples of "
+        f"{config.name}: {num_parameters(state.params):,} parameters, {len(examples):,} "
+        f"{'examples' if teacher is None else 'pairs'} of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
     flops = step_flops(config, state.params, batch, event_shape, conditions)

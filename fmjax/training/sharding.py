@@ -144,9 +144,14 @@ def bytes_held(arrays: Any) -> float:
 
 
 def abstract_batch(
-    event_shape: tuple[int, ...], conditions: Conditions, batch_size: int, mesh: Mesh
+    event_shape: tuple[int, ...],
+    conditions: Conditions,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    paired: bool = False,
 ) -> Batch:
-    """A batch of the data, as `jax.ShapeDtypeStruct`s."""
+    """A batch of the data, as `jax.ShapeDtypeStruct`s; with source points if `paired`."""
     rows = batch_sharding(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -156,7 +161,8 @@ def abstract_batch(
     if isinstance(conditions, TextShape):
         tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
         cond = Text(tokens, array((conditions.pooled_width,), jnp.float32))
-    return Batch(array(event_shape, jnp.float32), cond)
+    x0 = array(event_shape, jnp.float32) if paired else None
+    return Batch(array(event_shape, jnp.float32), cond, x0)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -1,0 +1,118 @@
+"""The commands that train: what each reads from its arguments, and the job they do alike.
+
+Imports wait until a command needs them, so that a wrong word is refused at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from fmjax.cli.parsing import parse, path_and_rest
+from fmjax.cli.sampling import adaptive_if_meant
+from fmjax.cli.working import working
+
+if TYPE_CHECKING:
+    from fmjax.config import Config
+    from fmjax.training import Processes
+
+
+def train(arguments: list[str]) -> None:
+    """`fmjax train CONFIG`."""
+    path, rest = path_and_rest("train", "CONFIG", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import Config
+    from fmjax.studies.configs import load_config
+    from fmjax.training import Processes
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        """Train from a config, then sample, compare and report. A stopped run is resumed.
+
+        Attributes:
+            config: Every field of the config.
+            run: The run folder (default: runs/NAME).
+            overwrite: Replace a run that stands there.
+            executable: The compiled step of this config, these devices and this version, which
+                `fmjax plan --executable` wrote: nothing is compiled anew. Load only your own.
+            processes: The same command runs in each of them.
+        """
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        run: Path | None = None
+        overwrite: bool = False
+        executable: Path | None = None
+        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+
+    asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
+    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
+    config = dataclasses.replace(asked.config, sampling=sampling)
+    _train_and_show(config, asked.run, asked.overwrite, asked.executable, asked.processes)
+
+
+def _train_and_show(
+    config: "Config",
+    run: Path | None,
+    overwrite: bool,
+    executable: Path | None,
+    processes: "Processes",
+) -> None:
+    """Train in the processes of a run, and make the results in the first of them."""
+    from fmjax._arrays import TextShape
+    from fmjax.studies.run_folder import open_run, read_model
+    from fmjax.studies.train import train_folder
+    from fmjax.training import hearing_stops, is_main, together
+
+    folder = Path("runs") / config.name if run is None else run
+    with working(processes) as progress:
+        train_folder(config, folder, overwrite=overwrite, executable=executable, progress=progress)
+        with together("making the results"):
+            if is_main() and isinstance(read_model(folder)[1], TextShape):
+                progress.say("trained; samples of a model of text need prompts: none are drawn")
+            elif is_main():
+                from fmjax.studies.results import make_results  # Figures are not needed sooner.
+
+                with hearing_stops(after_step=config.training.num_steps + 1):
+                    make_results(open_run(folder, alone=True), progress=progress)
+
+
+def reflow(arguments: list[str]) -> None:
+    """`fmjax reflow RUN`."""
+    path, rest = path_and_rest("reflow", "RUN", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import Config
+    from fmjax.studies.reflow import reflow_config
+    from fmjax.studies.run_folder import read_config
+    from fmjax.training import Processes
+
+    distill = "--distill" in rest
+
+    @dataclasses.dataclass(frozen=True)
+    class Reflow:
+        """Make pairs with a run, and train the next flow on them from its weights.
+
+        Pairs that are there are not made again, and a stopped training is resumed.
+
+        Attributes:
+            config: Every field of the next flow's config.
+            distill: Train its one step from t = 0 to t = 1 only.
+            run: The run folder (default: runs/NAME).
+            overwrite: Replace a run that stands there.
+            processes: The same command runs in each of them.
+        """
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        distill: bool = False
+        run: Path | None = None
+        overwrite: bool = False
+        processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+
+    default = Reflow(reflow_config(read_config(path), path, distill=distill), distill)
+    asked = parse(Reflow, default, rest, f"fmjax reflow {path}")
+    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
+    config = dataclasses.replace(asked.config, sampling=sampling)
+    _train_and_show(config, asked.run, asked.overwrite, None, asked.processes)

@@ -1,0 +1,199 @@
+"""The pairs of source and target that a trained flow makes, on disk."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fmjax._checks import require
+from fmjax._progress import Progress, Silent
+from fmjax.config import ReflowConfig, guided, make_solve, to_json
+from fmjax.data import (
+    Dataset,
+    Pairs,
+    RecordManifest,
+    missing_shards,
+    open_pairs,
+    pair_fields,
+    prepare_records,
+    write_shard,
+)
+from fmjax.data.pairs import LEAST_PER_SHARD
+from fmjax.solvers import encode
+from fmjax.studies.draw import noise_keys
+from fmjax.studies.draw_run import run_starts, run_steps
+from fmjax.studies.evaluate import labels_like
+from fmjax.studies.run_folder import Run
+from fmjax.training import batch_sharding, is_main, num_shares, together
+
+_STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
+_MOST_SHARDS = 512
+
+
+def pairs_folder(config: ReflowConfig) -> Path:
+    """Where the pairs lie."""
+    return Path(config.teacher) / "pairs" if config.pairs is None else Path(config.pairs)
+
+
+def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silent()) -> Pairs:
+    """Make the pairs that are not there yet, and open them all.
+
+    Shard after shard, each whole or not at all: stopped, it goes on where it was. Of several
+    processes each makes its share, on its own devices.
+
+    Args:
+        teacher: The flow, opened with `alone=True`.
+        config: How many, and how.
+        progress: Hears of every batch.
+
+    Raises:
+        ValueError: If the folder holds pairs that were made otherwise, or a pair did not arrive.
+    """
+    folder, manifest = pairs_folder(config), _manifest(teacher, config)
+    with together("preparing the pairs"):
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            prepare_records(folder, manifest)
+    with together("making pairs"):
+        mine = missing_shards(folder, manifest)[jax.process_index() :: jax.process_count()]
+        if mine:
+            _make_shards(teacher, config, folder, manifest, mine, progress)
+    with together("opening the pairs"):
+        return open_pairs(folder, teacher.event_shape, teacher.num_classes)
+
+
+def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
+    about = {
+        # All that decides a pair; where the weights lie does not.
+        "teacher": hashlib.sha256(to_json(teacher.config).encode()).hexdigest()[:16],
+        "name": teacher.config.name,
+        "step": teacher.step,
+        "sampling": dataclasses.asdict(config.sampling),
+        "real_share": config.real_share,
+    }
+    return RecordManifest(
+        pair_fields(teacher.event_shape, teacher.num_classes is not None),
+        num_examples=config.num_pairs,
+        examples_per_shard=max(LEAST_PER_SHARD, -(-config.num_pairs // _MOST_SHARDS)),
+        about=json.loads(json.dumps(about, default=str)),
+    )
+
+
+class _Way(NamedTuple):
+    """One direction in which pairs are made.
+
+    Attributes:
+        points: Of some numbers, where they begin.
+        labels: Of some numbers, or None.
+        solve: `(params, points, numbers, labels) -> (x0, x1, succeeded)`, jitted.
+    """
+
+    points: Callable[[np.ndarray], Any]
+    labels: Callable[[np.ndarray], np.ndarray | None]
+    solve: Callable[..., tuple[Any, Any, Any]]
+
+
+def _make_shards(
+    teacher: Run,
+    config: ReflowConfig,
+    folder: Path,
+    manifest: RecordManifest,
+    shards: list[int],
+    progress: Progress,
+) -> None:
+    data = teacher.config.data.load("train", progress=progress)
+    ways = (_from_source(teacher, config, data, progress), _from_data(teacher, config, data))
+    numbers = np.arange(config.num_pairs)
+    # Evenly among the others: pair n is real if the share of n + 1 has one more than that of n.
+    real = np.floor((numbers + 1) * config.real_share) > np.floor(numbers * config.real_share)
+    with progress.task("making pairs", sum(len(manifest.examples(n)) for n in shards)) as advance:
+        for shard in shards:
+            mine = np.asarray(manifest.examples(shard))
+            kinds = [mine[~real[mine]], mine[real[mine]]]
+            parts = [
+                _solved(way, teacher, config.sampling.batch_size, kind, advance)
+                for way, kind in zip(ways, kinds, strict=True)
+                if len(kind)
+            ]
+            order = np.argsort(np.concatenate(kinds))
+            arrays = {name: np.concatenate([part[name] for part in parts])[order]
+                      for name in parts[0]}  # fmt: skip
+            write_shard(folder, manifest, shard, arrays)
+
+
+def _solved(
+    way: _Way, teacher: Run, batch_size: int, numbers: np.ndarray, advance: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """The pairs of some numbers, batch after batch of one size."""
+    shares, rows = num_shares(teacher.mesh), batch_sharding(teacher.mesh)
+    size = -(-batch_size // shares) * shares
+    parts = []
+    for first in range(0, len(numbers), size):
+        some = numbers[np.minimum(np.arange(first, first + size), len(numbers) - 1)]
+        given = (way.points(some), _noise_numbers(some), way.labels(some))
+        found = way.solve(teacher.params, *jax.device_put(given, rows))
+        kept = slice(0, min(size, len(numbers) - first))
+        x0, x1, arrived = (np.asarray(a)[kept] for a in found)
+        failed = int(np.sum(~arrived))
+        require(failed == 0, "pairs", "arrive at the end of their path", f"{failed} that did not")
+        labels = {} if given[2] is None else {"label": given[2][kept]}
+        parts.append({"x0": x0, "x1": x1} | labels)
+        advance(len(x0))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _noise_numbers(numbers: np.ndarray) -> np.ndarray:
+    return (numbers + _STREAM).astype(np.uint32)
+
+
+def _from_source(teacher: Run, config: ReflowConfig, data: Dataset, progress: Progress) -> _Way:
+    """From the source to where the flow takes it."""
+    sampling, mesh = config.sampling, teacher.mesh
+    solve, steps = make_solve(teacher.experiment, sampling), run_steps(teacher, sampling, progress)
+    starts, key = run_starts(teacher, progress), jax.random.key(sampling.seed)
+    all_labels = None
+    if teacher.num_classes is not None:
+        all_labels = labels_like(data, config.num_pairs, sampling.seed)
+
+    @jax.jit
+    def forwards(params: Any, x0: Any, numbers: Any, cond: Any) -> tuple[Any, Any, Any]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            solved = solve(params, x0, noise_keys(key, numbers), cond, steps)
+        return x0, solved.x1, solved.succeeded
+
+    return _Way(
+        lambda numbers: starts(sampling.seed, _noise_numbers(numbers)),
+        lambda numbers: None if all_labels is None else all_labels[numbers],
+        forwards,
+    )
+
+
+def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Way:
+    """From real data back to where the flow has them from."""
+    sampling, mesh = config.sampling, teacher.mesh
+    steps = run_steps(teacher, sampling)
+    # Every example once before any comes again.
+    order = np.random.default_rng(sampling.seed).permutation(len(data))
+
+    def taken(numbers: np.ndarray) -> np.ndarray:
+        return order[(numbers * config.real_share).astype(int) % len(data)]
+
+    @jax.jit
+    def backwards(params: Any, x1: Any, numbers: Any, cond: Any) -> tuple[Any, Any, Any]:
+        del numbers
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            field = guided(teacher.experiment, params, sampling.guidance,
+                           sampling.guidance_interval)  # fmt: skip
+            found = encode(field, x1, cond, solver=sampling.make_solver(), steps=steps)
+        return found.x0, x1, found.succeeded
+
+    return _Way(
+        lambda numbers: data.points(taken(numbers)),
+        lambda numbers: None if teacher.num_classes is None else data.classes(taken(numbers)),
+        backwards,
+    )

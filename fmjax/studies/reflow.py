@@ -1,0 +1,107 @@
+"""The next flow: trained on the pairs that the last one makes, from its weights."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fmjax._checks import require
+from fmjax._progress import Progress
+from fmjax.config import Config, ReflowConfig, SamplingConfig
+from fmjax.config.losses import LossConfig
+from fmjax.couplings import Independent
+from fmjax.data import Dataset, Pairs
+from fmjax.studies.pairs import make_pairs
+from fmjax.studies.run_folder import Run, RunFolder, open_run
+from fmjax.times import UniformSteps, UShaped
+from fmjax.training import TrainState, restore_ema, together
+
+
+def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Config:
+    """What `fmjax reflow` trains by default: the teacher's own training, on its pairs.
+
+    Times are U-shaped, as its paths are wrong at the ends (arXiv:2405.20320, section 4.1). To
+    distil is to train at t = 0 alone, where one Euler step of the pair starts.
+
+    Args:
+        teacher: The flow that makes the pairs.
+        run: Its folder.
+        distill: Train the one step only.
+
+    Raises:
+        ValueError: If the teacher does not predict a velocity.
+    """
+    loss = teacher.loss if isinstance(teacher.loss, LossConfig) else LossConfig()
+    loss = dataclasses.replace(loss, density=UniformSteps(1) if distill else UShaped())
+    sampling = teacher.sampling
+    if sampling.guidance != 1.0:  # It is in the pairs: what learns them needs no other.
+        loss = dataclasses.replace(loss, label_drop=0.0)
+    students = dataclasses.replace(sampling, guidance=1.0)
+    if distill:
+        students = dataclasses.replace(students, solver="euler", num_steps=1, grid="uniform")
+    return dataclasses.replace(
+        teacher,
+        name=_next_name(teacher.name, distill),
+        reflow=ReflowConfig(str(run), sampling=_without_count(sampling)),
+        coupling=Independent(),
+        loss=loss,
+        sampling=students,
+        compare=dataclasses.replace(teacher.compare, guidance=1.0),
+    )
+
+
+def _without_count(sampling: SamplingConfig) -> SamplingConfig:
+    return dataclasses.replace(sampling, num_samples=SamplingConfig().num_samples)
+
+
+def _next_name(name: str, distill: bool) -> str:
+    """`digits`, `digits_2rf`, `digits_3rf`, ..; `digits_2rf_distilled`."""
+    if distill:
+        return f"{name}_distilled"
+    stem, _, count = name.rpartition("_")
+    if stem and count.endswith("rf") and count[:-2].isdigit():
+        return f"{stem}_{int(count[:-2]) + 1}rf"
+    return f"{name}_2rf"
+
+
+def teacher_of(config: Config) -> Run | None:
+    """The run that makes the pairs of a training, on this process's devices; None without pairs."""
+    if config.reflow is None:
+        return None
+    with together("opening the teacher"):
+        return open_run(config.reflow.teacher, alone=True)
+
+
+def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress) -> Pairs:
+    """The pairs of a training, made where they are missing.
+
+    Raises:
+        ValueError: If the teacher is of other data, or the pairs were made otherwise.
+    """
+    assert config.reflow is not None
+    with together("comparing with the teacher"):
+        about = f"run {config.reflow.teacher}"
+        wanted = (dataset.event_shape, dataset.conditions)
+        found = (teacher.event_shape, teacher.num_classes)
+        require(found == wanted, about, f"be of points and classes {wanted}", found)
+    return make_pairs(teacher, config.reflow, progress=progress)
+
+
+def started_from(teacher: Run, config: Config, state: TrainState, folder: RunFolder) -> TrainState:
+    """The state with the teacher's averaged weights, if the training is to start from them.
+
+    Raises:
+        ValueError: If the network is another.
+    """
+    assert config.reflow is not None
+    going_on = folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())
+    if not config.reflow.warm_start or going_on:
+        return state
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        state.params,
+    )
+    params, _ = restore_ema(teacher.folder.checkpoints, like)
+    # Copies: no buffer may be donated twice.
+    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
