@@ -59,15 +59,18 @@ class EvaluationConfig:
     Attributes:
         num_samples: Drawn for the Frechet distance; None for as many as the training set has.
         num_projections: Of the sliced Wasserstein distance.
+        num_paths: Paths of the field that are followed, for how straight they are.
     """
 
     num_samples: int | None = None
     num_projections: int = 256
+    num_paths: int = 64
 
     def __post_init__(self) -> None:
         if self.num_samples is not None:
             require_at_least("evaluation.num_samples", self.num_samples, 2)
         require_at_least("evaluation.num_projections", self.num_projections, 1)
+        require_at_least("evaluation.num_paths", self.num_paths, 1)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,15 @@ def _make_converter() -> cattrs.Converter:
     converter = cattrs.preconf.json.make_converter(forbid_extra_keys=True)
     for union in _UNIONS:
         configure_tagged_union(union, converter, tag_name="type")
+    data: Any = DataConfig
+    optional: Any = data | None  # To cattrs another union, with a class "NoneType" in it.
+    converter.register_structure_hook(
+        optional, lambda value, _: None if value is None else converter.structure(value, data)
+    )
+    converter.register_unstructure_hook_func(
+        lambda kind: kind == optional,
+        lambda value: None if value is None else converter.unstructure(value, data),
+    )
     return converter
 
 
@@ -77,7 +86,7 @@ def from_json(text: str) -> Config:
         raise ValueError(f"config must be JSON, got {error}") from error
 
 
-def _in_words(error: BaseException, kind: type | None) -> str:
+def _in_words(error: BaseException, kind: Any) -> str:
     """A field's own refusal says what it wants; cattrs would only say that it is invalid."""
     if type(error) is ValueError:
         return str(error)

@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -22,6 +22,7 @@ from fmjax.data.dataset import Dataset
 _ORDER, _FLIP, _SOURCE = 0, 1, 2
 
 
+@runtime_checkable
 class Examples(Protocol):
     """A finite set of examples: a `Dataset`, or `Pairs` on disk."""
 

@@ -48,6 +48,24 @@ class LossCurve(NamedTuple):
     losses: tuple[float, ...]
 
 
+class PathShape(NamedTuple):
+    """How far a flow's paths are from straight ones, along t: means over paths.
+
+    Attributes:
+        times: Of the deviation.
+        deviation: Squared distance of the velocity from that of the straight line, a coordinate.
+        midpoints: Of the curvature.
+        curvature: Rms of the second derivative.
+        caption: What to read from it.
+    """
+
+    times: tuple[float, ...]
+    deviation: tuple[float, ...]
+    midpoints: tuple[float, ...]
+    curvature: tuple[float, ...]
+    caption: str = ""
+
+
 class NamedPicture(NamedTuple):
     """A picture under its title, as PNG content."""
 
@@ -66,6 +84,7 @@ class Report(NamedTuple):
         samples: A grid of images or a scatter of points.
         comparison: The solver comparison.
         loss: The training loss.
+        paths: How straight the paths are.
         config: The whole experiment, as plain values that JSON can hold.
         gallery: Samples of every row of the comparison.
         tables: Further figures, each in a section of its own.
@@ -78,6 +97,7 @@ class Report(NamedTuple):
     samples: SampleGrid | SamplePoints | None = None
     comparison: Comparison | None = None
     loss: LossCurve | None = None
+    paths: PathShape | None = None
     config: Mapping[str, Any] | None = None
     gallery: tuple[GalleryEntry, ...] = ()
     tables: tuple[Table, ...] = ()

@@ -9,7 +9,7 @@ from PIL import Image
 from fmjax.report.comparison import Comparison
 from fmjax.report.content import Report, SampleGrid, SamplePoints
 from fmjax.report.images import image_bytes, image_grid
-from fmjax.report.plots import plot_loss, plot_points
+from fmjax.report.plots import plot_loss, plot_paths, plot_points
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
 from fmjax.report.style import DARK, LIGHT, Theme, png_bytes
 
@@ -66,6 +66,16 @@ def draw(report: Report) -> dict[str, Picture]:
                 "loss",
                 "Training loss against step",
                 lambda theme: plot_loss(loss.steps, loss.losses, theme=theme),
+            )
+        )
+    if report.paths is not None:
+        paths = report.paths
+        pictures.append(
+            _picture(
+                "paths",
+                "How far paths are from straight lines, along t",
+                lambda theme: plot_paths(paths, theme=theme),
+                paths.caption,
             )
         )
     return {picture.name: picture for picture in pictures}

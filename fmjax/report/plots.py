@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmjax._checks import require
+from fmjax.report.content import PathShape
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure
 
 
@@ -54,6 +55,23 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     first, last = index - span, index + span + 1
     means = (total[last] - total[first]) / np.maximum(count[last] - count[first], 1)
     return np.where(count[last] > count[first], means, np.nan)
+
+
+def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
+    """How far paths are from straight lines at constant speed, and how they bend, along t."""
+    figure = new_figure(WIDTH, 3.2, theme)
+    left, right = figure.subplots(1, 2)
+    dress(left, theme, xlabel="t (0: noise, 1: data)", ylabel="squared deviation of the velocity",
+          title="Straightness")  # fmt: skip
+    left.fill_between(paths.times, paths.deviation, color=theme.cool[1], alpha=0.25, linewidth=0)
+    left.plot(paths.times, paths.deviation, color=theme.cool[1], linewidth=2.0)
+    dress(right, theme, xlabel="t (0: noise, 1: data)", ylabel="second derivative, rms",
+          title="Curvature")  # fmt: skip
+    right.plot(paths.midpoints, paths.curvature, color=theme.warm[1], linewidth=2.0)
+    for axes in (left, right):
+        axes.set_xlim(0.0, 1.0)
+        axes.set_ylim(bottom=0.0)
+    return figure
 
 
 def plot_points(samples: np.ndarray, data: np.ndarray, *, theme: Theme = LIGHT) -> Figure:

@@ -22,6 +22,7 @@ from fmjax.metrics import (
 )
 from fmjax.studies.draw import is_image
 from fmjax.studies.draw_run import draw_from
+from fmjax.studies.paths import measure_paths
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.sample import in_words
 
@@ -152,6 +153,7 @@ def evaluate_run(
     write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
+    measure_paths(run, sampling, evaluation.num_paths, progress=progress)
     return result
 
 

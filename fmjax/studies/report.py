@@ -15,6 +15,7 @@ from fmjax.report.page import (
     KeyNumber,
     LossCurve,
     NamedPicture,
+    PathShape,
     Report,
     SampleGrid,
     SamplePoints,
@@ -25,6 +26,7 @@ from fmjax.studies.draw import is_image
 from fmjax.studies.evaluate import Evaluation, read_evaluation
 from fmjax.studies.invert import RoundTrip
 from fmjax.studies.likelihood import LikelihoodResult
+from fmjax.studies.paths import read_paths
 from fmjax.studies.run_folder import Run, RunFolder
 from fmjax.studies.sample import grid_of, in_words, read_samples
 from fmjax.training import read_metrics
@@ -50,6 +52,7 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
         samples=_samples(run),
         comparison=comparison,
         loss=_loss_curve(folder.metrics),
+        paths=_path_shape(folder),
         config=json.loads(to_json(config)),
         gallery=_gallery(folder),
         tables=(*_likelihood(folder), *_round_trips(folder)),
@@ -76,12 +79,15 @@ def report_study(config: StudyConfig, path: Path, *, progress: Progress = Silent
     if not folder.comparison.is_file():
         raise ValueError(f"study folder {path} must hold comparison.json, got no such file")
     runs, ways = (
-        f"{len(each)} {noun}{'' if len(each) == 1 else 's'}"
-        for each, noun in ((config.runs, "training"), (config.samplings, "sampling"))
+        f"{number} {noun}{'' if number == 1 else 's'}"
+        for number, noun in (
+            (len(config.runs), "training"),
+            (sum(len(config.ways(run)) for run in config.runs), "sampling"),
+        )
     )
     report = Report(
         title=config.name,
-        summary=f"{runs} on the same data, {ways} of each, {config.num_samples:,} samples a row.",
+        summary=f"{runs} on the same data, {ways} of them, {config.num_samples:,} samples a row.",
         comparison=read_json(folder.comparison),
         config={run.name: json.loads(to_json(run)) for run in config.runs},
         gallery=_gallery(folder),
@@ -122,6 +128,18 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     if row_labels:
         caption += " One row per class."
     return SampleGrid(images, columns, row_labels, caption)
+
+
+def _path_shape(folder: RunFolder) -> PathShape | None:
+    if not folder.paths.is_file():
+        return None
+    found = read_paths(folder.paths)
+    caption = (
+        f"Mean of {found.num_paths} paths. The area on the left is the straightness, "
+        f"{found.s:.4g}; a path is {found.length_ratio:.4g} times as long as the distance of its "
+        "ends. Where paths bend, few steps go wrong."
+    )
+    return PathShape(found.times, found.deviation, found.midpoints, found.curvature, caption)
 
 
 def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:

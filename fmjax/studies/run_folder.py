@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def paths(self) -> Path:
+        """How straight the model's paths are."""
+        return self.path / "paths.json"
+
+    @property
     def inversion(self) -> Path:
         """What is lost from images to noise and back."""
         return self.path / "inversion.json"

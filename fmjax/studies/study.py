@@ -18,7 +18,13 @@ from fmjax.config import (
     solver_title,
     to_json,
 )
-from fmjax.metrics import ImageClassifier, PrecisionRecall, frechet_distance, precision_recall
+from fmjax.metrics import (
+    ImageClassifier,
+    PrecisionRecall,
+    frechet_distance,
+    high_frequency_share,
+    precision_recall,
+)
 from fmjax.report.comparison import (
     Comparison,
     SolverRun,
@@ -33,6 +39,7 @@ from fmjax.studies.compare_run import NUM_SHOWN
 from fmjax.studies.draw import Drawn
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.evaluate import MAX_REAL, data_classifier, labels_like, test_split
+from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.run_folder import Run, RunFolder, write_text
 from fmjax.studies.sample import settings_name
 from fmjax.studies.train import train
@@ -60,12 +67,15 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     """
     # Whatever can refuse does so before hours of training.
     for run_config in config.runs:
-        _require_samplings(run_config, config.samplings)
+        _require_samplings(run_config, config.ways(run_config))
     measure = _measure_of(config, progress)
     rows, gallery = [], []
     for run_config in config.runs:
-        run = train(run_config, path / run_config.name, progress=progress)
-        for sampling in config.samplings:
+        run = train(_taught_within(run_config, config, path), path / run_config.name,
+                    progress=progress)  # fmt: skip
+        if not run.folder.paths.is_file() or read_paths(run.folder.paths).step != run.step:
+            measure_paths(run, SamplingConfig(), config.num_paths, progress=progress)
+        for sampling in config.ways(run_config):
             row, shown = _row(run, sampling, config.num_samples, path / "rows", measure, progress)
             rows.append(row)
             gallery.append(GalleryEntry.of(row, shown))
@@ -82,6 +92,14 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     write_json(comparison, folder.comparison)
     progress.say(f"wrote {folder.comparison} and {folder.comparison.with_suffix('.csv')}")
     return comparison
+
+
+def _taught_within(run: Config, config: StudyConfig, path: Path) -> Config:
+    """The run with its teacher's folder, where the teacher is another run of the study."""
+    if run.reflow is None or run.reflow.teacher not in {other.name for other in config.runs}:
+        return run
+    teacher = str(path / run.reflow.teacher)
+    return dataclasses.replace(run, reflow=dataclasses.replace(run.reflow, teacher=teacher))
 
 
 class _Measure(NamedTuple):
@@ -104,12 +122,14 @@ class _Measure(NamedTuple):
     def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """The metrics of finite samples; the worst if they are too few to tell."""
         if len(x1) < FEWEST:
-            return {"Frechet distance": float("inf"), **dict.fromkeys(HIGHER_IS_BETTER, 0.0)}
+            worst = {"Frechet distance": float("inf"), "High frequencies": float("inf")}
+            return worst | dict.fromkeys(HIGHER_IS_BETTER, 0.0)
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
         found = {
             "Frechet distance": frechet_distance(features, self.real),
             **{name.capitalize(): getattr(shares, name) for name in PrecisionRecall._fields},
+            "High frequencies": high_frequency_share(x1),
         }
         if labels is not None:  # Of samples that were asked to be something.
             found["Recognised"] = self.classifier.accuracy(x1, labels)

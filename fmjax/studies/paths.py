@@ -1,0 +1,117 @@
+"""How straight the paths of a run are: measured, kept, and read again."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fmjax._progress import Progress, Silent
+from fmjax.config import SamplingConfig, guided
+from fmjax.metrics import Straightness, straightness
+from fmjax.studies.draw import even_labels
+from fmjax.studies.draw_run import run_starts
+from fmjax.studies.run_folder import Run, write_text
+from fmjax.training import batch_sharding, num_shares
+
+_TOGETHER = 64
+_NUM_STEPS = 16
+
+
+class PathsResult(NamedTuple):
+    """How straight the paths are, over some noises.
+
+    Attributes:
+        step: The training step of the weights.
+        num_paths: How many were followed.
+        guidance: Scale of the field.
+        s: Mean straightness (`fmjax.metrics.Straightness.s`); 0 is straight.
+        s_error: Its standard error.
+        length_ratio: Mean length over the distance of the ends; 1 is straight.
+        times: Of the deviation.
+        deviation: What `s` is the integral of, the mean over paths.
+        midpoints: Of the curvature.
+        curvature: Mean rms of the second derivative, data units per squared unit of time.
+    """
+
+    step: int
+    num_paths: int
+    guidance: float
+    s: float
+    s_error: float
+    length_ratio: float
+    times: tuple[float, ...]
+    deviation: tuple[float, ...]
+    midpoints: tuple[float, ...]
+    curvature: tuple[float, ...]
+
+
+def measure_paths(
+    run: Run, sampling: SamplingConfig, num_paths: int, *, progress: Progress = Silent()
+) -> PathsResult:
+    """Follow paths of the run's field, guided as asked, and write how straight they are.
+
+    Args:
+        run: A trained run.
+        sampling: Its guidance and seed count.
+        num_paths: How many noises; each class as often.
+        progress: Hears of each batch.
+    """
+    mesh, rows = run.mesh, batch_sharding(run.mesh)
+    shares = num_shares(mesh)
+    size = -(-min(_TOGETHER, num_paths) // shares) * shares
+    labels, starts = even_labels(num_paths, run.num_classes), run_starts(run, progress)
+
+    @jax.jit
+    def measured(params, x0, cond):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
+            return straightness(field, x0, cond, num_steps=_NUM_STEPS)
+
+    parts: list[Straightness] = []
+    with progress.task("measuring paths", num_paths) as advance:
+        for first in range(0, num_paths, size):
+            some = np.minimum(np.arange(first, first + size), num_paths - 1)
+            cond = None if labels is None else jax.device_put(labels[some], rows)
+            x0 = jax.device_put(starts(sampling.seed, some), rows)
+            found = jax.device_get(measured(run.params, x0, cond))
+            kept = min(size, num_paths - first)
+            each = {name: getattr(found, name)[:kept] for name in
+                    ("s", "length_ratio", "deviation", "curvature")}  # fmt: skip
+            parts.append(found._replace(**each))
+            advance(kept)
+    s, ratio, deviation, curvature = (
+        np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
+        for name in ("s", "length_ratio", "deviation", "curvature")
+    )
+    result = PathsResult(
+        step=run.step,
+        num_paths=num_paths,
+        guidance=sampling.guidance,
+        s=float(s.mean()),
+        s_error=float(s.std() / np.sqrt(len(s))),
+        length_ratio=float(ratio.mean()),
+        times=tuple(parts[0].times.tolist()),
+        deviation=tuple(deviation.mean(axis=0).tolist()),
+        midpoints=tuple(parts[0].midpoints.tolist()),
+        curvature=tuple(curvature.mean(axis=0).tolist()),
+    )
+    write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
+    progress.say(
+        f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight paths at constant "
+        f"speed), length over distance {result.length_ratio:.4f} (1: straight)"
+    )
+    return result
+
+
+def read_paths(path: Path) -> PathsResult:
+    """Read what `measure_paths` wrote.
+
+    Raises:
+        ValueError: If the file is not such a document.
+    """
+    try:
+        return PathsResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} must say how straight paths are, got {error}") from error

@@ -1,0 +1,243 @@
+"""Reflow from end to end on two-dimensional points: pairs on disk, the next flow, one step."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.config import Config, LossConfig, ReflowConfig, SamplingConfig, TrainingConfig, guided
+from fmjax.couplings import MinibatchOT
+from fmjax.data import ToyData, open_pairs
+from fmjax.metrics import sliced_wasserstein, straightness
+from fmjax.networks import MLPConfig
+from fmjax.solvers import FixedSteps, encode, sample
+from fmjax.solvers.fixed import RK4
+from fmjax.studies.draw_run import draw_from, run_starts
+from fmjax.studies.pairs import make_pairs, pairs_folder
+from fmjax.studies.reflow import reflow_config
+from fmjax.studies.run_folder import open_run
+from fmjax.studies.train import train
+from fmjax.times import UniformSteps, UShaped, uniform_grid
+from fmjax.training import OptimizerConfig, make_mesh
+from tests.tiny_run import environment
+
+STEPS = FixedSteps(uniform_grid(8))
+TEACHER = Config(
+    name="teacher",
+    data=ToyData("moons"),
+    source=ToyData("eight_gaussians"),
+    conditional=False,
+    network=MLPConfig(width=64, num_layers=2, unroll_layers=True),
+    loss=LossConfig(label_drop=0.0, stratified=True),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, schedule="cosine"),
+    training=TrainingConfig(num_steps=400, batch_size=256, checkpoint_every=400, ema_decay=0.98),
+    sampling=SamplingConfig(solver="rk4", num_steps=8, batch_size=1000),
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return train(TEACHER, tmp_path_factory.mktemp("reflow") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def asked(teacher):
+    config = reflow_config(TEACHER, teacher.folder.path)
+    reflow = dataclasses.replace(config.reflow, num_pairs=3000, real_share=0.25)
+    return dataclasses.replace(config, reflow=reflow)
+
+
+@pytest.fixture(scope="module")
+def pairs(teacher, asked):
+    return make_pairs(teacher, asked.reflow)
+
+
+@pytest.fixture(scope="module")
+def student(teacher, asked, pairs):
+    return train(asked, teacher.folder.path.parent / "student")
+
+
+def field_of(run):
+    return guided(run.experiment, run.params, 1.0)
+
+
+def test_pairs_are_ends_of_the_teachers_paths_and_a_share_of_them_ends_at_real_data(teacher, pairs):
+    found = pairs.examples(np.arange(3000))
+    real = np.arange(3000) % 4 == 3
+    data = TEACHER.data.load("train").points()
+    key = {tuple(row) for row in data}
+    assert [tuple(row) in key for row in found.x1] == real.tolist()
+    assert len(np.unique(found.x1[real], axis=0)) == 750  # None of them twice.
+    forwards = sample(field_of(teacher), jnp.asarray(found.x0[~real]), solver=RK4(), steps=STEPS)
+    np.testing.assert_allclose(forwards.x1, found.x1[~real], atol=1e-5)
+    backwards = encode(field_of(teacher), jnp.asarray(found.x1[real]), solver=RK4(), steps=STEPS)
+    np.testing.assert_allclose(backwards.x0, found.x0[real], atol=1e-5)
+
+
+def test_pairs_that_are_missing_are_made_and_others_kept(teacher, asked, pairs):
+    folder = pairs_folder(asked.reflow)
+    before = pairs.examples(np.arange(3000))
+    shards = sorted(folder.glob("*.array_record"))
+    assert len(shards) == 3
+    stamps = [path.stat().st_mtime_ns for path in shards]
+    shards[1].unlink()
+    again = make_pairs(teacher, asked.reflow)
+    jax.tree.map(np.testing.assert_array_equal, again.examples(np.arange(3000)), before)
+    after = [path.stat().st_mtime_ns for path in shards]
+    assert [a == b for a, b in zip(after, stamps, strict=True)] == [True, False, True]
+
+
+def test_eight_devices_make_the_pairs_of_one(teacher, asked, pairs, tmp_path):
+    one = make_mesh(devices=jax.devices()[:1])
+    alone = teacher._replace(mesh=one, params=jax.device_put(teacher.params, jax.devices()[0]))
+    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"))
+    assert teacher.mesh.size == 8
+    found, others = (p.examples(np.arange(3000)) for p in (make_pairs(alone, config), pairs))
+    np.testing.assert_array_equal(found.x0[0::4], others.x0[0::4])
+    np.testing.assert_allclose(found.x1, others.x1, atol=1e-5)
+
+
+def test_reflow_straightens_paths_rewires_crossings_and_keeps_the_ends(teacher, student):
+    x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
+    real = jnp.asarray(TEACHER.data.load("test").points(slice(1000)))
+    measured = jax.jit(lambda x, p, run=teacher: straightness(guided(run.experiment, p, 1.0), x))
+    before, after = (measured(x0, run.params) for run in (teacher, student))
+    assert float(after.s.mean()) < 0.3 * float(before.s.mean())
+    assert float(after.length_ratio.mean()) < float(before.length_ratio.mean())
+
+    def moved(run):
+        return sample(field_of(run), x0, solver=RK4(), steps=STEPS).x1
+
+    def cost(x1):
+        return float(jnp.mean(jnp.sum(jnp.square(x1 - x0), axis=1)))
+
+    first, second = moved(teacher), moved(student)
+    # Convex costs never rise from one flow to the next (arXiv:2209.03003, theorem 3.5), up to
+    # what the fit is wrong by; random pairs cost more than either.
+    random = cost(jax.random.permutation(jax.random.key(0), real))
+    assert cost(second) < 1.03 * cost(first) < random
+    ends = [float(sliced_wasserstein(jax.random.key(1), x, real)) for x in (first, second, x0)]
+    assert max(ends[:2]) < 0.25 * ends[2]
+    one_step = x0 + student.experiment.velocity_fn(student.params)(jnp.zeros(1000), x0, None)
+    far = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(one_step - second), axis=1)))
+    whole = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(second - x0), axis=1)))
+    assert float(far / whole) < 0.15
+
+
+def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp_path):
+    training = dataclasses.replace(TEACHER.training, num_steps=1)
+    optimizer = dataclasses.replace(TEACHER.optimizer, learning_rate=1e-12)
+    config = dataclasses.replace(asked, training=training, optimizer=optimizer)
+    run = train(config, tmp_path / "warm")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params,
+                 teacher.params)  # fmt: skip
+
+
+def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
+    path = student.folder.path
+    config = reflow_config(student.config, path, distill=True)
+    assert config.name == "teacher_2rf_distilled"
+    assert config.loss.density == UniformSteps(1)
+    assert (config.sampling.solver, config.sampling.num_steps) == ("euler", 1)
+    reflow = dataclasses.replace(config.reflow, num_pairs=2000)
+    config = dataclasses.replace(config, reflow=reflow)
+    run = train(config, tmp_path / "distilled")
+    x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
+    wanted = sample(field_of(student), x0, solver=RK4(), steps=STEPS).x1
+
+    def error(run):
+        one_step = x0 + run.experiment.velocity_fn(run.params)(jnp.zeros(1000), x0, None)
+        return float(jnp.sqrt(jnp.mean(jnp.square(one_step - wanted))))
+
+    assert error(run) < 0.6 * error(student)
+
+
+def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher):
+    drawn = draw_from(teacher, dataclasses.replace(TEACHER.sampling, num_samples=20), None)
+    x0 = run_starts(teacher)(TEACHER.sampling.seed, np.arange(20))
+    rows = {tuple(row) for row in TEACHER.source.load("test").points()}
+    assert {tuple(row) for row in np.asarray(x0)} <= rows
+    expected = sample(field_of(teacher), x0, solver=RK4(), steps=STEPS).x1
+    np.testing.assert_allclose(drawn.x1, expected, atol=1e-5)
+
+
+def test_the_next_flow_is_named_and_trained_by_what_is_in_the_pairs(tmp_path):
+    config = reflow_config(TEACHER, tmp_path)
+    assert config.name == "teacher_2rf"
+    assert reflow_config(config, tmp_path).name == "teacher_3rf"
+    assert config.loss.density == UShaped()
+    assert config.reflow.sampling.solver == "rk4"
+    guided_one = dataclasses.replace(TEACHER.sampling, guidance=2.0)
+    config = reflow_config(dataclasses.replace(TEACHER, sampling=guided_one), tmp_path)
+    assert (config.reflow.sampling.guidance, config.sampling.guidance) == (2.0, 1.0)
+
+
+def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, asked, tmp_path):
+    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=1500)
+    make_pairs(teacher, config)
+    other = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_steps=4))
+    message = "must be new or hold records made the same way, got another about.sampling.num_steps"
+    with pytest.raises(ValueError, match=message):
+        make_pairs(teacher, other)
+    with pytest.raises(ValueError, match=r"another about.step"):
+        make_pairs(teacher._replace(step=7), config)
+    with pytest.raises(ValueError, match=r"must hold pairs of x0 float32\[3\].*got.*\[2\]"):
+        open_pairs(tmp_path / "pairs", (3,), None)
+    shard = next((tmp_path / "pairs").glob("*.array_record"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"file .*{shard.name} must be a whole shard of \d+ rec"):
+        make_pairs(teacher, config)
+    with pytest.raises(ValueError, match="coupling must be Independent on pairs"):
+        dataclasses.replace(asked, coupling=MinibatchOT())
+    with pytest.raises(ValueError, match=r"reflow.real_share must lie in \[0.0, 1.0\]"):
+        ReflowConfig("x", real_share=1.5)
+    with pytest.raises(ValueError, match="run folder .*nowhere must hold config.json"):
+        train(dataclasses.replace(asked, reflow=ReflowConfig("nowhere")), tmp_path / "run")
+    images = dataclasses.replace(asked, data=ToyData("spirals"), source=None)
+    wider = dataclasses.replace(images, network=MLPConfig(width=32, num_layers=2))
+    with pytest.raises(ValueError, match="must be of this model"):
+        train(wider, tmp_path / "wider")
+    assert not (tmp_path / "wider").exists()
+
+
+@pytest.mark.slow
+def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
+    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=20_000)
+    script = tmp_path / "make.py"
+    script.write_text(
+        "import json, sys\n"
+        "from fmjax.config import ReflowConfig, SamplingConfig\n"
+        "from fmjax.studies.pairs import make_pairs\n"
+        "from fmjax.studies.run_folder import open_run\n"
+        f"sampling = SamplingConfig(solver='rk4', num_steps=8, batch_size=100)\n"
+        f"config = ReflowConfig({str(teacher.folder.path)!r}, {config.pairs!r}, 20_000,\n"
+        "                      0.25, sampling)\n"
+        "pairs = make_pairs(open_run(config.teacher), config)\n"
+        "print(json.dumps([len(pairs), float(pairs.examples(range(20_000)).x1.sum())]))\n"
+    )
+    command = [sys.executable, str(script)]
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment())
+        before = len(list((tmp_path / "pairs").glob("[0-9]*.array_record")))
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "pairs").glob("[0-9]*.array_record"))) < before + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "pairs" / "00019-of-00020.array_record").exists()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    broken = json.loads(done.stdout.splitlines()[-1])
+    script.write_text(script.read_text().replace(config.pairs, config.pairs + "2"))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert broken == json.loads(done.stdout.splitlines()[-1])
+    assert open_run(teacher.folder.path).step == 400
