@@ -1,0 +1,181 @@
+"""Flow maps as configs build them: jumps, velocities, guidance, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    LossConfig,
+    MeanFlowConfig,
+    SamplingConfig,
+    ShortcutConfig,
+    build,
+    from_json,
+    guided,
+    make_solve,
+    to_json,
+)
+from fmjax.couplings import MinibatchOT
+from fmjax.losses import BuiltInGuidance
+from fmjax.networks import DiTConfig, MLPConfig
+
+SHORTCUT = Config(
+    name="x", network=MLPConfig(width=16, num_layers=1), loss=ShortcutConfig(num_steps=8)
+)
+MEAN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig())
+ASKED = dataclasses.replace(
+    SHORTCUT, loss=MeanFlowConfig(improved=True, guidance=BuiltInGuidance(max_scale=4.0))
+)
+BUILT_IN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig(guidance=BuiltInGuidance(2.0)))
+JUMPS = SamplingConfig(solver="flow_map", num_steps=2)
+
+
+def built(config, sampling=JUMPS):
+    """Experiment, params that do something, a solve, and points with labels."""
+    experiment = build(config, (2,), 3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = experiment.net.init(keys[0])
+    leaves, tree = jax.tree.flatten(params)
+    noises = jax.random.split(keys[1], len(leaves))
+    leaves = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, noises, strict=True)
+    ]
+    x0, cond = jax.random.normal(keys[2], (5, 2)), jnp.arange(5) % 3
+    params, solve = jax.tree.unflatten(tree, leaves), make_solve(experiment, sampling)
+    return experiment, params, solve(params, x0, None, cond, sampling.make_steps()), x0, cond
+
+
+@pytest.mark.parametrize("config", [SHORTCUT, MEAN, ASKED, BUILT_IN])
+def test_jumps_go_by_the_map_from_time_to_time(config):
+    experiment, params, samples, x, cond = built(config)
+    net = experiment.flow_map.net
+    guidance = jnp.tile(jnp.array([1.0, 0.0, 1.0]), (5, 1)) if net.guided else None
+    for t in (0.0, 0.5):
+        r, t = jnp.full(5, t + 0.5), jnp.full(5, t)
+        x = x + 0.5 * net.apply(params, r, t, x, cond, guidance)
+    np.testing.assert_allclose(samples.x1, x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(samples.nfe, 2)
+    velocity = guided(experiment, params, 1.0)(t, x, cond)
+    expected = net.apply(params, t, t, x, cond, guidance)
+    np.testing.assert_allclose(velocity, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(experiment.net.apply(params, t, x, cond), velocity)
+
+
+def test_the_finest_steps_of_a_shortcut_model_follow_the_velocity():
+    eight = SamplingConfig(solver="flow_map", num_steps=8)
+    _, _, jumped, *_ = built(SHORTCUT, eight)
+    _, _, euler, *_ = built(SHORTCUT, SamplingConfig(solver="euler", num_steps=8))
+    np.testing.assert_allclose(jumped.x1, euler.x1, rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_is_an_input_where_it_was_trained_as_one():
+    asked = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.2, 0.9), num_steps=1)
+    experiment, params, samples, x, cond = built(ASKED, asked)
+    guidance = jnp.tile(jnp.array([3.0, 0.2, 0.9]), (5, 1))
+    u = experiment.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
+    np.testing.assert_allclose(samples.x1, x + u, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(samples.nfe, 1)
+
+
+def test_other_maps_are_guided_from_outside_at_twice_the_cost():
+    asked = dataclasses.replace(JUMPS, guidance=3.0, num_steps=1)
+    experiment, params, samples, x, cond = built(SHORTCUT, asked)
+    r, t = jnp.ones(5), jnp.zeros(5)
+    with_, without = (
+        experiment.flow_map.net.apply(params, r, t, x, c) for c in (cond, jnp.full(5, 3))
+    )
+    expected = x + without + 3.0 * (with_ - without)
+    np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(samples.nfe, 2)
+
+
+@pytest.mark.parametrize("config", [SHORTCUT, MEAN, ASKED, BUILT_IN])
+def test_configs_of_flow_maps_are_read_back(config):
+    assert from_json(to_json(config)) == config
+
+
+def with_(config, **parts):
+    return lambda: build(dataclasses.replace(config, **parts), (2,), 3)
+
+
+PLAIN = dataclasses.replace(SHORTCUT, loss=LossConfig())
+DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_heads=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (with_(PLAIN, sampling=JUMPS), "sampling.solver must be of a velocity for a network that"),
+        (
+            with_(PLAIN, compare=CompareConfig(fixed_solvers=("flow_map",))),
+            "compare.solver must be of a velocity for a network that is no flow map, got flow_map",
+        ),
+        (lambda: built(PLAIN), "solver must be of a velocity for a network that is no flow map"),
+        (
+            lambda: built(SHORTCUT, dataclasses.replace(JUMPS, num_steps=16)),
+            "num_steps must divide the 8 steps of the grid that the network was trained on, got 16",
+        ),
+        (
+            lambda: built(SHORTCUT, dataclasses.replace(JUMPS, num_steps=3)),
+            "num_steps must divide the 8 steps",
+        ),
+        (
+            with_(SHORTCUT, sampling=dataclasses.replace(JUMPS, num_steps=32)),
+            "sampling.num_steps must divide the 8 steps of the grid",
+        ),
+        (
+            lambda: built(SHORTCUT, dataclasses.replace(JUMPS, grid="shifted")),
+            "grid must be uniform for a shortcut model",
+        ),
+        (
+            lambda: built(ASKED, dataclasses.replace(JUMPS, guidance=5.0)),
+            "guidance must lie between 1 and 4, the scales of the training, got 5.0",
+        ),
+        (
+            lambda: built(BUILT_IN, dataclasses.replace(JUMPS, guidance=1.5)),
+            "guidance must be 1 for a network in which a scale of 2 is built in, got 1.5",
+        ),
+        (
+            lambda: built(
+                dataclasses.replace(MEAN, loss=MeanFlowConfig(label_drop=0.0)),
+                dataclasses.replace(JUMPS, guidance=1.5),
+            ),
+            "guidance must be 1 for a model without classes, or trained with loss.label_drop 0",
+        ),
+        (
+            with_(BUILT_IN, loss=dataclasses.replace(BUILT_IN.loss, label_drop=0.0)),
+            "loss.guidance.scale must be 1 for a network without classes, or trained with loss.lab",
+        ),
+        (with_(MEAN, coupling=MinibatchOT()), "coupling must be Independent for a flow map"),
+        (
+            with_(DIT, network=dataclasses.replace(DIT.network, attention="splash")),
+            "network.attention must be auto or xla for MeanFlow, which takes a derivative forwards",
+        ),
+        (lambda: ShortcutConfig(num_steps=12), "loss.num_steps must be a power of two, at least 2"),
+        (lambda: MeanFlowConfig(share_apart=1.5), "loss.share_apart must lie in"),
+    ],
+)  # fmt: skip
+def test_what_a_flow_map_cannot_do_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_attention_is_plain_where_a_derivative_is_taken_forwards():
+    experiment = build(DIT, (8, 8, 1), 3)
+    assert DIT.network.attention == "auto"
+    params = jax.eval_shape(experiment.net.init, jax.random.key(0))
+    one = jax.ShapeDtypeStruct((2,), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+    def derivative(params, t, x, cond):
+        net = experiment.net
+        return jax.jvp(lambda x: net.apply(params, t, x, cond), (x,), (x,))[1]
+
+    assert jax.eval_shape(derivative, params, one, x, labels).shape == (2, 8, 8, 1)
