@@ -15,6 +15,7 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     LossConfig,
+    ReflowConfig,
     SamplingConfig,
     StudyConfig,
     TrainingConfig,
@@ -22,6 +23,7 @@ from fmjax.config import (
     differentiable_forwards,
     from_json,
     guided,
+    make_solve,
     to_json,
 )
 from fmjax.couplings import MinibatchOT
@@ -60,6 +62,7 @@ SHAPES = {
                  {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
                   "rotary_axes": (4, 2, 2)}),
 }  # fmt: skip
+STUDIES = ("fashion_mnist_study", "fashion_mnist_grids", "fashion_mnist_few_steps")
 UNUSUAL = Config(
     name="unusual",
     data=ToyData("spirals", num_examples=100),
@@ -79,20 +82,25 @@ UNUSUAL = Config(
 )
 
 
+STUDENT = Config(name="student", reflow=ReflowConfig("x"))
+
+
 def test_every_config_file_is_in_the_table():
     names = {path.stem for path in CONFIGS.glob("*.py")}
-    assert names == {*SHAPES, "fashion_mnist_study", "fashion_mnist_grids"}
+    assert names == {*SHAPES, *STUDIES}
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_study", "fashion_mnist_grids"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_study_builds_models_of_one_network_and_budget_and_all_their_steps(name):
     study = load_study(CONFIGS / f"{name}.py")
     assert len({(run.network, run.optimizer, run.training) for run in study.runs}) == 1
     for run in study.runs:
-        build(run, (28, 28, 1), 10)
-        for sampling in study.samplings:
-            times = sampling.make_steps(run.path.schedule, Tabulated()).times
-            assert len(times) == sampling.num_steps + 1
+        experiment = build(run, (28, 28, 1), 10)
+        for sampling in study.ways(run):
+            make_solve(experiment, sampling)
+            steps = sampling.make_steps(run.path.schedule, Tabulated())
+            if sampling.num_steps is not None:
+                assert len(steps.times) == sampling.num_steps + 1
 
 
 def test_a_config_that_is_no_study_is_refused():
@@ -245,6 +253,14 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: StudyConfig("s", (), (SamplingConfig(),)), "runs must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)), "runs must have names"),
+        (
+            lambda: StudyConfig("s", (UNUSUAL,), (SamplingConfig(),), {"x": (SamplingConfig(),)}),
+            r"own_samplings must name some of unusual, got \['x'\]",
+        ),
+        (
+            lambda: StudyConfig("s", (STUDENT, Config(name="x")), (SamplingConfig(),)),
+            "runs must have teachers before those that they teach, got student",
+        ),
         (
             lambda: StudyConfig("s", (UNUSUAL, Config(name="x")), (SamplingConfig(),)),
             "runs must have the same data",

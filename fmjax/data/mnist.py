@@ -72,15 +72,19 @@ class IdxData:
     Attributes:
         name: "fashion_mnist" or "mnist".
         folder: With the four files under their published names, gzipped or not.
+        classes: Only examples of these, which keep their labels; empty for all.
 
     Source: H. Xiao et al. 2017, arXiv:1708.07747; Y. LeCun et al. 1998, The MNIST database.
     """
 
     name: str = "fashion_mnist"
     folder: str | None = None
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_one_of("data.name", self.name, _PUBLISHED)
+        known = all(0 <= label < 10 for label in self.classes)
+        require(known, "data.classes", "be labels from 0 to 9", self.classes)
 
     def shape(self) -> tuple[tuple[int, ...], int | None]:
         """The shape of one example and the number of classes, without reading any."""
@@ -101,6 +105,9 @@ class IdxData:
         require(matching, f"file {labels_path}", f"hold {len(images)} labels", labels.shape)
         highest = int(np.max(labels))
         require(highest < 10, f"file {labels_path}", "hold labels 0 to 9", highest)
+        if self.classes:
+            chosen = np.isin(labels, self.classes)
+            images, labels = images[chosen], labels[chosen]
         return Dataset(x=images[..., None], labels=labels, num_classes=10)
 
     def _find(self, stem: str, progress: Progress) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
-from fmjax.data import DataConfig, Dataset, NoSuchSplit
+from fmjax.data import DataConfig, Dataset, IdxData, NoSuchSplit
 from fmjax.metrics import (
     FeatureExtractor,
     ImageClassifier,
@@ -83,6 +83,8 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
     """The classifier of some data, trained once and kept; None for what has no classes."""
+    if isinstance(data, IdxData):  # It learns to tell all classes apart, whichever are asked for.
+        data = dataclasses.replace(data, classes=())
     train = data.load("train", progress=progress)
     if train.num_classes is None or not is_image(train.event_shape):
         return None

@@ -194,3 +194,13 @@ def test_the_installed_package_holds_the_published_sizes():
     test = load(IdxData("fashion_mnist"), "test")
     assert test.x.shape == (10_000, 28, 28, 1)
     assert (np.bincount(test.labels) == 1000).all()
+
+
+def test_only_the_classes_asked_for_are_read_and_keep_their_labels(tmp_path):
+    folder = str(write_set(tmp_path))
+    some = load(IdxData(folder=folder, classes=(0, 9)))
+    assert some.labels.tolist() == [0, 9, 0]
+    assert some.num_classes == 10
+    np.testing.assert_array_equal(some.x[..., 0], IMAGES[[0, 4, 5]])
+    with pytest.raises(ValueError, match=r"data.classes must be labels from 0 to 9, got \(10,\)"):
+        IdxData(classes=(10,))

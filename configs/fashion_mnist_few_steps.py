@@ -1,0 +1,83 @@
+"""Straight paths and few steps on Fashion-MNIST: nine ways, one network, one number of steps.
+
+fmjax study configs/fashion_mnist_few_steps.py
+
+Flow matching, with optimal-transport pairs, 2- and 3-rectified, distilled to one step, a shortcut
+model, MeanFlow, improved MeanFlow, and DDPM: each sampled with 1, 2, 4, 8 and 32 evaluations and
+with adaptive steps. `docs/results.md` has what it says.
+"""
+
+import dataclasses
+
+from fmjax.config import (
+    Config,
+    LossConfig,
+    MeanFlowConfig,
+    ReflowConfig,
+    SamplingConfig,
+    ShortcutConfig,
+    StudyConfig,
+    TrainingConfig,
+)
+from fmjax.couplings import MinibatchOT
+from fmjax.data import IdxData
+from fmjax.networks import DiTConfig
+from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import LinearBetas
+from fmjax.times import LogitNormal, UniformSteps, UShaped
+from fmjax.training import OptimizerConfig
+
+EVALUATIONS = (1, 2, 4, 8, 32)
+
+
+def get_study() -> StudyConfig:
+    """1,000 steps of 128 images for each model, 1,000 samples for each row."""
+    flow = Config(
+        name="flow",
+        data=IdxData("fashion_mnist"),
+        network=DiTConfig(patch_size=4, width=96, num_layers=3, num_heads=3, unroll_layers=True),
+        loss=LossConfig(label_drop=0.1, stratified=True),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
+        ),
+        training=TrainingConfig(
+            num_steps=1_000, batch_size=128, accumulation_steps=4, ema_decay=0.995, log_every=50,
+            checkpoint_every=500,
+        ),
+    )  # fmt: skip
+    different = dataclasses.replace
+    # The pairs of a teacher: 10,000 noises and images, 32 evaluations each.
+    pairs = ReflowConfig(
+        "flow", num_pairs=10_000, sampling=SamplingConfig(solver="heun", num_steps=16)
+    )
+    rectified = different(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
+    one_step = LossConfig(label_drop=0.1, density=UniformSteps(1))
+    simple = LossConfig(
+        prediction=Prediction.X0, space=Prediction.X0, density=UniformSteps(1_000),
+        label_drop=0.1, stratified=True,
+    )  # fmt: skip
+    mean_flow = MeanFlowConfig(share_apart=0.75, density=LogitNormal(0.4, 1.0))
+    runs = (
+        flow,
+        different(flow, name="ot", coupling=MinibatchOT()),
+        different(rectified, name="2rf", reflow=pairs),
+        different(rectified, name="3rf", reflow=different(pairs, teacher="2rf")),
+        different(flow, name="distilled", loss=one_step, reflow=different(pairs, teacher="2rf")),
+        different(flow, name="shortcut", loss=ShortcutConfig(num_steps=32, stratified=True)),
+        different(flow, name="mean_flow", loss=mean_flow),
+        different(flow, name="improved_mean_flow", loss=different(mean_flow, improved=True)),
+        different(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
+    )
+    adaptive = SamplingConfig(solver="tsit5", rtol=1e-3, atol=1e-3)
+    ways = {
+        solver: (*(SamplingConfig(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
+        for solver in ("euler", "flow_map", "ddim")
+    }
+    maps = dict.fromkeys(("shortcut", "mean_flow", "improved_mean_flow"), ways["flow_map"])
+    return StudyConfig(
+        name="fashion_mnist_few_steps",
+        runs=runs,
+        samplings=ways["euler"],
+        own_samplings={**maps, "ddpm": ways["ddim"], "distilled": ways["euler"][:1]},
+        num_samples=1_000,
+    )
