@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from fmjax.couplings import MinibatchOT as MinibatchOT
     from fmjax.data import batches as batches
     from fmjax.guidance import classifier_free as classifier_free
+    from fmjax.losses import BuiltInGuidance as BuiltInGuidance
     from fmjax.losses import Objective as Objective
     from fmjax.losses import TimeWeight as TimeWeight
     from fmjax.losses import flow_matching_loss as flow_matching_loss
     from fmjax.losses import flow_matching_objective as flow_matching_objective
+    from fmjax.losses import mean_flow_objective as mean_flow_objective
+    from fmjax.losses import shortcut_objective as shortcut_objective
     from fmjax.metrics import frechet_distance as frechet_distance
     from fmjax.metrics import high_frequency_share as high_frequency_share
     from fmjax.metrics import precision_recall as precision_recall
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from fmjax.networks import DiTConfig as DiTConfig
     from fmjax.networks import MLPConfig as MLPConfig
     from fmjax.networks import UNetConfig as UNetConfig
+    from fmjax.networks import make_flow_map as make_flow_map
     from fmjax.networks import make_network as make_network
     from fmjax.paths import AffinePath as AffinePath
     from fmjax.paths import Prediction as Prediction
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from fmjax.solvers import log_density as log_density
     from fmjax.solvers import sample as sample
     from fmjax.solvers import sample_diffusion as sample_diffusion
+    from fmjax.solvers import sample_flow_map as sample_flow_map
     from fmjax.solvers import sample_sde as sample_sde
     from fmjax.studies.run_folder import open_run as open_run
     from fmjax.times import CosMap as CosMap
@@ -119,10 +124,13 @@ _HOMES = {
     "data": ("batches",),
     "guidance": ("classifier_free",),
     "losses": (
+        "BuiltInGuidance",
         "Objective",
         "TimeWeight",
         "flow_matching_loss",
         "flow_matching_objective",
+        "mean_flow_objective",
+        "shortcut_objective",
     ),
     "metrics": (
         "frechet_distance",
@@ -140,6 +148,7 @@ _HOMES = {
         "DiTConfig",
         "MLPConfig",
         "UNetConfig",
+        "make_flow_map",
         "make_network",
     ),
     "paths": (
@@ -186,6 +195,7 @@ _HOMES = {
         "log_density",
         "sample",
         "sample_diffusion",
+        "sample_flow_map",
         "sample_sde",
     ),
     "studies.run_folder": ("open_run",),
