@@ -2,7 +2,8 @@
 
 The text is XLA's. A collective inside a loop counts as often as the loop runs, if XLA knows that.
 On some chips the compiler writes one kind as another (a gather as a sum of parts that are mostly
-zero): bytes are then those of what it wrote.
+zero): bytes are then those of what it wrote. Between TPU slices it goes through the hosts, as pairs
+of send and receive that say what they do.
 """
 
 import math
@@ -19,6 +20,11 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(
     rf" = (.*?) ({'|'.join(KINDS)}|ragged-all-to-all|collective-broadcast)(?:-start)?\("
+)
+BETWEEN_SLICES = "between slices"
+_MEGASCALE = re.compile(
+    r' = \((.*?), u32\[\].* send\(.*_xla_megascale_target="\{([\d,:]+)\}'
+    r'.*_xla_megascale_transfer_type="(\w+)"'
 )
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=\d+")
@@ -62,9 +68,21 @@ def collectives(program: str, domains: Sequence[int] = ()) -> dict[str, Traffic]
     # On TPUs one that goes on beside other work is in several fusions, under one number.
     fused = {name for body in lines.values() for name in _FUSED.findall("\n".join(body))}
     seen: set[str] = set()
+
+    def add(kind: str, number: int, each: Traffic) -> None:
+        before = found.get(kind, Traffic(0, 0.0, 0.0))
+        found[kind] = Traffic(
+            before.count + number,
+            before.bytes + number * each.bytes,
+            before.sent + number * each.sent,
+            before.across + number * each.across,
+        )
+
     for name, body in lines.items():
         for line in body:
-            if times[name] and (match := _COLLECTIVE.search(line)):
+            if times[name] and (match := _MEGASCALE.search(line)):
+                add(BETWEEN_SLICES, times[name], _between_slices(*match.groups()))
+            elif times[name] and (match := _COLLECTIVE.search(line)):
                 channel = _CHANNEL.search(line)
                 if channel is not None and name in fused:
                     if channel[0] in seen:
@@ -74,14 +92,17 @@ def collectives(program: str, domains: Sequence[int] = ()) -> dict[str, Traffic]
                 groups = _groups(line)
                 sent = _sent(kind, size, groups.shape[1])
                 across = min(sent, _across(kind, size, groups, domains)) if several else 0.0
-                before = found.get(kind, Traffic(0, 0.0, 0.0))
-                found[kind] = Traffic(
-                    before.count + times[name],
-                    before.bytes + times[name] * size,
-                    before.sent + times[name] * sent,
-                    before.across + times[name] * across,
-                )
+                add(kind, times[name], Traffic(1, size, sent, across))
     return found
+
+
+def _between_slices(shape: str, slices: str, kind: str) -> Traffic:
+    """What one device sends to those of other slices, written as "1,2" or "1:4"."""
+    ranges = [[int(end) for end in part.split(":")] for part in slices.split(",")]
+    number = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+    size = sum(_shape_bytes(*each) for each in _SHAPE.findall(shape))
+    sent = {"ALL_REDUCE": 2 * (number - 1) / number, "ALL_GATHER": number - 1}.get(kind, 1) * size
+    return Traffic(1, size, sent, sent)
 
 
 def _computations(program: str) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from fmjax.training import MeshConfig, make_mesh
-from fmjax.training.collectives import Traffic, collectives
+from fmjax.training.collectives import BETWEEN_SLICES, Traffic, collectives
 
 
 def program(fn, mesh, in_specs, out_specs, *shapes):
@@ -136,6 +136,26 @@ def test_what_leaves_a_slice_is_told_apart(kind, groups, across):
     )
     assert collectives(text, SLICES)[kind].across == across
     assert collectives(text)[kind].across == 0
+
+
+@pytest.mark.parametrize(
+    ("slices", "kind", "sent"),
+    [("1,2", "ALL_REDUCE", 1.0), ("1:16", "ALL_REDUCE", 1.875), ("1:16", "ALL_GATHER", 15.0)],
+)
+def test_what_goes_between_tpu_slices_is_sent_and_received_by_the_hosts(slices, kind, sent):
+    text = "\n".join(
+        [
+            "ENTRY %main (p: f32[256]) -> f32[256] {",
+            "  %send = (f32[256,8,128]{2,1,0:T(8,128)S(1)}, u32[], token[]) send(%b, %a), "
+            "channel_id=2, is_host_transfer=true, frontend_attributes={"
+            f'_xla_megascale_target="{{{slices}}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}',
+            "  %d = token[] send-done(%s), channel_id=2, is_host_transfer=true",
+            "}",
+        ]
+    )
+    size = 4 * 256 * 8 * 128
+    found = collectives(text)[BETWEEN_SLICES]
+    assert found == Traffic(1, size, sent * size, sent * size)
 
 
 def test_a_program_for_one_device_sends_nothing():
