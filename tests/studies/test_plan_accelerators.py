@@ -51,6 +51,12 @@ def test_a_plan_for_tpus_gathers_the_weights_and_finds_what_fits(tmp_path):
     assert last["batch_size"] == 1024
     (v4,) = plans_of(tmp_path, "v4:2x2x1", *SMALL)
     assert v4["num_devices"] == 4  # Chips, not their cores.
+    several = ("--mesh.data", "2", "--mesh.fsdp", "-1", "--num-slices", "2")
+    (slices,) = plans_of(tmp_path, "v5e:2x2", *SMALL, *several)
+    # Each chip sends its quarter of the gradients to the other slice, mostly in bfloat16.
+    quarter = 2 * slices["num_parameters"] / 4
+    assert 1.0 < slices["traffic"]["between slices"]["across"] / quarter < 1.3
+    assert slices["roofline"]["network"] > slices["roofline"]["links"]
 
 
 @pytest.mark.slow
