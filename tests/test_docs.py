@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fmjax.cli import commands
+from fmjax.cli import commands, training
 from fmjax.studies.configs import load_config
 from fmjax.studies.run_folder import RunFolder, prepare
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/tpu.md", "docs/gpu.md")
+PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Indented by at least four, after an empty line or a heading.
 INDENTED = re.compile(r"(?:\A|\n\n|(?<=\n)#[^\n]*\n)((?: {4,}\S[^\n]*\n)+)")
@@ -91,6 +91,7 @@ def only_read(monkeypatch):
         yield
 
     monkeypatch.setattr(commands, "working", stop)
+    monkeypatch.setattr(training, "working", stop)
     monkeypatch.setattr(commands, "console", stop)
     monkeypatch.chdir(ROOT)
 
@@ -123,18 +124,22 @@ def test_the_command_line_knows_every_option_that_is_shown(arguments, only_read,
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_options_named_in_the_text_are_options_too(page, only_read):
+def test_options_named_in_the_text_are_options_too(page, only_read, tmp_path):
+    config = load_config(ROOT / "configs" / "digits.py")
+    prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
     text = re.sub(r"\s+", " ", FENCE.sub("", (ROOT / page).read_text()))
-    named = re.findall(r"`(--(?:mesh|training|network|evaluation)\.[^`]*)`", text)
+    named = re.findall(r"`(--(?:mesh|training|network|evaluation|reflow|loss)\.[^`]*)`", text)
     assert len(named) >= 4
     for options in named:
-        if options.count(" ") > 0:
+        if page == "docs/few_steps.md":
+            only_read(["reflow", str(tmp_path / "run"), *options.split()])
+        elif options.count(" ") > 0:
             only_read(["train", "configs/imagenet256_sit.py", *options.split()])
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_shell_can_read_every_script(page):
-    assert len(scripts(page)) >= 6
+    assert len(scripts(page)) >= 4
     for script in scripts(page):
         done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
         assert not done.returncode, (script, done.stderr)

@@ -29,7 +29,10 @@ SHORTCUT = Config(
 )
 MEAN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig())
 ASKED = dataclasses.replace(
-    SHORTCUT, loss=MeanFlowConfig(improved=True, guidance=BuiltInGuidance(max_scale=4.0))
+    SHORTCUT,
+    loss=MeanFlowConfig(
+        improved=True, guidance=BuiltInGuidance(max_scale=4.0, first=0.1, last=0.8)
+    ),
 )
 BUILT_IN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig(guidance=BuiltInGuidance(2.0)))
 JUMPS = SamplingConfig(solver="flow_map", num_steps=2)
@@ -75,9 +78,9 @@ def test_the_finest_steps_of_a_shortcut_model_follow_the_velocity():
 
 
 def test_guidance_is_an_input_where_it_was_trained_as_one():
-    asked = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.2, 0.9), num_steps=1)
+    asked = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
     experiment, params, samples, x, cond = built(ASKED, asked)
-    guidance = jnp.tile(jnp.array([3.0, 0.2, 0.9]), (5, 1))
+    guidance = jnp.tile(jnp.array([3.0, 0.05, 0.9]), (5, 1))
     u = experiment.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
     np.testing.assert_allclose(samples.x1, x + u, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(samples.nfe, 1)
@@ -151,6 +154,18 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         (
             with_(BUILT_IN, loss=dataclasses.replace(BUILT_IN.loss, label_drop=0.0)),
             "loss.guidance.scale must be 1 for a network without classes, or trained with loss.lab",
+        ),
+        (
+            lambda: built(ASKED, dataclasses.replace(JUMPS, guidance_interval=(0.2, 0.9))),
+            "guidance_interval must begin by 0.1 and end from 0.8, as in the training",
+        ),
+        (
+            with_(ASKED, sampling=dataclasses.replace(JUMPS, guidance=9.0)),
+            "guidance must lie between 1 and 4",
+        ),
+        (
+            with_(SHORTCUT, sampling=dataclasses.replace(JUMPS, grid="shifted")),
+            "sampling.grid must be uniform for a shortcut model",
         ),
         (with_(MEAN, coupling=MinibatchOT()), "coupling must be Independent for a flow map"),
         (

@@ -17,6 +17,7 @@ from fmjax.config.build import (
 )
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, TrainingConfig
+from fmjax.config.flow_maps import require_jumps
 from fmjax.config.losses import LossConfig, MeanFlowConfig, ShortcutConfig
 from fmjax.config.planning import PlanConfig
 from fmjax.config.reflowing import ReflowConfig
@@ -24,6 +25,7 @@ from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
 from fmjax.config.solving import (
     DIFFUSION_SAMPLERS,
+    FLOW_MAP,
     ODE_SOLVERS,
     SDE_SOLVERS,
     SOLVERS,
@@ -35,6 +37,7 @@ from fmjax.config.studying import StudyConfig
 
 __all__ = [
     "DIFFUSION_SAMPLERS",
+    "FLOW_MAP",
     "ODE_SOLVERS",
     "SDE_SOLVERS",
     "SOLVERS",
@@ -62,6 +65,7 @@ __all__ = [
     "make_step",
     "step_identity",
     "num_parameters",
+    "require_jumps",
     "require_types",
     "solver_title",
     "to_json",

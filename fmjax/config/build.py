@@ -83,11 +83,12 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
-    require_flow_map_samplings(config)
     if not isinstance(loss, LossConfig):
         flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
+        require_flow_map_samplings(config, flow_map)
         return Experiment(flow_map.velocity_net(), objective, optimizer, path,
                           Prediction.VELOCITY, null_cond, flow_map)  # fmt: skip
+    require_flow_map_samplings(config, None)
     net = make_network(config.network, event_shape, conditions)
     objective = flow_matching_objective(
         net,
@@ -188,7 +189,7 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
     """The solve that a config asks for; its steps are an argument (`sampling.make_steps`)."""
     solver, flow_map = sampling.make_solver(), experiment.flow_map
     if sampling.solver == FLOW_MAP:
-        flow_map = require_jumps(flow_map, sampling)
+        flow_map = require_jumps(flow_map, sampling.num_steps, sampling.grid)
 
     def solve(params: Params, x0: Points, keys: Any, cond: Cond, steps: Steps) -> Samples:
         guidance = (sampling.guidance, sampling.guidance_interval)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Conditions, Params, Points, Times
 from fmjax._checks import require
 from fmjax.config.fields import Config
-from fmjax.config.losses import LossConfig, MeanFlowConfig, ShortcutConfig
-from fmjax.config.sampling import SamplingConfig
+from fmjax.config.losses import LossConfig, ShortcutConfig
 from fmjax.config.solving import FLOW_MAP
 from fmjax.couplings import Independent
 from fmjax.guidance import classifier_free
@@ -40,6 +39,22 @@ class TrainedMap(NamedTuple):
     null_cond: Any
     num_steps: int | None
 
+    def check(self, scale: float, interval: tuple[float, float]) -> None:
+        """Raise unless the map can be guided so."""
+        built_in, (low, high) = self.guidance, interval
+        if built_in.max_scale is not None:
+            inside = 1.0 <= scale <= built_in.max_scale
+            rule = f"lie between 1 and {built_in.max_scale:g}, the scales of the training"
+            require(inside, "guidance", rule, scale)
+            rule = f"begin by {built_in.first:g} and end from {built_in.last:g}, as in the training"
+            seen = low <= built_in.first and high >= built_in.last
+            require(seen, "guidance_interval", rule, interval)
+        elif scale != 1.0:
+            rule = f"be 1 for a network in which a scale of {built_in.scale:g} is built in"
+            require(not built_in.acts, "guidance", rule, scale)
+            rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
+            require(self.null_cond is not None, "guidance", rule, scale)
+
     def velocity_net(self) -> VelocityNet:
         """Its velocity, as built in, unguided where guidance is an input."""
 
@@ -54,19 +69,12 @@ class TrainedMap(NamedTuple):
         Raises:
             ValueError: If the scale is not one that was learned, or one is built in already.
         """
-        built_in = self.guidance
-        if built_in.max_scale is not None:
-            inside = 1.0 <= scale <= built_in.max_scale
-            rule = f"lie between 1 and {built_in.max_scale:g}, the scales of the training"
-            require(inside, "guidance", rule, scale)
+        self.check(scale, interval)
+        if self.guidance.is_input:
             return partial(self._jump, params, jnp.array([[scale, *interval]]))
         map_fn = partial(self._jump, params, None)
         if scale == 1.0:
             return map_fn
-        rule = f"be 1 for a network in which a scale of {built_in.scale:g} is built in"
-        require(not built_in.acts, "guidance", rule, scale)
-        rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
-        require(self.null_cond is not None, "guidance", rule, scale)
 
         def field_of(t: Times, x: Points, cond: Cond = None) -> Points:
             assert cond is not None
@@ -132,38 +140,33 @@ def _differentiable_forwards(network: NetworkConfig) -> NetworkConfig:
     return network if kind == "xla" else dataclasses.replace(network, attention="xla")  # type: ignore[call-arg]
 
 
-def require_flow_map_samplings(config: Config) -> None:
-    """Raise if jumps are asked of a network that is no flow map, or more than it has learned."""
-    is_map = isinstance(config.loss, MeanFlowConfig | ShortcutConfig)
-    grid = config.loss.num_steps if isinstance(config.loss, ShortcutConfig) else None
-    asked = []
-    if config.sampling.solver == FLOW_MAP:
-        asked.append(("sampling", config.sampling.num_steps))
-    if FLOW_MAP in config.compare.fixed_solvers:
-        asked += [("compare", num) for num in config.compare.num_steps]
-    for name, num in asked:
-        rule = "be of a velocity for a network that is no flow map"
-        require(is_map, f"{name}.solver", rule, FLOW_MAP)
-        _require_on_grid(f"{name}.num_steps", num, grid)
+def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> None:
+    """Raise if samples or comparisons ask of a network what it has not learned."""
+    sampling, compare = config.sampling, config.compare
+    if sampling.solver == FLOW_MAP:
+        require_jumps(flow_map, sampling.num_steps, sampling.grid, "sampling.")
+    if FLOW_MAP in compare.fixed_solvers:
+        for num in compare.num_steps:
+            for grid in compare.grids:
+                require_jumps(flow_map, num, grid, "compare.")
+    if flow_map is not None:
+        flow_map.check(sampling.guidance, sampling.guidance_interval)
+        flow_map.check(compare.guidance, (0.0, 1.0))
 
 
-def require_jumps(flow_map: TrainedMap | None, sampling: SamplingConfig) -> TrainedMap:
-    """The flow map, if it can take the jumps that are asked for.
+def require_jumps(
+    flow_map: TrainedMap | None, num_steps: int | None, grid: str, name: str = ""
+) -> TrainedMap:
+    """The flow map, if it can take jumps on such a grid.
 
     Raises:
         ValueError: If it is none, or was not trained on such a grid.
     """
     if flow_map is None:
-        raise ValueError("solver must be of a velocity for a network that is no flow map, "
+        raise ValueError(f"{name}solver must be of a velocity for a network that is no flow map, "
                          f"got {FLOW_MAP}")  # fmt: skip
-    if flow_map.num_steps is not None:
-        _require_on_grid("num_steps", sampling.num_steps, flow_map.num_steps)
-        rule = "be uniform for a shortcut model"
-        require(sampling.grid == "uniform", "grid", rule, sampling.grid)
+    if flow_map.num_steps is not None and num_steps is not None:
+        rule = f"divide the {flow_map.num_steps} steps of the grid that the network was trained on"
+        require(flow_map.num_steps % num_steps == 0, f"{name}num_steps", rule, num_steps)
+        require(grid == "uniform", f"{name}grid", "be uniform for a shortcut model", grid)
     return flow_map
-
-
-def _require_on_grid(name: str, num: int | None, grid: int | None) -> None:
-    if grid is not None and num is not None:
-        rule = f"divide the {grid} steps of the grid that the network was trained on"
-        require(grid % num == 0, name, rule, num)

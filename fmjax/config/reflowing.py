@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from fmjax._checks import require_at_least, require_between
+from fmjax._checks import require, require_at_least, require_between
 from fmjax.config.sampling import SamplingConfig
+from fmjax.config.solving import ODE_SOLVERS
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,6 @@ class ReflowConfig:
     def __post_init__(self) -> None:
         require_at_least("reflow.num_pairs", self.num_pairs, 1)
         require_between("reflow.real_share", self.real_share, 0.0, 1.0)
+        back = self.real_share == 0.0 or self.sampling.solver in ODE_SOLVERS
+        rule = "be of an ODE, which goes backwards too, where real_share is not 0"
+        require(back, "reflow.sampling.solver", rule, self.sampling.solver)

@@ -17,6 +17,9 @@ from fmjax._files import write_atomically
 FORMAT = 1
 
 
+AS_REAL = "High frequencies"  # Of samples neither more nor less is better than real data's.
+
+
 class SolverRun(NamedTuple):
     """One solver at one setting on the shared starting points.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from fmjax.report.comparison import Comparison
+from fmjax.report.comparison import AS_REAL, Comparison
 from fmjax.report.content import Report, SampleGrid, SamplePoints
 from fmjax.report.images import image_bytes, image_grid
 from fmjax.report.plots import plot_loss, plot_paths, plot_points
@@ -130,7 +130,8 @@ def _families_in_words(comparison: Comparison) -> str:
 
 def _metric_caption(comparison: Comparison, name: str) -> str:
     higher = name in comparison.higher_is_better
-    caption = f"Of {comparison.num_samples:,} samples; {'higher' if higher else 'lower'} is better."
+    better = "nearest to real data's" if name == AS_REAL else "higher" if higher else "lower"
+    caption = f"Of {comparison.num_samples:,} samples; {better} is better."
     if comparison.reference is not None and name in comparison.reference.metrics:
         caption += " Once it meets the reference's line, a smaller error no longer shows in it."
     return f"{caption} {_families_in_words(comparison)}"

@@ -3,14 +3,14 @@
 import json
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.solvers import calibrate
-from fmjax.studies.draw import even_labels, noise
+from fmjax.studies.draw import even_labels
 from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.starts import run_starts
 from fmjax.times import Tabulated
 
 NUM_PATHS = 32
@@ -36,8 +36,8 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
     if kept is not None:
         return kept
     with progress.task("calibrating the grid", 1) as advance:
-        key = jax.random.key(1)  # Others than the noises of key 0 that samples are drawn from.
-        x0 = run.config.path.start(noise(key, jnp.arange(NUM_PATHS), run.event_shape))
+        # Others than those of seed 0 that samples are drawn from.
+        x0 = run_starts(run, progress)(1, jnp.arange(NUM_PATHS))
         labels = even_labels(NUM_PATHS, run.num_classes)
         velocity_fn = guided(
             run.experiment, run.params, sampling.guidance, sampling.guidance_interval

@@ -1,6 +1,7 @@
 """The solver comparison on a run: its field, its guidance, its data's metrics."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
+    FLOW_MAP,
     ODE_SOLVERS,
     CompareConfig,
     SamplingConfig,
@@ -18,6 +20,7 @@ from fmjax.config import (
     guided,
     is_stochastic,
     make_solve,
+    require_jumps,
     solver_title,
 )
 from fmjax.metrics import (
@@ -32,10 +35,11 @@ from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
 from fmjax.studies.compare import Metric, Row, compare
 from fmjax.studies.draw import even_labels, is_image, noise_keys
-from fmjax.studies.draw_run import run_starts, run_steps
+from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
 from fmjax.studies.run_folder import Run
+from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, num_shares
 
 NUM_SHOWN = 10  # Samples of each row that the page shows.
@@ -100,6 +104,9 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             rate_scale=config.rate_scale,
         )
         solve = _on_mesh(run, make_solve(run.experiment, asked))
+        for num, grid in itertools.product(config.num_steps, config.grids):
+            if name == FLOW_MAP:
+                require_jumps(run.experiment.flow_map, num, grid)
         for grid in config.grids:
 
             def make_grid(n: int, asked: SamplingConfig = asked, grid: Any = grid) -> Any:

@@ -1,17 +1,13 @@
 """Samples of a trained run, as a config asks for them."""
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, Steps, make_solve
-from fmjax.data import NoSuchSplit
 from fmjax.studies.calibrate import run_grid
-from fmjax.studies.draw import Drawn, draw_samples, noise
+from fmjax.studies.draw import Drawn, draw_samples
 from fmjax.studies.run_folder import Run
+from fmjax.studies.starts import run_starts
 
 
 def draw_from(
@@ -27,34 +23,6 @@ def draw_from(
         starts=None if run.config.source is None else run_starts(run, progress),
         progress=progress,
     )  # fmt: skip
-
-
-def run_starts(
-    run: Run, progress: Progress = Silent()
-) -> Callable[[int, np.ndarray | jax.Array], jax.Array]:
-    """What gives the points at t = 0 of some numbers, `(seed, indices) -> [indices, *event]`.
-
-    Normal noise; of a run between two data sets, test examples of the first (training ones where
-    it has no others).
-    """
-    path, event_shape = run.config.path, run.event_shape
-    if run.config.source is None:
-
-        @jax.jit
-        def of_noise(seed: jax.Array, indices: jax.Array) -> jax.Array:
-            return path.start(noise(jax.random.key(seed), indices, event_shape))
-
-        return lambda seed, indices: of_noise(jnp.asarray(seed), jnp.asarray(indices))
-    try:
-        source = run.config.source.load("test", progress=progress)
-    except NoSuchSplit:
-        source = run.config.source.load("train", progress=progress)
-
-    def of_data(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
-        order = np.random.default_rng(seed).permutation(len(source))
-        return path.start(jnp.asarray(source.points(order[np.asarray(indices) % len(source)])))
-
-    return of_data
 
 
 def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent()) -> Steps:

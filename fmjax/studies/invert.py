@@ -93,6 +93,8 @@ def invert_run(
     """
     pictured, got = is_image(run.event_shape), f"event shape {run.event_shape}"
     require(pictured, "run", "be of images with 1 or 3 channels", got)
+    rule = "start from noise to be inverted"
+    require(run.config.source is None, "run", rule, "one between two data sets")
     # Before the work, what the edits would refuse.
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:

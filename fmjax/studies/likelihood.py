@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
@@ -62,6 +63,8 @@ def likelihood_run(
     Raises:
         ValueError: If the run's data have no test split, or fewer than two examples arrived.
     """
+    rule = "start from noise, whose density is known"
+    require(run.config.source is None, "run", rule, "one between two data sets")
     test = run.config.data.load("test", progress=progress)
     num = len(test) if config.num_examples is None else min(config.num_examples, len(test))
     rows = np.linspace(0, len(test) - 1, num).astype(int)

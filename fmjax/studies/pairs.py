@@ -26,9 +26,10 @@ from fmjax.data import (
 from fmjax.data.pairs import LEAST_PER_SHARD
 from fmjax.solvers import encode
 from fmjax.studies.draw import noise_keys
-from fmjax.studies.draw_run import run_starts, run_steps
+from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import labels_like
 from fmjax.studies.run_folder import Run
+from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, is_main, num_shares, together
 
 _STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
@@ -59,8 +60,10 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             prepare_records(folder, manifest)
+    with together("listing the pairs"):  # Before any process adds to them.
+        missing = missing_shards(folder, manifest)
     with together("making pairs"):
-        mine = missing_shards(folder, manifest)[jax.process_index() :: jax.process_count()]
+        mine = missing[jax.process_index() :: jax.process_count()]
         if mine:
             _make_shards(teacher, config, folder, manifest, mine, progress)
     with together("opening the pairs"):
@@ -68,12 +71,18 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
 
 
 def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
+    whole = json.loads(to_json(teacher.config))
+    # All that decides a pair; where and on what the weights were made does not.
+    names = ("data", "source", "conditional", "network", "path", "coupling", "loss", "optimizer")
+    parts = {name: whole[name] for name in names}
+    sampling = dataclasses.asdict(config.sampling)
+    for name in ("num_samples", "batch_size"):
+        del sampling[name]
     about = {
-        # All that decides a pair; where the weights lie does not.
-        "teacher": hashlib.sha256(to_json(teacher.config).encode()).hexdigest()[:16],
+        "teacher": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16],
         "name": teacher.config.name,
         "step": teacher.step,
-        "sampling": dataclasses.asdict(config.sampling),
+        "sampling": sampling,
         "real_share": config.real_share,
     }
     return RecordManifest(
@@ -111,12 +120,13 @@ def _make_shards(
     numbers = np.arange(config.num_pairs)
     # Evenly among the others: pair n is real if the share of n + 1 has one more than that of n.
     real = np.floor((numbers + 1) * config.real_share) > np.floor(numbers * config.real_share)
+    most = min(config.sampling.batch_size, manifest.examples_per_shard)
     with progress.task("making pairs", sum(len(manifest.examples(n)) for n in shards)) as advance:
         for shard in shards:
             mine = np.asarray(manifest.examples(shard))
             kinds = [mine[~real[mine]], mine[real[mine]]]
             parts = [
-                _solved(way, teacher, config.sampling.batch_size, kind, advance)
+                _solved(way, teacher, min(most, len(kind)), kind, advance)
                 for way, kind in zip(ways, kinds, strict=True)
                 if len(kind)
             ]
@@ -155,7 +165,9 @@ def _from_source(teacher: Run, config: ReflowConfig, data: Dataset, progress: Pr
     """From the source to where the flow takes it."""
     sampling, mesh = config.sampling, teacher.mesh
     solve, steps = make_solve(teacher.experiment, sampling), run_steps(teacher, sampling, progress)
-    starts, key = run_starts(teacher, progress), jax.random.key(sampling.seed)
+    # Noises and source examples that no sample of the teacher or the student starts from.
+    starts, key = run_starts(teacher, progress, split="train"), jax.random.key(sampling.seed)
+    number = _noise_numbers if teacher.config.source is None else np.asarray
     all_labels = None
     if teacher.num_classes is not None:
         all_labels = labels_like(data, config.num_pairs, sampling.seed)
@@ -167,7 +179,7 @@ def _from_source(teacher: Run, config: ReflowConfig, data: Dataset, progress: Pr
         return x0, solved.x1, solved.succeeded
 
     return _Way(
-        lambda numbers: starts(sampling.seed, _noise_numbers(numbers)),
+        lambda numbers: starts(sampling.seed, number(numbers)),
         lambda numbers: None if all_labels is None else all_labels[numbers],
         forwards,
     )

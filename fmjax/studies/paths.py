@@ -11,8 +11,8 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
 from fmjax.studies.draw import even_labels
-from fmjax.studies.draw_run import run_starts
 from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, num_shares
 
 _TOGETHER = 64
@@ -89,13 +89,13 @@ def measure_paths(
         step=run.step,
         num_paths=num_paths,
         guidance=sampling.guidance,
-        s=float(s.mean()),
-        s_error=float(s.std() / np.sqrt(len(s))),
-        length_ratio=float(ratio.mean()),
+        s=float(np.nanmean(s)),
+        s_error=float(np.nanstd(s) / np.sqrt(len(s))),
+        length_ratio=float(np.nanmean(ratio)),
         times=tuple(parts[0].times.tolist()),
-        deviation=tuple(deviation.mean(axis=0).tolist()),
+        deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(parts[0].midpoints.tolist()),
-        curvature=tuple(curvature.mean(axis=0).tolist()),
+        curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
     )
     write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
     progress.say(

@@ -14,7 +14,9 @@ from fmjax.config import (
     Config,
     SamplingConfig,
     StudyConfig,
+    build,
     is_stochastic,
+    make_solve,
     solver_title,
     to_json,
 )
@@ -26,6 +28,7 @@ from fmjax.metrics import (
     precision_recall,
 )
 from fmjax.report.comparison import (
+    AS_REAL,
     Comparison,
     SolverRun,
     row_from_json,
@@ -122,14 +125,14 @@ class _Measure(NamedTuple):
     def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """The metrics of finite samples; the worst if they are too few to tell."""
         if len(x1) < FEWEST:
-            worst = {"Frechet distance": float("inf"), "High frequencies": float("inf")}
+            worst = {"Frechet distance": float("inf"), AS_REAL: float("nan")}
             return worst | dict.fromkeys(HIGHER_IS_BETTER, 0.0)
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
         found = {
             "Frechet distance": frechet_distance(features, self.real),
             **{name.capitalize(): getattr(shares, name) for name in PrecisionRecall._fields},
-            "High frequencies": high_frequency_share(x1),
+            AS_REAL: high_frequency_share(x1),
         }
         if labels is not None:  # Of samples that were asked to be something.
             found["Recognised"] = self.classifier.accuracy(x1, labels)
@@ -137,11 +140,16 @@ class _Measure(NamedTuple):
 
 
 def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> None:
-    """Raise unless the run can be sampled in each of these ways."""
+    """Raise unless the run can be trained, and sampled in each of these ways."""
+    event_shape, conditions = run.data.shape()
+    experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:
         guided = sampling.guidance == 1.0 or (run.conditional and run.loss.label_drop > 0)
         require(guided, "samplings", f"be without guidance for {run.name}, which knows no "
                 "\"no class\"", sampling.guidance)  # fmt: skip
+        make_solve(experiment, sampling)
+        if experiment.flow_map is not None:
+            experiment.flow_map.check(sampling.guidance, sampling.guidance_interval)
         sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
 
 

@@ -72,14 +72,16 @@ def train_folder(
             dataset = dataset.unconditional()
         # Not after hours of training.
         require_comparable(config.compare.num_samples, len(dataset))
-        source = None if config.source is None else config.source.load("train", progress=progress)
+        source = None
+        if config.source is not None and teacher is None:
+            source = config.source.load("train", progress=progress)
         event_shape, conditions = dataset.event_shape, dataset.conditions
         experiment = build(config, event_shape, conditions)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     examples: Examples = dataset
     if teacher is not None:
-        examples, source = pairs_for(config, teacher, dataset, progress), None
+        examples = pairs_for(config, teacher, dataset, progress)
     with together("reading the data"):
         feed = batches(
             examples,
@@ -94,8 +96,6 @@ def train_folder(
     state, sharding = init_state(
         experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
     )
-    if teacher is not None:
-        state = started_from(teacher, config, state, RunFolder(path))
     batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     step = make_step(config, experiment, mesh, sharding)
     if executable is not None:
@@ -106,9 +106,12 @@ def train_folder(
     with together("making the run folder"):
         if is_main():
             prepare(folder, config, event_shape, conditions, overwrite=overwrite)
+    if teacher is not None:
+        state = started_from(teacher, config, state, folder.checkpoints)
+    teacher = None  # Its weights take memory.
     progress.say(
         f"{config.name}: {num_parameters(state.params):,} parameters, {len(examples):,} "
-        f"{'examples' if teacher is None else 'pairs'} of "
+        f"{'examples' if config.reflow is None else 'pairs'} of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
     flops = step_flops(config, state.params, batch, event_shape, conditions)

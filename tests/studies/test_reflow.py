@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.config import Config, LossConfig, ReflowConfig, SamplingConfig, TrainingConfig, guided
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    LossConfig,
+    MeanFlowConfig,
+    ReflowConfig,
+    SamplingConfig,
+    TrainingConfig,
+    build,
+    guided,
+)
 from fmjax.couplings import MinibatchOT
 from fmjax.data import ToyData, open_pairs
 from fmjax.metrics import sliced_wasserstein, straightness
 from fmjax.networks import MLPConfig
+from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import LinearBetas
 from fmjax.solvers import FixedSteps, encode, sample
 from fmjax.solvers.fixed import RK4
-from fmjax.studies.draw_run import draw_from, run_starts
+from fmjax.studies.draw_run import draw_from
 from fmjax.studies.pairs import make_pairs, pairs_folder
 from fmjax.studies.reflow import reflow_config
-from fmjax.studies.run_folder import open_run
+from fmjax.studies.run_folder import RunFolder, open_run, prepare
+from fmjax.studies.starts import run_starts
 from fmjax.studies.train import train
 from fmjax.times import UniformSteps, UShaped, uniform_grid
 from fmjax.training import OptimizerConfig, make_mesh
@@ -136,9 +150,14 @@ def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp
     training = dataclasses.replace(TEACHER.training, num_steps=1)
     optimizer = dataclasses.replace(TEACHER.optimizer, learning_rate=1e-12, warmup_steps=0)
     config = dataclasses.replace(asked, training=training, optimizer=optimizer)
-    run = train(config, tmp_path / "warm")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params,
-                 teacher.params)  # fmt: skip
+    # Also in place of a run, and after a kill while the first checkpoint was written.
+    (tmp_path / "killed" / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    prepare(RunFolder(tmp_path / "new"), config, (2,), None)
+    shutil.copytree(tmp_path / "new", tmp_path / "killed", dirs_exist_ok=True)
+    for name, overwrite in (("new", False), ("new", True), ("killed", False)):
+        run = train(config, tmp_path / name, overwrite=overwrite)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params,
+                     teacher.params)  # fmt: skip
 
 
 def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
@@ -200,13 +219,43 @@ def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, 
         dataclasses.replace(asked, coupling=MinibatchOT())
     with pytest.raises(ValueError, match=r"reflow.real_share must lie in \[0.0, 1.0\]"):
         ReflowConfig("x", real_share=1.5)
+    with pytest.raises(ValueError, match="reflow.sampling.solver must be of an ODE, which goes"):
+        ReflowConfig("x", real_share=0.5, sampling=SamplingConfig(solver="ddim", num_steps=4))
     with pytest.raises(ValueError, match="run folder .*nowhere must hold config.json"):
         train(dataclasses.replace(asked, reflow=ReflowConfig("nowhere")), tmp_path / "run")
     images = dataclasses.replace(asked, data=ToyData("spirals"), source=None)
     wider = dataclasses.replace(images, network=MLPConfig(width=32, num_layers=2))
-    with pytest.raises(ValueError, match="must be of this model"):
+    with pytest.raises(ValueError, match=r"reflow.warm_start must be off \(--reflow.no-warm-start"):
         train(wider, tmp_path / "wider")
     assert not (tmp_path / "wider").exists()
+
+
+def test_pairs_start_from_other_points_than_samples_do(teacher, pairs):
+    starts = np.asarray(run_starts(teacher)(TEACHER.sampling.seed, np.arange(3000)))
+    found = pairs.examples(np.arange(3000)).x0
+    generated = found[np.arange(3000) % 4 != 3]
+    assert not {tuple(row) for row in starts} & {tuple(row) for row in generated}
+    assert len(np.unique(generated, axis=0)) == len(generated)
+
+
+def test_the_next_flow_is_one_of_straight_lines_whatever_the_teacher_was(tmp_path):
+    ddpm = dataclasses.replace(
+        TEACHER, path=AffinePath(LinearBetas()), source=None,
+        loss=LossConfig(prediction=Prediction.X0, space=Prediction.X0),
+        sampling=SamplingConfig(slots=4, clip=None),
+    )  # fmt: skip
+    flow_map = dataclasses.replace(
+        TEACHER, loss=MeanFlowConfig(), compare=CompareConfig(fixed_solvers=("flow_map", "euler")),
+        sampling=SamplingConfig(solver="flow_map", num_steps=1),
+    )  # fmt: skip
+    for other in (ddpm, flow_map):
+        for distill in (False, True):
+            config = reflow_config(other, tmp_path, distill=distill)
+            assert (config.path, config.loss.prediction) == (AffinePath(), Prediction.VELOCITY)
+            assert not config.reflow.warm_start
+            assert config.reflow.sampling.solver == other.sampling.solver
+            build(config, (2,), None)
+            config.sampling.make_steps()
 
 
 @pytest.mark.slow
