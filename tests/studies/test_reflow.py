@@ -21,10 +21,12 @@ from fmjax.config import (
     MeanFlowConfig,
     ReflowConfig,
     SamplingConfig,
+    ShortcutConfig,
     TrainingConfig,
     build,
     guided,
 )
+from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.couplings import MinibatchOT
 from fmjax.data import ToyData, open_pairs
 from fmjax.metrics import sliced_wasserstein, straightness
@@ -33,7 +35,9 @@ from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import LinearBetas
 from fmjax.solvers import FixedSteps, encode, sample
 from fmjax.solvers.fixed import RK4
+from fmjax.studies.compare_run import run_methods
 from fmjax.studies.draw_run import draw_from
+from fmjax.studies.likelihood import likelihood_run
 from fmjax.studies.pairs import make_pairs, pairs_folder
 from fmjax.studies.reflow import reflow_config
 from fmjax.studies.run_folder import RunFolder, open_run, prepare
@@ -197,6 +201,23 @@ def test_the_next_flow_is_named_and_trained_by_what_is_in_the_pairs(tmp_path):
     guided_one = dataclasses.replace(TEACHER.sampling, guidance=2.0)
     config = reflow_config(dataclasses.replace(TEACHER, sampling=guided_one), tmp_path)
     assert (config.reflow.sampling.guidance, config.sampling.guidance) == (2.0, 1.0)
+
+
+def test_jumps_off_the_grid_of_a_shortcut_model_are_not_compared(teacher):
+    config = dataclasses.replace(TEACHER, loss=ShortcutConfig(num_steps=8))
+    run = teacher._replace(experiment=build(config, (2,), None))
+    asked = CompareConfig(fixed_solvers=("flow_map",), adaptive_solvers=(), num_steps=(1, 3))
+    with pytest.raises(ValueError, match="num_steps must divide the 8 steps of the grid"):
+        run_methods(run, asked)
+    assert len(run_methods(run, dataclasses.replace(asked, num_steps=(1, 8)))) == 1
+    grids = dataclasses.replace(asked, num_steps=(1,), grids=("shifted",))
+    with pytest.raises(ValueError, match="grid must be uniform for a shortcut model"):
+        run_methods(run, grids)
+
+
+def test_what_wants_noise_to_start_from_is_refused_between_data_sets(teacher):
+    with pytest.raises(ValueError, match="run must start from noise, whose density is known"):
+        likelihood_run(teacher, LikelihoodConfig())
 
 
 def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, asked, tmp_path):

@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from fmjax.config import Config, SamplingConfig, StudyConfig, TrainingConfig
-from fmjax.data import DigitsData, ToyData
+from fmjax.config import Config, ReflowConfig, SamplingConfig, StudyConfig, TrainingConfig
+from fmjax.data import DigitsData, ToyData, open_pairs
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import Prediction
 from fmjax.report.comparison import read_json
 from fmjax.report.gallery import read_gallery
 from fmjax.studies.calibrate import run_grid
+from fmjax.studies.paths import read_paths
 from fmjax.studies.report import report_study
 from fmjax.studies.run_folder import open_run
 from fmjax.studies.study import run_study
@@ -36,6 +37,7 @@ STUDY = StudyConfig(
         SamplingConfig(solver="euler_maruyama", num_steps=2, batch_size=24),
     ),
     num_samples=24,
+    num_paths=8,
 )
 
 
@@ -125,3 +127,32 @@ def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path)
     many = dataclasses.replace(STUDY, num_samples=400)
     with pytest.raises(ValueError, match="num_samples must be at most the 355 test examples, got"):
         run_study(many, folder)
+
+
+def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(folder):
+    # In the same folder: what is there of the first is kept.
+    pairs = ReflowConfig(
+        "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
+    )
+    student = dataclasses.replace(FIRST, name="student", reflow=pairs)
+    one = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    study = dataclasses.replace(
+        STUDY, runs=(FIRST, student), samplings=STUDY.samplings[1:], own_samplings={"student": one}
+    )
+    before = stamps(folder)
+    found = run_study(study, folder)
+    assert [(run.model, run.solver) for run in found.runs] == [
+        ("first", "Euler-Maruyama"),
+        ("student", "Euler"),
+    ]
+    assert before.items() <= stamps(folder).items()
+    assert open_run(folder / "student").config.reflow.teacher == str(folder / "first")
+    assert len(open_pairs(folder / "first" / "pairs", (8, 8, 1), 10)) == 32
+    paths = read_paths(folder / "student" / "paths.json")
+    assert paths.step == 2
+    assert paths.s > 0
+    assert len(paths.deviation) == len(paths.times)
+    assert 0 < found.runs[0].metrics["High frequencies"] < 1
+    wrong = SamplingConfig(solver="flow_map", num_steps=1)
+    with pytest.raises(ValueError, match="solver must be of a velocity for a network that is no"):
+        run_study(dataclasses.replace(study, samplings=(wrong,)), folder)
