@@ -254,7 +254,9 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)), "runs must have names"),
         (
-            lambda: StudyConfig("s", (UNUSUAL,), (SamplingConfig(),), {"x": (SamplingConfig(),)}),
+            lambda: StudyConfig(
+                "s", (UNUSUAL,), (SamplingConfig(),), own_samplings={"x": (SamplingConfig(),)}
+            ),
             r"own_samplings must name some of unusual, got \['x'\]",
         ),
         (

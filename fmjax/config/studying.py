@@ -16,18 +16,18 @@ class StudyConfig:
         name: Of the study's folder.
         runs: The trainings, on the same data; each one's name stands for it in the table. One
             that reflows another of them names it as its teacher.
-        samplings: Every run is sampled by each of these,
-        own_samplings: but those named here by these.
+        samplings: Every run is sampled by each of these, but for those in `own_samplings`.
         num_samples: Samples of each, and real examples that precision and recall take.
         num_paths: Paths of each run that are followed, for how straight they are.
+        own_samplings: By the name of a run, what it is sampled by in their place.
     """
 
     name: str
     runs: tuple[Config, ...]
     samplings: tuple[SamplingConfig, ...]
-    own_samplings: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
     num_samples: int = 2_000
     num_paths: int = 256
+    own_samplings: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_at_least("num_samples", self.num_samples, 4)

@@ -27,13 +27,13 @@ from fmjax.training.sharding import (
     require_batch_fits,
 )
 from fmjax.training.state import StepMetrics, TrainState
-from fmjax.velocity import VelocityNet
+from fmjax.velocity import FlowMapNet, VelocityNet
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 def init_state(
-    net: VelocityNet, optimizer: optax.GradientTransformation, key: PRNGKey, mesh: Mesh
+    net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, key: PRNGKey, mesh: Mesh
 ) -> tuple[TrainState, Any]:
     """A fresh state, made where it will live.
 
@@ -55,14 +55,16 @@ def init_state(
 
 
 def abstract_state(
-    net: VelocityNet, optimizer: optax.GradientTransformation, mesh: Mesh
+    net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """The state that `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings."""
     like = jax.eval_shape(partial(_init, net, optimizer), jax.random.key(0))
     return laid_out(like, mesh, net.tensor_axes)
 
 
-def _init(net: VelocityNet, optimizer: optax.GradientTransformation, key: PRNGKey) -> TrainState:
+def _init(
+    net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, key: PRNGKey
+) -> TrainState:
     init_key, step_key = jax.random.split(key)
     params = net.init(init_key)
     return TrainState(
