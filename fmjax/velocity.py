@@ -82,35 +82,19 @@ def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, "batch"
 
 
 class CountedField(NamedTuple):
-    """A velocity field made from others, which says what a call costs.
+    """A velocity field or a flow map made from others, which says what a call costs.
 
     Attributes:
-        velocity_fn: The field itself.
+        fn: The field `(t, x, cond)`, or the map `(r, t, x, cond)`.
         evaluations: Network evaluations of each example at times t, `[batch]` int32.
     """
 
-    velocity_fn: Callable[..., Points]
+    fn: Callable[..., Points]
     evaluations: Callable[[Times], Int[Array, "batch"]]
 
-    def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
-        """Give the velocity at `(t, x)`."""
-        return self.velocity_fn(t, x, cond)
-
-
-class CountedMap(NamedTuple):
-    """A flow map made from others, which says what a call costs.
-
-    Attributes:
-        map_fn: The map itself.
-        evaluations: Network evaluations of each example at times t, `[batch]` int32.
-    """
-
-    map_fn: Callable[..., Points]
-    evaluations: Callable[[Times], Int[Array, "batch"]]
-
-    def __call__(self, r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-        """Give the mean velocity from t to r."""
-        return self.map_fn(r, t, x, cond)
+    def __call__(self, *args: Any, **kwargs: Any) -> Points:
+        """Give what `fn` gives."""
+        return self.fn(*args, **kwargs)
 
 
 def velocity_of(map_fn: FlowMapFn) -> VelocityFn:

@@ -16,6 +16,7 @@ from fmjax.config.fields import Config
 from fmjax.config.flow_maps import (
     TrainedMap,
     build_flow_map,
+    plain_attention,
     require_flow_map_samplings,
     require_jumps,
 )
@@ -107,11 +108,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
 
 
 def differentiable_forwards(config: Config) -> Config:
-    """The same with attention by plain products: its kernels know reverse mode alone."""
-    if not hasattr(config.network, "attention"):
-        return config
-    network: Any = config.network
-    return dataclasses.replace(config, network=dataclasses.replace(network, attention="xla"))
+    """The same with attention by plain products, which alone know forward mode."""
+    return dataclasses.replace(config, network=plain_attention(config.network))
 
 
 def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding: Any) -> TrainStep:

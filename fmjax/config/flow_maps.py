@@ -21,7 +21,7 @@ from fmjax.losses import (
     shortcut_objective,
 )
 from fmjax.networks import NetworkConfig, make_flow_map
-from fmjax.velocity import CountedMap, FlowMapFn, FlowMapNet, VelocityFn, VelocityNet, evaluations
+from fmjax.velocity import CountedField, FlowMapFn, FlowMapNet, VelocityFn, VelocityNet, evaluations
 
 
 class TrainedMap(NamedTuple):
@@ -84,7 +84,7 @@ class TrainedMap(NamedTuple):
             # The end goes along as a part of the condition: guidance repeats its rows.
             return classifier_free(field_of, (self.null_cond, r), scale, interval)
 
-        return CountedMap(
+        return CountedField(
             lambda r, t, x, cond=None: guided_to(r)(t, x, (cond, r)),
             lambda t: evaluations(guided_to(t), t),
         )
@@ -133,11 +133,18 @@ def build_flow_map(
 
 
 def _differentiable_forwards(network: NetworkConfig) -> NetworkConfig:
-    """The same with attention by plain products, the only one that knows forward mode."""
+    """The same with plain attention, if no other is asked for."""
     kind = getattr(network, "attention", "xla")
     rule = "be auto or xla for MeanFlow, which takes a derivative forwards"
     require(kind in ("auto", "xla"), "network.attention", rule, kind)
-    return network if kind == "xla" else dataclasses.replace(network, attention="xla")  # type: ignore[call-arg]
+    return plain_attention(network)
+
+
+def plain_attention(network: Any) -> Any:
+    """The network with attention by plain products: its kernels know reverse mode alone."""
+    if not hasattr(network, "attention"):
+        return network
+    return dataclasses.replace(network, attention="xla")
 
 
 def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> None:

@@ -105,6 +105,16 @@ class FlowMapExamples(NamedTuple):
     guidance: Any
 
 
+def _drawn(
+    keys: jax.Array, batch: Batch, r: Times, t: Times, drop_rate: float, null_cond: Any
+) -> FlowMapExamples:
+    """Examples between times that were drawn: source points, and conditions some of them lose."""
+    dropped = jax.random.bernoulli(keys[1], drop_rate, t.shape)
+    cond = null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond
+    x0 = source_points(keys[0], batch)
+    return FlowMapExamples(r, t, x0, batch.x1, cond, dropped, guidance=None)
+
+
 def mean_flow_objective(
     net: FlowMapNet,
     path: AffinePath,
@@ -145,16 +155,8 @@ def mean_flow_objective(
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         first, second = (sample_times(k, num, density) for k in keys[:2])
         t, apart = jnp.minimum(first, second), jax.random.bernoulli(keys[2], share_apart, (num,))
-        dropped = jax.random.bernoulli(keys[4], drop_rate, (num,))
-        return FlowMapExamples(
-            r=jnp.where(apart, jnp.maximum(first, second), t),
-            t=t,
-            x0=source_points(keys[3], batch),
-            x1=batch.x1,
-            cond=null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond,
-            dropped=dropped,
-            guidance=guidance.draw(keys[5], num),
-        )
+        r, asked = jnp.where(apart, jnp.maximum(first, second), t), guidance.draw(keys[5], num)
+        return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)._replace(guidance=asked)
 
     def loss(params: Any, examples: FlowMapExamples) -> PerExample:
         r, t, x0, x1, cond, dropped, asked = examples
@@ -216,16 +218,8 @@ def shortcut_objective(
         apart = jax.random.bernoulli(keys[2], share_apart, (num,))
         t_alone = sample_times(keys[5], num, density, stratified=stratified)
         t = jnp.where(apart, jnp.floor(place / span) * span, t_alone)
-        dropped = jax.random.bernoulli(keys[4], drop_rate, (num,))
-        return FlowMapExamples(
-            r=jnp.where(apart, t + span, t),
-            t=t,
-            x0=source_points(keys[3], batch),
-            x1=batch.x1,
-            cond=null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond,
-            dropped=dropped,
-            guidance=None,
-        )
+        r = jnp.where(apart, t + span, t)
+        return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)
 
     def loss(params: Any, examples: FlowMapExamples) -> PerExample:
         r, t, x0, x1, cond, *_ = examples
