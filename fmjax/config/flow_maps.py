@@ -119,7 +119,7 @@ def build_flow_map(
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
             net, config.path, num_steps=loss.num_steps, share_apart=loss.share_apart,
-            density=loss.density, stratified=loss.stratified, **dropped,
+            density=loss.density, stratified=loss.stratified, guidance=loss.guidance, **dropped,
         )  # fmt: skip
         return TrainedMap(net, BuiltInGuidance(), null_cond, loss.num_steps), objective
     network = _differentiable_forwards(config.network)

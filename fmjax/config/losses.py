@@ -77,6 +77,7 @@ class ShortcutConfig:
         share_apart: Share of examples that learn steps; the others learn the velocity.
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
+        guidance: Scale of classifier-free guidance that steps learn; 1 is none.
         label_drop: Share of examples that train without their label.
     """
 
@@ -84,9 +85,11 @@ class ShortcutConfig:
     share_apart: float = 0.25
     density: DensityConfig = Uniform()
     stratified: bool = False
+    guidance: float = 1.0
     label_drop: float = 0.1
 
     def __post_init__(self) -> None:
+        require_positive("loss.guidance", self.guidance)
         for name in ("share_apart", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)
         power_of_two = self.num_steps >= 2 and self.num_steps & (self.num_steps - 1) == 0

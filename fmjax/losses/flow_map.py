@@ -102,7 +102,8 @@ class FlowMapExamples(NamedTuple):
     x1: Any
     cond: Any
     dropped: Any
-    guidance: Any
+    guidance: Any = None
+    target: Any = None
 
 
 def _drawn(
@@ -112,7 +113,7 @@ def _drawn(
     dropped = jax.random.bernoulli(keys[1], drop_rate, t.shape)
     cond = null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond
     x0 = source_points(keys[0], batch)
-    return FlowMapExamples(r, t, x0, batch.x1, cond, dropped, guidance=None)
+    return FlowMapExamples(r, t, x0, batch.x1, cond, dropped)
 
 
 def mean_flow_objective(
@@ -159,7 +160,7 @@ def mean_flow_objective(
         return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)._replace(guidance=asked)
 
     def loss(params: Any, examples: FlowMapExamples) -> PerExample:
-        r, t, x0, x1, cond, dropped, asked = examples
+        r, t, x0, x1, cond, dropped, asked, _ = examples
         seen = asked if net.guided else None
         x_t, u_t = path(t, x0, x1)
 
@@ -187,6 +188,7 @@ def shortcut_objective(
     share_apart: float = 0.25,
     density: Density = Uniform(),  # noqa: B008 (frozen)
     stratified: bool = False,
+    guidance: float = 1.0,
     drop_rate: float = 0.0,
     null_cond: Any = None,
 ) -> Objective:
@@ -200,15 +202,19 @@ def shortcut_objective(
         share_apart: Share of examples that learn steps; the others learn the velocity.
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
+        guidance: Scale of classifier-free guidance that finest steps follow in targets; 1 is none.
         drop_rate: Share of examples that train without their condition.
         null_cond: What stands for no condition.
 
-    Source: arXiv:2410.12557, algorithm 1 and table 3, which takes targets from the averaged weights
-    and guides the finest steps of ImageNet's; here the weights are the current ones.
+    Targets come from averaged weights.
+
+    Source: arXiv:2410.12557, algorithm 1 and table 3.
     """
     require_between("share_apart", share_apart, 0.0, 1.0)
     power_of_two = num_steps >= 2 and num_steps & (num_steps - 1) == 0
     require(power_of_two, "num_steps", "be a power of two, at least 2", num_steps)
+    rule = "be 1 for a network without classes, or trained with drop_rate 0"
+    require(guidance == 1.0 or drop_rate > 0.0, "guidance", rule, guidance)
     num_levels = num_steps.bit_length() - 1
 
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
@@ -221,20 +227,29 @@ def shortcut_objective(
         r = jnp.where(apart, t + span, t)
         return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)
 
-    def loss(params: Any, examples: FlowMapExamples) -> PerExample:
-        r, t, x0, x1, cond, *_ = examples
+    def teach(average: Any, examples: FlowMapExamples) -> FlowMapExamples:
+        r, t, x0, x1, cond, dropped, *_ = examples
         x_t, u_t = path(t, x0, x1)
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-            return net.apply(params, r, t, x, cond)
+            given = net.apply(average, r, t, x, cond)
+            if guidance == 1.0:
+                return given
+            null = null_where(jnp.ones_like(dropped), cond, null_cond)
+            guided = (r == t) & ~dropped
+            scale = expand_like(jnp.where(guided, guidance, 1.0), x)
+            without = net.apply(average, r, t, x, null)
+            return without + scale * (given - without)
 
-        step = 0.5 * (r - t)
-        two = shortcut_target(map_fn, t, step, x_t, cond, least_step=1.0 / num_steps)
-        target = jnp.where(expand_like(r > t, x_t), two, u_t)
-        prediction = map_fn(r, t, x_t, cond)
+        two = shortcut_target(map_fn, t, 0.5 * (r - t), x_t, cond, least_step=1.0 / num_steps)
+        return examples._replace(target=jnp.where(expand_like(r > t, x_t), two, u_t))
+
+    def loss(params: Any, examples: FlowMapExamples) -> PerExample:
+        x_t = path(examples.t, examples.x0, examples.x1)[0]
+        prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond)
         require(prediction.shape == x_t.shape, "the prediction", f"have shape {x_t.shape}",
                 prediction.shape)  # fmt: skip
-        error = prediction.astype(jnp.float32) - target
+        error = prediction.astype(jnp.float32) - examples.target
         return jnp.mean(jnp.square(error), axis=event_axes(x_t))
 
-    return Objective(draw, loss)
+    return Objective(draw, loss, teach)

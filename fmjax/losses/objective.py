@@ -10,11 +10,19 @@ class Objective(NamedTuple):
     The step draws, then takes the loss of the examples in as many parts as it likes:
     accumulated, sharded and plain steps see the same numbers.
 
+    Where targets come from averaged weights, `teach` puts them into the examples first.
+
     Attributes:
         draw: `draw(key, batch) -> examples`: noise, times, pairs, dropped labels; a pytree
             whose leaves all have the batch as leading axis.
         loss: `loss(params, examples) -> float32 [batch]`, each example's own.
+        teach: `teach(average, examples) -> examples`, the average that of `params`; or None.
     """
 
     draw: Callable[..., Any]
     loss: Callable[..., Any]
+    teach: Callable[..., Any] | None = None
+
+    def taught(self, average: Any, examples: Any) -> Any:
+        """The examples that `loss` takes."""
+        return examples if self.teach is None else self.teach(average, examples)

@@ -80,6 +80,8 @@ def _init(
 def flops_per_example(objective: Objective, params: Params, batch: Batch) -> float:
     """Operations of one example in a step: those of the loss, and twice as many for its gradient.
 
+    Targets that averaged weights give have no gradient and count once.
+
     What rematerialisation does again is not counted: it is no progress.
 
     Args:
@@ -89,7 +91,9 @@ def flops_per_example(objective: Objective, params: Params, batch: Batch) -> flo
     """
     examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
     num = jax.tree.leaves(batch)[0].shape[0]
-    return 3.0 * count_flops(objective.loss, params, examples) / num
+    taught = jax.eval_shape(objective.taught, params, examples)
+    flops = 3.0 * count_flops(objective.loss, params, taught)
+    return (flops + count_flops(objective.taught, params, examples)) / num
 
 
 def make_train_step(
@@ -128,7 +132,7 @@ def make_train_step(
             require_batch_fits(batch_size, mesh, accumulation_steps)
             examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
             loss, grads = _loss_and_grads(
-                objective, state.params, _microbatches(examples, accumulation_steps, mesh)
+                objective, state, _microbatches(examples, accumulation_steps, mesh)
             )
             # Gradients laid out like the weights: the sum over devices then becomes a
             # reduce-scatter instead of an all-reduce of whole arrays.
@@ -160,7 +164,7 @@ def _microbatches(examples: Any, num: int, mesh: Mesh) -> Any:
 
 
 def _loss_and_grads(
-    objective: Objective, params: Params, microbatches: Any
+    objective: Objective, state: TrainState, microbatches: Any
 ) -> tuple[jax.Array, Params]:
     """Mean loss over all microbatches and its gradient, float32."""
 
@@ -176,14 +180,18 @@ def _loss_and_grads(
         return jnp.mean(losses.astype(jnp.float32))
 
     num = jax.tree.leaves(microbatches)[0].shape[0]
-    value_and_grad = jax.value_and_grad(mean_loss)
+
+    def value_and_grad(examples):
+        taught = objective.taught(state.ema_params, examples)
+        return jax.value_and_grad(mean_loss)(state.params, taught)
+
     if num == 1:
-        return value_and_grad(params, jax.tree.map(lambda leaf: leaf[0], microbatches))
+        return value_and_grad(jax.tree.map(lambda leaf: leaf[0], microbatches))
 
     def add(total, examples):
-        return jax.tree.map(jnp.add, total, value_and_grad(params, examples)), None
+        return jax.tree.map(jnp.add, total, value_and_grad(examples)), None
 
-    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
     total, _ = jax.lax.scan(add, zeros, microbatches)
     return jax.tree.map(lambda leaf: leaf / num, total)
 

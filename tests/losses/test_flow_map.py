@@ -96,7 +96,8 @@ def test_no_other_map_near_the_true_one_has_less_loss(name):
 
     def gradients(off):
         one = jax.grad(lambda off, each: objective.loss({"off": off}, each)[0])
-        rows = jax.tree.map(lambda leaf: leaf[:, None], examples)
+        taught = objective.taught({"off": off}, examples)
+        rows = jax.tree.map(lambda leaf: leaf[:, None], taught)
         return jax.jit(jax.vmap(one, in_axes=(None, 0)))(off, rows)
 
     at_truth, beside = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
@@ -166,18 +167,19 @@ def test_training_reaches_the_true_map(name):
     @jax.jit
     def trained(params):
         def step(carry, key):
-            params, state, mean = carry
+            params, state, average = carry
             draw_key, data_key = jax.random.split(key)
             x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (128, 2))
             examples = objective.draw(draw_key, Batch(x1))
-            grads = jax.grad(lambda p: jnp.mean(objective.loss(p, examples)))(params)
+            taught = objective.taught(average, examples)
+            grads = jax.grad(lambda p: jnp.mean(objective.loss(p, taught)))(params)
             updates, state = optimizer.update(grads, state)
             params = optax.apply_updates(params, updates)
-            return (params, state, optax.incremental_update(params, mean, 0.01)), None
+            return (params, state, optax.incremental_update(params, average, 0.01)), None
 
         keys = jax.random.split(jax.random.key(1), 2000)
-        (_, _, mean), _ = jax.lax.scan(step, (params, optimizer.init(params), params), keys)
-        return mean
+        carry, _ = jax.lax.scan(step, (params, optimizer.init(params), params), keys)
+        return carry[2]
 
     params = trained(net.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(2), 2)
@@ -201,6 +203,28 @@ def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
     np.testing.assert_array_equal(place, np.round(place))
     assert np.all(drawn.r <= 1.0)
     assert abs(np.mean(span > 0) - 0.5) < 4 * 0.5 / 64  # Four standard errors.
+
+
+def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_steps():
+    def apply(params, r, t, x, cond=None, guidance=None):
+        return jnp.broadcast_to((params["v"][cond] + 10.0 * (r > t))[:, None], x.shape)
+
+    net = FlowMapNet(lambda key: {"v": jnp.zeros(3)}, apply)
+    objective = shortcut_objective(
+        net, AffinePath(), num_steps=4, share_apart=0.7, guidance=2.5, drop_rate=0.4, null_cond=2
+    )
+    labels = jnp.arange(512) % 2
+    examples = objective.draw(jax.random.key(0), Batch(jnp.ones((512, 1)), labels))
+    taught = objective.taught({"v": jnp.array([1.0, 2.0, 5.0])}, examples)
+    span, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
+    own = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
+    guided = np.where(dropped, 5.0, 5.0 + 2.5 * (own - 5.0))
+    velocity = np.asarray(examples.x1 - examples.x0)[:, 0]
+    target = np.select([span == 1.0, span == 0.5], [own + 10.0, guided], velocity)
+    assert len(set(zip(span, dropped, strict=True))) == 6
+    np.testing.assert_allclose(taught.target[:, 0], target, rtol=1e-6)
+    loss = objective.loss({"v": jnp.zeros(3)}, taught)
+    np.testing.assert_allclose(loss, (target - 10.0 * (span > 0)) ** 2, rtol=1e-5)
 
 
 def test_adaptive_loss_is_the_square_or_the_same_for_all():
@@ -243,6 +267,10 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
     ("make", "message"),
     [
         (lambda net: shortcut_objective(net, AffinePath(), num_steps=12), "be a power of two"),
+        (
+            lambda net: shortcut_objective(net, AffinePath(), guidance=1.5),
+            "be 1 for a network without classes",
+        ),
         (lambda net: mean_flow_objective(net, AffinePath(), share_apart=2.0), "share_apart must"),
         (
             lambda net: mean_flow_objective(net, AffinePath(), guidance=BuiltInGuidance(2.0)),
