@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,30 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
 
 
+def even_batches(
+    num: int, at_once: int, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[np.ndarray, slice]]:
+    """Numbers 0 to `num` in batches of one size, so that one program serves all.
+
+    Args:
+        num: How many there are.
+        at_once: Size of a batch, rounded up to a multiple of the devices.
+        mesh: The devices.
+
+    Yields:
+        The numbers of a batch, the last of which repeats the last number, and the part of it to
+        keep.
+    """
+    size = _batch_size(num, at_once, mesh)
+    for first in range(0, num, size):
+        yield np.minimum(np.arange(first, first + size), num - 1), slice(0, min(size, num - first))
+
+
+def _batch_size(num: int, at_once: int, mesh: jax.sharding.Mesh) -> int:
+    shares = num_shares(mesh)
+    return -(-min(at_once, num) // shares) * shares
+
+
 def make_draw(
     path: AffinePath,
     solve: SolveFn,
@@ -100,9 +124,7 @@ def draw_samples(
 ) -> Drawn:
     """Solve `sampling.num_samples` noises to samples.
 
-    Every batch has the same size, so one program serves all; it is a multiple of the number
-    of devices, and the surplus of the last batch is thrown away. Samples that stream are one
-    batch: slots run dry at its end only.
+    Samples that stream are one batch: slots run dry at its end only.
 
     Args:
         path: Says how much noise there is at t = 0.
@@ -117,27 +139,24 @@ def draw_samples(
         progress: Hears of each batch.
     """
     num = sampling.num_samples
-    shares = num_shares(mesh)
-    together = num if sampling.slots is not None else min(sampling.batch_size, num)
-    batch_size = -(-together // shares) * shares
+    at_once = num if sampling.slots is not None else sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # More than there are samples on a device would be evaluated for nobody.
-        steps = dataclasses.replace(steps, slots=min(steps.slots, batch_size // shares))
+        on_a_device = _batch_size(num, at_once, mesh) // num_shares(mesh)
+        steps = dataclasses.replace(steps, slots=min(steps.slots, on_a_device))
     rows, draw = (
         batch_sharding(mesh),
         make_draw(path, solve, steps, event_shape, sampling.seed, mesh),
     )
     parts, seconds = [], []
     with progress.task("sampling", num) as advance:
-        for first in range(0, num, batch_size):
+        for indices, kept in even_batches(num, at_once, mesh):
             started = time.perf_counter()
-            indices = np.minimum(np.arange(first, first + batch_size), num - 1)
             cond = None if labels is None else jax.device_put(labels[indices], rows)
             x0 = None if starts is None else jax.device_put(starts(sampling.seed, indices), rows)
             solved = draw(params, jax.device_put(indices, rows), cond, x0)
-            kept = slice(0, min(batch_size, num - first))
             parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
-            seconds.append((time.perf_counter() - started) / batch_size)
+            seconds.append((time.perf_counter() - started) / len(indices))
             advance(kept.stop)
     x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
     # The first batch waits for the compiler.

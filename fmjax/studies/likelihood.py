@@ -14,8 +14,9 @@ from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
+from fmjax.studies.draw import even_batches
 from fmjax.studies.run_folder import Run, write_text
-from fmjax.training import batch_sharding, num_shares
+from fmjax.training import batch_sharding
 
 MAX_LEVELS = 256
 
@@ -135,16 +136,11 @@ def _solve_all(
             )  # fmt: skip
 
     jitted, laid = jax.jit(solve), batch_sharding(run.mesh)
-    num, shares = len(x), num_shares(run.mesh)
-    batch_size = -(-min(config.batch_size, num) // shares) * shares
     parts = []
-    with progress.task("likelihood", num) as advance:
-        for first in range(0, num, batch_size):
-            # One size, so one program; the surplus of the last batch is thrown away.
-            rows = np.minimum(np.arange(first, first + batch_size), num - 1)
+    with progress.task("likelihood", len(x)) as advance:
+        for rows, kept in even_batches(len(x), config.batch_size, run.mesh):
             cond = None if labels is None else labels[rows]
             found = jitted(run.params, *jax.device_put((rows, x[rows], cond), laid))
-            kept = slice(0, min(batch_size, num - first))
             parts.append([np.asarray(a)[kept] for a in (found.log_density, found.nfe,
                                                         found.succeeded)])  # fmt: skip
             advance(kept.stop)

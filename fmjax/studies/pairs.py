@@ -25,12 +25,12 @@ from fmjax.data import (
 )
 from fmjax.data.pairs import LEAST_PER_SHARD
 from fmjax.solvers import encode
-from fmjax.studies.draw import noise_keys
+from fmjax.studies.draw import even_batches, noise_keys
 from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import labels_like
 from fmjax.studies.run_folder import Run
 from fmjax.studies.starts import run_starts
-from fmjax.training import batch_sharding, is_main, num_shares, together
+from fmjax.training import batch_sharding, is_main, together
 
 _STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
 _MOST_SHARDS = 512
@@ -126,7 +126,7 @@ def _make_shards(
             mine = np.asarray(manifest.examples(shard))
             kinds = [mine[~real[mine]], mine[real[mine]]]
             parts = [
-                _solved(way, teacher, min(most, len(kind)), kind, advance)
+                _solved(way, teacher, most, kind, advance)
                 for way, kind in zip(ways, kinds, strict=True)
                 if len(kind)
             ]
@@ -140,14 +140,11 @@ def _solved(
     way: _Way, teacher: Run, batch_size: int, numbers: np.ndarray, advance: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """The pairs of some numbers, batch after batch of one size."""
-    shares, rows = num_shares(teacher.mesh), batch_sharding(teacher.mesh)
-    size = -(-batch_size // shares) * shares
-    parts = []
-    for first in range(0, len(numbers), size):
-        some = numbers[np.minimum(np.arange(first, first + size), len(numbers) - 1)]
+    rows, parts = batch_sharding(teacher.mesh), []
+    for places, kept in even_batches(len(numbers), batch_size, teacher.mesh):
+        some = numbers[places]
         given = (way.points(some), _noise_numbers(some), way.labels(some))
         found = way.solve(teacher.params, *jax.device_put(given, rows))
-        kept = slice(0, min(size, len(numbers) - first))
         x0, x1, arrived = (np.asarray(a)[kept] for a in found)
         failed = int(np.sum(~arrived))
         require(failed == 0, "pairs", "arrive at the end of their path", f"{failed} that did not")

@@ -10,10 +10,10 @@ import numpy as np
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
-from fmjax.studies.draw import even_labels
+from fmjax.studies.draw import even_batches, even_labels
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.starts import run_starts
-from fmjax.training import batch_sharding, num_shares
+from fmjax.training import batch_sharding
 
 _TOGETHER = 64
 _NUM_STEPS = 16
@@ -59,8 +59,6 @@ def measure_paths(
         progress: Hears of each batch.
     """
     mesh, rows = run.mesh, batch_sharding(run.mesh)
-    shares = num_shares(mesh)
-    size = -(-min(_TOGETHER, num_paths) // shares) * shares
     labels, starts = even_labels(num_paths, run.num_classes), run_starts(run, progress)
 
     @jax.jit
@@ -71,16 +69,14 @@ def measure_paths(
 
     parts: list[Straightness] = []
     with progress.task("measuring paths", num_paths) as advance:
-        for first in range(0, num_paths, size):
-            some = np.minimum(np.arange(first, first + size), num_paths - 1)
+        for some, kept in even_batches(num_paths, _TOGETHER, mesh):
             cond = None if labels is None else jax.device_put(labels[some], rows)
             x0 = jax.device_put(starts(sampling.seed, some), rows)
             found = jax.device_get(measured(run.params, x0, cond))
-            kept = min(size, num_paths - first)
-            each = {name: getattr(found, name)[:kept] for name in
+            each = {name: getattr(found, name)[kept] for name in
                     ("s", "length_ratio", "deviation", "curvature")}  # fmt: skip
             parts.append(found._replace(**each))
-            advance(kept)
+            advance(kept.stop)
     s, ratio, deviation, curvature = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
         for name in ("s", "length_ratio", "deviation", "curvature")

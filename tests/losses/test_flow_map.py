@@ -1,5 +1,7 @@
 """Flow maps against the one that is known: N(0, I) to N(m, s^2 I), pointwise."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def oracle_net(schedule):
 
 
 def objectives(net, path):
-    few = dict(share_apart=0.5)
+    few: dict[str, Any] = dict(share_apart=0.5)
     return {
         "mean_flow": mean_flow_objective(net, path, power=0.0, density=Uniform(), **few),
         "improved": mean_flow_objective(
