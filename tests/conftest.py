@@ -4,11 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests.quick import COMPILATION
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
-)
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES} {COMPILATION}"
 os.environ.setdefault("FMJAX_CACHE", str(Path(tempfile.gettempdir()) / "fmjax-tests"))
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(os.environ["FMJAX_CACHE"]) / "compilation")

@@ -21,6 +21,7 @@ SMALL = [
     "--data.num-examples", "256", "--sampling.num-samples", "16", "--sampling.batch-size", "16",
     "--evaluation.num-samples", "32", "--evaluation.num-projections", "8",
     "--compare.num-samples", "8", "--compare.num-steps", "1", "2", "--compare.tolerances", "1e-2",
+    "--compare.fixed-solvers", "euler", "heun", "--compare.adaptive-solvers", "tsit5",
 ]  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.quick import COMPILATION
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,7 +25,7 @@ def test_the_python_example_of_the_readme_runs(capsys):
 def test_the_notebook_runs(name, monkeypatch):
     # Its kernel is another process: with the one device that a reader has. On eight fake ones, with
     # two busy cores to run them, XLA's collectives now and then wait for a thread that never comes.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
+    monkeypatch.setenv("XLA_FLAGS", COMPILATION)
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("num_steps = 1500", "num_steps = 60")

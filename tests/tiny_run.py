@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from tests.quick import COMPILATION
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """
 from fmjax.config import *
@@ -40,4 +42,4 @@ def command(config, run, *options):
 
 def environment(**more):
     """Of a process of its own, with as many devices as JAX finds."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **more}
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILATION, **more}

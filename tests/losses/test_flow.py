@@ -300,7 +300,8 @@ def test_noise_is_standard_normal():
 
 def test_the_coupling_pairs_what_is_drawn(drawn):
     paired = jax.jit(objective(coupling=MinibatchOT()).draw)(jax.random.key(1), BATCH)
-    np.testing.assert_array_equal(paired.x0, MinibatchOT()(drawn.x0, BATCH.x1, BATCH.cond))
+    pairs = MinibatchOT()(drawn.x0, BATCH.x1, BATCH.cond)
+    np.testing.assert_allclose(paired.x0, pairs, rtol=1e-6)  # Two programs round as they like.
     assert (paired.x0 != drawn.x0).any()
     # Labels are dropped after the pairs are made: the plan knows them all.
     np.testing.assert_array_equal(paired.cond, drawn.cond)
