@@ -25,31 +25,31 @@ from fmjax.data import IdxData
 from fmjax.networks import DiTConfig
 from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import LinearBetas
-from fmjax.times import LogitNormal, UniformSteps, UShaped
+from fmjax.times import Uniform, UniformSteps, UShaped
 from fmjax.training import OptimizerConfig
 
 EVALUATIONS = (1, 2, 4, 8, 32)
 
 
 def get_study() -> StudyConfig:
-    """1,000 steps of 128 images for each model, 1,000 samples for each row."""
+    """1,500 steps of 128 images for each model, 1,000 samples for each row."""
     flow = Config(
         name="flow",
         data=IdxData("fashion_mnist"),
-        network=DiTConfig(patch_size=4, width=96, num_layers=3, num_heads=3, unroll_layers=True),
+        network=DiTConfig(patch_size=7, width=128, num_layers=4, num_heads=4, unroll_layers=True),
         loss=LossConfig(label_drop=0.1, stratified=True),
         optimizer=OptimizerConfig(
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
         ),
         training=TrainingConfig(
-            num_steps=1_000, batch_size=128, accumulation_steps=4, ema_decay=0.995, log_every=50,
+            num_steps=1_500, batch_size=128, ema_decay=0.998, log_every=50,
             checkpoint_every=500,
         ),
     )  # fmt: skip
     different = dataclasses.replace
-    # The pairs of a teacher: 10,000 noises and images, 32 evaluations each.
+    # The pairs of a teacher: 10,000 noises and images, 16 evaluations each.
     pairs = ReflowConfig(
-        "flow", num_pairs=10_000, sampling=SamplingConfig(solver="heun", num_steps=16)
+        "flow", num_pairs=10_000, sampling=SamplingConfig(solver="heun", num_steps=8)
     )
     rectified = different(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
     one_step = LossConfig(label_drop=0.1, density=UniformSteps(1))
@@ -57,7 +57,8 @@ def get_study() -> StudyConfig:
         prediction=Prediction.X0, space=Prediction.X0, density=UniformSteps(1_000),
         label_drop=0.1, stratified=True,
     )  # fmt: skip
-    mean_flow = MeanFlowConfig(share_apart=0.75, density=LogitNormal(0.4, 1.0))
+    # Uniform, for a jump from t = 0 is asked for that LogitNormal(0.4, 1) hardly ever teaches.
+    mean_flow = MeanFlowConfig(share_apart=0.5, density=Uniform())
     runs = (
         flow,
         different(flow, name="ot", coupling=MinibatchOT()),
@@ -69,7 +70,7 @@ def get_study() -> StudyConfig:
         different(flow, name="improved_mean_flow", loss=different(mean_flow, improved=True)),
         different(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
     )
-    adaptive = SamplingConfig(solver="tsit5", rtol=1e-3, atol=1e-3)
+    adaptive = SamplingConfig(solver="tsit5", rtol=1e-2, atol=1e-2)
     ways = {
         solver: (*(SamplingConfig(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
         for solver in ("euler", "flow_map", "ddim")
