@@ -1,6 +1,6 @@
 """How straight a flow's paths are: a straight one at constant speed takes one step of Euler's."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class Straightness(NamedTuple):
         curvature: `|d^2 x_t / dt^2|`, rms over event axes, at `midpoints`, in data units per
             squared unit of time. One Euler step of length h errs by `h^2 / 2` of it.
         midpoints: The middle of each step.
+        positions: Where the path is at `times`.
     """
 
     s: PerExample
@@ -41,6 +42,7 @@ class Straightness(NamedTuple):
     times: Float[Array, "points"]
     curvature: Float[Array, "batch num_steps"]
     midpoints: Float[Array, "num_steps"]
+    positions: Float[Array, "batch points *event"]
 
 
 def straightness(
@@ -58,8 +60,8 @@ def straightness(
     of order p the errors of `s`, `length_ratio` and `deviation` fall as `num_steps ** -min(p, 4)`,
     that of `curvature` as `num_steps ** -min(p, 2)`, on smooth fields.
 
-    Pure: call it inside `jax.jit`, or every call compiles. It keeps the velocities of the batch
-    at all `times` at once, and costs one evaluation beside the solver's.
+    Pure: call it inside `jax.jit`, or every call compiles. It keeps positions and velocities of the
+    batch at all `times` at once, and costs one evaluation beside the solver's.
 
     Args:
         velocity_fn: The field `(t, x, cond) -> dx/dt`, guided or not.
@@ -82,7 +84,8 @@ def straightness(
     require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
     times = uniform_grid(num_steps).astype(x0.dtype)
-    x1, v = _path(velocity_fn, x0, cond, times, solver)
+    x, v = _path(velocity_fn, x0, cond, times, solver)
+    x1 = x[-1]
 
     over = tuple(range(2, v.ndim))  # All axes but times and batch.
     deviation = jnp.mean(jnp.square((x1 - x0)[None] - v), axis=over)
@@ -96,26 +99,28 @@ def straightness(
         times=times,
         curvature=jnp.sqrt(jnp.mean(jnp.square(acceleration), axis=over)).T,
         midpoints=0.5 * (times[:-1] + times[1:]),
+        positions=jnp.moveaxis(x, 0, 1),
     )
 
 
 def _path(
     velocity_fn: VelocityFn, x0: Points, cond: Cond, times: jax.Array, solver: FixedStepSolver
-) -> tuple[Points, Float[Array, "points batch *event"]]:
-    """Where the path ends, and its velocities at `times`."""
+) -> tuple[Float[Array, "points batch *event"], Float[Array, "points batch *event"]]:
+    """Positions and velocities at `times`."""
 
     def field(t: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         t = jnp.broadcast_to(t, x.shape[:1])
         return checked_velocity(velocity_fn, t, x, cond), evaluations(velocity_fn, t)
 
-    def body(carry: tuple, interval: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.Array]:
+    def body(carry: tuple, interval: tuple[jax.Array, jax.Array]) -> tuple[tuple, Any]:
         x, memory = carry
         step = solver.advance(field, *interval, x, memory)
-        return (step.x1, step.memory), step.slopes[0]
+        return (step.x1, step.memory), (x, step.slopes[0])
 
     start = (x0, solver.start(x0))
-    (x1, _), v = jax.lax.scan(body, start, (times[:-1], times[1:]))
-    return x1, jnp.concatenate([v, field(times[-1], x1)[0][None]])
+    (x1, _), (x, v) = jax.lax.scan(body, start, (times[:-1], times[1:]))
+    end = field(times[-1], x1)[0]
+    return jnp.concatenate([x, x1[None]]), jnp.concatenate([v, end[None]])
 
 
 def _integral(values: Float[Array, "points batch"]) -> PerExample:

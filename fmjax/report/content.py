@@ -1,6 +1,6 @@
 """What a page shows, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,7 @@ class PathShape(NamedTuple):
         midpoints: Of the curvature.
         curvature: Rms of the second derivative.
         caption: What to read from it.
+        lines: Of points in the plane, where each path is at `times`; or nothing.
     """
 
     times: tuple[float, ...]
@@ -64,6 +65,7 @@ class PathShape(NamedTuple):
     midpoints: tuple[float, ...]
     curvature: tuple[float, ...]
     caption: str = ""
+    lines: Sequence[Sequence[Sequence[float]]] = ()
 
 
 class NamedPicture(NamedTuple):

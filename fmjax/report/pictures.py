@@ -9,7 +9,7 @@ from PIL import Image
 from fmjax.report.comparison import AS_REAL, Comparison
 from fmjax.report.content import Report, SampleGrid, SamplePoints
 from fmjax.report.images import image_bytes, image_grid
-from fmjax.report.plots import plot_loss, plot_paths, plot_points
+from fmjax.report.plots import plot_lines, plot_loss, plot_paths, plot_points
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
 from fmjax.report.style import DARK, LIGHT, Theme, png_bytes
 
@@ -78,6 +78,16 @@ def draw(report: Report) -> dict[str, Picture]:
                 paths.caption,
             )
         )
+        if paths.lines:
+            pictures.append(
+                _picture(
+                    "lines",
+                    "Paths in the plane, from where they start to where they end",
+                    lambda theme: plot_lines(paths.lines, theme=theme),
+                    "From the source (open) to the samples (filled). Lines of a flow cross at "
+                    "different times only.",
+                )
+            )
     return {picture.name: picture for picture in pictures}
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from fmjax._checks import require
@@ -71,6 +72,20 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
     for axes in (left, right):
         axes.set_xlim(0.0, 1.0)
         axes.set_ylim(bottom=0.0)
+    return figure
+
+
+def plot_lines(lines: Sequence[Sequence[Sequence[float]]], *, theme: Theme = LIGHT) -> Figure:
+    """Paths in the plane, `[paths, times, 2]`: open where they start, filled where they end."""
+    points = np.asarray(lines, np.float64)
+    figure = new_figure(WIDTH, 4.4, theme)
+    axes = figure.subplots()
+    dress(axes, theme, title=f"Paths ({len(points)})")
+    axes.add_collection(LineCollection(list(points), colors=theme.faint, linewidths=0.8))
+    x0, x1 = points[:, 0], points[:, -1]
+    axes.scatter(*x0.T, s=16, facecolors=theme.background, edgecolors=theme.cool[1], zorder=3)
+    axes.scatter(*x1.T, s=16, color=theme.warm[1], linewidths=0, zorder=3)
+    axes.set_aspect("equal")
     return figure
 
 

@@ -33,6 +33,7 @@ class PathsResult(NamedTuple):
         deviation: What `s` is the integral of, the mean over paths.
         midpoints: Of the curvature.
         curvature: Mean rms of the second derivative, data units per squared unit of time.
+        lines: Of points in the plane, where each path is at `times`.
     """
 
     step: int
@@ -45,6 +46,7 @@ class PathsResult(NamedTuple):
     deviation: tuple[float, ...]
     midpoints: tuple[float, ...]
     curvature: tuple[float, ...]
+    lines: tuple[tuple[tuple[float, float], ...], ...] = ()
 
 
 def measure_paths(
@@ -58,14 +60,15 @@ def measure_paths(
         num_paths: How many noises; each class as often.
         progress: Hears of each batch.
     """
-    mesh, rows = run.mesh, batch_sharding(run.mesh)
+    mesh, rows, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
     labels, starts = even_labels(num_paths, run.num_classes), run_starts(run, progress)
 
     @jax.jit
     def measured(params, x0, cond):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
-            return straightness(field, x0, cond, num_steps=_NUM_STEPS)
+            found = straightness(field, x0, cond, num_steps=_NUM_STEPS)
+        return found if planar else found._replace(positions=x0[:, :0])  # Not to the host.
 
     parts: list[Straightness] = []
     with progress.task("measuring paths", num_paths) as advance:
@@ -74,7 +77,7 @@ def measure_paths(
             x0 = jax.device_put(starts(sampling.seed, some), rows)
             found = jax.device_get(measured(run.params, x0, cond))
             each = {name: getattr(found, name)[kept] for name in
-                    ("s", "length_ratio", "deviation", "curvature")}  # fmt: skip
+                    ("s", "length_ratio", "deviation", "curvature", "positions")}  # fmt: skip
             parts.append(found._replace(**each))
             advance(kept.stop)
     s, ratio, deviation, curvature = (
@@ -92,6 +95,7 @@ def measure_paths(
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(parts[0].midpoints.tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
+        lines=np.concatenate([part.positions for part in parts]).tolist() if planar else (),
     )
     write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
     progress.say(

@@ -139,7 +139,9 @@ def _path_shape(folder: RunFolder) -> PathShape | None:
         f"{found.s:.4g}; a path is {found.length_ratio:.4g} times as long as the distance of its "
         "ends. Where paths bend, few steps go wrong."
     )
-    return PathShape(found.times, found.deviation, found.midpoints, found.curvature, caption)
+    return PathShape(
+        found.times, found.deviation, found.midpoints, found.curvature, caption, found.lines
+    )
 
 
 def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:

@@ -101,6 +101,10 @@ def test_an_arc_is_longer_than_its_chord_each_example_under_its_own_condition():
     # A difference over h falls short of angle^2 by up to (3 h)^2 / 24, and rounds by 64 eps.
     bend = np.repeat((radius * (2 * half) ** 2 / np.sqrt(2))[:, None], 64, axis=1)
     np.testing.assert_allclose(found.curvature, bend, rtol=3e-4, atol=1e-5)
+    turned = np.asarray(angle)[:, None] * np.asarray(found.times)
+    start = np.asarray(x0) @ np.array([1.0, 1.0j])
+    where = start[:, None] * np.exp(1j * turned)
+    np.testing.assert_allclose(found.positions @ np.array([1.0, 1.0j]), where, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

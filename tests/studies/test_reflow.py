@@ -1,6 +1,7 @@
 """Reflow from end to end on two-dimensional points: pairs on disk, the next flow, one step."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmjax.config import (
     CompareConfig,
@@ -32,6 +34,8 @@ from fmjax.data import ToyData, open_pairs
 from fmjax.metrics import sliced_wasserstein, straightness
 from fmjax.networks import MLPConfig
 from fmjax.paths import AffinePath, Prediction
+from fmjax.report.content import PathShape, Report
+from fmjax.report.pictures import draw
 from fmjax.schedules import LinearBetas
 from fmjax.solvers import FixedSteps, encode, sample
 from fmjax.solvers.fixed import RK4
@@ -39,6 +43,7 @@ from fmjax.studies.compare_run import run_methods
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.likelihood import likelihood_run
 from fmjax.studies.pairs import make_pairs, pairs_folder
+from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.reflow import reflow_config
 from fmjax.studies.run_folder import RunFolder, open_run, prepare
 from fmjax.studies.starts import run_starts
@@ -148,6 +153,18 @@ def test_reflow_straightens_paths_rewires_crossings_and_keeps_the_ends(teacher, 
     far = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(one_step - second), axis=1)))
     whole = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(second - x0), axis=1)))
     assert float(far / whole) < 0.15
+
+
+def test_paths_in_the_plane_are_kept_and_drawn(student):
+    found = measure_paths(student, TEACHER.sampling, 40)
+    lines = np.asarray(read_paths(student.folder.paths).lines)
+    np.testing.assert_array_equal(lines, np.asarray(found.lines))
+    x0 = run_starts(student)(TEACHER.sampling.seed, np.arange(40))
+    np.testing.assert_array_equal(lines[:, 0], x0)
+    ends = sample(field_of(student), x0, solver=RK4(), steps=FixedSteps(uniform_grid(16))).x1
+    np.testing.assert_allclose(lines[:, -1], ends, atol=1e-5)
+    picture = draw(Report("paths", paths=PathShape(*found[6:10], lines=found.lines)))["lines"]
+    assert Image.open(io.BytesIO(picture.light)).size == Image.open(io.BytesIO(picture.dark)).size
 
 
 def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp_path):
