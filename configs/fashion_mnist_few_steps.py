@@ -1,11 +1,11 @@
-"""Straight paths and few steps on Fashion-MNIST: nine ways, one network, one number of steps.
+"""Straight paths and few steps on Fashion-MNIST: ten trainings, one network, one number of steps.
 
 fmjax study configs/fashion_mnist_few_steps.py
 
 Flow matching, with optimal-transport pairs, 2- and 3-rectified, distilled to one step, a shortcut
-model, MeanFlow, improved MeanFlow, and DDPM: each sampled with 1, 2, 4, 8 and 32 evaluations and
-with adaptive steps. A student starts from its teacher's weights: the 2- and 3-rectified and the
-distilled have had two and three times the steps of the others.
+model, MeanFlow, improved MeanFlow, the same with guidance built in, and DDPM: each sampled with 1,
+2, 4, 8 and 32 evaluations and with adaptive steps. A student starts from its teacher's weights: the
+2- and 3-rectified and the distilled have had two and three times the steps of the others.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from fmjax.config import (
 )
 from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData
+from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig
 from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import LinearBetas
@@ -59,6 +60,7 @@ def get_study() -> StudyConfig:
     )  # fmt: skip
     # Uniform, for a jump from t = 0 is asked for that LogitNormal(0.4, 1) hardly ever teaches.
     mean_flow = MeanFlowConfig(share_apart=0.5, density=Uniform())
+    guided = different(mean_flow, improved=True, guidance=BuiltInGuidance(1.5))
     runs = (
         flow,
         different(flow, name="ot", coupling=MinibatchOT()),
@@ -68,6 +70,7 @@ def get_study() -> StudyConfig:
         different(flow, name="shortcut", loss=ShortcutConfig(num_steps=32, stratified=True)),
         different(flow, name="mean_flow", loss=mean_flow),
         different(flow, name="improved_mean_flow", loss=different(mean_flow, improved=True)),
+        different(flow, name="guided_mean_flow", loss=guided),
         different(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
     )
     adaptive = SamplingConfig(solver="tsit5", rtol=1e-2, atol=1e-2)
@@ -75,11 +78,21 @@ def get_study() -> StudyConfig:
         solver: (*(SamplingConfig(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
         for solver in ("euler", "flow_map", "ddim")
     }
-    maps = dict.fromkeys(("shortcut", "mean_flow", "improved_mean_flow"), ways["flow_map"])
+    names = ("shortcut", "mean_flow", "improved_mean_flow", "guided_mean_flow")
+    # Their jumps, and the velocity that they have learned with them.
+    own_flow = SamplingConfig(solver="euler", num_steps=32)
+    maps = dict.fromkeys(names, (*ways["flow_map"], own_flow))
+    # 16 steps are 32 evaluations: with the class and without.
+    as_guided = SamplingConfig(solver="euler", num_steps=16, guidance=1.5)
     return StudyConfig(
         name="fashion_mnist_few_steps",
         runs=runs,
         samplings=ways["euler"],
-        own_samplings={**maps, "ddpm": ways["ddim"], "distilled": ways["euler"][:1]},
+        own_samplings={
+            **maps,
+            "flow": (*ways["euler"], as_guided),
+            "ddpm": ways["ddim"],
+            "distilled": ways["euler"][:1],
+        },
         num_samples=1_000,
     )
