@@ -83,14 +83,16 @@ def shortcut_target(
 
 
 def adaptive_loss(error: Points, power: float, floor: float) -> PerExample:
-    """`e / stop_gradient(e + floor)^power`, e the squared norm of an example's error, float32.
+    """The squared norm e of an error, which learns as `e / stop_gradient(e + floor)^power`.
 
-    With power 1 every example pulls alike however wrong it is; with 0 this is e itself.
+    With power 1 every example pulls alike however wrong it is; with 0 as far as it is wrong. The
+    value, float32, is e itself: that of the quotient would be 1 from the first step to the last.
 
     Source: arXiv:2505.13447, section 4.3 and appendix B.2.
     """
     squares = jnp.sum(jnp.square(error.astype(jnp.float32)), axis=event_axes(error))
-    return squares / jax.lax.stop_gradient((squares + floor) ** power)
+    weighted = squares / jax.lax.stop_gradient((squares + floor) ** power)
+    return weighted + jax.lax.stop_gradient(squares - weighted)
 
 
 class FlowMapExamples(NamedTuple):

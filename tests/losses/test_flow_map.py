@@ -229,12 +229,12 @@ def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_step
     np.testing.assert_allclose(loss, (target - 10.0 * (span > 0)) ** 2, rtol=1e-5)
 
 
-def test_adaptive_loss_is_the_square_or_the_same_for_all():
+@pytest.mark.parametrize(("power", "weights"), [(0.0, [1, 1]), (1.0, [1 / 25.1, 1 / 0.35])])
+def test_adaptive_loss_says_the_square_and_learns_by_its_weight(power, weights):
     error = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-    np.testing.assert_allclose(adaptive_loss(error, 0.0, 0.1), [25.0, 0.25], rtol=1e-6)
-    np.testing.assert_allclose(adaptive_loss(error, 1.0, 0.1), [25 / 25.1, 0.25 / 0.35], rtol=1e-6)
-    slope = jax.grad(lambda e: adaptive_loss(e, 1.0, 0.1)[0])(error)
-    np.testing.assert_allclose(slope[0], 2 * error[0] / 25.1, rtol=1e-6)
+    np.testing.assert_allclose(adaptive_loss(error, power, 0.1), [25.0, 0.25], rtol=1e-6)
+    slopes = jax.grad(lambda e: jnp.sum(adaptive_loss(e, power, 0.1)))(error)
+    np.testing.assert_allclose(slopes, 2 * error * np.array(weights)[:, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mix", [None, 0.0, 0.6])
