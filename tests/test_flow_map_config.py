@@ -172,6 +172,19 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
             with_(DIT, network=dataclasses.replace(DIT.network, attention="splash")),
             "network.attention must be auto or xla for MeanFlow, which takes a derivative forwards",
         ),
+        (
+            with_(SHORTCUT, loss=ShortcutConfig(guidance=1.5, label_drop=0.0)),
+            "loss.guidance must be 1 for a network without classes, or trained with loss.lab",
+        ),
+        (
+            with_(
+                SHORTCUT,
+                loss=ShortcutConfig(guidance=1.5),
+                sampling=dataclasses.replace(JUMPS, guidance=2.0),
+            ),
+            "guidance must be 1 for a network in which a scale of 1.5 is built in",
+        ),
+        (lambda: ShortcutConfig(guidance=0.0), "loss.guidance must"),
         (lambda: ShortcutConfig(num_steps=12), "loss.num_steps must be a power of two, at least 2"),
         (lambda: MeanFlowConfig(share_apart=1.5), "loss.share_apart must lie in"),
     ],

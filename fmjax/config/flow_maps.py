@@ -29,7 +29,7 @@ class TrainedMap(NamedTuple):
 
     Attributes:
         net: The network.
-        guidance: What of it is built in.
+        guidance: What of it is built in. Of a shortcut model into jumps, not into the velocity.
         null_cond: What stands for no condition.
         num_steps: Of the finest grid on which jumps were learned; None if any jump was.
     """
@@ -116,12 +116,16 @@ def build_flow_map(
     if null_cond is None:
         dropped["drop_rate"] = 0.0
     if isinstance(loss, ShortcutConfig):
+        rule = "be 1 for a network without classes, or trained with loss.label_drop 0"
+        able = loss.guidance == 1.0 or dropped["drop_rate"] > 0.0
+        require(able, "loss.guidance", rule, loss.guidance)
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
             net, config.path, num_steps=loss.num_steps, share_apart=loss.share_apart,
             density=loss.density, stratified=loss.stratified, guidance=loss.guidance, **dropped,
         )  # fmt: skip
-        return TrainedMap(net, BuiltInGuidance(), null_cond, loss.num_steps), objective
+        built_in = BuiltInGuidance(loss.guidance)
+        return TrainedMap(net, built_in, null_cond, loss.num_steps), objective
     network = _differentiable_forwards(config.network)
     net = make_flow_map(network, event_shape, conditions, guided=loss.guidance.is_input)
     objective = mean_flow_objective(

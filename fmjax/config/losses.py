@@ -77,7 +77,8 @@ class ShortcutConfig:
         share_apart: Share of examples that learn steps; the others learn the velocity.
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
-        guidance: Scale of classifier-free guidance that steps learn; 1 is none.
+        guidance: Scale of classifier-free guidance that steps learn; 1 is none. The finest steps
+            and the velocity stay unguided.
         label_drop: Share of examples that train without their label.
     """
 

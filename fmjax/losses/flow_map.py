@@ -205,6 +205,7 @@ def shortcut_objective(
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
         guidance: Scale of classifier-free guidance that finest steps follow in targets; 1 is none.
+            The velocity itself stays unguided. Any other scale doubles what targets cost.
         drop_rate: Share of examples that train without their condition.
         null_cond: What stands for no condition.
 
@@ -215,7 +216,7 @@ def shortcut_objective(
     require_between("share_apart", share_apart, 0.0, 1.0)
     power_of_two = num_steps >= 2 and num_steps & (num_steps - 1) == 0
     require(power_of_two, "num_steps", "be a power of two, at least 2", num_steps)
-    rule = "be 1 for a network without classes, or trained with drop_rate 0"
+    rule = "be 1 without examples that lose their condition (drop_rate)"
     require(guidance == 1.0 or drop_rate > 0.0, "guidance", rule, guidance)
     num_levels = num_steps.bit_length() - 1
 

@@ -15,7 +15,8 @@ class Objective(NamedTuple):
     Attributes:
         draw: `draw(key, batch) -> examples`: noise, times, pairs, dropped labels; a pytree
             whose leaves all have the batch as leading axis.
-        loss: `loss(params, examples) -> float32 [batch]`, each example's own.
+        loss: `loss(params, examples) -> float32 [batch]`, each example's own, of examples as
+            `taught` gives them.
         teach: `teach(average, examples) -> examples`, the average that of `params`; or None.
     """
 

@@ -84,8 +84,8 @@ def draw(report: Report) -> dict[str, Picture]:
                     "lines",
                     "Paths in the plane, from where they start to where they end",
                     lambda theme: plot_lines(paths.lines, theme=theme),
-                    "From the source (open) to the samples (filled). Lines of a flow cross at "
-                    "different times only.",
+                    "From the source (open) to the samples (filled). Where lines of one condition "
+                    "cross, they do at different times.",
                 )
             )
     return {picture.name: picture for picture in pictures}

@@ -86,6 +86,8 @@ def plot_lines(lines: Sequence[Sequence[Sequence[float]]], *, theme: Theme = LIG
     axes.scatter(*x0.T, s=16, facecolors=theme.background, edgecolors=theme.cool[1], zorder=3)
     axes.scatter(*x1.T, s=16, color=theme.warm[1], linewidths=0, zorder=3)
     axes.set_aspect("equal")
+    low, high = _limits(points.reshape(-1, 2))
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
 
 

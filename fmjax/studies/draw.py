@@ -64,23 +64,24 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
 def even_batches(
     num: int, at_once: int, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[np.ndarray, slice]]:
-    """Numbers 0 to `num` in batches of one size, so that one program serves all.
+    """The numbers below `num` in batches of one size, so that one program serves all.
 
     Args:
         num: How many there are.
-        at_once: Size of a batch, rounded up to a multiple of the devices.
+        at_once: How many make a batch at most, but for rounding up.
         mesh: The devices.
 
     Yields:
-        The numbers of a batch, the last of which repeats the last number, and the part of it to
-        keep.
+        The numbers of a batch, `batch_size` of them, and the part of it to keep: the last batch
+        is filled up with the last number.
     """
-    size = _batch_size(num, at_once, mesh)
+    size = batch_size(num, at_once, mesh)
     for first in range(0, num, size):
         yield np.minimum(np.arange(first, first + size), num - 1), slice(0, min(size, num - first))
 
 
-def _batch_size(num: int, at_once: int, mesh: jax.sharding.Mesh) -> int:
+def batch_size(num: int, at_once: int, mesh: jax.sharding.Mesh) -> int:
+    """Of `even_batches`: a multiple of the parts that the mesh cuts a batch into."""
     shares = num_shares(mesh)
     return -(-min(at_once, num) // shares) * shares
 
@@ -142,7 +143,7 @@ def draw_samples(
     at_once = num if sampling.slots is not None else sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # More than there are samples on a device would be evaluated for nobody.
-        on_a_device = _batch_size(num, at_once, mesh) // num_shares(mesh)
+        on_a_device = batch_size(num, at_once, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, on_a_device))
     rows, draw = (
         batch_sharding(mesh),

@@ -10,8 +10,9 @@ from PIL import Image
 
 from fmjax._checks import require
 from fmjax.data import Dataset
+from fmjax.studies.draw import even_batches
 from fmjax.studies.run_folder import Run
-from fmjax.training import batch_sharding, num_shares
+from fmjax.training import batch_sharding
 
 # What has nothing to lose on the way to so many channels but, to one of them, its colour.
 _MODES = {1: ("L", "1", "RGB"), 3: ("RGB",)}
@@ -114,7 +115,7 @@ def over_devices(run: Run, fn: Callable[..., Any]) -> Callable[..., Any]:
         run: Whose parameters and mesh.
         fn: Gives arrays with a row for each example.
     """
-    rows, shares = batch_sharding(run.mesh), num_shares(run.mesh)
+    rows = batch_sharding(run.mesh)
 
     @jax.jit
     def compiled(*args: Any) -> Any:
@@ -124,8 +125,7 @@ def over_devices(run: Run, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(examples: Examples, *rest: Any) -> Any:
         num = len(examples.x)
-        # The last one fills up: a batch is a multiple of its shares.
-        which = np.minimum(np.arange(-(-num // shares) * shares), num - 1)
+        ((which, _),) = even_batches(num, num, run.mesh)
         x, labels = jax.tree.map(lambda a: jax.device_put(a, rows), tuple(examples.at(which)))
         return jax.tree.map(lambda a: np.asarray(a)[:num], compiled(run.params, x, labels, *rest))
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from fmjax.training import batch_sharding
 
 _TOGETHER = 64
 _NUM_STEPS = 16
+_MOST_LINES = 256
 
 
 class PathsResult(NamedTuple):
@@ -33,7 +34,7 @@ class PathsResult(NamedTuple):
         deviation: What `s` is the integral of, the mean over paths.
         midpoints: Of the curvature.
         curvature: Mean rms of the second derivative, data units per squared unit of time.
-        lines: Of points in the plane, where each path is at `times`.
+        lines: Of points in the plane, where some paths are at `times`.
     """
 
     step: int
@@ -95,7 +96,7 @@ def measure_paths(
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(parts[0].midpoints.tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
-        lines=np.concatenate([part.positions for part in parts]).tolist() if planar else (),
+        lines=_drawable([part.positions for part in parts]) if planar else (),
     )
     write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
     progress.say(
@@ -103,6 +104,12 @@ def measure_paths(
         f"speed), length over distance {result.length_ratio:.4f} (1: straight)"
     )
     return result
+
+
+def _drawable(positions: list[np.ndarray]) -> Any:
+    """Finite paths, no more than a picture holds."""
+    lines = np.concatenate(positions)
+    return lines[np.isfinite(lines).all(axis=(1, 2))][:_MOST_LINES].tolist()
 
 
 def read_paths(path: Path) -> PathsResult:

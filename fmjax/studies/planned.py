@@ -11,14 +11,13 @@ from fmjax._arrays import Conditions, Params
 from fmjax._checks import require
 from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.hardware import count_flops, counts_all
-from fmjax.studies.draw import make_draw
+from fmjax.studies.draw import batch_size, make_draw
 from fmjax.training import (
     abstract_batch,
     abstract_state,
     batch_sharding,
     flops_per_example,
     laid_out,
-    num_shares,
     require_batch_fits,
 )
 
@@ -104,9 +103,9 @@ def sampling_batch(
             be calibrated: that takes a trained run.
     """
     experiment = build(config, event_shape, conditions)
-    sampling, shares = config.sampling, num_shares(mesh)
+    sampling = config.sampling
     require(sampling.slots is None, "sampling.slots", "be left out for a plan", sampling.slots)
-    num = -(-min(sampling.batch_size, sampling.num_samples) // shares) * shares
+    num = batch_size(sampling.num_samples, sampling.batch_size, mesh)
     steps = sampling.make_steps(config.path.schedule)
 
     def draw(experiment: Experiment) -> Any:

@@ -271,7 +271,7 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
         (lambda net: shortcut_objective(net, AffinePath(), num_steps=12), "be a power of two"),
         (
             lambda net: shortcut_objective(net, AffinePath(), guidance=1.5),
-            "be 1 for a network without classes",
+            "be 1 without examples that lose their condition",
         ),
         (lambda net: mean_flow_objective(net, AffinePath(), share_apart=2.0), "share_apart must"),
         (

@@ -5,11 +5,24 @@ import pytest
 
 from fmjax.config import SamplingConfig
 from fmjax.paths import AffinePath
-from fmjax.studies.draw import draw_samples
+from fmjax.studies.draw import draw_samples, even_batches
 from fmjax.studies.methods import ode_solve
 from fmjax.training import make_mesh
 from tests.affine import SCHEDULES
 from tests.oracles import Gaussian
+
+
+@pytest.mark.parametrize(
+    ("num", "at_once", "size"), [(1, 4, 8), (20, 8, 8), (20, 9, 16), (7, 99, 8)]
+)
+def test_batches_are_of_one_size_that_the_devices_share_and_hold_every_number_once(
+    num, at_once, size
+):
+    found = list(even_batches(num, at_once, make_mesh()))
+    assert [len(numbers) for numbers, _ in found] == [size] * -(-num // size)
+    kept = np.concatenate([numbers[part] for numbers, part in found])
+    np.testing.assert_array_equal(kept, np.arange(num))
+    assert max(numbers.max() for numbers, _ in found) == num - 1
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -114,6 +114,31 @@ def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
     assert state.step == 1
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_what_is_taught_comes_from_the_average(accumulation_steps):
+    """Two steps of descent on `(w - average - x)^2`, the average a constant, by hand."""
+    objective = Objective(
+        draw=lambda key, batch: {"x": batch.x1[:, 0]},
+        loss=lambda params, examples: (params["w"] - examples["target"]) ** 2,
+        teach=lambda average, examples: examples | {"target": average["w"] + examples["x"]},
+    )
+    net = make_net()._replace(init=lambda key: {"w": jnp.ones((1,))})
+    mesh, optimizer = make_mesh(devices=jax.devices()[:2]), optax.sgd(0.1)
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    step = make_train_step(
+        objective, optimizer, mesh=mesh, state_sharding=sharding, ema_decay=0.5,
+        accumulation_steps=accumulation_steps,
+    )  # fmt: skip
+    w = average = 1.0
+    for n, batch in zip(range(2), Points(), strict=False):
+        state, metrics = step(state, put_batch(batch, mesh))
+        error = w - average - batch.x1[:, 0]
+        np.testing.assert_allclose(metrics.loss, np.mean(error**2), rtol=1e-5)
+        w -= 0.1 * 2 * np.mean(error)
+        average += (1 - (1 + n) / (10 + n)) * (w - average)
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+
+
 def test_many_steps_trace_once():
     net, mesh, traces = make_net(), make_mesh(), []
     objective = make_objective(net)
