@@ -1,6 +1,7 @@
 """How straight the paths of a run are: measured, kept, and read again."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def measure_paths(
     return result
 
 
-def _drawable(positions: list[np.ndarray]) -> Any:
+def _drawable(positions: Sequence[Any]) -> Any:
     """Finite paths, no more than a picture holds."""
     lines = np.concatenate(positions)
     return lines[np.isfinite(lines).all(axis=(1, 2))][:_MOST_LINES].tolist()
