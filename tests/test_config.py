@@ -50,6 +50,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPES = {
     "digits": ((8, 8, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
+    "sneakers_to_boots": ((28, 28, 1), None, {"width": 16, "num_layers": 2, "num_heads": 2}),
     **dict.fromkeys(("toy2d", "transport2d"), ((2,), None, {"width": 16})),
     "cifar10": ((8, 8, 3), None, {"width": 8, "multipliers": (1, 2), "num_blocks": 1,
                                      "attention_resolutions": (8,), "head_width": 8}),

@@ -122,14 +122,16 @@ def _study(arguments: list[str]) -> None:
 
         Attributes:
             num_samples: Samples of each row.
+            num_seeds: Trainings of each model, for how far the figures spread.
             output: The study's folder (default: runs/NAME).
         """
 
         num_samples: int = config.num_samples
+        num_seeds: int = config.num_seeds
         output: Path = Path("runs") / config.name
 
     asked = parse(Study, Study(), rest, f"fmjax study {path}")
-    config = dataclasses.replace(config, num_samples=asked.num_samples)
+    config = dataclasses.replace(config, num_samples=asked.num_samples, num_seeds=asked.num_seeds)
     with working() as progress:
         run_study(config, asked.output, progress=progress)
         report_study(config, asked.output, progress=progress)

@@ -1,7 +1,7 @@
 """A study: several trainings, each sampled in several ways, under one measure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fmjax._checks import require, require_at_least
 from fmjax.config.fields import Config
@@ -20,6 +20,8 @@ class StudyConfig:
         num_samples: Samples of each, and real examples that precision and recall take.
         num_paths: Paths of each run that are followed, for how straight they are.
         own_samplings: By the name of a run, what it is sampled by in their place.
+        num_seeds: Trainings of each run, by its own seed and the next ones; the table has their
+            means, and how far they spread.
     """
 
     name: str
@@ -28,16 +30,19 @@ class StudyConfig:
     num_samples: int = 2_000
     num_paths: int = 256
     own_samplings: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
+    num_seeds: int = 1
 
     def __post_init__(self) -> None:
         require_at_least("num_samples", self.num_samples, 4)
         require_at_least("num_paths", self.num_paths, 1)
+        require_at_least("num_seeds", self.num_seeds, 1)
         for name in ("runs", "samplings"):
             require(bool(getattr(self, name)), name, "hold at least one", ())
-        names = [run.name for run in self.runs]
+        names = [run.name for run in self.all_trainings]
         require(len(set(names)) == len(names), "runs", "have names of their own", names)
         same = all(run.data == self.runs[0].data for run in self.runs)
         require(same, "runs", "have the same data", [run.data for run in self.runs])
+        names = [run.name for run in self.runs]
         unknown = sorted(set(self.own_samplings) - set(names))
         require(not unknown, "own_samplings", f"name some of {', '.join(names)}", unknown)
         for place, run in enumerate(self.runs):
@@ -48,3 +53,19 @@ class StudyConfig:
     def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
         """How a run is sampled."""
         return self.own_samplings.get(run.name, self.samplings)
+
+    @property
+    def all_trainings(self) -> tuple[Config, ...]:
+        """The trainings of all runs, teachers before their students."""
+        return tuple(training for run in self.runs for training in self.trainings(run))
+
+    def trainings(self, run: Config) -> tuple[Config, ...]:
+        """The run with its own seed, then with the next ones; students have teachers alike."""
+        return (run, *(self._seeded(run, nth) for nth in range(1, self.num_seeds)))
+
+    def _seeded(self, run: Config, nth: int) -> Config:
+        reflow = run.reflow
+        if reflow is not None and reflow.teacher in {other.name for other in self.runs}:
+            reflow = replace(reflow, teacher=f"{reflow.teacher}_seed{nth}")
+        training = replace(run.training, seed=run.training.seed + nth)
+        return replace(run, name=f"{run.name}_seed{nth}", training=training, reflow=reflow)

@@ -39,6 +39,8 @@ class SolverRun(NamedTuple):
         family: "fixed" or "adaptive" steps of an ODE, or "stochastic": with noise along the way,
             so that there is no end point to err from (NaN).
         model: Which trained model, where there are several.
+        spread: Sample standard deviation of each metric over seeds, where there are several;
+            the other figures are then their means.
     """
 
     solver: str
@@ -53,6 +55,7 @@ class SolverRun(NamedTuple):
     metrics: Mapping[str, float] = {}
     family: str = "fixed"
     model: str = ""
+    spread: Mapping[str, float] = {}
 
     @property
     def adaptive(self) -> bool:
@@ -133,6 +136,11 @@ class Comparison(NamedTuple):
         """Names of the sample metrics, in the order of their first appearance."""
         return tuple(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
+    @property
+    def spread_names(self) -> tuple[str, ...]:
+        """Names of those whose spread over seeds is known."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.spread))
+
     def curves(self) -> dict[str, tuple[SolverRun, ...]]:
         """The runs by solver (and model), each from its cheapest to its dearest setting."""
         curves: dict[str, list[SolverRun]] = {}
@@ -212,14 +220,16 @@ def read_json(path: Path) -> Comparison:
 
 def write_csv(comparison: Comparison, path: Path) -> None:
     """Write one line for each run; each metric is a column named after it."""
-    fields = [name for name in SolverRun._fields if name != "metrics"]
-    metrics = comparison.metric_names
+    fields = [name for name in SolverRun._fields if name not in ("metrics", "spread")]
+    metrics, spread = comparison.metric_names, comparison.spread_names
     with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*fields, *metrics])
+        writer.writerow([*fields, *metrics, *(f"{name}, spread" for name in spread)])
         for run in comparison.runs:
             values: Iterable[Any] = [getattr(run, name) for name in fields]
-            writer.writerow([*values, *(run.metrics.get(name, math.nan) for name in metrics)])
+            figures = [run.metrics.get(name, math.nan) for name in metrics]
+            spreads = [run.spread.get(name, math.nan) for name in spread]
+            writer.writerow([*values, *figures, *spreads])
 
 
 def row_to_json(run: SolverRun) -> str:

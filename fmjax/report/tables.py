@@ -83,10 +83,15 @@ def _row(comparison: Comparison, run: SolverRun, errors: bool) -> list[Cell]:
         Cell(run.setting, fineness),
         Cell(evaluations, run.nfe_mean),
         *(number(value, scientific(value)) for value in rmse),
-        *(number(run.metrics.get(name, math.nan)) for name in comparison.metric_names),
+        *(_metric(run, name) for name in comparison.metric_names),
         number(run.seconds, seconds_in_words(run.seconds)),
         Cell(f"{100 * run.succeeded:.0f} %", run.succeeded, "bad" if run.succeeded < 1 else ""),
     ]
+
+
+def _metric(run: SolverRun, name: str) -> Cell:
+    mean, spread = run.metrics.get(name, math.nan), run.spread.get(name)
+    return number(mean, None if spread is None else f"{mean:.3g} ± {spread:.2g}")
 
 
 def _cell(value: str | float | Cell) -> Cell:

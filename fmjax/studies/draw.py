@@ -27,6 +27,7 @@ class Drawn(NamedTuple):
         succeeded: Whether its solve arrived.
         seconds: Wall time of one sample, the median of the batches after the first; NaN if
             there is but one.
+        x0: Where each came from, if that is an example of other data.
     """
 
     x1: np.ndarray
@@ -34,6 +35,7 @@ class Drawn(NamedTuple):
     nfe: np.ndarray
     succeeded: np.ndarray
     seconds: float = float("nan")
+    x0: np.ndarray | None = None
 
 
 def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
@@ -149,12 +151,15 @@ def draw_samples(
         batch_sharding(mesh),
         make_draw(path, solve, steps, event_shape, sampling.seed, mesh),
     )
-    parts, seconds = [], []
+    parts, seconds, sources = [], [], []
     with progress.task("sampling", num) as advance:
         for indices, kept in even_batches(num, at_once, mesh):
             started = time.perf_counter()
             cond = None if labels is None else jax.device_put(labels[indices], rows)
-            x0 = None if starts is None else jax.device_put(starts(sampling.seed, indices), rows)
+            x0 = None
+            if starts is not None:
+                x0 = jax.device_put(starts(sampling.seed, indices), rows)
+                sources.append(np.asarray(x0)[kept])
             solved = draw(params, jax.device_put(indices, rows), cond, x0)
             parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
             seconds.append((time.perf_counter() - started) / len(indices))
@@ -162,4 +167,4 @@ def draw_samples(
     x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
     # The first batch waits for the compiler.
     typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
-    return Drawn(x1, labels, nfe, succeeded, typical)
+    return Drawn(x1, labels, nfe, succeeded, typical, np.concatenate(sources) if sources else None)

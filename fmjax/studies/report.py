@@ -1,17 +1,13 @@
 """The page of a run or a study, made anew from what its folder holds."""
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import StudyConfig, num_parameters, solver_title, to_json
-from fmjax.report.comparison import Comparison, power_of_ten, read_json
+from fmjax.config import StudyConfig, num_parameters, to_json
+from fmjax.report.comparison import Comparison, read_json
 from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import (
-    Cell,
     KeyNumber,
     LossCurve,
     NamedPicture,
@@ -19,14 +15,12 @@ from fmjax.report.page import (
     Report,
     SampleGrid,
     SamplePoints,
-    Table,
     write_report,
 )
 from fmjax.studies.draw import is_image
 from fmjax.studies.evaluate import Evaluation, read_evaluation
-from fmjax.studies.invert import RoundTrip
-from fmjax.studies.likelihood import LikelihoodResult
 from fmjax.studies.paths import read_paths
+from fmjax.studies.report_tables import likelihood_tables, path_tables, round_trip_tables
 from fmjax.studies.run_folder import Run, RunFolder
 from fmjax.studies.sample import grid_of, in_words, read_samples
 from fmjax.training import read_metrics
@@ -55,7 +49,7 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
         paths=_path_shape(folder),
         config=json.loads(to_json(config)),
         gallery=_gallery(folder),
-        tables=(*_likelihood(folder), *_round_trips(folder)),
+        tables=(*likelihood_tables(folder), *round_trip_tables(folder)),
         pictures=_pictures(folder),
     )
     return _write(report, folder, progress)
@@ -81,14 +75,15 @@ def report_study(config: StudyConfig, path: Path, *, progress: Progress = Silent
     runs, ways = (
         f"{number} {noun}{'' if number == 1 else 's'}"
         for number, noun in (
-            (len(config.runs), "training"),
-            (sum(len(config.ways(run)) for run in config.runs), "sampling"),
+            (len(config.all_trainings), "training"),
+            (config.num_seeds * sum(len(config.ways(run)) for run in config.runs), "sampling"),
         )
     )
     report = Report(
         title=config.name,
         summary=f"{runs} on the same data, {ways} of them, {config.num_samples:,} samples a row.",
         comparison=read_json(folder.comparison),
+        tables=path_tables([path / run.name for run in config.all_trainings]),
         config={run.name: json.loads(to_json(run)) for run in config.runs},
         gallery=_gallery(folder),
     )
@@ -125,8 +120,10 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     if not is_image(run.event_shape):
         return None
     images, columns, row_labels = grid_of(drawn)
-    if row_labels:
+    if drawn.labels is not None:
         caption += " One row per class."
+    if drawn.x0 is not None:
+        caption += " Above each what it was made from."
     return SampleGrid(images, columns, row_labels, caption)
 
 
@@ -148,64 +145,6 @@ def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:
     return read_gallery(folder.gallery) if folder.gallery.is_file() else ()
 
 
-def _likelihood(folder: RunFolder) -> tuple[Table, ...]:
-    """What `fmjax likelihood` found."""
-    path = folder.likelihood
-    if not path.is_file():
-        return ()
-    found = _parsed(path, lambda document: LikelihoodResult(**document))
-    rows = [("nats of an example", found.nats, found.nats_error)]
-    if found.bits_per_dim is not None and found.bits_error is not None:
-        rows.insert(0, ("bits per dimension", found.bits_per_dim, found.bits_error))
-    cells = [
-        (name, Cell(f"{mean:.5g}", mean), Cell(f"{error:.2g}", error)) for name, mean, error in rows
-    ]
-    note = (
-        f"Mean over {found.num_examples - found.num_failed:,} test examples by {found.method}; "
-        f"{found.nfe:.4g} network evaluations each."
-    )
-    return (Table("Likelihood", ("of test data", "mean", "standard error"), cells, note),)
-
-
-def _round_trips(folder: RunFolder) -> tuple[Table, ...]:
-    """What `fmjax invert` found to be lost from image to noise to image."""
-    if not folder.inversion.is_file():
-        return ()
-    num_images, trips = _parsed(
-        folder.inversion,
-        lambda document: (
-            document["num_images"],
-            [RoundTrip(**trip) for trip in document["round_trips"]],
-        ),
-    )
-    rows = [_trip_row(trip, num_images) for trip in trips]
-    columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise",
-               "arrived")  # fmt: skip
-    note = (
-        f"What differs after the way to noise and back, of {num_images:,} images with "
-        "pixels in [-1, 1]; evaluations are of both directions together."
-    )
-    return (Table("To noise and back", columns, rows, note),)
-
-
-def _trip_row(trip: RoundTrip, num_images: int) -> list[str | float | Cell]:
-    if trip.tolerance is None:
-        steps = trip.num_steps or 0
-        family, setting = "fixed", Cell("1 step" if steps == 1 else f"{steps} steps", steps)
-    else:
-        family = "adaptive"
-        setting = Cell(f"tolerance {power_of_ten(trip.tolerance)}", 1 / trip.tolerance)
-    errors = (trip.mean_rmse, trip.worst_rmse, trip.noise_rms)
-    arrived = num_images - trip.num_failed
-    return [
-        Cell(solver_title(trip.solver), kind=family),
-        setting,
-        trip.nfe,
-        *(math.nan if error is None else error for error in errors),
-        Cell(f"{arrived} of {num_images}", arrived, "bad" if trip.num_failed else ""),
-    ]
-
-
 PICTURES = {
     "interpolation": ("Between two images", "Arcs between the noises of two images, decoded."),
     "edits": ("Edits", "From weak to strong: noise put on an image, and taken off again."),
@@ -219,13 +158,6 @@ def _pictures(folder: RunFolder) -> tuple[NamedPicture, ...]:
         for name, path in paths.items()
         if path.is_file()
     )
-
-
-def _parsed(path: Path, parse: Callable[[Any], Any]) -> Any:
-    try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must be one that fmjax wrote, got {error}") from error
 
 
 def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:

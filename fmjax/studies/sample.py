@@ -138,18 +138,19 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
     """
     try:
         arrays = read_npz(path)
-        labels = arrays.get("labels")  # An unconditional model has none.
-        drawn = Drawn(arrays["x1"], labels, arrays["nfe"], arrays["succeeded"])
+        labels, x0 = arrays.get("labels"), arrays.get("x0")  # Not every model has them.
+        drawn = Drawn(arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0)
         return drawn, int(arrays["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
 
 
 def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
-    """Write `STEM.npz` (x1, labels, nfe, succeeded, step) and, if it has a picture, `STEM.png`."""
+    """Write `STEM.npz` (x1, labels, nfe, succeeded, step, x0) and, if it has one, `STEM.png`."""
     arrays: dict[str, Any] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
-    if drawn.labels is not None:
-        arrays["labels"] = drawn.labels
+    for name in ("labels", "x0"):
+        if getattr(drawn, name) is not None:
+            arrays[name] = getattr(drawn, name)
     arrays["step"] = step
     numbers = stem.with_name(stem.name + ".npz")
     write_npz(numbers, **arrays)
@@ -172,14 +173,24 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
 
 
 def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Images, columns and row names of a grid with one row per class (blank where it is short)."""
-    images = drawn.x1
-    if drawn.labels is None:
-        return images, max(1, round(len(images) ** 0.5)), ()
-    classes = list(dict.fromkeys(drawn.labels.tolist()))
-    columns = max(int(np.sum(drawn.labels == label)) for label in classes)
-    rows = np.full((len(classes), columns, *images.shape[1:]), np.nan, np.float32)
-    for row, label in enumerate(classes):
-        of_class = images[drawn.labels == label]
-        rows[row, : len(of_class)] = of_class
-    return rows.reshape(-1, *images.shape[1:]), columns, tuple(str(label) for label in classes)
+    """Images, columns and row names of a grid with one row per class (blank where it is short).
+
+    What starts from other images has those in rows of their own, each above what became of it.
+    """
+    num, labels = len(drawn.x1), drawn.labels
+    if labels is None:
+        columns = max(1, round(num**0.5))
+        rows = [np.arange(first, min(first + columns, num)) for first in range(0, num, columns)]
+        names = ()
+    else:
+        classes = list(dict.fromkeys(labels.tolist()))
+        rows = [np.flatnonzero(labels == label) for label in classes]
+        columns, names = max(map(len, rows)), tuple(map(str, classes))
+    shown = [drawn.x1] if drawn.x0 is None else [drawn.x0, drawn.x1]
+    if drawn.x0 is not None:
+        names = tuple(name for to in names or ["to"] * len(rows) for name in ("from", to))
+    grid = np.full((len(rows), len(shown), columns, *drawn.x1.shape[1:]), np.nan, np.float32)
+    for row, members in enumerate(rows):
+        for side, images in enumerate(shown):
+            grid[row, side, : len(members)] = images[members]
+    return grid.reshape(-1, *drawn.x1.shape[1:]), columns, names

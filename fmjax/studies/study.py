@@ -1,7 +1,7 @@
 """A study: several trainings, each sampled in several ways, measured alike, in one table."""
 
-import dataclasses
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ from fmjax.studies.evaluate import MAX_REAL, data_classifier, labels_like, test_
 from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.run_folder import Run, RunFolder, write_text
 from fmjax.studies.sample import settings_name
+from fmjax.studies.seeds import mean_row
 from fmjax.studies.train import train
 from fmjax.times import Tabulated
 
@@ -74,14 +75,15 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     measure = _measure_of(config, progress)
     rows, gallery = [], []
     for run_config in config.runs:
-        run = train(_taught_within(run_config, config, path), path / run_config.name,
-                    progress=progress)  # fmt: skip
-        if not run.folder.paths.is_file() or read_paths(run.folder.paths).step != run.step:
-            measure_paths(run, SamplingConfig(), config.num_paths, progress=progress)
+        runs = [_trained(each, config, path, progress) for each in config.trainings(run_config)]
         for sampling in config.ways(run_config):
-            row, shown = _row(run, sampling, config.num_samples, path / "rows", measure, progress)
-            rows.append(row)
-            gallery.append(GalleryEntry.of(row, shown))
+            found = [
+                _row(run, replace(sampling, seed=sampling.seed + nth), config.num_samples,
+                     path / "rows", measure, progress)
+                for nth, run in enumerate(runs)
+            ]  # fmt: skip
+            rows.append(mean_row([row for row, _ in found]))
+            gallery.append(GalleryEntry.of(*found[0]))
     comparison = Comparison(
         runs=tuple(rows),
         num_samples=config.num_samples,
@@ -97,12 +99,16 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     return comparison
 
 
-def _taught_within(run: Config, config: StudyConfig, path: Path) -> Config:
-    """The run with its teacher's folder, where the teacher is another run of the study."""
-    if run.reflow is None or run.reflow.teacher not in {other.name for other in config.runs}:
-        return run
-    teacher = str(path / run.reflow.teacher)
-    return dataclasses.replace(run, reflow=dataclasses.replace(run.reflow, teacher=teacher))
+def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
+    """Train one of the study's, its teacher in the study's folder, and follow its paths."""
+    names = {training.name for training in study.all_trainings}
+    if config.reflow is not None and config.reflow.teacher in names:
+        teacher = str(path / config.reflow.teacher)
+        config = replace(config, reflow=replace(config.reflow, teacher=teacher))
+    run = train(config, path / config.name, progress=progress)
+    if not run.folder.paths.is_file() or read_paths(run.folder.paths).step != run.step:
+        measure_paths(run, SamplingConfig(), study.num_paths, progress=progress)
+    return run
 
 
 class _Measure(NamedTuple):
@@ -181,7 +187,7 @@ def _row(
     progress: Progress,
 ) -> tuple[SolverRun, np.ndarray]:
     """One row and some of its samples, from its files if they are of these weights."""
-    asked = dataclasses.replace(sampling, num_samples=num_samples)
+    asked = replace(sampling, num_samples=num_samples)
     # By more than their names: a training may have been replaced by another of as many steps.
     config = hashlib.sha256(to_json(run.config).encode()).hexdigest()[:12]
     stem = folder / f"{run.config.name}-step{run.step}-{config}-{settings_name(asked)}"

@@ -124,6 +124,21 @@ def test_a_row_of_the_grid_that_is_short_ends_blank():
     np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, np.nan])
 
 
+def test_what_starts_from_images_is_shown_below_them():
+    x1 = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
+    drawn = Drawn(x1, None, np.ones(5, int), np.ones(5, bool), x0=-x1)
+    images, columns, names = grid_of(drawn)
+    assert (columns, names) == (2, ("from", "to") * 3)
+    pairs = [0, 1, 2, 3, 4, np.nan]
+    rows = np.concatenate([[-np.array(two), two] for two in np.split(np.array(pairs), 3)])
+    np.testing.assert_array_equal(images[:, 0, 0, 0], rows.ravel())
+    labels = np.array([7, 7, 4, 4, 4])
+    images, columns, names = grid_of(drawn._replace(labels=labels))
+    assert (columns, names) == (3, ("from", "7", "from", "4"))
+    np.testing.assert_array_equal(images[:3, 0, 0, 0], [0, -1, np.nan])
+    np.testing.assert_array_equal(images[9:, 0, 0, 0], [2, 3, 4])
+
+
 def test_only_the_chosen_classes_are_drawn(run, tmp_path):
     drawn = sample_run(run, CONFIG.sampling, classes=(3, 1), output=tmp_path / "two")
     np.testing.assert_array_equal(drawn.labels, [3] * 10 + [1] * 10)

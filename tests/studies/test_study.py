@@ -10,12 +10,13 @@ from fmjax.config import Config, ReflowConfig, SamplingConfig, StudyConfig, Trai
 from fmjax.data import DigitsData, ToyData, open_pairs
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import Prediction
-from fmjax.report.comparison import read_json
+from fmjax.report.comparison import SolverRun, read_json
 from fmjax.report.gallery import read_gallery
 from fmjax.studies.calibrate import run_grid
 from fmjax.studies.paths import read_paths
 from fmjax.studies.report import report_study
 from fmjax.studies.run_folder import open_run
+from fmjax.studies.seeds import mean_row
 from fmjax.studies.study import run_study
 from fmjax.training import OptimizerConfig
 
@@ -156,3 +157,50 @@ def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(fold
     wrong = SamplingConfig(solver="flow_map", num_steps=1)
     with pytest.raises(ValueError, match="solver must be of a velocity for a network that is no"):
         run_study(dataclasses.replace(study, samplings=(wrong,)), folder)
+
+
+def test_seeds_give_means_and_their_spread(folder):
+    # In the same folder: the first seed's trainings and rows are kept.
+    pairs = ReflowConfig(
+        "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
+    )
+    student = dataclasses.replace(FIRST, name="pupil", reflow=pairs)
+    way = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    study = dataclasses.replace(STUDY, runs=(FIRST, student), samplings=way, num_seeds=2)
+    one = run_study(dataclasses.replace(study, num_seeds=1), folder)
+    assert all(not row.spread for row in one.runs)
+    found = run_study(study, folder)
+    assert [row.model for row in found.runs] == ["first", "pupil"]
+    for both, alone in zip(found.runs, one.runs, strict=True):
+        for name, mean in both.metrics.items():
+            # Of two numbers: the mean of both, and their distance over the root of two.
+            distance = 2 * abs(mean - alone.metrics[name])
+            assert both.spread[name] == pytest.approx(distance / 2**0.5, abs=1e-9)
+        assert both.spread["Frechet distance"] > 0
+    other = open_run(folder / "pupil_seed1")
+    assert other.config.training.seed == FIRST.training.seed + 1
+    assert other.config.reflow.teacher == str(folder / "first_seed1")
+    kept = read_json(folder / "comparison.json")
+    assert [row.spread for row in kept.runs] == [row.spread for row in found.runs]
+    header = (folder / "comparison.csv").read_text().splitlines()[0]
+    assert "Frechet distance, spread" in header
+    page = report_study(study, folder).read_text()
+    assert f"{found.runs[0].metrics['Recall']:.3g} ± {found.runs[0].spread['Recall']:.2g}" in page
+    assert "first_seed1" in page
+    assert "4 trainings" in page
+
+
+def test_the_spread_of_what_is_not_finite_is_not_known():
+    row = SolverRun("Euler", 2, None, 2.0, 2, np.nan, np.nan, 1.0, metrics={"Recall": 0.5})
+    found = mean_row([row, row._replace(metrics={"Recall": np.inf}, nfe_max=4, seconds=2.0)])
+    assert np.isnan(found.spread["Recall"])
+    assert found.metrics["Recall"] == np.inf
+    assert (found.nfe_max, found.seconds) == (4, 1.5)
+
+
+def test_trainings_of_seeds_must_have_names_of_their_own():
+    taken = dataclasses.replace(FIRST, name="first_seed1")
+    with pytest.raises(ValueError, match="runs must have names of their own, got"):
+        dataclasses.replace(STUDY, runs=(FIRST, taken), num_seeds=2)
+    with pytest.raises(ValueError, match="num_seeds must be at least 1, got 0"):
+        dataclasses.replace(STUDY, num_seeds=0)

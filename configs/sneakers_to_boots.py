@@ -1,0 +1,35 @@
+"""From sneakers to ankle boots of Fashion-MNIST: transport between classes, and its reflow.
+
+fmjax train configs/sneakers_to_boots.py
+fmjax reflow runs/sneakers_to_boots
+
+The page of either run shows each boot below the sneaker that it was made from, and says how
+straight the paths between them are.
+"""
+
+from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import IdxData
+from fmjax.networks import DiTConfig
+from fmjax.training import OptimizerConfig
+
+SNEAKER, ANKLE_BOOT = 7, 9
+
+
+def get_config() -> Config:
+    """A small DiT, unconditional, linear path from one class's images to the other's."""
+    return Config(
+        name="sneakers_to_boots",
+        data=IdxData("fashion_mnist", classes=(ANKLE_BOOT,)),
+        source=IdxData("fashion_mnist", classes=(SNEAKER,)),
+        conditional=False,
+        network=DiTConfig(patch_size=4, width=96, num_layers=3, num_heads=4, unroll_layers=True),
+        loss=LossConfig(label_drop=0.0, stratified=True),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
+        ),
+        training=TrainingConfig(
+            num_steps=1_000, batch_size=128, ema_decay=0.998, log_every=50, checkpoint_every=500
+        ),
+        sampling=SamplingConfig(num_samples=36, solver="heun", num_steps=16),
+        evaluation=EvaluationConfig(num_samples=1_000, num_paths=256),
+    )
