@@ -47,7 +47,7 @@ from fmjax.studies.run_folder import RunFolder, open_run, prepare
 from fmjax.studies.starts import run_starts
 from fmjax.studies.train import train
 from fmjax.times import UniformSteps, UShaped, uniform_grid
-from fmjax.training import OptimizerConfig, make_mesh
+from fmjax.training import MeshConfig, OptimizerConfig, make_mesh
 from tests.tiny_run import environment
 
 STEPS = FixedSteps(uniform_grid(8))
@@ -184,6 +184,22 @@ def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp
         run = train(config, tmp_path / name, overwrite=overwrite)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params,
                      teacher.params)  # fmt: skip
+
+
+def test_eight_devices_train_the_student_of_one(teacher, asked, pairs, tmp_path, monkeypatch):
+    training = dataclasses.replace(TEACHER.training, num_steps=5)
+    optimizer = dataclasses.replace(TEACHER.optimizer, warmup_steps=0)
+    config = dataclasses.replace(asked, training=training, optimizer=optimizer)
+    eight = train(dataclasses.replace(config, mesh=MeshConfig(2, 2, 2)), tmp_path / "eight")
+    alone = make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr("fmjax.studies.train.make_mesh", lambda config: alone)
+    one = train(config, tmp_path / "one")
+    pairs_of = zip(*(jax.tree.leaves(run.params) for run in (eight, one, teacher)), strict=True)
+    moved = []
+    for a, b, before in pairs_of:
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        moved.append(np.abs(np.asarray(b) - before).max())
+    assert max(moved) > 1e-3
 
 
 def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
