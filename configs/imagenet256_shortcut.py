@@ -5,11 +5,13 @@ r"""A shortcut model on the latents of ImageNet at 256x256: B/2 here, XL/2 by th
         --name imagenet256_shortcut_xl2 --network.width 1152 --network.num-layers 28 \
         --network.num-heads 16
     fmjax sample runs/imagenet256_shortcut --num-steps 1
+    fmjax sample runs/imagenet256_shortcut --solver euler --num-steps 128 --guidance 1.5
 
 The folder is that of `imagenet256_sit.py`. Recipe of Frans et al. 2024, arXiv:2410.12557: a grid
 of 128 steps, a quarter of the batch learns steps of 2 to 128 of them, targets from averaged
 weights (decay 0.999) with guidance 1.5 at the finest steps, AdamW at 1e-4 with decay 0.1. There
-XL/2 reaches an FID of 10.6 in one step. Not trained by us: it takes an accelerator.
+XL/2 reaches an FID of 10.6 in one step, 7.8 in four and 3.8 in 128, which are not learned with
+guidance and take it from outside. Not trained by us: it takes an accelerator.
 """
 
 import dataclasses

@@ -23,6 +23,9 @@ from fmjax.config import (
 from fmjax.couplings import MinibatchOT
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig, MLPConfig
+from fmjax.paths import AffinePath
+from fmjax.studies.draw import draw_samples
+from fmjax.training import make_mesh, replicated
 
 SHORTCUT = Config(
     name="x", network=MLPConfig(width=16, num_layers=1), loss=ShortcutConfig(num_steps=8)
@@ -96,6 +99,35 @@ def test_other_maps_are_guided_from_outside_at_twice_the_cost():
     expected = x + without + 3.0 * (with_ - without)
     np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(samples.nfe, 2)
+
+
+def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
+    taught = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
+    asked = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)
+    experiment, params, samples, x, cond = built(taught, asked)
+    t = jnp.zeros(5)
+    given, without = (
+        experiment.flow_map.net.apply(params, t, t, x, c) for c in (cond, jnp.full(5, 3))
+    )
+    expected = x + without + 3.0 * (given - without)
+    np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="guidance must be 1 for a network in which a scale of 1"):
+        built(taught, dataclasses.replace(JUMPS, guidance=3.0))
+
+
+@pytest.mark.parametrize("config", [SHORTCUT, ASKED])
+def test_jumps_on_eight_devices_are_those_on_one(config):
+    experiment, params, *_ = built(config)
+    asked = dataclasses.replace(JUMPS, num_samples=20, batch_size=16)
+    solve, drawn = make_solve(experiment, asked), []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        mesh = make_mesh(devices=devices)
+        drawn.append(draw_samples(
+            AffinePath(), solve, asked.make_steps(), jax.device_put(params, replicated(mesh)), (2,),
+            np.arange(20) % 3, asked, mesh,
+        ))  # fmt: skip
+    assert drawn[0].x1.shape == (20, 2)
+    np.testing.assert_allclose(drawn[0].x1, drawn[1].x1, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [SHORTCUT, MEAN, ASKED, BUILT_IN])
@@ -187,6 +219,7 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         (lambda: ShortcutConfig(guidance=0.0), "loss.guidance must"),
         (lambda: ShortcutConfig(num_steps=12), "loss.num_steps must be a power of two, at least 2"),
         (lambda: MeanFlowConfig(share_apart=1.5), "loss.share_apart must lie in"),
+        (lambda: MeanFlowConfig(floor=0.0), "loss.floor must be positive, got 0.0"),
     ],
 )  # fmt: skip
 def test_what_a_flow_map_cannot_do_is_refused(make, message):

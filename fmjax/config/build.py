@@ -175,7 +175,7 @@ def guided_prediction(
         ValueError: If guidance is asked of a model that knows no "no class".
     """
     if experiment.flow_map is not None:
-        return velocity_of(experiment.flow_map.guided(params, scale, interval))
+        return velocity_of(experiment.flow_map.guided(params, scale, interval, jumps=False))
     predict_fn = partial(experiment.net.apply, params)
     if scale == 1.0:
         return predict_fn

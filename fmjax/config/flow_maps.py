@@ -39,8 +39,8 @@ class TrainedMap(NamedTuple):
     null_cond: Any
     num_steps: int | None
 
-    def check(self, scale: float, interval: tuple[float, float]) -> None:
-        """Raise unless the map can be guided so."""
+    def check(self, scale: float, interval: tuple[float, float], *, jumps: bool = True) -> None:
+        """Raise unless its jumps, or its velocity alone, can be guided so."""
         built_in, (low, high) = self.guidance, interval
         if built_in.max_scale is not None:
             inside = 1.0 <= scale <= built_in.max_scale
@@ -51,7 +51,8 @@ class TrainedMap(NamedTuple):
             require(seen, "guidance_interval", rule, interval)
         elif scale != 1.0:
             rule = f"be 1 for a network in which a scale of {built_in.scale:g} is built in"
-            require(not built_in.acts, "guidance", rule, scale)
+            plain = not built_in.acts or (self.num_steps is not None and not jumps)
+            require(plain, "guidance", rule, scale)
             rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
             require(self.null_cond is not None, "guidance", rule, scale)
 
@@ -63,13 +64,15 @@ class TrainedMap(NamedTuple):
 
         return VelocityNet(self.net.init, apply, self.net.tensor_axes)
 
-    def guided(self, params: Params, scale: float, interval: tuple[float, float]) -> FlowMapFn:
+    def guided(
+        self, params: Params, scale: float, interval: tuple[float, float], *, jumps: bool = True
+    ) -> FlowMapFn:
         """The map of some parameters, guided: as an input where it is one, else from outside.
 
         Raises:
             ValueError: If the scale is not one that was learned, or one is built in already.
         """
-        self.check(scale, interval)
+        self.check(scale, interval, jumps=jumps)
         if self.guidance.is_input:
             return partial(self._jump, params, jnp.array([[scale, *interval]]))
         map_fn = partial(self._jump, params, None)
@@ -161,8 +164,9 @@ def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> N
             for grid in compare.grids:
                 require_jumps(flow_map, num, grid, "compare.")
     if flow_map is not None:
-        flow_map.check(sampling.guidance, sampling.guidance_interval)
-        flow_map.check(compare.guidance, (0.0, 1.0))
+        jumps = sampling.solver == FLOW_MAP
+        flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
+        flow_map.check(compare.guidance, (0.0, 1.0), jumps=FLOW_MAP in compare.fixed_solvers)
 
 
 def require_jumps(

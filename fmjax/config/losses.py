@@ -64,8 +64,8 @@ class MeanFlowConfig:
     def __post_init__(self) -> None:
         for name in ("share_apart", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)
-        for name in ("power", "floor"):
-            require_at_least(f"loss.{name}", getattr(self, name), 0.0)
+        require_at_least("loss.power", self.power, 0.0)
+        require_positive("loss.floor", self.floor)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,10 @@ class StudyConfig:
         names = [run.name for run in self.runs]
         unknown = sorted(set(self.own_samplings) - set(names))
         require(not unknown, "own_samplings", f"name some of {', '.join(names)}", unknown)
-        for place, run in enumerate(self.runs):
+        trainings = [run.name for run in self.all_trainings]
+        for place, run in enumerate(self.all_trainings):
             teacher = None if run.reflow is None else run.reflow.teacher
-            later = teacher in names[place:]
+            later = teacher in trainings[place:]
             require(not later, "runs", "have teachers before those that they teach", run.name)
 
     def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
@@ -65,7 +66,14 @@ class StudyConfig:
 
     def _seeded(self, run: Config, nth: int) -> Config:
         reflow = run.reflow
-        if reflow is not None and reflow.teacher in {other.name for other in self.runs}:
-            reflow = replace(reflow, teacher=f"{reflow.teacher}_seed{nth}")
+        if reflow is not None:
+            teacher, pairs = reflow.teacher, reflow.pairs
+            if teacher in {other.name for other in self.runs}:
+                teacher += f"_seed{nth}"
+            elif pairs is None:  # Beside those of the first seed.
+                pairs = f"{teacher}/pairs"
+            sampling = replace(reflow.sampling, seed=reflow.sampling.seed + nth)
+            pairs = None if pairs is None else f"{pairs}_seed{nth}"
+            reflow = replace(reflow, teacher=teacher, pairs=pairs, sampling=sampling)
         training = replace(run.training, seed=run.training.seed + nth)
         return replace(run, name=f"{run.name}_seed{nth}", training=training, reflow=reflow)

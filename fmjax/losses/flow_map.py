@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_at_least, require_between, require_positive
 from fmjax.losses.built_in_guidance import BuiltInGuidance
 from fmjax.losses.flow import null_where, source_points
 from fmjax.losses.objective import Objective
@@ -151,7 +151,7 @@ def mean_flow_objective(
     """
     require_between("share_apart", share_apart, 0.0, 1.0)
     require_at_least("power", power, 0.0)
-    require_at_least("floor", floor, 0.0)
+    require_positive("floor", floor)
     guidance.check(net.guided, null_cond if drop_rate > 0.0 else None)
 
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:

@@ -33,6 +33,8 @@ class Straightness(NamedTuple):
         curvature: `|d^2 x_t / dt^2|`, rms over event axes, at `midpoints`, in data units per
             squared unit of time. One Euler step of length h errs by `h^2 / 2` of it.
         midpoints: The middle of each step.
+        cost: `mean over event axes of |x1 - x0|^2`, what the transport costs. A reflow never
+            raises its mean (arXiv:2209.03003, theorem 3.5).
         positions: Where the path is at `times`.
     """
 
@@ -42,6 +44,7 @@ class Straightness(NamedTuple):
     times: Float[Array, "points"]
     curvature: Float[Array, "batch num_steps"]
     midpoints: Float[Array, "num_steps"]
+    cost: PerExample
     positions: Float[Array, "batch points *event"]
 
 
@@ -99,6 +102,7 @@ def straightness(
         times=times,
         curvature=jnp.sqrt(jnp.mean(jnp.square(acceleration), axis=over)).T,
         midpoints=0.5 * (times[:-1] + times[1:]),
+        cost=jnp.mean(jnp.square(x1 - x0), axis=event_axes(x0)),
         positions=jnp.moveaxis(x, 0, 1),
     )
 

@@ -1,7 +1,6 @@
 """The pairs of source and target that a trained flow makes, on disk."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import ReflowConfig, guided, make_solve, to_json
+from fmjax.config import ReflowConfig, guided, make_solve
 from fmjax.data import (
     Dataset,
     Pairs,
@@ -31,6 +30,7 @@ from fmjax.studies.evaluate import labels_like
 from fmjax.studies.run_folder import Run
 from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, is_main, together
+from fmjax.training.digests import sealed_as
 
 _STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
 _MOST_SHARDS = 512
@@ -71,16 +71,12 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
 
 
 def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
-    whole = json.loads(to_json(teacher.config))
-    # All that decides a pair; where and on what the weights were made does not.
-    names = ("data", "source", "conditional", "network", "path", "coupling", "loss", "optimizer")
-    parts = {name: whole[name] for name in names}
     sampling = dataclasses.asdict(config.sampling)
     for name in ("num_samples", "batch_size"):
         del sampling[name]
     about = {
-        "teacher": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16],
-        "name": teacher.config.name,
+        "teacher": teacher.config.name,
+        "weights": sealed_as(teacher.folder.checkpoints / str(teacher.step)),
         "step": teacher.step,
         "sampling": sampling,
         "real_share": config.real_share,

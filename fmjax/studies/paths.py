@@ -19,6 +19,7 @@ from fmjax.training import batch_sharding
 _TOGETHER = 64
 _NUM_STEPS = 16
 _MOST_LINES = 256
+_OF_EACH = ("s", "length_ratio", "deviation", "curvature", "cost")
 
 
 class PathsResult(NamedTuple):
@@ -27,6 +28,7 @@ class PathsResult(NamedTuple):
     Attributes:
         step: The training step of the weights.
         num_paths: How many were followed.
+        num_failed: Of those, how many were not finite and do not count.
         guidance: Scale of the field.
         s: Mean straightness (`fmjax.metrics.Straightness.s`); 0 is straight.
         s_error: Its standard error.
@@ -36,6 +38,7 @@ class PathsResult(NamedTuple):
         midpoints: Of the curvature.
         curvature: Mean rms of the second derivative, data units per squared unit of time.
         lines: Of points in the plane, where some paths are at `times`.
+        cost: Mean squared distance of the ends per coordinate.
     """
 
     step: int
@@ -49,6 +52,8 @@ class PathsResult(NamedTuple):
     midpoints: tuple[float, ...]
     curvature: tuple[float, ...]
     lines: tuple[tuple[tuple[float, float], ...], ...] = ()
+    cost: float = float("nan")
+    num_failed: int = 0
 
 
 def measure_paths(
@@ -78,32 +83,37 @@ def measure_paths(
             cond = None if labels is None else jax.device_put(labels[some], rows)
             x0 = jax.device_put(starts(sampling.seed, some), rows)
             found = jax.device_get(measured(run.params, x0, cond))
-            each = {name: getattr(found, name)[kept] for name in
-                    ("s", "length_ratio", "deviation", "curvature", "positions")}  # fmt: skip
+            each = {name: getattr(found, name)[kept] for name in (*_OF_EACH, "positions")}
             parts.append(found._replace(**each))
             advance(kept.stop)
-    s, ratio, deviation, curvature = (
+    s, ratio, deviation, curvature, cost = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
-        for name in ("s", "length_ratio", "deviation", "curvature")
+        for name in _OF_EACH
     )
+    num_finite = int(np.isfinite(s).sum())
     result = PathsResult(
         step=run.step,
         num_paths=num_paths,
         guidance=sampling.guidance,
         s=float(np.nanmean(s)),
-        s_error=float(np.nanstd(s) / np.sqrt(len(s))),
+        s_error=float(np.nanstd(s) / np.sqrt(num_finite)) if num_finite else float("nan"),
         length_ratio=float(np.nanmean(ratio)),
         times=tuple(parts[0].times.tolist()),
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(parts[0].midpoints.tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
         lines=_drawable([part.positions for part in parts]) if planar else (),
+        cost=float(np.nanmean(cost)),
+        num_failed=num_paths - num_finite,
     )
     write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
     progress.say(
         f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight paths at constant "
-        f"speed), length over distance {result.length_ratio:.4f} (1: straight)"
+        f"speed), length over distance {result.length_ratio:.4f} (1: straight), transport cost "
+        f"{result.cost:.4f}"
     )
+    if result.num_failed:
+        progress.say(f"  {result.num_failed} of {num_paths} paths were not finite and do not count")
     return result
 
 

@@ -53,6 +53,7 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
         loss=LossConfig(
             density=UniformSteps(1) if distill else UShaped(),
             huber=loss.huber if flow else None,
+            stratified=flow and loss.stratified and not distill,
             label_drop=0.0 if guided else loss.label_drop,
         ),
         # A pair that is mirrored is one only of a flow that treats mirror images alike.

@@ -1,6 +1,7 @@
 """The page of a run or a study, made anew from what its folder holds."""
 
 import json
+import math
 from pathlib import Path
 
 from fmjax._progress import Progress, Silent
@@ -79,9 +80,16 @@ def report_study(config: StudyConfig, path: Path, *, progress: Progress = Silent
             (config.num_seeds * sum(len(config.ways(run)) for run in config.runs), "sampling"),
         )
     )
+    seeds = ""
+    if config.num_seeds > 1:
+        seeds = (
+            f" Figures are means over {config.num_seeds} seeds ± their standard deviation, "
+            "pictures are of the first."
+        )
     report = Report(
         title=config.name,
-        summary=f"{runs} on the same data, {ways} of them, {config.num_samples:,} samples a row.",
+        summary=f"{runs} on the same data, {ways} of them, {config.num_samples:,} samples each."
+        + seeds,
         comparison=read_json(folder.comparison),
         tables=path_tables([path / run.name for run in config.all_trainings]),
         config={run.name: json.loads(to_json(run)) for run in config.runs},
@@ -121,7 +129,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
         return None
     images, columns, row_labels = grid_of(drawn)
     if drawn.labels is not None:
-        caption += " One row per class."
+        caption += " Classes one below the other."
     if drawn.x0 is not None:
         caption += " Above each what it was made from."
     return SampleGrid(images, columns, row_labels, caption)
@@ -135,6 +143,8 @@ def _path_shape(folder: RunFolder) -> PathShape | None:
         f"Mean of {found.num_paths} paths. The area on the left is the straightness, "
         f"{found.s:.4g}; a path is {found.length_ratio:.4g} times as long as the distance of its "
         "ends. Where paths bend, few steps go wrong."
+        + ("" if math.isnan(found.cost) else f" Transport cost E |x1 - x0|²: {found.cost:.4g}.")
+        + (f" {found.num_failed} were not finite." if found.num_failed else "")
     )
     return PathShape(
         found.times, found.deviation, found.midpoints, found.curvature, caption, found.lines

@@ -9,6 +9,7 @@ from typing import Any
 from fmjax.config import solver_title
 from fmjax.report.comparison import power_of_ten
 from fmjax.report.page import Cell, Table
+from fmjax.report.tables import number
 from fmjax.studies.invert import RoundTrip
 from fmjax.studies.likelihood import LikelihoodResult
 from fmjax.studies.paths import read_paths
@@ -20,15 +21,16 @@ def path_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
     known = [(path.name, RunFolder(path).paths) for path in runs]
     found = [(name, read_paths(path)) for name, path in known if path.is_file()]
     rows = [
-        (name, Cell(f"{paths.s:.4g} ± {paths.s_error:.1g}", paths.s),
-         Cell(f"{paths.length_ratio:.5g}", paths.length_ratio), float(paths.num_paths))
+        (name, Cell(f"{paths.s:.4g}", paths.s), Cell(f"{paths.s_error:.1g}", paths.s_error),
+         Cell(f"{paths.length_ratio:.5g}", paths.length_ratio), number(paths.cost),
+         Cell(f"{paths.num_paths:,}", paths.num_paths))
         for name, paths in found
     ]  # fmt: skip
     note = (
-        "Integral of E |(x1 - x0) - v|² and its standard error, and the length of a path over the "
-        "distance of its ends: 0 and 1 are straight at constant speed."
+        "Integral of E |(x1 - x0) - v|², and the length of a path over the distance of its ends: 0 "
+        "and 1 are straight at constant speed. The cost is E |x1 - x0|²."
     )
-    columns = ("model", "straightness", "length", "paths")
+    columns = ("model", "straightness", "standard error", "length", "transport cost", "paths")
     return (Table("How straight the paths are", columns, rows, note),) if rows else ()
 
 

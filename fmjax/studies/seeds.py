@@ -20,7 +20,8 @@ def mean_row(rows: Sequence[SolverRun]) -> SolverRun:
     first = rows[0]
     if len(rows) == 1:
         return first
-    metrics = {name: [row.metrics[name] for row in rows] for name in first.metrics}
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    metrics = {name: [row.metrics.get(name, math.nan) for row in rows] for name in names}
     finite = {name: all(map(math.isfinite, each)) for name, each in metrics.items()}
     return first._replace(
         nfe_mean=statistics.fmean(row.nfe_mean for row in rows),

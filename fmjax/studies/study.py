@@ -11,6 +11,7 @@ from fmjax._checks import require
 from fmjax._files import read_npz, write_npz
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
+    FLOW_MAP,
     Config,
     SamplingConfig,
     StudyConfig,
@@ -31,6 +32,7 @@ from fmjax.report.comparison import (
     AS_REAL,
     Comparison,
     SolverRun,
+    read_json,
     row_from_json,
     row_to_json,
     write_csv,
@@ -73,7 +75,7 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     for run_config in config.runs:
         _require_samplings(run_config, config.ways(run_config))
     measure = _measure_of(config, progress)
-    rows, gallery = [], []
+    folder, rows, gallery = RunFolder(path), [], []
     for run_config in config.runs:
         runs = [_trained(each, config, path, progress) for each in config.trainings(run_config)]
         for sampling in config.ways(run_config):
@@ -84,30 +86,33 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
             ]  # fmt: skip
             rows.append(mean_row([row for row, _ in found]))
             gallery.append(GalleryEntry.of(*found[0]))
-    comparison = Comparison(
-        runs=tuple(rows),
-        num_samples=config.num_samples,
-        device=device_in_words(),
-        floors=measure.floors,
-        higher_is_better=HIGHER_IS_BETTER,
-    )
-    folder = RunFolder(path)
-    write_csv(comparison, folder.comparison.with_suffix(".csv"))
-    write_gallery(gallery, folder.gallery)
-    write_json(comparison, folder.comparison)
+        # After each: a study that is stopped leaves a table of what it has.
+        comparison = Comparison(
+            runs=tuple(rows),
+            num_samples=config.num_samples,
+            device=device_in_words(),
+            floors=measure.floors,
+            higher_is_better=HIGHER_IS_BETTER,
+        )
+        write_csv(comparison, folder.comparison.with_suffix(".csv"))
+        write_gallery(gallery, folder.gallery)
+        write_json(comparison, folder.comparison)
     progress.say(f"wrote {folder.comparison} and {folder.comparison.with_suffix('.csv')}")
-    return comparison
+    return read_json(folder.comparison)
 
 
 def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
     """Train one of the study's, its teacher in the study's folder, and follow its paths."""
     names = {training.name for training in study.all_trainings}
     if config.reflow is not None and config.reflow.teacher in names:
-        teacher = str(path / config.reflow.teacher)
+        teacher = str((path / config.reflow.teacher).resolve())
         config = replace(config, reflow=replace(config.reflow, teacher=teacher))
     run = train(config, path / config.name, progress=progress)
-    if not run.folder.paths.is_file() or read_paths(run.folder.paths).step != run.step:
-        measure_paths(run, SamplingConfig(), study.num_paths, progress=progress)
+    if run.folder.paths.is_file():
+        known = read_paths(run.folder.paths)
+        if (known.step, known.num_paths, known.guidance) == (run.step, study.num_paths, 1.0):
+            return run
+    measure_paths(run, SamplingConfig(), study.num_paths, progress=progress)
     return run
 
 
@@ -132,7 +137,8 @@ class _Measure(NamedTuple):
         """The metrics of finite samples; the worst if they are too few to tell."""
         if len(x1) < FEWEST:
             worst = {"Frechet distance": float("inf"), AS_REAL: float("nan")}
-            return worst | dict.fromkeys(HIGHER_IS_BETTER, 0.0)
+            higher = HIGHER_IS_BETTER if labels is not None else HIGHER_IS_BETTER[:-1]
+            return worst | dict.fromkeys(higher, 0.0)
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
         found = {
@@ -155,7 +161,8 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
                 "\"no class\"", sampling.guidance)  # fmt: skip
         make_solve(experiment, sampling)
         if experiment.flow_map is not None:
-            experiment.flow_map.check(sampling.guidance, sampling.guidance_interval)
+            jumps = sampling.solver == FLOW_MAP
+            experiment.flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
         sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
 
 

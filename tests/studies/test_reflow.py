@@ -44,6 +44,7 @@ from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.reflow import reflow_config
 from fmjax.studies.report import report_run
 from fmjax.studies.run_folder import RunFolder, open_run, prepare
+from fmjax.studies.sample import read_samples, write_samples
 from fmjax.studies.starts import run_starts
 from fmjax.studies.train import train
 from fmjax.times import UniformSteps, UShaped, uniform_grid
@@ -221,13 +222,32 @@ def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
     assert error(run) < 0.6 * error(student)
 
 
-def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher):
-    drawn = draw_from(teacher, dataclasses.replace(TEACHER.sampling, num_samples=20), None)
+def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_path):
+    # In batches that do not divide them: what fills the last one up is not among them.
+    asked = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
+    drawn = draw_from(teacher, asked, None)
     x0 = run_starts(teacher)(TEACHER.sampling.seed, np.arange(20))
     rows = {tuple(row) for row in TEACHER.source.load("test").points()}
     assert {tuple(row) for row in np.asarray(x0)} <= rows
     expected = sample(field_of(teacher), x0, solver=RK4(), steps=STEPS).x1
     np.testing.assert_allclose(drawn.x1, expected, atol=1e-5)
+    np.testing.assert_array_equal(drawn.x0, x0)
+    write_samples(drawn, 400, tmp_path / "some")
+    found, step = read_samples(tmp_path / "some.npz")
+    assert step == 400
+    np.testing.assert_array_equal(found.x0, x0)
+    np.testing.assert_array_equal(found.x1, drawn.x1)
+
+
+def test_one_device_follows_the_paths_of_eight(teacher, tmp_path):
+    alone = teacher._replace(mesh=make_mesh(devices=jax.devices()[:1]),
+                             params=jax.device_put(teacher.params, jax.devices()[0]),
+                             folder=RunFolder(tmp_path))  # fmt: skip
+    found, others = (measure_paths(run, TEACHER.sampling, 20) for run in (alone, teacher))
+    for name in ("s", "length_ratio", "cost", "deviation", "curvature"):
+        np.testing.assert_allclose(getattr(found, name), getattr(others, name), rtol=1e-4)
+    ends = np.asarray(others.lines)[:, [0, -1]]
+    assert others.cost == pytest.approx(np.mean(np.square(ends[:, 1] - ends[:, 0])), rel=1e-5)
 
 
 def test_the_next_flow_is_named_and_trained_by_what_is_in_the_pairs(tmp_path):
@@ -265,8 +285,12 @@ def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, 
     message = "must be new or hold records made the same way, got another about.sampling.num_steps"
     with pytest.raises(ValueError, match=message):
         make_pairs(teacher, other)
-    with pytest.raises(ValueError, match=r"another about.step"):
+    with pytest.raises(ValueError, match=r"another about.step, about.weights"):
         make_pairs(teacher._replace(step=7), config)
+    seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
+    twin = train(dataclasses.replace(TEACHER, training=seed), tmp_path / "twin")
+    with pytest.raises(ValueError, match=r"got another about.weights$"):
+        make_pairs(twin, config)
     with pytest.raises(ValueError, match=r"must hold pairs of x0 float32\[3\].*got.*\[2\]"):
         open_pairs(tmp_path / "pairs", (3,), None)
     shard = next((tmp_path / "pairs").glob("*.array_record"))

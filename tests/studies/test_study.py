@@ -13,7 +13,7 @@ from fmjax.paths import Prediction
 from fmjax.report.comparison import SolverRun, read_json
 from fmjax.report.gallery import read_gallery
 from fmjax.studies.calibrate import run_grid
-from fmjax.studies.paths import read_paths
+from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.report import report_study
 from fmjax.studies.run_folder import open_run
 from fmjax.studies.seeds import mean_row
@@ -169,7 +169,9 @@ def test_seeds_give_means_and_their_spread(folder):
     study = dataclasses.replace(STUDY, runs=(FIRST, student), samplings=way, num_seeds=2)
     one = run_study(dataclasses.replace(study, num_seeds=1), folder)
     assert all(not row.spread for row in one.runs)
+    before = stamps(folder)
     found = run_study(study, folder)
+    assert before.items() <= stamps(folder).items()
     assert [row.model for row in found.runs] == ["first", "pupil"]
     for both, alone in zip(found.runs, one.runs, strict=True):
         for name, mean in both.metrics.items():
@@ -180,6 +182,7 @@ def test_seeds_give_means_and_their_spread(folder):
     other = open_run(folder / "pupil_seed1")
     assert other.config.training.seed == FIRST.training.seed + 1
     assert other.config.reflow.teacher == str(folder / "first_seed1")
+    assert other.config.reflow.sampling.seed == 1
     kept = read_json(folder / "comparison.json")
     assert [row.spread for row in kept.runs] == [row.spread for row in found.runs]
     header = (folder / "comparison.csv").read_text().splitlines()[0]
@@ -188,6 +191,9 @@ def test_seeds_give_means_and_their_spread(folder):
     assert f"{found.runs[0].metrics['Recall']:.3g} ± {found.runs[0].spread['Recall']:.2g}" in page
     assert "first_seed1" in page
     assert "4 trainings" in page
+    assert "means over 2 seeds" in page
+    kept = read_paths(folder / "first" / "paths.json")
+    assert f"{kept.cost:.3g}" in page
 
 
 def test_the_spread_of_what_is_not_finite_is_not_known():
@@ -196,6 +202,40 @@ def test_the_spread_of_what_is_not_finite_is_not_known():
     assert np.isnan(found.spread["Recall"])
     assert found.metrics["Recall"] == np.inf
     assert (found.nfe_max, found.seconds) == (4, 1.5)
+
+
+def test_figures_that_one_seed_lacks_are_not_known():
+    row = SolverRun("Euler", 2, None, 2.0, 2, np.nan, np.nan, 1.0, metrics={"Recall": 0.5})
+    for rows in ([row, row._replace(metrics={})], [row._replace(metrics={}), row]):
+        found = mean_row(rows)
+        assert np.isnan(found.metrics["Recall"])
+        assert np.isnan(found.spread["Recall"])
+
+
+def test_paths_are_followed_again_if_others_are_asked_for(folder):
+    few = dataclasses.replace(STUDY, runs=(FIRST,), num_paths=4)
+    run_study(few, folder)
+    assert read_paths(folder / "first" / "paths.json").num_paths == 4
+    measure_paths(open_run(folder / "first"), SamplingConfig(guidance=2.0), 4)
+    run_study(few, folder)
+    assert read_paths(folder / "first" / "paths.json").guidance == 1.0
+
+
+def test_the_seeds_of_a_student_have_pairs_and_teachers_of_their_own():
+    def student(teacher, pairs=None):
+        return dataclasses.replace(FIRST, name="pupil", reflow=ReflowConfig(teacher, pairs))
+
+    own, outside = (
+        dataclasses.replace(STUDY, runs=runs, num_seeds=2)
+        for runs in ((FIRST, student("first", "made")), (student("elsewhere"),))
+    )
+    last = own.all_trainings[-1].reflow
+    assert (last.teacher, last.pairs, last.sampling.seed) == ("first_seed1", "made_seed1", 1)
+    last = outside.all_trainings[-1].reflow
+    assert (last.teacher, last.pairs) == ("elsewhere", "elsewhere/pairs_seed1")
+    late = dataclasses.replace(FIRST, name="late")
+    with pytest.raises(ValueError, match="runs must have teachers before those that they teach"):
+        dataclasses.replace(STUDY, runs=(student("late_seed1"), late), num_seeds=2)
 
 
 def test_trainings_of_seeds_must_have_names_of_their_own():

@@ -77,7 +77,7 @@ def make(name):
         return net, mean_flow_objective(
             net, path, improved=True, share_apart=0.5, power=0.0, guidance=GUIDANCE, **dropped
         )
-    return net, shortcut_objective(net, path, share_apart=0.5, **dropped)
+    return net, shortcut_objective(net, path, share_apart=0.5, guidance=1.5, **dropped)
 
 
 def train(name, layout):
