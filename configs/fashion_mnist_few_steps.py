@@ -6,7 +6,7 @@ Flow matching, with optimal-transport pairs, 2- and 3-rectified, distilled to on
 model, MeanFlow, improved MeanFlow, the same with guidance built in, and DDPM: sampled with 1, 2, 4,
 8 and 32 evaluations and with adaptive steps, the distilled with 1 alone. A student starts from its
 teacher's weights: the 2- and 3-rectified and the distilled have had two and three times the steps
-of the others.
+of the others. Eight to twelve minutes each on two CPU cores; what was found is in docs/results.md.
 """
 
 import dataclasses
