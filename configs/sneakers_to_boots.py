@@ -17,11 +17,12 @@ SNEAKER, ANKLE_BOOT = 7, 9
 
 
 def get_config() -> Config:
-    """A small DiT, unconditional, linear path from one class's images to the other's."""
+    """A small DiT, unconditional, linear path from one class's images with noise to the other's."""
     return Config(
         name="sneakers_to_boots",
         data=IdxData("fashion_mnist", classes=(ANKLE_BOOT,)),
         source=IdxData("fashion_mnist", classes=(SNEAKER,)),
+        source_noise=0.5,
         conditional=False,
         network=DiTConfig(patch_size=4, width=96, num_layers=3, num_heads=4, unroll_layers=True),
         loss=LossConfig(label_drop=0.0, stratified=True),

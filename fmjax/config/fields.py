@@ -82,6 +82,9 @@ class Config:
         data: What is learned.
         source: What the flow starts from: None is normal noise, else examples of other data of
             the same shape.
+        source_noise: Standard deviation of normal noise that is added to those examples, anew each
+            time. Images are so few in so many dimensions that without it a flow from them has
+            hardly anything but their means to go to.
         reflow: Train on the pairs that another flow makes, not on the data.
         conditional: Whether the data's classes, where it has any, condition the network.
         network: What predicts.
@@ -99,6 +102,7 @@ class Config:
     name: str
     data: DataConfig = field(default_factory=DigitsData)
     source: DataConfig | None = None
+    source_noise: float = 0.0
     reflow: ReflowConfig | None = None
     conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
@@ -117,6 +121,9 @@ class Config:
         plain = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
         require(plain and not self.name.startswith("."), "name",
                 "be letters, digits, '-', '_' and '.'", repr(self.name))  # fmt: skip
+        require_at_least("source_noise", self.source_noise, 0.0)
+        noisy = self.source is not None or self.source_noise == 0.0
+        require(noisy, "source_noise", "be 0 without a source", self.source_noise)
         paired = self.reflow is None or isinstance(self.coupling, Independent)
         rule = "be Independent on pairs, which are coupled already"
         require(paired, "coupling", rule, self.coupling)

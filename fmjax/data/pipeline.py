@@ -7,6 +7,7 @@ example in grain costs some 10 microseconds of Python each; a whole batch costs 
 """
 
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
 from fmjax.data.dataset import Dataset
 
-_ORDER, _FLIP, _SOURCE = 0, 1, 2
+_ORDER, _FLIP, _SOURCE, _NOISE = 0, 1, 2, 3
 
 
 @runtime_checkable
@@ -71,6 +72,14 @@ class GlobalOrder:
         """A fair coin for each place of global batch number `batch`, bool `[batch_size]`."""
         return _bits(self.batch_size, self.seed, _FLIP, batch) >> np.uint64(63) == 1
 
+    def noise(self, batch: int, event_shape: tuple[int, ...]) -> np.ndarray:
+        """Normal noise for each place of global batch number `batch`, float32."""
+        from scipy.special import ndtri  # Its import takes longer than the module's.
+
+        shape = (self.batch_size, *event_shape)
+        bits = _bits(math.prod(shape), self.seed, _NOISE, batch) >> np.uint64(11)
+        return ndtri((bits + 0.5) * 2.0**-53).astype(np.float32).reshape(shape)
+
 
 def _bits(count: int, *entropy: int) -> np.ndarray:
     # Raw bits, because NumPy promises that only these stay the same from version to version:
@@ -117,6 +126,7 @@ def batches(
     dataset: Examples,
     *,
     source: Dataset | None = None,
+    source_noise: float = 0.0,
     batch_size: int,
     seed: int = 0,
     flip: bool = False,
@@ -133,6 +143,7 @@ def batches(
         dataset: Where the examples come from.
         source: Where their source points come from, in an order of their own; None leaves them
             to the dataset, or to the noise.
+        source_noise: Standard deviation of what is added to those.
         batch_size: Of the global batch, over all processes.
         seed: Of the order and the flips.
         flip: Whether to mirror images left to right, each with probability one half.
@@ -171,7 +182,10 @@ def batches(
         examples = dataset.examples(order.indices(batch)[mine])
         if source is not None:
             others = GlobalOrder(len(source), batch_size, seed, _SOURCE)
-            examples = examples._replace(x0=source.points(others.indices(batch)[mine]))
+            x0 = source.points(others.indices(batch)[mine])
+            if source_noise > 0.0:
+                x0 = x0 + source_noise * others.noise(batch, source.event_shape)[mine]
+            examples = examples._replace(x0=x0)
         if flip:
             mirrored = order.flips(batch)[mine]
             for points in (examples.x1, examples.x0):

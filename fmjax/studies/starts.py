@@ -19,15 +19,16 @@ def run_starts(
     """What gives the points at t = 0 of some numbers, `(seed, indices) -> [indices, *event]`.
 
     Normal noise; of a run between two data sets, examples of a split of the first, each once before
-    any comes again (of the training split where there is no other).
+    any comes again (of the training split where there is no other), with the noise of the config.
     """
-    path, event_shape = run.config.path, run.event_shape
+    path, event_shape, scale = run.config.path, run.event_shape, run.config.source_noise
+
+    @jax.jit
+    def noises(seed: jax.Array, indices: jax.Array) -> jax.Array:
+        return noise(jax.random.key(seed), indices, event_shape)
+
     if run.config.source is None:
-
-        @jax.jit
-        def of_noise(seed: jax.Array, indices: jax.Array) -> jax.Array:
-            return path.start(noise(jax.random.key(seed), indices, event_shape))
-
+        of_noise = jax.jit(lambda seed, indices: path.start(noises(seed, indices)))
         return lambda seed, indices: of_noise(jnp.asarray(seed), jnp.asarray(indices))
     try:
         source = run.config.source.load(split, progress=progress)
@@ -36,6 +37,9 @@ def run_starts(
 
     def of_data(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
         order = np.random.default_rng(seed).permutation(len(source))
-        return path.start(jnp.asarray(source.points(order[np.asarray(indices) % len(source)])))
+        points = jnp.asarray(source.points(order[np.asarray(indices) % len(source)]))
+        if scale > 0.0:
+            points += scale * noises(jnp.asarray(seed), jnp.asarray(indices))
+        return path.start(points)
 
     return of_data

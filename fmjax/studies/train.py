@@ -86,6 +86,7 @@ def train_folder(
         feed = batches(
             examples,
             source=source,
+            source_noise=config.source_noise,
             batch_size=training.batch_size,
             seed=training.seed,
             flip=training.flip,

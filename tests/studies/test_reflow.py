@@ -239,6 +239,19 @@ def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_p
     np.testing.assert_array_equal(found.x1, drawn.x1)
 
 
+def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
+    noisy = teacher._replace(config=dataclasses.replace(TEACHER, source_noise=0.5))
+    numbers = np.arange(2000)
+    plain, found = (np.asarray(run_starts(run)(1, numbers)) for run in (teacher, noisy))
+    assert (found - plain).std() == pytest.approx(0.5, rel=0.05)
+    np.testing.assert_array_equal(run_starts(noisy)(1, numbers[7:9]), found[7:9])
+    assert reflow_config(noisy.config, teacher.folder.path).source_noise == 0.5
+    with pytest.raises(ValueError, match="source_noise must be 0 without a source, got 0.5"):
+        dataclasses.replace(TEACHER, source=None, source_noise=0.5)
+    with pytest.raises(ValueError, match=r"source_noise must be at least 0.0, got -1.0"):
+        dataclasses.replace(TEACHER, source_noise=-1.0)
+
+
 def test_one_device_follows_the_paths_of_eight(teacher, tmp_path):
     alone = teacher._replace(mesh=make_mesh(devices=jax.devices()[:1]),
                              params=jax.device_put(teacher.params, jax.devices()[0]),
