@@ -5,7 +5,7 @@ fmjax reflow runs/sneakers_to_boots --reflow.num-pairs 6000 --reflow.sampling.nu
 
 The page of either run shows each boot below the sneaker that it was made from, and says how
 straight the paths between them are and what the transport costs. There are 6,000 sneakers to make
-pairs of. On two CPU cores five minutes of training each; figures and a picture are in
+pairs of. On two CPU cores some six minutes of training each; figures and a picture are in
 docs/few_steps.md.
 """
 
