@@ -114,7 +114,7 @@ def test_a_study_has_a_page_of_all_its_models(tmp_path):
     write_json(comparison(*rows, reference=None), tmp_path / "comparison.json")
     path = report_study(study, tmp_path, progress=Hears())
     page = path.read_text(encoding="utf-8")
-    assert "1 training on the same data, 2 samplings of them, 2,000 samples a row." in page
+    assert "1 training on the same data, 2 samplings of them, 2,000 samples each." in page
     assert "<h2>Models and solvers</h2>" in page
     assert 'data-chart="metric-1"' in page
     assert 'data-chart="error"' not in page
