@@ -7,9 +7,9 @@
 Figures of Liu et al. 2022, arXiv:2209.03003, for the 1-, 2- and 3-rectified flow: FID 2.58, 3.36
 and 3.96 by RK45 (127, 110 and 104 evaluations), 378, 12.2 and 8.15 by one Euler step, 6.18, 4.85
 and 5.21 by one step distilled. The UNet here is that of `cifar10.py`; theirs is the DDPM++ of Song
-et al. 2021 with dropout. Their reflow takes uniform times, which `reflow` does by
-`loss.density:uniform` at the end of its line, and they distil by LPIPS, a distance of features,
-where here it is the squared error. Not trained by us: it takes an accelerator.
+et al. 2021 with dropout. Their reflow takes uniform times, which `reflow` takes with
+`--loss.density.a 0.001` (they are U-shaped without), and they distil by LPIPS, a distance of
+features, where here it is the squared error. Not trained by us: it takes an accelerator.
 """
 
 import dataclasses

@@ -184,8 +184,15 @@ def guided_prediction(
 
 
 def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
-    """The solve that a config asks for; its steps are an argument (`sampling.make_steps`)."""
+    """The solve that a config asks for; its steps are an argument (`sampling.make_steps`).
+
+    Raises:
+        ValueError: If a flow map is asked for what it has not learned.
+    """
     solver, flow_map = sampling.make_solver(), experiment.flow_map
+    if flow_map is not None:
+        jumps = sampling.solver == FLOW_MAP
+        flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
     if sampling.solver == FLOW_MAP:
         flow_map = require_jumps(flow_map, sampling.num_steps, sampling.grid)
 

@@ -38,18 +38,18 @@ class StudyConfig:
         require_at_least("num_seeds", self.num_seeds, 1)
         for name in ("runs", "samplings"):
             require(bool(getattr(self, name)), name, "hold at least one", ())
-        names = [run.name for run in self.all_trainings]
+        trainings = self.all_trainings
+        names = [training.name for training in trainings]
         require(len(set(names)) == len(names), "runs", "have names of their own", names)
+        for place, training in enumerate(trainings):
+            later = training.reflow is not None and training.reflow.teacher in names[place:]
+            rule = "have teachers before those that they teach"
+            require(not later, "runs", rule, training.name)
         same = all(run.data == self.runs[0].data for run in self.runs)
         require(same, "runs", "have the same data", [run.data for run in self.runs])
-        names = [run.name for run in self.runs]
-        unknown = sorted(set(self.own_samplings) - set(names))
-        require(not unknown, "own_samplings", f"name some of {', '.join(names)}", unknown)
-        trainings = [run.name for run in self.all_trainings]
-        for place, run in enumerate(self.all_trainings):
-            teacher = None if run.reflow is None else run.reflow.teacher
-            later = teacher in trainings[place:]
-            require(not later, "runs", "have teachers before those that they teach", run.name)
+        models = [run.name for run in self.runs]
+        unknown = sorted(set(self.own_samplings) - set(models))
+        require(not unknown, "own_samplings", f"name some of {', '.join(models)}", unknown)
 
     def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
         """How a run is sampled."""

@@ -186,8 +186,9 @@ def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
         classes = list(dict.fromkeys(labels.tolist()))
         rows = [np.flatnonzero(labels == label) for label in classes]
         columns, names = max(map(len, rows)), tuple(map(str, classes))
-    shown = [drawn.x1] if drawn.x0 is None else [drawn.x0, drawn.x1]
+    shown = [drawn.x1]
     if drawn.x0 is not None:
+        shown = [drawn.x0, drawn.x1]
         names = tuple(name for to in names or ["to"] * len(rows) for name in ("from", to))
     grid = np.full((len(rows), len(shown), columns, *drawn.x1.shape[1:]), np.nan, np.float32)
     for row, members in enumerate(rows):

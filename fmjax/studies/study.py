@@ -11,7 +11,6 @@ from fmjax._checks import require
 from fmjax._files import read_npz, write_npz
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
-    FLOW_MAP,
     Config,
     SamplingConfig,
     StudyConfig,
@@ -32,7 +31,6 @@ from fmjax.report.comparison import (
     AS_REAL,
     Comparison,
     SolverRun,
-    read_json,
     row_from_json,
     row_to_json,
     write_csv,
@@ -76,6 +74,13 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
         _require_samplings(run_config, config.ways(run_config))
     measure = _measure_of(config, progress)
     folder, rows, gallery = RunFolder(path), [], []
+    comparison = Comparison(
+        runs=(),
+        num_samples=config.num_samples,
+        device=device_in_words(),
+        floors=measure.floors,
+        higher_is_better=HIGHER_IS_BETTER,
+    )
     for run_config in config.runs:
         runs = [_trained(each, config, path, progress) for each in config.trainings(run_config)]
         for sampling in config.ways(run_config):
@@ -87,18 +92,12 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
             rows.append(mean_row([row for row, _ in found]))
             gallery.append(GalleryEntry.of(*found[0]))
         # After each: a study that is stopped leaves a table of what it has.
-        comparison = Comparison(
-            runs=tuple(rows),
-            num_samples=config.num_samples,
-            device=device_in_words(),
-            floors=measure.floors,
-            higher_is_better=HIGHER_IS_BETTER,
-        )
+        comparison = comparison._replace(runs=tuple(rows))
         write_csv(comparison, folder.comparison.with_suffix(".csv"))
         write_gallery(gallery, folder.gallery)
         write_json(comparison, folder.comparison)
     progress.say(f"wrote {folder.comparison} and {folder.comparison.with_suffix('.csv')}")
-    return read_json(folder.comparison)
+    return comparison
 
 
 def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
@@ -136,9 +135,9 @@ class _Measure(NamedTuple):
     def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """The metrics of finite samples; the worst if they are too few to tell."""
         if len(x1) < FEWEST:
-            worst = {"Frechet distance": float("inf"), AS_REAL: float("nan")}
-            higher = HIGHER_IS_BETTER if labels is not None else HIGHER_IS_BETTER[:-1]
-            return worst | dict.fromkeys(higher, 0.0)
+            worst = {"Frechet distance": float("inf"), "Precision": 0.0, "Recall": 0.0,
+                     AS_REAL: float("nan")}  # fmt: skip
+            return worst if labels is None else worst | {"Recognised": 0.0}
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
         found = {
@@ -160,9 +159,6 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
         require(guided, "samplings", f"be without guidance for {run.name}, which knows no "
                 "\"no class\"", sampling.guidance)  # fmt: skip
         make_solve(experiment, sampling)
-        if experiment.flow_map is not None:
-            jumps = sampling.solver == FLOW_MAP
-            experiment.flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
         sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
 
 

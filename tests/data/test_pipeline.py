@@ -181,16 +181,14 @@ def test_source_points_get_noise_of_their_own_in_every_batch_for_any_process_cou
     plain = take(batches(numbered(8), **asked | {"source_noise": 0.0}), 500)
     noise = np.concatenate([a.x0 - b.x0 for a, b in zip(whole, plain, strict=True)])
     assert noise.dtype == np.float32
-    assert (
-        len(np.unique(noise)) > 1990
-    )  # Anew each time, though every source point comes 250 times.
+    # Anew each time, though every source point comes 250 times.
+    assert len(np.unique(noise)) > 1990
     # Of 2,000 draws: within four standard errors of a normal's moments.
     assert abs(noise.mean()) < 4 * 0.5 / 2000**0.5
     assert abs(noise.std() - 0.5) < 4 * 0.5 / 4000**0.5
     assert abs(np.mean(np.abs(noise) < 0.5) - 0.6827) < 4 * (0.6827 * 0.3173 / 2000) ** 0.5
-    parts = [
-        take(batches(numbered(8), **asked, num_processes=2, process_index=n), 3) for n in (0, 1)
-    ]
+    halves = (batches(numbered(8), **asked, num_processes=2, process_index=n) for n in (0, 1))
+    parts = [take(half, 3) for half in halves]
     for number in range(3):
         shares = np.concatenate([part[number].x0 for part in parts])
         np.testing.assert_array_equal(shares, whole[number].x0)
