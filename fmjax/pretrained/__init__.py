@@ -1,0 +1,1 @@
+"""Released models: folders of diffusers, their weights in and out."""
