@@ -13,11 +13,13 @@ from fmjax._arrays import (
     Points,
     TextShape,
     Times,
+    TokenShape,
 )
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.text import TextEncoderConfig, make_text_encoder, with_encoder
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
 from fmjax.velocity import FlowMapNet, VelocityNet
 
@@ -39,6 +41,7 @@ __all__ = [
     "FluxConfig",
     "MLPConfig",
     "NetworkConfig",
+    "TextEncoderConfig",
     "UNet",
     "UNetConfig",
     "make_classifier",
@@ -47,7 +50,9 @@ __all__ = [
     "make_flux",
     "make_mlp",
     "make_network",
+    "make_text_encoder",
     "make_unet",
+    "with_encoder",
 ]
 
 
@@ -55,17 +60,25 @@ def make_network(
     config: NetworkConfig,
     event_shape: tuple[int, ...],
     conditions: Conditions | FlowMapConditions = None,
+    *,
+    text_encoder: TextEncoderConfig | None = None,
 ) -> VelocityNet:
     """The network that `config` describes, for points of `event_shape`, as pure functions.
 
     Args:
         config: Which network.
         event_shape: Of one point.
-        conditions: The number of classes, the sizes of a text, or None for no condition.
+        conditions: The number of classes, the sizes of a text or of captions, or None.
+        text_encoder: What reads captions; it is trained along.
 
     Raises:
         ValueError: If the network cannot take points of that shape or such conditions.
     """
+    if isinstance(conditions, TokenShape):
+        if text_encoder is None:
+            raise ValueError("text_encoder must be given for data with captions, got None")
+        net = make_network(config, event_shape, text_encoder.shape(conditions))
+        return with_encoder(make_text_encoder(text_encoder, conditions), net)
     if isinstance(config, FluxConfig):
         if isinstance(conditions, FlowMapConditions):
             raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got FLUX")
@@ -101,7 +114,7 @@ def make_flow_map(
     Raises:
         ValueError: If the network cannot take points of that shape, or is one of text.
     """
-    if isinstance(conditions, TextShape):
+    if isinstance(conditions, TextShape | TokenShape):
         raise ValueError("conditions must be classes or none for a flow map, got text")
     net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
 
