@@ -106,6 +106,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     inner: Any = Inner(models.WordLevel(unk_token=UNKNOWN))
     inner.normalizer = normalizers.Sequence([
         normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase(),
+            normalizers.Replace("’", "'"),
         normalizers.Replace(Regex(_PUNCTUATION), " "), normalizers.Replace(Regex(_ARTICLES), " "),
     ])  # fmt: skip
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

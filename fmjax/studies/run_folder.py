@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from fmjax._arrays import Conditions, Params, TextShape
+from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._files import write_atomically
 from fmjax.config import Config, Experiment, build, from_json, to_json
+from fmjax.data import Captions
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
+
+_PROMPTS_KEPT = 64
+_FIRST = {"model.json", "tokenizer.json"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class RunFolder:
     def model(self) -> Path:
         """What the network was built for: the event's shape and the number of classes."""
         return self.path / "model.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Of a run on captions, what makes numbers of prompts."""
+        return self.path / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -117,9 +128,10 @@ def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
     file = RunFolder(path).model
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
-        classes, text = model["num_classes"], model.get("text")
-        conditions = None if classes is None else int(classes)
+        classes, text, tokens = (model.get(name) for name in ("num_classes", "text", "tokens"))
+        conditions = None if model["num_classes"] is None else int(classes)
         conditions = conditions if text is None else TextShape(**text)
+        conditions = conditions if tokens is None else TokenShape(**tokens)
         return tuple(map(int, model["event_shape"])), conditions
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold event_shape and num_classes, got {error!r}") from error
@@ -131,18 +143,20 @@ def prepare(
     event_shape: tuple[int, ...],
     conditions: Conditions,
     *,
+    captions: Captions | None = None,
     overwrite: bool = False,
 ) -> None:
     """Make the folder for a new run, or see that it holds this very run to go on with.
 
-    A run may go on over another mesh: the numbers do not depend on it.
+    A run may go on over another mesh: the numbers do not depend on it. Of captions it keeps some,
+    and what makes numbers of them: to draw from it the data are not needed.
 
     Raises:
         ValueError: If it holds a run with another config, or things that are no run.
     """
     path = folder.path
-    # Left by a start that was killed between the two files it writes.
-    unborn = path.is_dir() and {file.name for file in path.iterdir()} <= {folder.model.name}
+    # Left by a start that was killed between the files it writes.
+    unborn = path.is_dir() and {file.name for file in path.iterdir()} <= _FIRST
     if not unborn and path.exists():
         try:
             found = read_config(path)
@@ -158,9 +172,22 @@ def prepare(
     model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
     if isinstance(conditions, TextShape):
         model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
+    if isinstance(conditions, TokenShape):
+        assert captions is not None
+        prompts = some_texts(captions.texts, _PROMPTS_KEPT)
+        tokens = dataclasses.asdict(conditions)
+        model |= {"num_classes": None, "tokens": tokens, "prompts": prompts}
+        captions.tokenizer.write(folder.tokenizer)
     write_text(folder.model, json.dumps(model))
     # Last, because its presence is what makes the folder a run.
     write_text(folder.config, to_json(config))
+
+
+def some_texts(texts: Sequence[str], num: int) -> list[str]:
+    """At most `num` of the different texts, evenly chosen."""
+    different = list(dict.fromkeys(texts))
+    chosen = np.linspace(0, len(different) - 1, min(num, len(different)))
+    return [different[place] for place in chosen.astype(int)]
 
 
 def _require_same(folder: RunFolder, config: Config, found: Config) -> None:

@@ -106,7 +106,8 @@ def train_folder(
     folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
-            prepare(folder, config, event_shape, conditions, overwrite=overwrite)
+            captions = dataset.captions
+            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
     if teacher is not None:
         state = started_from(teacher, config, state, folder.checkpoints)
     teacher = None  # Its weights take memory.
