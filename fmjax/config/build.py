@@ -82,6 +82,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+    rule = "be left out for data without captions"
+    unread = bool(config.sampling.prompts) and not isinstance(conditions, TokenShape)
+    require(not unread, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
     if not isinstance(loss, LossConfig):

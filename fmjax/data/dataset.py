@@ -49,14 +49,14 @@ class Captions(NamedTuple):
         config: How it was made.
     """
 
-    texts: Sequence[str]
+    texts: list[str]
     tokens: np.ndarray
     tokenizer: Tokenizer
     config: TokenizerConfig
 
 
 def captions_of(
-    texts: Sequence[str], training_texts: Sequence[str], config: TokenizerConfig
+    texts: list[str], training_texts: Sequence[str], config: TokenizerConfig
 ) -> Captions:
     """The captions of a split, in the words of the training split."""
     tokenizer = train_tokenizer(training_texts, config)

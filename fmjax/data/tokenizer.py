@@ -91,10 +91,14 @@ class Tokenizer:
             for row in np.asarray(tokens).tolist()
         ]
 
+    def to_json(self) -> str:
+        """All of it, as `read_tokenizer` reads it."""
+        return self._inner.to_str(pretty=True) + "\n"
+
     def write(self, path: Path) -> None:
         """Write `tokenizer.json`, whole or not at all."""
         with write_atomically(path) as temporary:
-            temporary.write_text(self._inner.to_str(pretty=True) + "\n", encoding="utf-8")
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:

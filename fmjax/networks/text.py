@@ -83,7 +83,8 @@ class TextBlock(nnx.Module):
     def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Give the words after this block."""
         # So few tokens are fastest as plain products, on any device.
-        mixed = attention(*self.to_heads.heads(layer_norm(h)))
+        q, k, v = self.to_heads.heads(layer_norm(h))
+        mixed = attention(q, k, v)
         h = h + rows_apart(self.out(mixed.transpose(0, 2, 1, 3).reshape(h.shape)))
         hidden = nnx.gelu(self.mlp_in(layer_norm(h)), approximate=True)
         return h + rows_apart(self.mlp_out(hidden))
