@@ -139,25 +139,29 @@ def _listed(path: Path) -> Iterator[Emoji]:
             yield Emoji(group, found[2], tuple(code for code in codes if code != _VARIATION))
 
 
-def _pictures(path: Path, emojis: list[Emoji]) -> Iterator[bytes]:
+def _pictures(path: Path, emojis: list[Emoji]) -> list[bytes]:
     """The PNG of each, as the font holds it: of a sequence, under the name of its ligature."""
     # Imported where it is used: no other data need it.
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
-        font: Any = TTFont(path, lazy=True)
-        bitmaps, names = font["CBDT"].strikeData[0], font.getBestCmap()
-        ligatures = font["GSUB"].table.LookupList.Lookup[0].SubTable[0].ligatures
+        with path.open("rb") as file:
+            font: Any = TTFont(file, lazy=True)
+            glyphs, names = font["CBDT"].strikeData[0], font.getBestCmap()
+            ligatures = font["GSUB"].table.LookupList.Lookup[0].SubTable[0].ligatures
+            together = {
+                (first, *each.Component): each.LigGlyph
+                for first, several in ligatures.items()
+                for each in several
+            }
+            pictures = []
+            for emoji in emojis:
+                parts = tuple(names.get(code) for code in emoji.codes)
+                glyph = parts[0] if len(parts) == 1 else together.get(parts)
+                rule = f"have a picture of {emoji.name!r}"
+                require(glyph in glyphs, f"file {path}", rule, "none")
+                pictures.append(glyphs[glyph].imageData)
+            return pictures
     except (TTLibError, KeyError, AttributeError, IndexError) as error:
         rule = "be a font of colour bitmaps (CBDT)"
         raise ValueError(f"file {path} must {rule}, got {error!r}") from error
-    together = {
-        (first, *each.Component): each.LigGlyph
-        for first, several in ligatures.items()
-        for each in several
-    }
-    for emoji in emojis:
-        parts = tuple(names.get(code) for code in emoji.codes)
-        glyph = parts[0] if len(parts) == 1 else together.get(parts)
-        require(glyph in bitmaps, f"file {path}", f"have a picture of {emoji.name!r}", "none")
-        yield bitmaps[glyph].imageData
