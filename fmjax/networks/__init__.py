@@ -18,7 +18,9 @@ from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classif
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
+from fmjax.networks.vae import Autoencoder, AutoencoderConfig, make_autoencoder
 from fmjax.velocity import FlowMapNet, VelocityNet
 
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig
@@ -31,6 +33,8 @@ __all__ = [
     "FLUX_DEV",
     "FLUX_SCHNELL",
     "MLP",
+    "Autoencoder",
+    "AutoencoderConfig",
     "Classifier",
     "ClassifierConfig",
     "DiT",
@@ -41,6 +45,8 @@ __all__ = [
     "NetworkConfig",
     "UNet",
     "UNetConfig",
+    "decode_tiled",
+    "make_autoencoder",
     "make_classifier",
     "make_dit",
     "make_flow_map",
