@@ -18,12 +18,20 @@ from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classif
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.mmdit import (
+    SD3_MEDIUM,
+    SD35_LARGE,
+    SD35_MEDIUM,
+    MMDiT,
+    MMDiTConfig,
+    make_mmdit,
+)
 from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
 from fmjax.networks.vae import Autoencoder, AutoencoderConfig, make_autoencoder
 from fmjax.velocity import FlowMapNet, VelocityNet
 
-NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig
+NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 
 __all__ = [
     "DIT_B",
@@ -33,6 +41,11 @@ __all__ = [
     "FLUX_DEV",
     "FLUX_SCHNELL",
     "MLP",
+    "MMDiT",
+    "MMDiTConfig",
+    "SD35_LARGE",
+    "SD35_MEDIUM",
+    "SD3_MEDIUM",
     "Autoencoder",
     "AutoencoderConfig",
     "Classifier",
@@ -52,6 +65,7 @@ __all__ = [
     "make_flow_map",
     "make_flux",
     "make_mlp",
+    "make_mmdit",
     "make_network",
     "make_unet",
 ]
@@ -72,10 +86,12 @@ def make_network(
     Raises:
         ValueError: If the network cannot take points of that shape or such conditions.
     """
-    if isinstance(config, FluxConfig):
+    if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
-            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got FLUX")
-        return make_flux(config, event_shape, conditions)
+            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got one of "
+                             "text")  # fmt: skip
+        make = make_flux if isinstance(config, FluxConfig) else make_mmdit
+        return make(config, event_shape, conditions)  # type: ignore[arg-type]
     if isinstance(conditions, TextShape):
         raise ValueError("conditions must be classes, or the network one that takes text, got text")
     match config:

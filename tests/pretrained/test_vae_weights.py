@@ -57,13 +57,16 @@ def test_views_have_the_structure_and_shapes_of_params(config):
     [
         (
             {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
-            "down_block_types must be of DownEncoderBlock2D alone, got .*AttnDownEncoderBlock2D",
+            "down_block_types must be DownEncoderBlock2D for each of 2 levels, got .*Attn",
         ),
         (
             {"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]},
-            "up_block_types must be of UpDecoderBlock2D alone",
+            "up_block_types must be UpDecoderBlock2D for each of 2 levels",
         ),
-        ({"down_block_types": ["DownEncoderBlock2D"]}, "must be 2, one for each level, got 1"),
+        (
+            {"down_block_types": ["DownEncoderBlock2D"]},
+            "down_block_types must be DownEncoderBlock2D for each of 2",
+        ),
         ({"act_fn": "relu"}, "act_fn must be silu, got relu"),
         ({"latents_mean": [0.0, 0.1]}, "latents_mean must be null, got"),
     ],
