@@ -87,6 +87,7 @@ def load_component(
     *,
     mesh: jax.sharding.Mesh,
     dtype: Any = None,
+    compute: str = "float32",
     progress: Progress = Silent(),
     **settings: Any,
 ) -> Loaded:
@@ -96,6 +97,7 @@ def load_component(
         folder: Of that part.
         mesh: Over which the weights are laid; each device reads its own part of the files.
         dtype: Of the weights; None keeps that of the files.
+        compute: The dtype of the computation, "float32" or "bfloat16".
         progress: Hears of each parameter.
         settings: As of `make_component`.
 
@@ -106,7 +108,7 @@ def load_component(
     about = read_json(folder / "config.json")
     try:
         with TensorFiles(find_files(folder)) as files:
-            component = make_component(about, tuple(files.shapes), **settings)
+            component = make_component(about, tuple(files.shapes), dtype=compute, **settings)
             check_tensors(files, component.views, (*component.aliases, *component.buffers))
             like = jax.eval_shape(component.init, jax.random.key(0))
             like = laid_out(like, mesh, component.tensor_axes)
