@@ -26,12 +26,20 @@ from fmjax.networks.clip import (
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.mmdit import (
+    SD3_MEDIUM,
+    SD35_LARGE,
+    SD35_MEDIUM,
+    MMDiT,
+    MMDiTConfig,
+    make_mmdit,
+)
 from fmjax.networks.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
 from fmjax.networks.text_layers import TextEncoder
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
 from fmjax.velocity import FlowMapNet, VelocityNet
 
-NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig
+NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 
 __all__ = [
     "CLIP_G",
@@ -43,6 +51,11 @@ __all__ = [
     "FLUX_DEV",
     "FLUX_SCHNELL",
     "MLP",
+    "MMDiT",
+    "MMDiTConfig",
+    "SD35_LARGE",
+    "SD35_MEDIUM",
+    "SD3_MEDIUM",
     "T5_XXL",
     "CLIPOutput",
     "CLIPText",
@@ -66,6 +79,7 @@ __all__ = [
     "make_flow_map",
     "make_flux",
     "make_mlp",
+    "make_mmdit",
     "make_network",
     "make_t5_encoder",
     "make_unet",
@@ -87,10 +101,12 @@ def make_network(
     Raises:
         ValueError: If the network cannot take points of that shape or such conditions.
     """
-    if isinstance(config, FluxConfig):
+    if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
-            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got FLUX")
-        return make_flux(config, event_shape, conditions)
+            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got one of "
+                             "text")  # fmt: skip
+        make = make_flux if isinstance(config, FluxConfig) else make_mmdit
+        return make(config, event_shape, conditions)  # type: ignore[arg-type]
     if isinstance(conditions, TextShape):
         raise ValueError("conditions must be classes, or the network one that takes text, got text")
     match config:

@@ -20,7 +20,13 @@ from fmjax._arrays import Conditions, Points, Text, TextShape, Times
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax._layout import rows_apart
 from fmjax.networks.attention import ATTENTIONS
-from fmjax.networks.joint import DoubleBlock, SingleBlock, Sizes
+from fmjax.networks.joint import (
+    DoubleBlock,
+    SingleBlock,
+    Sizes,
+    VectorEmbedding,
+    modulations_of,
+)
 from fmjax.networks.layers import (
     DTYPES,
     Linear,
@@ -31,6 +37,7 @@ from fmjax.networks.layers import (
 )
 from fmjax.networks.patches import axis_angles, patchify, unpatchify
 from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
+from fmjax.networks.text_cond import checked_text, require_patches, require_text
 from fmjax.velocity import VelocityNet
 
 _TIME_FEATURES = 256
@@ -98,19 +105,6 @@ FLUX_SCHNELL = FluxConfig(guidance=None)
 """FLUX.1-schnell: the same without that input."""
 
 
-class VectorEmbedding(nnx.Module):
-    """`W2 silu(W1 x)`: a vector for each example from its features."""
-
-    def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(0.02)
-        self.hidden = Linear(features, width, kernel_init=normal, rngs=rngs)
-        self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch width"]:
-        """Give one vector for each example."""
-        return self.out(nnx.silu(self.hidden(x)))
-
-
 class Flux(nnx.Module):
     """Text and patches in, blocks, patches out; see the module's docstring."""
 
@@ -147,26 +141,18 @@ class Flux(nnx.Module):
     def __call__(self, t: Times, x: Points, cond: Text | None) -> Points:
         """Give the prediction, float32, shaped like x."""
         config, size = self.config, self.config.patch_size
-        cond = self._checked(cond)
+        cond = checked_text(cond, self.text)
+        has = self.guidance is None and cond.guidance is not None
+        require(not has, "cond.guidance", "be None for a network without that input", "a scale")
         c = self._embedded(t, cond)
         text, image = self.tokens(cond.tokens), self.patches(patchify(x, size))
         how: dict[str, Any] = dict(unroll=config.unroll_layers, remat=config.remat)
         angles = _angles(config, text.shape[1], *self.grid)
         text, image = run_blocks(self.double, (text, image), c, angles, **how)
         h = run_blocks(self.single, jnp.concatenate([text, image], axis=1), c, angles, **how)
-        shift, scale = jnp.split(self.modulation(c)[:, None, :], 2, axis=-1)
+        shift, scale = modulations_of(self.modulation, c)
         tokens = self.out(modulate(h[:, text.shape[1] :], shift, scale))
         return unpatchify(widened(tokens), size, x.shape[1:])
-
-    def _checked(self, cond: Text | None) -> Text:
-        if not isinstance(cond, Text):
-            raise ValueError(f"cond must be a Text for a network of text, got {type(cond)}")
-        want = ((self.text.num_tokens, self.text.width), (self.text.pooled_width,))
-        got = (cond.tokens.shape[1:], cond.pooled.shape[1:])
-        require(want == got, "cond", f"hold tokens and pooled of shapes {want}", got)
-        has = self.guidance is None and cond.guidance is not None
-        require(not has, "cond.guidance", "be None for a network without that input", "a scale")
-        return cond
 
     def _embedded(self, t: Times, cond: Text) -> Float[Array, "batch width"]:
         """Time, guidance and prompt as one vector for each example."""
@@ -187,15 +173,11 @@ def make_flux(config: FluxConfig, event_shape: tuple[int, ...], text: Conditions
         ValueError: If the event is no image, its sides are no multiples of the patch, or it is
             given no text; when called, if the condition is not such a text.
     """
-    if not isinstance(text, TextShape):
-        raise ValueError(f"conditions must be text for a FLUX network, got {text}")
-    require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
-    (height, width, _), size = event_shape, config.patch_size
-    divides = height % size == 0 and width % size == 0
-    require(divides, "patch_size", f"divide the image size {height}x{width}", size)
+    shape = require_text(text, "a FLUX")
+    require_patches(event_shape, config.patch_size)
 
     def build(rngs: nnx.Rngs) -> Flux:
-        return Flux(config, event_shape, text, rngs=rngs)
+        return Flux(config, event_shape, shape, rngs=rngs)
 
     return VelocityNet(*purify(build))
 
