@@ -42,6 +42,8 @@ HOMES = {
     "rich": {"cli"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "safetensors": {"pretrained"},
+    "tokenizers": {"pretrained", "data"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
