@@ -36,7 +36,9 @@ from fmjax.networks.mmdit import (
 )
 from fmjax.networks.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
 from fmjax.networks.text_layers import TextEncoder
+from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
+from fmjax.networks.vae import Autoencoder, AutoencoderConfig, make_autoencoder
 from fmjax.velocity import FlowMapNet, VelocityNet
 
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
@@ -60,6 +62,8 @@ __all__ = [
     "CLIPOutput",
     "CLIPText",
     "CLIPTextConfig",
+    "Autoencoder",
+    "AutoencoderConfig",
     "Classifier",
     "ClassifierConfig",
     "DiT",
@@ -73,6 +77,8 @@ __all__ = [
     "TextEncoder",
     "UNet",
     "UNetConfig",
+    "decode_tiled",
+    "make_autoencoder",
     "make_classifier",
     "make_clip_text",
     "make_dit",

@@ -150,7 +150,7 @@ def _encoded(
             rows = np.minimum(np.arange(first, first + size), len(prompts) - 1)
             kept = min(size, len(prompts) - first)
             out = apply(params, tokens[rows])
-            outputs.append(jax.tree.map(lambda a: np.asarray(a, np.float32)[:kept], out))
+            outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a, np.float32)[:n], out))
             advance(kept)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
