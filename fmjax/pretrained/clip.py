@@ -9,8 +9,8 @@ from fmjax.pretrained.views import View, linear, stacked, tensor
 
 PREFIX = "text_model."
 """Of most files' names. Some have none, and the projection never has it."""
-CLIP_BUFFERS = (f"{PREFIX}embeddings.position_ids", "embeddings.position_ids")
-"""Tensors that older files hold beside the weights: 0, 1, 2, .. up to the longest prompt."""
+BUFFERS = ("embeddings.position_ids",)
+"""Tensors, after the prefix, that older files hold beside the weights: 0, 1, 2, .."""
 
 _PROJECTS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}

@@ -7,9 +7,10 @@ from fmjax._checks import require
 from fmjax.networks.t5 import T5Config
 from fmjax.pretrained.views import View, linear, stacked, tensor
 
-_EMBEDDING = "shared.weight"
-T5_ALIASES = {"encoder.embed_tokens.weight": _EMBEDDING}
-"""Tensors that some files hold beside the one that they are copies of."""
+EMBEDDING = "shared.weight"
+"""The table of tokens."""
+TIED = "encoder.embed_tokens.weight"
+"""A copy of `EMBEDDING` that some files hold beside it."""
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 
@@ -56,7 +57,7 @@ def t5_views(config: T5Config) -> dict[str, Any]:
     """Where a file holds each parameter of `make_t5_encoder(config)`."""
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return {
-        "tokens": {"table": tensor(_EMBEDDING, config.vocab_size, config.width)},
+        "tokens": {"table": tensor(EMBEDDING, config.vocab_size, config.width)},
         "distances": {"table": tensor(first, config.num_buckets, config.num_heads)},
         "blocks": stacked([_block(config, f"encoder.block.{i}") for i in range(config.num_layers)]),
         "norm": _norm("encoder.final_layer_norm", config.width),

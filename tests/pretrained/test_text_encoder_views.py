@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.pretrained.clip import CLIP_BUFFERS, clip_text_config, clip_text_views
-from fmjax.pretrained.t5 import T5_ALIASES, t5_config
+from fmjax.pretrained.clip import BUFFERS, clip_text_config, clip_text_views
+from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config
 from fmjax.pretrained.views import all_tensors, named_views
 from tests.networks.text_encoders import CLIPS, T5S, about, encoder, read, weights
 
@@ -19,8 +19,8 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
     assert all_tensors(views) == held
     sizes = sum(np.prod(view.shape) for _, view in named_views(views))
     assert sizes == sum(np.prod(shape) for shape in held.values())
-    assert set(T5_ALIASES.values()) <= set(held) or folder in CLIPS
-    assert not {*T5_ALIASES, *CLIP_BUFFERS} & set(held)
+    assert EMBEDDING in held or folder in CLIPS
+    assert not {TIED, *BUFFERS} & set(held)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
