@@ -10,7 +10,7 @@ from fmjax.pretrained.views import View, linear, stacked, tensor
 EMBEDDING = "shared.weight"
 """The table of tokens."""
 TIED = "encoder.embed_tokens.weight"
-"""A copy of `EMBEDDING` that some files hold beside it, or in its place."""
+"""A copy of `EMBEDDING` that some files hold beside it."""
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 

@@ -1,7 +1,8 @@
 """Tokenizers of released models: from prompts to the numbers that a text encoder takes.
 
-A folder holds a whole tokenizer (`tokenizer.json`), or CLIP's vocabulary and merges; beside them
-stands which tokens are special, and the longest prompt.
+A folder holds a whole tokenizer (`tokenizer.json`), or CLIP's vocabulary and merges, or T5's
+pieces of words (`spiece.model`); beside them stands which tokens are special, and the longest
+prompt.
 """
 
 import json
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from fmjax._checks import require, require_at_least
+from fmjax.pretrained.files import read_json
+from fmjax.pretrained.spiece import t5_backend
 
 _CLIP_TOKENS = {
     "bos_token": "<|startoftext|>",
@@ -21,6 +24,8 @@ _CLIP_TOKENS = {
     "unk_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
 }
+_T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_T5_EXTRA = 100
 _CLIP_PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
@@ -89,15 +94,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
     about = _settings(folder)
     if (folder / "tokenizer.json").exists():
-        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        backend = Backend.from_str(json.dumps(read_json(folder / "tokenizer.json")))
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         about = _CLIP_TOKENS | about
         backend = _clip(folder, about)
     else:
-        need = "hold tokenizer.json, or vocab.json and merges.txt"
-        if (folder / "spiece.model").exists():
-            need += " (spiece.model alone does not do: save the tokenizer with a tokenizer.json)"
-        raise ValueError(f"{folder} must {need}")
+        need = "hold tokenizer.json, or vocab.json and merges.txt, or spiece.model"
+        require((folder / "spiece.model").exists(), str(folder), need, "none of them")
+        about = _T5_TOKENS | about
+        num_extra = int(about.get("extra_ids", _T5_EXTRA))
+        backend = t5_backend(folder / "spiece.model", about["eos_token"], num_extra)
     _add_special(backend, about)
     pad, vocabulary = str(about.get("pad_token")), backend.get_vocab(with_added_tokens=True)
     require(pad in vocabulary, "pad_token", f"be one of the tokens in {folder}", pad)
@@ -111,11 +117,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            about |= json.loads((folder / name).read_text(encoding="utf-8"))
+            said = read_json(folder / name).items()
+            about |= {key: value for key, value in said if value is not None}
     for name in _CLIP_TOKENS:
         if isinstance(about.get(name), Mapping):
             about[name] = about[name]["content"]
-    return {name: value for name, value in about.items() if value is not None}
+    return about
 
 
 def _add_special(backend: Any, about: Mapping[str, Any]) -> None:
@@ -147,7 +154,7 @@ def _clip(folder: Path, about: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
 
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     pairs = (line.split() for line in lines if line.strip() and not line.startswith("#version"))
     merges = [(first, second) for first, second in pairs]

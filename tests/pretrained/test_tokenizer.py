@@ -13,6 +13,7 @@ PROMPTS = json.loads((ENCODERS / "prompts.json").read_text())
 VARIANTS = json.loads((ENCODERS / "variants.json").read_text())
 MERGES = GOLDEN / "sd3-pipeline-tiny" / "tokenizer"
 WHOLE = GOLDEN / "flux-dev-pipeline-tiny" / "tokenizer"
+SPIECE = ENCODERS / "spiece"
 T5 = GOLDEN / "flux-dev-pipeline-tiny" / "tokenizer_2"
 
 
@@ -23,6 +24,13 @@ def copied(folder, to, *, without=(), **changes):
     (to / "tokenizer_config.json").write_text(json.dumps(about))
     for name in without:
         (to / name).unlink()
+    return to
+
+
+def broken(to, change):
+    """A folder of T5's pieces, with other bytes in its file."""
+    copied(SPIECE, to)
+    (to / "spiece.model").write_bytes(change((SPIECE / "spiece.model").read_bytes()))
     return to
 
 
@@ -43,6 +51,13 @@ def test_tokens_of_t5_are_those_of_transformers():
     tokens, _ = tokenizer(PROMPTS, 32)
     np.testing.assert_array_equal(tokens, np.load(ENCODERS / "prompts.npz")["t5"])
     assert tokenizer.max_length == 32
+
+
+def test_tokens_of_t5_from_its_pieces_are_those_of_transformers():
+    tokenizer = read_tokenizer(SPIECE)
+    tokens, _ = tokenizer([*PROMPTS, "a <extra_id_0> fox <extra_id_99>"], 64)
+    np.testing.assert_array_equal(tokens, np.load(SPIECE / "ids.npz")["tokens"])
+    assert tokenizer.max_length == 512
 
 
 def test_what_is_cut_off_is_told_and_the_end_stays():
@@ -76,7 +91,8 @@ def test_no_limit_is_read_as_none(tmp_path):
 def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
     folder = copied(MERGES, tmp_path, pad_token=None)
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "!"}}))
-    (folder / "tokenizer_config.json").write_text("{}")
+    assert read_tokenizer(folder).pad == 0
+    (folder / "tokenizer_config.json").unlink()
     assert read_tokenizer(folder).pad == 0
     (folder / "special_tokens_map.json").unlink()
     assert read_tokenizer(folder).pad == 531
@@ -85,8 +101,13 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda to: to, "must hold tokenizer.json, or vocab.json and merges.txt$"),
-        (lambda to: (to / "spiece.model").write_bytes(b"") or to, "spiece.model alone does not do"),
+        (lambda to: to, "or spiece.model, got none of them"),
+        (lambda to: (to / "tokenizer.json").write_text("version ") and to,
+         "tokenizer.json must be JSON, got Expecting value"),
+        (lambda to: broken(to, lambda data: data[:900]), "must be a model of SentencePiece, got"),
+        (lambda to: broken(to, lambda data: b"{}"), "must be a model of SentencePiece, got other"),
+        (lambda to: broken(to, lambda data: b""), "must hold a piece for what is unknown"),
+        (lambda to: copied(SPIECE, to, eos_token="<none>"), "eos_token must be one of the pieces"),
         (lambda to: copied(WHOLE, to, pad_token="<none>"), "pad_token must be one of the tokens"),
         (lambda to: copied(MERGES, to, bos_token="<none>"), "bos_token must be one of the tokens"),
         (lambda to: copied(MERGES, to, without=["merges.txt"]), "must hold tokenizer.json, or"),
