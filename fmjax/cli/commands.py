@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
+from fmjax.cli.generating import generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
 from fmjax.cli.training import reflow, train
@@ -210,6 +211,7 @@ def _plan(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "reflow": reflow,
+    "generate": generate,
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,
