@@ -61,6 +61,19 @@ class TextShape:
     pooled_width: int
 
 
+@dataclass(frozen=True)
+class TokenShape:
+    """Sizes of captions as numbers of words, int32 `[batch, num_tokens]`; all zeros is none.
+
+    Attributes:
+        num_tokens: Of a caption, padded or cut.
+        vocab_size: How many numbers there are; 0 is padding.
+    """
+
+    num_tokens: int
+    vocab_size: int
+
+
 class FlowMapCond(NamedTuple):
     """The condition of a network that is a flow map: of what, to where, how much guided.
 
@@ -89,8 +102,8 @@ class FlowMapConditions:
     guided: bool = False
 
 
-Conditions: TypeAlias = int | TextShape | None
-"""What a model is conditioned on: classes (so many), text, or nothing."""
+Conditions: TypeAlias = int | TextShape | TokenShape | None
+"""What a model is conditioned on: classes (so many), text, captions as tokens, or nothing."""
 
 
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:

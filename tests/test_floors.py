@@ -39,6 +39,8 @@ HOMES = {
     "orbax": {"training"},
     "grain": {"data"},
     "array_record": {"data"},
+    "tokenizers": {"data"},
+    "fontTools": {"data"},
     "tyro": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"report"},

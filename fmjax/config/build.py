@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape
+from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
 from fmjax.config.flow_maps import (
@@ -82,6 +82,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+    rule = "be left out for data without captions"
+    unread = bool(config.sampling.prompts) and not isinstance(conditions, TokenShape)
+    require(not unread, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
     if not isinstance(loss, LossConfig):
@@ -90,7 +93,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         return Experiment(flow_map.velocity_net(), objective, optimizer, path,
                           Prediction.VELOCITY, null_cond, flow_map)  # fmt: skip
     require_flow_map_samplings(config, None)
-    net = make_network(config.network, event_shape, conditions)
+    encoder = config.text_encoder
+    net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
     objective = flow_matching_objective(
         net,
         path,
@@ -127,7 +131,7 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
 def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
     """All that decides the program of `make_step`, as JSON."""
     whole = json.loads(to_json(config))
-    parts = ("network", "path", "coupling", "loss", "optimizer")
+    parts = ("network", "text_encoder", "path", "coupling", "loss", "optimizer")
     training = ("num_steps", "batch_size", "accumulation_steps", "ema_decay")
     return {name: whole[name] for name in parts} | {
         "training": {name: whole["training"][name] for name in training},
@@ -139,7 +143,9 @@ def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
 
 
 def _null_cond(conditions: Conditions) -> Any:
-    """The class after the last one, or a text of zeros."""
+    """The class after the last one, a text of zeros, or nothing but padding."""
+    if isinstance(conditions, TokenShape):
+        return 0
     return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 

@@ -9,7 +9,7 @@ from fmjax.config.reflowing import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
-from fmjax.networks import DiTConfig, NetworkConfig
+from fmjax.networks import DiTConfig, NetworkConfig, TextEncoderConfig
 from fmjax.paths import AffinePath
 from fmjax.training import MeshConfig, OptimizerConfig
 
@@ -88,6 +88,7 @@ class Config:
         reflow: Train on the pairs that another flow makes, not on the data.
         conditional: Whether the data's classes, where it has any, condition the network.
         network: What predicts.
+        text_encoder: What reads captions, of data that have them; it is trained along.
         path: From noise to data.
         coupling: How noise and data are paired.
         loss: What the network is trained for.
@@ -106,6 +107,7 @@ class Config:
     reflow: ReflowConfig | None = None
     conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
+    text_encoder: TextEncoderConfig | None = None
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
     loss: AnyLoss = LossConfig()
