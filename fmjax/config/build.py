@@ -79,7 +79,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         ValueError: If the parts do not fit together or the data.
     """
     # Without examples whose condition was dropped, nothing stands for it.
-    null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
+    parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
+    drops = config.loss.label_drop > 0 or parts_drop > 0
+    null_cond = _null_cond(conditions) if drops else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
     rule = "be left out for data without captions"
@@ -95,6 +97,10 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     require_flow_map_samplings(config, None)
     encoder = config.text_encoder
     net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
+    parts = conditions.parts if isinstance(conditions, TextShape) else ()
+    known = bool(parts) or loss.encoder_drop == 0.0
+    rule = "be 0 for data without text of several encoders"
+    require(known, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
         path,
@@ -107,6 +113,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         huber=loss.huber,
         drop_rate=loss.label_drop,
         null_cond=null_cond,
+        parts=parts,
+        parts_drop_rate=loss.encoder_drop,
     )
     return Experiment(net, objective, optimizer, path, loss.prediction, null_cond)
 

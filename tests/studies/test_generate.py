@@ -199,12 +199,12 @@ def test_a_model_without_its_third_encoder_does_without(tmp_path):
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "text_encoder_3")
-    text, parts = encoding.encode_prompts(
+    text, shape = encoding.encode_prompts(
         open_model(folder), ["a cat"], mesh=check_request(open_model(folder), SMALL).mesh
     )
     assert text.tokens.shape == (1, 77 + 77, 64)
     np.testing.assert_array_equal(text.tokens[:, 77:], 0)
-    assert len(parts) == 3
+    assert len(shape.parts) == 3
     assert generate(open_model(folder), ["a cat"], SMALL).succeeded.all()
 
 
