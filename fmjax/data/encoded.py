@@ -25,12 +25,19 @@ class EncodedData:
 
     Attributes:
         folder: With these.
+        event_shape: Of one example's latents; None for whatever the files hold. Given, with the
+            text, it is known where there are no files yet, as for `fmjax plan`.
+        text: The sizes of a text.
     """
 
     folder: str
+    event_shape: tuple[int, ...] | None = None
+    text: TextShape | None = None
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
         """The shape of one example's latents, and the sizes of its text."""
+        if self.event_shape is not None and self.text is not None:
+            return self.event_shape, self.text
         train = self.load("train")
         return train.event_shape, train.conditions
 
@@ -51,8 +58,11 @@ class EncodedData:
         rule = f"hold {', '.join(sorted(wanted))}"
         require(fields == wanted, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
         rows = {name: _Rows(records, name) for name in wanted}
-        shape = TextShape.of(records.manifest.about["text"])
-        return _Encoded(rows[LATENTS], text=Text(rows[TOKENS], rows[POOLED]), shape=shape)
+        event_shape, text = rows[LATENTS].shape[1:], TextShape.of(records.manifest.about["text"])
+        for asked, holds in ((self.event_shape, event_shape), (self.text, text)):
+            rule = f"hold examples of {asked}"
+            require(asked in (None, holds), f"folder {folder / split}", rule, holds)
+        return _Encoded(rows[LATENTS], text=Text(rows[TOKENS], rows[POOLED]), shape=text)
 
 
 def encoded_manifest(
