@@ -1,6 +1,8 @@
 """Parameters from files of tensors, slice by slice onto the devices, and back."""
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles
-from fmjax.pretrained.views import View, all_tensors, named_views
+from fmjax.pretrained.views import Index, View, all_tensors, named_views
 
+_THREADS = 8  # That read and write layers side by side.
 _NAMED = 8  # Tensors of one kind in a message.
 
 
@@ -84,14 +87,40 @@ def load_params(
     named = list(named_views(_ordered(views)))
     assert len(named) == len(leaves), "views and parameters must have one structure"
     found = []
-    with progress.task("loading weights", len(leaves)) as advance:
+    with progress.task("loading weights", len(leaves)) as advance, _threads() as pool:
         for (name, view), leaf in zip(named, leaves, strict=True):
             assert view.shape == leaf.shape, f"{name}: {view.shape} is not {leaf.shape}"
             kind = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
-            read: Any = partial(view.read, files.read, dtype=kind)
+            read: Any = partial(_read, view, files, dtype=kind, pool=pool)
             found.append(jax.make_array_from_callback(leaf.shape, leaf.sharding, read))
             advance()
     return jax.tree.unflatten(structure, found)
+
+
+def _one_or_many() -> ThreadPoolExecutor:
+    """One thread where processes gather together: all in one order."""
+    return ThreadPoolExecutor(1) if jax.process_count() > 1 else _threads()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+
+
+def _read(
+    view: View, files: TensorFiles, index: Index, *, dtype: Any, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """Part of a parameter; layers, or other rows of its first axis, side by side."""
+    if len(view.shape) < 3:
+        return view.read(files.read, index, dtype)
+    first, *rest = (slice(*s.indices(n)) for s, n in zip(index, view.shape, strict=True))
+    out = np.empty([s.stop - s.start for s in (first, *rest)], dtype)
+
+    def fill(row: int) -> None:
+        part = view.read(files.read, (slice(row, row + 1), *rest), dtype)
+        out[row - first.start] = part[0]
+
+    list(pool.map(fill, range(first.start, first.stop)))
+    return out
 
 
 def _ordered(tree: Any) -> Any:
@@ -138,7 +167,7 @@ def save_params(
     known = {name for view, _ in pairs for name in view.tensors}
     kinds = {name: _kind(source, view, leaf, name, dtype)
              for view, leaf in pairs for name in view.tensors}  # fmt: skip
-    with progress.task("writing weights", len(source.paths)) as advance:
+    with progress.task("writing weights", len(source.paths)) as advance, _one_or_many() as pool:
         for path in source.paths:
             names = [name for name in source.shapes if source.file_of[name] == path]
             # What is no parameter stays as it is: a buffer.
@@ -149,7 +178,7 @@ def save_params(
             wanted = {name: of for name, of in (aliases or {}).items() if name in out}
             own |= {of: np.empty(source.shapes[of], kinds[of])
                     for of in wanted.values() if of not in own}  # fmt: skip
-            _fill(own, pairs)
+            _fill(own, pairs, pool)
             out |= {name: own[of] for name, of in wanted.items()}
             out |= {name: array for name, array in own.items() if name in names}
             if jax.process_index() == 0:
@@ -172,7 +201,12 @@ def _kind(source: TensorFiles, view: View, leaf: Any, name: str, dtype: Any) -> 
     return jnp.dtype(source.dtypes[name]) if same else jnp.dtype(leaf.dtype)
 
 
-def _fill(out: Mapping[str, np.ndarray], pairs: Sequence[tuple[View, Any]]) -> None:
+def _write_layer(view: View, leaf: Any, out: Mapping[str, np.ndarray], layer: int) -> None:
+    index = (slice(layer, layer + 1), *(slice(0, n) for n in view.shape[1:]))
+    view.write(_on_host(leaf[layer : layer + 1]), index, out)
+
+
+def _fill(out: Mapping[str, np.ndarray], pairs: Sequence[tuple[View, Any]], pool: Any) -> None:
     """Put into tensors what of the parameters belongs there; layer by layer, where stacked."""
     for view, leaf in pairs:
         blocks = [block for block in view.blocks if block.name in out]
@@ -181,9 +215,8 @@ def _fill(out: Mapping[str, np.ndarray], pairs: Sequence[tuple[View, Any]]) -> N
         if any(block.axes[0].of is not None for block in blocks):
             view.write(_on_host(leaf), tuple(slice(0, n) for n in view.shape), out)
             continue
-        for layer in sorted({block.axes[0].place for block in blocks}):
-            index = (slice(layer, layer + 1), *(slice(0, n) for n in view.shape[1:]))
-            view.write(_on_host(leaf[layer : layer + 1]), index, out)
+        layers = sorted({block.axes[0].place for block in blocks})
+        list(pool.map(partial(_write_layer, view, leaf, out), layers))
 
 
 def _on_host(array: Any) -> np.ndarray:
