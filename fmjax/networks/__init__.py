@@ -17,6 +17,7 @@ from fmjax._arrays import (
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
+from fmjax.networks.lora import Adapters, LoRAConfig
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
 from fmjax.networks.mmdit import (
     SD3_MEDIUM,
@@ -44,12 +45,14 @@ __all__ = [
     "SD35_LARGE",
     "SD35_MEDIUM",
     "SD3_MEDIUM",
+    "Adapters",
     "Classifier",
     "ClassifierConfig",
     "DiT",
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "LoRAConfig",
     "MLPConfig",
     "NetworkConfig",
     "UNet",
