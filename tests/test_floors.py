@@ -32,7 +32,8 @@ FLOORS = {
     **dict.fromkeys(("schedules", "velocity", "times", "couplings", "manifolds", "hardware"), 1),
     **dict.fromkeys(("paths", "rates", "guidance", "networks"), 2),
     **dict.fromkeys(("losses", "solvers"), 3),
-    **dict.fromkeys(("training", "data", "metrics", "pretrained"), 4),
+    **dict.fromkeys(("training", "data", "metrics"), 4),
+    "pretrained": 4.5,  # Lays weights over a mesh.
     "config": 5,
     "report": 6,
     "studies": 6.5,  # Writes reports.
@@ -52,6 +53,8 @@ HOMES = {
     "rich": {"cli"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "safetensors": {"pretrained"},
+    "tokenizers": {"pretrained", "data"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

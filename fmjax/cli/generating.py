@@ -17,8 +17,9 @@ def generate(arguments: list[str]) -> int:
 
     from fmjax.config.generating import GenerateConfig
     from fmjax.pretrained.folder import open_model
-    from fmjax.studies.generate import check_request, read_prompts, write_pictures
+    from fmjax.studies.generate import check_request
     from fmjax.studies.generate import generate as make
+    from fmjax.studies.pictures import read_prompts, write_pictures
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
@@ -37,10 +38,13 @@ def generate(arguments: list[str]) -> int:
         output: Path | None = None
 
     asked = parse(Generate, Generate(GenerateConfig()), rest, f"fmjax generate {path}")
-    if (prompt is None) == (asked.prompts is None):
+    if asked.prompts is not None and prompt is None:
+        texts = read_prompts(asked.prompts)
+    elif asked.prompts is None and prompt is not None:
+        texts = [prompt]
+    else:
         raise Refused('fmjax generate needs a prompt after the folder, or --prompts FILE: fmjax '
                       'generate FOLDER "a red fox in the snow"')  # fmt: skip
-    texts = [prompt] if asked.prompts is None else read_prompts(asked.prompts)
     with working() as progress:
         model = open_model(path)
         pictures = make(model, texts, asked.config, latents=asked.latents, progress=progress)

@@ -29,6 +29,7 @@ def attention(
     k: Float[Array, "batch heads keys dim"],
     v: Float[Array, "batch heads keys dim"],
     kind: str = "xla",
+    bias: Float[Array, "some queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries dim"]:
     """What each query sees of the values, in the dtype of `v`.
 
@@ -39,12 +40,15 @@ def attention(
         kind: "xla" (plain products), "splash" (TPU), "cudnn" (NVIDIA), or "auto": by the platform
             of the mesh in context, or JAX's default one; plain where the kernel takes no such
             sizes or types.
+        bias: Added to the logits before the softmax, for every head or (1 of them) for all alike;
+            minus infinity hides a key. The kernels take none.
 
     Raises:
-        ValueError: If a kernel is asked for that takes no such sizes or types.
+        ValueError: If a kernel is asked for that takes no such sizes or types, or no bias.
     """
     if kind == "auto":
-        kind = _fastest(q, k, v)
+        kind = _fastest(q, k, v) if bias is None else "xla"
+    require(bias is None or kind == "xla", "attention", "be 'xla' where it has a bias", kind)
     q, k, v = heads_apart(q, k, v)
     if kind == "splash":
         sizes = f"{q.shape[2]} and {k.shape[2]}"
@@ -54,7 +58,7 @@ def attention(
         require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
                 "multiple of 8, for cudnn", f"{q.dtype} and {q.shape[-1]}")  # fmt: skip
         return _cudnn(q, k, v)
-    return _plain(q, k, v)
+    return _plain(q, k, v, bias)
 
 
 def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
@@ -69,7 +73,7 @@ def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
     return "xla"
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Two products. They are the fastest form that XLA has on the CPU.
 
     The division comes after the second product, over [queries, dim] instead of [queries, keys],
@@ -78,6 +82,8 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scale = 1.0 / math.sqrt(q.shape[-1])
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=wide)
+    if bias is not None:
+        logits = logits + bias[None].astype(wide)
     # The largest logit cancels out of the quotient, so no derivative goes through it.
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)

@@ -44,7 +44,8 @@ def tensor_axes_of(layer: Any) -> dict[str, int]:
     """By a parameter's name, the axis of it that `tensor` splits."""
     if layer.split is None:
         return {}
-    return {"kernel": layer.split} | ({"bias": -1} if layer.split == OUTPUTS else {})
+    biased = layer.split == OUTPUTS and layer.bias is not None
+    return {"kernel": layer.split} | ({"bias": -1} if biased else {})
 
 
 def gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

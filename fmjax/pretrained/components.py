@@ -11,11 +11,11 @@ from fmjax._arrays import Params, TextShape
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.networks import make_autoencoder, make_clip_text, make_flux, make_mmdit, make_t5_encoder
-from fmjax.pretrained.clip import CLIP_BUFFERS, clip_text_config, clip_text_views
+from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
 from fmjax.pretrained.flux import flux_config, flux_views
 from fmjax.pretrained.sd3 import sd3_config, sd3_views
-from fmjax.pretrained.t5 import T5_ALIASES, t5_config, t5_views
+from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config, t5_views
 from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
 from fmjax.pretrained.weights import check_tensors, load_params
 from fmjax.training import laid_out
@@ -155,17 +155,17 @@ def _vae(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -
 
 def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, Any]) -> Component:
     config = _with(clip_text_config(about), settings)
-    prefix = "text_model." if any(name.startswith("text_model.") for name in names) else ""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     network, views = make_clip_text(config), clip_text_views(config, prefix=prefix)
     return Component(about, config, views, network.init, network.tensor_axes, network,
-                     buffers=CLIP_BUFFERS)  # fmt: skip
+                     buffers=tuple(prefix + name for name in BUFFERS))  # fmt: skip
 
 
 def _t5(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
     config = _with(t5_config(about), settings)
     network = make_t5_encoder(config)
     return Component(about, config, t5_views(config), network.init, network.tensor_axes, network,
-                     aliases=T5_ALIASES)  # fmt: skip
+                     aliases={TIED: EMBEDDING})  # fmt: skip
 
 
 def _with(config: Any, settings: Mapping[str, Any]) -> Any:

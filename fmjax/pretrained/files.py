@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class TensorFiles:
                 require(found in _DTYPES, f"tensor {name}", f"be of {', '.join(_DTYPES)}", found)
                 self.dtypes[name], self.file_of[name] = _DTYPES[found], path
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TensorFiles":
         return self
 
     def __exit__(

@@ -85,7 +85,7 @@ def open_model(path: Path) -> ModelFolder:
     require(path.is_dir(), str(path), "be a folder with a model_index.json", "no folder")
     index = read_json(path / INDEX)
     kind = index.get("_class_name")
-    if kind not in _WEIGHTS:
+    if not isinstance(kind, str) or kind not in _WEIGHTS:
         raise ValueError(f"{path / INDEX} must be of {' or '.join(_WEIGHTS)}, got {kind}")
     listed = {name: found for name, found in index.items() if isinstance(found, list)}
     # A part that the model does without is listed as [null, null].

@@ -5,6 +5,7 @@ take for an image are latents, shifted and scaled.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,12 +104,12 @@ def velocity_net(loaded: Loaded, event_shape: tuple[int, ...], text: Text) -> Ve
         event_shape: Of latents.
         text: Prompts, of the sizes that it will be called with.
     """
-    shape = TextShape(*text.tokens.shape[1:], text.pooled.shape[-1])
+    (_, num_tokens, width), pooled_width = text.tokens.shape, text.pooled.shape[-1]
+    shape = TextShape(num_tokens, width, pooled_width)
     net = loaded.component.network(event_shape, shape)
 
     def apply(params: Params, t: Times, x: Points, cond: Cond) -> jax.Array:
-        field = reversed_time(lambda s, x, cond=None: net.apply(params, s, x, cond))
-        return field(t, x, cond)
+        return reversed_time(partial(net.apply, params))(t, x, cond)
 
     return VelocityNet(net.init, apply, net.tensor_axes)
 

@@ -88,8 +88,10 @@ def encode_prompts(
         ValueError: If there are no prompts, or a part of the model is missing or damaged.
     """
     require_at_least("the number of prompts", len(prompts), 1)
-    run = partial(_encoded, model, prompts=prompts, encoding=encoding, mesh=mesh, progress=progress)
-    outputs = [run(part) if model.has(part) else None for part in model.encoders]
+    run: Any = partial(
+        _encoded, model, prompts=prompts, encoding=encoding, mesh=mesh, progress=progress
+    )
+    outputs: list[Any] = [run(part) if model.has(part) else None for part in model.encoders]
     if model.kind == FLUX:
         clip, t5 = outputs
         whole = slice(None)
@@ -150,7 +152,7 @@ def _encoded(
             rows = np.minimum(np.arange(first, first + size), len(prompts) - 1)
             kept = min(size, len(prompts) - first)
             out = apply(params, tokens[rows])
-            outputs.append(jax.tree.map(lambda a: np.asarray(a, np.float32)[:kept], out))
+            outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a, np.float32)[:n], out))
             advance(kept)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Watch:
         self._stack = ExitStack()
         self._advance: Callable[..., None] = lambda n=1, note="": None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Watch":
         task = self._progress.task(f"{self._description} (%)", self._total)
         self._advance = self._stack.enter_context(task)
         return self
