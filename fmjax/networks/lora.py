@@ -5,7 +5,9 @@ A is drawn and B zero, so that an adapted network starts as the one that it adap
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; how A is drawn is that of PEFT.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -131,7 +133,8 @@ class LowRank(nnx.Module):
     def __call__(self, *inputs: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
         """Give what is added to the outputs."""
         parts = [getattr(self, name)(x) for name, x in zip(self.names, inputs, strict=True)]
-        return self.up(self.scale * sum(parts[1:], parts[0]))
+        inner = functools.reduce(operator.add, parts)
+        return self.up(self.scale * inner)
 
 
 class HeadsLowRank(nnx.Module):

@@ -162,8 +162,8 @@ def make_tuning(
 def _towards_data(net: VelocityNet) -> VelocityNet:
     """A network that was trained with t = 1 at the noise, in fmjax's time."""
 
-    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> jax.Array:
-        return reversed_time(lambda s, x, cond=None: net.apply(params, s, x, cond))(t, x, cond)
+    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
+        return reversed_time(partial(net.apply, params))(t, x, cond)
 
     return net._replace(apply=apply)
 
@@ -186,7 +186,7 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
     """
     where = transformer_folder(folder)
     about = read_json(where / "config.json")
-    found = about.get("_class_name")
+    found = str(about.get("_class_name"))
     if found not in _FAMILIES:
         raise ValueError(f"{where} must hold a {' or '.join(_FAMILIES)}, got {found}")
     settings = {name: getattr(network, name) for name in _SETTINGS if hasattr(network, name)}

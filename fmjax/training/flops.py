@@ -25,10 +25,16 @@ def flops_per_example(
         batch: The same, of any number of examples.
         frozen: As of `make_train_step`.
     """
-    objective = objective.beside(frozen)
+
+    def loss(parts: Any, examples: Any) -> Any:
+        return objective.beside(parts[1]).loss(parts[0], examples)
+
+    def taught(parts: Any, examples: Any) -> Any:
+        return objective.beside(parts[1]).taught(parts[0], examples)
+
+    parts, num = (params, frozen), jax.tree.leaves(batch)[0].shape[0]
     examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
-    num = jax.tree.leaves(batch)[0].shape[0]
-    taught = jax.eval_shape(objective.taught, params, examples)
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (params, frozen)]
-    flops = (2.0 + sizes[0] / sum(sizes)) * count_flops(objective.loss, params, taught)
-    return (flops + count_flops(objective.taught, params, examples)) / num
+    learned = jax.eval_shape(taught, parts, examples)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts]
+    flops = (2.0 + sizes[0] / sum(sizes)) * count_flops(loss, parts, learned)
+    return (flops + count_flops(taught, parts, examples)) / num
