@@ -1,17 +1,14 @@
 r"""All weights of Stable Diffusion 3.5 medium, trained on latents of 1024x1024 images.
 
     fmjax plan configs/finetune_sd3.py --topology v5e:4x4
+    fmjax encode stable-diffusion-3.5-medium images --output latents
     fmjax train configs/finetune_sd3.py --pretrained.folder stable-diffusion-3.5-medium \
         --data.folder latents
     fmjax export runs/finetune_sd3 --output finetuned
 
 `pretrained.folder` is the released model as diffusers has it, or its transformer alone; the network
-is the one in it, so SD3 medium and 3.5 large do as well. `data.folder` holds `train_x.npy`
-`[num_examples, 128, 128, 16]`, latents of SD3's autoencoder, less 0.0609, times 1.5305;
-`train_text.npy` `[num_examples, 333, 4096]`, what the two CLIP encoders and T5-XXL make of the
-captions; and `train_pooled.npy` `[num_examples, 2048]`, the pooled outputs of both CLIP encoders.
-The export is a folder that `SD3Transformer2DModel.from_pretrained` of diffusers reads; with
-`--pipeline`, a whole pipeline.
+is the one in it, so SD3 medium and 3.5 large do as well. The export is a folder that
+`SD3Transformer2DModel.from_pretrained` of diffusers reads; with `--pipeline`, a whole pipeline.
 
 All weights learn but the table of positions, in float32. It has not been trained to a figure.
 """
@@ -20,7 +17,7 @@ import dataclasses
 
 from fmjax import TextShape
 from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
-from fmjax.data import ArrayData
+from fmjax.data import EncodedData
 from fmjax.networks import SD35_MEDIUM
 from fmjax.times import LogitNormal, Shifted
 from fmjax.training import MeshConfig, OptimizerConfig
@@ -31,7 +28,7 @@ def get_config() -> Config:
     network = dataclasses.replace(SD35_MEDIUM, dtype="bfloat16", remat="full")
     return Config(
         name="finetune_sd3",
-        data=ArrayData("latents", event_shape=(128, 128, 16), text=TextShape(333, 4096, 2048)),
+        data=EncodedData("latents", event_shape=(128, 128, 16), text=TextShape(333, 4096, 2048)),
         network=network,
         pretrained=PretrainedConfig("stable-diffusion-3.5-medium"),
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.0),

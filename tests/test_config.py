@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._arrays import Batch, Text, TextShape
+from fmjax._arrays import Batch, Text, TextPart, TextShape
 from fmjax._trees import divided
 from fmjax.cli.parsing import parse
 from fmjax.config import (
@@ -71,6 +71,8 @@ SHAPES = {
     "finetune_sd3": ((4, 4, 4), TextShape(3, 8, 6),
                      {"num_heads": 2, "head_width": 8, "num_layers": 3, "dual_layers": (0,),
                       "position_table": 8}),
+    "sd35_large": ((4, 4, 4), TextShape(3, 8, 6, (TextPart((0, 3), (0, 8), (0, 6)),)),
+                   {"num_heads": 2, "head_width": 8, "num_layers": 2}),
 }  # fmt: skip
 STUDIES = ("fashion_mnist_study", "fashion_mnist_grids", "fashion_mnist_few_steps")
 UNUSUAL = Config(

@@ -13,7 +13,8 @@ import yaml
 
 from fmjax.cli import commands, training
 from fmjax.studies.configs import load_config
-from fmjax.studies.run_folder import RunFolder, prepare
+from fmjax.studies.prepare import prepare
+from fmjax.studies.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md")

@@ -49,12 +49,13 @@ HOMES = {
     "orbax": {"training"},
     "grain": {"data"},
     "array_record": {"data"},
+    "tokenizers": {"pretrained", "data"},
+    "fontTools": {"data"},
     "tyro": {"cli"},
     "rich": {"cli"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "safetensors": {"pretrained"},
-    "tokenizers": {"pretrained", "data"},
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

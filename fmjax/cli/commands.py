@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
-from fmjax.cli.generating import generate
+from fmjax.cli.generating import encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
 from fmjax.cli.training import export, reflow, train
@@ -213,6 +213,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "export": export,
     "reflow": reflow,
     "generate": generate,
+    "encode": encode,
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,

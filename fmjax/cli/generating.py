@@ -53,3 +53,35 @@ def generate(arguments: list[str]) -> int:
         if not pictures.succeeded.all():
             progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")
     return 0 if pictures.succeeded.all() else 1
+
+
+def encode(arguments: list[str]) -> None:
+    """Write latents and encoded captions of images."""
+    path, rest = path_and_rest("encode", "FOLDER", arguments)
+    if not rest or rest[0].startswith("-"):
+        raise Refused("fmjax encode needs a folder of images after that of the model: "
+                      "fmjax encode FOLDER IMAGES --output OUTPUT")  # fmt: skip
+    images, rest = Path(rest[0]), rest[1:]
+    import dataclasses
+
+    import tyro
+
+    from fmjax.pretrained.folder import open_model
+    from fmjax.studies.encode import EncodeConfig
+    from fmjax.studies.encode import encode as make
+
+    @dataclasses.dataclass(frozen=True)
+    class Encode:
+        """Write images and their captions as a released model sees them, for training.
+
+        Attributes:
+            config: How.
+            output: The new folder (default: encoded, beside the images).
+        """
+
+        config: Annotated[EncodeConfig, tyro.conf.arg(name="")]
+        output: Path = images.with_name(f"{images.name}-encoded")
+
+    asked = parse(Encode, Encode(EncodeConfig()), rest, f"fmjax encode {path}")
+    with working() as progress:
+        make(open_model(path), images, asked.output, asked.config, progress=progress)

@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape
+from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
 from fmjax.config.flow_maps import (
@@ -88,9 +88,14 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         ValueError: If the parts do not fit together or the data.
     """
     # Without examples whose condition was dropped, nothing stands for it.
-    null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
+    parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
+    drops = config.loss.label_drop > 0 or parts_drop > 0
+    null_cond = _null_cond(conditions) if drops else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+    rule = "be left out for data without captions"
+    unread = bool(config.sampling.prompts) and not isinstance(conditions, TokenShape)
+    require(not unread, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
     if not isinstance(loss, LossConfig):
@@ -101,11 +106,16 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     require_flow_map_samplings(config, None)
     tuning, released = None, config.pretrained
     if released is None:
-        net = make_network(config.network, event_shape, conditions)
+        encoder = config.text_encoder
+        net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
     else:
         tuning = make_tuning(config.network, event_shape, conditions, released.lora,
                              dtype=released.dtype)  # fmt: skip
         net = tuning.net
+    parts = conditions.parts if isinstance(conditions, TextShape) else ()
+    known = bool(parts) or loss.encoder_drop == 0.0
+    rule = "be 0 for data without text of several encoders"
+    require(known, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
         path,
@@ -118,6 +128,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         huber=loss.huber,
         drop_rate=loss.label_drop,
         null_cond=null_cond,
+        parts=parts,
+        parts_drop_rate=loss.encoder_drop,
     )
     return Experiment(net, objective, optimizer, path, loss.prediction, null_cond, tuning=tuning)
 
@@ -145,7 +157,7 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
 def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
     """All that decides the program of `make_step`, as JSON."""
     whole = json.loads(to_json(config))
-    parts = ("network", "pretrained", "path", "coupling", "loss", "optimizer")
+    parts = ("network", "pretrained", "text_encoder", "path", "coupling", "loss", "optimizer")
     training = ("num_steps", "batch_size", "accumulation_steps", "ema_decay")
     return {name: whole[name] for name in parts} | {
         "training": {name: whole["training"][name] for name in training},
@@ -157,7 +169,9 @@ def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
 
 
 def _null_cond(conditions: Conditions) -> Any:
-    """The class after the last one, or a text of zeros."""
+    """The class after the last one, a text of zeros, or nothing but padding."""
+    if isinstance(conditions, TokenShape):
+        return 0
     return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 

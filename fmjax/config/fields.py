@@ -10,7 +10,7 @@ from fmjax.config.sampling import SamplingConfig
 from fmjax.config.tuning import PretrainedConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
-from fmjax.networks import DiTConfig, NetworkConfig
+from fmjax.networks import DiTConfig, NetworkConfig, TextEncoderConfig
 from fmjax.paths import AffinePath, Prediction
 from fmjax.training import MeshConfig, OptimizerConfig
 
@@ -90,6 +90,7 @@ class Config:
         conditional: Whether the data's classes, where it has any, condition the network.
         network: What predicts.
         pretrained: Released weights that the training starts from.
+        text_encoder: What reads captions, of data that have them; it is trained along.
         path: From noise to data.
         coupling: How noise and data are paired.
         loss: What the network is trained for.
@@ -109,6 +110,7 @@ class Config:
     conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
     pretrained: PretrainedConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
     loss: AnyLoss = LossConfig()
@@ -140,6 +142,8 @@ class Config:
         require(plain, "loss", "be of a velocity for released weights", self.loss)
         rule = "be the linear one for released weights"
         require(self.path == AffinePath(), "path", rule, self.path)
+        rule = "be left out with released weights, whose text is encoded already"
+        require(self.text_encoder is None, "text_encoder", rule, self.text_encoder)
         require(self.reflow is None, "reflow", "be left out with released weights", self.reflow)
 
     @property

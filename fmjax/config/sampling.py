@@ -61,6 +61,8 @@ class SamplingConfig:
         guidance_interval: The times that are guided.
         batch_size: Samples solved together.
         seed: Of the noise.
+        prompts: Of models of captions: what is asked for, each prompt as often as the others; none
+            takes some of the captions that were trained on.
     """
 
     num_samples: int = 64
@@ -82,6 +84,7 @@ class SamplingConfig:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     batch_size: int = 256
     seed: int = 0
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least("num_samples", self.num_samples, 1)

@@ -1,16 +1,66 @@
 """What a source delivers: a finite set of examples, in memory or mapped from a file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require, require_one_of
 from fmjax._progress import Progress, Silent
+from fmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What is read like an array by its first axis: files that are decoded when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As of an array."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """As of an array."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any) -> np.ndarray: ...
+
+
+class Captions(NamedTuple):
+    """A text for each example.
+
+    Attributes:
+        texts: The texts.
+        tokens: Their words as numbers, int32 `[num_examples, num_tokens]`.
+        tokenizer: What made these; it learned the words of the training split.
+        config: How it was made.
+    """
+
+    texts: list[str]
+    tokens: np.ndarray
+    tokenizer: Tokenizer
+    config: TokenizerConfig
+
+
+def captions_of(
+    texts: list[str], training_texts: Sequence[str], config: TokenizerConfig
+) -> Captions:
+    """The captions of a split, in the words of the training split."""
+    tokenizer = train_tokenizer(training_texts, config)
+    return Captions(texts, tokenizer.encode(texts), tokenizer, config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +73,14 @@ class Dataset:
         labels: Integer class of each example, in `0 .. num_classes - 1`, or None.
         num_classes: How many classes there are, or None for a set without.
         text: Instead of labels a prompt for each example, as encoders gave it, or None.
+        captions: A text for each example, which is then its condition, not the label; or None.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Rows
     labels: np.ndarray | None = None
     num_classes: int | None = None
     text: Text | None = None
+    captions: Captions | None = None
 
     def __post_init__(self) -> None:
         kinds = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
@@ -51,6 +103,10 @@ class Dataset:
             fits = fits and len(self.text.tokens) == len(self.text.pooled) == len(self.x)
             rule = f"be [{len(self.x)}, tokens, width] and [{len(self.x)}, width]"
             require(fits, "text", rule, shapes)
+        if self.captions is not None:
+            require(self.text is None, "text", "be None beside captions", "text")
+            num = len(self.captions.texts)
+            require(num == len(self.x), "captions", f"be {len(self.x)} texts", num)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -63,6 +119,8 @@ class Dataset:
     @property
     def conditions(self) -> Conditions:
         """What a model of these examples is conditioned on."""
+        if self.captions is not None:
+            return self.captions.config.shape
         if self.text is None:
             return self.num_classes
         (_, num_tokens, width), (_, pooled_width) = self.text.tokens.shape, self.text.pooled.shape
@@ -85,12 +143,17 @@ class Dataset:
         return Dataset(self.x)
 
     def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
-        """Points and conditions at `indices`: classes, or texts in float32."""
-        cond = self.classes(indices)
+        """Points and conditions at `indices`: classes, tokens, or texts in float32."""
+        return Batch(x1=self.points(indices), cond=self.conds(indices))
+
+    def conds(self, indices: slice | np.ndarray = slice(None)) -> Any:
+        """The conditions at `indices`."""
+        if self.captions is not None:
+            return np.array(self.captions.tokens[indices], np.int32)
         if self.text is not None:
             tokens, pooled = (np.array(a[indices], np.float32) for a in self.text[:2])
-            cond = Text(tokens, pooled)
-        return Batch(x1=self.points(indices), cond=cond)
+            return Text(tokens, pooled)
+        return self.classes(indices)
 
 
 class NoSuchSplit(ValueError):

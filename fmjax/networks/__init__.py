@@ -13,6 +13,7 @@ from fmjax._arrays import (
     Points,
     TextShape,
     Times,
+    TokenShape,
 )
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
 from fmjax.networks.clip import (
@@ -36,6 +37,7 @@ from fmjax.networks.mmdit import (
     make_mmdit,
 )
 from fmjax.networks.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
+from fmjax.networks.text import TextEncoderConfig, make_text_encoder, with_encoder
 from fmjax.networks.text_layers import TextEncoder
 from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
@@ -78,6 +80,7 @@ __all__ = [
     "T5Config",
     "T5Encoder",
     "TextEncoder",
+    "TextEncoderConfig",
     "UNet",
     "UNetConfig",
     "decode_tiled",
@@ -91,7 +94,9 @@ __all__ = [
     "make_mmdit",
     "make_network",
     "make_t5_encoder",
+    "make_text_encoder",
     "make_unet",
+    "with_encoder",
 ]
 
 
@@ -99,17 +104,25 @@ def make_network(
     config: NetworkConfig,
     event_shape: tuple[int, ...],
     conditions: Conditions | FlowMapConditions = None,
+    *,
+    text_encoder: TextEncoderConfig | None = None,
 ) -> VelocityNet:
     """The network that `config` describes, for points of `event_shape`, as pure functions.
 
     Args:
         config: Which network.
         event_shape: Of one point.
-        conditions: The number of classes, the sizes of a text, or None for no condition.
+        conditions: The number of classes, the sizes of a text or of captions, or None.
+        text_encoder: What reads captions; it is trained along.
 
     Raises:
         ValueError: If the network cannot take points of that shape or such conditions.
     """
+    if isinstance(conditions, TokenShape):
+        if text_encoder is None:
+            raise ValueError("text_encoder must be given for data with captions, got None")
+        net = make_network(config, event_shape, text_encoder.shape(conditions))
+        return with_encoder(make_text_encoder(text_encoder, conditions), net)
     if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
             raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got one of "
@@ -147,7 +160,7 @@ def make_flow_map(
     Raises:
         ValueError: If the network cannot take points of that shape, or is one of text.
     """
-    if isinstance(conditions, TextShape):
+    if isinstance(conditions, TextShape | TokenShape):
         raise ValueError("conditions must be classes or none for a flow map, got text")
     net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
 

@@ -8,19 +8,18 @@ joined); Black Forest Labs, FLUX.1 (2024).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fmjax._arrays import Text
+from fmjax._arrays import Text, TextPart, TextShape
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import class_of
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder
-from fmjax.pretrained.tokenizer import read_tokenizer
+from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
 from fmjax.training import num_shares, replicated
 
 MAX_TOKENS = {SD3: 256, FLUX: 512}
@@ -50,18 +49,69 @@ class PromptEncoding:
         require_at_least("batch_size", self.batch_size, 1)
 
 
-class Part(NamedTuple):
-    """What one encoder has in the joint text.
+class LoadedEncoder(NamedTuple):
+    """A text encoder on the devices.
 
     Attributes:
-        tokens: Its tokens.
-        channels: Their channels.
-        pooled: Its channels of the pooled vector.
+        part: Which of the model's.
+        tokenizer: Its own.
+        length: Tokens that it is given.
+        apply: `apply(params, tokens)`, jitted, its result whole on every device.
+        params: Its weights.
+        batch_size: Prompts at once.
     """
 
-    tokens: slice
-    channels: slice
-    pooled: slice
+    part: str
+    tokenizer: Tokenizer
+    length: int
+    apply: Any
+    params: Any
+    batch_size: int
+
+    def __call__(self, prompts: Sequence[str], progress: Progress = Silent()) -> Any:
+        """Encode prompts: what the encoder gives, float32 on the host."""
+        tokens, lost = self.tokenizer(prompts, self.length)
+        _warn(prompts, lost, self, progress)
+        outputs = []
+        with progress.task(self.part.replace("_", " "), len(prompts)) as advance:
+            for first in range(0, len(prompts), self.batch_size):
+                kept = min(self.batch_size, len(prompts) - first)
+                rows = np.minimum(np.arange(first, first + self.batch_size), len(prompts) - 1)
+                out = self.apply(self.params, tokens[rows])
+                outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a, np.float32)[:n], out))
+                advance(kept)
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
+
+
+def load_encoder(
+    model: ModelFolder,
+    part: str,
+    encoding: PromptEncoding,
+    *,
+    mesh: jax.sharding.Mesh,
+    progress: Progress = Silent(),
+) -> LoadedEncoder:
+    """One of a model's text encoders with its tokenizer.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    tokenizer = read_tokenizer(model.path / part.replace("text_encoder", "tokenizer"))
+    component, params = model.load(
+        part, mesh=mesh, dtype=encoding.dtype, compute=encoding.dtype, progress=progress
+    )
+    t5 = class_of(component.about) == "T5EncoderModel"
+    usual = (encoding.max_tokens or MAX_TOKENS[model.kind]) if t5 else _CLIP_TOKENS
+    length = min(usual, tokenizer.max_length or usual)
+
+    def apply(params: Any, tokens: jax.Array) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return component.network.apply(params, tokens)
+
+    shares = num_shares(mesh)
+    size = -(-encoding.batch_size // shares) * shares
+    apply = jax.jit(apply, out_shardings=replicated(mesh))
+    return LoadedEncoder(part, tokenizer, length, apply, params, size)
 
 
 def encode_prompts(
@@ -71,7 +121,7 @@ def encode_prompts(
     *,
     mesh: jax.sharding.Mesh,
     progress: Progress = Silent(),
-) -> tuple[Text, tuple[Part, ...]]:
+) -> tuple[Text, TextShape]:
     """Encode prompts; nothing of the encoders stays on the devices.
 
     Args:
@@ -82,28 +132,38 @@ def encode_prompts(
         progress: Hears of each encoder, and of each prompt that is cut.
 
     Returns:
-        The text, float32 on the host, and what of it is whose, encoder by encoder.
+        The text, float32 on the host, and its sizes, which say what of it is whose.
 
     Raises:
         ValueError: If there are no prompts, or a part of the model is missing or damaged.
     """
     require_at_least("the number of prompts", len(prompts), 1)
-    run: Any = partial(
-        _encoded, model, prompts=prompts, encoding=encoding, mesh=mesh, progress=progress
-    )
-    outputs: list[Any] = [run(part) if model.has(part) else None for part in model.encoders]
+    few = replace(encoding, batch_size=min(encoding.batch_size, len(prompts)))
+
+    def outputs_of(part: str) -> Any:
+        return load_encoder(model, part, few, mesh=mesh, progress=progress)(prompts, progress)
+
+    outputs = [outputs_of(part) if model.has(part) else None for part in model.encoders]
+    return joined(model, outputs)
+
+
+def joined(model: ModelFolder, outputs: Sequence[Any]) -> tuple[Text, TextShape]:
+    """The text that a model's encoders make together, and its sizes.
+
+    Args:
+        model: Which says how.
+        outputs: Of its encoders in their order, None for one that it does without.
+    """
     if model.kind == FLUX:
         clip, t5 = outputs
-        whole = slice(None)
-        parts = (Part(slice(0), slice(0), whole), Part(whole, whole, slice(0)))
-        return Text(t5, clip.pooled), parts
+        (_, num, width), pooled = t5.shape, clip.pooled.shape[-1]
+        parts = (TextPart((0, 0), (0, 0), (0, pooled)), TextPart((0, num), (0, width), (0, 0)))
+        return Text(t5, clip.pooled), TextShape(num, width, pooled, parts)
     first, second, t5 = outputs
     return _sd3_text(first, second, t5, model.about("transformer")["joint_attention_dim"])
 
 
-def _sd3_text(
-    first: Any, second: Any, t5: np.ndarray | None, width: int
-) -> tuple[Text, tuple[Part, ...]]:
+def _sd3_text(first: Any, second: Any, t5: np.ndarray | None, width: int) -> tuple[Text, TextShape]:
     """Both CLIPs side by side in the channels, filled up with zeros; T5's tokens behind them."""
     clip = np.concatenate([first.hidden, second.hidden], axis=-1)
     num, tokens, channels = clip.shape
@@ -112,63 +172,25 @@ def _sd3_text(
     clip = np.pad(clip, ((0, 0), (0, 0), (0, width - channels)))
     pooled = np.concatenate([first.pooled, second.pooled], axis=-1)
     split, of_pooled = first.hidden.shape[-1], first.pooled.shape[-1]
+    both = np.concatenate([clip, t5], axis=1)
     parts = (
-        Part(slice(0, tokens), slice(0, split), slice(0, of_pooled)),
-        Part(slice(0, tokens), slice(split, channels), slice(of_pooled, None)),
-        Part(slice(tokens, None), slice(None), slice(0)),
+        TextPart((0, tokens), (0, split), (0, of_pooled)),
+        TextPart((0, tokens), (split, channels), (of_pooled, pooled.shape[-1])),
+        TextPart((tokens, both.shape[1]), (0, width), (0, 0)),
     )
-    return Text(np.concatenate([clip, t5], axis=1), pooled), parts
-
-
-def _encoded(
-    model: ModelFolder,
-    part: str,
-    prompts: Sequence[str],
-    encoding: PromptEncoding,
-    mesh: jax.sharding.Mesh,
-    progress: Progress,
-) -> Any:
-    """What one encoder gives, on the host. Its weights live no longer than this call."""
-    words = part.replace("text_encoder", "tokenizer")
-    tokenizer = read_tokenizer(model.path / words)
-    component, params = model.load(
-        part, mesh=mesh, dtype=encoding.dtype, compute=encoding.dtype, progress=progress
-    )
-    t5 = class_of(component.about) == "T5EncoderModel"
-    usual = (encoding.max_tokens or MAX_TOKENS[model.kind]) if t5 else _CLIP_TOKENS
-    length = min(usual, tokenizer.max_length or usual)
-    tokens, lost = tokenizer(prompts, length)
-    _warn(prompts, lost, part, length, progress)
-    size = _round_up(min(encoding.batch_size, len(prompts)), num_shares(mesh))
-
-    def apply(params: Any, tokens: jax.Array) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return component.network.apply(params, tokens)
-
-    apply = jax.jit(apply, out_shardings=replicated(mesh))
-    outputs = []
-    with progress.task(part.replace("_", " "), len(prompts)) as advance:
-        for first in range(0, len(prompts), size):
-            rows = np.minimum(np.arange(first, first + size), len(prompts) - 1)
-            kept = min(size, len(prompts) - first)
-            out = apply(params, tokens[rows])
-            outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a, np.float32)[:n], out))
-            advance(kept)
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
+    return Text(both, pooled), TextShape(both.shape[1], width, pooled.shape[-1], parts)
 
 
 def _warn(
-    prompts: Sequence[str], lost: Sequence[str | None], part: str, length: int, progress: Progress
+    prompts: Sequence[str], lost: Sequence[str | None], encoder: LoadedEncoder, progress: Progress
 ) -> None:
     for prompt, rest in zip(prompts, lost, strict=True):
         if rest is not None:
-            progress.say(f"warning: {part} takes {length} tokens; of the prompt "
-                         f"{_short(prompt)!r} it does not see {_short(rest)!r}")  # fmt: skip
+            progress.say(
+                f"warning: {encoder.part} takes {encoder.length} tokens; of the prompt "
+                f"{_short(prompt)!r} it does not see {_short(rest)!r}"
+            )
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + ".."
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

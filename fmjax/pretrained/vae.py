@@ -19,17 +19,15 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
         ValueError: If it is made of what is not known here: other blocks or another activation,
             latents with a mean and a deviation for each channel.
     """
+    widths = tuple(about.get("block_out_channels", (64,)))
     for name, block in _MADE_OF.items():
-        kinds = about.get(name, (block,))
-        require(set(kinds) == {block}, name, f"be of {block} alone", list(kinds))
+        kinds = list(about.get(name, (block,)))
+        rule = f"be {block} for each of {len(widths)} levels"
+        require(kinds == [block] * len(widths), name, rule, kinds)
     activation = about.get("act_fn", "silu")
     require(activation == "silu", "act_fn", "be silu", activation)
     for name in ("latents_mean", "latents_std"):
         require(about.get(name) is None, name, "be null", about.get(name))
-    widths = tuple(about.get("block_out_channels", (64,)))
-    for name in _MADE_OF:
-        levels = len(about.get(name, (None,)))
-        require(levels == len(widths), name, f"be {len(widths)}, one for each level", levels)
     return AutoencoderConfig(
         channels_in=about.get("in_channels", 3),
         channels_out=about.get("out_channels", 3),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.solvers import calibrate
-from fmjax.studies.draw import even_labels
+from fmjax.studies.asked import even_conds
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.starts import run_starts
 from fmjax.times import Tabulated
@@ -38,11 +38,11 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
     with progress.task("calibrating the grid", 1) as advance:
         # Others than those of seed 0 that samples are drawn from.
         x0 = run_starts(run, progress)(1, jnp.arange(NUM_PATHS))
-        labels = even_labels(NUM_PATHS, run.num_classes)
+        conds = even_conds(run, NUM_PATHS)
         velocity_fn = guided(
             run.experiment, run.params, sampling.guidance, sampling.guidance_interval
         )
-        density = calibrate(velocity_fn, x0, None if labels is None else jnp.asarray(labels))
+        density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
         advance(1)
     found = {"times": density.times, "density": density.density}
     write_text(run.folder.grid, json.dumps({**asked, **found}) + "\n")

@@ -33,8 +33,9 @@ from fmjax.metrics import (
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
+from fmjax.studies.asked import even_conds
 from fmjax.studies.compare import Metric, Row, compare
-from fmjax.studies.draw import even_labels, is_image, noise_keys
+from fmjax.studies.draw import is_image, noise_keys
 from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
@@ -67,7 +68,7 @@ def compare_run(
     rows = batch_sharding(run.mesh)
     key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
     x0 = run_starts(run, progress)(config.seed, indices)
-    labels = even_labels(num_samples, run.num_classes)
+    conds = even_conds(run, num_samples)
     gallery: list[GalleryEntry] = []
 
     def keep_some(row: Row) -> None:
@@ -78,7 +79,7 @@ def compare_run(
         lambda params: guided(run.experiment, params, config.guidance),
         run.params,
         jax.device_put(x0, rows),
-        None if labels is None else jax.device_put(labels, rows),
+        jax.device_put(conds, rows),
         methods=run_methods(run, config, progress),
         keys=jax.device_put(noise_keys(key, indices), rows),
         metrics=_metrics(run, num_samples, config.seed, extractor, progress),
@@ -141,7 +142,7 @@ def _adaptive_methods(run: Run, config: CompareConfig, asked: SamplingConfig) ->
     if config.bfloat16:
         network = dataclasses.replace(run.config.network, dtype="bfloat16")
         rounded = dataclasses.replace(run.config, network=network)
-        experiment = build(rounded, run.event_shape, run.num_classes)
+        experiment = build(rounded, run.event_shape, run.conditions)
         solve = _on_mesh(run, make_solve(experiment, asked))
         settings = adaptive_settings(config.tolerances, control)
         methods.append(Method(f"{title}, bfloat16", family, solve, settings))

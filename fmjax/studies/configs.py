@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
-from fmjax.studies.run_folder import differences
+from fmjax.studies.prepare import differences
 
 _Kind = TypeVar("_Kind")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +23,13 @@ class Drawn(NamedTuple):
 
     Attributes:
         x1: The samples, float32 `[num, *event]`.
-        labels: What each was asked to be, or None.
+        labels: What each was asked to be, a class or the number of a prompt, or None.
         nfe: Network evaluations of each.
         succeeded: Whether its solve arrived.
         seconds: Wall time of one sample, the median of the batches after the first; NaN if
             there is but one.
         x0: Where each came from, if that is an example of other data.
+        prompts: By the labels, of a model of captions.
     """
 
     x1: np.ndarray
@@ -36,6 +38,7 @@ class Drawn(NamedTuple):
     succeeded: np.ndarray
     seconds: float = float("nan")
     x0: np.ndarray | None = None
+    prompts: tuple[str, ...] = ()
 
 
 def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
@@ -118,7 +121,7 @@ def draw_samples(
     steps: Steps,
     params: Params,
     event_shape: tuple[int, ...],
-    labels: np.ndarray | None,
+    conds: Any,
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
@@ -135,7 +138,7 @@ def draw_samples(
         steps: Given to it; not traced, for a grid whose numbers are known is a plain scan.
         params: The parameters, laid over the mesh.
         event_shape: Of one sample.
-        labels: Integer `[num_samples]`, or None for an unconditional field.
+        conds: A condition for each sample, or None for an unconditional field.
         sampling: Number of samples, batch size and seed.
         mesh: The devices.
         starts: Gives the points at t = 0 of a seed and some numbers; None takes normal noise.
@@ -155,7 +158,7 @@ def draw_samples(
     with progress.task("sampling", num) as advance:
         for indices, kept in even_batches(num, at_once, mesh):
             started = time.perf_counter()
-            cond = None if labels is None else jax.device_put(labels[indices], rows)
+            cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)
             x0 = None
             if starts is not None:
                 x0 = jax.device_put(starts(sampling.seed, indices), rows)
@@ -167,4 +170,4 @@ def draw_samples(
     x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
     # The first batch waits for the compiler.
     typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
-    return Drawn(x1, labels, nfe, succeeded, typical, np.concatenate(sources) if sources else None)
+    return Drawn(x1, None, nfe, succeeded, typical, np.concatenate(sources) if sources else None)

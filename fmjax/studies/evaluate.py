@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import TokenShape
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
-from fmjax.data import DataConfig, Dataset, IdxData, NoSuchSplit
+from fmjax.data import CaptionedClasses, DataConfig, Dataset, IdxData, NoSuchSplit
 from fmjax.metrics import (
     FeatureExtractor,
     ImageClassifier,
@@ -20,6 +21,7 @@ from fmjax.metrics import (
     sliced_wasserstein,
     trained_classifier,
 )
+from fmjax.studies.asked import asked_like
 from fmjax.studies.draw import is_image
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.paths import measure_paths
@@ -50,6 +52,7 @@ class Evaluation(NamedTuple):
         num_test: How many test examples those are.
         accuracy: Share of samples that the classifier takes for what was asked.
         classifier_accuracy: Its accuracy on the real test set.
+        prompted: Whether samples were asked for in words, by captions of the training set.
     """
 
     step: int
@@ -67,6 +70,7 @@ class Evaluation(NamedTuple):
     num_test: int = 0
     accuracy: float | None = None
     classifier_accuracy: float | None = None
+    prompted: bool = False
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -83,6 +87,8 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
     """The classifier of some data, trained once and kept; None for what has no classes."""
+    if isinstance(data, CaptionedClasses):
+        data = data.data
     if isinstance(data, IdxData):  # It learns to tell all classes apart, whichever are asked for.
         data = dataclasses.replace(data, classes=())
     train = data.load("train", progress=progress)
@@ -109,7 +115,7 @@ def evaluate_run(
     extractor: FeatureExtractor | None = None,
     progress: Progress = Silent(),
 ) -> Evaluation:
-    """Draw samples with the training set's share of labels, measure them, write the result.
+    """Draw samples with the training set's labels or captions, measure them, write the result.
 
     Args:
         run: A trained run.
@@ -124,9 +130,10 @@ def evaluate_run(
     """
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
-    labels = labels_like(train, num_samples, sampling.seed) if run.num_classes else None
-    asked = dataclasses.replace(sampling, num_samples=num_samples)
-    drawn = draw_from(run, asked, labels, progress=progress)
+    asked = asked_like(run, train, num_samples, sampling.seed)
+    drawn = draw_from(
+        run, dataclasses.replace(sampling, num_samples=num_samples), asked, progress=progress
+    )
     x1 = drawn.x1[drawn.succeeded]
     require_at_least("the number of samples that arrive at t = 1", len(x1), 2)
     # An even choice of a set too big to measure whole.
@@ -140,14 +147,16 @@ def evaluate_run(
         solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
         num_half=len(halves[0]),
+        prompted=isinstance(run.conditions, TokenShape),
         **_in_data_space(x1, real, halves, evaluation, sampling.seed),
     )
     classifier = data_classifier(run.config.data, progress=progress)
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
-        if labels is not None:
-            result = result._replace(accuracy=classifier.accuracy(x1, labels[drawn.succeeded]))
+        if asked.labels is not None:
+            labels = asked.labels[drawn.succeeded]
+            result = result._replace(accuracy=classifier.accuracy(x1, labels))
     if extractor is not None:
         test = test_split(run.config.data, progress)
         some = None if test is None else test.points(slice(num_samples))
@@ -192,13 +201,6 @@ def _in_feature_space(
     return found
 
 
-def labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
-    """Labels with the data's own shares: its labels in a random order, over and over."""
-    assert dataset.labels is not None
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    return dataset.labels[np.resize(order, num)].astype(np.int32)
-
-
 def _halves(num: int, seed: int) -> Halves:
     order = np.random.default_rng(seed).permutation(num)
     return order[: num // 2], order[num // 2 :]
@@ -223,8 +225,9 @@ def described(result: Evaluation) -> list[str]:
             f"  Frechet distance {result.frechet:.3f} ({test}{halves}: {result.frechet_halves:.3f})"
         )
     if result.accuracy is not None:
+        asked = "what the prompt asked for" if result.prompted else "the class asked for"
         lines.append(
-            f"  recognised as the class asked for: {100 * result.accuracy:.2f} % "
+            f"  recognised as {asked}: {100 * result.accuracy:.2f} % "
             f"(the classifier's accuracy on real test images: "
             f"{100 * (result.classifier_accuracy or 0):.2f} %)"
         )

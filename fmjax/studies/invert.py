@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
@@ -95,6 +96,8 @@ def invert_run(
     require(pictured, "run", "be of images with 1 or 3 channels", got)
     rule = "start from noise to be inverted"
     require(run.config.source is None, "run", rule, "one between two data sets")
+    rule = "be of a model of classes or of none to be inverted"
+    require(not isinstance(run.conditions, TokenShape), "run", rule, "one of captions")
     # Before the work, what the edits would refuse.
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:

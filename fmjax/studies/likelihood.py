@@ -14,6 +14,7 @@ from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
+from fmjax.studies.asked import conds_of
 from fmjax.studies.draw import even_batches
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.training import batch_sharding
@@ -54,7 +55,7 @@ def likelihood_run(
 ) -> LikelihoodResult:
     """Find the log-density of test examples; write `likelihood.json` and say the mean.
 
-    A model that knows classes is told that of the example. Guidance is left out.
+    A model that knows classes or captions is told that of the example. Guidance is left out.
 
     Args:
         run: A trained run.
@@ -70,8 +71,8 @@ def likelihood_run(
     num = len(test) if config.num_examples is None else min(config.num_examples, len(test))
     rows = np.linspace(0, len(test) - 1, num).astype(int)
     width = level_width(test) if config.dequantize else None
-    labels = None if run.num_classes is None else test.classes(rows)
-    nats, nfe, succeeded = _solve_all(run, config, test.points(rows), labels, width, progress)
+    conds = conds_of(run, test, rows)
+    nats, nfe, succeeded = _solve_all(run, config, test.points(rows), conds, width, progress)
     arrived = nats[succeeded]
     if len(arrived) < 2:
         raise ValueError(f"at least 2 examples must arrive at t = 0, got {len(arrived)}")
@@ -105,7 +106,7 @@ def level_width(dataset: Dataset) -> float | None:
     """
     if dataset.x.dtype == np.uint8:
         return 2 / 255
-    levels = np.unique(dataset.x)
+    levels = np.unique(dataset.x[:])
     if not 2 <= len(levels) <= MAX_LEVELS:
         return None
     width = float(np.diff(levels).min())
@@ -115,13 +116,13 @@ def level_width(dataset: Dataset) -> float | None:
 
 
 def _solve_all(
-    run: Run, config: LikelihoodConfig, x: np.ndarray, labels: np.ndarray | None,
+    run: Run, config: LikelihoodConfig, x: np.ndarray, conds: Any,
     width: float | None, progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Log-density (float64), evaluations and success of each example, batch after batch."""
     scale = float(run.config.path.start(jnp.ones((1,)))[0])
     plain = differentiable_forwards(run.config)  # The divergence is a derivative forwards.
-    experiment = build(plain, run.event_shape, run.num_classes)
+    experiment = build(plain, run.event_shape, run.conditions)
 
     def solve(params: Any, indices: jax.Array, x1: jax.Array, cond: Any) -> Likelihood:
         with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
@@ -139,7 +140,7 @@ def _solve_all(
     parts = []
     with progress.task("likelihood", len(x)) as advance:
         for rows, kept in even_batches(len(x), config.batch_size, run.mesh):
-            cond = None if labels is None else labels[rows]
+            cond = None if conds is None else conds[rows]
             found = jitted(run.params, *jax.device_put((rows, x[rows], cond), laid))
             parts.append([np.asarray(a)[kept] for a in (found.log_density, found.nfe,
                                                         found.succeeded)])  # fmt: skip

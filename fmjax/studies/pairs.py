@@ -24,9 +24,9 @@ from fmjax.data import (
 )
 from fmjax.data.pairs import LEAST_PER_SHARD
 from fmjax.solvers import encode
+from fmjax.studies.asked import labels_like
 from fmjax.studies.draw import even_batches, noise_keys
 from fmjax.studies.draw_run import run_steps
-from fmjax.studies.evaluate import labels_like
 from fmjax.studies.run_folder import Run
 from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, is_main, together

@@ -11,7 +11,8 @@ import numpy as np
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
-from fmjax.studies.draw import even_batches, even_labels
+from fmjax.studies.asked import even_conds
+from fmjax.studies.draw import even_batches
 from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding
@@ -64,11 +65,11 @@ def measure_paths(
     Args:
         run: A trained run.
         sampling: Its guidance and seed count.
-        num_paths: How many noises; each class as often.
+        num_paths: How many noises; each class or caption as often.
         progress: Hears of each batch.
     """
     mesh, rows, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
-    labels, starts = even_labels(num_paths, run.num_classes), run_starts(run, progress)
+    conds, starts = even_conds(run, num_paths), run_starts(run, progress)
 
     @jax.jit
     def measured(params, x0, cond):
@@ -80,7 +81,7 @@ def measure_paths(
     parts: list[Straightness] = []
     with progress.task("measuring paths", num_paths) as advance:
         for some, kept in even_batches(num_paths, _TOGETHER, mesh):
-            cond = None if labels is None else jax.device_put(labels[some], rows)
+            cond = None if conds is None else jax.device_put(conds[some], rows)
             x0 = jax.device_put(starts(sampling.seed, some), rows)
             found = jax.device_get(measured(run.params, x0, cond))
             each = {name: getattr(found, name)[kept] for name in (*_OF_EACH, "positions")}

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
 from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, SamplingConfig
@@ -96,7 +97,9 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
     with together("comparing with the teacher"):
         about = f"run {config.reflow.teacher}"
         wanted = (dataset.event_shape, dataset.conditions)
-        found = (teacher.event_shape, teacher.num_classes)
+        found = (teacher.event_shape, teacher.conditions)
+        rule = "be of a model of classes or of none to make pairs"
+        require(not isinstance(teacher.conditions, TokenShape), about, rule, "one of captions")
         require(found == wanted, about, f"be of points and classes {wanted}", found)
         if config.reflow.warm_start:
             velocity = teacher.experiment.flow_map is None and isinstance(config.loss, LossConfig)

@@ -129,7 +129,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
         return None
     images, columns, row_labels = grid_of(drawn)
     if drawn.labels is not None:
-        caption += " Classes one below the other."
+        caption += f" {'Prompts' if drawn.prompts else 'Classes'} one below the other."
     if drawn.x0 is not None:
         caption += " Above each what it was made from."
     return SampleGrid(images, columns, row_labels, caption)

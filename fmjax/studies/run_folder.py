@@ -1,17 +1,18 @@
 """The folder of one run: what it holds, and how it is made, resumed and read."""
 
-import dataclasses
 import json
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from fmjax._arrays import Conditions, Params, TextShape
+from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._files import write_atomically
-from fmjax.config import Config, Experiment, build, from_json, to_json
+from fmjax.config import Config, Experiment, build, from_json
+from fmjax.data import Tokenizer, read_tokenizer
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 
@@ -30,6 +31,11 @@ class RunFolder:
     def model(self) -> Path:
         """What the network was built for: the event's shape and the number of classes."""
         return self.path / "model.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Of a run on captions, what makes numbers of prompts."""
+        return self.path / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -117,76 +123,33 @@ def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
     file = RunFolder(path).model
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
-        classes, text = model["num_classes"], model.get("text")
-        conditions = None if classes is None else int(classes)
-        conditions = conditions if text is None else TextShape(**text)
+        classes, text, tokens = (model.get(name) for name in ("num_classes", "text", "tokens"))
+        conditions = None if model["num_classes"] is None else int(classes)
+        conditions = conditions if text is None else TextShape.of(text)
+        conditions = conditions if tokens is None else TokenShape(**tokens)
         return tuple(map(int, model["event_shape"])), conditions
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold event_shape and num_classes, got {error!r}") from error
 
 
-def prepare(
-    folder: RunFolder,
-    config: Config,
-    event_shape: tuple[int, ...],
-    conditions: Conditions,
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Make the folder for a new run, or see that it holds this very run to go on with.
-
-    A run may go on over another mesh: the numbers do not depend on it.
+def read_captions(path: Path) -> tuple[str, ...]:
+    """Some captions that the run in folder `path` was trained on; none of a run without.
 
     Raises:
-        ValueError: If it holds a run with another config, or things that are no run.
+        ValueError: If the file is not what `prepare` wrote.
     """
-    path = folder.path
-    # Left by a start that was killed between the two files it writes.
-    unborn = path.is_dir() and {file.name for file in path.iterdir()} <= {folder.model.name}
-    if not unborn and path.exists():
-        try:
-            found = read_config(path)
-        except ValueError as error:
-            raise ValueError(
-                f"run folder {path} must be new, empty or a run, got something else in it ({error})"
-            ) from error
-        if overwrite:
-            shutil.rmtree(path)
-        else:
-            _require_same(folder, config, found)
-            return
-    model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
-    if isinstance(conditions, TextShape):
-        model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
-    write_text(folder.model, json.dumps(model))
-    # Last, because its presence is what makes the folder a run.
-    write_text(folder.config, to_json(config))
+    file = RunFolder(path).model
+    try:
+        return tuple(map(str, json.loads(file.read_text(encoding="utf-8")).get("captions", ())))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} must hold captions, got {error!r}") from error
 
 
-def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
-    wanted, has = (
-        json.loads(to_json(dataclasses.replace(each, mesh=MeshConfig())))
-        for each in (config, found)
-    )
-    differing = differences(wanted, has)
-    if differing:
-        raise ValueError(
-            f"run folder {folder.path} must be new or hold this config, got another "
-            f"{', '.join(differing[:4])}{', ...' if differing[4:] else ''} "
-            f"(--run names another folder, --overwrite replaces it)"
-        )
-
-
-def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
-    """The fields, dotted, in which two JSON values differ."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        keys = list(wanted) + [key for key in found if key not in wanted]
-        parts = (
-            differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
-            for key in keys
-        )
-        return [field for part in parts for field in part]
-    return [] if wanted == found else [name]
+def some_texts(texts: Sequence[str], num: int) -> list[str]:
+    """At most `num` of the different texts, evenly chosen."""
+    different = list(dict.fromkeys(texts))
+    chosen = np.linspace(0, len(different) - 1, min(num, len(different)))
+    return [different[place] for place in chosen.astype(int)]
 
 
 class Run(NamedTuple):
@@ -197,7 +160,7 @@ class Run(NamedTuple):
         config: What it was made with.
         experiment: The functions the config builds.
         event_shape: One example's shape.
-        num_classes: None for a model without.
+        conditions: What it is conditioned on.
         params: Averaged weights of the newest checkpoint, laid over the mesh.
         step: The optimiser step of that checkpoint.
         mesh: The mesh they lie on.
@@ -207,10 +170,25 @@ class Run(NamedTuple):
     config: Config
     experiment: Experiment
     event_shape: tuple[int, ...]
-    num_classes: int | None
+    conditions: Conditions
     params: Params
     step: int
     mesh: jax.sharding.Mesh
+
+    @property
+    def num_classes(self) -> int | None:
+        """None for a model without."""
+        return self.conditions if isinstance(self.conditions, int) else None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes numbers of prompts, of a run on captions."""
+        return read_tokenizer(self.folder.tokenizer)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Some that it was trained on, none of a run without."""
+        return read_captions(self.folder.path)
 
 
 def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:

@@ -1,16 +1,17 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._progress import Progress, Silent
 from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.solvers import ErrorControl
-from fmjax.studies.draw import Drawn, even_labels, is_image
+from fmjax.studies.asked import asked_of
+from fmjax.studies.draw import Drawn, is_image
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
 
@@ -35,10 +36,11 @@ def sample_run(
         progress: Hears of each batch.
 
     Raises:
-        ValueError: If the model has no such class.
+        ValueError: If the model has no such class, takes no prompts, or one is too long.
     """
-    labels = chosen_labels(sampling.num_samples, run.num_classes, classes)
-    drawn = draw_from(run, sampling, labels, progress=progress)
+    prompts = sampling.prompts
+    asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)
+    drawn = draw_from(run, sampling, asked, progress=progress)
     if output is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
     else:
@@ -47,24 +49,6 @@ def sample_run(
     progress.say(described(drawn))
     progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
     return drawn
-
-
-def chosen_labels(
-    num_samples: int, num_classes: int | None, classes: tuple[int, ...]
-) -> np.ndarray | None:
-    """A label for each sample: the chosen classes in turn, in the order of their rows.
-
-    Raises:
-        ValueError: If the model has no such class.
-    """
-    if not classes:
-        return even_labels(num_samples, num_classes)
-    require(num_classes is not None, "classes", "be left out for a model without", classes)
-    assert num_classes is not None
-    for label in classes:
-        require(0 <= label < num_classes, "class", f"lie in 0 .. {num_classes - 1}", label)
-    which = even_labels(num_samples, len(classes))
-    return np.asarray(classes, np.int32)[which]
 
 
 def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> str:
@@ -103,6 +87,10 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
         parts.append(f"guidance{sampling.guidance:g}{where}")
     if classes:
         parts.append("classes" + "-".join(map(str, classes)))
+    if sampling.prompts:
+        # Too long for a name, together: the first one is to be read, the rest to be told apart.
+        digest = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()[:8]
+        parts.append(f"{_as_name(sampling.prompts[0].replace(' ', '-'))[:40]}-{digest}")
     return "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
 
 
@@ -139,18 +127,23 @@ def read_samples(path: Path) -> tuple[Drawn, int]:
     try:
         arrays = read_npz(path)
         labels, x0 = arrays.get("labels"), arrays.get("x0")  # Not every model has them.
-        drawn = Drawn(arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0)
+        prompts = tuple(map(str, arrays.get("prompts", ())))
+        drawn = Drawn(
+            arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0, prompts=prompts
+        )
         return drawn, int(arrays["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
 
 
 def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
-    """Write `STEM.npz` (x1, labels, nfe, succeeded, step, x0) and, if it has one, `STEM.png`."""
+    """Write `STEM.npz` (a `Drawn` and the step) and, if there is one, `STEM.png`."""
     arrays: dict[str, Any] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
     for name in ("labels", "x0"):
         if getattr(drawn, name) is not None:
             arrays[name] = getattr(drawn, name)
+    if drawn.prompts:
+        arrays["prompts"] = np.asarray(drawn.prompts)
     arrays["step"] = step
     numbers = stem.with_name(stem.name + ".npz")
     write_npz(numbers, **arrays)
@@ -173,7 +166,9 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
 
 
 def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Images, columns and row names of a grid with one row per class (blank where it is short).
+    """Images, columns and row names of a grid, a row for each class or prompt.
+
+    Rows that are short end in blanks.
 
     What starts from other images has those in rows of their own, each above what became of it.
     """
@@ -185,7 +180,8 @@ def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
     else:
         classes = list(dict.fromkeys(labels.tolist()))
         rows = [np.flatnonzero(labels == label) for label in classes]
-        columns, names = max(map(len, rows)), tuple(map(str, classes))
+        columns = max(map(len, rows))
+        names = tuple(drawn.prompts[c] if drawn.prompts else str(c) for c in classes)
     shown = [drawn.x1]
     if drawn.x0 is not None:
         shown = [drawn.x0, drawn.x1]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._files import read_npz, write_npz
 from fmjax._progress import Progress, Silent
@@ -37,11 +38,12 @@ from fmjax.report.comparison import (
     write_json,
 )
 from fmjax.report.gallery import GalleryEntry, write_gallery
+from fmjax.studies.asked import Asked, labels_like
 from fmjax.studies.compare import device_in_words
 from fmjax.studies.compare_run import NUM_SHOWN
 from fmjax.studies.draw import Drawn
 from fmjax.studies.draw_run import draw_from
-from fmjax.studies.evaluate import MAX_REAL, data_classifier, labels_like, test_split
+from fmjax.studies.evaluate import MAX_REAL, data_classifier, test_split
 from fmjax.studies.paths import measure_paths, read_paths
 from fmjax.studies.run_folder import Run, RunFolder, write_text
 from fmjax.studies.sample import settings_name
@@ -153,6 +155,9 @@ class _Measure(NamedTuple):
 def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> None:
     """Raise unless the run can be trained, and sampled in each of these ways."""
     event_shape, conditions = run.data.shape()
+    rule = "be classes or none for a study"
+    words = isinstance(conditions, TokenShape)
+    require(not words, f"conditions of {run.name}", rule, "captions")
     experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:
         guided = sampling.guidance == 1.0 or (run.conditional and run.loss.label_drop > 0)
@@ -201,7 +206,7 @@ def _row(
         pass  # Not there, or cut short: drawn again.
     progress.say(f"{run.config.name}: {settings_name(asked)}")
     labels = None if run.num_classes is None else measure.labels
-    drawn = draw_from(run, asked, labels, progress=progress)
+    drawn = draw_from(run, asked, Asked.of_classes(labels), progress=progress)
     row = _figures(run, asked, drawn, measure)
     # One of each class, where the labels come in random order.
     first = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]

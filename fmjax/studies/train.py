@@ -11,8 +11,9 @@ from fmjax.data import BatchIterator, Examples, batches
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
+from fmjax.studies.prepare import prepare
 from fmjax.studies.reflow import pairs_for, started_from, teacher_of
-from fmjax.studies.run_folder import Run, RunFolder, open_run, prepare
+from fmjax.studies.run_folder import Run, RunFolder, open_run
 from fmjax.training import (
     Checkpoints,
     RunLogger,
@@ -73,12 +74,14 @@ def train_folder(
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
-        # Not after hours of training.
+        # Not after hours of training, and so with the prompts.
         require_comparable(config.compare.num_samples, len(dataset))
         source = None
         if config.source is not None and teacher is None:
             source = config.source.load("train", progress=progress)
         event_shape, conditions = dataset.event_shape, dataset.conditions
+        if dataset.captions is not None:
+            dataset.captions.tokenizer.encode_prompts(config.sampling.prompts)
         experiment = build(config, event_shape, conditions)
         check_released(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
@@ -112,7 +115,8 @@ def train_folder(
     folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
-            prepare(folder, config, event_shape, conditions, overwrite=overwrite)
+            captions = dataset.captions
+            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
     state, frozen = started(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = started_from(teacher, config, state, folder.checkpoints)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
+from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
 from fmjax._checks import require, require_at_least
 from fmjax._layout import AXES, BATCH_AXES, stored_spec
 
@@ -161,6 +161,8 @@ def abstract_batch(
     if isinstance(conditions, TextShape):
         tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
         cond = Text(tokens, array((conditions.pooled_width,), jnp.float32))
+    elif isinstance(conditions, TokenShape):
+        cond = array((conditions.num_tokens,), jnp.int32)
     x0 = array(event_shape, jnp.float32) if paired else None
     return Batch(array(event_shape, jnp.float32), cond, x0)
 

@@ -15,16 +15,20 @@ MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-th
 """Folders of outputs, and of the models that gave them."""
 
 
+def golden_about(folder):
+    return json.loads((GOLDEN / folder / "config.json").read_text())
+
+
+def golden_tensors(folder):
+    return load_file(GOLDEN / folder / "diffusion_pytorch_model.safetensors")
+
+
 def golden_config(name):
-    return autoencoder_config(json.loads((GOLDEN / MODELS[name] / "config.json").read_text()))
-
-
-def golden_tensors(name):
-    return load_file(GOLDEN / MODELS[name] / "diffusion_pytorch_model.safetensors")
+    return autoencoder_config(golden_about(MODELS[name]))
 
 
 def golden_params(name):
-    tensors = golden_tensors(name)
+    tensors = golden_tensors(MODELS[name])
 
     def whole(view):
         def part(tensor, index):

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fmjax._arrays import TextShape
 from fmjax._progress import Silent
 from fmjax.cli import main
 from fmjax.config import build
 from fmjax.pretrained.lora_files import LORA_FILE, read_lora
 from fmjax.studies.export import export_run
 from fmjax.studies.finetune import started
-from fmjax.studies.run_folder import RunFolder, prepare, read_config
+from fmjax.studies.prepare import prepare
+from fmjax.studies.run_folder import RunFolder, read_config
 from fmjax.training import Checkpoints, abstract_state, make_mesh
 from tests.golden_models import GOLDEN, loaded
 from tests.released import EVENT, TEXT
@@ -26,20 +28,44 @@ FILE = "diffusion_pytorch_model.safetensors"
 PIPELINE = GOLDEN / "sd3-pipeline-tiny"
 
 
+CONFIG = """
+import dataclasses
+import runpy
+
+from fmjax import TextShape
+from fmjax.data import ArrayData
+
+
+def get_config():
+    config = runpy.run_path({path!r})["get_config"]()
+    data = ArrayData({folder!r}, event_shape={event}, text=TextShape({text}))
+    return dataclasses.replace(config, data=data)
+"""
+QUICK = ["--training.batch-size", "8", "--training.num-steps", "2", "--compare.num-samples", "8",
+         "--training.checkpoint-every", "1", "--optimizer.warmup-steps", "1"]  # fmt: skip
+
+
+def with_data(name, folder, event=EVENT, text=TEXT):
+    """A config file on latents and text without meaning, which are made."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": event, "text": (text.num_tokens, text.width), "pooled": (text.pooled_width,)}
+    for array, shape in shapes.items():
+        numbers = rng.standard_normal((16, *shape), np.float32)
+        np.save(folder / f"train_{array}.npy", numbers)
+    sizes = f"{text.num_tokens}, {text.width}, {text.pooled_width}"
+    config = CONFIG.format(path=str(CONFIGS / name), folder=str(folder), event=event, text=sizes)
+    (folder / name).write_text(config)
+    return folder / name
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Latents and text without meaning, and how a command is told of them."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    shapes = {"x": EVENT, "text": (TEXT.num_tokens, TEXT.width), "pooled": (TEXT.pooled_width,)}
-    for name, shape in shapes.items():
-        np.save(folder / f"train_{name}.npy", rng.standard_normal((16, *shape), np.float32))
-    return [
-        *("--data.folder", str(folder), "--data.event-shape", *map(str, EVENT)),
-        *("--data.text.num-tokens", "4", "--data.text.width", "32"),
-        *("--data.text.pooled-width", "24", "--training.batch-size", "8"),
-        *("--training.num-steps", "2", "--training.checkpoint-every", "1"),
-        *("--optimizer.warmup-steps", "1", "--compare.num-samples", "8"),
-    ]
+def flux(tmp_path_factory):
+    return with_data("finetune_flux.py", tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return with_data("finetune_sd3.py", tmp_path_factory.mktemp("sd3"))
 
 
 def fmjax(*arguments):
@@ -50,16 +76,16 @@ def fmjax(*arguments):
 
 
 @pytest.fixture(scope="module")
-def of_adapters(data, tmp_path_factory):
+def of_adapters(flux, tmp_path_factory):
     """A run of adapters of the tiny FLUX."""
     run = tmp_path_factory.mktemp("adapters") / "run"
     arguments = ["--pretrained.folder", GOLDEN / "flux-dev-tiny", "--run", run]
-    assert fmjax("train", CONFIGS / "finetune_flux.py", *arguments, *data) == 0
+    assert fmjax("train", flux, *arguments, *QUICK) == 0
     return run
 
 
 @pytest.fixture(scope="module")
-def of_all(data, tmp_path_factory):
+def of_all(sd3, tmp_path_factory):
     """A run of all weights of the transformer of a tiny SD3, whose files are in bfloat16."""
     source = tmp_path_factory.mktemp("released") / "sd35"
     shutil.copytree(GOLDEN / "sd35-medium-tiny", source)
@@ -68,7 +94,7 @@ def of_all(data, tmp_path_factory):
     save_file(half, source / FILE)
     run = source.parent / "run"
     arguments = ["--pretrained.folder", source, "--run", run]
-    assert fmjax("train", CONFIGS / "finetune_sd3.py", *arguments, *data) == 0
+    assert fmjax("train", sd3, *arguments, *QUICK) == 0
     return run, source
 
 
@@ -80,14 +106,14 @@ def test_a_run_keeps_the_released_networks_sizes_and_only_adapters(of_adapters):
     assert json.loads(lines[-1])["step"] == 2
 
 
-def test_a_run_goes_on_where_it_stopped(of_adapters, data, tmp_path, capsys):
+def test_a_run_goes_on_where_it_stopped(of_adapters, flux, tmp_path, capsys):
     """Without its last checkpoint it ends with the same bits."""
     run = shutil.copytree(of_adapters, tmp_path / "run")
     assert fmjax("export", run) == 0
     before = load_file(run / "export" / LORA_FILE)
     shutil.rmtree(run / "checkpoints/2")
     arguments = ["--pretrained.folder", GOLDEN / "flux-dev-tiny", "--run", run]
-    assert fmjax("train", CONFIGS / "finetune_flux.py", *arguments, *data) == 0
+    assert fmjax("train", flux, *arguments, *QUICK) == 0
     assert "resumed from step 1" in capsys.readouterr().out
     assert fmjax("export", run, "--overwrite") == 0
     after = load_file(run / "export" / LORA_FILE)
@@ -137,21 +163,13 @@ def test_untrained_weights_come_back_byte_for_byte(of_all, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_pipeline_is_exported(data, tmp_path):
+def test_a_whole_pipeline_is_exported(tmp_path):
     """Of a pipeline's folder the transformer is trained; the other parts are copied."""
     about = json.loads((PIPELINE / "transformer/config.json").read_text())
-    more = ["--data.text.width", about["joint_attention_dim"], "--data.text.pooled-width",
-            about["pooled_projection_dim"], "--data.event-shape", "8", "8", about["in_channels"],
-            "--data.folder", tmp_path / "data"]  # fmt: skip
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    shapes = {"x": (8, 8, about["in_channels"]), "text": (4, about["joint_attention_dim"]),
-              "pooled": (about["pooled_projection_dim"],)}  # fmt: skip
-    for name, shape in shapes.items():
-        array = rng.standard_normal((16, *shape), np.float32)
-        np.save(tmp_path / "data" / f"train_{name}.npy", array)
+    text = TextShape(4, about["joint_attention_dim"], about["pooled_projection_dim"])
+    config = with_data("finetune_sd3.py", tmp_path, (8, 8, about["in_channels"]), text)
     arguments = ["--pretrained.folder", PIPELINE, "--run", tmp_path / "run"]
-    assert fmjax("train", CONFIGS / "finetune_sd3.py", *data, *more, *arguments) == 0
+    assert fmjax("train", config, *QUICK, *arguments) == 0
     output = tmp_path / "pipeline"
     assert fmjax("export", tmp_path / "run", "--pipeline", "--output", output) == 0
     for path in PIPELINE.rglob("*"):
@@ -169,22 +187,22 @@ def test_a_whole_pipeline_is_exported(data, tmp_path):
         (["--data.text.width", "31"], "folder .* must hold text of"),
     ],
 )
-def test_a_training_that_cannot_be_leaves_no_folder(arguments, message, data, tmp_path, capsys):
+def test_a_training_that_cannot_be_leaves_no_folder(arguments, message, flux, tmp_path, capsys):
     usual = ["--pretrained.folder", str(GOLDEN / "flux-dev-tiny"), "--run", tmp_path / "run"]
-    assert fmjax("train", CONFIGS / "finetune_flux.py", *usual, *data, *arguments) == 2
+    assert fmjax("train", flux, *usual, *QUICK, *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
     assert not (tmp_path / "run").exists()
 
 
-def test_data_of_another_model_is_refused(data, tmp_path, capsys):
+def test_data_of_another_model_is_refused(flux, tmp_path, capsys):
     """Latents of four channels for a transformer of sixteen, say."""
     released = shutil.copytree(GOLDEN / "flux-dev-tiny", tmp_path / "flux")
     about = json.loads((released / "config.json").read_text()) | {"in_channels": 64}
     (released / "config.json").write_text(json.dumps(about))
     arguments = ["--pretrained.folder", released, "--run", tmp_path / "run"]
-    assert fmjax("train", CONFIGS / "finetune_flux.py", *arguments, *data) == 2
+    assert fmjax("train", flux, *arguments, *QUICK) == 2
     assert (
         "data must have latents whose channels (of FLUX, those of a patch) are 64, as the tr"
         in (capsys.readouterr().err)

@@ -192,7 +192,7 @@ def test_classes_that_do_not_fit_are_refused(run, picture, setting, images, mess
 
 
 def test_models_without_classes_or_images_are_refused(run, picture):
-    plain = run._replace(num_classes=None)
+    plain = run._replace(conditions=None)
     with pytest.raises(ValueError, match="target_class must be left out for a model without"):
         invert_run(plain, dataclasses.replace(SMALL, target_class=1))
     with pytest.raises(ValueError, match="classes must be left out for a model without classes"):

@@ -41,9 +41,10 @@ from fmjax.studies.draw_run import draw_from
 from fmjax.studies.likelihood import likelihood_run
 from fmjax.studies.pairs import make_pairs, pairs_folder
 from fmjax.studies.paths import measure_paths, read_paths
+from fmjax.studies.prepare import prepare
 from fmjax.studies.reflow import reflow_config
 from fmjax.studies.report import report_run
-from fmjax.studies.run_folder import RunFolder, open_run, prepare
+from fmjax.studies.run_folder import RunFolder, open_run
 from fmjax.studies.sample import read_samples, write_samples
 from fmjax.studies.starts import run_starts
 from fmjax.studies.train import train
@@ -225,7 +226,7 @@ def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
 def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_path):
     # In batches that do not divide them: what fills the last one up is not among them.
     asked = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
-    drawn = draw_from(teacher, asked, None)
+    drawn = draw_from(teacher, asked)
     x0 = run_starts(teacher)(TEACHER.sampling.seed, np.arange(20))
     rows = {tuple(row) for row in TEACHER.source.load("test").points()}
     assert {tuple(row) for row in np.asarray(x0)} <= rows

@@ -21,12 +21,14 @@ from fmjax.config import (
 )
 from fmjax.data import ArrayData, DigitsData
 from fmjax.networks import DiTConfig
+from fmjax.studies.asked import chosen_labels
 from fmjax.studies.configs import load_config
 from fmjax.studies.draw import Drawn
 from fmjax.studies.evaluate import evaluate_run, read_evaluation
+from fmjax.studies.prepare import prepare
 from fmjax.studies.results import make_results
-from fmjax.studies.run_folder import RunFolder, open_run, prepare, read_config
-from fmjax.studies.sample import chosen_labels, grid_of, in_words, read_samples, sample_run
+from fmjax.studies.run_folder import RunFolder, open_run, read_config
+from fmjax.studies.sample import grid_of, in_words, read_samples, sample_run
 from fmjax.studies.train import train
 from fmjax.training import MeshConfig, OptimizerConfig
 

@@ -1,0 +1,61 @@
+"""Text to image on colour emoji: 3,198 pictures of 32x32 with their names, without flags.
+
+fmjax train configs/emoji.py
+fmjax sample runs/emoji --prompts "a purple heart" "a dog with sunglasses"
+
+The pictures are those of Debian's packages fonts-noto-color-emoji and unicode-data.
+"""
+
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from fmjax.data import EmojiData
+from fmjax.data.emoji import GROUPS
+from fmjax.networks import MMDiTConfig, TextEncoderConfig
+from fmjax.times import LogitNormal
+from fmjax.training import OptimizerConfig
+
+TRAINED_ON = (
+    "red heart", "pizza", "smiling cat with heart-eyes", "loudly crying face", "tropical fish",
+    "evergreen tree", "police car", "green apple",
+)  # fmt: skip
+HELD_OUT = (
+    "woman firefighter with dark skin tone", "astronaut with light skin tone",
+    "man with medium-dark skin tone and white hair", "Santa Claus with light skin tone",
+)  # fmt: skip
+MADE_UP = ("pink square", "blue apple", "cat with sunglasses", "cat with halo")
+
+
+def get_config() -> Config:
+    """An MM-DiT on patches of 4, and a text encoder of two layers."""
+    return Config(
+        name="emoji",
+        data=EmojiData(groups=GROUPS[:-1]),
+        network=MMDiTConfig(
+            patch_size=4, num_heads=4, head_width=40, num_layers=4, qk_norm=True,
+            unroll_layers=True,
+        ),
+        text_encoder=TextEncoderConfig(width=128, num_layers=2, num_heads=4),
+        loss=LossConfig(label_drop=0.1, density=LogitNormal(), stratified=True),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
+        ),
+        training=TrainingConfig(
+            num_steps=2_500, batch_size=64, accumulation_steps=2, ema_decay=0.998, log_every=50,
+            checkpoint_every=500,
+        ),
+        sampling=SamplingConfig(
+            num_samples=96, solver="heun", num_steps=16, guidance=3.0,
+            prompts=(*TRAINED_ON, *HELD_OUT, *MADE_UP),
+        ),
+        compare=CompareConfig(
+            num_samples=16, fixed_solvers=("euler", "heun"), num_steps=(2, 4, 8, 16, 32),
+            adaptive_solvers=("tsit5",), tolerances=(1e-2, 1e-3, 1e-4),
+        ),
+        evaluation=EvaluationConfig(num_samples=500),
+    )  # fmt: skip

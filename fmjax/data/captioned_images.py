@@ -1,0 +1,134 @@
+"""A folder of images with captions."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmjax._arrays import Conditions
+from fmjax._checks import require, require_at_least
+from fmjax._progress import Progress, Silent
+from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, captions_of
+from fmjax.data.image_files import SUFFIXES, ImageFiles
+from fmjax.data.tokenizer import TokenizerConfig
+
+_LISTS = ("metadata.jsonl", "captions.jsonl")
+_Pairs = dict[str, str]  # Names of images within the folder, and their captions.
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images of any size with captions, `[size, size, 3]`, decoded batch after batch.
+
+    A caption is `NAME.txt` beside the image `NAME.png` (or .jpg, ..), or a line of
+    `metadata.jsonl` or `captions.jsonl`, `{"file_name": "cats/1.png", "text": "a red cat"}` (or
+    "caption"). If there are folders `train` and `test` they are the splits; else a share of the
+    images is the test split, chosen by their names. The middle of each image is taken, on white.
+
+    Attributes:
+        folder: With the images.
+        size: Side of the squares that they become.
+        test_every: About one image in so many is a test image.
+        tokenizer: How captions become numbers.
+    """
+
+    folder: str
+    size: int = 64
+    test_every: int = 20
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    def __post_init__(self) -> None:
+        require_at_least("data.size", self.size, 1)
+        require_at_least("data.test_every", self.test_every, 2)
+
+    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+        """The shape of one example and of its caption, without reading any."""
+        return (self.size, self.size, 3), self.tokenizer.shape
+
+    def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
+        """Find the images of one split and read their captions; no image is decoded yet.
+
+        Raises:
+            ValueError: If images and captions do not belong together, one to one.
+        """
+        folder = Path(self.folder).expanduser()
+        require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
+        splits = self._splits(folder)
+        if not splits[split]:
+            raise NoSuchSplit(f"data.folder must hold images to {split} on, got {folder}")
+        images = ImageFiles([folder / name for name in splits[split]], self.size)
+        texts, learned = (list(splits[name].values()) for name in (split, "train"))
+        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer))
+
+    def _splits(self, folder: Path) -> dict[str, _Pairs]:
+        if (folder / "train").is_dir():
+            return {
+                split: {f"{split}/{name}": text for name, text in _read(folder / split).items()}
+                for split in SPLITS
+            }
+        splits: dict[str, _Pairs] = {split: {} for split in SPLITS}
+        for name, text in _read(folder).items():
+            digest = hashlib.sha256(name.encode()).digest()
+            is_test = int.from_bytes(digest[:8], "big") % self.test_every == 0
+            splits["test" if is_test else "train"][name] = text
+        return splits
+
+
+def _read(folder: Path) -> _Pairs:
+    """Names within the folder and captions, in the order of the names."""
+    files = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    }
+    lists = [folder / name for name in _LISTS if (folder / name).is_file()]
+    require(len(lists) < 2, f"folder {folder}", f"hold one of {' and '.join(_LISTS)}", "both")
+    pairs = _listed(lists[0]) if lists else _beside(folder, files)
+    _refuse(folder, files - set(pairs), "have a caption for every image")
+    _refuse(folder, set(pairs) - files, "have an image for every caption")
+    _refuse(folder, {n for n, text in pairs.items() if not text}, "have words in every caption")
+    return dict(sorted(pairs.items()))
+
+
+def _refuse(folder: Path, names: set[str], rule: str) -> None:
+    first = min(names, default="")
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    require(not names, f"folder {folder}", rule, f"none for {first}{more}")
+
+
+def _beside(folder: Path, files: set[str]) -> _Pairs:
+    images = {str(Path(name).with_suffix("")): name for name in sorted(files, reverse=True)}
+    texts = sorted(path.relative_to(folder) for path in folder.rglob("*.txt"))
+    return {
+        images.get(str(path.with_suffix("")), path.as_posix()): _text(folder / path).strip()
+        for path in texts
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"file {path} must be UTF-8 text, got {error}") from error
+
+
+def _listed(path: Path) -> _Pairs:
+    pairs: _Pairs = {}
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"file {path}, line {number},"
+        try:
+            entry = json.loads(line)
+            name, text = entry["file_name"], entry["text" if "text" in entry else "caption"]
+        except (ValueError, KeyError, TypeError) as error:
+            rule = 'be {"file_name": .., "text": ..}'
+            raise ValueError(f"{where} must {rule}, got {error!r}") from error
+        words = isinstance(name, str) and isinstance(text, str)
+        require(words, where, "hold texts", f"{name!r} and {text!r}")
+        inside = (path.parent / name).resolve().is_relative_to(path.parent.resolve())
+        require(inside, where, "name a file within the folder", repr(name))
+        name = (path.parent / name).relative_to(path.parent).as_posix()
+        require(name not in pairs, where, "name a file once", repr(name))
+        pairs[name] = text.strip()
+    return pairs
