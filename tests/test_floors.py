@@ -16,7 +16,17 @@ MAX_LINES = 270  # The aim is 250; this stops what has run away from it.
 # A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
 FLOORS = {
     **dict.fromkeys(
-        ("_arrays", "_checks", "_files", "_jaxprs", "_layout", "_memory", "_progress", "_stopping"),
+        (
+            "_arrays",
+            "_checks",
+            "_files",
+            "_jaxprs",
+            "_layout",
+            "_memory",
+            "_progress",
+            "_stopping",
+            "_trees",
+        ),
         0,
     ),
     **dict.fromkeys(("schedules", "velocity", "times", "couplings", "manifolds", "hardware"), 1),

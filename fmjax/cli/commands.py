@@ -12,7 +12,7 @@ from fmjax.cli.console import console
 from fmjax.cli.generating import encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.training import reflow, train
+from fmjax.cli.training import export, reflow, train
 from fmjax.cli.working import working
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def _plan(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "export": export,
     "reflow": reflow,
     "generate": generate,
     "encode": encode,

@@ -26,6 +26,7 @@ from fmjax.networks.clip import (
 )
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
+from fmjax.networks.lora import Adapters, LoRAConfig
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
 from fmjax.networks.mmdit import (
     SD3_MEDIUM,
@@ -60,6 +61,7 @@ __all__ = [
     "SD35_LARGE",
     "SD35_MEDIUM",
     "SD3_MEDIUM",
+    "Adapters",
     "T5_XXL",
     "CLIPOutput",
     "CLIPText",
@@ -72,6 +74,7 @@ __all__ = [
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "LoRAConfig",
     "MLPConfig",
     "NetworkConfig",
     "T5Config",

@@ -14,6 +14,7 @@ from fmjax.networks import make_autoencoder, make_clip_text, make_flux, make_mmd
 from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
 from fmjax.pretrained.flux import flux_config, flux_views
+from fmjax.pretrained.lora_files import merge_lora
 from fmjax.pretrained.sd3 import sd3_config, sd3_views
 from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config, t5_views
 from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
@@ -88,6 +89,8 @@ def load_component(
     mesh: jax.sharding.Mesh,
     dtype: Any = None,
     compute: str = "float32",
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
     progress: Progress = Silent(),
     **settings: Any,
 ) -> Loaded:
@@ -98,26 +101,38 @@ def load_component(
         mesh: Over which the weights are laid; each device reads its own part of the files.
         dtype: Of the weights; None keeps that of the files.
         compute: The dtype of the computation, "float32" or "bfloat16".
+        lora: A LoRA file, whose adapters are added to the weights.
+        lora_scale: How much of them.
         progress: Hears of each parameter.
         settings: As of `make_component`.
 
     Raises:
-        ValueError: If the folder lacks a file, or one is damaged, pickled or of something else.
+        ValueError: If the folder lacks a file, or one is damaged, pickled or of something else; or
+            the LoRA file is of another model.
         WeightsMismatch: If the tensors are not those of the config.json.
     """
     about = read_json(folder / "config.json")
     try:
-        with TensorFiles(find_files(folder)) as files:
+        with _opened(folder, lora, lora_scale) as files:
             component = make_component(about, tuple(files.shapes), dtype=compute, **settings)
             check_tensors(files, component.views, (*component.aliases, *component.buffers))
             like = jax.eval_shape(component.init, jax.random.key(0))
             like = laid_out(like, mesh, component.tensor_axes)
             params = load_params(files, component.views, like, dtype=dtype, progress=progress)
     except ValueError as error:
-        if str(folder) in str(error):
+        if any(str(path) in str(error) for path in (folder, lora)):
             raise
         raise ValueError(f"{folder}: {error}") from error
     return Loaded(component, params)
+
+
+def _opened(folder: Path, lora: Path | None, scale: float) -> TensorFiles:
+    """The tensors of a folder, with adapters added to them."""
+    files = TensorFiles(find_files(folder))
+    if lora is None:
+        return files
+    with files:
+        return merge_lora(files, lora, scale)
 
 
 def _flux(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
