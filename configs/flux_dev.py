@@ -1,29 +1,35 @@
 r"""FLUX.1's network, 11.9 billion parameters, on latents of 1024x1024 images with their captions.
 
     fmjax plan configs/flux_dev.py --topology v5e:16x16
+    fmjax encode FLUX.1-dev images --output latents
     fmjax train configs/flux_dev.py --data.folder latents
 
-The folder holds `train_x.npy` `[num_examples, 128, 128, 16]`, latents of FLUX's autoencoder, less
-0.1159, times 0.3611; `train_text.npy` `[num_examples, 512, 4096]`, what T5-XXL's encoder makes of
-the captions; and `train_pooled.npy` `[num_examples, 768]`, CLIP-L's pooled output.
+The encoded folder holds latents of FLUX's autoencoder, less 0.1159, times 0.3611, what T5-XXL's
+encoder makes of the captions, and CLIP-L's pooled output.
 
 Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
 logit-normal times, shifted by 3 towards the noise. It has not been trained to a figure.
 """
 
-from fmjax import TextShape
+from fmjax import TextPart, TextShape
 from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import ArrayData
+from fmjax.data import EncodedData
 from fmjax.networks import FluxConfig
 from fmjax.times import LogitNormal, Shifted
 from fmjax.training import MeshConfig, OptimizerConfig
+
+# Of 512 tokens; T5's are the tokens, CLIP's the pooled vector.
+TEXT = TextShape(
+    512, 4096, 768,
+    (TextPart((0, 0), (0, 0), (0, 768)), TextPart((0, 512), (0, 4096), (0, 0))),
+)  # fmt: skip
 
 
 def get_config() -> Config:
     """FLUX.1-dev's sizes, with all devices sharing one copy of the weights."""
     return Config(
         name="flux_dev",
-        data=ArrayData("latents", event_shape=(128, 128, 16), text=TextShape(512, 4096, 768)),
+        data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),
         network=FluxConfig(dtype="bfloat16", remat="full"),
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1_000),

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fmjax._arrays import Batch as Batch
     from fmjax._arrays import Text as Text
+    from fmjax._arrays import TextPart as TextPart
     from fmjax._arrays import TextShape as TextShape
     from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
@@ -111,7 +112,7 @@ if TYPE_CHECKING:
     from fmjax.velocity import reversed_time as reversed_time
 
 _HOMES = {
-    "_arrays": ("Batch", "Text", "TextShape"),
+    "_arrays": ("Batch", "Text", "TextPart", "TextShape"),
     "_memory": ("keep_freed_memory",),
     "config": (
         "Config",

@@ -3,7 +3,9 @@
 Batched throughout: times are `[batch]`, points are `[batch, *event]`.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -47,6 +49,21 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TextPart:
+    """What one of several text encoders has in a `Text`, each from a first place to before a last.
+
+    Attributes:
+        tokens: Its tokens.
+        channels: The channels of these.
+        pooled: Its channels of the pooled vector.
+    """
+
+    tokens: tuple[int, int]
+    channels: tuple[int, int]
+    pooled: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class TextShape:
     """Sizes of a `Text`.
 
@@ -54,11 +71,28 @@ class TextShape:
         num_tokens: Of a prompt, padded or cut.
         width: Of a token's vector.
         pooled_width: Of the prompt's.
+        parts: What of it is whose, where several encoders made it and that is known.
     """
 
     num_tokens: int
     width: int
     pooled_width: int
+    parts: tuple[TextPart, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "TextShape":
+        """The inverse of `as_json`.
+
+        Raises:
+            TypeError: If it is something else; so do ValueError and KeyError.
+        """
+        spans = [{name: tuple(map(int, span)) for name, span in part.items()}
+                 for part in found.get("parts", ())]  # fmt: skip
+        return cls(**{**found, "parts": tuple(TextPart(**one) for one in spans)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,6 @@ def heads_spec(
     return (PartitionSpec(axes, None, "tensor") if _splits(shape, 2, parts) else whole), whole
 
 
-def queries_apart(shape: tuple[int, ...]) -> int:
-    """Into how many parts the queries of one example are split, where `heads_spec` splits them."""
-    spec, _ = heads_spec(shape)
-    return _size("tensor") if spec is not None and len(spec) == 3 else 1
-
-
 def heads_apart(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values where `heads_spec` has them."""
     spec_q, spec_kv = heads_spec(q.shape)

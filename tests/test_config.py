@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._arrays import Batch, Text, TextShape, TokenShape
+from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
+from fmjax._trees import divided
 from fmjax.cli.parsing import parse
 from fmjax.config import (
     SOLVERS,
@@ -15,6 +16,7 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     LossConfig,
+    PretrainedConfig,
     ReflowConfig,
     SamplingConfig,
     StudyConfig,
@@ -24,11 +26,12 @@ from fmjax.config import (
     from_json,
     guided,
     make_solve,
+    make_step,
     to_json,
 )
 from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
-from fmjax.networks import DIT_XL, DiTConfig, MLPConfig, UNetConfig
+from fmjax.networks import DIT_XL, DiTConfig, LoRAConfig, MLPConfig, UNetConfig
 from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
@@ -43,7 +46,7 @@ from fmjax.times import (
     shifted_grid,
     uniform_grid,
 )
-from fmjax.training import OptimizerConfig, init_state, make_mesh, make_train_step
+from fmjax.training import OptimizerConfig, init_state, make_mesh
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Event shape and classes of each config's data, and a network of the same kind that is small.
@@ -66,6 +69,14 @@ SHAPES = {
                          {"num_heads": 2, "head_width": 8, "num_layers": 1}),
     "emoji": ((8, 8, 3), TokenShape(12, 2048),
               {"num_heads": 2, "head_width": 8, "num_layers": 1}),
+    "finetune_flux": ((4, 4, 4), TextShape(3, 8, 6),
+                      {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
+                       "rotary_axes": (4, 2, 2)}),
+    "finetune_sd3": ((4, 4, 4), TextShape(3, 8, 6),
+                     {"num_heads": 2, "head_width": 8, "num_layers": 3, "dual_layers": (0,),
+                      "position_table": 8}),
+    "sd35_large": ((4, 4, 4), TextShape(3, 8, 6, (TextPart((0, 3), (0, 8), (0, 6)),)),
+                   {"num_heads": 2, "head_width": 8, "num_layers": 2}),
 }  # fmt: skip
 STUDIES = ("fashion_mnist_study", "fashion_mnist_grids", "fashion_mnist_few_steps")
 UNUSUAL = Config(
@@ -87,6 +98,7 @@ UNUSUAL = Config(
 )
 
 
+RELEASED = PretrainedConfig("x")
 STUDENT = Config(name="student", reflow=ReflowConfig("x"))
 
 
@@ -121,8 +133,10 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     experiment = build(config, event_shape, conditions)
     mesh = make_mesh(devices=jax.devices()[:1])  # That eight give the same is tested elsewhere.
     state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
-    step = make_train_step(experiment.objective, experiment.optimizer, mesh=mesh,
-                           state_sharding=sharding)  # fmt: skip
+    step = make_step(config, experiment, mesh, sharding)
+    frozen = ()
+    if experiment.tuning is not None:
+        frozen = (divided(experiment.init(jax.random.key(1)), experiment.tuning.learns)[1],)
     rng = np.random.default_rng(0)
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
@@ -133,7 +147,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)
     batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), cond)
     for expected in (1, 2):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *frozen)
         assert int(state.step) == expected
         assert bool(metrics.finite)
 
@@ -310,6 +324,27 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (
             lambda: CompareConfig(fixed_solvers=("tsit5",)),
             r"adaptive_solvers must not be among the fixed ones, got \['tsit5'\]",
+        ),
+        (lambda: PretrainedConfig(""), "pretrained.folder must be a folder, got ''"),
+        (lambda: PretrainedConfig("x", dtype="f16"), "pretrained.dtype must be one of float32, b"),
+        (lambda: LoRAConfig(rank=0), "lora.rank must be at least 1, got 0"),
+        (lambda: LoRAConfig(alpha=0.0), "lora.alpha must be positive, got 0.0"),
+        (lambda: LoRAConfig(layers=()), "lora.layers must name at least one"),
+        (
+            lambda: Config(name="x", pretrained=RELEASED, path=AffinePath(Cosine())),
+            "path must be the linear one for released weights",
+        ),
+        (
+            lambda: Config(name="x", pretrained=RELEASED, loss=LossConfig(Prediction.X1)),
+            "loss must be of a velocity for released weights",
+        ),
+        (
+            lambda: Config(name="x", pretrained=RELEASED, reflow=ReflowConfig("x")),
+            "reflow must be left out with released weights",
+        ),
+        (
+            lambda: build(Config(name="x", pretrained=RELEASED), (8, 8, 4), TextShape(3, 8, 6)),
+            "network must be a FluxConfig or an MMDiTConfig with released weights, got DiTConfig",
         ),
         (lambda: EvaluationConfig(num_samples=1), "evaluation.num_samples must be at least 2"),
         (lambda: TrainingConfig(num_steps=0), "training.num_steps must be at least 1, got 0"),

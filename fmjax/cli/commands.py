@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
+from fmjax.cli.generating import encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.training import reflow, train
+from fmjax.cli.training import export, reflow, train
 from fmjax.cli.working import working
 
 if TYPE_CHECKING:
@@ -209,7 +210,10 @@ def _plan(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "export": export,
     "reflow": reflow,
+    "generate": generate,
+    "encode": encode,
     "sample": _sample,
     "compare": _compare,
     "evaluate": _evaluate,

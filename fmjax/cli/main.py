@@ -15,6 +15,11 @@ USAGE = """\
 usage: fmjax COMMAND ... [--help]
 
   train CONFIG    train from a Python config; leaves a run folder with samples and a report
+  generate FOLDER PROMPT
+                  pictures of a prompt with a released model (SD3, FLUX), a folder of diffusers
+  encode FOLDER IMAGES
+                  images with captions as a released model sees them, for training on
+  export RUN      write what was trained on a released model: its weights, or a LoRA file
   sample RUN      draw samples from a run folder
   compare RUN     compare fixed and adaptive solvers on a run
   evaluate RUN    measure samples of a run against its data

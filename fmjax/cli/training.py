@@ -70,6 +70,8 @@ def _train_and_show(
         with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
                 progress.say("trained; samples of a model of text need prompts: none are drawn")
+                if config.pretrained is not None:
+                    progress.say(f"fmjax export {folder} writes it for diffusers")
             elif is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
@@ -116,3 +118,40 @@ def reflow(arguments: list[str]) -> None:
     sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
     _train_and_show(config, asked.run, asked.overwrite, None, asked.processes)
+
+
+def export(arguments: list[str]) -> None:
+    """`fmjax export RUN`."""
+    path, rest = path_and_rest("export", "RUN", arguments)
+    import dataclasses
+
+    from fmjax.studies.export import export_run
+    from fmjax.studies.run_folder import read_config
+
+    read_config(path)  # A folder that is no run is refused before its options.
+
+    @dataclasses.dataclass(frozen=True)
+    class Export:
+        """Write what was trained on a released model, for diffusers: the averaged weights.
+
+        Attributes:
+            output: Of adapters, a folder for pytorch_lora_weights.safetensors or a .safetensors
+                file; of all weights, a folder (default: export, within the run folder).
+            merged: Write the weights with the adapters added, not the adapters.
+            pipeline: Write the whole pipeline, its other parts copied, not the transformer alone.
+            overwrite: Write into a folder that holds files.
+        """
+
+        output: Path | None = None
+        merged: bool = False
+        pipeline: bool = False
+        overwrite: bool = False
+
+    asked = parse(Export, Export(), rest, f"fmjax export {path}")
+    output = path / "export" if asked.output is None else asked.output
+    with working() as progress:
+        written = export_run(
+            path, output, merged=asked.merged, pipeline=asked.pipeline,
+            overwrite=asked.overwrite, progress=progress,
+        )  # fmt: skip
+        progress.say(f"wrote {written}")

@@ -34,6 +34,7 @@ from fmjax.config.solving import (
     solver_title,
 )
 from fmjax.config.studying import StudyConfig
+from fmjax.config.tuning import PretrainedConfig
 
 __all__ = [
     "DIFFUSION_SAMPLERS",
@@ -52,6 +53,7 @@ __all__ = [
     "SolveFn",
     "Steps",
     "PlanConfig",
+    "PretrainedConfig",
     "ShortcutConfig",
     "StudyConfig",
     "TrainingConfig",

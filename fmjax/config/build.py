@@ -28,6 +28,7 @@ from fmjax.guidance import classifier_free
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
 from fmjax.paths import AffinePath, Prediction
+from fmjax.pretrained.tuning import Tuning, make_tuning
 from fmjax.solvers import (
     AdaptiveSteps,
     FixedSteps,
@@ -57,6 +58,8 @@ class Experiment(NamedTuple):
         null_cond: What stands for no condition; None if the network knows nothing that does.
         flow_map: The network as the flow map that it is, if it is one; `net` is then its
             velocity.
+        tuning: Of released weights that are trained on, what learns and what stays; `net.init`
+            then gives what learns, and `net.apply` takes all.
     """
 
     net: VelocityNet
@@ -66,6 +69,12 @@ class Experiment(NamedTuple):
     prediction: Prediction
     null_cond: Any
     flow_map: TrainedMap | None = None
+    tuning: Tuning | None = None
+
+    @property
+    def init(self) -> Callable[[Any], Params]:
+        """`init(key) -> params`, all that the network has."""
+        return self.net.init if self.tuning is None else self.tuning.init
 
     def velocity_fn(self, params: Params) -> VelocityFn:
         """The field of some parameters, whatever the network predicts."""
@@ -79,7 +88,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         ValueError: If the parts do not fit together or the data.
     """
     # Without examples whose condition was dropped, nothing stands for it.
-    null_cond = _null_cond(conditions) if config.loss.label_drop > 0 else None
+    parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
+    drops = config.loss.label_drop > 0 or parts_drop > 0
+    null_cond = _null_cond(conditions) if drops else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
     rule = "be left out for data without captions"
@@ -93,8 +104,18 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         return Experiment(flow_map.velocity_net(), objective, optimizer, path,
                           Prediction.VELOCITY, null_cond, flow_map)  # fmt: skip
     require_flow_map_samplings(config, None)
-    encoder = config.text_encoder
-    net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
+    tuning, released = None, config.pretrained
+    if released is None:
+        encoder = config.text_encoder
+        net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
+    else:
+        tuning = make_tuning(config.network, event_shape, conditions, released.lora,
+                             dtype=released.dtype)  # fmt: skip
+        net = tuning.net
+    parts = conditions.parts if isinstance(conditions, TextShape) else ()
+    known = bool(parts) or loss.encoder_drop == 0.0
+    rule = "be 0 for data without text of several encoders"
+    require(known, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
         path,
@@ -107,8 +128,10 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         huber=loss.huber,
         drop_rate=loss.label_drop,
         null_cond=null_cond,
+        parts=parts,
+        parts_drop_rate=loss.encoder_drop,
     )
-    return Experiment(net, objective, optimizer, path, loss.prediction, null_cond)
+    return Experiment(net, objective, optimizer, path, loss.prediction, null_cond, tuning=tuning)
 
 
 def differentiable_forwards(config: Config) -> Config:
@@ -117,7 +140,9 @@ def differentiable_forwards(config: Config) -> Config:
 
 
 def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding: Any) -> TrainStep:
-    """The training step that a config asks for."""
+    """The training step that a config asks for; of released weights it takes those that stay."""
+    tuning = experiment.tuning
+    frozen = None if tuning is None else tuning.frozen(mesh)
     return make_train_step(
         experiment.objective,
         experiment.optimizer,
@@ -125,13 +150,14 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
         state_sharding=state_sharding,
         ema_decay=config.training.ema_decay,
         accumulation_steps=config.training.accumulation_steps,
+        frozen_sharding=None if frozen is None else jax.tree.map(lambda a: a.sharding, frozen),
     )
 
 
 def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
     """All that decides the program of `make_step`, as JSON."""
     whole = json.loads(to_json(config))
-    parts = ("network", "text_encoder", "path", "coupling", "loss", "optimizer")
+    parts = ("network", "pretrained", "text_encoder", "path", "coupling", "loss", "optimizer")
     training = ("num_steps", "batch_size", "accumulation_steps", "ema_decay")
     return {name: whole[name] for name in parts} | {
         "training": {name: whole["training"][name] for name in training},

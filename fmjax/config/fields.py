@@ -7,10 +7,11 @@ from fmjax.config.comparing import CompareConfig
 from fmjax.config.losses import AnyLoss, LossConfig
 from fmjax.config.reflowing import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
+from fmjax.config.tuning import PretrainedConfig
 from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
 from fmjax.networks import DiTConfig, NetworkConfig, TextEncoderConfig
-from fmjax.paths import AffinePath
+from fmjax.paths import AffinePath, Prediction
 from fmjax.training import MeshConfig, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT
@@ -88,6 +89,7 @@ class Config:
         reflow: Train on the pairs that another flow makes, not on the data.
         conditional: Whether the data's classes, where it has any, condition the network.
         network: What predicts.
+        pretrained: Released weights that the training starts from.
         text_encoder: What reads captions, of data that have them; it is trained along.
         path: From noise to data.
         coupling: How noise and data are paired.
@@ -107,6 +109,7 @@ class Config:
     reflow: ReflowConfig | None = None
     conditional: bool = True
     network: NetworkConfig = field(default_factory=DiTConfig)
+    pretrained: PretrainedConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
@@ -129,6 +132,19 @@ class Config:
         paired = self.reflow is None or isinstance(self.coupling, Independent)
         rule = "be Independent on pairs, which are coupled already"
         require(paired, "coupling", rule, self.coupling)
+        if self.pretrained is not None:
+            self._require_as_released()
+
+    def _require_as_released(self) -> None:
+        """Released weights predict the velocity of straight paths from noise."""
+        plain = isinstance(self.loss, LossConfig)
+        plain = plain and self.loss.prediction == Prediction.VELOCITY  # type: ignore[union-attr]
+        require(plain, "loss", "be of a velocity for released weights", self.loss)
+        rule = "be the linear one for released weights"
+        require(self.path == AffinePath(), "path", rule, self.path)
+        rule = "be left out with released weights, whose text is encoded already"
+        require(self.text_encoder is None, "text_encoder", rule, self.text_encoder)
+        require(self.reflow is None, "reflow", "be left out with released weights", self.reflow)
 
     @property
     def paired(self) -> bool:

@@ -23,6 +23,8 @@ class LossConfig:
         density: Density of the training times.
         stratified: Spread a batch's times evenly over the density.
         label_drop: Share of examples that train without their label or text, for guidance.
+        encoder_drop: Of text that several encoders made: share of examples that train without
+            what one of them gave, each encoder by a coin of its own (SD3: 0.464).
     """
 
     prediction: Prediction = Prediction.VELOCITY
@@ -32,9 +34,11 @@ class LossConfig:
     density: DensityConfig = Uniform()
     stratified: bool = False
     label_drop: float = 0.1
+    encoder_drop: float = 0.0
 
     def __post_init__(self) -> None:
         require_between("loss.label_drop", self.label_drop, 0.0, 1.0)
+        require_between("loss.encoder_drop", self.encoder_drop, 0.0, 1.0)
         if self.huber is not None:
             require_positive("loss.huber", self.huber)
 

@@ -9,6 +9,7 @@ from fmjax.data.cifar10 import Cifar10Data
 from fmjax.data.dataset import Captions, Dataset, NoSuchSplit, Source, load
 from fmjax.data.digits import DigitsData
 from fmjax.data.emoji import EmojiData
+from fmjax.data.encoded import EncodedData, encoded_manifest
 from fmjax.data.manifest import RecordField, RecordManifest, missing_shards, prepare_records
 from fmjax.data.mnist import IdxData
 from fmjax.data.pairs import Pairs, open_pairs, pair_fields
@@ -19,7 +20,7 @@ from fmjax.data.toys import ToyData
 
 DataConfig: TypeAlias = (
     DigitsData | ToyData | IdxData | ArrayData | Cifar10Data
-    | CaptionedClasses | CaptionedImages | EmojiData
+    | CaptionedClasses | CaptionedImages | EmojiData | EncodedData
 )  # fmt: skip
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Dataset",
     "DigitsData",
     "EmojiData",
+    "EncodedData",
     "IdxData",
     "NoSuchSplit",
     "RecordField",
@@ -45,6 +47,7 @@ __all__ = [
     "TokenizerConfig",
     "ToyData",
     "batches",
+    "encoded_manifest",
     "load",
     "missing_shards",
     "open_pairs",

@@ -5,6 +5,7 @@ from fmjax.losses.flow import (
     FlowExamples,
     TimeWeight,
     drop_condition,
+    drop_parts,
     flow_matching_loss,
     flow_matching_objective,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "TimeWeight",
     "drop_condition",
+    "drop_parts",
     "flow_matching_loss",
     "flow_matching_objective",
     "mean_flow_objective",

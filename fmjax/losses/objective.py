@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fmjax._trees import joined
+
 
 class Objective(NamedTuple):
     """A loss in two pure functions, so that chance is drawn once for the global batch.
@@ -27,3 +29,14 @@ class Objective(NamedTuple):
     def taught(self, average: Any, examples: Any) -> Any:
         """The examples that `loss` takes."""
         return examples if self.teach is None else self.teach(average, examples)
+
+    def beside(self, frozen: Any) -> "Objective":
+        """The same of parameters without some that are `frozen`, nested dicts; None for none."""
+        if frozen is None:
+            return self
+
+        def whole(fn: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda params, examples: fn(joined(params, frozen), examples)
+
+        teach = None if self.teach is None else whole(self.teach)
+        return Objective(self.draw, whole(self.loss), teach)

@@ -16,8 +16,17 @@ from fmjax._arrays import (
     TokenShape,
 )
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
+from fmjax.networks.clip import (
+    CLIP_G,
+    CLIP_L,
+    CLIPOutput,
+    CLIPText,
+    CLIPTextConfig,
+    make_clip_text,
+)
 from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
 from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
+from fmjax.networks.lora import Adapters, LoRAConfig
 from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
 from fmjax.networks.mmdit import (
     SD3_MEDIUM,
@@ -27,13 +36,19 @@ from fmjax.networks.mmdit import (
     MMDiTConfig,
     make_mmdit,
 )
+from fmjax.networks.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
 from fmjax.networks.text import TextEncoderConfig, make_text_encoder, with_encoder
+from fmjax.networks.text_layers import TextEncoder
+from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
+from fmjax.networks.vae import Autoencoder, AutoencoderConfig, make_autoencoder
 from fmjax.velocity import FlowMapNet, VelocityNet
 
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 
 __all__ = [
+    "CLIP_G",
+    "CLIP_L",
     "DIT_B",
     "DIT_L",
     "DIT_S",
@@ -46,24 +61,39 @@ __all__ = [
     "SD35_LARGE",
     "SD35_MEDIUM",
     "SD3_MEDIUM",
+    "Adapters",
+    "T5_XXL",
+    "CLIPOutput",
+    "CLIPText",
+    "CLIPTextConfig",
+    "Autoencoder",
+    "AutoencoderConfig",
     "Classifier",
     "ClassifierConfig",
     "DiT",
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "LoRAConfig",
     "MLPConfig",
     "NetworkConfig",
+    "T5Config",
+    "T5Encoder",
+    "TextEncoder",
     "TextEncoderConfig",
     "UNet",
     "UNetConfig",
+    "decode_tiled",
+    "make_autoencoder",
     "make_classifier",
+    "make_clip_text",
     "make_dit",
     "make_flow_map",
     "make_flux",
     "make_mlp",
     "make_mmdit",
     "make_network",
+    "make_t5_encoder",
     "make_text_encoder",
     "make_unet",
     "with_encoder",

@@ -8,6 +8,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmjax._checks import require
-from fmjax._layout import heads_apart, heads_spec, queries_apart
+from fmjax._layout import heads_apart, heads_spec
 
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
@@ -29,6 +30,7 @@ def attention(
     k: Float[Array, "batch heads keys dim"],
     v: Float[Array, "batch heads keys dim"],
     kind: str = "xla",
+    bias: Float[Array, "some queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries dim"]:
     """What each query sees of the values, in the dtype of `v`.
 
@@ -39,22 +41,23 @@ def attention(
         kind: "xla" (plain products), "splash" (TPU), "cudnn" (NVIDIA), or "auto": by the platform
             of the mesh in context, or JAX's default one; plain where the kernel takes no such
             sizes or types.
+        bias: Added to the logits before the softmax, for every head or (1 of them) for all alike;
+            minus infinity hides a key. The kernels take none.
 
     Raises:
-        ValueError: If a kernel is asked for that takes no such sizes or types.
+        ValueError: If a kernel is asked for that takes no such sizes or types, or no bias.
     """
     if kind == "auto":
-        kind = _fastest(q, k, v)
+        kind = _fastest(q, k, v) if bias is None else "xla"
+    require(bias is None or kind == "xla", "attention", "be 'xla' where it has a bias", kind)
     q, k, v = heads_apart(q, k, v)
     if kind == "splash":
-        sizes = f"{q.shape[2]} and {k.shape[2]}"
-        require(_fits_splash(q, k), "tokens", "be multiples of 128 for splash attention", sizes)
         return _splash(q, k, v)
     if kind == "cudnn":
         require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
                 "multiple of 8, for cudnn", f"{q.dtype} and {q.shape[-1]}")  # fmt: skip
         return _cudnn(q, k, v)
-    return _plain(q, k, v)
+    return _plain(q, k, v, bias)
 
 
 def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
@@ -62,14 +65,14 @@ def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
     device = None if mesh.empty else mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     tokens = min(q.shape[2], k.shape[2])
-    if platform == "tpu" and tokens >= _LEAST_FOR_SPLASH and _fits_splash(q, k):
+    if platform == "tpu" and tokens >= _LEAST_FOR_SPLASH:
         return "splash"
     if platform in ("gpu", "cuda") and _fits_cudnn(q) and q.dtype == k.dtype == v.dtype:
         return "cudnn"
     return "xla"
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Two products. They are the fastest form that XLA has on the CPU.
 
     The division comes after the second product, over [queries, dim] instead of [queries, keys],
@@ -78,17 +81,14 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scale = 1.0 / math.sqrt(q.shape[-1])
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=wide)
+    if bias is not None:
+        logits = logits + bias[None].astype(wide)
     # The largest logit cancels out of the quotient, so no derivative goes through it.
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
     return (mixed / total).astype(v.dtype)
-
-
-def _fits_splash(q: jax.Array, k: jax.Array) -> bool:
-    queries = q.shape[2] // queries_apart(q.shape)
-    return _block(queries) is not None and _block(k.shape[2]) is not None
 
 
 def _block(tokens: int) -> int | None:
@@ -107,10 +107,13 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """The kernel on one device. Its blocks are whole: what they lack is filled up, and not seen."""
     # Imported where it is used: it takes as long as half of jax.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    (_, heads, queries, _), keys = q.shape, k.shape[2]
+    (_, heads, num_queries, _), num_keys = q.shape, k.shape[2]
+    q, (k, v) = _filled(q), (_filled(k), _filled(v))
+    queries, keys = q.shape[2], k.shape[2]
     block_q, block_kv = _block(queries), _block(keys)
     assert block_q is not None
     assert block_kv is not None
@@ -122,8 +125,21 @@ def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = 
         splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
         block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
     )  # fmt: skip
-    mixed: Any = jax.vmap(kernel)(q, k, v)
-    return mixed
+    segments = None
+    if keys != num_keys:  # Only tokens of one segment see each other.
+        real = (jnp.arange(keys) >= num_keys).astype(jnp.int32)
+        segments = splash.SegmentIds(q=jnp.zeros(queries, jnp.int32), kv=real)
+    mixed: Any = jax.vmap(partial(kernel, segment_ids=segments))(q, k, v)
+    return mixed[:, :, :num_queries]
+
+
+def _filled(tokens: jax.Array) -> jax.Array:
+    """Zeros behind the tokens, up to whole blocks: the longest, where that is not much more."""
+    num = tokens.shape[2]
+    if _block(num) is not None:
+        return tokens
+    size = next(block for block in _BLOCKS if block <= num // 8 or block == _BLOCKS[-1])
+    return jnp.pad(tokens, ((0, 0), (0, 0), (0, -num % size), (0, 0)))
 
 
 def _fits_cudnn(q: jax.Array) -> bool:

@@ -27,26 +27,29 @@ def conv_init(
 
 
 class Conv(nnx.Conv):
-    """A convolution that keeps the resolution.
+    """A convolution that keeps the resolution, or gives every `stride`-th pixel of it.
 
     Attributes:
         split: As of `Linear`.
+        stride: Pixels from one output to the next. The padding is as little as there can be, the
+            odd pixel of it at the bottom and on the right.
     """
 
     def __init__(self, before: int, after: int, size: int, *, split: int | None = None,
-                 **settings: Any):  # fmt: skip
+                 stride: int = 1, **settings: Any):  # fmt: skip
         super().__init__(before, after, (size, size), **settings)
-        self.split = split
+        self.split, self.stride = split, stride
 
     tensor_axes = property(tensor_axes_of)
 
     def __call__(
         self, inputs: Float[Array, "batch height width _in"]
-    ) -> Float[Array, "batch height width _out"]:
+    ) -> Float[Array, "batch _height _width _out"]:
         """Give the feature map."""
         x, kernel, bias = gathered_as(self, inputs)
+        strides = (self.stride, self.stride)
         out = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return out if bias is None else out + bias[None, None, None]
 

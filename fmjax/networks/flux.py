@@ -35,6 +35,7 @@ from fmjax.networks.layers import (
     modulate,
     widened,
 )
+from fmjax.networks.lora import Adapters, with_adapters
 from fmjax.networks.patches import axis_angles, patchify, unpatchify
 from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
 from fmjax.networks.text_cond import checked_text, require_patches, require_text
@@ -164,10 +165,21 @@ class Flux(nnx.Module):
         return rows_apart(nnx.silu(c))
 
 
-def make_flux(config: FluxConfig, event_shape: tuple[int, ...], text: Conditions) -> VelocityNet:
+def make_flux(
+    config: FluxConfig,
+    event_shape: tuple[int, ...],
+    text: Conditions,
+    adapters: Adapters | None = None,
+) -> VelocityNet:
     """A FLUX network for latents of `event_shape` = (height, width, channel), as pure functions.
 
     Its condition is a `Text` of the sizes `text`; its output is zero at the start.
+
+    Args:
+        config: Its sizes.
+        event_shape: Of the latents.
+        text: Sizes of the condition.
+        adapters: Of its layers.
 
     Raises:
         ValueError: If the event is no image, its sides are no multiples of the patch, or it is
@@ -179,7 +191,7 @@ def make_flux(config: FluxConfig, event_shape: tuple[int, ...], text: Conditions
     def build(rngs: nnx.Rngs) -> Flux:
         return Flux(config, event_shape, shape, rngs=rngs)
 
-    return VelocityNet(*purify(build))
+    return VelocityNet(*purify(with_adapters(build, adapters)))
 
 
 def _angles(config: FluxConfig, num_text: int, rows: int, columns: int) -> np.ndarray:

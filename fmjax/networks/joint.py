@@ -195,7 +195,13 @@ class DoubleBlock(nnx.Module):
 
 
 class SingleBlock(nnx.Module):
-    """All tokens alike, with attention and MLP side by side behind one norm."""
+    """All tokens alike, with attention and MLP side by side behind one norm.
+
+    Attributes:
+        lora: An adapter of `out` and `mlp_out`, which are one layer of both their inputs.
+    """
+
+    lora: Any = None
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         width, hidden = sizes.width, _MLP_RATIO * sizes.width
@@ -220,7 +226,9 @@ class SingleBlock(nnx.Module):
         q, k, v = self.to_heads(normed)
         mixed = _mixed(self.sizes, q, k, v, angles)
         hidden = nnx.gelu(self.mlp_in(normed), approximate=True)
-        return h + gate * rows_apart(self.out(mixed) + self.mlp_out(hidden))
+        out = self.out(mixed) + self.mlp_out(hidden)
+        out = out if self.lora is None else out + self.lora(mixed, hidden)
+        return h + gate * rows_apart(out)
 
 
 def _mixed(

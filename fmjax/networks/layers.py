@@ -44,7 +44,8 @@ def tensor_axes_of(layer: Any) -> dict[str, int]:
     """By a parameter's name, the axis of it that `tensor` splits."""
     if layer.split is None:
         return {}
-    return {"kernel": layer.split} | ({"bias": -1} if layer.split == OUTPUTS else {})
+    biased = layer.split == OUTPUTS and layer.bias is not None
+    return {"kernel": layer.split} | ({"bias": -1} if biased else {})
 
 
 def gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -66,7 +67,10 @@ class Linear(nnx.Linear):
 
     Attributes:
         split: Which axis of the kernel `tensor` splits: OUTPUTS, INPUTS or None.
+        lora: An adapter, whose output is added (`networks/lora.py`).
     """
+
+    lora: Any = None
 
     def __init__(self, before: int, after: int, *, split: int | None = None, **settings: Any):
         super().__init__(before, after, **settings)
@@ -78,7 +82,8 @@ class Linear(nnx.Linear):
         """Give `inputs @ kernel + bias`."""
         x, kernel, bias = gathered_as(self, inputs.reshape(-1, inputs.shape[-1]))
         out = x @ kernel if bias is None else x @ kernel + bias[None]
-        return out.reshape(*inputs.shape[:-1], out.shape[-1])
+        out = out.reshape(*inputs.shape[:-1], out.shape[-1])
+        return out if self.lora is None else out + self.lora(inputs)
 
 
 def timestep_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
@@ -195,6 +200,10 @@ def modulate(
     Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2 (adaLN).
     """
     return layer_norm(h) * (1.0 + scale) + shift
+
+
+HEADS = ("q", "k", "v")
+"""What `ToHeads` gives, in the order of its columns."""
 
 
 class ToHeads(Linear):

@@ -31,6 +31,7 @@ from fmjax.networks.layers import (
     modulate,
     widened,
 )
+from fmjax.networks.lora import Adapters, with_adapters
 from fmjax.networks.patches import patchify, sincos_positions, unpatchify
 from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
 from fmjax.networks.text_cond import checked_text, require_patches, require_text
@@ -174,10 +175,21 @@ def _table(side: int, width: int) -> Float[Array, "rows columns width"]:
     return jnp.asarray(sincos_positions(side, side, width)).reshape(side, side, width)
 
 
-def make_mmdit(config: MMDiTConfig, event_shape: tuple[int, ...], text: Conditions) -> VelocityNet:
+def make_mmdit(
+    config: MMDiTConfig,
+    event_shape: tuple[int, ...],
+    text: Conditions,
+    adapters: Adapters | None = None,
+) -> VelocityNet:
     """An MM-DiT for latents of `event_shape` = (height, width, channel), as pure functions.
 
     Its condition is a `Text` of the sizes `text`; its output is zero at the start.
+
+    Args:
+        config: Its sizes.
+        event_shape: Of the latents.
+        text: Sizes of the condition.
+        adapters: Of its layers.
 
     Raises:
         ValueError: If the event is no image, its sides are no multiples of the patch or more than
@@ -195,4 +207,4 @@ def make_mmdit(config: MMDiTConfig, event_shape: tuple[int, ...], text: Conditio
     def build(rngs: nnx.Rngs) -> MMDiT:
         return MMDiT(config, event_shape, shape, rngs=rngs)
 
-    return VelocityNet(*purify(build))
+    return VelocityNet(*purify(with_adapters(build, adapters)))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import FluxConfig
 from fmjax.pretrained.joint import (
@@ -44,6 +45,34 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
         guidance=3.5 if about["guidance_embeds"] else None,
         **settings,
     )
+
+
+def flux_about(config: FluxConfig, channels: int, text: TextShape) -> dict[str, Any]:
+    """The config.json of a network: what `flux_config` reads.
+
+    Args:
+        config: The network.
+        channels: Of its latents.
+        text: Sizes of its condition.
+
+    Raises:
+        ValueError: If no such file can describe it.
+    """
+    require(config.patch_size == _PATCH, "patch_size", f"be {_PATCH} in FLUX", config.patch_size)
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": channels * _PATCH**2,
+        "out_channels": None,
+        "num_layers": config.num_double,
+        "num_single_layers": config.num_single,
+        "attention_head_dim": config.head_width,
+        "num_attention_heads": config.num_heads,
+        "joint_attention_dim": text.width,
+        "pooled_projection_dim": text.pooled_width,
+        "guidance_embeds": config.guidance is not None,
+        "axes_dims_rope": list(config.rotary_axes),
+    }
 
 
 def flux_views(about: Mapping[str, Any]) -> Views:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import MMDiTConfig
 from fmjax.pretrained.joint import (
@@ -44,6 +45,36 @@ def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
     width = about["caption_projection_dim"]
     require(width == config.width, "caption_projection_dim", f"be {config.width}", width)
     return config
+
+
+def sd3_about(config: MMDiTConfig, channels: int, text: TextShape) -> dict[str, Any]:
+    """The config.json of a network: what `sd3_config` reads.
+
+    Args:
+        config: The network.
+        channels: Of its latents.
+        text: Sizes of its condition.
+
+    Raises:
+        ValueError: If no such file can describe it.
+    """
+    table = config.position_table
+    require(table is not None, "position_table", "be given for released weights", table)
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "patch_size": config.patch_size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_layers": config.num_layers,
+        "attention_head_dim": config.head_width,
+        "num_attention_heads": config.num_heads,
+        "joint_attention_dim": text.width,
+        "caption_projection_dim": config.width,
+        "pooled_projection_dim": text.pooled_width,
+        "pos_embed_max_size": table,
+        "dual_attention_layers": list(config.dual_layers),
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+    }
 
 
 def sd3_views(about: Mapping[str, Any]) -> Views:

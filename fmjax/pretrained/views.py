@@ -151,9 +151,8 @@ class View:
         for block in self.blocks:
             part = block.within(index)
             if part is not None:
-                places = (slice(p.start - s.start, p.stop - s.start)
-                          for p, s in zip(part.placed, index, strict=True))  # fmt: skip
-                out[tuple(places)] = part.laid(read_part(part.name, part.taken))
+                found = read_part(part.name, part.taken).astype(dtype, copy=False)
+                _copy(out[_within(part.placed, index)], part.laid(found))
         return out
 
     def write(self, array: np.ndarray, index: Index, out: Mapping[str, np.ndarray]) -> None:
@@ -161,9 +160,32 @@ class View:
         for block in self.blocks:
             part = block.within(index) if block.name in out else None
             if part is not None:
-                places = (slice(p.start - s.start, p.stop - s.start)
-                          for p, s in zip(part.placed, index, strict=True))  # fmt: skip
-                out[part.name][part.taken] = part.unlaid(array[tuple(places)])
+                tensor = out[part.name]
+                found = part.unlaid(array[_within(part.placed, index)])
+                _copy(tensor[part.taken], found.astype(tensor.dtype, copy=False))
+
+
+def _within(placed: Index, index: Index) -> Index:
+    """Places of the parameter as places of the part of it at `index`."""
+    pairs = zip(placed, index, strict=True)
+    return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in pairs)
+
+
+_STRIP = 64  # Columns of a copy at a time: their rows then stay in the cache.
+
+
+def _copy(out: np.ndarray, array: np.ndarray) -> None:
+    """`out[...] = array` of one type, quick where the two are laid out differently.
+
+    Bytes are moved as integers: what NumPy knows releases Python's lock, bfloat16 does not.
+    """
+    plain = np.dtype(f"u{array.dtype.itemsize}")
+    out, array = out.view(plain), array.view(plain)
+    if out.ndim < 2:
+        out[...] = array
+        return
+    for first in range(0, out.shape[-1], _STRIP):
+        out[..., first : first + _STRIP] = array[..., first : first + _STRIP]
 
 
 def tensor(name: str, *shape: int) -> View:

@@ -12,6 +12,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import Config, PlanConfig, num_parameters, step_identity, to_json
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
+from fmjax.studies.finetune import as_released
 from fmjax.studies.planned import Work, sampling_batch, training_step
 from fmjax.training import MeshConfig, bytes_held, devices_of, make_mesh, num_shares
 from fmjax.training.ahead import Compiled, OutOfMemory, compiled
@@ -42,6 +43,7 @@ def plan(
     """
     only = executable is None or asked.work == "training"
     require(only, "executable", "be left out but for a step of the training", executable)
+    config = as_released(config, needed=False)
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
     devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()

@@ -70,24 +70,32 @@ def training_step(
     batch = abstract_batch(event_shape, conditions, num, mesh, paired=config.paired)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
 
     def count() -> Counted:
-        flops = num * step_flops(config, state.params, batch, event_shape, conditions)
+        flops = num * step_flops(config, state.params, batch, *rest, event_shape=event_shape,
+                                 conditions=conditions)  # fmt: skip
         return Counted(flops, "step", config.training.num_steps)
 
     step = make_step(config, experiment, mesh, sharding)
-    return Work(mesh, step, (state, batch), state.params, num, count)
+    return Work(mesh, step, (state, batch, *rest), (state.params, *rest), num, count)
 
 
 def step_flops(
-    config: Config, params: Params, batch: Any, event_shape: tuple[int, ...], conditions: Conditions
+    config: Config,
+    params: Params,
+    batch: Any,
+    frozen: Any = None,
+    *,
+    event_shape: tuple[int, ...],
+    conditions: Conditions,
 ) -> float:
     """Operations of one example in a step of the training, whatever computes its attention.
 
     Kernels say nothing of theirs: they are counted as the plain products that they stand for.
     """
     same = build(differentiable_forwards(config), event_shape, conditions)
-    return flops_per_example(same.objective, params, batch)
+    return flops_per_example(same.objective, params, batch, frozen)
 
 
 def sampling_batch(
@@ -112,7 +120,7 @@ def sampling_batch(
         solve = make_solve(experiment, sampling)
         return make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
 
-    params = jax.eval_shape(experiment.net.init, jax.random.key(0))
+    params = jax.eval_shape(experiment.init, jax.random.key(0))
     params = laid_out(params, mesh, experiment.net.tensor_axes)
     indices = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=batch_sharding(mesh))
     args = (params, indices, abstract_batch(event_shape, conditions, num, mesh).cond)

@@ -125,7 +125,7 @@ def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
         model = json.loads(file.read_text(encoding="utf-8"))
         classes, text, tokens = (model.get(name) for name in ("num_classes", "text", "tokens"))
         conditions = None if model["num_classes"] is None else int(classes)
-        conditions = conditions if text is None else TextShape(**text)
+        conditions = conditions if text is None else TextShape.of(text)
         conditions = conditions if tokens is None else TokenShape(**tokens)
         return tuple(map(int, model["event_shape"])), conditions
     except (KeyError, TypeError, ValueError) as error:

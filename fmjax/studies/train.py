@@ -9,6 +9,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import Config, build, make_step, num_parameters, step_identity
 from fmjax.data import BatchIterator, Examples, batches
 from fmjax.studies.compare_run import require_comparable
+from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
 from fmjax.studies.prepare import prepare
 from fmjax.studies.reflow import pairs_for, started_from, teacher_of
@@ -19,8 +20,8 @@ from fmjax.training import (
     TrainState,
     TrainStep,
     abstract_batch,
+    abstract_state,
     fit,
-    init_state,
     is_main,
     learning_rate_at,
     make_mesh,
@@ -65,6 +66,8 @@ def train_folder(
         Interrupted: After SIGTERM or Ctrl-C, with everything saved.
         NonFiniteLoss: If the loss was not finite.
     """
+    with together("reading the released model"):
+        config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
     with together("reading the data"):
@@ -80,6 +83,7 @@ def train_folder(
         if dataset.captions is not None:
             dataset.captions.tokenizer.encode_prompts(config.sampling.prompts)
         experiment = build(config, event_shape, conditions)
+        check_released(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     examples: Examples = dataset
@@ -96,31 +100,35 @@ def train_folder(
             num_processes=jax.process_count(),
             process_index=jax.process_index(),
         )
-    # After all that can refuse the folder is made, not before.
-    state, sharding = init_state(
-        experiment.net, experiment.optimizer, jax.random.key(training.seed), mesh
-    )
+    like = abstract_state(experiment.net, experiment.optimizer, mesh)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
     batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     step = make_step(config, experiment, mesh, sharding)
+    rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
+    flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,
+                       conditions=conditions)  # fmt: skip
     if executable is not None:
         with together("reading the executable"):
             about = step_identity(config, batch, mesh)
-            step = load_executable(executable, step, (state, batch), about)
+            step = load_executable(executable, step, (like, batch, *rest), about)
+    # After all that can refuse the folder is made, not before.
     folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
             captions = dataset.captions
             prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
+    state, frozen = started(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = started_from(teacher, config, state, folder.checkpoints)
     teacher = None  # Its weights take memory.
+    more = f" beside {num_parameters(frozen):,} that stay" if frozen else ""
     progress.say(
-        f"{config.name}: {num_parameters(state.params):,} parameters, {len(examples):,} "
+        f"{config.name}: {num_parameters(state.params):,} parameters{more}, {len(examples):,} "
         f"{'examples' if config.reflow is None else 'pairs'} of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    flops = step_flops(config, state.params, batch, event_shape, conditions)
-    _fit(config, state, step, feed, mesh, folder, flops, progress)
+    bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
+    _fit(config, state, bound, feed, mesh, folder, flops, progress)
 
 
 def _fit(

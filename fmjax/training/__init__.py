@@ -2,6 +2,7 @@
 
 from fmjax.training.checkpoint import Checkpoints, Restored, restore_ema
 from fmjax.training.ema import ema_decay_at, update_ema
+from fmjax.training.flops import flops_per_example
 from fmjax.training.logs import Logger, RunLogger, read_metrics
 from fmjax.training.loop import Batches, fit
 from fmjax.training.monitor import NonFiniteLoss
@@ -27,9 +28,9 @@ from fmjax.training.state import StepMetrics, TrainState
 from fmjax.training.step import (
     TrainStep,
     abstract_state,
-    flops_per_example,
     init_state,
     make_train_step,
+    state_from,
 )
 from fmjax.training.topology import devices_of
 
@@ -73,6 +74,7 @@ __all__ = [
     "require_batch_fits",
     "require_rows_by_process",
     "restore_ema",
+    "state_from",
     "state_sharding",
     "together",
     "update_ema",

@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
 from fmjax._layout import BATCH_AXES
-from fmjax.hardware import count_flops
 from fmjax.losses.objective import Objective
 from fmjax.training.ema import update_ema
 from fmjax.training.sharding import (
@@ -29,7 +28,8 @@ from fmjax.training.sharding import (
 from fmjax.training.state import StepMetrics, TrainState
 from fmjax.velocity import FlowMapNet, VelocityNet
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+"""`step(state, batch)`, or `step(state, batch, frozen)`."""
 
 
 def init_state(
@@ -66,7 +66,30 @@ def _init(
     net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, key: PRNGKey
 ) -> TrainState:
     init_key, step_key = jax.random.split(key)
-    params = net.init(init_key)
+    return _state_of(optimizer, net.init(init_key), step_key)
+
+
+def state_from(
+    params: Params, optimizer: optax.GradientTransformation, key: PRNGKey, sharding: Any
+) -> TrainState:
+    """The state of `init_state` with other weights.
+
+    Args:
+        params: They are donated.
+        optimizer: As of `init_state`.
+        key: As of `init_state`.
+        sharding: Of the state.
+    """
+
+    def start(params: Params, key: PRNGKey) -> TrainState:
+        return _state_of(optimizer, params, jax.random.split(key)[1])
+
+    return jax.jit(start, out_shardings=sharding, donate_argnums=0)(params, key)
+
+
+def _state_of(
+    optimizer: optax.GradientTransformation, params: Params, step_key: PRNGKey
+) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -77,25 +100,6 @@ def _init(
     )
 
 
-def flops_per_example(objective: Objective, params: Params, batch: Batch) -> float:
-    """Operations of one example in a step: those of the loss, and twice as many for its gradient.
-
-    Targets that averaged weights give have no gradient and count once.
-
-    What rematerialisation does again is not counted: it is no progress.
-
-    Args:
-        objective: Of the step.
-        params: Arrays or `jax.ShapeDtypeStruct`s.
-        batch: The same, of any number of examples.
-    """
-    examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
-    num = jax.tree.leaves(batch)[0].shape[0]
-    taught = jax.eval_shape(objective.taught, params, examples)
-    flops = 3.0 * count_flops(objective.loss, params, taught)
-    return (flops + count_flops(objective.taught, params, examples)) / num
-
-
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -104,6 +108,7 @@ def make_train_step(
     state_sharding: Any,
     ema_decay: float = 0.9999,
     accumulation_steps: int = 1,
+    frozen_sharding: Any = None,
 ) -> TrainStep:
     """Bind what stays the same over a run into `step(state, batch) -> (state, metrics)`.
 
@@ -114,6 +119,9 @@ def make_train_step(
         state_sharding: Second result of `init_state`.
         ema_decay: What the decay of the moving average tends to, see `ema.update_ema`.
         accumulation_steps: Microbatches one after another, for batches too big for memory.
+        frozen_sharding: Of parameters that are not trained, nested dicts: the step then takes
+            them as a third argument, which it neither changes nor donates, and the state holds
+            the others alone. The objective sees all of them, `joined`.
 
     Returns:
         The jitted step. It donates its state: the one passed in cannot be used again.
@@ -125,23 +133,24 @@ def make_train_step(
     require(0 <= ema_decay < 1, "ema_decay", "lie in [0, 1)", ema_decay)
     require_at_least("accumulation_steps", accumulation_steps, 1)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
         # Lets networks and couplings name the mesh axes without being handed the mesh.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             batch_size = jax.tree.leaves(batch)[0].shape[0]
             require_batch_fits(batch_size, mesh, accumulation_steps)
             examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
             loss, grads = _loss_and_grads(
-                objective, state, _microbatches(examples, accumulation_steps, mesh)
+                objective.beside(frozen), state, _microbatches(examples, accumulation_steps, mesh)
             )
             # Gradients laid out like the weights: the sum over devices then becomes a
             # reduce-scatter instead of an all-reduce of whole arrays.
             grads = jax.lax.with_sharding_constraint(grads, state_sharding.params)
             return _apply(optimizer, state, loss, grads, ema_decay)
 
+    more = () if frozen_sharding is None else (frozen_sharding,)
     return jax.jit(
         step,
-        in_shardings=(state_sharding, batch_sharding(mesh)),
+        in_shardings=(state_sharding, batch_sharding(mesh), *more),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )

@@ -1,0 +1,42 @@
+r"""All weights of Stable Diffusion 3.5 medium, trained on latents of 1024x1024 images.
+
+    fmjax plan configs/finetune_sd3.py --topology v5e:4x4
+    fmjax encode stable-diffusion-3.5-medium images --output latents
+    fmjax train configs/finetune_sd3.py --pretrained.folder stable-diffusion-3.5-medium \
+        --data.folder latents
+    fmjax export runs/finetune_sd3 --output finetuned
+
+`pretrained.folder` is the released model as diffusers has it, or its transformer alone; the network
+is the one in it, so SD3 medium and 3.5 large do as well. The export is a folder that
+`SD3Transformer2DModel.from_pretrained` of diffusers reads; with `--pipeline`, a whole pipeline.
+
+All weights learn but the table of positions, in float32. It has not been trained to a figure.
+"""
+
+import dataclasses
+
+from fmjax import TextShape
+from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
+from fmjax.data import EncodedData
+from fmjax.networks import SD35_MEDIUM
+from fmjax.times import LogitNormal, Shifted
+from fmjax.training import MeshConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """Stable Diffusion 3.5 medium, with all devices sharing one copy of the weights."""
+    network = dataclasses.replace(SD35_MEDIUM, dtype="bfloat16", remat="full")
+    return Config(
+        name="finetune_sd3",
+        data=EncodedData("latents", event_shape=(128, 128, 16), text=TextShape(333, 4096, 2048)),
+        network=network,
+        pretrained=PretrainedConfig("stable-diffusion-3.5-medium"),
+        loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=500, weight_decay=1e-2),
+        training=TrainingConfig(
+            num_steps=5_000, batch_size=32, ema_decay=0.999, log_every=10, checkpoint_every=500,
+        ),
+        mesh=MeshConfig(data=1, fsdp=-1),
+        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
+                                batch_size=8),
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+r"""Stable Diffusion 3.5 large's network, 8 billion parameters, on latents of 1024x1024 images.
+
+    fmjax plan configs/sd35_large.py --topology v5e:16x16
+    fmjax encode stable-diffusion-3.5-large images --output latents
+    fmjax train configs/sd35_large.py --data.folder latents
+
+The encoded folder holds latents of SD3's autoencoder, and what its three text encoders make of the
+captions: 77 tokens of both CLIPs side by side, 256 of T5-XXL, and the CLIPs' pooled vectors.
+
+Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
+logit-normal times, shifted by 3 towards the noise, queries and keys normalised, and each text
+encoder dropped by itself with probability 0.464, so that one example in ten has no text at all. It
+has not been trained to a figure.
+"""
+
+import dataclasses
+
+from fmjax import TextPart, TextShape
+from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.data import EncodedData
+from fmjax.networks import SD35_LARGE
+from fmjax.times import LogitNormal, Shifted
+from fmjax.training import MeshConfig, OptimizerConfig
+
+TEXT = TextShape(
+    333, 4096, 2048,
+    (
+        TextPart((0, 77), (0, 768), (0, 768)),
+        TextPart((0, 77), (768, 2048), (768, 2048)),
+        TextPart((77, 333), (0, 4096), (0, 0)),
+    ),
+)  # fmt: skip
+
+
+def get_config() -> Config:
+    """SD3.5 large's sizes, with all devices sharing one copy of the weights."""
+    return Config(
+        name="sd35_large",
+        data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),
+        network=dataclasses.replace(
+            SD35_LARGE, position_table=None, dtype="bfloat16", remat="full"
+        ),
+        loss=LossConfig(
+            density=Shifted(LogitNormal(), 3.0), label_drop=0.0, encoder_drop=0.464
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1_000),
+        training=TrainingConfig(
+            num_steps=100_000, batch_size=256, ema_decay=0.9999, log_every=10,
+            checkpoint_every=1_000,
+        ),
+        mesh=MeshConfig(data=1, fsdp=-1),
+        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
+                                guidance=5.0, batch_size=16),
+    )  # fmt: skip

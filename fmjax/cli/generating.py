@@ -1,0 +1,87 @@
+"""`fmjax generate`: pictures of prompts with a released model."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fmjax.cli.parsing import Refused, parse, path_and_rest
+from fmjax.cli.working import working
+
+
+def generate(arguments: list[str]) -> int:
+    """Make pictures; 1 if a solve did not arrive."""
+    path, rest = path_and_rest("generate", "FOLDER", arguments)
+    prompt, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config.generating import GenerateConfig
+    from fmjax.pretrained.folder import open_model
+    from fmjax.studies.generate import check_request
+    from fmjax.studies.generate import generate as make
+    from fmjax.studies.pictures import read_prompts, write_pictures
+
+    @dataclasses.dataclass(frozen=True)
+    class Generate:
+        """Make pictures of prompts with a released model: a folder of diffusers.
+
+        Attributes:
+            config: How.
+            prompts: A text file with a prompt on each line, instead of the one prompt.
+            latents: An .npz file with noise to start from: init_latents, as diffusers has it.
+            output: Name of the PNG file (default: the prompt's words, in the folder pictures).
+        """
+
+        config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+        prompts: Path | None = None
+        latents: Path | None = None
+        output: Path | None = None
+
+    asked = parse(Generate, Generate(GenerateConfig()), rest, f"fmjax generate {path}")
+    if asked.prompts is not None and prompt is None:
+        texts = read_prompts(asked.prompts)
+    elif asked.prompts is None and prompt is not None:
+        texts = [prompt]
+    else:
+        raise Refused('fmjax generate needs a prompt after the folder, or --prompts FILE: fmjax '
+                      'generate FOLDER "a red fox in the snow"')  # fmt: skip
+    with working() as progress:
+        model = open_model(path)
+        pictures = make(model, texts, asked.config, latents=asked.latents, progress=progress)
+        request = check_request(model, asked.config)
+        write_pictures(pictures, request, asked.output, progress)
+        if not pictures.succeeded.all():
+            progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")
+    return 0 if pictures.succeeded.all() else 1
+
+
+def encode(arguments: list[str]) -> None:
+    """Write latents and encoded captions of images."""
+    path, rest = path_and_rest("encode", "FOLDER", arguments)
+    if not rest or rest[0].startswith("-"):
+        raise Refused("fmjax encode needs a folder of images after that of the model: "
+                      "fmjax encode FOLDER IMAGES --output OUTPUT")  # fmt: skip
+    images, rest = Path(rest[0]), rest[1:]
+    import dataclasses
+
+    import tyro
+
+    from fmjax.pretrained.folder import open_model
+    from fmjax.studies.encode import EncodeConfig
+    from fmjax.studies.encode import encode as make
+
+    @dataclasses.dataclass(frozen=True)
+    class Encode:
+        """Write images and their captions as a released model sees them, for training.
+
+        Attributes:
+            config: How.
+            output: The new folder (default: encoded, beside the images).
+        """
+
+        config: Annotated[EncodeConfig, tyro.conf.arg(name="")]
+        output: Path = images.with_name(f"{images.name}-encoded")
+
+    asked = parse(Encode, Encode(EncodeConfig()), rest, f"fmjax encode {path}")
+    with working() as progress:
+        make(open_model(path), images, asked.output, asked.config, progress=progress)

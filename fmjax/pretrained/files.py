@@ -1,0 +1,141 @@
+"""Files of tensors: safetensors, single or in shards, opened without reading them whole.
+
+Files of pickled weights can run any code of their maker's when they are opened: they are refused.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from fmjax._checks import require
+from fmjax.pretrained.views import Index
+
+STEMS = ("diffusion_pytorch_model", "model")
+"""How diffusers and transformers call the weights of a part of a model."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+           "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+           "BOOL": "bool"}  # fmt: skip
+
+
+class TensorFiles:
+    """The tensors of some safetensors files, by name. Use it as a context manager.
+
+    Attributes:
+        paths: The files.
+        shapes: Of every tensor.
+        dtypes: Of every tensor, as NumPy names them.
+        file_of: Which of the files holds a tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self.file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for path in paths:
+            self._open[path] = _opened(path)
+            for name in self._open[path].keys():  # noqa: SIM118 (it is no dict)
+                require(name not in self.shapes, f"tensor {name}", "stand in one file", path.name)
+                part = self._open[path].get_slice(name)
+                self.shapes[name] = tuple(part.get_shape())
+                found = part.get_dtype()
+                require(found in _DTYPES, f"tensor {name}", f"be of {', '.join(_DTYPES)}", found)
+                self.dtypes[name], self.file_of[name] = _DTYPES[found], path
+
+    def __enter__(self) -> "TensorFiles":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.clear()
+
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        """Part of a tensor; slices without steps read no more of the file than that."""
+        part = self._open[self.file_of[name]].get_slice(name)
+        if not self.shapes[name]:
+            return np.asarray(self._open[self.file_of[name]].get_tensor(name))
+        whole = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
+        return np.asarray(part[whole])[tuple(slice(None, None, s.step) for s in index)]
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        """What a file says of itself."""
+        return self._open[path].metadata() or {}
+
+
+def find_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors of a part of a model: one file, or all that its index names.
+
+    Raises:
+        ValueError: If there are none, or only pickled ones; or the index names what is not there
+            or not in this folder.
+    """
+    for stem in STEMS:
+        index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+        if index.is_file():
+            return _indexed(index)
+        if single.is_file():
+            return (single,)
+    variants = [path for stem in STEMS for path in sorted(folder.glob(f"{stem}.*.safetensors"))]
+    if len(variants) == 1:  # Of another precision: model.fp16.safetensors.
+        return tuple(variants)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{folder} must hold safetensors, got {pickles[0]}: a pickle, which can run any code "
+            "when it is opened"
+        )
+    raise ValueError(f"{folder} must hold {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, "
+                     "got neither")  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: If there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} must hold {path.name}, got no such file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from error
+    require(isinstance(found, dict), str(path), "hold an object", type(found).__name__)
+    return found
+
+
+def plain_name(name: Any) -> bool:
+    """Whether it is the name of a file in a folder, and no way out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    places = read_json(index).get("weight_map")
+    right = isinstance(places, dict) and bool(places) and all(map(plain_name, places.values()))
+    require(right, str(index), "map tensors to files beside it", places)
+    assert isinstance(places, dict)
+    paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
+    for path in paths:
+        require(path.is_file(), f"{index.parent}", f"hold {path.name}, which its index names", "no"
+                " such file")  # fmt: skip
+    return paths
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{path} must be a whole safetensors file, got {said}") from error

@@ -1,0 +1,178 @@
+"""A released model: a folder of diffusers with its parts, as `model_index.json` lists them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fmjax._checks import require
+from fmjax._files import write_atomically
+from fmjax._progress import Progress, Silent
+from fmjax.pretrained.components import Loaded, load_component
+from fmjax.pretrained.files import TensorFiles, find_files, plain_name, read_json
+from fmjax.pretrained.weights import require_new, save_params
+
+INDEX = "model_index.json"
+SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
+
+# Of each kind of pipeline its parts of weights, and whether it can do without them.
+_WEIGHTS: Mapping[str, Mapping[str, bool]] = {
+    SD3: {"transformer": False, "vae": False, "text_encoder": False, "text_encoder_2": False,
+          "text_encoder_3": True},
+    FLUX: {"transformer": False, "vae": False, "text_encoder": False, "text_encoder_2": False},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that `open_model` has looked through.
+
+    Attributes:
+        path: The folder.
+        kind: The class of its pipeline, `SD3` or `FLUX`.
+        parts: Those that are there, each with the class that the index gives it.
+    """
+
+    path: Path
+    kind: str
+    parts: Mapping[str, str]
+
+    def has(self, part: str) -> bool:
+        """Whether it has a part; some models come without their third text encoder."""
+        return part in self.parts
+
+    def about(self, part: str) -> dict[str, Any]:
+        """The config.json of a part, or the scheduler's file."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.path / part / name)
+
+    def load(
+        self,
+        part: str,
+        *,
+        mesh: jax.sharding.Mesh,
+        dtype: Any = None,
+        compute: str = "float32",
+        progress: Progress = Silent(),
+        **settings: Any,
+    ) -> Loaded:
+        """A part with its weights (`load_component`)."""
+        where = self.path / part
+        return load_component(
+            where, mesh=mesh, dtype=dtype, compute=compute, progress=progress, **settings
+        )
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Its text encoders, in order."""
+        return tuple(part for part in _WEIGHTS[self.kind] if part.startswith("text_encoder"))
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder says it is a model of diffusers."""
+    return (path / INDEX).is_file()
+
+
+def open_model(path: Path) -> ModelFolder:
+    """Look through a folder of diffusers; no weights are read.
+
+    Raises:
+        ValueError: If it is no such folder, of a model that is not known here, or lacks a part.
+    """
+    require(path.is_dir(), str(path), "be a folder with a model_index.json", "no folder")
+    index = read_json(path / INDEX)
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or kind not in _WEIGHTS:
+        raise ValueError(f"{path / INDEX} must be of {' or '.join(_WEIGHTS)}, got {kind}")
+    listed = {name: found for name, found in index.items() if isinstance(found, list)}
+    # A part that the model does without is listed as [null, null].
+    parts = {name: found[1] for name, found in listed.items() if len(found) == 2 and found[1]}
+    for name, optional in _WEIGHTS[kind].items():
+        if name in parts or not optional:
+            _require_part(path, name, "config.json", parts)
+        if name.startswith("text_encoder") and name in parts:
+            words = name.replace("text_encoder", "tokenizer")
+            _require_part(path, words, "tokenizer_config.json", parts)
+    _require_part(path, "scheduler", "scheduler_config.json", parts)
+    return ModelFolder(path, kind, parts)
+
+
+def _require_part(path: Path, part: str, file: str, parts: Mapping[str, str]) -> None:
+    require(part in parts, f"{path / INDEX}", f"name a {part}", ", ".join(sorted(parts)))
+    assert plain_name(part)
+    require((path / part / file).is_file(), str(path), f"hold {part}/{file}", "no such file")
+
+
+def save_model(
+    source: ModelFolder,
+    folder: Path,
+    parts: Mapping[str, Loaded],
+    *,
+    dtype: Any = None,
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+) -> None:
+    """Write a model as a folder of diffusers: its source, with the weights of some parts.
+
+    All other files are copied as they are. The index is written last: a folder without one is no
+    model.
+
+    Args:
+        source: Where it came from.
+        folder: The new one.
+        parts: Those with weights of their own, by name.
+        dtype: Of these weights in the files, as of `save_params`.
+        overwrite: Write into a folder that holds files.
+        progress: Hears of each file.
+
+    Raises:
+        ValueError: If the folder is the source, or holds files.
+    """
+    require(folder.resolve() != source.path.resolve(), "folder", "be another than the source",
+            folder)  # fmt: skip
+    require_new(folder, overwrite)
+    written = {
+        source.path / part / path.name for part in parts for path in find_files(source.path / part)
+    }
+    for part, loaded in parts.items():
+        save_component(source.path / part, folder / part, loaded, dtype=dtype, progress=progress)
+    if jax.process_index() != 0:
+        return
+    files = [path for path in sorted(source.path.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == INDEX):
+        if path not in written:
+            with write_atomically(folder / path.relative_to(source.path)) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def save_component(
+    source: Path,
+    folder: Path,
+    loaded: Loaded,
+    *,
+    dtype: Any = None,
+    progress: Progress = Silent(),
+) -> None:
+    """Write one part of a model: its weights, and the other files of its source.
+
+    Args:
+        source: The folder that it came from.
+        folder: The new one.
+        loaded: The part.
+        dtype: As of `save_params`.
+        progress: Hears of each file.
+    """
+    component, params = loaded
+    with TensorFiles(find_files(source)) as files:
+        save_params(params, component.views, files, folder, aliases=component.aliases, dtype=dtype,
+                    progress=progress)  # fmt: skip
+        weights = {path.name for path in files.paths}
+    if jax.process_index() != 0:
+        return
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in weights and path.suffix != ".safetensors":
+            with write_atomically(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)

@@ -1,0 +1,41 @@
+"""Golden models: folders of diffusers with random weights, and what diffusers made of them."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fmjax.pretrained.components import load_component
+from fmjax.training import make_mesh
+
+GOLDEN = Path(__file__).parent / "golden"
+PIPELINES = ("sd3-pipeline-tiny", "flux-dev-pipeline-tiny")
+TRANSFORMERS = ("sd3-medium-tiny", "sd35-medium-tiny", "flux-dev-tiny", "flux-schnell-tiny")
+
+
+def golden_io(folder):
+    """The arrays that diffusers took and gave."""
+    with np.load(GOLDEN / folder / "io.npz") as arrays:
+        return dict(arrays)
+
+
+def about(folder):
+    return json.loads((GOLDEN / folder / "config.json").read_text())
+
+
+def loaded(folder, **settings):
+    """A component with its weights, on one device."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return load_component(GOLDEN / folder, mesh=mesh, **settings)
+
+
+def unpacked(tokens, rows, columns):
+    """diffusers' packed latents as images: a token is `[channel, row, column]` of a patch."""
+    x = tokens.reshape(len(tokens), rows, columns, -1, 2, 2)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(len(tokens), 2 * rows, 2 * columns, -1)
+
+
+def relative_error(found, expected):
+    """The largest difference, as a share of the largest value."""
+    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()

@@ -1,0 +1,46 @@
+"""Autoencoders of the golden files, with their weights and diffusers' outputs."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
+from fmjax.pretrained.views import View
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-three-levels"}
+"""Folders of outputs, and of the models that gave them."""
+
+
+def golden_about(folder):
+    return json.loads((GOLDEN / folder / "config.json").read_text())
+
+
+def golden_tensors(folder):
+    return load_file(GOLDEN / folder / "diffusion_pytorch_model.safetensors")
+
+
+def golden_config(name):
+    return autoencoder_config(golden_about(MODELS[name]))
+
+
+def golden_params(name):
+    tensors = golden_tensors(MODELS[name])
+
+    def whole(view):
+        def part(tensor, index):
+            return tensors[tensor][index]
+
+        return view.read(part, (slice(None),) * len(view.shape), np.float32)
+
+    views = autoencoder_views(golden_config(name))
+    return jax.tree.map(whole, views, is_leaf=lambda node: isinstance(node, View))
+
+
+def golden_outputs(name):
+    """What diffusers gave: images and latents `[batch, height, width, channel]`."""
+    with np.load(GOLDEN / name / "io.npz") as outputs:
+        return {key: array.transpose(0, 2, 3, 1) for key, array in outputs.items()}

@@ -1,0 +1,75 @@
+"""Released autoencoders: configs and tensors of diffusers' files."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax.networks import AutoencoderConfig, make_autoencoder
+from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
+from fmjax.pretrained.views import View, all_tensors, named_views
+from tests.networks.autoencoders import MODELS, golden_about, golden_config, golden_tensors
+
+ABOUT = golden_about("sd3-pipeline-tiny/vae")
+
+
+def test_a_config_is_read_whole():
+    assert autoencoder_config(ABOUT) == AutoencoderConfig(
+        latent_channels=4, widths=(16, 32), num_blocks=1, num_groups=4, scale=0.3611, shift=0.1159
+    )
+    assert golden_config("vae-three-levels") == AutoencoderConfig(
+        latent_channels=4, widths=(8, 12, 16), num_blocks=2, num_groups=4,
+        quant=True, post_quant=True, scale=0.18215, shift=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", [*MODELS.values(), "flux-dev-pipeline-tiny/vae"])
+def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
+    views = autoencoder_views(autoencoder_config(golden_about(folder)))
+    shapes = {tensor: array.shape for tensor, array in golden_tensors(folder).items()}
+    assert all_tensors(views) == shapes
+    counts = collections.Counter(t for _, view in named_views(views) for t in view.tensors)
+    assert set(counts.values()) == {1}
+
+
+CONFIGS = {
+    "released": AutoencoderConfig(),
+    "odd": AutoencoderConfig(
+        channels_in=1, channels_out=2, latent_channels=3, widths=(4, 8, 8), num_blocks=1,
+        num_groups=2, attend=False, post_quant=True,
+    ),
+    "one level": AutoencoderConfig(widths=(32,), quant=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_views_have_the_structure_and_shapes_of_params(config):
+    params = jax.eval_shape(make_autoencoder(config).init, jax.random.key(0))
+    views = autoencoder_views(config)
+    shapes = jax.tree.map(lambda v: v.shape, views, is_leaf=lambda node: isinstance(node, View))
+    assert shapes == jax.tree.map(np.shape, params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]},
+            "down_block_types must be DownEncoderBlock2D for each of 2 levels, got .*Attn",
+        ),
+        (
+            {"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]},
+            "up_block_types must be UpDecoderBlock2D for each of 2 levels",
+        ),
+        (
+            {"down_block_types": ["DownEncoderBlock2D"]},
+            "down_block_types must be DownEncoderBlock2D for each of 2",
+        ),
+        ({"act_fn": "relu"}, "act_fn must be silu, got relu"),
+        ({"latents_mean": [0.0, 0.1]}, "latents_mean must be null, got"),
+    ],
+)
+def test_what_is_not_known_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        autoencoder_config(ABOUT | change)

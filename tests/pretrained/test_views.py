@@ -1,0 +1,89 @@
+"""Views: read any part, write it back; each number of a model's files has one place."""
+
+import itertools
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from fmjax.pretrained.components import make_component
+from fmjax.pretrained.files import TensorFiles, find_files
+from fmjax.pretrained.views import all_tensors, concatenated, named_views, stacked, tensor
+from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, about
+
+COMPONENTS = [
+    *TRANSFORMERS,
+    *(f"{folder}/{part}" for folder in PIPELINES
+      for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+    "sd3-pipeline-tiny/text_encoder_3",
+]  # fmt: skip
+A = np.arange(48.0).reshape(6, 8)
+B = -np.arange(60.0).reshape(5, 3, 2, 2)
+TENSORS = {"a": A, "b": B}
+
+VIEWS = {
+    "as it is": (tensor("a", 6, 8), A),
+    "transposed": (tensor("a", 6, 8).T, A.T),
+    "every other": (tensor("a", 6, 8)[1::2, 3:], A[1::2, 3:]),
+    "every other of every other": (tensor("a", 6, 8)[:, ::2][:, 1::2], A[:, ::2][:, 1::2]),
+    "interleaved": (
+        concatenated([tensor("a", 6, 8).T[:, i::2] for i in range(2)], axis=1),
+        np.concatenate([A.T[:, ::2], A.T[:, 1::2]], axis=1),
+    ),
+    "pixels": (
+        concatenated([tensor("b", 5, 3, 2, 2)[:, :, r, c].T for r in range(2) for c in range(2)]),
+        np.concatenate([B[:, :, r, c].T for r in range(2) for c in range(2)]),
+    ),
+    "convolution": (tensor("b", 5, 3, 2, 2).transposed(2, 3, 1, 0), B.transpose(2, 3, 1, 0)),
+    "layers": (
+        stacked([{"x": tensor("a", 6, 8)[:3].T}, {"x": tensor("a", 6, 8)[3:].T}])["x"],
+        np.stack([A[:3].T, A[3:].T]),
+    ),
+}
+
+
+def read(name, index):
+    return TENSORS[name][index]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_any_part_of_a_view_is_that_part_of_the_whole(name):
+    view, expected = VIEWS[name]
+    assert view.shape == expected.shape
+    cuts = [[slice(None), slice(0, 1), slice(n // 2, n), slice(1, n)] for n in view.shape]
+    for index in itertools.product(*cuts):
+        np.testing.assert_array_equal(view.read(read, index, np.float64), expected[index])
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_is_written_is_what_was_read(name):
+    view, expected = VIEWS[name]
+    out = {tensor_name: np.full_like(TENSORS[tensor_name], np.nan) for tensor_name in view.tensors}
+    halves = (slice(0, 1), slice(1, view.shape[0]))
+    for rows in halves:
+        index = (rows, *(slice(0, n) for n in view.shape[1:]))
+        view.write(expected[rows], index, out)
+    for tensor_name, array in out.items():
+        written = ~np.isnan(array)
+        assert written.sum() == expected.size
+        np.testing.assert_array_equal(array[written], TENSORS[tensor_name][written])
+
+
+@pytest.mark.parametrize("folder", COMPONENTS)
+def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
+    with TensorFiles(find_files(GOLDEN / folder)) as files:
+        component = make_component(about(folder), tuple(files.shapes))
+        assert all_tensors(component.views) == files.shapes
+    times_used = {name: np.zeros(shape, int) for name, shape in files.shapes.items()}
+    for _, view in named_views(component.views):
+        for block in view.blocks:
+            times_used[block.name][block.taken] += 1
+    assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
+        name: {1: used.size} for name, used in times_used.items()
+    }
+    like = jax.eval_shape(component.init, jax.random.key(0))
+    shapes = {name: view.shape for name, view in named_views(component.views)}
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    keys = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    assert shapes == dict(zip(keys, (leaf.shape for _, leaf in leaves), strict=True))

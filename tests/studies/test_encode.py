@@ -1,0 +1,154 @@
+"""Images with captions, encoded once: what the model's parts give, and training on it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmjax._arrays import Text, TextPart, TextShape
+from fmjax.config import Config, LossConfig, build
+from fmjax.data import CaptionedImages, EncodedData, batches
+from fmjax.losses import drop_parts
+from fmjax.networks import MMDiTConfig
+from fmjax.pretrained.folder import open_model
+from fmjax.pretrained.prompts import encode_prompts
+from fmjax.training import make_mesh
+from tests.golden_models import GOLDEN, PIPELINES, loaded
+from tests.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Nine captioned pictures of 40x36."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a photo of the dog {number}")
+    return folder
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def encoded(request, images, tmp_path_factory):
+    """The command's output, and the model that made it."""
+    output = tmp_path_factory.mktemp("encoded") / "out"
+    options = ["--size", 32, "--test-every", 3, "--batch-size", 4, "--examples-per-shard", 4,
+               "--dtype", "float32", "--output", output]  # fmt: skip
+    assert run("encode", GOLDEN / request.param, images, *options) in (0, None)
+    return request.param, output, options
+
+
+def test_records_hold_what_the_models_parts_give(encoded, images):
+    name, output, _ = encoded
+    model, data = open_model(GOLDEN / name), EncodedData(str(output))
+    source = CaptionedImages(str(images), 32, 3)
+    vae, params = loaded(f"{name}/vae")
+    for split in ("train", "test"):
+        found, plain = data.load(split), source.load(split)
+        batch = found.examples(np.arange(len(plain))[::-1])
+        captions = plain.captions.texts[::-1]
+        mesh = make_mesh(devices=jax.devices()[:1])
+        text, shape = encode_prompts(model, captions, mesh=mesh)
+        assert found.conditions == shape
+        np.testing.assert_allclose(batch.cond.tokens, text.tokens, atol=1e-4)
+        np.testing.assert_allclose(batch.cond.pooled, text.pooled, atol=1e-4)
+        mean, _ = jax.jit(vae.network.encode)(params, plain.points()[::-1])
+        np.testing.assert_allclose(batch.x1, vae.config.scaled(mean), atol=1e-4)
+        np.testing.assert_array_equal(found.points(np.array([0])), batch.x1[-1:])
+
+
+def test_what_was_stopped_goes_on(encoded, images, capsys):
+    name, output, options = encoded
+    shards = sorted((output / "train").glob("*.array_record"))
+    assert len(shards) > 1
+    before = [shard.read_bytes() for shard in shards]
+    shards[1].unlink()
+    run("encode", GOLDEN / name, images, *options)
+    assert [shard.read_bytes() for shard in shards] == before
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    assert times[1] == max(times)
+    del capsys
+
+
+def test_a_network_trains_on_it_with_encoders_dropped_one_by_one(encoded):
+    _, output, _ = encoded
+    data = EncodedData(str(output)).load("train")
+    config = Config(
+        name="x",
+        network=MMDiTConfig(num_heads=2, head_width=8, num_layers=1),
+        loss=LossConfig(label_drop=0.0, encoder_drop=0.5),
+    )
+    experiment = build(config, data.event_shape, data.conditions)
+    batch = jax.tree.map(jnp.asarray, next(batches(data, batch_size=8)))
+    examples = experiment.objective.draw(jax.random.key(0), batch)
+    zero = [not np.any(row) for row in examples.cond.pooled]
+    assert 0 < sum(zero) < 8
+    params = experiment.net.init(jax.random.key(1))
+    losses = jax.jit(experiment.objective.loss)(params, examples)
+    assert np.isfinite(losses).all()
+
+
+PARTS = (
+    TextPart((0, 2), (0, 3), (0, 2)),
+    TextPart((0, 2), (3, 4), (2, 3)),
+    TextPart((2, 5), (0, 6), (0, 0)),
+)
+
+
+def test_each_encoder_is_dropped_by_a_coin_of_its_own():
+    """Of 4,000 examples, shares lie within 5 standard deviations, 0.04, of those asked for."""
+    num = 4000
+    text = Text(np.ones((num, 5, 6), np.float32), np.ones((num, 3), np.float32))
+    out = jax.jit(lambda key, text: drop_parts(key, text, PARTS, 0.464))(jax.random.key(0), text)
+    gone = np.stack([
+        np.asarray(out.tokens[:, slice(*part.tokens), slice(*part.channels)].sum((1, 2)) == 0)
+        for part in PARTS
+    ])  # fmt: skip
+    np.testing.assert_allclose(gone.mean(axis=1), 0.464, atol=0.04)
+    assert abs(gone.all(axis=0).mean() - 0.464**3) < 0.04
+    np.testing.assert_array_equal(out.pooled[:, :2].sum(axis=1) == 0, gone[0])
+    np.testing.assert_array_equal(out.pooled[:, 2] == 0, gone[1])
+    np.testing.assert_array_equal(out.tokens[:, :2, 4:], 1.0)  # Nobody's.
+    whole = [part for part in np.unique(np.asarray(out.tokens))]
+    assert whole == [0.0, 1.0]
+
+
+def test_sizes_of_text_are_the_same_again_from_json():
+    shape = TextShape(5, 6, 3, PARTS)
+    assert TextShape.of(json.loads(json.dumps(shape.as_json()))) == shape
+
+
+def test_encoders_that_are_not_known_cannot_be_dropped():
+    config = Config(name="x", network=MMDiTConfig(), loss=LossConfig(encoder_drop=0.1))
+    with pytest.raises(ValueError, match="encoder_drop must be 0 for data without text of"):
+        build(config, (8, 8, 4), TextShape(5, 6, 3))
+    text = Text(np.ones((2, 5, 6), np.float32), np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="encoder_drop must be 0 for text whose encoders are not"):
+        drop_parts(jax.random.key(0), text, (), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", 31], "height must be a multiple of 4"),
+        (["--size", "32", "--examples-per-shard", "0"], "examples_per_shard must be at least 1"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(options, message, images, tmp_path, capsys):
+    given = [str(option).format(images=images) for option in options]
+    given += [] if "--output" in given else ["--output", str(tmp_path / "out")]
+    assert run("encode", GOLDEN / PIPELINES[0], images, *given) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_that_holds_no_encoded_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data.folder must be a folder that fmjax encode wrote"):
+        EncodedData(str(tmp_path / "none")).load("train")
+    with pytest.raises(ValueError, match="data.folder must hold train, as fmjax encode writes it"):
+        EncodedData(str(tmp_path)).load("train")

@@ -1,0 +1,293 @@
+"""Pictures of prompts: diffusers' own, and what is asked beside."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmjax.config import ODE_SOLVERS, guided
+from fmjax.config.generating import GenerateConfig
+from fmjax.pretrained import prompts as encoding
+from fmjax.pretrained.folder import open_model
+from fmjax.pretrained.pipeline import (
+    latents_of,
+    load_transformer,
+    read_latents,
+    released_times,
+)
+from fmjax.solvers import Euler, FixedSteps, sample
+from fmjax.studies.draw import noise
+from fmjax.studies.generate import (
+    check_request,
+    condition,
+    decode_latents,
+    encode_request,
+    generate,
+    released_experiment,
+)
+from fmjax.training import MeshConfig
+from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
+from tests.test_cli import run
+
+SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
+
+
+class Heard:
+    """What a command would print."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def task(self, description, total):
+        from fmjax._progress import Silent
+
+        return Silent().task(description, total)
+
+
+def call(folder):
+    """The call that diffusers' outputs are of, as fmjax's."""
+    asked = json.loads((GOLDEN / folder / "io.json").read_text())
+    config = GenerateConfig(
+        height=asked["height"],
+        width=asked["width"],
+        steps=asked["num_inference_steps"],
+        guidance=asked["guidance_scale"],
+        negative=asked["negative_prompt"] or None,
+    )
+    return asked["prompt"], config
+
+
+@pytest.mark.parametrize("folder", PIPELINES)
+def test_sigmas_are_those_of_diffusers(folder):
+    model, (_, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
+    latents = latents_of(model, config.height, config.width)
+    times = released_times(model, latents, config.steps)
+    np.testing.assert_allclose(1.0 - times, io["sigmas"], atol=1e-7)
+    np.testing.assert_allclose(1000 * (1.0 - times[:-1]), io["timesteps"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("folder", PIPELINES)
+def test_latents_after_every_step_and_the_image_are_those_of_diffusers(folder):
+    """Euler keeps every point; the tolerance is the issue's, the errors are near 1e-5."""
+    model, (prompt, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
+    request, packed = check_request(model, config), folder.startswith("flux")
+    cond, null = encode_request(request, [prompt])
+    loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
+    experiment = released_experiment(request, loaded, cond, null)
+    scale = 1.0 if null is None else request.guidance
+    times = request.steps.times
+
+    @jax.jit
+    def solve(params, x0, cond):
+        field = guided(experiment, params, scale)
+        steps = FixedSteps(times)
+        return sample(field, x0, cond, solver=Euler(), steps=steps, save_at=jnp.asarray(times[1:]))
+
+    x0 = read_latents(io, request.latents, packed)
+    solved = solve(loaded.params, x0, condition(request, cond, np.zeros(1, int)))
+    for found, expected in zip(solved.trajectory, io["latents"], strict=True):
+        expected = read_latents({"init_latents": expected}, request.latents, packed)
+        assert relative_error(found, expected) < 1e-4
+    images = decode_latents(request, np.asarray(solved.x1))
+    assert relative_error(np.clip((images + 1) / 2, 0, 1), io["image"]) < 1e-4
+
+
+@pytest.mark.parametrize("folder", PIPELINES)
+def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
+    asked = json.loads((GOLDEN / folder / "io.json").read_text())
+    negative = ["--negative", asked["negative_prompt"]] if asked["negative_prompt"] else []
+    output = tmp_path / "out" / "picture.png"
+    code = run(
+        "generate", GOLDEN / folder, asked["prompt"], "--height", asked["height"], "--width",
+        asked["width"], "--steps", asked["num_inference_steps"], "--guidance",
+        asked["guidance_scale"], *negative, "--latents", GOLDEN / folder / "io.npz",
+        "--output", output,
+    )  # fmt: skip
+    assert code == 0
+    picture = Image.open(output)
+    levels = 255 * golden_io(folder)["image"][0]
+    np.testing.assert_allclose(np.asarray(picture, float), levels, atol=0.51)
+    about = json.loads(picture.text["fmjax"])
+    assert picture.text["prompt"] == about["prompt"] == asked["prompt"]
+    assert about["steps"] == asked["num_inference_steps"]
+    assert about["guidance"] == asked["guidance_scale"]
+    assert f"wrote {output}" in capsys.readouterr().out
+
+
+def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
+    model = open_model(GOLDEN / PIPELINES[0])
+    seen = {}
+    from fmjax.studies import generate as module
+
+    def watched(*args, **kwargs):
+        seen["bytes"] = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
+        return load_transformer(*args, **kwargs)
+
+    before = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
+    monkeypatch.setattr(module, "load_transformer", watched)
+    generate(model, ["a cat"], SMALL)
+    smallest = (model.path / "text_encoder" / "model.safetensors").stat().st_size
+    assert seen["bytes"] - before < smallest / 4
+
+
+@pytest.mark.parametrize("folder", PIPELINES)
+def test_one_device_makes_the_pictures_of_eight(folder):
+    model = open_model(GOLDEN / folder)
+    prompts = ["a cat", "a red fox"]
+    layouts = [MeshConfig(1, 1, -1), MeshConfig(2, 2, 2)]
+    found = [
+        generate(model, prompts, replace(SMALL, mesh=mesh, num_images=2)).images for mesh in layouts
+    ]
+    assert found[0].shape == (4, 32, 32, 3)
+    assert relative_error(found[1], found[0]) < 1e-4
+    assert np.abs(found[0][0] - found[0][1]).max() > 0.1  # Another noise.
+
+
+def test_a_picture_depends_on_its_seed_and_number_alone():
+    model = open_model(GOLDEN / PIPELINES[1])
+    config = replace(SMALL, num_images=3, batch_size=2)
+    three = generate(model, ["a cat"], config).images
+    one_by_one = generate(model, ["a cat"], replace(config, batch_size=1)).images
+    np.testing.assert_allclose(three, one_by_one, atol=1e-4)
+    other = generate(model, ["a cat"], replace(config, seed=1)).images
+    assert np.abs(other - three).max() > 0.1
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("heun", 3), ("tsit5", None)])
+def test_any_solver_of_the_library_solves_the_field(solver, steps):
+    """With fixed steps on the model's grid, or adaptive ones."""
+    model = open_model(GOLDEN / PIPELINES[0])
+    config = replace(SMALL, solver=solver, steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
+    request = check_request(model, config)
+    cond, null = encode_request(request, ["a cat"])
+    assert null is None
+    loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
+    experiment = released_experiment(request, loaded, cond, null)
+    x0 = noise(jax.random.key(0), jnp.arange(1), request.latents.event_shape)
+    expected = jax.jit(
+        lambda params, x0, cond: sample(
+            guided(experiment, params, 1.0), x0, cond,
+            solver=ODE_SOLVERS[solver](), steps=request.steps,
+        )
+    )(loaded.params, x0, cond)  # fmt: skip
+    found = generate(model, ["a cat"], config)
+    # The two programs round differently: a step at the edge of the tolerance may go either way.
+    assert abs(int(found.nfe[0]) / int(expected.nfe[0]) - 1.0) < (0.05 if steps is None else 1e-9)
+    assert relative_error(found.latents, np.asarray(expected.x1)) < 1e-3
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning():
+    model, heard = open_model(GOLDEN / PIPELINES[0]), Heard()
+    long = "a photo of a cat " * 40 + "and a dog"
+    generate(model, [long], SMALL, progress=heard)
+    warnings = [line for line in heard.lines if line.startswith("warning: ")]
+    assert len(warnings) == 3
+    assert "text_encoder takes 77 tokens; of the prompt 'a photo of a cat" in warnings[0]
+
+
+def test_a_model_without_its_third_encoder_does_without(tmp_path):
+    folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shutil.rmtree(folder / "text_encoder_3")
+    text, shape = encoding.encode_prompts(
+        open_model(folder), ["a cat"], mesh=check_request(open_model(folder), SMALL).mesh
+    )
+    assert text.tokens.shape == (1, 77 + 77, 64)
+    np.testing.assert_array_equal(text.tokens[:, 77:], 0)
+    assert len(shape.parts) == 3
+    assert generate(open_model(folder), ["a cat"], SMALL).succeeded.all()
+
+
+def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a photo of a cat\n\nthe lazy dog, Ünïcode!\n")
+    code = run("generate", GOLDEN / PIPELINES[1], "--prompts", "prompts.txt", "--height", 32,
+               "--width", 32, "--steps", 1, "--num-images", 2, "--seed", 3)  # fmt: skip
+    assert code == 0
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [
+        "a-photo-of-a-cat-seed3-0.png", "a-photo-of-a-cat-seed3-1.png",
+        "the-lazy-dog-ünïcode-seed3-2.png", "the-lazy-dog-ünïcode-seed3-3.png",
+    ]  # fmt: skip
+
+
+def schnell(tmp_path):
+    folder = shutil.copytree(GOLDEN / PIPELINES[1], tmp_path / "schnell")
+    path = folder / "transformer" / "config.json"
+    about = json.loads(path.read_text()) | {"guidance_embeds": False}
+    path.write_text(json.dumps(about))
+    return folder
+
+
+def without(part):
+    def made(tmp_path):
+        folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+        shutil.rmtree(folder / part)
+        return folder
+
+    return made
+
+
+def of_another_kind(tmp_path):
+    folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "PixArtPipeline"}))
+    return folder
+
+
+def sd3(tmp_path):
+    return GOLDEN / PIPELINES[0]
+
+
+def flux(tmp_path):
+    return GOLDEN / PIPELINES[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (sd3, ["--height", 33], "height must be a multiple of 4 (the autoencoder's 2 times the"),
+        (flux, ["--width", 50], "width must be a multiple of 4 (the autoencoder's 2 times the"),
+        (sd3, ["--height", 4096], "size must be at most 96 for this model, got 4096"),
+        (schnell, ["--guidance", 3], "guidance must be left out for a model that was distilled"),
+        (flux, ["--negative", "x"], "negative must be left out for FLUX"),
+        (without("vae"), [], "must hold vae/config.json, got no such file"),
+        (without("tokenizer_2"), [], "must hold tokenizer_2/tokenizer_config.json"),
+        (of_another_kind, [], "must be of StableDiffusion3Pipeline or FluxPipeline, got PixArt"),
+        (lambda path: path / "nowhere", [], "must be a folder with a model_index.json, got no"),
+        (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),
+        (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
+        (sd3, ["--latents", "missing.npz"], "must be a whole .npz file"),
+        (sd3, ["--steps", 0], "steps must be at least 1, got 0"),
+        (sd3, ["--stepz", 4], "did you mean --steps?"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(make, options, message, tmp_path, capsys):
+    sizes = ["--height", 32, "--width", 32]
+    assert run("generate", make(tmp_path), "a cat", *sizes, *options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fmjax: error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_noise_of_another_size_is_refused(tmp_path, capsys):
+    np.savez(tmp_path / "noise.npz", init_latents=np.zeros((1, 4, 8, 8), np.float32))
+    code = run("generate", GOLDEN / PIPELINES[0], "a cat", "--height", 32, "--width", 32,
+               "--latents", tmp_path / "noise.npz")  # fmt: skip
+    assert code == 2
+    assert "init_latents must be of shape ('images', 4, 16, 16), got" in capsys.readouterr().err
+
+
+def test_a_prompt_is_asked_for(capsys):
+    assert run("generate", GOLDEN / PIPELINES[0]) == 2
+    assert "needs a prompt after the folder, or --prompts FILE" in capsys.readouterr().err
