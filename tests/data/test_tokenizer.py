@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fmjax.data import TokenizerConfig, read_tokenizer, train_tokenizer
+from fmjax.data import TokenizerConfig, read_word_tokenizer, train_tokenizer
 
 TEXTS = ["A red heart", "the Blue heart!", "a café, red", "heart-eyes and an owl's eye"]
 CONFIG = TokenizerConfig(num_tokens=4, vocab_size=32)
@@ -43,7 +43,7 @@ def test_the_order_of_the_texts_does_not_matter():
 def test_a_tokenizer_read_back_gives_the_same_numbers(tmp_path):
     tokenizer = train_tokenizer(TEXTS, CONFIG)
     tokenizer.write(tmp_path / "tokenizer.json")
-    again = read_tokenizer(tmp_path / "tokenizer.json")
+    again = read_word_tokenizer(tmp_path / "tokenizer.json")
     assert again.num_tokens == 4
     np.testing.assert_array_equal(again.encode(TEXTS), tokenizer.encode(TEXTS))
     assert again.to_json() == tokenizer.to_json()
@@ -65,10 +65,10 @@ def test_a_prompt_that_would_be_cut_is_refused():
 def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ValueError, match="must be a tokenizer of fmjax, got no such file"):
-        read_tokenizer(path)
+        read_word_tokenizer(path)
     path.write_text("{}")
     with pytest.raises(ValueError, match="must be a tokenizer of fmjax"):
-        read_tokenizer(path)
+        read_word_tokenizer(path)
 
 
 @pytest.mark.parametrize(
