@@ -46,15 +46,15 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
         ),
         training=TrainingConfig(
-            num_steps=2_400, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            num_steps=2_000, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(
             num_samples=100, solver="heun", num_steps=16, guidance=1.5, prompts=PROMPTS
         ),
         compare=CompareConfig(
-            num_samples=32, fixed_solvers=("euler", "heun"), num_steps=(2, 4, 8, 16, 32),
-            adaptive_solvers=("tsit5",), tolerances=(1e-2, 1e-3, 1e-4),
+            num_samples=8, fixed_solvers=("euler", "heun"), num_steps=(1, 2, 4, 8, 16),
+            adaptive_solvers=("tsit5",), tolerances=(1e-2, 1e-3),
         ),
         evaluation=EvaluationConfig(num_samples=2_000),
     )  # fmt: skip
