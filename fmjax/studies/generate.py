@@ -88,6 +88,8 @@ def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
     """
     kind = kind_of(model)
     latents = latents_of(model, config.height, config.width)
+    if config.lora is not None:
+        require(config.lora.is_file(), "lora", "be a safetensors file", config.lora)
     if kind.guidance is None:
         rule = "be left out for a model that was distilled to do without (schnell)"
         require(config.guidance is None, "guidance", rule, config.guidance)
@@ -111,7 +113,6 @@ def generate(
     *,
     latents: Path | None = None,
     progress: Progress = Silent(),
-    **adapters: Any,
 ) -> Pictures:
     """Make pictures: `config.num_images` of each prompt, one prompt after the other.
 
@@ -124,7 +125,6 @@ def generate(
         latents: An .npz file with noise to start from, `init_latents` in diffusers' layout, one
             for each picture.
         progress: Hears of each part.
-        adapters: Of the transformer's weights, as `load_component` takes them.
 
     Raises:
         ValueError: If the model cannot do what is asked, or a part of it is missing or damaged.
@@ -141,7 +141,7 @@ def generate(
     usual = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     with jax.default_matmul_precision("highest" if request.dtype == "float32" else usual):
         cond, null = encode_request(request, prompts, progress)
-        solved = _solved(request, asked, cond, null, starts, progress, adapters)
+        solved = _solved(request, asked, cond, null, starts, progress)
         images = decode_latents(request, solved["x1"], progress)
     return Pictures(asked, images, solved["x1"], solved["nfe"], solved["succeeded"])
 
@@ -195,12 +195,16 @@ def _solved(
     null: Text | None,
     starts: np.ndarray | None,
     progress: Progress,
-    adapters: dict[str, Any],
 ) -> dict[str, np.ndarray]:
     """The latents of all pictures; the transformer's weights live no longer than this call."""
     config, mesh = request.config, request.mesh
     loaded = load_transformer(
-        request.model, mesh=mesh, dtype=request.dtype, progress=progress, **adapters
+        request.model,
+        mesh=mesh,
+        dtype=request.dtype,
+        progress=progress,
+        lora=config.lora,
+        lora_scale=config.lora_scale,
     )
     batches = list(even_batches(len(asked), config.batch_size, mesh))
     with Watch(progress, "sampling", len(batches)) as watch:

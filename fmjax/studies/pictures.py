@@ -44,6 +44,8 @@ def write_pictures(
 
 def _about(pictures: Pictures, request: Request, number: int) -> dict[str, Any]:
     config = dataclasses.asdict(request.config)
+    lora = request.config.lora
+    config |= {"lora": None if lora is None else lora.name} | ({} if lora else {"lora_scale": None})
     config |= {"mesh": None, "guidance": request.guidance, "dtype": request.dtype}
     height, width = pictures.images.shape[1:3]
     steps = request.steps
