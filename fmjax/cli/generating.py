@@ -85,3 +85,41 @@ def encode(arguments: list[str]) -> None:
     asked = parse(Encode, Encode(EncodeConfig()), rest, f"fmjax encode {path}")
     with working() as progress:
         make(open_model(path), images, asked.output, asked.config, progress=progress)
+
+
+def compare_prompt(path: Path, arguments: list[str]) -> None:
+    """Compare solvers on a prompt."""
+    prompt, rest = (arguments[0], arguments[1:]) if arguments else ("-", [])
+    if prompt.startswith("-"):
+        raise Refused("fmjax compare needs a prompt after the folder of a released model: "
+                      'fmjax compare FOLDER "a red fox in the snow"')  # fmt: skip
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config.generating import GenerateConfig
+    from fmjax.pretrained.folder import open_model
+    from fmjax.studies.compare_prompt import ComparePromptConfig
+    from fmjax.studies.compare_prompt import compare_prompt as make
+    from fmjax.studies.pictures import slug
+
+    @dataclasses.dataclass(frozen=True)
+    class Compare:
+        """Compare fixed and adaptive solvers on a prompt, on one released model.
+
+        Attributes:
+            config: Which solvers.
+            picture: Of what size, and how guided; its solver and steps do not count.
+            output: Folder of the tables and the page (default: the prompt's words, in the folder
+                comparisons).
+        """
+
+        config: Annotated[ComparePromptConfig, tyro.conf.arg(name="")]
+        picture: GenerateConfig
+        output: Path = Path("comparisons") / slug(prompt)
+
+    default = Compare(ComparePromptConfig(), GenerateConfig())
+    asked = parse(Compare, default, rest, f"fmjax compare {path}")
+    with working() as progress:
+        make(open_model(path), prompt, asked.output, asked.config, asked.picture,
+             progress=progress)  # fmt: skip

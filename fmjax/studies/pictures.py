@@ -70,8 +70,12 @@ def _names(
         if output is not None:
             yield output.with_name(f"{output.stem}{end}{output.suffix or '.png'}"), prompt
             continue
-        words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
-        yield Path("pictures") / f"{words}-seed{config.seed}{end}.png", prompt
+        yield Path("pictures") / f"{slug(prompt)}-seed{config.seed}{end}.png", prompt
+
+
+def slug(prompt: str) -> str:
+    """A prompt's words as the name of a file."""
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
 
 
 def _image(image: np.ndarray) -> Any:
