@@ -35,9 +35,9 @@ def get_config() -> Config:
     """An MM-DiT on patches of 4, and a text encoder of two layers."""
     return Config(
         name="emoji",
-        data=EmojiData(groups=GROUPS[:-1]),
+        data=EmojiData(groups=GROUPS[:-1], repeats=3),
         network=MMDiTConfig(
-            patch_size=4, num_heads=4, head_width=40, num_layers=4, qk_norm=True,
+            patch_size=4, num_heads=4, head_width=32, num_layers=4, qk_norm=True,
             unroll_layers=True,
         ),
         text_encoder=TextEncoderConfig(width=128, num_layers=2, num_heads=4),
@@ -46,7 +46,7 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
         ),
         training=TrainingConfig(
-            num_steps=2_500, batch_size=64, accumulation_steps=2, ema_decay=0.998, log_every=50,
+            num_steps=1_500, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
             checkpoint_every=500,
         ),
         sampling=SamplingConfig(

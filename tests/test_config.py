@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._arrays import Batch, Text, TextPart, TextShape
+from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
 from fmjax._trees import divided
 from fmjax.cli.parsing import parse
 from fmjax.config import (
@@ -65,6 +65,10 @@ SHAPES = {
     "flux_dev": ((4, 4, 4), TextShape(3, 8, 6),
                  {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
                   "rotary_axes": (4, 2, 2)}),
+    "fashion_captions": ((28, 28, 1), TokenShape(8, 64),
+                         {"num_heads": 2, "head_width": 8, "num_layers": 1}),
+    "emoji": ((8, 8, 3), TokenShape(12, 2048),
+              {"num_heads": 2, "head_width": 8, "num_layers": 1}),
     "finetune_flux": ((4, 4, 4), TextShape(3, 8, 6),
                       {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
                        "rotary_axes": (4, 2, 2)}),
@@ -137,6 +141,8 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
+    elif isinstance(conditions, TokenShape):
+        cond = rng.integers(0, conditions.vocab_size, (8, conditions.num_tokens)).astype(np.int32)
     else:
         cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)
     batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), cond)

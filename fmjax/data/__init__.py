@@ -15,7 +15,12 @@ from fmjax.data.mnist import IdxData
 from fmjax.data.pairs import Pairs, open_pairs, pair_fields
 from fmjax.data.pipeline import BatchIterator, Examples, batches
 from fmjax.data.records import Records, open_records, write_shard
-from fmjax.data.tokenizer import Tokenizer, TokenizerConfig, read_tokenizer, train_tokenizer
+from fmjax.data.tokenizer import (
+    TokenizerConfig,
+    WordTokenizer,
+    read_word_tokenizer,
+    train_tokenizer,
+)
 from fmjax.data.toys import ToyData
 
 DataConfig: TypeAlias = (
@@ -43,7 +48,7 @@ __all__ = [
     "Pairs",
     "Records",
     "Source",
-    "Tokenizer",
+    "WordTokenizer",
     "TokenizerConfig",
     "ToyData",
     "batches",
@@ -54,7 +59,7 @@ __all__ = [
     "open_records",
     "pair_fields",
     "prepare_records",
-    "read_tokenizer",
+    "read_word_tokenizer",
     "train_tokenizer",
     "write_shard",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require, require_one_of
 from fmjax._progress import Progress, Silent
-from fmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from fmjax.data.tokenizer import TokenizerConfig, WordTokenizer, train_tokenizer
 
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -51,7 +51,7 @@ class Captions(NamedTuple):
 
     texts: list[str]
     tokens: np.ndarray
-    tokenizer: Tokenizer
+    tokenizer: WordTokenizer
     config: TokenizerConfig
 
 

@@ -47,6 +47,11 @@ class Emoji(NamedTuple):
     codes: tuple[int, ...]
 
     @property
+    def has_tone(self) -> bool:
+        """Whether its skin is of one of five tones, not yellow."""
+        return _TONE in self.name
+
+    @property
     def caption(self) -> str:
         """Its name as one would say it: "woman firefighter with dark skin tone"."""
         name, _, more = self.name.partition(": ")
@@ -73,6 +78,8 @@ class EmojiData:
     Attributes:
         size: Side of the pictures.
         groups: Only these of Unicode's groups; empty for all.
+        repeats: So often a picture without a skin tone comes in the training split, for one of
+            each with one: of those there are five that differ in nothing else.
         folder: With `NotoColorEmoji.ttf` and `emoji-test.txt`.
         tokenizer: How captions become numbers.
 
@@ -81,11 +88,13 @@ class EmojiData:
 
     size: int = 32
     groups: tuple[str, ...] = ()
+    repeats: int = 1
     folder: str | None = None
     tokenizer: TokenizerConfig = TokenizerConfig(num_tokens=12, vocab_size=2_048)
 
     def __post_init__(self) -> None:
         require_at_least("data.size", self.size, 1)
+        require_at_least("data.repeats", self.repeats, 1)
         for group in self.groups:
             require_one_of("data.groups", group, GROUPS)
 
@@ -104,8 +113,10 @@ class EmojiData:
         pictures = _pictures(self._find(_FONT), chosen)
         x = np.stack([squared(Image.open(io.BytesIO(p)), self.size) for p in pictures])
         learned = [one.caption for one in listed if not _is_test(one)]
-        captions = captions_of([one.caption for one in chosen], learned, self.tokenizer)
-        return Dataset(x, captions=captions)
+        often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]
+        rows = np.repeat(np.arange(len(chosen)), often)
+        texts = [chosen[row].caption for row in rows.tolist()]
+        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer))
 
     @property
     def _groups(self) -> tuple[str, ...]:
@@ -123,7 +134,7 @@ class EmojiData:
 
 
 def _is_test(emoji: Emoji) -> bool:
-    if _TONE not in emoji.name:
+    if not emoji.has_tone:
         return False
     digest = hashlib.sha256(emoji.name.encode()).digest()
     return int.from_bytes(digest[:4], "big") % _TEST_EVERY == 0
@@ -139,25 +150,29 @@ def _listed(path: Path) -> Iterator[Emoji]:
             yield Emoji(group, found[2], tuple(code for code in codes if code != _VARIATION))
 
 
-def _pictures(path: Path, emojis: list[Emoji]) -> Iterator[bytes]:
+def _pictures(path: Path, emojis: list[Emoji]) -> list[bytes]:
     """The PNG of each, as the font holds it: of a sequence, under the name of its ligature."""
     # Imported where it is used: no other data need it.
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
-        font: Any = TTFont(path, lazy=True)
-        bitmaps, names = font["CBDT"].strikeData[0], font.getBestCmap()
-        ligatures = font["GSUB"].table.LookupList.Lookup[0].SubTable[0].ligatures
+        with path.open("rb") as file:
+            font: Any = TTFont(file, lazy=True)
+            glyphs, names = font["CBDT"].strikeData[0], font.getBestCmap()
+            ligatures = font["GSUB"].table.LookupList.Lookup[0].SubTable[0].ligatures
+            together = {
+                (first, *each.Component): each.LigGlyph
+                for first, several in ligatures.items()
+                for each in several
+            }
+            pictures = []
+            for emoji in emojis:
+                parts = tuple(names.get(code) for code in emoji.codes)
+                glyph = parts[0] if len(parts) == 1 else together.get(parts)
+                rule = f"have a picture of {emoji.name!r}"
+                require(glyph in glyphs, f"file {path}", rule, "none")
+                pictures.append(glyphs[glyph].imageData)
+            return pictures
     except (TTLibError, KeyError, AttributeError, IndexError) as error:
         rule = "be a font of colour bitmaps (CBDT)"
         raise ValueError(f"file {path} must {rule}, got {error!r}") from error
-    together = {
-        (first, *each.Component): each.LigGlyph
-        for first, several in ligatures.items()
-        for each in several
-    }
-    for emoji in emojis:
-        parts = tuple(names.get(code) for code in emoji.codes)
-        glyph = parts[0] if len(parts) == 1 else together.get(parts)
-        require(glyph in bitmaps, f"file {path}", f"have a picture of {emoji.name!r}", "none")
-        yield bitmaps[glyph].imageData

@@ -44,8 +44,8 @@ class TokenizerConfig:
         return TokenShape(self.num_tokens, self.vocab_size)
 
 
-class Tokenizer:
-    """From texts to numbers and back; `train_tokenizer` or `read_tokenizer` makes it."""
+class WordTokenizer:
+    """From texts to numbers and back; `train_tokenizer` or `read_word_tokenizer` makes it."""
 
     def __init__(self, inner: Any) -> None:
         """Take a `tokenizers.Tokenizer` that pads and cuts to one length."""
@@ -92,7 +92,7 @@ class Tokenizer:
         ]
 
     def to_json(self) -> str:
-        """All of it, as `read_tokenizer` reads it."""
+        """All of it, as `read_word_tokenizer` reads it."""
         return self._inner.to_str(pretty=True) + "\n"
 
     def write(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class Tokenizer:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
 
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> WordTokenizer:
     """Learn the words of `texts`; the same texts in any order give the same numbers."""
     # Imported where it is used: few runs have captions.
     from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -120,11 +120,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     inner.train_from_iterator(texts, trainer)
     inner.enable_padding(length=config.num_tokens, pad_id=0, pad_token=PADDING)
     inner.enable_truncation(config.num_tokens)
-    return Tokenizer(inner)
+    return WordTokenizer(inner)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read what `Tokenizer.write` wrote.
+def read_word_tokenizer(path: Path) -> WordTokenizer:
+    """Read what `WordTokenizer.write` wrote.
 
     Raises:
         ValueError: If the file is missing or something else.
@@ -138,4 +138,4 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"file {path} must be a tokenizer of fmjax, got {error}") from error
     fits = inner.padding is not None and inner.truncation is not None
     require(fits, f"file {path}", "be a tokenizer of fmjax", "one without a length")
-    return Tokenizer(inner)
+    return WordTokenizer(inner)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
 from fmjax._checks import require, require_at_least, require_one_of
@@ -105,9 +105,9 @@ class TextEncoder(nnx.Module):
             else None
         )
 
-    def __call__(self, tokens: Int[Array, "batch tokens"]) -> Text:
+    def __call__(self, cond: Cond) -> Text:
         """Give a vector for each word, and the mean over those that are not padding."""
-        tokens = self._checked(tokens)
+        tokens = self._checked(cond)
         # Not `self.words(tokens)`: that would round float64 params to float32.
         table = gathered(self.words.embedding[...])
         h = jnp.take(table, tokens, axis=0) + gathered(self.positions[...])[None]
@@ -119,12 +119,12 @@ class TextEncoder(nnx.Module):
         pooled = jnp.sum(says * h, axis=1) / jnp.maximum(jnp.sum(says, axis=1), 1.0)
         return Text(widened(h), widened(pooled))
 
-    def _checked(self, tokens: Any) -> jax.Array:
+    def _checked(self, cond: Any) -> jax.Array:
         rule = f"be token ids [batch, {self.shape.num_tokens}] for a network of captions"
-        array = hasattr(tokens, "ndim") and jnp.issubdtype(tokens.dtype, jnp.integer)
-        right = array and tokens.shape[1:] == (self.shape.num_tokens,)
-        require(right, "cond", rule, tokens.shape if array else type(tokens).__name__)
-        return tokens
+        array = hasattr(cond, "dtype") and jnp.issubdtype(cond.dtype, jnp.integer)
+        right = array and cond.shape[1:] == (self.shape.num_tokens,)
+        require(right, "cond", rule, cond.shape if array else type(cond).__name__)
+        return cond
 
 
 def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> Pure:

@@ -8,7 +8,7 @@ from typing import Any
 from fmjax._arrays import Conditions, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config import Config, to_json
-from fmjax.data import Captions, read_tokenizer
+from fmjax.data import Captions, read_word_tokenizer
 from fmjax.studies.run_folder import RunFolder, read_config, some_texts, write_text
 from fmjax.training import MeshConfig
 
@@ -80,7 +80,7 @@ def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
 def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
     """The numbers of words that the weights know must be those of the data."""
     if captions is not None:
-        same = read_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
+        same = read_word_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
         rule = "be of the words of the data's captions (--overwrite replaces the run)"
         require(same, f"{folder.tokenizer}", rule, "others: the captions have changed")
 

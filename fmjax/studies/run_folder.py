@@ -12,7 +12,7 @@ import numpy as np
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._files import write_atomically
 from fmjax.config import Config, Experiment, build, from_json
-from fmjax.data import Tokenizer, read_tokenizer
+from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 
@@ -181,9 +181,9 @@ class Run(NamedTuple):
         return self.conditions if isinstance(self.conditions, int) else None
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> WordTokenizer:
         """What makes numbers of prompts, of a run on captions."""
-        return read_tokenizer(self.folder.tokenizer)
+        return read_word_tokenizer(self.folder.tokenizer)
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax._arrays import Batch, Text, TextShape
+from fmjax._arrays import Batch, Text, TextShape, TokenShape
 from fmjax.losses import (
     BuiltInGuidance,
     flow_matching_objective,
@@ -18,6 +18,8 @@ from fmjax.networks import (
     DiTConfig,
     FluxConfig,
     MLPConfig,
+    MMDiTConfig,
+    TextEncoderConfig,
     UNetConfig,
     make_flow_map,
     make_network,
@@ -34,13 +36,17 @@ NETWORKS = {
     "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
     "mlp": (MLPConfig(64, 2), (4,)),
     "flux": (FluxConfig(2, 2, 32, 1, 2, (8, 12, 12)), (8, 8, 4)),
+    "captions": (MMDiTConfig(2, 2, 32, 2, qk_norm=True), (8, 8, 4)),
 }
 # Flow maps: a derivative forwards within the one backwards, and targets by the network itself.
 GUIDANCE = BuiltInGuidance(max_scale=4.0, first=0.2, last=0.8)
 MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
 NETWORKS |= {name: NETWORKS[network] for name, network in MAPS.items()}
 TEXT = TextShape(4, 64, 64)
-CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT}
+TOKENS = TokenShape(4, 64)
+CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT, "captions": TOKENS}
+NULL = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
+ENCODER = TextEncoderConfig(64, 2, 2)
 ONE = MeshConfig(1, 1, 1)
 LAYOUTS = [
     pytest.param(("dit", MeshConfig(8, 1, 1)), marks=pytest.mark.slow),
@@ -49,6 +55,7 @@ LAYOUTS = [
     ("dit", MeshConfig(1, 1, 8)),
     ("unet", MeshConfig(2, 2, 2)),
     ("flux", MeshConfig(2, 2, 2)),
+    ("captions", MeshConfig(2, 2, 2)),
     ("improved", MeshConfig(2, 2, 2)),
     pytest.param(("improved", MeshConfig(1, 8, 1)), marks=pytest.mark.slow),
     pytest.param(("improved_unet", MeshConfig(2, 2, 2)), marks=pytest.mark.slow),
@@ -67,9 +74,9 @@ class Trained(NamedTuple):
 def make(name):
     """The network, and its loss."""
     conditions, path = CONDITIONS[name], AffinePath()
-    dropped = dict(drop_rate=0.1, null_cond=Text(0.0, 0.0) if name == "flux" else NUM_CLASSES)
+    dropped = dict(drop_rate=0.1, null_cond=NULL[name])
     if name not in MAPS:
-        net = make_network(*NETWORKS[name], conditions)
+        net = make_network(*NETWORKS[name], conditions, text_encoder=ENCODER)
         return net, flow_matching_objective(net, path, **dropped)
     guided = name.startswith("improved")
     net = make_flow_map(*NETWORKS[name], conditions, guided=guided)
@@ -97,6 +104,9 @@ def train(name, layout):
         if name == "flux":
             shapes = (BATCH, TEXT.num_tokens, TEXT.width), (BATCH, TEXT.pooled_width)
             cond = Text(*(rng.standard_normal(shape, np.float32) for shape in shapes))
+        if name == "captions":
+            shape = (BATCH, TOKENS.num_tokens)
+            cond = rng.integers(0, TOKENS.vocab_size, shape).astype(np.int32)
         state, metrics = step(state, put_batch(Batch(x, cond), mesh))
         losses.append(float(metrics.loss))
     return Trained(start, losses, state)

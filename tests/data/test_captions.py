@@ -1,0 +1,238 @@
+"""Data with captions: a folder of images, classes in words, emoji."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmjax._arrays import TokenShape
+from fmjax.data import CaptionedClasses, CaptionedImages, EmojiData, IdxData, Source, batches, load
+from fmjax.data.captioned_classes import FASHION_NAMES
+from fmjax.data.emoji import Emoji
+from fmjax.data.tokenizer import TokenizerConfig
+from tests.data.test_mnist import write_set
+
+WORDS = TokenizerConfig(4, 16)
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def write_images(folder, num, captions=True, size=(12, 8)):
+    """Images 0.png, 1.png, .. of one colour each, with captions beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num):
+        name = list(COLOURS)[number % 3]
+        Image.new("RGB", size, COLOURS[name]).save(folder / f"{number}.png")
+        if captions:
+            (folder / f"{number}.txt").write_text(f"a {name} picture\n")
+
+
+def write_list(folder, entries, name="metadata.jsonl"):
+    (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def source(folder, **settings):
+    return CaptionedImages(str(folder), size=4, tokenizer=WORDS, **settings)
+
+
+def test_images_and_the_captions_beside_them_go_together(tmp_path):
+    write_images(tmp_path, 60)
+    train, test = (load(source(tmp_path, test_every=5), split) for split in ("train", "test"))
+    assert len(train) + len(test) == 60
+    assert 0 < len(test) < 30
+    assert isinstance(source(tmp_path), Source)
+    assert source(tmp_path).shape() == (train.event_shape, train.conditions)
+    assert train.conditions == TokenShape(4, 16)
+    for dataset in (train, test):
+        batch = dataset.examples(np.arange(len(dataset)))
+        words = train.captions.tokenizer.decode(batch.cond)
+        for pixels, said in zip(batch.x1, words, strict=True):
+            colour = np.asarray(COLOURS[said.removesuffix(" picture")]) / 127.5 - 1
+            np.testing.assert_allclose(pixels, np.broadcast_to(colour, (4, 4, 3)), atol=1e-6)
+
+
+def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path):
+    write_images(tmp_path / "few", 30)
+    write_images(tmp_path / "many", 60)
+    few, many = (load(source(tmp_path / name, test_every=4), "test") for name in ("few", "many"))
+    assert len(many) > len(few) > 0
+    assert set(few.captions.texts) <= set(many.captions.texts)
+
+
+def test_folders_train_and_test_are_the_splits(tmp_path):
+    write_images(tmp_path / "train", 3)
+    with pytest.raises(ValueError, match=r"data.folder must hold images to test on, got"):
+        load(source(tmp_path), "test")
+    write_images(tmp_path / "test", 2)
+    assert [len(load(source(tmp_path), split)) for split in ("train", "test")] == [3, 2]
+    assert load(source(tmp_path), "test").points().shape == (2, 4, 4, 3)
+
+
+@pytest.mark.parametrize(("name", "key"), [("metadata", "text"), ("captions", "caption")])
+def test_a_list_of_captions_names_images_in_folders_below(tmp_path, name, key):
+    write_images(tmp_path / "train" / "below", 2, captions=False)
+    entries = [{"file_name": f"below/{n}.png", key: f"number {n}", "more": 1} for n in (1, 0)]
+    write_list(tmp_path / "train", entries, f"{name}.jsonl")
+    dataset = load(source(tmp_path))
+    assert dataset.captions.texts == ["number 0", "number 1"]
+    np.testing.assert_allclose(dataset.points()[:, 0, 0], [[1, -1, -1], [-1, 1, -1]])
+
+
+def test_the_middle_of_an_image_is_taken_on_white(tmp_path):
+    write_images(tmp_path / "train", 0)
+    wide = np.zeros((2, 6, 4), np.uint8)
+    wide[:, 2:4] = (10, 20, 30, 255)
+    Image.fromarray(wide).save(tmp_path / "train" / "a.png")
+    (tmp_path / "train" / "a.txt").write_text("a")
+    Image.new("LA", (5, 9)).save(tmp_path / "train" / "b.PNG")
+    (tmp_path / "train" / "b.txt").write_text("b")
+    pixels = CaptionedImages(str(tmp_path), size=2).load("train").x[:]
+    np.testing.assert_array_equal(pixels[0], np.broadcast_to([10, 20, 30], (2, 2, 3)))
+    np.testing.assert_array_equal(pixels[1], 255)
+
+
+def test_batches_of_a_folder_are_decoded_as_they_are_asked_for(tmp_path):
+    write_images(tmp_path / "train", 5)
+    feed = batches(load(source(tmp_path)), batch_size=4)
+    batch = next(feed)
+    assert batch.x1.shape == (4, 4, 4, 3)
+    assert batch.cond.shape == (4, 4)
+    feed.close()
+
+
+def test_a_broken_image_is_named(tmp_path):
+    write_images(tmp_path / "train", 4)
+    whole = (tmp_path / "train" / "2.png").read_bytes()
+    (tmp_path / "train" / "2.png").write_bytes(whole[: len(whole) // 2])
+    feed = batches(load(source(tmp_path)), batch_size=4)
+    with pytest.raises(ValueError, match=r"image .*2\.png must be a whole image file, got"):
+        next(feed)
+    feed.close()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["no json"], r"line 1, must be \{\"file_name\": \.\., \"text\": \.\.\}, got"),
+        ([{"file_name": "0.png"}], r"line 1, must be \{\"file_name\""),
+        ([{"file_name": "0.png", "text": 3}], "line 1, must hold texts, got '0.png' and 3"),
+        ([{"file_name": "../x.png", "text": "x"}], "name a file within the folder, got '../x.png'"),
+        ([{"file_name": "/x.png", "text": "x"}], "name a file within the folder, got '/x.png'"),
+        ([{"file_name": "0.png", "text": "x"}] * 2, "line 2, must name a file once, got '0.png'"),
+        ([], "must have a caption for every image, got none for 0.png"),
+        ([{"file_name": "0.png", "text": " "}], "must have words in every caption, got none for 0"),
+        (
+            [{"file_name": name, "text": "x"} for name in ("0.png", "1.png", "2.png")],
+            r"must have an image for every caption, got none for 1.png and 1 more",
+        ),
+    ],
+)
+def test_a_list_that_does_not_fit_the_images_is_refused(tmp_path, entries, message):
+    write_images(tmp_path / "train", 1, captions=False)
+    write_list(tmp_path / "train", entries)
+    with pytest.raises(ValueError, match=message):
+        load(source(tmp_path))
+
+
+def test_captions_and_images_that_stand_alone_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data.folder must be a folder of images with captions"):
+        load(source(tmp_path / "nowhere"))
+    write_images(tmp_path / "train", 2)
+    (tmp_path / "train" / "0.txt").unlink()
+    with pytest.raises(ValueError, match="have a caption for every image, got none for 0.png"):
+        load(source(tmp_path))
+    write_images(tmp_path / "train", 2)
+    (tmp_path / "train" / "1.png").unlink()
+    with pytest.raises(ValueError, match="have an image for every caption, got none for 1.txt"):
+        load(source(tmp_path))
+    write_list(tmp_path / "train", [])
+    write_list(tmp_path / "train", [], "captions.jsonl")
+    with pytest.raises(ValueError, match="hold one of metadata.jsonl and captions.jsonl, got both"):
+        load(source(tmp_path))
+    write_images(tmp_path / "latin", 1)
+    (tmp_path / "latin" / "0.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match="must be UTF-8 text"):
+        load(source(tmp_path / "latin"))
+
+
+def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (300, 28, 28)).astype(np.uint8)
+    write_set(tmp_path, pixels, (np.arange(300) % 10).astype(np.uint8))
+    data = CaptionedClasses(IdxData("fashion_mnist", folder=str(tmp_path)))
+    for split in ("test", "train"):
+        dataset = load(data, split)
+        assert (dataset.event_shape, dataset.conditions) == data.shape()
+        for text, label in zip(dataset.captions.texts, dataset.labels, strict=True):
+            assert text in data.wordings(int(label))
+        np.testing.assert_array_equal(dataset.conds(), dataset.captions.tokens)
+        assert dataset.captions.tokenizer.unknown(dataset.captions.texts) == ()
+    assert len(set(dataset.captions.texts)) > 50
+    said = [text for label in range(10) for text in data.wordings(label)]
+    assert len(set(said)) == len(said) == 10 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CaptionedClasses(names=("a", "b")), "data.names must be one for each of 10"),
+        (lambda: CaptionedClasses(templates=("a photo",)), "data.templates must be texts with"),
+        (lambda: CaptionedClasses(seed=-1), "data.seed must be at least 0, got -1"),
+        (lambda: CaptionedImages("x", size=0), "data.size must be at least 1, got 0"),
+        (lambda: CaptionedImages("x", test_every=1), "data.test_every must be at least 2, got 1"),
+        (lambda: EmojiData(size=0), "data.size must be at least 1, got 0"),
+        (lambda: EmojiData(groups=("Flag",)), r"data.groups must be .*did you mean 'Flags'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, message):
+    assert len(FASHION_NAMES) == 10
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("red heart", "red heart"),
+        ("woman firefighter: dark skin tone", "woman firefighter with dark skin tone"),
+        ("man: light skin tone, red hair", "man with light skin tone and red hair"),
+        ("man: beard", "man with beard"),
+        ("flag: Peru", "flag Peru"),
+        ("keycap: 7", "keycap 7"),
+        ("family: man, woman, boy", "family man and woman and boy"),
+        (
+            "kiss: woman, man, light skin tone, dark skin tone",
+            "kiss woman and man with light and dark skin tone",
+        ),
+    ],
+)
+def test_an_emoji_is_called_as_one_would_say_it(name, caption):
+    assert Emoji("", name, ()).caption == caption
+
+
+def test_missing_emoji_are_refused_with_the_packages_that_have_them(tmp_path):
+    with pytest.raises(ValueError, match="packages fonts-noto-color-emoji and unicode-data be"):
+        load(EmojiData(folder=str(tmp_path)))
+    (tmp_path / "emoji-test.txt").write_text("")
+    (tmp_path / "NotoColorEmoji.ttf").write_text("no font")
+    with pytest.raises(ValueError, match="must be a font of colour bitmaps"):
+        load(EmojiData(folder=str(tmp_path)))
+
+
+def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
+    data = EmojiData(size=8, groups=("Smileys & Emotion", "People & Body"))
+    try:
+        train = load(data, "train")
+    except ValueError as error:
+        pytest.skip(str(error))
+    test = load(data, "test")
+    assert (train.event_shape, train.conditions) == data.shape()
+    texts = train.captions.texts
+    assert len(texts) == len(set(texts)) > 1_000
+    red = train.points(np.array([texts.index("red heart")]))[0]
+    assert red[4, 4, 0] > 0.5 > red[4, 4, 1]
+    np.testing.assert_allclose(red[0, 0], 1.0, atol=0.02)
+    assert 100 < len(test) < len(train) / 5
+    assert not set(test.captions.texts) & set(texts)
+    assert train.captions.tokenizer.unknown(test.captions.texts) == ()
+    assert all("skin tone" in text for text in test.captions.texts)
