@@ -17,9 +17,9 @@ def generate(arguments: list[str]) -> int:
 
     from fmjax.config.generating import GenerateConfig
     from fmjax.pretrained.folder import open_model
-    from fmjax.studies.generate import check_request
     from fmjax.studies.generate import generate as make
-    from fmjax.studies.pictures import read_prompts, write_pictures
+    from fmjax.studies.pictures import PictureWriter, read_prompts
+    from fmjax.studies.request import check_request
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
@@ -47,9 +47,12 @@ def generate(arguments: list[str]) -> int:
                       'generate FOLDER "a red fox in the snow"')  # fmt: skip
     with working() as progress:
         model = open_model(path)
-        pictures = make(model, texts, asked.config, latents=asked.latents, progress=progress)
-        request = check_request(model, asked.config)
-        write_pictures(pictures, request, asked.output, progress)
+        each = [text for text in texts for _ in range(asked.config.num_images)]
+        writer = PictureWriter(check_request(model, asked.config), each, asked.output)
+        pictures = make(
+            model, texts, asked.config, latents=asked.latents, on_image=writer, progress=progress
+        )
+        progress.say("wrote " + ", ".join(map(str, writer.paths)))
         if not pictures.succeeded.all():
             progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")
     return 0 if pictures.succeeded.all() else 1

@@ -56,7 +56,7 @@ def attention(
     if kind == "cudnn":
         require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
                 "multiple of 8, for cudnn", f"{q.dtype} and {q.shape[-1]}")  # fmt: skip
-        return _cudnn(q, k, v)
+        return _each_device(_cudnn, q, k, v)
     return _plain(q, k, v, bias)
 
 
@@ -98,12 +98,16 @@ def _block(tokens: int) -> int | None:
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """JAX's kernel for TPU; on a mesh each device for its own rows and heads or queries."""
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
+    return _each_device(_splash_here, q * (1.0 / math.sqrt(q.shape[-1])), k, v)
+
+
+def _each_device(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """A kernel for what each device of the mesh has of queries, keys and values."""
     spec_q, spec_kv = heads_spec(q.shape)
     if spec_q is None:
-        return _splash_here(q, k, v)
+        return kernel(q, k, v)
     specs = (spec_q, spec_kv, spec_kv)
-    return jax.shard_map(_splash_here, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
+    return jax.shard_map(kernel, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
 
 
 def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:

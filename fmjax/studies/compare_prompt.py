@@ -21,15 +21,9 @@ from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.page import Report, write_report
 from fmjax.studies.compare import compare
 from fmjax.studies.draw import noise
-from fmjax.studies.generate import (
-    Request,
-    check_request,
-    condition,
-    decode_latents,
-    encode_request,
-    released_experiment,
-)
+from fmjax.studies.generate import condition, decode_latents, encode_request, released_experiment
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings, ode_solve
+from fmjax.studies.request import Request, check_request, guidance_scale, products_of
 from fmjax.training import batch_sharding, num_shares
 
 _SHOWN = 256  # Pixels of a picture's longer side in the gallery, at most.
@@ -78,8 +72,8 @@ def compare_prompt(
         prompt: The text.
         output: Folder of the results; what has their names is replaced.
         config: Which solvers.
-        picture: Size, guidance, seed, number of pictures and the like; its solver and steps do not
-            count.
+        picture: Size, guidance, seed, number of pictures and the like; its solver, steps and batch
+            do not count: all pictures are solved at once.
         progress: Hears of each row.
 
     Raises:
@@ -88,12 +82,12 @@ def compare_prompt(
     request = check_request(model, dataclasses.replace(picture, solver="euler", steps=1))
     shares = num_shares(request.mesh)
     num = -(-picture.num_images // shares) * shares
-    usual = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    with jax.default_matmul_precision("highest" if request.dtype == "float32" else usual):
+    with products_of(request.dtype):
         rows, comparison = _solved(request, prompt, num, config, progress)
         flat = np.concatenate([latents for _, latents in rows])
-        images = decode_latents(request, flat, progress).reshape(len(rows), num, *_size(request))
-    comparison = comparison._replace(guidance=request.guidance or 1.0)
+        images = decode_latents(request, flat, progress)
+        images = images.reshape(len(rows), num, *images.shape[1:])
+    comparison = comparison._replace(guidance=1.0 if request.guidance is None else request.guidance)
     write_csv(comparison, output / "comparison.csv")
     write_json(comparison, output / "comparison.json")
     gallery = [
@@ -109,10 +103,9 @@ def _solved(
     request: Request, prompt: str, num: int, config: ComparePromptConfig, progress: Progress
 ) -> tuple[list[tuple[SolverRun, np.ndarray]], Comparison]:
     """Every row with its latents; the transformer lives no longer than this call."""
-    mesh, scale = request.mesh, 1.0
+    mesh = request.mesh
     text, null = encode_request(request, [prompt], progress)
-    if null is not None:
-        scale = float(request.guidance or 1.0)
+    scale = guidance_scale(request, null)
     loaded = load_transformer(
         request.model, mesh=mesh, dtype=request.dtype, progress=progress,
         lora=request.config.lora, lora_scale=request.config.lora_scale,
@@ -174,9 +167,9 @@ def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[
     return methods
 
 
-def _size(request: Request) -> tuple[int, int, int]:
+def _size(request: Request) -> tuple[int, int]:
     height, width, _ = request.latents.event_shape
-    return height * request.latents.factor, width * request.latents.factor, 3
+    return height * request.latents.factor, width * request.latents.factor
 
 
 def _shrunk(images: np.ndarray) -> np.ndarray:
@@ -196,7 +189,7 @@ def _report(
     comparison: Comparison,
     gallery: list[GalleryEntry],
 ) -> Report:
-    height, width, _ = _size(request)
+    height, width = _size(request)
     settings = {"picture": request.config, "solvers": config}
     return Report(
         title=f"“{prompt}”",
