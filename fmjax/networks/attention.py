@@ -152,7 +152,18 @@ def _fits_cudnn(q: jax.Array) -> bool:
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """NVIDIA's kernel, `[batch, tokens, heads, dim]`."""
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return out.transpose(0, 2, 1, 3)
+    """NVIDIA's kernel, `[batch, tokens, heads, dim]`; of odd numbers it has no gradient."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (_even(q), _even(k), _even(v)))
+    lengths: dict[str, Any] = {}
+    if (q.shape[1], k.shape[1]) != (num_queries, num_keys):
+        full = jnp.ones(q.shape[0], jnp.int32)
+        lengths = dict(query_seq_lengths=num_queries * full, key_value_seq_lengths=num_keys * full)
+    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
+    return out.transpose(0, 2, 1, 3)[:, :, :num_queries]
+
+
+def _even(tokens: jax.Array) -> jax.Array:
+    """Zeros behind an odd number of tokens, up to a multiple of 8."""
+    num = tokens.shape[2]
+    return jnp.pad(tokens, ((0, 0), (0, 0), (0, -num % 8 if num % 2 else 0), (0, 0)))
