@@ -1,9 +1,13 @@
-"""Text to image on colour emoji: 3,198 pictures of 32x32 with their names, without flags.
+"""Text to image on colour emoji: 3,655 pictures of 32x32 with their names.
 
 fmjax train configs/emoji.py
 fmjax sample runs/emoji --prompts "a purple heart" "a dog with sunglasses"
 
 The pictures are those of Debian's packages fonts-noto-color-emoji and unicode-data.
+
+On two CPU cores it trained for 24 minutes, other work beside for part, and drew its samples in
+another. Prompts whose words it knows come out, also of pictures that it has not seen; sunglasses on
+a cat do not.
 """
 
 from fmjax.config import (
@@ -15,7 +19,6 @@ from fmjax.config import (
     TrainingConfig,
 )
 from fmjax.data import EmojiData
-from fmjax.data.emoji import GROUPS
 from fmjax.networks import MMDiTConfig, TextEncoderConfig
 from fmjax.times import LogitNormal
 from fmjax.training import OptimizerConfig
@@ -35,7 +38,7 @@ def get_config() -> Config:
     """An MM-DiT on patches of 4, and a text encoder of two layers."""
     return Config(
         name="emoji",
-        data=EmojiData(groups=GROUPS[:-1], repeats=3),
+        data=EmojiData(repeats=3),
         network=MMDiTConfig(
             patch_size=4, num_heads=4, head_width=32, num_layers=4, qk_norm=True,
             unroll_layers=True,
@@ -46,8 +49,8 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
         ),
         training=TrainingConfig(
-            num_steps=1_500, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
-            checkpoint_every=500,
+            num_steps=1_200, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            checkpoint_every=400,
         ),
         sampling=SamplingConfig(
             num_samples=96, solver="heun", num_steps=16, guidance=3.0,
