@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 XL = ["--network.width", "1152", "--network.num-layers", "28", "--network.num-heads", "16"]
 FSDP = ["--mesh.data", "1", "--mesh.fsdp", "-1"]
-SIT, FLUX = "imagenet256_sit", "flux_dev"
+HALVES = ["--mesh.data", "2", "--mesh.fsdp", "128"]
+SIT, FLUX, SD3 = "imagenet256_sit", "flux_dev", "sd35_large"
 
 
 def batch(size: int) -> list[str]:
@@ -47,8 +48,9 @@ LARGE = [
 ]
 # Training and sampling of both released families, as many examples as devices or twice that.
 RELEASED = [
-    (name, config, grid, [*batch(num), *work])
-    for name, config in (("FLUX, 11.9 B", FLUX), ("SD3.5 large, 8.1 B", "sd35_large"))
+    # 2,432, the width of SD3.5 large, divides by 128, not by 256.
+    (name, config, grid, [*batch(num), *work, *(HALVES if (config, num) == (SD3, 256) else [])])
+    for name, config in (("FLUX, 11.9 B", FLUX), ("SD3.5 large, 8.1 B", SD3))
     for grid, num in (("v5e:16x16", 256), ("v5p:2x4x4", 64), ("v6e:8x8", 64), ("h100:8", 8))
     for work in (
         [],
