@@ -4,7 +4,7 @@ Every plan is one `fmjax plan` in a process of its own. It needs the compilers (
 `fmjax[cuda12]`) but no accelerator, and about half an hour on two cores:
 
     python benchmarks/plans.py            # all tables
-    python benchmarks/plans.py scaling    # one of them: dit, flux or scaling
+    python benchmarks/plans.py scaling    # one of them: dit, flux, released or scaling
 
 It prints Markdown. Compile times are those of the machine it runs on.
 """
@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 XL = ["--network.width", "1152", "--network.num-layers", "28", "--network.num-heads", "16"]
 FSDP = ["--mesh.data", "1", "--mesh.fsdp", "-1"]
-SIT, FLUX = "imagenet256_sit", "flux_dev"
+HALVES = ["--mesh.data", "2", "--mesh.fsdp", "128"]
+SIT, FLUX, SD3 = "imagenet256_sit", "flux_dev", "sd35_large"
 
 
 def batch(size: int) -> list[str]:
@@ -44,9 +45,19 @@ LARGE = [
     ("FLUX 12B", FLUX, "v5p:4x4x4", [*batch(256)]),
     ("FLUX 12B", FLUX, "v6e:8x8", [*batch(64)]),
     ("FLUX 12B", FLUX, "h100:64", [*batch(64)]),
-    ("FLUX 12B, 16 samples", FLUX, "v5e:4x4", ["--work", "sampling"]),
-    ("FLUX 12B, 16 samples", FLUX, "h100:8", ["--work", "sampling"]),
 ]
+# Training and sampling of both released families, as many examples as devices or twice that.
+RELEASED = [
+    # 2,432, the width of SD3.5 large, divides by 128, not by 256.
+    (name, config, grid, [*batch(num), *work, *(HALVES if (config, num) == (SD3, 256) else [])])
+    for name, config in (("FLUX, 11.9 B", FLUX), ("SD3.5 large, 8.1 B", SD3))
+    for grid, num in (("v5e:16x16", 256), ("v5p:2x4x4", 64), ("v6e:8x8", 64), ("h100:8", 8))
+    for work in (
+        [],
+        ["--work", "sampling", "--sampling.batch-size", str(num), "--sampling.num-samples",
+         str(num)],
+    )
+]  # fmt: skip
 # One slice up to 256 chips, then several: weights never leave theirs.
 SCALING = [
     (f"{slices} x {grid}", SIT, grid,
@@ -94,6 +105,21 @@ def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
               f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |", flush=True)  # fmt: skip
 
 
+def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
+    """Memory, and the attention kernels of the program."""
+    print("| model | work | devices | batch | arguments / temporaries / peak, GB | of | attention "
+          "by | compiled in |")  # fmt: skip
+    print("| --- " * 8 + "|")
+    for name, config, topology, options in rows:
+        found = plan(config, topology, options)
+        sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
+        fits = "" if found["fits"] else ", does not fit"
+        kernels = ", ".join(f"`{kernel}`" for kernel in found["kernels"]) or "plain products"
+        print(f"| {name} | {found['work']} | {topology} | {found['batch_size']} | {sizes} | "
+              f"{gb(found['memory'], 1)}{fits} | {kernels} | {found['compile_seconds']:.0f} s |",
+              flush=True)  # fmt: skip
+
+
 def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """What each chip receives of every kind of collective, at 8 images a chip."""
     print("| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
@@ -113,7 +139,8 @@ def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
               flush=True)  # fmt: skip
 
 
-TABLES = {"dit": (table, DIT), "flux": (table, LARGE), "scaling": (scaling, SCALING)}
+TABLES = {"dit": (table, DIT), "flux": (table, LARGE), "released": (released, RELEASED),
+          "scaling": (scaling, SCALING)}  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TABLES:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
     from fmjax.config import build as build
+    from fmjax.config.generating import GenerateConfig as GenerateConfig
     from fmjax.couplings import Independent as Independent
     from fmjax.couplings import MinibatchOT as MinibatchOT
     from fmjax.data import batches as batches
@@ -41,13 +42,20 @@ if TYPE_CHECKING:
     from fmjax.networks import DIT_S as DIT_S
     from fmjax.networks import DIT_XL as DIT_XL
     from fmjax.networks import DiTConfig as DiTConfig
+    from fmjax.networks import FluxConfig as FluxConfig
+    from fmjax.networks import LoRAConfig as LoRAConfig
     from fmjax.networks import MLPConfig as MLPConfig
+    from fmjax.networks import MMDiTConfig as MMDiTConfig
+    from fmjax.networks import TextEncoderConfig as TextEncoderConfig
     from fmjax.networks import UNetConfig as UNetConfig
     from fmjax.networks import make_flow_map as make_flow_map
     from fmjax.networks import make_network as make_network
     from fmjax.paths import AffinePath as AffinePath
     from fmjax.paths import Prediction as Prediction
     from fmjax.paths import change_schedule as change_schedule
+    from fmjax.pretrained.components import load_component as load_component
+    from fmjax.pretrained.folder import open_model as open_model
+    from fmjax.pretrained.folder import save_model as save_model
     from fmjax.rates import ConstantRate as ConstantRate
     from fmjax.rates import DecreasingRate as DecreasingRate
     from fmjax.rates import IncreasingDecreasingRate as IncreasingDecreasingRate
@@ -84,6 +92,7 @@ if TYPE_CHECKING:
     from fmjax.solvers import sample_diffusion as sample_diffusion
     from fmjax.solvers import sample_flow_map as sample_flow_map
     from fmjax.solvers import sample_sde as sample_sde
+    from fmjax.studies.generate import generate as generate
     from fmjax.studies.run_folder import open_run as open_run
     from fmjax.times import CosMap as CosMap
     from fmjax.times import LogitNormal as LogitNormal
@@ -118,6 +127,7 @@ _HOMES = {
         "Config",
         "build",
     ),
+    "config.generating": ("GenerateConfig",),
     "couplings": (
         "Independent",
         "MinibatchOT",
@@ -147,7 +157,11 @@ _HOMES = {
         "DIT_S",
         "DIT_XL",
         "DiTConfig",
+        "FluxConfig",
+        "LoRAConfig",
         "MLPConfig",
+        "MMDiTConfig",
+        "TextEncoderConfig",
         "UNetConfig",
         "make_flow_map",
         "make_network",
@@ -157,6 +171,8 @@ _HOMES = {
         "Prediction",
         "change_schedule",
     ),
+    "pretrained.components": ("load_component",),
+    "pretrained.folder": ("open_model", "save_model"),
     "rates": (
         "ConstantRate",
         "DecreasingRate",
@@ -199,6 +215,7 @@ _HOMES = {
         "sample_flow_map",
         "sample_sde",
     ),
+    "studies.generate": ("generate",),
     "studies.run_folder": ("open_run",),
     "times": (
         "CosMap",

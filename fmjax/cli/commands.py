@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
-from fmjax.cli.generating import encode, generate
+from fmjax.cli.generating import compare_prompt, encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
 from fmjax.cli.training import export, reflow, train
@@ -65,6 +65,11 @@ def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     path, rest = path_and_rest("compare", "RUN", arguments)
+    from fmjax.pretrained.folder import is_model_folder
+
+    if is_model_folder(path):
+        compare_prompt(path, rest)
+        return
     from fmjax.config import CompareConfig
     from fmjax.studies.compare_run import compare_run
     from fmjax.studies.run_folder import read_config

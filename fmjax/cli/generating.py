@@ -17,9 +17,9 @@ def generate(arguments: list[str]) -> int:
 
     from fmjax.config.generating import GenerateConfig
     from fmjax.pretrained.folder import open_model
-    from fmjax.studies.generate import check_request
     from fmjax.studies.generate import generate as make
-    from fmjax.studies.pictures import read_prompts, write_pictures
+    from fmjax.studies.pictures import PictureWriter, read_prompts
+    from fmjax.studies.request import check_request
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
@@ -47,9 +47,12 @@ def generate(arguments: list[str]) -> int:
                       'generate FOLDER "a red fox in the snow"')  # fmt: skip
     with working() as progress:
         model = open_model(path)
-        pictures = make(model, texts, asked.config, latents=asked.latents, progress=progress)
-        request = check_request(model, asked.config)
-        write_pictures(pictures, request, asked.output, progress)
+        each = [text for text in texts for _ in range(asked.config.num_images)]
+        writer = PictureWriter(check_request(model, asked.config), each, asked.output)
+        pictures = make(
+            model, texts, asked.config, latents=asked.latents, on_image=writer, progress=progress
+        )
+        progress.say("wrote " + ", ".join(map(str, writer.paths)))
         if not pictures.succeeded.all():
             progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")
     return 0 if pictures.succeeded.all() else 1
@@ -85,3 +88,41 @@ def encode(arguments: list[str]) -> None:
     asked = parse(Encode, Encode(EncodeConfig()), rest, f"fmjax encode {path}")
     with working() as progress:
         make(open_model(path), images, asked.output, asked.config, progress=progress)
+
+
+def compare_prompt(path: Path, arguments: list[str]) -> None:
+    """Compare solvers on a prompt."""
+    prompt, rest = (arguments[0], arguments[1:]) if arguments else ("-", [])
+    if prompt.startswith("-"):
+        raise Refused("fmjax compare needs a prompt after the folder of a released model: "
+                      'fmjax compare FOLDER "a red fox in the snow"')  # fmt: skip
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config.generating import GenerateConfig
+    from fmjax.pretrained.folder import open_model
+    from fmjax.studies.compare_prompt import ComparePromptConfig
+    from fmjax.studies.compare_prompt import compare_prompt as make
+    from fmjax.studies.pictures import slug
+
+    @dataclasses.dataclass(frozen=True)
+    class Compare:
+        """Compare fixed and adaptive solvers on a prompt, on one released model.
+
+        Attributes:
+            config: Which solvers.
+            picture: Of what size, and how guided; its solver and steps do not count.
+            output: Folder of the tables and the page (default: the prompt's words, in the folder
+                comparisons).
+        """
+
+        config: Annotated[ComparePromptConfig, tyro.conf.arg(name="")]
+        picture: GenerateConfig
+        output: Path = Path("comparisons") / slug(prompt)
+
+    default = Compare(ComparePromptConfig(), GenerateConfig())
+    asked = parse(Compare, default, rest, f"fmjax compare {path}")
+    with working() as progress:
+        make(open_model(path), prompt, asked.output, asked.config, asked.picture,
+             progress=progress)  # fmt: skip

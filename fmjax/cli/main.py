@@ -22,6 +22,8 @@ usage: fmjax COMMAND ... [--help]
   export RUN      write what was trained on a released model: its weights, or a LoRA file
   sample RUN      draw samples from a run folder
   compare RUN     compare fixed and adaptive solvers on a run
+  compare FOLDER PROMPT
+                  the same on a prompt, with a released model
   evaluate RUN    measure samples of a run against its data
   likelihood RUN  log-density of test data under a run, and bits per dimension
   invert RUN [IMAGES...]

@@ -1,6 +1,7 @@
 """How pictures are made of prompts with a released model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax.config.solving import DIFFUSION_SAMPLERS, FLOW_MAP, SOLVERS, can_adapt
@@ -22,11 +23,13 @@ class GenerateConfig:
             number with euler, and with solvers that estimate their error adapts the steps.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps.
-        guidance: Scale of classifier-free guidance, or of the guidance that a model takes as an
-            input; None takes the usual one.
+        guidance: Scale of classifier-free guidance, of which 1 or less is none, or of the guidance
+            that a model takes as an input; None takes the usual one.
         negative: What pictures are guided away from; None is the empty prompt.
         seed: Of the noise.
         batch_size: Pictures at once.
+        lora: A LoRA file or a folder with one, made here or elsewhere; it is added to the weights.
+        lora_scale: How much of them.
         max_tokens: Of a prompt, that the largest text encoder sees; None takes the usual number.
         dtype: Of weights and computation: float32, bfloat16, or auto, which is bfloat16 but for
             the CPU. The autoencoder is float32 in any case.
@@ -46,9 +49,11 @@ class GenerateConfig:
     negative: str | None = None
     seed: int = 0
     batch_size: int = 1
+    lora: Path | None = None
+    lora_scale: float = 1.0
     max_tokens: int | None = None
     dtype: str = "auto"
-    tile: int = 2048
+    tile: int = 1024
     mesh: MeshConfig = MeshConfig(1, 1, -1)
 
     def __post_init__(self) -> None:

@@ -79,7 +79,8 @@ def _read(folder: Path) -> _Pairs:
     files = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES
+        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
     }
     lists = [folder / name for name in _LISTS if (folder / name).is_file()]
     require(len(lists) < 2, f"folder {folder}", f"hold one of {' and '.join(_LISTS)}", "both")
@@ -114,7 +115,7 @@ def _text(path: Path) -> str:
 
 def _listed(path: Path) -> _Pairs:
     pairs: _Pairs = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"file {path}, line {number},"

@@ -1,6 +1,6 @@
 """Latents and encoded captions, as `fmjax encode` wrote them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class EncodedData:
         require(fields == wanted, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
         rows = {name: _Rows(records, name) for name in wanted}
         event_shape, text = rows[LATENTS].shape[1:], TextShape.of(records.manifest.about["text"])
-        for asked, holds in ((self.event_shape, event_shape), (self.text, text)):
+        # Who names sizes need not name whose text is whose.
+        sizes = text if self.text is None or self.text.parts else replace(text, parts=())
+        for asked, holds in ((self.event_shape, event_shape), (self.text, sizes)):
             rule = f"hold examples of {asked}"
             require(asked in (None, holds), f"folder {folder / split}", rule, holds)
         return _Encoded(rows[LATENTS], text=Text(rows[TOKENS], rows[POOLED]), shape=text)

@@ -56,7 +56,7 @@ def attention(
     if kind == "cudnn":
         require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
                 "multiple of 8, for cudnn", f"{q.dtype} and {q.shape[-1]}")  # fmt: skip
-        return _cudnn(q, k, v)
+        return _each_device(_cudnn, q, k, v)
     return _plain(q, k, v, bias)
 
 
@@ -98,12 +98,16 @@ def _block(tokens: int) -> int | None:
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """JAX's kernel for TPU; on a mesh each device for its own rows and heads or queries."""
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
+    return _each_device(_splash_here, q * (1.0 / math.sqrt(q.shape[-1])), k, v)
+
+
+def _each_device(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """A kernel for what each device of the mesh has of queries, keys and values."""
     spec_q, spec_kv = heads_spec(q.shape)
     if spec_q is None:
-        return _splash_here(q, k, v)
+        return kernel(q, k, v)
     specs = (spec_q, spec_kv, spec_kv)
-    return jax.shard_map(_splash_here, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
+    return jax.shard_map(kernel, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
 
 
 def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -148,7 +152,18 @@ def _fits_cudnn(q: jax.Array) -> bool:
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """NVIDIA's kernel, `[batch, tokens, heads, dim]`."""
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return out.transpose(0, 2, 1, 3)
+    """NVIDIA's kernel, `[batch, tokens, heads, dim]`; of odd numbers it has no gradient."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (_even(q), _even(k), _even(v)))
+    lengths: dict[str, Any] = {}
+    if (q.shape[1], k.shape[1]) != (num_queries, num_keys):
+        full = jnp.ones(q.shape[0], jnp.int32)
+        lengths = dict(query_seq_lengths=num_queries * full, key_value_seq_lengths=num_keys * full)
+    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)
+    return out.transpose(0, 2, 1, 3)[:, :, :num_queries]
+
+
+def _even(tokens: jax.Array) -> jax.Array:
+    """Zeros behind an odd number of tokens, up to a multiple of 8."""
+    num = tokens.shape[2]
+    return jnp.pad(tokens, ((0, 0), (0, 0), (0, -num % 8 if num % 2 else 0), (0, 0)))

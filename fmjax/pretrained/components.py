@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 
 from fmjax._arrays import Params, TextShape
-from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.networks import make_autoencoder, make_clip_text, make_flux, make_mmdit, make_t5_encoder
 from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
@@ -197,9 +196,3 @@ _MAKERS: Mapping[str, Callable[..., Component]] = {
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": _t5,
 }
-
-
-def require_kind(component: Component, kinds: Sequence[str], folder: Path) -> None:
-    """Raise unless a part is of one of these classes."""
-    found = class_of(component.about)
-    require(found in kinds, str(folder), f"hold a {' or '.join(kinds)}", found)

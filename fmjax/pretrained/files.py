@@ -17,6 +17,8 @@ from fmjax.pretrained.views import Index
 STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of a part of a model."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS = (".safetensors", *_PICKLES)
+"""Endings of files of weights."""
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
            "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
            "BOOL": "bool"}  # fmt: skip
@@ -85,9 +87,15 @@ def find_files(folder: Path) -> tuple[Path, ...]:
             return _indexed(index)
         if single.is_file():
             return (single,)
-    variants = [path for stem in STEMS for path in sorted(folder.glob(f"{stem}.*.safetensors"))]
-    if len(variants) == 1:  # Of another precision: model.fp16.safetensors.
-        return tuple(variants)
+    # Of another precision: model.fp16.safetensors, or model.safetensors.index.fp16.json.
+    indexes = [path for stem in STEMS for path in folder.glob(f"{stem}.safetensors.index.*.json")]
+    singles = [path for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors")]
+    if len(indexes) == 1:
+        return _indexed(indexes[0])
+    if len(indexes) == 0 and len(singles) == 1:
+        return (singles[0],)
+    variants = sorted(path.name for path in (*indexes, *singles))
+    require(not variants, str(folder), "hold weights of one precision", ", ".join(variants))
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     if pickles:
         raise ValueError(

@@ -11,19 +11,30 @@ import jax
 from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.components import Loaded, load_component
-from fmjax.pretrained.files import TensorFiles, find_files, plain_name, read_json
+from fmjax.pretrained.components import Loaded, class_of, load_component
+from fmjax.pretrained.files import WEIGHTS, TensorFiles, find_files, plain_name, read_json
 from fmjax.pretrained.weights import require_new, save_params
 
 INDEX = "model_index.json"
 SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
 
-# Of each kind of pipeline its parts of weights, and whether it can do without them.
-_WEIGHTS: Mapping[str, Mapping[str, bool]] = {
-    SD3: {"transformer": False, "vae": False, "text_encoder": False, "text_encoder_2": False,
-          "text_encoder_3": True},
-    FLUX: {"transformer": False, "vae": False, "text_encoder": False, "text_encoder_2": False},
-}  # fmt: skip
+# Of each kind of pipeline its parts of weights, and their classes.
+_WEIGHTS: Mapping[str, Mapping[str, str]] = {
+    SD3: {
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
+    FLUX: {
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    },
+}
+_OPTIONAL = (SD3, "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,11 @@ def open_model(path: Path) -> ModelFolder:
     listed = {name: found for name, found in index.items() if isinstance(found, list)}
     # A part that the model does without is listed as [null, null].
     parts = {name: found[1] for name, found in listed.items() if len(found) == 2 and found[1]}
-    for name, optional in _WEIGHTS[kind].items():
-        if name in parts or not optional:
+    for name, wanted in _WEIGHTS[kind].items():
+        if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
+            found = class_of(read_json(path / name / "config.json"))
+            require(found == wanted, str(path / name), f"hold a {wanted}", found)
         if name.startswith("text_encoder") and name in parts:
             words = name.replace("text_encoder", "tokenizer")
             _require_part(path, words, "tokenizer_config.json", parts)
@@ -117,8 +130,8 @@ def save_model(
 ) -> None:
     """Write a model as a folder of diffusers: its source, with the weights of some parts.
 
-    All other files are copied as they are. The index is written last: a folder without one is no
-    model.
+    All other files of its parts, and those beside them that are no weights, are copied as they are.
+    The index is written last: a folder without one is no model.
 
     Args:
         source: Where it came from.
@@ -129,23 +142,43 @@ def save_model(
         progress: Hears of each file.
 
     Raises:
-        ValueError: If the folder is the source, or holds files.
+        ValueError: If the folder is the source or one of it, or holds files.
     """
-    require(folder.resolve() != source.path.resolve(), "folder", "be another than the source",
-            folder)  # fmt: skip
+    require_apart(source.path, folder)
     require_new(folder, overwrite)
-    written = {
-        source.path / part / path.name for part in parts for path in find_files(source.path / part)
-    }
     for part, loaded in parts.items():
         save_component(source.path / part, folder / part, loaded, dtype=dtype, progress=progress)
     if jax.process_index() != 0:
         return
-    files = [path for path in sorted(source.path.rglob("*")) if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == INDEX):
-        if path not in written:
-            with write_atomically(folder / path.relative_to(source.path)) as temporary:
-                shutil.copyfile(path, temporary)
+    _copy_plain(source.path, folder, skip=INDEX)
+    for part in sorted(set(source.parts) - set(parts)):
+        for path in sorted((source.path / part).rglob("*")):
+            if path.is_file() and not _hidden(path.relative_to(source.path)):
+                _copy(path, folder / path.relative_to(source.path))
+    _copy(source.path / INDEX, folder / INDEX)
+
+
+def require_apart(source: Path, folder: Path) -> None:
+    """Raise if what is to be written would lie in what it is made of."""
+    inside = folder.resolve().is_relative_to(source.resolve())
+    require(not inside, "folder", "be another than the source", folder)
+
+
+def _hidden(path: Path) -> bool:
+    return any(name.startswith(".") for name in path.parts)
+
+
+def _copy(path: Path, to: Path) -> None:
+    with write_atomically(to) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def _copy_plain(source: Path, folder: Path, skip: str = "") -> None:
+    """The files of a folder that are no weights and no index of them, whatever their precision."""
+    for path in sorted(source.iterdir()):
+        of_weights = path.suffix in WEIGHTS or ".safetensors.index" in path.name
+        if path.is_file() and not of_weights and not _hidden(Path(path.name)) and path.name != skip:
+            _copy(path, folder / path.name)
 
 
 def save_component(
@@ -165,14 +198,15 @@ def save_component(
         dtype: As of `save_params`.
         progress: Hears of each file.
     """
+    require_apart(source, folder)
     component, params = loaded
     with TensorFiles(find_files(source)) as files:
         save_params(params, component.views, files, folder, aliases=component.aliases, dtype=dtype,
                     progress=progress)  # fmt: skip
-        weights = {path.name for path in files.paths}
-    if jax.process_index() != 0:
-        return
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in weights and path.suffix != ".safetensors":
-            with write_atomically(folder / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+    if jax.process_index() == 0:
+        _copy_plain(source, folder)
+        for path in source.glob("*.safetensors.index*.json"):
+            if set(read_json(path).get("weight_map", {}).values()) == {
+                file.name for file in files.paths
+            }:
+                _copy(path, folder / path.name)

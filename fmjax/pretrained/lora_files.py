@@ -24,7 +24,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 _FILES = (LORA_FILE, "adapter_model.safetensors")
 _METADATA = "lora_adapter_metadata"
 _PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.")
-_OTHERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "unet.")
+_OTHERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "unet.", "lora_te_", "lora_te1_",
+           "lora_te2_", "lora_te3_", "lora_unet_down", "lora_unet_up")  # fmt: skip
 _ENDINGS = {"lora_A.weight": "down", "lora_A.default.weight": "down", "lora_down.weight": "down",
             "lora.down.weight": "down", "lora_B.weight": "up", "lora_B.default.weight": "up",
             "lora_up.weight": "up", "lora.up.weight": "up", "alpha": "alpha"}  # fmt: skip
@@ -69,7 +70,9 @@ def read_lora(path: Path) -> dict[str, Adapter]:
             found: dict[str, dict[str, np.ndarray]] = {}
             for name in files.shapes:
                 layer, part = _named(name)
-                found.setdefault(layer, {})[part] = np.asarray(files.read(name), np.float32)
+                parts = found.setdefault(layer, {})
+                require(part not in parts, f"layer {layer}", "have one adapter", f"two ({name})")
+                parts[part] = np.asarray(files.read(name), np.float32)
             require(bool(found), "the file", "hold adapters", "none")
             return dict(plain_adapters(dict(_adapters(found, about))))
         except ValueError as error:
@@ -109,6 +112,7 @@ def _about(files: TensorFiles, path: Path) -> Mapping[str, Any]:
             stated = json.loads(text)
         except ValueError as error:
             raise ValueError(f"metadata must be JSON, got {error}") from error
+        require(isinstance(stated, dict), "metadata", "be an object", type(stated).__name__)
         known = {"r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora"}
         plain = {key.removeprefix("transformer."): value for key, value in stated.items()}
         about = {key: value for key, value in plain.items() if key in known}
@@ -136,9 +140,13 @@ def _adapters(
 
 
 def _alpha_of(about: Mapping[str, Any], layer: str, rank: int) -> float:
-    """PEFT's patterns are regular expressions of the last words of a layer's name."""
+    """PEFT's patterns are the last words of a layer's name."""
     for pattern, alpha in (about.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
+        # As PEFT has it, but for expressions that are no plain names: a file may hold any.
+        plain = re.fullmatch(r"[\w.^$\\]+", pattern) is not None
+        require(plain, "alpha_pattern", "name layers", repr(pattern))
+        name = pattern.replace("\\.", ".").lstrip("^").rstrip("$")
+        if layer == name or layer.endswith(f".{name}"):
             return float(alpha)
     return float(about.get("lora_alpha", rank))
 

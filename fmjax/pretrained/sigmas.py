@@ -16,7 +16,11 @@ import numpy as np
 from fmjax._checks import require, require_at_least
 
 _CLASS = "FlowMatchEulerDiscreteScheduler"
-_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
+_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas",
+                "stochastic_sampling")  # fmt: skip
+# What diffusers takes where a file says nothing.
+_USUAL = {"num_train_timesteps": 1000, "base_image_seq_len": 256, "max_image_seq_len": 4096,
+          "base_shift": 0.5, "max_shift": 1.15}  # fmt: skip
 
 
 def released_sigmas(
@@ -35,6 +39,7 @@ def released_sigmas(
         ValueError: If the file is of another grid.
     """
     require_at_least("steps", num_steps, 1)
+    about = _USUAL | {name: value for name, value in about.items() if value is not None}
     _require_known(about)
     sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
     if about.get("use_dynamic_shifting", False):

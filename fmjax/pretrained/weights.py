@@ -1,7 +1,7 @@
 """Parameters from files of tensors, slice by slice onto the devices, and back."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def load_params(
     dtype: Any = None,
     progress: Progress = Silent(),
 ) -> Params:
-    """Read parameters, each device its own part: never is more on the host than one of those.
+    """Read parameters, each device its own part: the host holds one such part at a time.
 
     Args:
         files: That `check_tensors` has seen.
@@ -92,9 +92,22 @@ def load_params(
             assert view.shape == leaf.shape, f"{name}: {view.shape} is not {leaf.shape}"
             kind = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
             read: Any = partial(_read, view, files, dtype=kind, pool=pool)
-            found.append(jax.make_array_from_callback(leaf.shape, leaf.sharding, read))
+            found.append(_laid(leaf, read))
             advance()
     return jax.tree.unflatten(structure, found)
+
+
+def _laid(leaf: Any, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """An array whose parts are read one after the other, each once for all devices that have it."""
+    holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        spans = (s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+        holders.setdefault(tuple(spans), []).append(device)
+    parts = []
+    for spans, devices in holders.items():
+        part = read(tuple(slice(*span) for span in spans))
+        parts += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
 
 def _one_or_many() -> ThreadPoolExecutor:

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
         compile_seconds: That the compiler took.
         price: Dollars of a device for an hour.
         repeats: Units of the whole job: its steps or batches; None if that is not known.
+        kernels: Of attention in the compiled program; none where it is plain products.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
     compile_seconds: float
     price: float | None
     repeats: int | None
+    kernels: tuple[str, ...] = ()
 
     @property
     def step_seconds(self) -> float | None:
@@ -104,6 +106,8 @@ def plan_text(plan: Plan) -> str:
         ("memory of a device", _memory(plan)),
         ("operations", f"{plan.flops / 1e12:,.3g} TFLOP a {plan.unit} and device"),
     ]
+    if plan.kernels:
+        rows.append(("attention by", ", ".join(plan.kernels)))
     for kind, traffic in sorted(plan.traffic.items()):
         rows.append((kind, f"{traffic.count:,} of {traffic.bytes / _GB:,.3g} GB together"))
     if plan.roofline:

@@ -63,6 +63,7 @@ def compare(
     keys: Any = None,
     metrics: Sequence[Metric] = (),
     reference_tolerance: float | None = None,
+    in_float64: bool = True,
     repeats: int = 5,
     patience: float = 0.3,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -80,6 +81,8 @@ def compare(
         keys: Random keys of the samples, `[batch]`, for stochastic methods.
         metrics: Evaluated on the end points of every run.
         reference_tolerance: Of the reference; None takes 1e-7 in float64, 1e-6 in float32.
+        in_float64: Whether the reference is of float64, where there is that; for models too large
+            to stand twice in memory it is not.
         repeats: At most so many timed solves of each row; the median counts.
         patience: Seconds after which a row is not timed again.
         on_row: Hears of each row with its end points.
@@ -97,7 +100,9 @@ def compare(
     )
     rows, step_ends = [], []
     with progress.task("comparing solvers", len(solves) + 1) as advance:
-        reference = lower_reference(make_velocity_fn, params, x0, cond, reference_tolerance)
+        reference = lower_reference(
+            make_velocity_fn, params, x0, cond, reference_tolerance, in_float64=in_float64
+        )
         programs = _compiled(itertools.chain([reference.lowered], lowered))
         exact = solve_reference(reference, programs.pop(0))
         advance(1, note="reference")

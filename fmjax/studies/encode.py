@@ -1,5 +1,7 @@
 """Images with captions as a released model sees them, once for many trainings."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,10 @@ from fmjax.data.encoded import LATENTS, POOLED, TOKENS
 from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
+from fmjax.studies.request import products_of
 from fmjax.training import MeshConfig, batch_sharding, make_mesh, num_shares
 
-__all__ = ["EncodeConfig", "encode"]
+_ENCODERS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,33 @@ def encode(
         except NoSuchSplit as error:
             require(split != "train", "images", "hold some to train on", error)
             progress.say(f"without test images: {error}")
+    with products_of(config.dtype):
+        _write_splits(model, config, found, output, latents.event_shape, progress)
+    progress.say(f"wrote {sum(map(len, found.values()))} examples to {output}")
+
+
+def _write_splits(
+    model: ModelFolder,
+    config: EncodeConfig,
+    found: dict[str, Dataset],
+    output: Path,
+    event_shape: tuple[int, ...],
+    progress: Progress,
+) -> None:
     encoders = _load(model, config, progress)
     _, text = encoders.text([""])
-    about = {"model": model.path.resolve().name, "size": config.size}
     for split, dataset in found.items():
+        # What was encoded of other captions, or by another model, is not to be gone on with.
+        assert dataset.captions is not None
+        about = {
+            "model": model.path.resolve().name,
+            "size": config.size,
+            "parts": _digest(json.dumps({part: model.about(part) for part in sorted(_ENCODERS)
+                                         if model.has(part)}, sort_keys=True)),
+            "captions": _digest("\0".join(dataset.captions.texts)),
+        }  # fmt: skip
         manifest = encoded_manifest(
-            latents.event_shape, text, len(dataset), dtype=config.dtype,
+            event_shape, text, len(dataset), dtype=config.dtype,
             examples_per_shard=config.examples_per_shard, about=about,
         )  # fmt: skip
         folder = output / split
@@ -116,7 +140,10 @@ def encode(
             for number in missing:
                 arrays = _encoded(dataset, manifest.examples(number), encoders, config, advance)
                 write_shard(folder, manifest, number, arrays)
-    progress.say(f"wrote {sum(map(len, found.values()))} examples to {output}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _encoded(
@@ -157,13 +184,13 @@ def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Enco
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return component.config.scaled(component.network.encode(params, images)[0])
 
-    size = -(-config.batch_size // shares) * shares
-
     def image(images: np.ndarray) -> np.ndarray:
-        # One size of batch, so that one program serves all.
-        rows = np.minimum(np.arange(size), len(images) - 1)
-        found = latents(params, jax.device_put(images[rows], place))
-        return np.asarray(found)[: len(images)]
+        # One on each device at a time: of a large one the attention takes gigabytes.
+        found = []
+        for first in range(0, len(images), shares):
+            rows = np.minimum(np.arange(first, first + shares), len(images) - 1)
+            found.append(np.asarray(latents(params, jax.device_put(images[rows], place))))
+        return np.concatenate(found)[: len(images)]
 
     return _Encoders(text, image)
 

@@ -14,7 +14,13 @@ from fmjax._trees import joined, named_leaves, nested
 from fmjax.config import Config, build
 from fmjax.pretrained.components import Loaded, load_component, make_component
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
-from fmjax.pretrained.folder import is_model_folder, open_model, save_component, save_model
+from fmjax.pretrained.folder import (
+    is_model_folder,
+    open_model,
+    require_apart,
+    save_component,
+    save_model,
+)
 from fmjax.pretrained.lora_files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
 from fmjax.pretrained.views import named_views
@@ -63,6 +69,9 @@ def export_run(
     require(tensors or not pipeline, "pipeline", "go with merged, of a run of adapters", pipeline)
     if pipeline:
         require(is_model_folder(source), "pretrained.folder", "be a pipeline to write one", source)
+    if tensors:
+        require_apart(source, output)
+        require_new(output, overwrite)
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     tuning, params = _trained(path, config, mesh)
     if not tensors:
@@ -71,7 +80,6 @@ def export_run(
                 "be new (--overwrite replaces it)", "one that exists")  # fmt: skip
         save_lora(file, params, tuning)
         return file
-    require_new(output, overwrite)
     if lora is None:
         loaded = _whole(source, tuning, params, mesh, progress)
     else:

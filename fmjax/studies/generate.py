@@ -1,6 +1,6 @@
 """Pictures of prompts with a released model: encode, solve, decode, each with its own weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,26 +12,22 @@ from fmjax._arrays import Text
 from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
 from fmjax._progress import Progress, Silent
-from fmjax.config import Experiment, SamplingConfig, Steps, make_solve
+from fmjax.config import Experiment, SamplingConfig, make_solve
 from fmjax.config.generating import GenerateConfig
 from fmjax.networks import decode_tiled
 from fmjax.paths import AffinePath, Prediction
 from fmjax.pretrained.components import Loaded
 from fmjax.pretrained.folder import FLUX, ModelFolder
 from fmjax.pretrained.pipeline import (
-    Latents,
-    kind_of,
-    latents_of,
     load_transformer,
     read_latents,
-    released_times,
     velocity_net,
 )
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
-from fmjax.solvers import AdaptiveSteps, FixedSteps
 from fmjax.studies.draw import even_batches, make_draw
+from fmjax.studies.request import Request, check_request, guidance_scale, products_of
 from fmjax.studies.watch import Watch
-from fmjax.training import batch_sharding, make_mesh
+from fmjax.training import batch_sharding
 
 
 class Pictures(NamedTuple):
@@ -52,66 +48,14 @@ class Pictures(NamedTuple):
     succeeded: np.ndarray
 
 
-class Request(NamedTuple):
-    """What is asked of a model, checked against it before any weights are read.
-
-    Attributes:
-        model: The folder.
-        config: What was asked for.
-        latents: Their sizes.
-        steps: Of the solver.
-        guidance: Its scale; None for a model without.
-        dtype: Of weights and computation.
-        mesh: The devices.
-    """
-
-    model: ModelFolder
-    config: GenerateConfig
-    latents: Latents
-    steps: Steps
-    guidance: float | None
-    dtype: str
-    mesh: jax.sharding.Mesh
-
-    @property
-    def distilled(self) -> bool:
-        """Whether guidance is an input of the network."""
-        return kind_of(self.model).distilled
-
-
-def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
-    """Raise for what a model cannot do.
-
-    Raises:
-        ValueError: For sizes that are no multiples of the patch times the autoencoder's factor,
-            guidance of a model without, a negative prompt of one that takes none.
-    """
-    kind = kind_of(model)
-    latents = latents_of(model, config.height, config.width)
-    if kind.guidance is None:
-        rule = "be left out for a model that was distilled to do without (schnell)"
-        require(config.guidance is None, "guidance", rule, config.guidance)
-    if kind.distilled:
-        rule = "be left out for FLUX, which has learned to do with one evaluation"
-        require(config.negative is None, "negative", rule, repr(config.negative))
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    guidance = kind.guidance if config.guidance is None else config.guidance
-    steps: Steps = AdaptiveSteps(config.rtol, config.atol)
-    if config.steps is not None or config.solver == "euler":
-        steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
-    return Request(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))
-
-
 def generate(
     model: ModelFolder,
     prompts: Sequence[str],
     config: GenerateConfig = GenerateConfig(),  # noqa: B008 (frozen)
     *,
     latents: Path | None = None,
+    on_image: Callable[[int, np.ndarray], None] = lambda number, image: None,
     progress: Progress = Silent(),
-    **adapters: Any,
 ) -> Pictures:
     """Make pictures: `config.num_images` of each prompt, one prompt after the other.
 
@@ -123,8 +67,8 @@ def generate(
         config: How.
         latents: An .npz file with noise to start from, `init_latents` in diffusers' layout, one
             for each picture.
+        on_image: Hears of each picture's number and pixels as soon as it is decoded.
         progress: Hears of each part.
-        adapters: Of the transformer's weights, as `load_component` takes them.
 
     Raises:
         ValueError: If the model cannot do what is asked, or a part of it is missing or damaged.
@@ -137,12 +81,10 @@ def generate(
         starts = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
         rule = f"hold noise for the {len(asked)} pictures"
         require(len(starts) == len(asked), "init_latents", rule, len(starts))
-    # Of float32 a GPU or TPU takes less than that for products, unless it is told.
-    usual = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    with jax.default_matmul_precision("highest" if request.dtype == "float32" else usual):
+    with products_of(request.dtype):
         cond, null = encode_request(request, prompts, progress)
-        solved = _solved(request, asked, cond, null, starts, progress, adapters)
-        images = decode_latents(request, solved["x1"], progress)
+        solved = _solved(request, asked, cond, null, starts, progress)
+        images = decode_latents(request, solved["x1"], progress, on_image)
     return Pictures(asked, images, solved["x1"], solved["nfe"], solved["succeeded"])
 
 
@@ -152,7 +94,7 @@ def encode_request(
     """The prompts' text, and that of the negative prompt, where guidance asks for it."""
     encoding = PromptEncoding(request.config.max_tokens, request.dtype)
     texts = list(prompts)
-    guides = not request.distilled and request.guidance != 1.0
+    guides = not request.distilled and (request.guidance or 0.0) > 1.0
     if guides:
         texts.append(request.config.negative or "")
     text, _ = encode_prompts(request.model, texts, encoding, mesh=request.mesh, progress=progress)
@@ -195,19 +137,23 @@ def _solved(
     null: Text | None,
     starts: np.ndarray | None,
     progress: Progress,
-    adapters: dict[str, Any],
 ) -> dict[str, np.ndarray]:
     """The latents of all pictures; the transformer's weights live no longer than this call."""
     config, mesh = request.config, request.mesh
     loaded = load_transformer(
-        request.model, mesh=mesh, dtype=request.dtype, progress=progress, **adapters
+        request.model,
+        mesh=mesh,
+        dtype=request.dtype,
+        progress=progress,
+        lora=config.lora,
+        lora_scale=config.lora_scale,
     )
     batches = list(even_batches(len(asked), config.batch_size, mesh))
     with Watch(progress, "sampling", len(batches)) as watch:
         experiment = released_experiment(request, loaded, cond, null, watch)
         sampling = SamplingConfig(
             num_samples=len(asked), solver=config.solver, num_steps=config.steps or 1,
-            guidance=1.0 if null is None else float(request.guidance or 1.0), seed=config.seed,
+            guidance=guidance_scale(request, null), seed=config.seed,
         )  # fmt: skip
         draw = make_draw(
             experiment.path, make_solve(experiment, sampling), request.steps,
@@ -225,7 +171,10 @@ def _solved(
 
 
 def decode_latents(
-    request: Request, latents: np.ndarray, progress: Progress = Silent()
+    request: Request,
+    latents: np.ndarray,
+    progress: Progress = Silent(),
+    on_image: Callable[[int, np.ndarray], None] = lambda number, image: None,
 ) -> np.ndarray:
     """Images of latents, one after the other; large ones in tiles."""
     loaded = request.model.load("vae", mesh=request.mesh, dtype="float32", progress=progress)
@@ -237,9 +186,12 @@ def decode_latents(
         with jax.sharding.use_abstract_mesh(request.mesh.abstract_mesh):
             return decode_tiled(vae.decode, params, config.unscaled(latents), tile=tile)
 
-    images = []
+    height, width, _ = request.latents.event_shape
+    size = height * request.latents.factor, width * request.latents.factor
+    images = np.empty((len(latents), *size, config.channels_out), np.float32)
     with progress.task("decoding", len(latents)) as advance:
-        for one in latents:
-            images.append(np.asarray(decode(loaded.params, one[None]))[0])
+        for number, one in enumerate(latents):
+            images[number] = np.asarray(decode(loaded.params, one[None]))[0]
+            on_image(number, images[number])
             advance()
-    return np.stack(images)
+    return images

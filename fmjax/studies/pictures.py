@@ -1,9 +1,10 @@
 """Pictures of prompts as files, each of which says what it is of."""
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +12,76 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
-from fmjax._progress import Progress, Silent
-from fmjax.config.generating import GenerateConfig
 from fmjax.solvers import FixedSteps
-from fmjax.studies.generate import Pictures, Request
+from fmjax.studies.request import Request
 
 
-def write_pictures(
-    pictures: Pictures, request: Request, output: Path | None, progress: Progress = Silent()
-) -> list[Path]:
-    """Write each picture as a PNG that says what it is of.
+class PictureWriter:
+    """Writes each picture of a request as a PNG that says what it is of, as soon as it is there.
 
     Its metadata hold the prompt, and all settings as JSON under "fmjax".
 
-    Args:
-        pictures: From `generate`.
-        request: What was asked.
-        output: Name of the file, numbered if there are several; by default the prompt's words, in
-            the folder `pictures`.
-        progress: Hears of the files.
+    Attributes:
+        paths: What was written.
     """
-    paths = []
-    for number, (path, prompt) in enumerate(_names(pictures, request.config, output)):
-        about = _about(pictures, request, number)
+
+    def __init__(
+        self, request: Request, prompts: Sequence[str], output: Path | None = None
+    ) -> None:
+        """Choose the files.
+
+        Args:
+            request: What is asked.
+            prompts: One for each picture.
+            output: Name of the file, numbered if there are several; by default the prompt's words,
+                in the folder `pictures`, with a number where there is such a file already.
+
+        Raises:
+            ValueError: If the name is not that of a PNG.
+        """
+        ending = "" if output is None else output.suffix
+        require(ending in ("", ".png"), "output", "end in .png", output)
+        self._request, self._prompts, self._output = request, tuple(prompts), output
+        self.paths: list[Path] = []
+
+    def __call__(self, number: int, image: np.ndarray) -> None:
+        """Write the picture of that number."""
+        path, prompt = self._path(number), self._prompts[number]
+        about = _about(self._request, number, prompt, image)
         with write_atomically(path) as temporary:
-            _image(pictures.images[number]).save(temporary, format="PNG",
-                                                 pnginfo=_metadata(prompt, about))  # fmt: skip
-        paths.append(path)
-    progress.say("wrote " + ", ".join(map(str, paths)))
-    return paths
+            _image(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, about))
+        self.paths.append(path)
+
+    def _path(self, number: int) -> Path:
+        end = f"-{number}" if len(self._prompts) > 1 else ""
+        if self._output is not None:
+            return self._output.with_name(f"{self._output.stem}{end}.png")
+        stem = f"{slug(self._prompts[number])}-seed{self._request.config.seed}{end}"
+        names = (f"{stem}{more}.png" for more in itertools.chain([""], map("-v{}".format,
+                                                                 itertools.count(2))))  # fmt: skip
+        return next(path for name in names if not (path := Path("pictures") / name).exists())
 
 
-def _about(pictures: Pictures, request: Request, number: int) -> dict[str, Any]:
+def _about(request: Request, number: int, prompt: str, image: np.ndarray) -> dict[str, Any]:
     config = dataclasses.asdict(request.config)
+    lora = request.config.lora
+    config |= {"lora": None if lora is None else lora.name} | ({} if lora else {"lora_scale": None})
     config |= {"mesh": None, "guidance": request.guidance, "dtype": request.dtype}
-    height, width = pictures.images.shape[1:3]
     steps = request.steps
     if isinstance(steps, FixedSteps):
         config |= {"steps": len(steps.times) - 1, "rtol": None, "atol": None}
     return {name: value for name, value in config.items() if value is not None} | {
-        "prompt": pictures.prompts[number],
+        "prompt": prompt,
         "number": number,
         "model": request.model.path.resolve().name,
-        "height": height,
-        "width": width,
-        "network_evaluations": int(pictures.nfe[number]),
+        "height": image.shape[0],
+        "width": image.shape[1],
     }
 
 
-def _names(
-    pictures: Pictures, config: GenerateConfig, output: Path | None
-) -> Iterator[tuple[Path, str]]:
-    several = len(pictures.prompts) > 1
-    for number, prompt in enumerate(pictures.prompts):
-        end = f"-{number}" if several else ""
-        if output is not None:
-            yield output.with_name(f"{output.stem}{end}{output.suffix or '.png'}"), prompt
-            continue
-        words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
-        yield Path("pictures") / f"{words}-seed{config.seed}{end}.png", prompt
+def slug(prompt: str) -> str:
+    """A prompt's words as the name of a file."""
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
 
 
 def _image(image: np.ndarray) -> Any:
@@ -94,6 +106,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: If the file is not there, no text or empty.
     """
+    require(path.is_file(), f"file {path}", "hold prompts", "no such file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -109,6 +109,7 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
         roofline={} if chip is None or found is None else _roofline(chip, remat, flops, found),
         compile_seconds=0.0 if found is None else found.seconds,
         price=asked.price,
+        kernels=() if found is None else found.kernels,
         repeats=counted.repeats,
     )
 

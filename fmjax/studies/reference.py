@@ -52,6 +52,8 @@ def lower_reference(
     x0: Points,
     cond: Cond,
     tolerance: float | None = None,
+    *,
+    in_float64: bool = True,
 ) -> ReferenceProgram:
     """Trace a Dopri8 solve in float64, or in float32 on a TPU.
 
@@ -61,11 +63,15 @@ def lower_reference(
         x0: Starting points.
         cond: Passed to the field as it is.
         tolerance: None takes 1e-7 in float64, 1e-6 in float32.
+        in_float64: False takes float32 anywhere.
     """
-    on_tpu = jax.default_backend() == "tpu"
-    note = "A TPU has no float64 of its own, so the reference is one of float32." if on_tpu else ""
-    with jax.enable_x64(not on_tpu):
-        if not on_tpu:
+    on_tpu, note = jax.default_backend() == "tpu", ""
+    if on_tpu:
+        note = "A TPU has no float64 of its own, so the reference is one of float32."
+    elif not in_float64:
+        note = "The reference is one of float32."
+    with jax.enable_x64(not note):
+        if not note:
             params, x0 = jax.tree.map(_to_float64, (params, x0))
             if _rounds_to_less(make_velocity_fn, params, x0, cond):
                 note = "The field computes in less than float64, which limits the reference too."

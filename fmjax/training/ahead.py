@@ -35,6 +35,8 @@ class Compiled(NamedTuple):
         peak: The most that is held at once.
         traffic: What is sent between devices, by kind.
         seconds: That compilation took.
+        kernels: Of attention, by the names that they have in the program; none where it is plain
+            products.
     """
 
     executable: Any
@@ -44,6 +46,7 @@ class Compiled(NamedTuple):
     peak: float
     traffic: dict[str, Traffic]
     seconds: float
+    kernels: tuple[str, ...] = ()
 
 
 def compiled(fn: Any, *args: Any) -> Compiled:
@@ -60,16 +63,24 @@ def compiled(fn: Any, *args: Any) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemory(_needed(str(error))) from error
-    memory = executable.memory_analysis()
+    memory, text = executable.memory_analysis(), executable.as_text()
     return Compiled(
         executable=executable,
         arguments=float(memory.argument_size_in_bytes),
         outputs=float(memory.output_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         peak=_peak(memory, jax.tree.leaves(args)[0].sharding),
-        traffic=collectives(executable.as_text(), _domains(args)),
+        traffic=collectives(text, _domains(args)),
         seconds=time.perf_counter() - started,
+        kernels=attention_kernels(text),
     )
+
+
+def attention_kernels(program: str) -> tuple[str, ...]:
+    """The attention kernels that a compiled program calls: splash's on TPU, cuDNN's on GPU."""
+    calls = (line for line in program.splitlines() if " custom-call(" in line)
+    found = {name for line in calls for name in re.findall(r"splash_\w+|__cudnn\$fmha\w+", line)}
+    return tuple(sorted(found))
 
 
 def _peak(memory: Any, where: jax.sharding.Sharding) -> float:

@@ -130,6 +130,26 @@ def test_a_whole_model_is_written_back(name, tmp_path):
         save_model(model, model.path, {})
 
 
+def test_no_other_weights_are_written_beside_the_new_ones(tmp_path):
+    """Of another precision they would be the old ones, and be loaded without a word."""
+    source = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "source")
+    for name in ("transformer/diffusion_pytorch_model.fp16.safetensors", "whole.safetensors",
+                 ".cache/blob", "transformer/old.bin"):  # fmt: skip
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"old")
+    model = open_model(source)
+    save_model(model, tmp_path / "out", {"transformer": model.load("transformer", mesh=ONE)})
+    written = {path.relative_to(tmp_path / "out").as_posix()
+               for path in (tmp_path / "out").rglob("*") if path.is_file()}  # fmt: skip
+    assert "model_index.json" in written
+    assert f"transformer/{FILE}" in written
+    assert "vae/diffusion_pytorch_model.safetensors" in written
+    assert not [name for name in written if "fp16" in name or "whole" in name or "old" in name]
+    assert not [name for name in written if name.startswith(".")]
+    with pytest.raises(ValueError, match="must be another than the source"):
+        save_model(model, source / "inside", {})
+
+
 def test_buffers_and_tied_copies_of_older_files_are_kept(tmp_path):
     clip = shutil.copytree(GOLDEN / "sd3-pipeline-tiny/text_encoder", tmp_path / "clip")
     t5 = shutil.copytree(GOLDEN / "sd3-pipeline-tiny/text_encoder_3", tmp_path / "t5")
@@ -240,3 +260,18 @@ def test_another_precision_is_found_where_it_is_the_only_one(folder):
     assert [path.name for path in find_files(folder)] == [
         "diffusion_pytorch_model.fp16.safetensors"
     ]
+
+
+def test_shards_of_another_precision_are_found_and_two_precisions_are_not_chosen_between(folder):
+    in_shards(folder, 2)
+    for path in sorted(folder.glob("*-of-*.safetensors")):
+        path.rename(path.with_name(path.name.replace("model-", "model.fp16-")))
+    index = folder / f"{FILE}.index.json"
+    text = index.read_text().replace("model-", "model.fp16-")
+    index.unlink()
+    index.with_name(f"{FILE}.index.fp16.json").write_text(text)
+    assert len(find_files(folder)) == 2
+    load_component(folder, mesh=ONE)
+    index.with_name(f"{FILE}.index.bf16.json").write_text(text)
+    with pytest.raises(ValueError, match="must hold weights of one precision, got"):
+        find_files(folder)

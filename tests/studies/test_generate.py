@@ -20,16 +20,17 @@ from fmjax.pretrained.pipeline import (
     read_latents,
     released_times,
 )
+from fmjax.pretrained.sigmas import released_sigmas
 from fmjax.solvers import Euler, FixedSteps, sample
 from fmjax.studies.draw import noise
 from fmjax.studies.generate import (
-    check_request,
     condition,
     decode_latents,
     encode_request,
     generate,
     released_experiment,
 )
+from fmjax.studies.request import check_request
 from fmjax.training import MeshConfig
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.test_cli import run
@@ -184,6 +185,24 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
     assert relative_error(found.latents, np.asarray(expected.x1)) < 1e-3
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_guidance_of_one_or_less_is_none(scale):
+    model = open_model(GOLDEN / PIPELINES[0])
+    request = check_request(model, replace(SMALL, guidance=scale))
+    _, null = encode_request(request, ["a cat"])
+    assert null is None
+
+
+def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
+    whole = open_model(GOLDEN / PIPELINES[1]).about("scheduler")
+    short = {name: value for name, value in whole.items() if "seq_len" not in name}
+    for about in (whole, short):
+        found = released_sigmas(about, 4, 96, to_one_step=True)
+        np.testing.assert_allclose(found, released_sigmas(whole, 4, 96, to_one_step=True))
+    with pytest.raises(ValueError, match="must have stochastic_sampling false, got True"):
+        released_sigmas(whole | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
+
+
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning():
     model, heard = open_model(GOLDEN / PIPELINES[0]), Heard()
     long = "a photo of a cat " * 40 + "and a dog"
@@ -244,6 +263,13 @@ def of_another_kind(tmp_path):
     return folder
 
 
+def of_the_wrong_part(tmp_path):
+    folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+    shutil.rmtree(folder / "text_encoder_3")
+    shutil.copytree(folder / "text_encoder", folder / "text_encoder_3")
+    return folder
+
+
 def sd3(tmp_path):
     return GOLDEN / PIPELINES[0]
 
@@ -262,6 +288,9 @@ def flux(tmp_path):
         (flux, ["--negative", "x"], "negative must be left out for FLUX"),
         (without("vae"), [], "must hold vae/config.json, got no such file"),
         (without("tokenizer_2"), [], "must hold tokenizer_2/tokenizer_config.json"),
+        (of_the_wrong_part, [], "must hold a T5EncoderModel, got CLIPTextModelWithProjection"),
+        (sd3, ["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
+        (sd3, ["--lora", "nowhere"], "lora must be a LoRA file or a folder with one, got nowhere"),
         (of_another_kind, [], "must be of StableDiffusion3Pipeline or FluxPipeline, got PixArt"),
         (lambda path: path / "nowhere", [], "must be a folder with a model_index.json, got no"),
         (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),

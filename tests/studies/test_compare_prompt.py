@@ -1,0 +1,49 @@
+"""Solvers compared on a prompt: errors against the reference, pictures, and the page."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from fmjax.report.gallery import read_gallery
+from tests.golden_models import GOLDEN, PIPELINES
+from tests.test_cli import run
+
+OPTIONS = ["--picture.height", 32, "--picture.width", 32, "--steps", 2, 8, "--fixed-solvers",
+           "euler", "--adaptive-solvers", "tsit5", "--tolerances", "1e-2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    output = tmp_path_factory.mktemp("compared") / "out"
+    code = run("compare", GOLDEN / PIPELINES[1], "a red fox", *OPTIONS, "--output", output)
+    assert code in (0, None)
+    return output
+
+
+def test_rows_have_their_errors_costs_and_pictures(compared):
+    with (compared / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["solver"] for row in rows] == ["Euler, the model's steps"] * 2 + ["Tsit5"]
+    errors = [float(row["rmse_worst"]) for row in rows]
+    assert errors[0] > errors[1] > 0
+    assert [float(row["nfe_mean"]) for row in rows[:2]] == [2, 8]
+    reference = json.loads((compared / "comparison.json").read_text())["reference"]
+    assert reference["precision"] == "float64"
+    entries = read_gallery(compared / "gallery.npz")
+    assert [entry.solver for entry in entries] == [row["solver"] for row in rows]
+    moved = np.abs(entries[0].images - entries[1].images).mean()
+    assert entries[0].images.shape[1:] == (32, 32, 3)
+    assert moved > 0
+
+
+def test_the_page_names_the_prompt_and_gives_no_options_of_another_command(compared):
+    page = (compared / "report.html").read_text()
+    assert "a red fox" in page
+    assert "--num-steps" not in page
+
+
+def test_a_prompt_is_asked_for(capsys):
+    assert run("compare", GOLDEN / PIPELINES[1]) == 2
+    assert "needs a prompt after the folder of a released model" in capsys.readouterr().err
