@@ -50,7 +50,7 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
         ),
         training=TrainingConfig(
-            num_steps=2_000, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            num_steps=2_400, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(
