@@ -11,6 +11,9 @@ def generate(arguments: list[str]) -> int:
     """Make pictures; 1 if a solve did not arrive."""
     path, rest = path_and_rest("generate", "FOLDER", arguments)
     prompt, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
+    if (path / "model.json").is_file():
+        raise Refused(f"{path} is a run, not a released model: fmjax sample {path} --prompts "
+                      '"red heart" "cat"')  # fmt: skip
     import dataclasses
 
     import tyro

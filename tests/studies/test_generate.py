@@ -317,6 +317,12 @@ def test_noise_of_another_size_is_refused(tmp_path, capsys):
     assert "init_latents must be of shape ('images', 4, 16, 16), got" in capsys.readouterr().err
 
 
+def test_for_a_run_the_command_that_takes_prompts_is_named(tmp_path, capsys):
+    (tmp_path / "model.json").write_text("{}")
+    assert run("generate", tmp_path, "a cat") == 2
+    assert f"is a run, not a released model: fmjax sample {tmp_path}" in capsys.readouterr().err
+
+
 def test_a_prompt_is_asked_for(capsys):
     assert run("generate", GOLDEN / PIPELINES[0]) == 2
     assert "needs a prompt after the folder, or --prompts FILE" in capsys.readouterr().err
