@@ -72,8 +72,8 @@ def asked_of(
 
 def even_conds(run: Run, num: int) -> Any:
     """A condition for each of `num` samples, spread over classes or captions; None without."""
-    of_captions = isinstance(run.conditions, TokenShape)
-    return asked_of(run, num, (), some_texts(run.captions, num) if of_captions else ()).cond
+    texts = some_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
+    return asked_of(run, num, (), texts).cond
 
 
 def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Any:
