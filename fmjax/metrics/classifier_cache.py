@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._progress import Progress, Silent
+from fmjax._trees import named_leaves, nested
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.metrics.classifier_training import (
     ClassifierTraining,
@@ -72,7 +72,7 @@ def save_classifier(path: Path, classifier: ImageClassifier) -> None:
         "num_classes": classifier.num_classes,
         "test_accuracy": classifier.test_accuracy,
     }
-    arrays = {f"params/{name}": value for name, value in _flat(classifier.params).items()}
+    arrays = {_key(name): value for name, value in named_leaves(classifier.params)}
     with write_atomically(path) as temporary:
         np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
@@ -91,7 +91,7 @@ def load_classifier(path: Path) -> ImageClassifier:
             config=ClassifierConfig(**about["config"]),
             event_shape=tuple(about["event_shape"]),
             num_classes=about["num_classes"],
-            params=_nested({key.removeprefix("params/"): a for key, a in arrays.items()}),
+            params=nested({_name(key): a for key, a in arrays.items()}),
             test_accuracy=about["test_accuracy"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -119,26 +119,15 @@ def _fingerprint(
     return digest.hexdigest()[:32]
 
 
-def _flat(params: Params, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one level: `{"a": {"b": x}}` is `{"a/b": x}`."""
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        below = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}/") if below else {f"{prefix}{name}": value}
-    return flat
-
-
-def _nested(flat: dict[str, np.ndarray]) -> Params:
-    """What `_flat` flattened."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *folders, name = path.split("/")
-        place = nested
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = value
-    return nested
-
-
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in _flat(params).items()}
+    return {name: tuple(value.shape) for name, value in named_leaves(params)}
+
+
+def _key(name: str) -> str:
+    """What a parameter's array is called in the file."""
+    return "params/" + name.replace(".", "/")
+
+
+def _name(key: str) -> str:
+    """The inverse of `_key`."""
+    return key.removeprefix("params/").replace("/", ".")

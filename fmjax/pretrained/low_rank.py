@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fmjax._checks import require
-from fmjax._trees import nested
+from fmjax._trees import named_leaves, nested
 from fmjax.networks.layers import HEADS
 from fmjax.networks.lora import LORA, Adapters, LoRAConfig
-from fmjax.pretrained.views import View, named_views
+from fmjax.pretrained.views import View
 
 
 class _Layer(NamedTuple):
@@ -88,7 +88,7 @@ def adapter_views(views: Any, adapters: Adapters) -> dict[str, Any]:
 
 def _layers(views: Any) -> Iterator[_Layer]:
     """The layers whose kernels are matrices of the files: not convolutions, nor tables."""
-    for name, view in named_views(views):
+    for name, view in named_leaves(views):
         path, _, leaf = name.rpartition(".")
         plain = all(not block.fixed and [axis.of for axis in block.axes[-2:]] == [1, 0]
                     for block in view.blocks)  # fmt: skip

@@ -25,7 +25,7 @@ from fmjax.pretrained.flux import flux_about, flux_config, flux_views
 from fmjax.pretrained.lora_files import lora_tensors
 from fmjax.pretrained.low_rank import adapter_views, chosen_adapters
 from fmjax.pretrained.sd3 import sd3_about, sd3_config, sd3_views
-from fmjax.pretrained.views import all_tensors, named_views
+from fmjax.pretrained.views import all_tensors
 from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
 from fmjax.training import laid_out
 from fmjax.velocity import VelocityNet, reversed_time
@@ -207,6 +207,6 @@ def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
     assert tuning.lora is not None
     shapes, leaves = all_tensors(tuning.adapters), dict(named_leaves(params))
     tensors = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    for name, view in named_views(tuning.adapters):
+    for name, view in named_leaves(tuning.adapters):
         view.write(np.asarray(leaves[name]), tuple(slice(0, n) for n in view.shape), tensors)
     write_tensors(path, *lora_tensors(tensors, tuning.lora.rank, tuning.lora.scale))

@@ -6,11 +6,13 @@ tensor each part of it is. It is read both ways: from files, any slice of a para
 back into tensors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fmjax._trees import named_leaves
 
 Index = tuple[slice, ...]
 
@@ -223,19 +225,10 @@ def stacked(trees: Sequence[Any]) -> Any:
     return concatenated(raised)
 
 
-def named_views(tree: Any, prefix: str = "") -> Iterator[tuple[str, View]]:
-    """All views of nested dicts, by dotted name of the parameter."""
-    if isinstance(tree, View):
-        yield prefix, tree
-        return
-    for name, part in tree.items():
-        yield from named_views(part, f"{prefix}.{name}" if prefix else name)
-
-
 def all_tensors(tree: Any) -> dict[str, tuple[int, ...]]:
     """The tensors that a model's files must hold: shapes by name."""
     found: dict[str, tuple[int, ...]] = {}
-    for _, view in named_views(tree):
+    for _, view in named_leaves(tree):
         for name, shape in view.tensors.items():
             assert found.setdefault(name, shape) == shape, f"two shapes of {name}"
     return found

@@ -16,7 +16,7 @@ from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles
-from fmjax.pretrained.views import Index, View, all_tensors, named_views
+from fmjax.pretrained.views import Index, View, all_tensors
 
 _THREADS = 8  # That read and write layers side by side.
 _NAMED = 8  # Tensors of one kind in a message.
@@ -84,12 +84,11 @@ def load_params(
         progress: Hears of each.
     """
     leaves, structure = jax.tree.flatten(like)
-    named = list(named_views(_ordered(views)))
-    assert len(named) == len(leaves), "views and parameters must have one structure"
+    assert jax.tree.structure(views) == structure, "views and parameters must have one structure"
     found = []
     with progress.task("loading weights", len(leaves)) as advance, _threads() as pool:
-        for (name, view), leaf in zip(named, leaves, strict=True):
-            assert view.shape == leaf.shape, f"{name}: {view.shape} is not {leaf.shape}"
+        for view, leaf in zip(jax.tree.leaves(views), leaves, strict=True):
+            assert view.shape == leaf.shape, f"{view.shape} is not {leaf.shape}"
             kind = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
             read: Any = partial(_read, view, files, dtype=kind, pool=pool)
             found.append(_laid(leaf, read))
@@ -136,13 +135,6 @@ def _read(
     return out
 
 
-def _ordered(tree: Any) -> Any:
-    """Nested dicts in the order in which JAX has their leaves."""
-    if isinstance(tree, View):
-        return tree
-    return {name: _ordered(tree[name]) for name in sorted(tree)}
-
-
 def dtype_of(files: TensorFiles, view: View) -> Any:
     """The type of a parameter that loses nothing of what its tensors hold."""
     kinds = (jnp.dtype(files.dtypes[name]) for name in view.tensors)
@@ -174,9 +166,7 @@ def save_params(
             agree.
         progress: Hears of each file.
     """
-    leaves = jax.tree.leaves(params)
-    named = list(named_views(_ordered(views)))
-    pairs = [(view, leaf) for (_, view), leaf in zip(named, leaves, strict=True)]
+    pairs = list(zip(jax.tree.leaves(views), jax.tree.leaves(params), strict=True))
     known = {name for view, _ in pairs for name in view.tensors}
     kinds = {name: _kind(source, view, leaf, name, dtype)
              for view, leaf in pairs for name in view.tensors}  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fmjax.studies.generate import condition, decode_latents, encode_request, re
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings, ode_solve
 from fmjax.studies.request import Request, check_request, guidance_scale, products_of
 from fmjax.training import batch_sharding, num_shares
+from fmjax.velocity import CountedField, evaluations
 
 _SHOWN = 256  # Pixels of a picture's longer side in the gallery, at most.
 
@@ -119,7 +121,7 @@ def _solved(
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return velocity_fn(t, x, cond)
 
-        return on_mesh if scale == 1.0 else _Counted(on_mesh, velocity_fn)
+        return CountedField(on_mesh, partial(evaluations, velocity_fn))
 
     place = batch_sharding(mesh)
     x0 = noise(jax.random.key(request.config.seed), jnp.arange(num), request.latents.event_shape)
@@ -134,20 +136,6 @@ def _solved(
         on_row=lambda row: found.append((row.run, row.x1)), progress=progress,
     )  # fmt: skip
     return found, comparison
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """A field, and what says how many evaluations a call is."""
-
-    fn: Any
-    counted: Any
-
-    def __call__(self, t: Any, x: Any, cond: Any = None) -> Any:
-        return self.fn(t, x, cond)
-
-    def evaluations(self, t: Any) -> Any:
-        return self.counted.evaluations(t)
 
 
 def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[Method]:

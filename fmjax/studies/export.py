@@ -23,7 +23,6 @@ from fmjax.pretrained.folder import (
 )
 from fmjax.pretrained.lora_files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
-from fmjax.pretrained.views import named_views
 from fmjax.pretrained.weights import dtype_of, require_new
 from fmjax.studies.run_folder import RunFolder, read_config, read_model
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
@@ -113,7 +112,7 @@ def _whole(source: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: P
     """All weights of a network that learned itself, in the types of its files."""
     where = transformer_folder(source)
     rest = tuning.load(source, tuning.frozen(mesh), dtype=tuning.dtype, progress=progress)
-    views, leaves = dict(named_views(tuning.views)), dict(named_leaves(joined(params, rest)))
+    views, leaves = dict(named_leaves(tuning.views)), dict(named_leaves(joined(params, rest)))
     with TensorFiles(find_files(where)) as files:
         cast: dict[str, Any] = {
             name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, build, make_step, num_parameters, step_identity
-from fmjax.data import BatchIterator, Examples, batches
+from fmjax.config import Config, Experiment, build, make_step, num_parameters, step_identity
+from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
@@ -70,22 +70,8 @@ def train_folder(
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
-    with together("reading the data"):
-        dataset = config.data.load("train", progress=progress)
-        if not config.conditional:
-            dataset = dataset.unconditional()
-        # Not after hours of training, and so with the prompts.
-        require_comparable(config.compare.num_samples, len(dataset))
-        source = None
-        if config.source is not None and teacher is None:
-            source = config.source.load("train", progress=progress)
-        event_shape, conditions = dataset.event_shape, dataset.conditions
-        if dataset.captions is not None:
-            dataset.captions.tokenizer.encode_prompts(config.sampling.prompts)
-        experiment = build(config, event_shape, conditions)
-        check_released(config, experiment)
-        require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
-        require_rows_by_process(mesh)
+    dataset, source, experiment = _read(config, mesh, progress, paired=teacher is not None)
+    event_shape, conditions = dataset.event_shape, dataset.conditions
     examples: Examples = dataset
     if teacher is not None:
         examples = pairs_for(config, teacher, dataset, progress)
@@ -129,6 +115,31 @@ def train_folder(
     )
     bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
     _fit(config, state, bound, feed, mesh, folder, flops, progress)
+
+
+def _read(
+    config: Config, mesh: jax.sharding.Mesh, progress: Progress, *, paired: bool
+) -> tuple[Dataset, Dataset | None, Experiment]:
+    """The data, where its flow starts from if that is data too, and what is built for them.
+
+    Whatever does not fit is refused here: not after hours of training.
+    """
+    training = config.training
+    with together("reading the data"):
+        dataset = config.data.load("train", progress=progress)
+        if not config.conditional:
+            dataset = dataset.unconditional()
+        require_comparable(config.compare.num_samples, len(dataset))
+        source = None
+        if config.source is not None and not paired:
+            source = config.source.load("train", progress=progress)
+        if dataset.captions is not None:
+            dataset.captions.tokenizer.encode_prompts(config.sampling.prompts)
+        experiment = build(config, dataset.event_shape, dataset.conditions)
+        check_released(config, experiment)
+        require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
+        require_rows_by_process(mesh)
+    return dataset, source, experiment
 
 
 def _fit(

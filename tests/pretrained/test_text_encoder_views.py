@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from fmjax._trees import named_leaves
 from fmjax.pretrained.clip import BUFFERS, clip_text_config, clip_text_views
 from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config
-from fmjax.pretrained.views import all_tensors, named_views
+from fmjax.pretrained.views import all_tensors
 from tests.networks.text_encoders import CLIPS, T5S, about, encoder, read, weights
 
 FOLDERS = (*CLIPS, *T5S)
@@ -17,7 +18,7 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
     _, views = encoder(folder)
     held = {name: tensor.shape for name, tensor in weights(folder).items()}
     assert all_tensors(views) == held
-    sizes = sum(np.prod(view.shape) for _, view in named_views(views))
+    sizes = sum(np.prod(view.shape) for _, view in named_leaves(views))
     assert sizes == sum(np.prod(shape) for shape in held.values())
     assert EMBEDDING in held or folder in CLIPS
     assert not {TIED, *BUFFERS} & set(held)
@@ -33,7 +34,7 @@ def test_parameters_read_from_a_file_are_shaped_as_those_drawn(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_tensor_parallel_axes_are_of_parameters_that_there_are(folder):
     net, views = encoder(folder)
-    shapes = {name: view.shape for name, view in named_views(views)}
+    shapes = {name: view.shape for name, view in named_leaves(views)}
     assert len(net.tensor_axes) >= 6
     for name, axis in net.tensor_axes.items():
         assert len(shapes[name]) >= -axis

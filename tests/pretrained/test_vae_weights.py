@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from fmjax._trees import named_leaves
 from fmjax.networks import AutoencoderConfig, make_autoencoder
 from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
-from fmjax.pretrained.views import View, all_tensors, named_views
+from fmjax.pretrained.views import View, all_tensors
 from tests.networks.autoencoders import MODELS, golden_about, golden_config, golden_tensors
 
 ABOUT = golden_about("sd3-pipeline-tiny/vae")
@@ -29,7 +30,7 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
     views = autoencoder_views(autoencoder_config(golden_about(folder)))
     shapes = {tensor: array.shape for tensor, array in golden_tensors(folder).items()}
     assert all_tensors(views) == shapes
-    counts = collections.Counter(t for _, view in named_views(views) for t in view.tensors)
+    counts = collections.Counter(t for _, view in named_leaves(views) for t in view.tensors)
     assert set(counts.values()) == {1}
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from fmjax._trees import named_leaves
 from fmjax.pretrained.components import make_component
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.views import all_tensors, concatenated, named_views, stacked, tensor
+from fmjax.pretrained.views import all_tensors, concatenated, stacked, tensor
 from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, about
 
 COMPONENTS = [
@@ -76,14 +77,14 @@ def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
         component = make_component(about(folder), tuple(files.shapes))
         assert all_tensors(component.views) == files.shapes
     times_used = {name: np.zeros(shape, int) for name, shape in files.shapes.items()}
-    for _, view in named_views(component.views):
+    for _, view in named_leaves(component.views):
         for block in view.blocks:
             times_used[block.name][block.taken] += 1
     assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
         name: {1: used.size} for name, used in times_used.items()
     }
     like = jax.eval_shape(component.init, jax.random.key(0))
-    shapes = {name: view.shape for name, view in named_views(component.views)}
+    shapes = {name: view.shape for name, view in named_leaves(component.views)}
     leaves = jax.tree_util.tree_leaves_with_path(like)
     keys = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     assert shapes == dict(zip(keys, (leaf.shape for _, leaf in leaves), strict=True))
