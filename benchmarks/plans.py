@@ -87,6 +87,12 @@ def gb(size: float | None, digits: int = 2) -> str:
     return "-" if size is None else f"{size / 1e9:.{digits}f}"
 
 
+def memory(found: dict[str, Any]) -> str:
+    """Two columns: what the program takes of a device's memory, and how much there is."""
+    sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
+    return f"{sizes} | {gb(found['memory'], 1)}{'' if found['fits'] else ', does not fit'}"
+
+
 def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Memory and speed."""
     print("| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
@@ -95,13 +101,11 @@ def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
     for name, config, topology, options in rows:
         found = plan(config, topology, options)
         mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
-        sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
         sent = sum(traffic["sent"] for traffic in found["traffic"].values())
         layout = f"{mesh}, {found['batch_size']}, {found['remat']}"
-        fits = "" if found["fits"] else ", does not fit"
         rate = found["examples_per_second"]
-        print(f"| {name} | {topology} | {layout} | {sizes} | "
-              f"{gb(found['memory'], 1)}{fits} | {found['flops'] / 1e12:.1f} | {gb(sent)} | "
+        print(f"| {name} | {topology} | {layout} | {memory(found)} | "
+              f"{found['flops'] / 1e12:.1f} | {gb(sent)} | "
               f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |", flush=True)  # fmt: skip
 
 
@@ -112,11 +116,9 @@ def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
     print("| --- " * 8 + "|")
     for name, config, topology, options in rows:
         found = plan(config, topology, options)
-        sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
-        fits = "" if found["fits"] else ", does not fit"
         kernels = ", ".join(f"`{kernel}`" for kernel in found["kernels"]) or "plain products"
-        print(f"| {name} | {found['work']} | {topology} | {found['batch_size']} | {sizes} | "
-              f"{gb(found['memory'], 1)}{fits} | {kernels} | {found['compile_seconds']:.0f} s |",
+        print(f"| {name} | {found['work']} | {topology} | {found['batch_size']} | "
+              f"{memory(found)} | {kernels} | {found['compile_seconds']:.0f} s |",
               flush=True)  # fmt: skip
 
 

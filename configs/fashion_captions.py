@@ -48,10 +48,10 @@ def get_config() -> Config:
         text_encoder=TextEncoderConfig(width=64, num_layers=1, num_heads=4),
         loss=LossConfig(label_drop=0.1, density=LogitNormal(), stratified=True),
         optimizer=OptimizerConfig(
-            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
+            name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
         ),
         training=TrainingConfig(
-            num_steps=2_400, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            num_steps=1_200, batch_size=128, accumulation_steps=4, ema_decay=0.996, log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(

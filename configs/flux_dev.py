@@ -2,17 +2,20 @@ r"""FLUX.1's network, 11.9 billion parameters, on latents of 1024x1024 images wi
 
     fmjax plan configs/flux_dev.py --topology v5e:16x16
     fmjax encode FLUX.1-dev images --output latents
-    fmjax train configs/flux_dev.py --data.folder latents
+    fmjax train configs/flux_dev.py --data.folder latents --pretrained.folder FLUX.1-dev
+    fmjax export runs/flux_dev --pipeline --output mine
+    fmjax generate mine "a red fox in the snow"
 
-The encoded folder holds latents of FLUX's autoencoder, less 0.1159, times 0.3611, what T5-XXL's
-encoder makes of the captions, and CLIP-L's pooled output.
+The network starts anew; the released folder says its sizes, and the exported one has its encoders,
+autoencoder and scheduler. The folder of the data holds latents of FLUX's autoencoder, less 0.1159,
+times 0.3611, what T5-XXL's encoder makes of the captions, and CLIP-L's pooled output.
 
 Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
 logit-normal times, shifted by 3 towards the noise. It has not been trained to a figure.
 """
 
 from fmjax import TextPart, TextShape
-from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
 from fmjax.data import EncodedData
 from fmjax.networks import FluxConfig
 from fmjax.times import LogitNormal, Shifted
@@ -31,6 +34,7 @@ def get_config() -> Config:
         name="flux_dev",
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),
         network=FluxConfig(dtype="bfloat16", remat="full"),
+        pretrained=PretrainedConfig("FLUX.1-dev", weights=False),
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1_000),
         training=TrainingConfig(

@@ -2,10 +2,15 @@ r"""Stable Diffusion 3.5 large's network, 8 billion parameters, on latents of 10
 
     fmjax plan configs/sd35_large.py --topology v5e:16x16
     fmjax encode stable-diffusion-3.5-large images --output latents
-    fmjax train configs/sd35_large.py --data.folder latents
+    fmjax train configs/sd35_large.py --data.folder latents \
+        --pretrained.folder stable-diffusion-3.5-large
+    fmjax export runs/sd35_large --pipeline --output mine
+    fmjax generate mine "a red fox in the snow"
 
-The encoded folder holds latents of SD3's autoencoder, and what its three text encoders make of the
-captions: 77 tokens of both CLIPs side by side, 256 of T5-XXL, and the CLIPs' pooled vectors.
+The network starts anew; the released folder says its sizes, and the exported one has its encoders,
+autoencoder and scheduler. The folder of the data holds latents of SD3's autoencoder, and what its
+three text encoders make of the captions: 77 tokens of both CLIPs side by side, 256 of T5-XXL, and
+the CLIPs' pooled vectors.
 
 Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
 logit-normal times, shifted by 3 towards the noise, queries and keys normalised, and each text
@@ -16,7 +21,7 @@ has not been trained to a figure.
 import dataclasses
 
 from fmjax import TextPart, TextShape
-from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
 from fmjax.data import EncodedData
 from fmjax.networks import SD35_LARGE
 from fmjax.times import LogitNormal, Shifted
@@ -37,9 +42,8 @@ def get_config() -> Config:
     return Config(
         name="sd35_large",
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),
-        network=dataclasses.replace(
-            SD35_LARGE, position_table=None, dtype="bfloat16", remat="full"
-        ),
+        network=dataclasses.replace(SD35_LARGE, dtype="bfloat16", remat="full"),
+        pretrained=PretrainedConfig("stable-diffusion-3.5-large", weights=False),
         loss=LossConfig(
             density=Shifted(LogitNormal(), 3.0), label_drop=0.0, encoder_drop=0.464
         ),

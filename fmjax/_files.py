@@ -1,9 +1,10 @@
 """Files: atomic writes, careful reads, and where fmjax keeps what it makes once and uses often."""
 
+import hashlib
 import os
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,36 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an `OSError` unless files can be made in a folder; make it if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{secrets.token_hex(4)}"
+    probe.touch()
+    probe.unlink()
+
+
+_PIECES, _PIECE = 64, 4096
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A digest of files' names and sizes, and of pieces spread over what they hold.
+
+    It tells other pictures and other weights apart without reading gigabytes; that a file was
+    changed in a few bytes it may not see.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for piece in range(_PIECES):
+                file.seek(max(0, size - _PIECE) * piece // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
+                if size <= _PIECE:
+                    break
+    return digest.hexdigest()
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from fmjax import keep_freed_memory  # noqa: E402
+from fmjax._progress import Silent  # noqa: E402
 
 keep_freed_memory()
 
@@ -24,6 +25,22 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+
+class Heard(Silent):
+    """Keeps what a command would print."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def heard():
+    """A progress whose `lines` are what was said."""
+    return Heard()
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ SHAPES = {
                      {"num_heads": 2, "head_width": 8, "num_layers": 3, "dual_layers": (0,),
                       "position_table": 8}),
     "sd35_large": ((4, 4, 4), TextShape(3, 8, 6, (TextPart((0, 3), (0, 8), (0, 6)),)),
-                   {"num_heads": 2, "head_width": 8, "num_layers": 2}),
+                   {"num_heads": 2, "head_width": 8, "num_layers": 2, "position_table": 8}),
 }  # fmt: skip
 STUDIES = ("fashion_mnist_study", "fashion_mnist_grids", "fashion_mnist_few_steps")
 UNUSUAL = Config(

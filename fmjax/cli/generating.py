@@ -51,7 +51,8 @@ def generate(arguments: list[str]) -> int:
     with working() as progress:
         model = open_model(path)
         each = [text for text in texts for _ in range(asked.config.num_images)]
-        writer = PictureWriter(check_request(model, asked.config), each, asked.output)
+        request = check_request(model, asked.config)
+        writer = PictureWriter(request, each, asked.output, latents=asked.latents)
         pictures = make(
             model, texts, asked.config, latents=asked.latents, on_image=writer, progress=progress
         )
@@ -67,7 +68,7 @@ def encode(arguments: list[str]) -> None:
     if not rest or rest[0].startswith("-"):
         raise Refused("fmjax encode needs a folder of images after that of the model: "
                       "fmjax encode FOLDER IMAGES --output OUTPUT")  # fmt: skip
-    images, rest = Path(rest[0]), rest[1:]
+    images, rest = Path(rest[0]).resolve(), rest[1:]
     import dataclasses
 
     import tyro
@@ -82,7 +83,7 @@ def encode(arguments: list[str]) -> None:
 
         Attributes:
             config: How.
-            output: The new folder (default: encoded, beside the images).
+            output: The new folder (default: that of the images, with -encoded behind its name).
         """
 
         config: Annotated[EncodeConfig, tyro.conf.arg(name="")]
@@ -107,7 +108,7 @@ def compare_prompt(path: Path, arguments: list[str]) -> None:
     from fmjax.pretrained.folder import open_model
     from fmjax.studies.compare_prompt import ComparePromptConfig
     from fmjax.studies.compare_prompt import compare_prompt as make
-    from fmjax.studies.pictures import slug
+    from fmjax.studies.pictures import slug, unused
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
@@ -116,16 +117,17 @@ def compare_prompt(path: Path, arguments: list[str]) -> None:
         Attributes:
             config: Which solvers.
             picture: Of what size, and how guided; its solver and steps do not count.
-            output: Folder of the tables and the page (default: the prompt's words, in the folder
-                comparisons).
+            output: Folder of the tables and the page (default: the names of model and prompt, in
+                the folder comparisons); what is there is replaced.
         """
 
         config: Annotated[ComparePromptConfig, tyro.conf.arg(name="")]
         picture: GenerateConfig
-        output: Path = Path("comparisons") / slug(prompt)
+        output: Path | None = None
 
     default = Compare(ComparePromptConfig(), GenerateConfig())
     asked = parse(Compare, default, rest, f"fmjax compare {path}")
+    name = f"{path.resolve().name}-{slug(prompt)}"
+    output = asked.output or unused(Path("comparisons"), name)
     with working() as progress:
-        make(open_model(path), prompt, asked.output, asked.config, asked.picture,
-             progress=progress)  # fmt: skip
+        make(open_model(path), prompt, output, asked.config, asked.picture, progress=progress)

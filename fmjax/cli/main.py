@@ -35,6 +35,9 @@ usage: fmjax COMMAND ... [--help]
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """
 
+_RESUME = (["train"], ["encode"], ["reflow"], ["study"])
+"""Commands that find what they had done when they were stopped."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with 2 and one line for anything the user can mend."""
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 asked.append(str(error))
             if not asked:
                 raise
-            print(f"fmjax: stopped by {asked[0]}; the same command goes on", file=sys.stderr)
+            then = "goes on" if arguments[:1] in _RESUME else "starts again"
+            print(f"fmjax: stopped by {asked[0]}; the same command {then}", file=sys.stderr)
             code = 128 + signal.Signals[asked[0]]
     sys.exit(code)
 

@@ -53,15 +53,19 @@ class CaptionedImages:
         """
         folder = Path(self.folder).expanduser()
         require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
-        splits = self._splits(folder)
+        splits = self._splits(folder, progress)
         if not splits[split]:
             raise NoSuchSplit(f"data.folder must hold images to {split} on, got {folder}")
         images = ImageFiles([folder / name for name in splits[split]], self.size)
         texts, learned = (list(splits[name].values()) for name in (split, "train"))
-        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer))
+        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer, progress))
 
-    def _splits(self, folder: Path) -> dict[str, _Pairs]:
+    def _splits(self, folder: Path, progress: Progress) -> dict[str, _Pairs]:
         if (folder / "train").is_dir():
+            outside = [path for path in _visible(folder, SUFFIXES) if path.parts[0] not in SPLITS]
+            if outside:
+                progress.say(f"warning: {folder} has folders train and test; {len(outside)} images "
+                             f"outside them are left out, the first {outside[0]}")  # fmt: skip
             return {
                 split: {f"{split}/{name}": text for name, text in _read(folder / split).items()}
                 for split in SPLITS
@@ -76,12 +80,7 @@ class CaptionedImages:
 
 def _read(folder: Path) -> _Pairs:
     """Names within the folder and captions, in the order of the names."""
-    files = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
-    }
+    files = {path.as_posix() for path in _visible(folder, SUFFIXES)}
     lists = [folder / name for name in _LISTS if (folder / name).is_file()]
     require(len(lists) < 2, f"folder {folder}", f"hold one of {' and '.join(_LISTS)}", "both")
     pairs = _listed(lists[0]) if lists else _beside(folder, files)
@@ -99,16 +98,25 @@ def _refuse(folder: Path, names: set[str], rule: str) -> None:
 
 def _beside(folder: Path, files: set[str]) -> _Pairs:
     images = {str(Path(name).with_suffix("")): name for name in sorted(files, reverse=True)}
-    texts = sorted(path.relative_to(folder) for path in folder.rglob("*.txt"))
     return {
         images.get(str(path.with_suffix("")), path.as_posix()): _text(folder / path).strip()
-        for path in texts
+        for path in _visible(folder, (".txt",))
     }
+
+
+def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of some endings, within the folder: none that is hidden, nor in a hidden folder."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in suffixes and not any(n.startswith(".") for n in path.parts)
+    )
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"file {path} must be UTF-8 text, got {error}") from error
 
@@ -128,6 +136,7 @@ def _listed(path: Path) -> _Pairs:
         words = isinstance(name, str) and isinstance(text, str)
         require(words, where, "hold texts", f"{name!r} and {text!r}")
         inside = (path.parent / name).resolve().is_relative_to(path.parent.resolve())
+        inside = inside and not Path(name).is_absolute()
         require(inside, where, "name a file within the folder", repr(name))
         name = (path.parent / name).relative_to(path.parent).as_posix()
         require(name not in pairs, where, "name a file once", repr(name))

@@ -14,7 +14,7 @@ from PIL import Image
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import Dataset, Split, captions_of
+from fmjax.data.dataset import Dataset, NoSuchSplit, Split, captions_of
 from fmjax.data.image_files import squared
 from fmjax.data.tokenizer import TokenizerConfig
 
@@ -110,13 +110,15 @@ class EmojiData:
         """
         listed = [one for one in _listed(self._find(_NAMES)) if one.group in self._groups]
         chosen = [one for one in listed if _is_test(one) == (split == "test")]
+        if not chosen:
+            raise NoSuchSplit(f"data.groups must hold emoji to {split} on, got {self.groups}")
         pictures = _pictures(self._find(_FONT), chosen)
         x = np.stack([squared(Image.open(io.BytesIO(p)), self.size) for p in pictures])
         learned = [one.caption for one in listed if not _is_test(one)]
         often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]
         rows = np.repeat(np.arange(len(chosen)), often)
         texts = [chosen[row].caption for row in rows.tolist()]
-        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer))
+        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer, progress))
 
     @property
     def _groups(self) -> tuple[str, ...]:

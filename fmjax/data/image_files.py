@@ -12,6 +12,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def squared(image: Image.Image, size: int) -> np.ndarray:
     """The middle of an image on white, uint8 `[size, size, 3]`: its short side fills the square."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut off all but the darkest 256 levels.
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise OSError(f"pixels of 32 bits (mode {image.mode}), of which nothing says what is white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -32,6 +36,11 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files."""
+        return tuple(map(Path, self._paths))
 
     @property
     def shape(self) -> tuple[int, ...]:

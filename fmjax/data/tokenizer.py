@@ -5,7 +5,7 @@ than hyphens and apostrophes; articles say nothing and are left out. Token 0 is 
 that was not learned.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,11 @@ class WordTokenizer:
         ids = np.asarray([each.ids for each in encoded], np.int32)
         return ids.reshape(-1, self.num_tokens)[[different[text] for text in texts]]
 
-    def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
-        """The same of prompts, of which nothing may be cut.
-
-        Raises:
-            ValueError: If one is too long.
-        """
-        for prompt, encoded in zip(prompts, self._inner.encode_batch(list(prompts)), strict=True):
-            rule = f"be at most {self.num_tokens} words without articles"
-            require(not encoded.overflowing, "prompt", rule, repr(prompt))
-        return self.encode(prompts)
+    def cut(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Those of the texts, each once, that are longer than `num_tokens`."""
+        different = list(dict.fromkeys(texts))
+        encoded = self._inner.encode_batch(different)
+        return tuple(t for t, e in zip(different, encoded, strict=True) if e.overflowing)
 
     def unknown(self, texts: Iterable[str]) -> tuple[str, ...]:
         """The words of the texts that were not learned, each once."""

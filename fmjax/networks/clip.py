@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._layout import gathered, rows_apart
+from fmjax.networks.computation import require_computable
 from fmjax.networks.layers import (
-    DTYPES,
     INPUTS,
     OUTPUTS,
     Linear,
@@ -72,7 +72,7 @@ class CLIPTextConfig:
         require(divides, "num_heads", f"divide the width {self.width}", self.num_heads)
         require_one_of("activation", self.activation, ACTIVATIONS)
         require_positive("epsilon", self.epsilon)
-        require_one_of("dtype", self.dtype, DTYPES)
+        require_computable(self)
 
 
 CLIP_L = CLIPTextConfig()

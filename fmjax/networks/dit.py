@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._layout import gathered, rows_apart
-from fmjax.networks.attention import ATTENTIONS, attention
+from fmjax.networks.attention import attention
+from fmjax.networks.computation import require_computable
 from fmjax.networks.layers import (
-    DTYPES,
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
@@ -28,7 +28,7 @@ from fmjax.networks.layers import (
     widened,
 )
 from fmjax.networks.patches import patchify, rotary_angles, rotate, sincos_positions, unpatchify
-from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
+from fmjax.networks.pure import purify, run_blocks, stack_blocks
 from fmjax.velocity import VelocityNet
 
 POSITIONS = ("learned", "sincos", "rotary")
@@ -74,9 +74,7 @@ class DiTConfig:
             require_at_least(name, getattr(self, name), 1)
         require_positive("mlp_ratio", self.mlp_ratio)
         require_one_of("positions", self.positions, POSITIONS)
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("remat", self.remat, tuple(REMAT))
-        require_one_of("attention", self.attention, ATTENTIONS)
+        require_computable(self)
         require(
             self.width % self.num_heads == 0,
             "num_heads",

@@ -16,34 +16,23 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Conditions, Points, Text, TextShape, Times
-from fmjax._checks import require, require_at_least, require_one_of
-from fmjax._layout import rows_apart
-from fmjax.networks.attention import ATTENTIONS
+from fmjax._arrays import Conditions, Text, Times
+from fmjax._checks import require, require_at_least
+from fmjax.networks.computation import require_computable
 from fmjax.networks.joint import (
     DoubleBlock,
     SingleBlock,
     Sizes,
     VectorEmbedding,
-    modulations_of,
 )
 from fmjax.networks.layers import (
-    DTYPES,
-    Linear,
-    compute_dtype,
     ddpm_features,
-    modulate,
-    widened,
 )
-from fmjax.networks.lora import Adapters, with_adapters
-from fmjax.networks.patches import axis_angles, patchify, unpatchify
-from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
-from fmjax.networks.text_cond import checked_text, require_patches, require_text
+from fmjax.networks.lora import Adapters
+from fmjax.networks.patches import axis_angles
+from fmjax.networks.pure import run_blocks, stack_blocks
+from fmjax.networks.text_to_image import TIME_FEATURES, TextToImage, make_text_to_image
 from fmjax.velocity import VelocityNet
-
-_TIME_FEATURES = 256
-_XAVIER = nnx.initializers.xavier_uniform()
-_ZEROS = nnx.initializers.zeros
 
 
 @dataclass(frozen=True)
@@ -85,9 +74,7 @@ class FluxConfig:
         fits = even and sum(self.rotary_axes) == self.head_width
         rule = f"be even numbers that add up to the head's {self.head_width} channels"
         require(fits, "rotary_axes", rule, self.rotary_axes)
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("remat", self.remat, tuple(REMAT))
-        require_one_of("attention", self.attention, ATTENTIONS)
+        require_computable(self)
 
     @property
     def sizes(self) -> Sizes:
@@ -106,63 +93,46 @@ FLUX_SCHNELL = FluxConfig(guidance=None)
 """FLUX.1-schnell: the same without that input."""
 
 
-class Flux(nnx.Module):
-    """Text and patches in, blocks, patches out; see the module's docstring."""
+class Flux(TextToImage):
+    """Blocks of two kinds; see the module's docstring."""
 
-    def __init__(
-        self,
-        config: FluxConfig,
-        event_shape: tuple[int, ...],
-        text: TextShape,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        height, width, channels = event_shape
-        size, patch = config.patch_size, config.patch_size**2 * channels
-        settings: dict[str, Any] = dict(dtype=compute_dtype(config.dtype), rngs=rngs)
-        self.config, self.text, self.grid = config, text, (height // size, width // size)
-        self.time = VectorEmbedding(_TIME_FEATURES, config.width, rngs=rngs)
-        self.pooled = VectorEmbedding(text.pooled_width, config.width, rngs=rngs)
+    def add_blocks(self, rngs: nnx.Rngs) -> None:
+        """Two stacks, and what embeds the guidance scale."""
+        config, sizes = self.config, self.config.sizes
+        self.double = stack_blocks(
+            lambda rngs: DoubleBlock(sizes, rngs=rngs), config.num_double, rngs
+        )
+        self.single = stack_blocks(
+            lambda rngs: SingleBlock(sizes, rngs=rngs), config.num_single, rngs
+        )
         self.guidance = (
             None
             if config.guidance is None
-            else VectorEmbedding(_TIME_FEATURES, config.width, rngs=rngs)
+            else VectorEmbedding(TIME_FEATURES, config.width, rngs=rngs)
         )
-        self.tokens = Linear(text.width, config.width, kernel_init=_XAVIER, **settings)
-        self.patches = Linear(patch, config.width, kernel_init=_XAVIER, **settings)
-        self.double = stack_blocks(
-            lambda rngs: DoubleBlock(config.sizes, rngs=rngs), config.num_double, rngs
-        )
-        self.single = stack_blocks(
-            lambda rngs: SingleBlock(config.sizes, rngs=rngs), config.num_single, rngs
-        )
-        self.modulation = Linear(config.width, 2 * config.width, kernel_init=_ZEROS, **settings)
-        self.out = Linear(config.width, patch, kernel_init=_ZEROS, **settings)
 
-    def __call__(self, t: Times, x: Points, cond: Text | None) -> Points:
-        """Give the prediction, float32, shaped like x."""
-        config, size = self.config, self.config.patch_size
-        cond = checked_text(cond, self.text)
-        has = self.guidance is None and cond.guidance is not None
-        require(not has, "cond.guidance", "be None for a network without that input", "a scale")
-        c = self._embedded(t, cond)
-        text, image = self.tokens(cond.tokens), self.patches(patchify(x, size))
+    def embedded(self, t: Times, cond: Text) -> Float[Array, "batch width"]:
+        """Time, guidance and the whole of the prompt as one vector for each example."""
+        if self.guidance is None:
+            return super().embedded(t, cond)
+        usual = jnp.broadcast_to(jnp.asarray(self.config.guidance, t.dtype), t.shape)
+        scale = usual if cond.guidance is None else cond.guidance
+        guidance = self.guidance(ddpm_features(scale, TIME_FEATURES))
+        return super().embedded(t, cond._replace(guidance=None)) + guidance
+
+    def through_blocks(
+        self,
+        text: Float[Array, "batch words width"],
+        image: Float[Array, "batch tokens width"],
+        c: Float[Array, "batch width"],
+    ) -> Float[Array, "batch tokens width"]:
+        """What becomes of the image's tokens."""
+        config, num_text = self.config, text.shape[1]
         how: dict[str, Any] = dict(unroll=config.unroll_layers, remat=config.remat)
-        angles = _angles(config, text.shape[1], *self.grid)
+        angles = _angles(config, num_text, *self.grid)
         text, image = run_blocks(self.double, (text, image), c, angles, **how)
         h = run_blocks(self.single, jnp.concatenate([text, image], axis=1), c, angles, **how)
-        shift, scale = modulations_of(self.modulation, c)
-        tokens = self.out(modulate(h[:, text.shape[1] :], shift, scale))
-        return unpatchify(widened(tokens), size, x.shape[1:])
-
-    def _embedded(self, t: Times, cond: Text) -> Float[Array, "batch width"]:
-        """Time, guidance and prompt as one vector for each example."""
-        c = self.time(ddpm_features(t, _TIME_FEATURES)) + self.pooled(cond.pooled)
-        if self.guidance is not None:
-            usual = jnp.broadcast_to(jnp.asarray(self.config.guidance, t.dtype), t.shape)
-            scale = usual if cond.guidance is None else cond.guidance
-            c = c + self.guidance(ddpm_features(scale, _TIME_FEATURES))
-        return rows_apart(nnx.silu(c))
+        return h[:, num_text:]
 
 
 def make_flux(
@@ -185,13 +155,7 @@ def make_flux(
         ValueError: If the event is no image, its sides are no multiples of the patch, or it is
             given no text; when called, if the condition is not such a text.
     """
-    shape = require_text(text, "a FLUX")
-    require_patches(event_shape, config.patch_size)
-
-    def build(rngs: nnx.Rngs) -> Flux:
-        return Flux(config, event_shape, shape, rngs=rngs)
-
-    return VelocityNet(*purify(with_adapters(build, adapters)))
+    return make_text_to_image(Flux, config, event_shape, text, adapters, "a FLUX")
 
 
 def _angles(config: FluxConfig, num_text: int, rows: int, columns: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
-from fmjax._checks import require_at_least, require_one_of
+from fmjax._checks import require_at_least
+from fmjax.networks.computation import require_computable
 from fmjax.networks.layers import (
-    DTYPES,
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
@@ -41,7 +41,7 @@ class MLPConfig:
     def __post_init__(self):
         require_at_least("width", self.width, 1)
         require_at_least("num_layers", self.num_layers, 1)
-        require_one_of("dtype", self.dtype, DTYPES)
+        require_computable(self)
 
 
 class MLPBlock(nnx.Module):

@@ -11,35 +11,22 @@ blocks, of the image to itself: Stability AI, Stable Diffusion 3.5 medium (2024)
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Conditions, Points, Text, TextShape, Times
-from fmjax._checks import require, require_at_least, require_one_of
-from fmjax._layout import gathered, rows_apart
-from fmjax.networks.attention import ATTENTIONS
-from fmjax.networks.joint import DoubleBlock, Sizes, VectorEmbedding, modulations_of
-from fmjax.networks.layers import (
-    DTYPES,
-    Linear,
-    compute_dtype,
-    ddpm_features,
-    modulate,
-    widened,
-)
-from fmjax.networks.lora import Adapters, with_adapters
-from fmjax.networks.patches import patchify, sincos_positions, unpatchify
-from fmjax.networks.pure import REMAT, purify, run_blocks, stack_blocks
-from fmjax.networks.text_cond import checked_text, require_patches, require_text
+from fmjax._arrays import Conditions
+from fmjax._checks import require, require_at_least
+from fmjax._layout import gathered
+from fmjax.networks.computation import require_computable
+from fmjax.networks.joint import DoubleBlock, Sizes
+from fmjax.networks.lora import Adapters
+from fmjax.networks.patches import sincos_positions
+from fmjax.networks.pure import run_blocks, stack_blocks
+from fmjax.networks.text_to_image import TextToImage, make_text_to_image
 from fmjax.velocity import VelocityNet
-
-_TIME_FEATURES = 256
-_XAVIER = nnx.initializers.xavier_uniform()
-_ZEROS = nnx.initializers.zeros
 
 
 @dataclass(frozen=True)
@@ -83,9 +70,7 @@ class MMDiTConfig:
             require(self.width % 4 == 0, "width", "be a multiple of 4 for positions", self.width)
         else:
             require_at_least("position_table", self.position_table, 1)
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("remat", self.remat, tuple(REMAT))
-        require_one_of("attention", self.attention, ATTENTIONS)
+        require_computable(self)
 
     @property
     def sizes(self) -> Sizes:
@@ -114,47 +99,30 @@ SD35_LARGE = MMDiTConfig(num_heads=38, num_layers=38, qk_norm=True, position_tab
 """Stable Diffusion 3.5 large, 8 billion parameters."""
 
 
-class MMDiT(nnx.Module):
-    """Text and patches in, blocks, patches out; see the module's docstring."""
+class MMDiT(TextToImage):
+    """Blocks in which every token has weights of its kind; see the module's docstring."""
 
-    def __init__(
-        self,
-        config: MMDiTConfig,
-        event_shape: tuple[int, ...],
-        text: TextShape,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        height, width, channels = event_shape
-        size, patch = config.patch_size, config.patch_size**2 * channels
-        settings: dict[str, Any] = dict(dtype=compute_dtype(config.dtype), rngs=rngs)
-        self.config, self.text, self.grid = config, text, (height // size, width // size)
-        self.time = VectorEmbedding(_TIME_FEATURES, config.width, rngs=rngs)
-        self.pooled = VectorEmbedding(text.pooled_width, config.width, rngs=rngs)
-        self.tokens = Linear(text.width, config.width, kernel_init=_XAVIER, **settings)
-        self.patches = Linear(patch, config.width, kernel_init=_XAVIER, **settings)
-        table = config.position_table
+    def add_blocks(self, rngs: nnx.Rngs) -> None:
+        """Positions, and a stack for each run of blocks that are alike."""
+        config, table = self.config, self.config.position_table
         self.positions = None if table is None else nnx.Param(_table(table, config.width))
         for run, (dual, last, layers) in enumerate(config.runs):
             build = _block_of(config.sizes, dual, last)
             setattr(self, f"blocks_{run}", stack_blocks(build, len(layers), rngs))
-        self.modulation = Linear(config.width, 2 * config.width, kernel_init=_ZEROS, **settings)
-        self.out = Linear(config.width, patch, kernel_init=_ZEROS, **settings)
 
-    def __call__(self, t: Times, x: Points, cond: Text | None) -> Points:
-        """Give the prediction, float32, shaped like x."""
-        config, size = self.config, self.config.patch_size
-        cond = checked_text(cond, self.text)
-        require(cond.guidance is None, "cond.guidance", "be None for an MM-DiT", "a scale")
-        c = self.time(ddpm_features(t, _TIME_FEATURES)) + self.pooled(cond.pooled)
-        c = rows_apart(nnx.silu(c))
-        image = self.patches(patchify(x, size))
-        h = (self.tokens(cond.tokens), image + self._places().astype(image.dtype)[None])
+    def through_blocks(
+        self,
+        text: Float[Array, "batch words width"],
+        image: Float[Array, "batch tokens width"],
+        c: Float[Array, "batch width"],
+    ) -> Float[Array, "batch tokens width"]:
+        """What becomes of the image's tokens."""
+        config = self.config
+        h = (text, image + self._places().astype(image.dtype)[None])
         for run in range(len(config.runs)):
-            blocks, remat = getattr(self, f"blocks_{run}"), config.remat
-            h = run_blocks(blocks, h, c, unroll=config.unroll_layers, remat=remat)
-        shift, scale = modulations_of(self.modulation, c)
-        return unpatchify(widened(self.out(modulate(h[1], shift, scale))), size, x.shape[1:])
+            blocks = getattr(self, f"blocks_{run}")
+            h = run_blocks(blocks, h, c, unroll=config.unroll_layers, remat=config.remat)
+        return h[1]
 
     def _places(self) -> Float[Array, "tokens width"]:
         """What is added to the image's tokens, row by row."""
@@ -196,15 +164,9 @@ def make_mmdit(
             the table of positions holds, or it is given no text; when called, if the condition is
             not such a text.
     """
-    shape = require_text(text, "an MM-DiT")
-    require_patches(event_shape, config.patch_size)
-    table = config.position_table
-    if table is not None:
-        fits = max(event_shape[:2]) <= table * config.patch_size
-        rule = f"have sides of at most {table * config.patch_size} for this table of positions"
-        require(fits, "event_shape", rule, event_shape)
-
-    def build(rngs: nnx.Rngs) -> MMDiT:
-        return MMDiT(config, event_shape, shape, rngs=rngs)
-
-    return VelocityNet(*purify(with_adapters(build, adapters)))
+    net = make_text_to_image(MMDiT, config, event_shape, text, adapters, "an MM-DiT")
+    if config.position_table is not None:
+        most = config.position_table * config.patch_size
+        rule = f"have sides of at most {most} for this table of positions"
+        require(max(event_shape[:2]) <= most, "event_shape", rule, event_shape)
+    return net

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._layout import gathered, rows_apart
+from fmjax.networks.computation import require_computable
 from fmjax.networks.layers import (
-    DTYPES,
     INPUTS,
     OUTPUTS,
     Linear,
@@ -70,7 +70,7 @@ class T5Config:
         require_at_least("max_distance", self.max_distance, self.num_buckets // 4 + 1)
         require_one_of("activation", self.activation, ACTIVATIONS)
         require_positive("epsilon", self.epsilon)
-        require_one_of("dtype", self.dtype, DTYPES)
+        require_computable(self)
 
 
 T5_XXL = T5Config()

@@ -15,11 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
-from fmjax._checks import require, require_at_least, require_one_of
-from fmjax.networks.attention import ATTENTIONS, attention
+from fmjax._checks import require, require_at_least
+from fmjax.networks.attention import attention
+from fmjax.networks.computation import require_computable
 from fmjax.networks.convolution import Conv, Resample, conv_init, resample
 from fmjax.networks.layers import (
-    DTYPES,
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
@@ -61,8 +61,7 @@ class UNetConfig:
             require_at_least(name, getattr(self, name), 1)
         ok = len(self.multipliers) > 0 and all(m >= 1 for m in self.multipliers)
         require(ok, "multipliers", "be one or more positive integers", self.multipliers)
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("attention", self.attention, ATTENTIONS)
+        require_computable(self)
 
 
 class ResBlock(nnx.Module):

@@ -17,9 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Params, PRNGKey
-from fmjax._checks import require, require_at_least, require_one_of, require_positive
-from fmjax.networks.attention import ATTENTIONS
-from fmjax.networks.layers import DTYPES, widened
+from fmjax._checks import require, require_at_least, require_positive
+from fmjax.networks.computation import require_computable
+from fmjax.networks.layers import widened
 from fmjax.networks.pure import purify
 from fmjax.networks.vae_blocks import Level, Middle, Sizes
 
@@ -68,8 +68,7 @@ class AutoencoderConfig:
         rule = f"be one or more positive multiples of num_groups = {self.num_groups}"
         require(ok, "widths", rule, self.widths)
         require_positive("scale", self.scale)
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("attention", self.attention, ATTENTIONS)
+        require_computable(self)
 
     @property
     def downsampling(self) -> int:

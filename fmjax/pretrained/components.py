@@ -1,7 +1,8 @@
 """The parts of released models: which network a config.json means, and its weights."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,16 @@ from fmjax._progress import Progress, Silent
 from fmjax.networks import make_autoencoder, make_clip_text, make_flux, make_mmdit, make_t5_encoder
 from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
-from fmjax.pretrained.flux import flux_config, flux_views
+from fmjax.pretrained.flux import PATCH, flux_config, flux_views
 from fmjax.pretrained.lora_files import merge_lora
 from fmjax.pretrained.sd3 import sd3_config, sd3_views
 from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config, t5_views
 from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
 from fmjax.pretrained.weights import check_tensors, load_params
 from fmjax.training import laid_out
+
+FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
+"""Classes of transformers."""
 
 
 class Component(NamedTuple):
@@ -76,10 +80,16 @@ def make_component(
     make = _MAKERS.get(str(found))
     if make is None:
         raise ValueError(f"config.json must be of {', '.join(_MAKERS)}, got {found}")
-    try:
+    with _all_held(found):
         return make(about, names, settings)
+
+
+@contextlib.contextmanager
+def _all_held(kind: str | None) -> Iterator[None]:
+    try:
+        yield
     except KeyError as error:
-        raise ValueError(f"config.json of a {found} must hold {error}, got none") from error
+        raise ValueError(f"config.json of a {kind} must hold {error}, got none") from error
 
 
 def load_component(
@@ -110,28 +120,65 @@ def load_component(
             the LoRA file is of another model.
         WeightsMismatch: If the tensors are not those of the config.json.
     """
-    about = read_json(folder / "config.json")
-    try:
-        with _opened(folder, lora, lora_scale) as files:
-            component = make_component(about, tuple(files.shapes), dtype=compute, **settings)
-            check_tensors(files, component.views, (*component.aliases, *component.buffers))
-            like = jax.eval_shape(component.init, jax.random.key(0))
-            like = laid_out(like, mesh, component.tensor_axes)
-            params = load_params(files, component.views, like, dtype=dtype, progress=progress)
-    except ValueError as error:
-        if any(str(path) in str(error) for path in (folder, lora)):
-            raise
-        raise ValueError(f"{folder}: {error}") from error
+    with _opened(folder, lora, lora_scale, dtype=compute, **settings) as (files, component):
+        like = jax.eval_shape(component.init, jax.random.key(0))
+        like = laid_out(like, mesh, component.tensor_axes)
+        params = load_params(files, component.views, like, dtype=dtype, progress=progress)
     return Loaded(component, params)
 
 
-def _opened(folder: Path, lora: Path | None, scale: float) -> TensorFiles:
-    """The tensors of a folder, with adapters added to them."""
+def check_component(folder: Path, *, lora: Path | None = None) -> Component:
+    """Look at the files of a part of a model, without reading weights.
+
+    Raises:
+        ValueError: As `load_component`.
+        WeightsMismatch: As `load_component`.
+    """
+    with _opened(folder, lora, 1.0) as (_, component):
+        return component
+
+
+@contextlib.contextmanager
+def _opened(
+    folder: Path, lora: Path | None, scale: float, **settings: Any
+) -> Iterator[tuple[TensorFiles, Component]]:
+    """The tensors of a folder, with adapters added to them, and the part that they must be of."""
+    about = read_json(folder / "config.json")
+    try:
+        with _tensors(folder, lora, scale) as files:
+            component = make_component(about, tuple(files.shapes), **settings)
+            check_tensors(files, component.views, (*component.aliases, *component.buffers))
+            yield files, component
+    except ValueError as error:
+        if any(str(path) in str(error) for path in (folder, lora) if path):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _tensors(folder: Path, lora: Path | None, scale: float) -> TensorFiles:
     files = TensorFiles(find_files(folder))
     if lora is None:
         return files
     with files:
         return merge_lora(files, lora, scale)
+
+
+def transformer_config(about: Mapping[str, Any], **settings: Any) -> NetworkConfig:
+    """The network of a transformer's config.json.
+
+    Args:
+        about: The parsed file.
+        settings: As of `make_component`.
+
+    Raises:
+        ValueError: If it is of something else, or lacks a size.
+    """
+    read = {FLUX_TRANSFORMER: flux_config, SD3_TRANSFORMER: sd3_config}
+    found = str(class_of(about))
+    if found not in read:
+        raise ValueError(f"config.json must be of {' or '.join(read)}, got {found}")
+    with _all_held(found):
+        return read[found](about, **settings)
 
 
 def _flux(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
@@ -144,7 +191,7 @@ def _sd3(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -
 
 def _transformer(about: Mapping[str, Any], config: Any, views: Any, make: Any) -> Component:
     """Its parameters do not depend on the sizes of latents; those of the smallest are as good."""
-    event = (config.patch_size, config.patch_size, latent_channels(about, config))
+    event = (config.patch_size, config.patch_size, latent_channels(about))
     text = TextShape(1, about["joint_attention_dim"], about["pooled_projection_dim"])
     net = make(config, event, text)
 
@@ -154,10 +201,10 @@ def _transformer(about: Mapping[str, Any], config: Any, views: Any, make: Any) -
     return Component(about, config, views, net.init, net.tensor_axes, network)
 
 
-def latent_channels(about: Mapping[str, Any], config: Any) -> int:
+def latent_channels(about: Mapping[str, Any]) -> int:
     """Channels of the latents of a transformer; FLUX's in_channels are those of a patch."""
-    packed = class_of(about) == "FluxTransformer2DModel"
-    return about["in_channels"] // config.patch_size**2 if packed else about["in_channels"]
+    packed = class_of(about) == FLUX_TRANSFORMER
+    return about["in_channels"] // PATCH**2 if packed else about["in_channels"]
 
 
 def _vae(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
@@ -189,8 +236,8 @@ def _with(config: Any, settings: Mapping[str, Any]) -> Any:
 
 
 _MAKERS: Mapping[str, Callable[..., Component]] = {
-    "FluxTransformer2DModel": _flux,
-    "SD3Transformer2DModel": _sd3,
+    FLUX_TRANSFORMER: _flux,
+    SD3_TRANSFORMER: _sd3,
     "AutoencoderKL": _vae,
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,

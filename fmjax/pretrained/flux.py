@@ -6,19 +6,21 @@ from typing import Any
 from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import FluxConfig
+from fmjax.networks.text_to_image import TIME_FEATURES
 from fmjax.pretrained.joint import (
     IMAGE,
     TEXT,
     Views,
+    around_blocks,
     embedding,
     heads,
     require_class,
-    scale_then_shift,
     stream,
 )
 from fmjax.pretrained.views import View, concatenated, linear, stacked, tensor
 
-_PATCH = 2  # diffusers cuts the patches before the network.
+PATCH = 2
+"""Side of a patch, which diffusers cuts before the network."""
 
 
 def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
@@ -36,7 +38,7 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
     require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
     require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
     return FluxConfig(
-        patch_size=_PATCH,
+        patch_size=PATCH,
         num_heads=about["num_attention_heads"],
         head_width=about["attention_head_dim"],
         num_double=about["num_layers"],
@@ -58,11 +60,11 @@ def flux_about(config: FluxConfig, channels: int, text: TextShape) -> dict[str, 
     Raises:
         ValueError: If no such file can describe it.
     """
-    require(config.patch_size == _PATCH, "patch_size", f"be {_PATCH} in FLUX", config.patch_size)
+    require(config.patch_size == PATCH, "patch_size", f"be {PATCH} in FLUX", config.patch_size)
     return {
         "_class_name": "FluxTransformer2DModel",
         "patch_size": 1,
-        "in_channels": channels * _PATCH**2,
+        "in_channels": channels * PATCH**2,
         "out_channels": None,
         "num_layers": config.num_double,
         "num_single_layers": config.num_single,
@@ -82,9 +84,7 @@ def flux_views(about: Mapping[str, Any]) -> Views:
     doubles, singles = range(config.num_double), range(config.num_single)
     patches, out = linear("x_embedder", patch, width), linear("proj_out", width, patch)
     found: Views = {
-        "time": embedding("time_text_embed.timestep_embedder", 256, width),
-        "pooled": embedding("time_text_embed.text_embedder", about["pooled_projection_dim"], width),
-        "tokens": linear("context_embedder", about["joint_attention_dim"], width),
+        **around_blocks(about, width),
         "patches": {"kernel": _rows_first(patches["kernel"], 0), "bias": patches["bias"]},
         "double": stacked(
             [
@@ -96,18 +96,17 @@ def flux_views(about: Mapping[str, Any]) -> Views:
             ]
         ),
         "single": stacked([_single(config, f"single_transformer_blocks.{i}") for i in singles]),
-        "modulation": scale_then_shift("norm_out.linear", width),
         "out": {"kernel": _rows_first(out["kernel"], 1), "bias": _rows_first(out["bias"], 0)},
     }
     if config.guidance is not None:
-        found["guidance"] = embedding("time_text_embed.guidance_embedder", 256, width)
+        found["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
     return found
 
 
 def _rows_first(view: View, axis: int) -> View:
     """A patch as fmjax has it, `[row, column, channel]`; diffusers has the channel first."""
     every = (slice(None),) * axis
-    parts = [view[(*every, slice(place, None, _PATCH**2))] for place in range(_PATCH**2)]
+    parts = [view[(*every, slice(place, None, PATCH**2))] for place in range(PATCH**2)]
     return concatenated(parts, axis)
 
 

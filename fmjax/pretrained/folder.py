@@ -1,7 +1,7 @@
 """A released model: a folder of diffusers with its parts, as `model_index.json` lists them."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, class_of, load_component
-from fmjax.pretrained.files import WEIGHTS, TensorFiles, find_files, plain_name, read_json
+from fmjax.pretrained.files import STEMS, WEIGHTS, TensorFiles, find_files, plain_name, read_json
 from fmjax.pretrained.weights import require_new, save_params
 
 INDEX = "model_index.json"
@@ -101,6 +101,8 @@ def open_model(path: Path) -> ModelFolder:
     listed = {name: found for name, found in index.items() if isinstance(found, list)}
     # A part that the model does without is listed as [null, null].
     parts = {name: found[1] for name, found in listed.items() if len(found) == 2 and found[1]}
+    for name in parts:
+        require(plain_name(name), str(path / INDEX), "name folders beside it", repr(name))
     for name, wanted in _WEIGHTS[kind].items():
         if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
@@ -115,7 +117,6 @@ def open_model(path: Path) -> ModelFolder:
 
 def _require_part(path: Path, part: str, file: str, parts: Mapping[str, str]) -> None:
     require(part in parts, f"{path / INDEX}", f"name a {part}", ", ".join(sorted(parts)))
-    assert plain_name(part)
     require((path / part / file).is_file(), str(path), f"hold {part}/{file}", "no such file")
 
 
@@ -146,6 +147,8 @@ def save_model(
     """
     require_apart(source.path, folder)
     require_new(folder, overwrite)
+    if jax.process_index() == 0:
+        (folder / INDEX).unlink(missing_ok=True)
     for part, loaded in parts.items():
         save_component(source.path / part, folder / part, loaded, dtype=dtype, progress=progress)
     if jax.process_index() != 0:
@@ -155,6 +158,7 @@ def save_model(
         for path in sorted((source.path / part).rglob("*")):
             if path.is_file() and not _hidden(path.relative_to(source.path)):
                 _copy(path, folder / path.relative_to(source.path))
+        _remove_other_weights(folder / part, {path.name for path in (source.path / part).iterdir()})
     _copy(source.path / INDEX, folder / INDEX)
 
 
@@ -173,11 +177,26 @@ def _copy(path: Path, to: Path) -> None:
         shutil.copyfile(path, temporary)
 
 
+def _of_weights(path: Path) -> bool:
+    return path.suffix in WEIGHTS or ".safetensors.index" in path.name
+
+
+def _remove_other_weights(folder: Path, kept: Collection[str]) -> None:
+    """What was in a folder before, and would be read in the place of what was written."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(STEMS) and _of_weights(path) and path.name not in kept:
+            path.unlink()
+
+
 def _copy_plain(source: Path, folder: Path, skip: str = "") -> None:
     """The files of a folder that are no weights and no index of them, whatever their precision."""
     for path in sorted(source.iterdir()):
-        of_weights = path.suffix in WEIGHTS or ".safetensors.index" in path.name
-        if path.is_file() and not of_weights and not _hidden(Path(path.name)) and path.name != skip:
+        if (
+            path.is_file()
+            and not _of_weights(path)
+            and not _hidden(Path(path.name))
+            and path.name != skip
+        ):
             _copy(path, folder / path.name)
 
 
@@ -205,8 +224,9 @@ def save_component(
                     progress=progress)  # fmt: skip
     if jax.process_index() == 0:
         _copy_plain(source, folder)
-        for path in source.glob("*.safetensors.index*.json"):
-            if set(read_json(path).get("weight_map", {}).values()) == {
-                file.name for file in files.paths
-            }:
-                _copy(path, folder / path.name)
+        kept = {file.name for file in files.paths}
+        indexes = [path for path in source.glob("*.safetensors.index*.json")
+                   if set(read_json(path).get("weight_map", {}).values()) == kept]  # fmt: skip
+        for path in indexes:
+            _copy(path, folder / path.name)
+        _remove_other_weights(folder, kept | {path.name for path in indexes})

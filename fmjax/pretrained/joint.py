@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fmjax.networks.joint import Sizes
+from fmjax.networks.text_to_image import TIME_FEATURES
 from fmjax.pretrained.views import View, concatenated, linear, tensor
 
 Views = dict[str, Any]
@@ -13,6 +14,17 @@ IMAGE = ("norm1", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff", 
 TEXT = ("norm1_context", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
         "attn.to_add_out", "ff_context", "attn.norm_added_{}")  # fmt: skip
 ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
+
+
+def around_blocks(about: Mapping[str, Any], width: int) -> Views:
+    """What embeds time and text, and the last modulation (`networks/text_to_image.py`)."""
+    pooled = about["pooled_projection_dim"]
+    return {
+        "time": embedding("time_text_embed.timestep_embedder", TIME_FEATURES, width),
+        "pooled": embedding("time_text_embed.text_embedder", pooled, width),
+        "tokens": linear("context_embedder", about["joint_attention_dim"], width),
+        "modulation": scale_then_shift("norm_out.linear", width),
+    }
 
 
 def embedding(name: str, features: int, width: int) -> Views:

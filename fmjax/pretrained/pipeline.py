@@ -14,7 +14,7 @@ import numpy as np
 from fmjax._arrays import Cond, Params, Points, Text, TextShape, Times
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.components import Loaded, latent_channels, make_component
+from fmjax.pretrained.components import Loaded, latent_channels, transformer_config
 from fmjax.pretrained.folder import FLUX, ModelFolder
 from fmjax.pretrained.sigmas import released_sigmas
 from fmjax.pretrained.vae import autoencoder_config
@@ -70,7 +70,7 @@ def latents_of(model: ModelFolder, height: int | None = None, width: int | None 
         ValueError: If a side is no multiple of the patch times the autoencoder's factor.
     """
     about = model.about("transformer")
-    config = make_component(about).config
+    config: Any = transformer_config(about)
     factor, patch = autoencoder_config(model.about("vae")).downsampling, config.patch_size
     usual = factor * about.get("sample_size", 128)
     sides = {"height": height or usual, "width": width or usual}
@@ -81,7 +81,7 @@ def latents_of(model: ModelFolder, height: int | None = None, width: int | None 
     if table is not None:
         rule = f"be at most {table * patch * factor} for this model"
         require(max(sides.values()) <= table * patch * factor, "size", rule, max(sides.values()))
-    channels = latent_channels(about, config)
+    channels = latent_channels(about)
     return Latents((sides["height"] // factor, sides["width"] // factor, channels), patch, factor)
 
 
@@ -106,12 +106,16 @@ def velocity_net(loaded: Loaded, event_shape: tuple[int, ...], text: Text) -> Ve
     """
     (_, num_tokens, width), pooled_width = text.tokens.shape, text.pooled.shape[-1]
     shape = TextShape(num_tokens, width, pooled_width)
-    net = loaded.component.network(event_shape, shape)
+    return towards_data(loaded.component.network(event_shape, shape))
 
-    def apply(params: Params, t: Times, x: Points, cond: Cond) -> jax.Array:
+
+def towards_data(net: VelocityNet) -> VelocityNet:
+    """A network that was trained with t = 1 at the noise, in fmjax's time."""
+
+    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
         return reversed_time(partial(net.apply, params))(t, x, cond)
 
-    return VelocityNet(net.init, apply, net.tensor_axes)
+    return net._replace(apply=apply)
 
 
 def read_latents(arrays: Mapping[str, np.ndarray], latents: Latents, packed: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fmjax._arrays import Text, TextPart, TextShape
-from fmjax._checks import require_at_least
+from fmjax._checks import require, require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import class_of
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder
@@ -23,9 +23,10 @@ from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
 from fmjax.training import num_shares, replicated
 
 MAX_TOKENS = {SD3: 256, FLUX: 512}
-"""Tokens that T5 is given, unless others are asked for: as many as diffusers takes by default."""
-_CLIP_TOKENS = 77
-_WITHOUT_T5 = 77  # Tokens of zeros in the place of an encoder that a folder comes without.
+"""Tokens that T5 is given, unless others are asked for: as many as diffusers takes by default.
+
+A model that comes without it has zeros in their place.
+"""
 _SHOWN = 60  # Characters of a prompt in a warning.
 
 
@@ -69,7 +70,7 @@ class LoadedEncoder(NamedTuple):
     batch_size: int
 
     def __call__(self, prompts: Sequence[str], progress: Progress = Silent()) -> Any:
-        """Encode prompts: what the encoder gives, float32 on the host."""
+        """Encode prompts: what the encoder gives, on the host."""
         tokens, lost = self.tokenizer(prompts, self.length)
         _warn(prompts, lost, self, progress)
         outputs = []
@@ -78,7 +79,7 @@ class LoadedEncoder(NamedTuple):
                 kept = min(self.batch_size, len(prompts) - first)
                 rows = np.minimum(np.arange(first, first + self.batch_size), len(prompts) - 1)
                 out = self.apply(self.params, tokens[rows])
-                outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a, np.float32)[:n], out))
+                outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], out))
                 advance(kept)
         return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
@@ -94,15 +95,19 @@ def load_encoder(
     """One of a model's text encoders with its tokenizer.
 
     Raises:
-        ValueError: If it is missing or damaged.
+        ValueError: If it is missing or damaged, or takes fewer tokens than are asked for.
     """
     tokenizer = read_tokenizer(model.path / part.replace("text_encoder", "tokenizer"))
     component, params = model.load(
         part, mesh=mesh, dtype=encoding.dtype, compute=encoding.dtype, progress=progress
     )
     t5 = class_of(component.about) == "T5EncoderModel"
-    usual = (encoding.max_tokens or MAX_TOKENS[model.kind]) if t5 else _CLIP_TOKENS
+    usual = MAX_TOKENS[model.kind] if t5 else component.config.max_tokens
     length = min(usual, tokenizer.max_length or usual)
+    if t5 and encoding.max_tokens is not None:
+        length, most = encoding.max_tokens, tokenizer.max_length
+        rule = f"be at most {most}, as many as the tokenizer of {part} takes"
+        require(most is None or length <= most, "max_tokens", rule, length)
 
     def apply(params: Any, tokens: jax.Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -132,7 +137,7 @@ def encode_prompts(
         progress: Hears of each encoder, and of each prompt that is cut.
 
     Returns:
-        The text, float32 on the host, and its sizes, which say what of it is whose.
+        The text, on the host, and its sizes, which say what of it is whose.
 
     Raises:
         ValueError: If there are no prompts, or a part of the model is missing or damaged.
@@ -144,15 +149,18 @@ def encode_prompts(
         return load_encoder(model, part, few, mesh=mesh, progress=progress)(prompts, progress)
 
     outputs = [outputs_of(part) if model.has(part) else None for part in model.encoders]
-    return joined(model, outputs)
+    return joined(model, outputs, encoding)
 
 
-def joined(model: ModelFolder, outputs: Sequence[Any]) -> tuple[Text, TextShape]:
+def joined(
+    model: ModelFolder, outputs: Sequence[Any], encoding: PromptEncoding
+) -> tuple[Text, TextShape]:
     """The text that a model's encoders make together, and its sizes.
 
     Args:
         model: Which says how.
         outputs: Of its encoders in their order, None for one that it does without.
+        encoding: How they were made.
     """
     if model.kind == FLUX:
         clip, t5 = outputs
@@ -160,15 +168,17 @@ def joined(model: ModelFolder, outputs: Sequence[Any]) -> tuple[Text, TextShape]
         parts = (TextPart((0, 0), (0, 0), (0, pooled)), TextPart((0, num), (0, width), (0, 0)))
         return Text(t5, clip.pooled), TextShape(num, width, pooled, parts)
     first, second, t5 = outputs
-    return _sd3_text(first, second, t5, model.about("transformer")["joint_attention_dim"])
+    if t5 is None:
+        width = model.about("transformer")["joint_attention_dim"]
+        length = encoding.max_tokens or MAX_TOKENS[SD3]
+        t5 = np.zeros((len(first.hidden), length, width), first.hidden.dtype)
+    return _sd3_text(first, second, t5)
 
 
-def _sd3_text(first: Any, second: Any, t5: np.ndarray | None, width: int) -> tuple[Text, TextShape]:
+def _sd3_text(first: Any, second: Any, t5: np.ndarray) -> tuple[Text, TextShape]:
     """Both CLIPs side by side in the channels, filled up with zeros; T5's tokens behind them."""
     clip = np.concatenate([first.hidden, second.hidden], axis=-1)
-    num, tokens, channels = clip.shape
-    if t5 is None:
-        t5 = np.zeros((num, _WITHOUT_T5, width), np.float32)
+    (_, tokens, channels), width = clip.shape, t5.shape[-1]
     clip = np.pad(clip, ((0, 0), (0, 0), (0, width - channels)))
     pooled = np.concatenate([first.pooled, second.pooled], axis=-1)
     split, of_pooled = first.hidden.shape[-1], first.pooled.shape[-1]

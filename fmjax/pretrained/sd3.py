@@ -10,9 +10,8 @@ from fmjax.pretrained.joint import (
     IMAGE,
     TEXT,
     Views,
-    embedding,
+    around_blocks,
     require_class,
-    scale_then_shift,
     stream,
 )
 from fmjax.pretrained.views import View, concatenated, linear, stacked, tensor
@@ -29,9 +28,9 @@ def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
         ValueError: If it is of something else, or of a network that is not known here.
     """
     require_class(about, "SD3Transformer2DModel")
-    norm, out = about.get("qk_norm"), about.get("out_channels", about["in_channels"])
+    norm, out = about.get("qk_norm"), about.get("out_channels")
     require(norm in (None, "rms_norm"), "qk_norm", "be null or rms_norm", norm)
-    require(out == about["in_channels"], "out_channels", "be in_channels", out)
+    require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
     config = MMDiTConfig(
         patch_size=about["patch_size"],
         num_heads=about["num_attention_heads"],
@@ -85,15 +84,12 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
     table = tensor("pos_embed.pos_embed", 1, side**2, width)
     rows = [table[0, row * side : (row + 1) * side] for row in range(side)]
     found: Views = {
-        "time": embedding("time_text_embed.timestep_embedder", 256, width),
-        "pooled": embedding("time_text_embed.text_embedder", about["pooled_projection_dim"], width),
-        "tokens": linear("context_embedder", about["joint_attention_dim"], width),
+        **around_blocks(about, width),
         "patches": {
             "kernel": _patches(tensor("pos_embed.proj.weight", width, channels, size, size)),
             "bias": tensor("pos_embed.proj.bias", width),
         },
         "positions": stacked(rows),
-        "modulation": scale_then_shift("norm_out.linear", width),
         "out": linear("proj_out", width, size**2 * channels),
     }
     for run, (dual, last, layers) in enumerate(config.runs):

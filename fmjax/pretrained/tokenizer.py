@@ -90,6 +90,15 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         ValueError: If the folder holds none that can be read, or its padding is not said or no
             token.
     """
+    try:
+        return _read(folder)
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 (those of `tokenizers` are plain Exceptions)
+        raise ValueError(f"{folder} must hold a tokenizer, got {error!r}") from error
+
+
+def _read(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     about = _settings(folder)
@@ -156,7 +165,9 @@ def _clip(folder: Path, about: Mapping[str, Any]) -> Any:
 
     vocabulary = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    pairs = (line.split() for line in lines if line.strip() and not line.startswith("#version"))
+    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    wrong = next((pair for pair in pairs if len(pair) != 2), None)
+    require(wrong is None, f"{folder / 'merges.txt'}", "hold pairs", wrong)
     merges = [(first, second) for first, second in pairs]
     start, end = about["bos_token"], about["eos_token"]
     for name in ("bos_token", "eos_token"):

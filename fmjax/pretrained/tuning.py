@@ -13,22 +13,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Times
+from fmjax._arrays import Conditions, Params, PRNGKey
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax._trees import divided, named_leaves
 from fmjax.networks import FluxConfig, MMDiTConfig, NetworkConfig, make_flux, make_mmdit
 from fmjax.networks.lora import LORA, LoRAConfig
-from fmjax.networks.text_cond import require_text
+from fmjax.networks.text_to_image import require_text
+from fmjax.pretrained.components import transformer_config
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
-from fmjax.pretrained.flux import flux_about, flux_config, flux_views
+from fmjax.pretrained.flux import flux_about, flux_views
 from fmjax.pretrained.lora_files import lora_tensors
 from fmjax.pretrained.low_rank import adapter_views, chosen_adapters
-from fmjax.pretrained.sd3 import sd3_about, sd3_config, sd3_views
+from fmjax.pretrained.pipeline import towards_data
+from fmjax.pretrained.sd3 import sd3_about, sd3_views
 from fmjax.pretrained.views import all_tensors
 from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
 from fmjax.training import laid_out
-from fmjax.velocity import VelocityNet, reversed_time
+from fmjax.velocity import VelocityNet
 
 _FIXED = "positions"
 """A table among the weights of SD3 that is not trained."""
@@ -38,10 +40,6 @@ _DATA = {
     "in_channels": "latents whose channels (of FLUX, those of a patch) are",
     "joint_attention_dim": "text whose tokens' width is",
     "pooled_projection_dim": "text whose pooled width is",
-}
-_FAMILIES: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "FluxTransformer2DModel": (flux_config, flux_views),
-    "SD3Transformer2DModel": (sd3_config, sd3_views),
 }
 
 
@@ -151,21 +149,12 @@ def make_tuning(
     own = {} if adapters is None else adapter_views(views, adapters)
     # What little stays of a network that learns itself is worth its bytes.
     dtype = "float32" if lora is None else dtype
-    tuning = Tuning(_towards_data(whole), whole.init, views, lora, own, about, dtype)
+    tuning = Tuning(towards_data(whole), whole.init, views, lora, own, about, dtype)
 
     def init(key: PRNGKey) -> Params:
         return divided(whole.init(key), tuning.learns)[0]
 
     return tuning._replace(net=tuning.net._replace(init=init))
-
-
-def _towards_data(net: VelocityNet) -> VelocityNet:
-    """A network that was trained with t = 1 at the noise, in fmjax's time."""
-
-    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
-        return reversed_time(partial(net.apply, params))(t, x, cond)
-
-    return net._replace(apply=apply)
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -186,13 +175,14 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
     """
     where = transformer_folder(folder)
     about = read_json(where / "config.json")
-    found = str(about.get("_class_name"))
-    if found not in _FAMILIES:
-        raise ValueError(f"{where} must hold a {' or '.join(_FAMILIES)}, got {found}")
     settings = {name: getattr(network, name) for name in _SETTINGS if hasattr(network, name)}
-    made = _FAMILIES[found][0](about, **settings)
-    if isinstance(made, FluxConfig) and isinstance(network, FluxConfig) and made.guidance:
-        made = dataclasses.replace(made, guidance=network.guidance or made.guidance)
+    try:
+        made = transformer_config(about, **settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    takes = isinstance(made, FluxConfig) and made.guidance is not None
+    if takes and isinstance(network, FluxConfig) and network.guidance is not None:
+        made = dataclasses.replace(made, guidance=network.guidance)
     return made
 
 

@@ -52,22 +52,27 @@ def asked_of(
         progress: Hears of words that the run does not know.
 
     Raises:
-        ValueError: If the model has no such class, takes no prompts, or one is too long.
+        ValueError: If the model has no such class or takes no prompts, or these are more than the
+            samples.
     """
     if not isinstance(run.conditions, TokenShape):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
         return Asked.of_classes(chosen_labels(num, run.num_classes, classes))
     require(not classes, "classes", "be left out for a model of captions", classes)
+    rule = f"be at least {len(prompts)}, one of each prompt"
+    require(num >= len(prompts), "num_samples", rule, num)
     some = some_texts(run.captions, min(num, max(4, num // _FOR_EACH)))
     prompts = tuple(prompts or some)
     tokenizer = run.tokenizer
     unknown = tokenizer.unknown(prompts)
     if unknown:
         progress.say(f"words that were not among the captions: {', '.join(unknown)}")
+    for prompt in tokenizer.cut(prompts):
+        progress.say(f"warning: of {prompt!r} the run sees {tokenizer.num_tokens} words, no more")
     labels = even_labels(num, len(prompts))
     assert labels is not None
-    return Asked(tokenizer.encode_prompts(prompts)[labels], labels, prompts)
+    return Asked(tokenizer.encode(prompts)[labels], labels, prompts)
 
 
 def even_conds(run: Run, num: int) -> Any:

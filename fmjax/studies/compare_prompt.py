@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._checks import require, require_at_least, require_one_of
+from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax._progress import Progress, Silent
 from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
 from fmjax.config.generating import GenerateConfig
 from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import load_transformer, released_times
+from fmjax.pretrained.whole import check_model
 from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.page import Report, write_report
@@ -54,6 +55,11 @@ class ComparePromptConfig:
             require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
         for number in self.steps:
             require_at_least("steps", number, 1)
+        for tolerance in self.tolerances:
+            require_positive("tolerances", tolerance)
+        fixed = self.fixed_solvers and self.steps
+        some = fixed or (self.adaptive_solvers and self.tolerances)
+        require(bool(some), "comparison", "have a solver", "none")
 
 
 def compare_prompt(
@@ -82,6 +88,8 @@ def compare_prompt(
         ValueError: If the model cannot do what is asked, or there is nothing to compare.
     """
     request = check_request(model, dataclasses.replace(picture, solver="euler", steps=1))
+    check_model(model, lora=picture.lora)
+    require_writable(output)
     shares = num_shares(request.mesh)
     num = -(-picture.num_images // shares) * shares
     with products_of(request.dtype):
@@ -151,7 +159,6 @@ def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[
         settings = adaptive_settings(config.tolerances)
         solve = ode_solve(field, ODE_SOLVERS[name]())
         methods.append(Method(solver_title(name), "adaptive", solve, settings))
-    require(bool(methods), "comparison", "have a solver", "none")
     return methods
 
 

@@ -1,8 +1,7 @@
 """Images with captions as a released model sees them, once for many trainings."""
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 
 from fmjax._arrays import Text
 from fmjax._checks import require, require_at_least, require_one_of
+from fmjax._files import fingerprint
 from fmjax._progress import Progress, Silent
 from fmjax.data import (
     CaptionedImages,
@@ -25,13 +25,15 @@ from fmjax.data import (
 )
 from fmjax.data.dataset import SPLITS
 from fmjax.data.encoded import LATENTS, POOLED, TOKENS
+from fmjax.data.image_files import ImageFiles
+from fmjax.networks.layers import DTYPES
+from fmjax.pretrained.files import find_files
 from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
+from fmjax.pretrained.whole import check_model
 from fmjax.studies.request import products_of
 from fmjax.training import MeshConfig, batch_sharding, make_mesh, num_shares
-
-_ENCODERS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class EncodeConfig:
         for name in ("size", "batch_size", "examples_per_shard"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("test_every", self.test_every, 2)
-        require_one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        require_one_of("dtype", self.dtype, DTYPES)
 
 
 class _Encoders(NamedTuple):
@@ -95,6 +97,7 @@ def encode(
             autoencoder's, or the output folder holds something else.
     """
     latents = latents_of(model, config.size, config.size)
+    check_model(model, transformer=False)
     source = CaptionedImages(str(images), config.size, config.test_every)
     found: dict[str, Dataset] = {}
     for split in SPLITS:
@@ -104,8 +107,10 @@ def encode(
             require(split != "train", "images", "hold some to train on", error)
             progress.say(f"without test images: {error}")
     with products_of(config.dtype):
-        _write_splits(model, config, found, output, latents.event_shape, progress)
-    progress.say(f"wrote {sum(map(len, found.values()))} examples to {output}")
+        made = _write_splits(model, config, found, output, latents.event_shape, progress)
+    total = sum(map(len, found.values()))
+    there = f", {total - made} were there" if made < total else ""
+    progress.say(f"encoded {made} examples to {output}{there}")
 
 
 def _write_splits(
@@ -115,19 +120,21 @@ def _write_splits(
     output: Path,
     event_shape: tuple[int, ...],
     progress: Progress,
-) -> None:
-    encoders = _load(model, config, progress)
+) -> int:
+    """Write what is missing; how many examples these were."""
+    encoders, made = _load(model, config, progress), 0
     _, text = encoders.text([""])
     for split, dataset in found.items():
-        # What was encoded of other captions, or by another model, is not to be gone on with.
+        # What was encoded of other pictures, or by another model, is not to be gone on with.
         assert dataset.captions is not None
+        assert isinstance(dataset.x, ImageFiles)
         about = {
             "model": model.path.resolve().name,
             "size": config.size,
-            "parts": _digest(json.dumps({part: model.about(part) for part in sorted(_ENCODERS)
-                                         if model.has(part)}, sort_keys=True)),
-            "captions": _digest("\0".join(dataset.captions.texts)),
-        }  # fmt: skip
+            "parts": fingerprint(_files_of(model)),
+            "captions": hashlib.sha256("\0".join(dataset.captions.texts).encode()).hexdigest(),
+            "images": fingerprint(dataset.x.paths),
+        }
         manifest = encoded_manifest(
             event_shape, text, len(dataset), dtype=config.dtype,
             examples_per_shard=config.examples_per_shard, about=about,
@@ -136,14 +143,22 @@ def _write_splits(
         prepare_records(folder, manifest)
         missing = missing_shards(folder, manifest)
         total = sum(len(manifest.examples(number)) for number in missing)
+        made += total
         with progress.task(f"encoding {split}", total) as advance:
             for number in missing:
                 arrays = _encoded(dataset, manifest.examples(number), encoders, config, advance)
                 write_shard(folder, manifest, number, arrays)
+    return made
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _files_of(model: ModelFolder) -> Iterator[Path]:
+    """What decides how the model sees images and captions."""
+    for part in ("vae", *filter(model.has, model.encoders)):
+        yield model.path / part / "config.json"
+        yield from find_files(model.path / part)
+        if part in model.encoders:
+            words = model.path / part.replace("text_encoder", "tokenizer")
+            yield from (path for path in sorted(words.iterdir()) if path.is_file())
 
 
 def _encoded(
@@ -173,8 +188,10 @@ def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Enco
         for part in model.encoders
     ]
 
+    said = _Warnings(progress)
+
     def text(captions: list[str]) -> tuple[Text, Any]:
-        return joined(model, [one and one(captions, _Warnings(progress)) for one in encoders])
+        return joined(model, [one and one(captions, said) for one in encoders], encoding)
 
     component, params = model.load("vae", mesh=mesh, dtype="float32", progress=progress)
     place, shares = batch_sharding(mesh), num_shares(mesh)

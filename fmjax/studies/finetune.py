@@ -1,4 +1,4 @@
-"""Trainings that start from released weights."""
+"""Trainings of released networks, from their weights or anew."""
 
 import dataclasses
 from pathlib import Path
@@ -59,7 +59,8 @@ def started(
     folder, like = config.pretrained.path, tuning.frozen(mesh)
     with together("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
-        if tuning.lora is not None or _resumes(checkpoints):
+        anew = tuning.lora is not None or not config.pretrained.weights
+        if anew or _resumes(checkpoints):
             state, _ = init_state(experiment.net, experiment.optimizer, key, mesh)
             return state, (frozen,)
         places = jax.eval_shape(experiment.net.init, key)

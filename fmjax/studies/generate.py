@@ -24,6 +24,7 @@ from fmjax.pretrained.pipeline import (
     velocity_net,
 )
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
+from fmjax.pretrained.whole import check_model
 from fmjax.studies.draw import even_batches, make_draw
 from fmjax.studies.request import Request, check_request, guidance_scale, products_of
 from fmjax.studies.watch import Watch
@@ -81,6 +82,7 @@ def generate(
         starts = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
         rule = f"hold noise for the {len(asked)} pictures"
         require(len(starts) == len(asked), "init_latents", rule, len(starts))
+    check_model(model, lora=config.lora)
     with products_of(request.dtype):
         cond, null = encode_request(request, prompts, progress)
         solved = _solved(request, asked, cond, null, starts, progress)

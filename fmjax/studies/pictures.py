@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from fmjax._checks import require
-from fmjax._files import write_atomically
+from fmjax._files import require_writable, write_atomically
 from fmjax.solvers import FixedSteps
 from fmjax.studies.request import Request
+
+_FOLDER = Path("pictures")
 
 
 class PictureWriter:
@@ -26,7 +28,12 @@ class PictureWriter:
     """
 
     def __init__(
-        self, request: Request, prompts: Sequence[str], output: Path | None = None
+        self,
+        request: Request,
+        prompts: Sequence[str],
+        output: Path | None = None,
+        *,
+        latents: Path | None = None,
     ) -> None:
         """Choose the files.
 
@@ -35,19 +42,28 @@ class PictureWriter:
             prompts: One for each picture.
             output: Name of the file, numbered if there are several; by default the prompt's words,
                 in the folder `pictures`, with a number where there is such a file already.
+            latents: The file with the noise, where it does not come from the seed.
 
         Raises:
             ValueError: If the name is not that of a PNG.
+            OSError: If no file can be written there.
         """
         ending = "" if output is None else output.suffix
         require(ending in ("", ".png"), "output", "end in .png", output)
+        taken = output is not None and output.is_dir()
+        require(not taken, "output", "be the name of a file", f"the folder {output}")
+        # Not after minutes of work.
+        require_writable(_FOLDER if output is None else output.parent)
         self._request, self._prompts, self._output = request, tuple(prompts), output
+        self._noise = (
+            {"seed": request.config.seed} if latents is None else {"latents": latents.name}
+        )
         self.paths: list[Path] = []
 
     def __call__(self, number: int, image: np.ndarray) -> None:
         """Write the picture of that number."""
         path, prompt = self._path(number), self._prompts[number]
-        about = _about(self._request, number, prompt, image)
+        about = _about(self._request, number, prompt, image, self._noise)
         with write_atomically(path) as temporary:
             _image(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, about))
         self.paths.append(path)
@@ -56,27 +72,35 @@ class PictureWriter:
         end = f"-{number}" if len(self._prompts) > 1 else ""
         if self._output is not None:
             return self._output.with_name(f"{self._output.stem}{end}.png")
-        stem = f"{slug(self._prompts[number])}-seed{self._request.config.seed}{end}"
-        names = (f"{stem}{more}.png" for more in itertools.chain([""], map("-v{}".format,
-                                                                 itertools.count(2))))  # fmt: skip
-        return next(path for name in names if not (path := Path("pictures") / name).exists())
+        noise = "-".join(f"{name}{slug(str(of))}" for name, of in self._noise.items())
+        stem = f"{slug(self._prompts[number])}-{noise}{end}"
+        return unused(_FOLDER, stem, ".png")
 
 
-def _about(request: Request, number: int, prompt: str, image: np.ndarray) -> dict[str, Any]:
+def _about(
+    request: Request, number: int, prompt: str, image: np.ndarray, noise: dict[str, Any]
+) -> dict[str, Any]:
     config = dataclasses.asdict(request.config)
     lora = request.config.lora
     config |= {"lora": None if lora is None else lora.name} | ({} if lora else {"lora_scale": None})
-    config |= {"mesh": None, "guidance": request.guidance, "dtype": request.dtype}
+    config |= {"mesh": None, "seed": None, "guidance": request.guidance, "dtype": request.dtype}
     steps = request.steps
     if isinstance(steps, FixedSteps):
         config |= {"steps": len(steps.times) - 1, "rtol": None, "atol": None}
     return {name: value for name, value in config.items() if value is not None} | {
+        **noise,
         "prompt": prompt,
         "number": number,
         "model": request.model.path.resolve().name,
         "height": image.shape[0],
         "width": image.shape[1],
     }
+
+
+def unused(folder: Path, stem: str, ending: str = "") -> Path:
+    """A name in a folder that nothing has: the stem, or with -v2, -v3, .. behind it."""
+    stems = itertools.chain([stem], (f"{stem}-v{number}" for number in itertools.count(2)))
+    return next(path for name in stems if not (path := folder / f"{name}{ending}").exists())
 
 
 def slug(prompt: str) -> str:
@@ -108,7 +132,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     require(path.is_file(), f"file {path}", "hold prompts", "no such file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"file {path} must be text, got {error}") from error
     found = [line.strip() for line in lines if line.strip()]

@@ -12,7 +12,7 @@ from fmjax.config import Steps
 from fmjax.config.generating import GenerateConfig
 from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import Latents, kind_of, latents_of, released_times
-from fmjax.solvers import AdaptiveSteps, FixedSteps
+from fmjax.solvers import SDE_SOLVERS, AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.training import make_mesh
 
 
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
-    """Raise for what a model cannot do.
+    """Raise for what a model cannot do, by its configs alone; `check_model` looks at its files.
 
     Raises:
         ValueError: For sizes that are no multiples of the patch times the autoencoder's factor,
@@ -60,11 +60,18 @@ def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
     if kind.distilled:
         rule = "be left out for FLUX, which has learned to do with one evaluation"
         require(config.negative is None, "negative", rule, repr(config.negative))
+    guidance = kind.guidance if config.guidance is None else config.guidance
+    if config.negative is not None:
+        assert guidance is not None
+        rule = "be above 1 with a negative prompt, which else does nothing"
+        require(guidance > 1.0, "guidance", rule, guidance)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    guidance = kind.guidance if config.guidance is None else config.guidance
-    steps: Steps = AdaptiveSteps(config.rtol, config.atol)
+    # Of an SDE every sample has steps of its own: they follow its noise.
+    own = config.solver in SDE_SOLVERS
+    control = ErrorControl.PER_SAMPLE if own else ErrorControl.LARGEST_SAMPLE
+    steps: Steps = AdaptiveSteps(config.rtol, config.atol, control)
     if config.steps is not None or config.solver == "euler":
         steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
     return Request(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))

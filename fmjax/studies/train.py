@@ -133,8 +133,6 @@ def _read(
         source = None
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
-        if dataset.captions is not None:
-            dataset.captions.tokenizer.encode_prompts(config.sampling.prompts)
         experiment = build(config, dataset.event_shape, dataset.conditions)
         check_released(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)

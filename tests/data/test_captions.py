@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from fmjax._arrays import TokenShape
-from fmjax.data import CaptionedClasses, CaptionedImages, EmojiData, IdxData, Source, batches, load
+from fmjax.data import (
+    CaptionedClasses,
+    CaptionedImages,
+    EmojiData,
+    IdxData,
+    NoSuchSplit,
+    Source,
+    batches,
+    load,
+)
 from fmjax.data.captioned_classes import FASHION_NAMES
 from fmjax.data.emoji import Emoji
 from fmjax.data.tokenizer import TokenizerConfig
@@ -134,6 +143,39 @@ def test_a_list_that_does_not_fit_the_images_is_refused(tmp_path, entries, messa
         load(source(tmp_path))
 
 
+def test_hidden_files_and_marks_of_windows_are_no_captions(tmp_path):
+    write_images(tmp_path / "train", 2)
+    hidden = tmp_path / "train" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for path in (hidden / "0-checkpoint.txt", tmp_path / "train" / "._0.txt"):
+        path.write_text("x")
+    (tmp_path / "train" / "1.txt").write_text("\ufeffa cat", encoding="utf-8")
+    assert load(source(tmp_path)).captions.texts == ["a red picture", "a cat"]
+
+
+def test_what_is_left_out_is_said(tmp_path, heard):
+    """Images outside the splits' folders, and what captions have more than the words taken."""
+    write_images(tmp_path / "train", 2)
+    write_images(tmp_path / "val", 3)
+    (tmp_path / "train" / "1.txt").write_text("red and green and blue and red")
+    assert len(load(source(tmp_path), progress=heard)) == 2
+    assert "3 images outside them are left out, the first val/0.png" in heard.lines[0]
+    assert "1 captions are longer than tokenizer.num_tokens 4; what is over is" in heard.lines[1]
+
+
+def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    levels = np.array([[0, 30_000], [45_000, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "train" / "0.png")
+    (tmp_path / "train" / "0.txt").write_text("grey")
+    data = CaptionedImages(str(tmp_path), size=2, tokenizer=WORDS)
+    np.testing.assert_array_equal(load(data).x[:][0, :, :, 0], levels // 257)
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "train" / "0.tiff")
+    (tmp_path / "train" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"0\.tiff must be a whole image file, got pixels of 32"):
+        load(data).x[:]
+
+
 def test_captions_and_images_that_stand_alone_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data.folder must be a folder of images with captions"):
         load(source(tmp_path / "nowhere"))
@@ -233,6 +275,8 @@ def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
     assert red[4, 4, 0] > 0.5 > red[4, 4, 1]
     np.testing.assert_allclose(red[0, 0], 1.0, atol=0.02)
     assert 100 < len(test) < len(train) / 5
+    with pytest.raises(NoSuchSplit, match="data.groups must hold emoji to test on, got"):
+        load(EmojiData(size=8, groups=("Flags",)), "test")
     assert not set(test.captions.texts) & set(texts)
     assert train.captions.tokenizer.unknown(test.captions.texts) == ()
     assert all("skin tone" in text for text in test.captions.texts)

@@ -55,11 +55,9 @@ def test_equal_texts_have_equal_numbers_in_the_order_asked_for():
     np.testing.assert_array_equal(several, tokenizer.encode(TEXTS)[[1, 0, 1]])
 
 
-def test_a_prompt_that_would_be_cut_is_refused():
-    tokenizer = train_tokenizer(TEXTS, CONFIG)
-    tokenizer.encode_prompts(["a red heart and the blue"])
-    with pytest.raises(ValueError, match="prompt must be at most 4 words without articles, got"):
-        tokenizer.encode_prompts(["heart", "red heart and blue heart"])
+def test_texts_that_are_cut_are_named():
+    tokenizer, long = train_tokenizer(TEXTS, CONFIG), "red heart and blue heart"
+    assert tokenizer.cut(["a red heart and the blue", long, "heart", long]) == (long,)
 
 
 def test_files_that_are_no_tokenizer_are_refused(tmp_path):

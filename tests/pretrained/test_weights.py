@@ -150,6 +150,23 @@ def test_no_other_weights_are_written_beside_the_new_ones(tmp_path):
         save_model(model, source / "inside", {})
 
 
+def test_what_is_written_over_leaves_no_weights_that_would_be_read_in_its_place(tmp_path):
+    """An index of shards, which readers look for first."""
+    model, out = open_model(GOLDEN / PIPELINES[0]), tmp_path / "out"
+    save_model(model, out, {})
+    for part, other in (("transformer", f"{FILE}.index.json"), ("vae", f"{FILE}.index.json")):
+        (out / part / other).write_text("{}")
+    (out / "transformer" / "mine.safetensors").write_bytes(b"x")
+    parts = {"transformer": model.load("transformer", mesh=ONE)}
+    with pytest.raises(ValueError, match="must be new or empty"):
+        save_model(model, out, parts)
+    save_model(model, out, parts, overwrite=True)
+    for part in ("transformer", "vae"):
+        assert find_files(out / part) == (out / part / FILE,)
+    assert (out / "transformer" / "mine.safetensors").read_bytes() == b"x"
+    assert open_model(out).parts == model.parts
+
+
 def test_buffers_and_tied_copies_of_older_files_are_kept(tmp_path):
     clip = shutil.copytree(GOLDEN / "sd3-pipeline-tiny/text_encoder", tmp_path / "clip")
     t5 = shutil.copytree(GOLDEN / "sd3-pipeline-tiny/text_encoder_3", tmp_path / "t5")

@@ -130,7 +130,7 @@ def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, ca
     ("command", "message"),
     [
         (("sample", "--classes", "1"), "classes must be left out for a model of captions, got"),
-        (("sample", "--prompts", "red blue red blue red"), "prompt must be at most 4 words"),
+        (("sample", "--prompts", "a", "b", "--num-samples", "1"), "num_samples must be at least 2"),
         (("invert",), "run must be of a model of classes or of none to be inverted, got one of"),
         (("reflow",), "be of a model of classes or of none to make pairs, got one of captions"),
     ],
@@ -145,11 +145,11 @@ def test_what_a_run_on_captions_cannot_do_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_prompts_that_are_too_long_are_refused_before_the_training(trained, capsys):
-    prompts = ("--sampling.prompts", "red red red red red")
-    assert fmjax("train", trained / "words.py", "--run", trained / "other", *prompts) == 2
-    assert "prompt must be at most 4 words" in capsys.readouterr().err
-    assert not (trained / "other").exists()
+def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
+    long = "a red blue red blue red"
+    asked = asked_of(run, 1, (), (long,), progress=heard)
+    np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(["red blue red blue"]))
+    assert heard.lines == [f"warning: of {long!r} the run sees 4 words, no more"]
 
 
 def test_prompts_are_refused_of_a_model_without_captions(trained, run, capsys):

@@ -44,6 +44,18 @@ def test_the_page_names_the_prompt_and_gives_no_options_of_another_command(compa
     assert "--num-steps" not in page
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fixed-solvers", "--adaptive-solvers"], "comparison must have a solver, got none"),
+        (["--tolerances", "0"], "tolerances must be positive"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(options, message, capsys):
+    assert run("compare", GOLDEN / PIPELINES[1], "a cat", *options) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_prompt_is_asked_for(capsys):
     assert run("compare", GOLDEN / PIPELINES[1]) == 2
     assert "needs a prompt after the folder of a released model" in capsys.readouterr().err

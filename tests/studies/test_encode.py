@@ -71,7 +71,22 @@ def test_what_was_stopped_goes_on(encoded, images, capsys):
     assert [shard.read_bytes() for shard in shards] == before
     times = [shard.stat().st_mtime_ns for shard in shards]
     assert times[1] == max(times)
-    del capsys
+    assert "encoded 4 examples to" in capsys.readouterr().out
+    run("encode", GOLDEN / name, images, *options)
+    assert "encoded 0 examples to" in capsys.readouterr().out
+
+
+def test_other_pictures_under_the_same_names_are_not_taken_for_the_old_ones(
+    encoded, images, capsys
+):
+    name, _, options = encoded
+    before = (images / "3.png").read_bytes()
+    Image.new("RGB", (40, 36)).save(images / "3.png")
+    try:
+        assert run("encode", GOLDEN / name, images, *options) == 2
+    finally:
+        (images / "3.png").write_bytes(before)
+    assert "images" in capsys.readouterr().err
 
 
 def test_a_network_trains_on_it_with_encoders_dropped_one_by_one(encoded):

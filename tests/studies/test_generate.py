@@ -38,21 +38,6 @@ from tests.test_cli import run
 SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
 
 
-class Heard:
-    """What a command would print."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def task(self, description, total):
-        from fmjax._progress import Silent
-
-        return Silent().task(description, total)
-
-
 def call(folder):
     """The call that diffusers' outputs are of, as fmjax's."""
     asked = json.loads((GOLDEN / folder / "io.json").read_text())
@@ -185,6 +170,16 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
     assert relative_error(found.latents, np.asarray(expected.x1)) < 1e-3
 
 
+@pytest.mark.parametrize(("solver", "steps"), [("spark", None), ("stochastic_heun", 2)])
+def test_solvers_of_the_sde_arrive(solver, steps):
+    model = open_model(GOLDEN / PIPELINES[1])
+    config = replace(SMALL, solver=solver, steps=steps, rtol=0.1, atol=0.1)
+    found = generate(model, ["a cat"], config)
+    assert found.succeeded.all()
+    other = generate(model, ["a cat"], replace(config, solver="euler", steps=8))
+    assert relative_error(found.latents, other.latents) > 0.1
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_guidance_of_one_or_less_is_none(scale):
     model = open_model(GOLDEN / PIPELINES[0])
@@ -203,8 +198,8 @@ def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
         released_sigmas(whole | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
 
 
-def test_a_prompt_that_is_too_long_is_cut_with_a_warning():
-    model, heard = open_model(GOLDEN / PIPELINES[0]), Heard()
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(heard):
+    model = open_model(GOLDEN / PIPELINES[0])
     long = "a photo of a cat " * 40 + "and a dog"
     generate(model, [long], SMALL, progress=heard)
     warnings = [line for line in heard.lines if line.startswith("warning: ")]
@@ -221,10 +216,21 @@ def test_a_model_without_its_third_encoder_does_without(tmp_path):
     text, shape = encoding.encode_prompts(
         open_model(folder), ["a cat"], mesh=check_request(open_model(folder), SMALL).mesh
     )
-    assert text.tokens.shape == (1, 77 + 77, 64)
+    assert text.tokens.shape == (1, 77 + 256, 64)
     np.testing.assert_array_equal(text.tokens[:, 77:], 0)
     assert len(shape.parts) == 3
     assert generate(open_model(folder), ["a cat"], SMALL).succeeded.all()
+
+
+def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = json.loads((GOLDEN / PIPELINES[1] / "io.json").read_text())
+    sizes = ["--height", asked["height"], "--width", asked["width"], "--steps", 1]
+    noise = ["--latents", GOLDEN / PIPELINES[1] / "io.npz"]
+    assert run("generate", GOLDEN / PIPELINES[1], "a cat", *sizes, *noise) == 0
+    about = json.loads(Image.open("pictures/a-cat-latentsio-npz.png").text["fmjax"])
+    assert about["latents"] == "io.npz"
+    assert "seed" not in about
 
 
 def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path, monkeypatch):
@@ -270,6 +276,49 @@ def of_the_wrong_part(tmp_path):
     return folder
 
 
+def damaged(name, data=b"x"):
+    """With a file whose content is something else."""
+
+    def made(tmp_path):
+        folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+        (folder / name).write_bytes(data)
+        return folder
+
+    return made
+
+
+def with_setting(part, **settings):
+    def made(tmp_path):
+        folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return folder
+
+    return made
+
+
+def without_setting(part, name):
+    def made(tmp_path):
+        folder = with_setting(part)(tmp_path)
+        path = folder / part / "config.json"
+        about = json.loads(path.read_text())
+        del about[name]
+        path.write_text(json.dumps(about))
+        return folder
+
+    return made
+
+
+def pickled(tmp_path):
+    folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    return folder
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
 def sd3(tmp_path):
     return GOLDEN / PIPELINES[0]
 
@@ -295,6 +344,23 @@ def flux(tmp_path):
         (lambda path: path / "nowhere", [], "must be a folder with a model_index.json, got no"),
         (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),
         (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
+        (sd3, ["--negative", "x", "--guidance", 1], "guidance must be above 1 with a negative pr"),
+        (sd3, ["--output", "."], "output must be the name of a file, got the folder ."),
+        (damaged(f"transformer/{WEIGHTS}"), [], f"{WEIGHTS} must be a whole safetensors file, got"),
+        (damaged(f"vae/{WEIGHTS}"), [], f"vae/{WEIGHTS} must be a whole safetensors file, got"),
+        (
+            pickled,
+            [],
+            "vae must hold safetensors, got diffusion_pytorch_model.bin: a pickle, which",
+        ),
+        (damaged("tokenizer_2/merges.txt"), [], "merges.txt must hold pairs, got ['x']"),
+        (damaged("tokenizer/tokenizer.json", b"{}"), [], "tokenizer must hold a tokenizer, got"),
+        (without_setting("transformer", "num_layers"), [], "must hold 'num_layers', got none"),
+        (with_setting("transformer", in_channels=8, out_channels=8), [], "channels of latents of"),
+        (with_setting("transformer", joint_attention_dim=72), [], "as the tokens of its T5 encod"),
+        (with_setting("transformer", pooled_projection_dim=2), [], "as the pooled vectors of its"),
+        (with_setting("transformer", out_channels=None), ["--height", 33], "height must be a"),
+        (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
         (sd3, ["--latents", "missing.npz"], "must be a whole .npz file"),
         (sd3, ["--steps", 0], "steps must be at least 1, got 0"),
         (sd3, ["--stepz", 4], "did you mean --steps?"),
