@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 from jaxtyping import Array, Float, Key, PyTree
 
-Times: TypeAlias = Float[Array, "batch"]
-Points: TypeAlias = Float[Array, "batch *event"]
-PerExample: TypeAlias = Float[Array, "batch"]
+Times: TypeAlias = Float[Array, " batch"]
+Points: TypeAlias = Float[Array, " batch *event"]
+PerExample: TypeAlias = Float[Array, " batch"]
 PRNGKey: TypeAlias = Key[Array, ""]
 Cond: TypeAlias = PyTree | None
 Params: TypeAlias = Any

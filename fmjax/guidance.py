@@ -32,7 +32,7 @@ class ClassifierFree:
             t, x, cond,
         )  # fmt: skip
 
-    def evaluations(self, t: Times) -> Int[Array, "batch"]:
+    def evaluations(self, t: Times) -> Int[Array, " batch"]:
         """Two network evaluations inside the interval, one outside."""
         each = evaluations(self.velocity_fn, t)
         return jnp.where(self._inside(t), 2 * each, each)

@@ -75,7 +75,7 @@ class FlowMapNet(NamedTuple):
     guided: bool = False
 
 
-def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, "batch"]:
+def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, " batch"]:
     """How many network evaluations one call at times `t` costs each example (guidance: two)."""
     count = getattr(velocity_fn, "evaluations", None)
     return jnp.ones(t.shape, jnp.int32) if count is None else count(t)
@@ -90,7 +90,7 @@ class CountedField(NamedTuple):
     """
 
     fn: Callable[..., Points]
-    evaluations: Callable[[Times], Int[Array, "batch"]]
+    evaluations: Callable[[Times], Int[Array, " batch"]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Points:
         """Give what `fn` gives."""

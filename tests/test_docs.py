@@ -18,7 +18,7 @@ from fmjax.studies.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md", "docs/text_to_image.md")
-RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large")
+RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Indented by at least four, after an empty line or a heading.
 INDENTED = re.compile(r"(?:\A|\n\n|(?<=\n)#[^\n]*\n)((?: {4,}\S[^\n]*\n)+)")

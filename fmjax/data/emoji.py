@@ -110,7 +110,7 @@ class EmojiData:
         """
         listed = [one for one in _listed(self._find(_NAMES)) if one.group in self._groups]
         chosen = [one for one in listed if _is_test(one) == (split == "test")]
-        if not chosen:
+        if listed and not chosen:
             raise NoSuchSplit(f"data.groups must hold emoji to {split} on, got {self.groups}")
         pictures = _pictures(self._find(_FONT), chosen)
         x = np.stack([squared(Image.open(io.BytesIO(p)), self.size) for p in pictures])

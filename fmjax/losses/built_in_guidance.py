@@ -90,7 +90,7 @@ class BuiltInGuidance:
         own: Points,
         without: Points,
         asked: Float[Array, "batch 3"],
-        dropped: Bool[Array, "batch"],
+        dropped: Bool[Array, " batch"],
     ) -> Points:
         """The velocity to learn.
 

@@ -126,7 +126,7 @@ def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Con
     return null_where(jax.random.bernoulli(key, rate, (batch_size,)), cond, null_cond)
 
 
-def null_where(dropped: Bool[Array, "batch"], cond: Cond, null_cond: Any) -> Cond:
+def null_where(dropped: Bool[Array, " batch"], cond: Cond, null_cond: Any) -> Cond:
     """The condition, and what stands for none where `dropped`, broadcast to its leaves."""
 
     def replace(leaf: jax.Array, null: Any) -> jax.Array:

@@ -59,7 +59,7 @@ def _covered(
     points: Float[np.ndarray, "num features"],
     manifold: Float[np.ndarray, "others features"],
     num_neighbours: int,
-) -> Bool[np.ndarray, "num"]:
+) -> Bool[np.ndarray, " num"]:
     """Whether each point lies within the balls around the manifold's points."""
     squared_radii = np.concatenate([
         # A point is its own nearest: the k-th neighbour comes k + 1st.

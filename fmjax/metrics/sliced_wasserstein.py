@@ -13,8 +13,8 @@ from fmjax._checks import require, require_at_least
 
 def sliced_wasserstein(
     key: PRNGKey,
-    x: Float[Array | np.ndarray, "num_x *event"],
-    y: Float[Array | np.ndarray, "num_y *event_of_y"],
+    x: Float[Array | np.ndarray, " num_x *event"],
+    y: Float[Array | np.ndarray, " num_y *event_of_y"],
     *,
     num_projections: int = 256,
     order: int = 2,

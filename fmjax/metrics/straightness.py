@@ -41,9 +41,9 @@ class Straightness(NamedTuple):
     s: PerExample
     length_ratio: PerExample
     deviation: Float[Array, "batch points"]
-    times: Float[Array, "points"]
+    times: Float[Array, " points"]
     curvature: Float[Array, "batch num_steps"]
-    midpoints: Float[Array, "num_steps"]
+    midpoints: Float[Array, " num_steps"]
     cost: PerExample
     positions: Float[Array, "batch points *event"]
 

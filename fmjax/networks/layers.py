@@ -179,7 +179,7 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Float[Array, "*shape dim"], scale: Float[Array, "dim"], epsilon: float = 1e-6
+    x: Float[Array, "*shape dim"], scale: Float[Array, " dim"], epsilon: float = 1e-6
 ) -> Float[Array, "*shape dim"]:
     """`scale * x / sqrt(mean(x^2) + epsilon)` over the last axis, in float32.
 

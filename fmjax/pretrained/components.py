@@ -10,7 +10,14 @@ import jax
 
 from fmjax._arrays import Params, TextShape
 from fmjax._progress import Progress, Silent
-from fmjax.networks import make_autoencoder, make_clip_text, make_flux, make_mmdit, make_t5_encoder
+from fmjax.networks import (
+    NetworkConfig,
+    make_autoencoder,
+    make_clip_text,
+    make_flux,
+    make_mmdit,
+    make_t5_encoder,
+)
 from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
 from fmjax.pretrained.files import TensorFiles, find_files, read_json
 from fmjax.pretrained.flux import PATCH, flux_config, flux_views

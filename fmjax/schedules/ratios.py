@@ -41,7 +41,7 @@ def time_at_angle(schedule: Schedule, wanted: jax.Array, *, num_halvings: int = 
     return high
 
 
-def times_of_linear(schedule: Schedule, grid: Float[Array, "points"]) -> Float[Array, "points"]:
+def times_of_linear(schedule: Schedule, grid: Float[Array, " points"]) -> Float[Array, " points"]:
     """When `schedule` has the noise-to-data ratios `(1 - t) / t` of a grid of the linear path.
 
     The ends 0 and 1 stay. The grid's numbers must be known, not traced.

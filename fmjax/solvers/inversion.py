@@ -32,8 +32,8 @@ class Encoded(NamedTuple):
     """
 
     x0: Points
-    nfe: Int[Array, "batch"]
-    succeeded: Bool[Array, "batch"]
+    nfe: Int[Array, " batch"]
+    succeeded: Bool[Array, " batch"]
 
 
 def encode(

@@ -99,8 +99,8 @@ class Likelihood(NamedTuple):
 
     log_density: PerExample
     x0: Points
-    nfe: Int[Array, "batch"]
-    succeeded: Bool[Array, "batch"]
+    nfe: Int[Array, " batch"]
+    succeeded: Bool[Array, " batch"]
 
 
 def log_density(

@@ -139,10 +139,10 @@ class Samples(NamedTuple):
     """
 
     x1: Points
-    nfe: Int[Array, "batch"]
-    num_accepted: Int[Array, "batch"]
-    num_rejected: Int[Array, "batch"]
-    succeeded: Bool[Array, "batch"]
+    nfe: Int[Array, " batch"]
+    num_accepted: Int[Array, " batch"]
+    num_rejected: Int[Array, " batch"]
+    succeeded: Bool[Array, " batch"]
     times: Float[Array, "..."]
     trajectory: Float[Array, "saved batch ..."] | None
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._files import require_writable
 from fmjax._progress import Progress, Silent
 from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
 from fmjax.config.generating import GenerateConfig

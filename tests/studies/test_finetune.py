@@ -193,10 +193,10 @@ def test_a_whole_pipeline_is_exported(tmp_path):
     ("arguments", "message"),
     [
         (["--pretrained.folder", "nowhere"], "nowhere must hold config.json, got no such file"),
-        (["--pretrained.folder", str(PIPELINE / "vae")], "must hold a FluxTransformer2DM"),
+        (["--pretrained.folder", str(PIPELINE / "vae")], "must be of FluxTransformer2DM"),
         (["--pretrained.lora.layers", "attn.to_w"], "lora.layers must name linear layers of this"),
         (["--data.text.width", "31"], "folder .* must hold text of"),
-        (["--no-pretrained.weights"], "pretrained.weights must be True for adapters, got False"),
+        (["--pretrained.no-weights"], "pretrained.weights must be True for adapters, got False"),
     ],
 )
 def test_a_training_that_cannot_be_leaves_no_folder(arguments, message, flux, tmp_path, capsys):
