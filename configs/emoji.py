@@ -49,7 +49,7 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=150
         ),
         training=TrainingConfig(
-            num_steps=1_000, batch_size=128, accumulation_steps=4, ema_decay=0.997, log_every=50,
+            num_steps=1_300, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(
