@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmjax.networks import DiTConfig
-from fmjax.networks.layers import sincos_positions
+from fmjax.networks.patches import sincos_positions
 
 
 class TorchBlock(nn.Module):
@@ -65,7 +65,7 @@ class TorchDiT(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.out = nn.Linear(config.width, patch)
         positions = sincos_positions(*self.grid, config.width)
-        self.register_buffer("positions", torch.from_numpy(positions))
+        self.register_buffer("positions", torch.from_numpy(np.array(positions)))
         frequencies = 30.0 * torch.exp(-math.log(300.0) * torch.arange(128) / 128)
         self.register_buffer("frequencies", frequencies)
 

@@ -5,9 +5,8 @@ fmjax sample runs/emoji --prompts "a purple heart" "a dog with sunglasses"
 
 The pictures are those of Debian's packages fonts-noto-color-emoji and unicode-data.
 
-On two CPU cores 22 minutes of training at 116 images/s (24 by the clock for the run in docs/, other
-work beside for part). Prompts whose words it knows come out, also of pictures that it has not seen;
-sunglasses on a cat do not.
+On two CPU cores the whole command takes 23 minutes, figures included. Prompts whose words it knows
+come out, also of pictures that it has not seen; sunglasses on a cat do not.
 """
 
 from fmjax.config import (

@@ -4,9 +4,9 @@ fmjax train configs/fashion_captions.py
 fmjax sample runs/fashion_captions --prompts "a pair of trousers" "a photo of a winter boot"
 
 On two CPU cores the whole command takes 20 minutes, the classifier and all figures included. Of
-2,000 samples 90.75 % are recognised as what their prompt asked for (the classifier's accuracy on real
-test images: 92.48 %), at a Frechet distance of 7.79 (2,000 real test images: 1.24). Twice as many
-steps give 93.6 % and 5.45.
+2,000 samples 90.75 % are recognised as what their prompt asked for (the classifier's accuracy on
+real test images: 92.48 %), at a Frechet distance of 7.79 (2,000 real test images: 1.24). Twice as
+many steps give 93.6 % and 5.45.
 """
 
 from fmjax.config import (

@@ -1,6 +1,7 @@
 """The library's floors: imports go down only, and each great dependency has one home."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,13 @@ def test_importing_fmjax_loads_nothing_heavy():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_benchmarks_import_what_there_is():
+    """Nothing else runs all of them."""
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fmjax"):
+                module = importlib.import_module(node.module)
+                missing = [each.name for each in node.names if not hasattr(module, each.name)]
+                assert not missing, f"{path.name}: {missing} of {node.module}"

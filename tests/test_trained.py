@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from fmjax.data import ToyData, batches
 from fmjax.losses import flow_matching_objective
@@ -16,6 +17,7 @@ NUM_STEPS = 1000
 NUM_POINTS = 4096
 
 
+@pytest.mark.slow
 def test_a_trained_model_of_eight_gaussians_is_close_to_them():
     """Sliced Wasserstein distance at most 0.14, in units where the Gaussians' std is 0.15.
 

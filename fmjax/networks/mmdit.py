@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -128,7 +127,7 @@ class MMDiT(TextToImage):
         """What is added to the image's tokens, row by row."""
         rows, columns = self.grid
         if self.positions is None:
-            return jnp.asarray(sincos_positions(rows, columns, self.config.width))
+            return sincos_positions(rows, columns, self.config.width)
         table = jax.lax.stop_gradient(gathered(self.positions[...]))
         top, left = (table.shape[0] - rows) // 2, (table.shape[1] - columns) // 2
         middle = table[top : top + rows, left : left + columns]
@@ -140,7 +139,7 @@ def _block_of(sizes: Sizes, dual: bool, last: bool) -> Callable[[nnx.Rngs], Doub
 
 
 def _table(side: int, width: int) -> Float[Array, "rows columns width"]:
-    return jnp.asarray(sincos_positions(side, side, width)).reshape(side, side, width)
+    return sincos_positions(side, side, width).reshape(side, side, width)
 
 
 def make_mmdit(

@@ -25,17 +25,21 @@ def unpatchify(
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
 
 
-def sincos_positions(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
+def sincos_positions(height: int, width: int, dim: int) -> Float[Array, "tokens dim"]:
     """Fixed positions of a grid, row by row: half of `dim` tells the row, half the column.
 
-    Each half holds sines, then cosines, of the coordinate at frequencies from 1 to 1e-4.
+    Each half holds sines, then cosines, of the coordinate at frequencies from 1 to 1e-4. Of a large
+    table nothing large is computed while a program is traced.
 
     Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2; Vaswani et al. 2017,
         arXiv:1706.03762, section 3.5.
     """
-    rows, columns = axis_angles(height, width, dim // 4)
-    parts = [f(angles) for angles in (rows, columns) for f in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=-1).astype(np.float32)
+    rows, columns = axis_angles(height, 1, dim // 4)[0], axis_angles(1, width, dim // 4)[1]
+    waves = [np.concatenate([np.sin(a), np.cos(a)], axis=-1, dtype=np.float32)
+             for a in (rows, columns)]  # fmt: skip
+    shape = (height, width, 2 * (dim // 4))
+    halves = [jnp.broadcast_to(waves[0][:, None], shape), jnp.broadcast_to(waves[1][None], shape)]
+    return jnp.concatenate(halves, axis=-1).reshape(height * width, -1)
 
 
 def rotary_angles(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens half_dim"]:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from fmjax.report.gallery import read_gallery
+from fmjax.studies import request
 from tests.golden_models import GOLDEN, PIPELINES
+from tests.released import on_one_device
 from tests.test_cli import run
 
 OPTIONS = ["--picture.height", 32, "--picture.width", 32, "--steps", 2, 8, "--fixed-solvers",
@@ -17,7 +19,9 @@ OPTIONS = ["--picture.height", 32, "--picture.width", 32, "--steps", 2, 8, "--fi
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     output = tmp_path_factory.mktemp("compared") / "out"
-    code = run("compare", GOLDEN / PIPELINES[1], "a red fox", *OPTIONS, "--output", output)
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch, request)
+        code = run("compare", GOLDEN / PIPELINES[1], "a red fox", *OPTIONS, "--output", output)
     assert code in (0, None)
     return output
 

@@ -16,13 +16,14 @@ from fmjax._progress import Silent
 from fmjax.cli import main
 from fmjax.config import build
 from fmjax.pretrained.lora_files import LORA_FILE, read_lora
+from fmjax.studies import train
 from fmjax.studies.export import export_run
 from fmjax.studies.finetune import started
 from fmjax.studies.prepare import prepare
 from fmjax.studies.run_folder import RunFolder, read_config
 from fmjax.training import Checkpoints, abstract_state, make_mesh
 from tests.golden_models import GOLDEN, loaded
-from tests.released import EVENT, TEXT
+from tests.released import EVENT, TEXT, on_one_device
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = "diffusion_pytorch_model.safetensors"
@@ -95,7 +96,9 @@ def of_all(sd3, tmp_path_factory):
     save_file(half, source / FILE)
     run = source.parent / "run"
     arguments = ["--pretrained.folder", source, "--run", run]
-    assert fmjax("train", sd3, *arguments, *QUICK) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch, train)
+        assert fmjax("train", sd3, *arguments, *QUICK) == 0
     return run, source
 
 

@@ -22,6 +22,7 @@ from fmjax.pretrained.pipeline import (
 )
 from fmjax.pretrained.sigmas import released_sigmas
 from fmjax.solvers import Euler, FixedSteps, sample
+from fmjax.studies import request as asked_of
 from fmjax.studies.draw import noise
 from fmjax.studies.generate import (
     condition,
@@ -33,9 +34,16 @@ from fmjax.studies.generate import (
 from fmjax.studies.request import check_request
 from fmjax.training import MeshConfig
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
+from tests.released import on_one_device
 from tests.test_cli import run
 
 SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """But where a layout names all of its axes."""
+    on_one_device(monkeypatch, asked_of)
 
 
 def call(folder):
