@@ -45,32 +45,38 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise an `OSError` unless files can be made in a folder; make it if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raise an `OSError` unless files can be made in a folder, or in what there is of its path."""
+    while not folder.exists():
+        folder = folder.parent
     probe = folder / f".{secrets.token_hex(4)}"
     probe.touch()
     probe.unlink()
 
 
-_PIECES, _PIECE = 64, 4096
+_PIECE = 4096
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
-    """A digest of files' names and sizes, and of pieces spread over what they hold.
+def fingerprint(paths: Iterable[Path], pieces: int = 64) -> str:
+    """A digest of files' names and sizes, and of pieces of 4 KiB spread over what they hold.
 
-    It tells other pictures and other weights apart without reading gigabytes; that a file was
+    It tells other pictures and other weights apart without reading them whole; that a file was
     changed in a few bytes it may not see.
+
+    Args:
+        paths: The files, in their order.
+        pieces: Of each, at least two: from its start to its end.
     """
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            for piece in range(_PIECES):
-                file.seek(max(0, size - _PIECE) * piece // (_PIECES - 1))
+            if size <= pieces * _PIECE:
+                digest.update(file.read())
+                continue
+            for piece in range(pieces):
+                file.seek((size - _PIECE) * piece // (pieces - 1))
                 digest.update(file.read(_PIECE))
-                if size <= _PIECE:
-                    break
     return digest.hexdigest()
 
 

@@ -88,6 +88,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require_at_least("num_samples", self.num_samples, 1)
+        rule = f"be at least {len(self.prompts)}, one of each prompt"
+        require(self.num_samples >= len(self.prompts), "num_samples", rule, self.num_samples)
         require_at_least("batch_size", self.batch_size, 1)
         require_one_of("solver", self.solver, SOLVERS)
         if self.num_steps is not None:

@@ -19,7 +19,8 @@ class PretrainedConfig:
         folder: Of diffusers: a whole pipeline, or a transformer alone.
         lora: Train adapters alone; None trains all weights.
         weights: Start from its weights. False takes only its sizes and its table of positions, and
-            starts anew: what is trained is exported and generates as a released model does.
+            starts anew: what is trained is exported and generates as a released model does. Its
+            files must be there all the same: the export is in their names and types.
         dtype: Of the weights that adapters are of, which stay as they are. What is trained is
             float32.
     """

@@ -69,7 +69,7 @@ class CaptionedClasses:
         texts = self._texts(split, dataset.labels)
         # All that may be said, so that no word is left to chance.
         said = [text for label in range(len(self.names)) for text in self.wordings(label)]
-        captions = captions_of(texts, said, self.tokenizer, progress)
+        captions = captions_of(texts, said, self.tokenizer)
         return Dataset(dataset.x, dataset.labels, dataset.num_classes, captions=captions)
 
     def wordings(self, label: int) -> list[str]:

@@ -53,12 +53,12 @@ class CaptionedImages:
         """
         folder = Path(self.folder).expanduser()
         require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
-        splits = self._splits(folder, progress)
+        splits = self._splits(folder, progress if split == "train" else Silent())
         if not splits[split]:
             raise NoSuchSplit(f"data.folder must hold images to {split} on, got {folder}")
         images = ImageFiles([folder / name for name in splits[split]], self.size)
         texts, learned = (list(splits[name].values()) for name in (split, "train"))
-        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer, progress))
+        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer))
 
     def _splits(self, folder: Path, progress: Progress) -> dict[str, _Pairs]:
         if (folder / "train").is_dir():

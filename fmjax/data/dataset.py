@@ -56,25 +56,10 @@ class Captions(NamedTuple):
 
 
 def captions_of(
-    texts: list[str],
-    training_texts: Sequence[str],
-    config: TokenizerConfig,
-    progress: Progress = Silent(),
+    texts: list[str], training_texts: Sequence[str], config: TokenizerConfig
 ) -> Captions:
-    """The captions of a split, in the words of the training split.
-
-    Args:
-        texts: Of the split.
-        training_texts: Of the training split.
-        config: How words become numbers.
-        progress: Hears of captions that are longer than that.
-    """
+    """The captions of a split, in the words of the training split."""
     tokenizer = train_tokenizer(training_texts, config)
-    if long := tokenizer.cut(texts):
-        progress.say(
-            f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
-            f"{config.num_tokens}; what is over is left out, the first of {long[0]!r}"
-        )
     return Captions(texts, tokenizer.encode(texts), tokenizer, config)
 
 

@@ -118,7 +118,7 @@ class EmojiData:
         often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]
         rows = np.repeat(np.arange(len(chosen)), often)
         texts = [chosen[row].caption for row in rows.tolist()]
-        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer, progress))
+        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer))
 
     @property
     def _groups(self) -> tuple[str, ...]:

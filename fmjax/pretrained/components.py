@@ -30,6 +30,7 @@ from fmjax.training import laid_out
 
 FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
 """Classes of transformers."""
+_OF_TEXT = ("joint_attention_dim", "pooled_projection_dim")
 
 
 class Component(NamedTuple):
@@ -185,6 +186,9 @@ def transformer_config(about: Mapping[str, Any], **settings: Any) -> NetworkConf
     if found not in read:
         raise ValueError(f"config.json must be of {' or '.join(read)}, got {found}")
     with _all_held(found):
+        missing = next((name for name in _OF_TEXT if name not in about), None)
+        if missing is not None:
+            raise KeyError(missing)
         return read[found](about, **settings)
 
 

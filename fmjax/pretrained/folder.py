@@ -1,5 +1,6 @@
 """A released model: a folder of diffusers with its parts, as `model_index.json` lists them."""
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _WEIGHTS: Mapping[str, Mapping[str, str]] = {
         "text_encoder_2": "T5EncoderModel",
     },
 }
+# Weights, their index and shards, of any precision.
+_FOUND = re.compile(
+    rf"({'|'.join(STEMS)})(-\d{{5}}-of-\d{{5}})?(\.\w+)?\.safetensors(\.index(\.\w+)?\.json)?"
+)
 _OPTIONAL = (SD3, "text_encoder_3")
 
 
@@ -158,7 +163,7 @@ def save_model(
         for path in sorted((source.path / part).rglob("*")):
             if path.is_file() and not _hidden(path.relative_to(source.path)):
                 _copy(path, folder / path.relative_to(source.path))
-        _remove_other_weights(folder / part, {path.name for path in (source.path / part).iterdir()})
+        _remove_other_weights(folder / part, {path.name for path in (source.path / part).glob("*")})
     _copy(source.path / INDEX, folder / INDEX)
 
 
@@ -182,9 +187,9 @@ def _of_weights(path: Path) -> bool:
 
 
 def _remove_other_weights(folder: Path, kept: Collection[str]) -> None:
-    """What was in a folder before, and would be read in the place of what was written."""
+    """What was in a folder before, and `find_files` could take for what was written; its shards."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(STEMS) and _of_weights(path) and path.name not in kept:
+        if _FOUND.fullmatch(path.name) and path.name not in kept:
             path.unlink()
 
 

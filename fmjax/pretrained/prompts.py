@@ -17,7 +17,7 @@ import numpy as np
 from fmjax._arrays import Text, TextPart, TextShape
 from fmjax._checks import require, require_at_least
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.components import class_of
+from fmjax.networks.t5 import T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder
 from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
 from fmjax.training import num_shares, replicated
@@ -84,6 +84,35 @@ class LoadedEncoder(NamedTuple):
         return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
 
+def tokenizer_of(model: ModelFolder, part: str) -> Tokenizer:
+    """The tokenizer of one of a model's text encoders."""
+    return read_tokenizer(model.path / part.replace("text_encoder", "tokenizer"))
+
+
+def num_tokens(
+    model: ModelFolder, config: Any, tokenizer: Tokenizer, max_tokens: int | None
+) -> int:
+    """Tokens that a text encoder is given.
+
+    Args:
+        model: Whose it is.
+        config: Of the encoder.
+        tokenizer: Its own.
+        max_tokens: Asked for of T5; None takes the usual number.
+
+    Raises:
+        ValueError: If they are more than the tokenizer takes.
+    """
+    t5 = isinstance(config, T5Config)
+    usual = MAX_TOKENS[model.kind] if t5 else config.max_tokens
+    most = tokenizer.max_length
+    if not t5 or max_tokens is None:
+        return min(usual, most or usual)
+    rule = f"be at most {most}, as many as the tokenizer takes"
+    require(most is None or max_tokens <= most, "max_tokens", rule, max_tokens)
+    return max_tokens
+
+
 def load_encoder(
     model: ModelFolder,
     part: str,
@@ -97,17 +126,11 @@ def load_encoder(
     Raises:
         ValueError: If it is missing or damaged, or takes fewer tokens than are asked for.
     """
-    tokenizer = read_tokenizer(model.path / part.replace("text_encoder", "tokenizer"))
+    tokenizer = tokenizer_of(model, part)
     component, params = model.load(
         part, mesh=mesh, dtype=encoding.dtype, compute=encoding.dtype, progress=progress
     )
-    t5 = class_of(component.about) == "T5EncoderModel"
-    usual = MAX_TOKENS[model.kind] if t5 else component.config.max_tokens
-    length = min(usual, tokenizer.max_length or usual)
-    if t5 and encoding.max_tokens is not None:
-        length, most = encoding.max_tokens, tokenizer.max_length
-        rule = f"be at most {most}, as many as the tokenizer of {part} takes"
-        require(most is None or length <= most, "max_tokens", rule, length)
+    length = num_tokens(model, component.config, tokenizer, encoding.max_tokens)
 
     def apply(params: Any, tokens: jax.Array) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -1,19 +1,27 @@
-"""Whether the parts of a released model are whole and belong together: no weights are read."""
+"""Whether the parts of a released model are whole and fit each other: no weights are read."""
 
 from pathlib import Path
 
 from fmjax._checks import require
 from fmjax.pretrained.components import check_component, latent_channels
 from fmjax.pretrained.folder import FLUX, ModelFolder
+from fmjax.pretrained.prompts import num_tokens, tokenizer_of
 
 
-def check_model(model: ModelFolder, *, transformer: bool = True, lora: Path | None = None) -> None:
+def check_model(
+    model: ModelFolder,
+    *,
+    transformer: bool = True,
+    lora: Path | None = None,
+    max_tokens: int | None = None,
+) -> None:
     """Raise unless a model's files hold what its parts need, by the headers of the files.
 
     Args:
         model: From `open_model`.
         transformer: Whether the transformer's files are needed.
         lora: A LoRA file for the transformer.
+        max_tokens: That T5 is to be given; None is the usual number.
 
     Raises:
         ValueError: If a file is missing, damaged, pickled or of something else, or two parts do
@@ -25,6 +33,8 @@ def check_model(model: ModelFolder, *, transformer: bool = True, lora: Path | No
         for part in ("vae", *model.encoders)
         if model.has(part)
     }
+    for part in filter(model.has, model.encoders):
+        num_tokens(model, configs[part], tokenizer_of(model, part), max_tokens)
     about = model.about("transformer")
     channels, vae = latent_channels(about), configs["vae"].latent_channels
     rule = f"have the {channels} channels of latents of the transformer"

@@ -52,16 +52,13 @@ def asked_of(
         progress: Hears of words that the run does not know.
 
     Raises:
-        ValueError: If the model has no such class or takes no prompts, or these are more than the
-            samples.
+        ValueError: If the model has no such class or takes no prompts.
     """
     if not isinstance(run.conditions, TokenShape):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
         return Asked.of_classes(chosen_labels(num, run.num_classes, classes))
     require(not classes, "classes", "be left out for a model of captions", classes)
-    rule = f"be at least {len(prompts)}, one of each prompt"
-    require(num >= len(prompts), "num_samples", rule, num)
     some = some_texts(run.captions, min(num, max(4, num // _FOR_EACH)))
     prompts = tuple(prompts or some)
     tokenizer = run.tokenizer

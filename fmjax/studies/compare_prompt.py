@@ -89,7 +89,7 @@ def compare_prompt(
         ValueError: If the model cannot do what is asked, or there is nothing to compare.
     """
     request = check_request(model, dataclasses.replace(picture, solver="euler", steps=1))
-    check_model(model, lora=picture.lora)
+    check_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
     require_writable(output)
     shares = num_shares(request.mesh)
     num = -(-picture.num_images // shares) * shares

@@ -97,7 +97,7 @@ def encode(
             autoencoder's, or the output folder holds something else.
     """
     latents = latents_of(model, config.size, config.size)
-    check_model(model, transformer=False)
+    check_model(model, transformer=False, max_tokens=config.max_tokens)
     source = CaptionedImages(str(images), config.size, config.test_every)
     found: dict[str, Dataset] = {}
     for split in SPLITS:
@@ -133,7 +133,7 @@ def _write_splits(
             "size": config.size,
             "parts": fingerprint(_files_of(model)),
             "captions": hashlib.sha256("\0".join(dataset.captions.texts).encode()).hexdigest(),
-            "images": fingerprint(dataset.x.paths),
+            "images": fingerprint(dataset.x.paths, pieces=2),
         }
         manifest = encoded_manifest(
             event_shape, text, len(dataset), dtype=config.dtype,

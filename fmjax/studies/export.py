@@ -37,7 +37,7 @@ def export_run(
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Path:
-    """Write the averaged weights of a run that was trained on released ones.
+    """Write the averaged weights of a run of a released network.
 
     They are of the type of the released weights; what was not trained is what it was, byte for
     byte.
@@ -59,7 +59,7 @@ def export_run(
     """
     config = read_config(path)
     if config.pretrained is None:
-        raise ValueError(f"run {path} must be trained on released weights (pretrained.folder) to "
+        raise ValueError(f"run {path} must be of a released network (pretrained.folder) to "
                          "be exported, got one of its own")  # fmt: skip
     source, lora = config.pretrained.path, config.pretrained.lora
     require(lora is not None or not merged, "merged", "be left out for a run without adapters",

@@ -82,7 +82,7 @@ def generate(
         starts = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
         rule = f"hold noise for the {len(asked)} pictures"
         require(len(starts) == len(asked), "init_latents", rule, len(starts))
-    check_model(model, lora=config.lora)
+    check_model(model, lora=config.lora, max_tokens=config.max_tokens)
     with products_of(request.dtype):
         cond, null = encode_request(request, prompts, progress)
         solved = _solved(request, asked, cond, null, starts, progress)

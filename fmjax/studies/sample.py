@@ -36,7 +36,7 @@ def sample_run(
         progress: Hears of each batch.
 
     Raises:
-        ValueError: If the model has no such class, takes no prompts, or one is too long.
+        ValueError: If the model has no such class, or takes no prompts.
     """
     prompts = sampling.prompts
     asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)

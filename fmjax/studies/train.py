@@ -8,6 +8,7 @@ import numpy as np
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, Experiment, build, make_step, num_parameters, step_identity
 from fmjax.data import BatchIterator, Dataset, Examples, batches
+from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
@@ -131,6 +132,8 @@ def _read(
             dataset = dataset.unconditional()
         require_comparable(config.compare.num_samples, len(dataset))
         source = None
+        if dataset.captions is not None:
+            _say_what_is_cut(dataset.captions, progress)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
@@ -138,6 +141,15 @@ def _read(
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     return dataset, source, experiment
+
+
+def _say_what_is_cut(captions: Captions, progress: Progress) -> None:
+    long = captions.tokenizer.cut(captions.texts)
+    if long:
+        progress.say(
+            f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
+            f"{captions.config.num_tokens}; what is over is left out, the first of {long[0]!r}"
+        )
 
 
 def _fit(

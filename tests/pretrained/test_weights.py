@@ -156,14 +156,19 @@ def test_what_is_written_over_leaves_no_weights_that_would_be_read_in_its_place(
     save_model(model, out, {})
     for part, other in (("transformer", f"{FILE}.index.json"), ("vae", f"{FILE}.index.json")):
         (out / part / other).write_text("{}")
-    (out / "transformer" / "mine.safetensors").write_bytes(b"x")
+    (out / "transformer" / "model.fp16.safetensors").write_bytes(b"x")
+    mine = [out / "transformer" / name for name in ("mine.safetensors", "model_best.safetensors",
+                                                    "model.ckpt")]  # fmt: skip
+    for path in mine:
+        path.write_bytes(b"x")
     parts = {"transformer": model.load("transformer", mesh=ONE)}
     with pytest.raises(ValueError, match="must be new or empty"):
         save_model(model, out, parts)
     save_model(model, out, parts, overwrite=True)
     for part in ("transformer", "vae"):
         assert find_files(out / part) == (out / part / FILE,)
-    assert (out / "transformer" / "mine.safetensors").read_bytes() == b"x"
+    assert not (out / "transformer" / "model.fp16.safetensors").exists()
+    assert all(path.read_bytes() == b"x" for path in mine)
     assert open_model(out).parts == model.parts
 
 

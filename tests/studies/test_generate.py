@@ -12,6 +12,7 @@ from PIL import Image
 
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.generating import GenerateConfig
+from fmjax.pretrained import components
 from fmjax.pretrained import prompts as encoding
 from fmjax.pretrained.folder import open_model
 from fmjax.pretrained.pipeline import (
@@ -364,6 +365,7 @@ def flux(tmp_path):
         (damaged("tokenizer_2/merges.txt"), [], "merges.txt must hold pairs, got ['x']"),
         (damaged("tokenizer/tokenizer.json", b"{}"), [], "tokenizer must hold a tokenizer, got"),
         (without_setting("transformer", "num_layers"), [], "must hold 'num_layers', got none"),
+        (without_setting("transformer", "joint_attention_dim"), [], "must hold 'joint_attention_"),
         (with_setting("transformer", in_channels=8, out_channels=8), [], "channels of latents of"),
         (with_setting("transformer", joint_attention_dim=72), [], "as the tokens of its T5 encod"),
         (with_setting("transformer", pooled_projection_dim=2), [], "as the pooled vectors of its"),
@@ -374,7 +376,11 @@ def flux(tmp_path):
         (sd3, ["--stepz", 4], "did you mean --steps?"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(make, options, message, tmp_path, capsys):
+def test_what_cannot_be_is_refused_in_one_line(
+    make, options, message, tmp_path, capsys, monkeypatch
+):
+    """Before any weights are read."""
+    monkeypatch.setattr(components, "load_params", None)
     sizes = ["--height", 32, "--width", 32]
     assert run("generate", make(tmp_path), "a cat", *sizes, *options) == 2
     said = capsys.readouterr().err
