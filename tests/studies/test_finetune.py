@@ -254,4 +254,4 @@ def test_a_run_of_its_own_is_not_exported(of_adapters, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text()) | {"pretrained": None}
     (run / "config.json").write_text(json.dumps(config))
     assert fmjax("export", run) == 2
-    assert "must be trained on released weights (pretrained.folder)" in capsys.readouterr().err
+    assert "must be of a released network (pretrained.folder)" in capsys.readouterr().err
