@@ -44,6 +44,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file's name, or that of a folder on the way to it, begins with a dot."""
+    return any(name.startswith(".") for name in path.parts)
+
+
 def require_writable(folder: Path) -> None:
     """Raise an `OSError` unless files can be made in a folder, or in what there is of its path."""
     while not folder.exists():

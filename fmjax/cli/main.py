@@ -35,7 +35,7 @@ usage: fmjax COMMAND ... [--help]
 `fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
 """
 
-_RESUME = (["train"], ["encode"], ["reflow"], ["study"])
+_RESUME = ("train", "encode", "reflow", "study")
 """Commands that find what they had done when they were stopped."""
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 asked.append(str(error))
             if not asked:
                 raise
-            then = "goes on" if arguments[:1] in _RESUME else "starts again"
+            then = "goes on" if arguments and arguments[0] in _RESUME else "starts again"
             print(f"fmjax: stopped by {asked[0]}; the same command {then}", file=sys.stderr)
             code = 128 + signal.Signals[asked[0]]
     sys.exit(code)

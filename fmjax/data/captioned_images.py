@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least
+from fmjax._files import is_hidden
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, captions_of
 from fmjax.data.image_files import SUFFIXES, ImageFiles
@@ -107,11 +108,7 @@ def _beside(folder: Path, files: set[str]) -> _Pairs:
 def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of some endings, within the folder: none that is hidden, nor in a hidden folder."""
     found = (path.relative_to(folder) for path in folder.rglob("*"))
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in suffixes and not any(n.startswith(".") for n in path.parts)
-    )
+    return sorted(p for p in found if p.suffix.lower() in suffixes and not is_hidden(p))
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
 
 from fmjax._arrays import Conditions, Text, Times
 from fmjax._checks import require, require_at_least
@@ -31,7 +30,14 @@ from fmjax.networks.layers import (
 from fmjax.networks.lora import Adapters
 from fmjax.networks.patches import axis_angles
 from fmjax.networks.pure import run_blocks, stack_blocks
-from fmjax.networks.text_to_image import TIME_FEATURES, TextToImage, make_text_to_image
+from fmjax.networks.text_to_image import (
+    TIME_FEATURES,
+    Patches,
+    TextToImage,
+    Vectors,
+    Words,
+    make_text_to_image,
+)
 from fmjax.velocity import VelocityNet
 
 
@@ -111,7 +117,7 @@ class Flux(TextToImage):
             else VectorEmbedding(TIME_FEATURES, config.width, rngs=rngs)
         )
 
-    def embedded(self, t: Times, cond: Text) -> Float[Array, "batch width"]:
+    def embedded(self, t: Times, cond: Text) -> Vectors:
         """Time, guidance and the whole of the prompt as one vector for each example."""
         if self.guidance is None:
             return super().embedded(t, cond)
@@ -120,12 +126,7 @@ class Flux(TextToImage):
         guidance = self.guidance(ddpm_features(scale, TIME_FEATURES))
         return super().embedded(t, cond._replace(guidance=None)) + guidance
 
-    def through_blocks(
-        self,
-        text: Float[Array, "batch words width"],
-        image: Float[Array, "batch tokens width"],
-        c: Float[Array, "batch width"],
-    ) -> Float[Array, "batch tokens width"]:
+    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
         """What becomes of the image's tokens."""
         config, num_text = self.config, text.shape[1]
         how: dict[str, Any] = dict(unroll=config.unroll_layers, remat=config.remat)

@@ -24,7 +24,13 @@ from fmjax.networks.joint import DoubleBlock, Sizes
 from fmjax.networks.lora import Adapters
 from fmjax.networks.patches import sincos_positions
 from fmjax.networks.pure import run_blocks, stack_blocks
-from fmjax.networks.text_to_image import TextToImage, make_text_to_image
+from fmjax.networks.text_to_image import (
+    Patches,
+    TextToImage,
+    Vectors,
+    Words,
+    make_text_to_image,
+)
 from fmjax.velocity import VelocityNet
 
 
@@ -109,12 +115,7 @@ class MMDiT(TextToImage):
             build = _block_of(config.sizes, dual, last)
             setattr(self, f"blocks_{run}", stack_blocks(build, len(layers), rngs))
 
-    def through_blocks(
-        self,
-        text: Float[Array, "batch words width"],
-        image: Float[Array, "batch tokens width"],
-        c: Float[Array, "batch width"],
-    ) -> Float[Array, "batch tokens width"]:
+    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
         """What becomes of the image's tokens."""
         config = self.config
         h = (text, image + self._places().astype(image.dtype)[None])

@@ -1,7 +1,7 @@
 """Networks from text and an image's patches to an image: what they have around their blocks."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, TypeAlias
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,6 +18,10 @@ from fmjax.velocity import VelocityNet
 
 TIME_FEATURES = 256
 """Sines and cosines of a time, and of a guidance scale."""
+Words: TypeAlias = Float[Array, "batch words width"]
+Patches: TypeAlias = Float[Array, "batch tokens width"]
+Vectors: TypeAlias = Float[Array, "batch width"]
+"""One for each example: its time and the whole of its prompt."""
 _XAVIER = nnx.initializers.xavier_uniform()
 _ZEROS = nnx.initializers.zeros
 
@@ -60,15 +64,10 @@ class TextToImage(nnx.Module):
         """Make what is the subclass's own."""
 
     @abstractmethod
-    def through_blocks(
-        self,
-        text: Float[Array, "batch words width"],
-        image: Float[Array, "batch tokens width"],
-        c: Float[Array, "batch width"],
-    ) -> Float[Array, "batch tokens width"]:
+    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
         """What becomes of the image's tokens."""
 
-    def embedded(self, t: Times, cond: Text) -> Float[Array, "batch width"]:
+    def embedded(self, t: Times, cond: Text) -> Vectors:
         """Time and the whole of the prompt as one vector for each example."""
         rule = "be None for a network without that input"
         require(cond.guidance is None, "cond.guidance", rule, "a scale")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fmjax._checks import require
-from fmjax._files import write_atomically
+from fmjax._files import is_hidden, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, class_of, load_component
 from fmjax.pretrained.files import STEMS, WEIGHTS, TensorFiles, find_files, plain_name, read_json
@@ -87,6 +87,11 @@ class ModelFolder:
         return tuple(part for part in _WEIGHTS[self.kind] if part.startswith("text_encoder"))
 
 
+def tokenizer_part(encoder: str) -> str:
+    """The part that holds the tokenizer of a text encoder."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
 def is_model_folder(path: Path) -> bool:
     """Whether a folder says it is a model of diffusers."""
     return (path / INDEX).is_file()
@@ -114,8 +119,7 @@ def open_model(path: Path) -> ModelFolder:
             found = class_of(read_json(path / name / "config.json"))
             require(found == wanted, str(path / name), f"hold a {wanted}", found)
         if name.startswith("text_encoder") and name in parts:
-            words = name.replace("text_encoder", "tokenizer")
-            _require_part(path, words, "tokenizer_config.json", parts)
+            _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
     _require_part(path, "scheduler", "scheduler_config.json", parts)
     return ModelFolder(path, kind, parts)
 
@@ -161,7 +165,7 @@ def save_model(
     _copy_plain(source.path, folder, skip=INDEX)
     for part in sorted(set(source.parts) - set(parts)):
         for path in sorted((source.path / part).rglob("*")):
-            if path.is_file() and not _hidden(path.relative_to(source.path)):
+            if path.is_file() and not is_hidden(path.relative_to(source.path)):
                 _copy(path, folder / path.relative_to(source.path))
         _remove_other_weights(folder / part, {path.name for path in (source.path / part).glob("*")})
     _copy(source.path / INDEX, folder / INDEX)
@@ -171,10 +175,6 @@ def require_apart(source: Path, folder: Path) -> None:
     """Raise if what is to be written would lie in what it is made of."""
     inside = folder.resolve().is_relative_to(source.resolve())
     require(not inside, "folder", "be another than the source", folder)
-
-
-def _hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
 
 
 def _copy(path: Path, to: Path) -> None:
@@ -196,12 +196,8 @@ def _remove_other_weights(folder: Path, kept: Collection[str]) -> None:
 def _copy_plain(source: Path, folder: Path, skip: str = "") -> None:
     """The files of a folder that are no weights and no index of them, whatever their precision."""
     for path in sorted(source.iterdir()):
-        if (
-            path.is_file()
-            and not _of_weights(path)
-            and not _hidden(Path(path.name))
-            and path.name != skip
-        ):
+        plain = path.is_file() and not _of_weights(path) and not is_hidden(Path(path.name))
+        if plain and path.name != skip:
             _copy(path, folder / path.name)
 
 

@@ -18,7 +18,7 @@ from fmjax._arrays import Text, TextPart, TextShape
 from fmjax._checks import require, require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.networks.t5 import T5Config
-from fmjax.pretrained.folder import FLUX, SD3, ModelFolder
+from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
 from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
 from fmjax.training import num_shares, replicated
 
@@ -86,7 +86,7 @@ class LoadedEncoder(NamedTuple):
 
 def tokenizer_of(model: ModelFolder, part: str) -> Tokenizer:
     """The tokenizer of one of a model's text encoders."""
-    return read_tokenizer(model.path / part.replace("text_encoder", "tokenizer"))
+    return read_tokenizer(model.path / tokenizer_part(part))
 
 
 def num_tokens(

@@ -28,7 +28,7 @@ from fmjax.data.encoded import LATENTS, POOLED, TOKENS
 from fmjax.data.image_files import ImageFiles
 from fmjax.networks.layers import DTYPES
 from fmjax.pretrained.files import find_files
-from fmjax.pretrained.folder import ModelFolder
+from fmjax.pretrained.folder import ModelFolder, tokenizer_part
 from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
 from fmjax.pretrained.whole import check_model
@@ -157,8 +157,8 @@ def _files_of(model: ModelFolder) -> Iterator[Path]:
         yield model.path / part / "config.json"
         yield from find_files(model.path / part)
         if part in model.encoders:
-            words = model.path / part.replace("text_encoder", "tokenizer")
-            yield from (path for path in sorted(words.iterdir()) if path.is_file())
+            words = sorted((model.path / tokenizer_part(part)).iterdir())
+            yield from (path for path in words if path.is_file())
 
 
 def _encoded(

@@ -145,6 +145,12 @@ def test_what_a_run_on_captions_cannot_do_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_what_is_cut_of_the_captions_is_said_before_the_training(trained, capsys):
+    options = ("--data.tokenizer.num-tokens", "1", "--training.batch-size", "7")
+    assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
+    assert "3 captions are longer than tokenizer.num_tokens 1; what" in capsys.readouterr().out
+
+
 def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
     long = "a red blue red blue red"
     asked = asked_of(run, 1, (), (long,), progress=heard)
