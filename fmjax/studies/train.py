@@ -130,7 +130,8 @@ def _read(
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
-        require_comparable(config.compare.num_samples, len(dataset))
+        if dataset.text is None:  # Of prompts that encoders read nothing is compared afterwards.
+            require_comparable(config.compare.num_samples, len(dataset))
         source = None
         if dataset.captions is not None:
             _say_what_is_cut(dataset.captions, progress)

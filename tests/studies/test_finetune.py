@@ -43,8 +43,8 @@ def get_config():
     data = ArrayData({folder!r}, event_shape={event}, text=TextShape({text}))
     return dataclasses.replace(config, data=data)
 """
-QUICK = ["--training.batch-size", "8", "--training.num-steps", "2", "--compare.num-samples", "8",
-         "--training.checkpoint-every", "1", "--optimizer.warmup-steps", "1"]  # fmt: skip
+QUICK = ["--training.batch-size", "8", "--training.num-steps", "2", "--training.checkpoint-every",
+         "1", "--optimizer.warmup-steps", "1"]  # fmt: skip
 
 
 def with_data(name, folder, event=EVENT, text=TEXT):

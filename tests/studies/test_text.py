@@ -19,7 +19,6 @@ def get_config():
         name="text", data=ArrayData({folder!r}, event_shape=(8, 8, 4), text=TextShape(4, 8, 6)),
         network=FluxConfig(2, 2, 16, 1, 1, (4, 6, 6)), mesh=MeshConfig(1, 4, 2),
         training=TrainingConfig(num_steps=3, batch_size=8, log_every=1),
-        compare=CompareConfig(num_samples=8),
     )
 """
 
