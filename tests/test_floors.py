@@ -12,7 +12,7 @@ import fmjax
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fmjax"
-MAX_LINES = 270  # The aim is 250; this stops what has run away from it.
+MAX_FUNCTION_LINES = 60  # Without its docstring; a file is as long as its subject.
 
 # A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
 FLOORS = {
@@ -22,7 +22,9 @@ FLOORS = {
             "_checks",
             "_files",
             "_jaxprs",
+            "_json",
             "_layout",
+            "_locks",
             "_memory",
             "_progress",
             "_stopping",
@@ -112,8 +114,11 @@ def test_only_the_command_line_prints(module):
     assert home(module) == "cli" or not printing
 
 
-def test_a_module_is_short_enough_to_read(module):
-    assert len(module.read_text().splitlines()) <= MAX_LINES
+def test_functions_are_short_enough_to_read(module):
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
+            assert node.end_lineno - body[0].lineno < MAX_FUNCTION_LINES, node.name
 
 
 def test_the_public_face_names_for_type_checkers_what_it_loads_when_asked():
