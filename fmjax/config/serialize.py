@@ -8,10 +8,9 @@ import typing
 from typing import Any
 
 import cattrs
-import cattrs.preconf.json
-import cattrs.v
 from cattrs.strategies import configure_tagged_union
 
+from fmjax._json import Mismatch, make_converter, parse_json, structure
 from fmjax.config.fields import AnyCoupling, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
@@ -24,19 +23,40 @@ _UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, An
 
 
 def _make_converter() -> cattrs.Converter:
-    converter = cattrs.preconf.json.make_converter(forbid_extra_keys=True)
+    converter = make_converter()
+    # What a config file calls 1e4 steps is a float there, and so in the JSON of its run.
+    whole = converter.get_structure_hook(int)
+    converter.register_structure_hook(int, lambda value, kind: whole(_as_integer(value), kind))
     for union in _UNIONS:
         configure_tagged_union(union, converter, tag_name="type")
+        _read_tags(union, converter)
     data: Any = DataConfig
     optional: Any = data | None  # To cattrs another union, with a class "NoneType" in it.
-    converter.register_structure_hook(
-        optional, lambda value, _: None if value is None else converter.structure(value, data)
-    )
     converter.register_unstructure_hook_func(
         lambda kind: kind == optional,
         lambda value: None if value is None else converter.unstructure(value, data),
     )
     return converter
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read_tags(union: Any, converter: cattrs.Converter) -> None:
+    """Read the members of a union by their type's name, as `configure_tagged_union` writes it."""
+    kinds = {kind.__name__: kind for kind in typing.get_args(union)}
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Mismatch("an object", value)
+        name = value.get("type")
+        if not isinstance(name, str) or name not in kinds:
+            raise Mismatch(f"an object of type {', '.join(kinds)}", name)
+        rest = {key: item for key, item in value.items() if key != "type"}
+        return converter.structure(rest, kinds[name])
+
+    converter.register_structure_hook_func(lambda kind: kind == union, hook)
 
 
 _CONVERTER = _make_converter()
@@ -71,23 +91,14 @@ def _is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes, name: str = "config") -> Config:
     """Read what `to_json` wrote.
 
+    Args:
+        text: The document.
+        name: What a message calls it.
+
     Raises:
-        ValueError: If a field is unknown, missing or of the wrong kind; all are named.
+        ValueError: If it is no JSON, or a field is unknown, missing or of the wrong kind.
     """
-    try:
-        return _CONVERTER.structure(json.loads(text), Config)
-    except cattrs.BaseValidationError as error:
-        lines = cattrs.transform_error(error, path="config", format_exception=_in_words)
-        raise ValueError("; ".join(lines)) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"config must be JSON, got {error}") from error
-
-
-def _in_words(error: BaseException, kind: Any) -> str:
-    """A field's own refusal says what it wants; cattrs would only say that it is invalid."""
-    if type(error) is ValueError:
-        return str(error)
-    return cattrs.v.format_exception(error, kind)
+    return structure(_CONVERTER, parse_json(text, name), Config, name)

@@ -108,10 +108,7 @@ def read_config(path: Path) -> Config:
     folder = RunFolder(path)
     if not folder.config.is_file() or not folder.model.is_file():
         raise ValueError(f"run folder {path} must hold config.json, got no such run")
-    try:
-        return from_json(folder.config.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder.config} must be a config of fmjax, got {error}") from error
+    return from_json(folder.config.read_bytes(), str(folder.config))
 
 
 def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:

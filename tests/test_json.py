@@ -1,0 +1,177 @@
+"""Documents of every wrong shape: one line that names the place, never a traceback."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
+
+import pytest
+
+from fmjax._json import (
+    AnyFloat,
+    Count,
+    Rule,
+    check_json,
+    parse_json,
+    plain_json,
+    read_json,
+)
+
+
+class Kind(StrEnum):
+    ONE = "one"
+
+
+class Row(NamedTuple):
+    nfe: float
+    worst: AnyFloat | None
+    times: tuple[float, ...] = ()
+    pair: tuple[float, float] = (0.0, 0.0)
+    metrics: Mapping[str, float] = {}
+
+
+class Part(TypedDict):
+    size: Count
+    names: NotRequired[list[str]]
+
+
+@dataclass(frozen=True)
+class Document:
+    rows: tuple[Row, ...]
+    part: Part
+    setting: int | str | None = None
+    family: Literal["fixed", "adaptive"] = "fixed"
+    kind: Kind = Kind.ONE
+    share: Annotated[float, Rule("a share", lambda value: 0 <= value <= 1)] = 1.0
+    flag: bool = False
+    rest: Any = None
+
+    def __post_init__(self):
+        if self.setting == 13:
+            raise ValueError("setting must not be 13, got 13")
+
+
+RIGHT: dict[str, Any] = {
+    "rows": [{"nfe": 4, "worst": "inf", "times": [0, 0.5], "pair": [1, 2], "metrics": {"a": 1}}],
+    "part": {"size": 3, "names": ["x"]},
+    "setting": "x", "family": "adaptive", "kind": "one", "share": 0.5, "flag": True, "rest": [{}],
+}  # fmt: skip
+
+
+def test_values_become_the_types_of_their_places():
+    found = check_json(RIGHT, Document, "F")
+    assert found == Document(
+        rows=(Row(4.0, math.inf, (0.0, 0.5), (1.0, 2.0), {"a": 1.0}),),
+        part={"size": 3, "names": ["x"]},
+        setting="x", family="adaptive", kind=Kind.ONE, share=0.5, flag=True, rest=[{}],
+    )  # fmt: skip
+    assert type(found.rows[0].nfe) is float
+    assert check_json({"rows": [], "part": {"size": 0}}, Document, "F").setting is None
+
+
+WRONG = [
+    ({"rows": "abc"}, "F must hold a list at rows, got 'abc'"),
+    ({"rows": {"0": 1}}, "a list at rows, got an object"),
+    ({"rows": [[1, 2]]}, r"an object at rows\[0\], got a list"),
+    ({"rows": [{"nfe": "4", "worst": None}]}, r"a number at rows\[0\].nfe, got '4'"),
+    ({"rows": [{"nfe": True, "worst": None}]}, r"number at rows\[0\].nfe, got true"),
+    ({"rows": [{"nfe": 10**400, "worst": None}]}, r"a finite number at rows\[0\].nfe, got 1000"),
+    ({"rows": [{"nfe": math.nan, "worst": None}]}, r"a finite number at rows\[0\].nfe, got nan"),
+    ({"rows": [{"nfe": 4, "worst": "infinite"}]}, r"a number at rows\[0\].worst, got 'infinite'"),
+    ({"rows": [{"nfe": 4}]}, r"a value at rows\[0\].worst, got none"),
+    ({"rows": [{"nfe": 4, "worst": 1, "more": 1}]}, r"known keys alone at rows\[0\], got 'more'"),
+    ({"rows": [{"nfe": 4, "worst": 1, "times": 1}]}, r"a list at rows\[0\].times, got 1"),
+    ({"rows": [{"nfe": 4, "worst": 1, "times": [1, "x"]}]}, r"rows\[0\].times\[1\], got 'x'"),
+    ({"rows": [{"nfe": 4, "worst": 1, "pair": [1]}]}, r"a list of 2 values at rows\[0\].pair"),
+    ({"rows": [{"nfe": 4, "worst": 1, "metrics": {"{a}": []}}]}, r"rows\[0\].metrics\['{a}'\]"),
+    ({"part": []}, "an object at part, got an empty list"),
+    ({"part": {"size": -1}}, "an integer of at least 0 at part.size, got -1"),
+    ({"part": {"size": 1.0}}, r"an integer at part.size, got 1\.0"),
+    ({"part": {"size": 2**63}}, "an integer of 64 bits at part.size, got 9223372036854775808"),
+    ({"part": {"size": 1, "names": "abc"}}, "a list at part.names, got 'abc'"),
+    ({"part": {"size": 1, "names": [None]}}, r"a string at part.names\[0\], got null"),
+    ({"setting": 1.5}, r"an integer or a string at setting, got 1\.5"),
+    ({"setting": 13}, "F must be valid, got setting must not be 13, got 13"),
+    ({"family": "both"}, "one of fixed, adaptive at family, got 'both'"),
+    ({"family": ["fixed"]}, "one of fixed, adaptive at family, got a list"),
+    ({"kind": "two"}, "one of one at kind, got 'two'"),
+    ({"kind": {}}, "one of one at kind, got an object"),
+    ({"share": 2}, "a share at share, got 2"),
+    ({"flag": 1}, "true or false at flag, got 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_a_value_of_another_type_is_refused_with_its_place(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check_json(RIGHT | change, Document, "F")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [[], None, "x", 1, True])
+def test_a_document_of_another_type_is_refused(value):
+    with pytest.raises(ValueError, match="F must hold an object, got "):
+        check_json(value, Document, "F")
+
+
+def test_unknown_keys_are_ignored_where_files_are_of_others():
+    document = RIGHT | {"more": 1, "part": {"size": 1, "more": [1]}}
+    found = check_json(document, Document, "F", extra=True)
+    assert found.part["size"] == 1
+    with pytest.raises(ValueError, match="known keys alone"):
+        check_json(document, Document, "F")
+
+
+TEXTS = [
+    ("[" * 100_000, "JSON of at most 100 nested levels"),
+    ('{"a":' * 100_000 + "1" + "}" * 100_000, "JSON of at most 100 nested levels"),
+    ("1e400", "JSON with numbers up to 1.8e308, got 1e400"),
+    ("-1e400", "JSON with numbers up to 1.8e308, got -1e400"),
+    ("NaN", "JSON with finite numbers, got NaN"),
+    ("[-Infinity]", "JSON with finite numbers, got -Infinity"),
+    ("9" * 100_000, "JSON with integers of at most 1000 digits, got 100000"),
+    ('{"a": 1, "a": 1}', "JSON with each key once, got 'a' twice"),
+    (b"\xff\xfe", "UTF-8 text, got"),
+    ('"\\ud800"', "UTF-8 text, got"),
+    (b"\x00\x01", "JSON, got Expecting value"),
+    ("", "JSON, got Expecting value"),
+    ('{"a": [1, 2', "JSON, got Expecting ',' delimiter"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), TEXTS, ids=[message for _, message in TEXTS])
+def test_text_that_is_no_json_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"F must be {message}") as error:
+        parse_json(text, "F")
+    assert len(str(error.value)) < 200
+
+
+def test_text_that_is_json_is_read():
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', "F") == {"a": 1}  # A byte order mark.
+    assert parse_json('"\\ud83d\\ude00"', "F") == "😀"
+    assert parse_json(json.dumps("[" * 1000 + '"{'), "F") == "[" * 1000 + '"{'
+    assert parse_json("[" * 100 + "]" * 100, "F")
+    assert parse_json("1000000000000000019884624838656", "F") == 1000000000000000019884624838656
+    assert math.isnan(parse_json("NaN", "F", nonfinite=True))
+
+
+def test_numbers_that_json_lacks_are_written_as_strings_and_read_back():
+    row = Row(1.0, -math.inf, (0.25,), (1.0, 2.0), {"a": 1.0})
+    text = json.dumps(plain_json(row._asdict()), allow_nan=False)
+    assert check_json(parse_json(text, "F"), Row, "F") == row
+    old = json.dumps(row._asdict())
+    assert check_json(parse_json(old, "F", nonfinite=True), Row, "F") == row
+
+
+def test_a_file_is_read_whole_or_named(tmp_path):
+    path = tmp_path / "d.json"
+    with pytest.raises(ValueError, match=r"must hold d\.json, got no such file"):
+        read_json(path, Document)
+    path.write_text(json.dumps(RIGHT))
+    assert read_json(path, Document) == check_json(RIGHT, Document, "F")
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(ValueError, match=r"d\.json must hold at most 268,435,456 bytes of JSON"):
+        read_json(path, Document)
