@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,14 @@ def require_writable(folder: Path) -> None:
     probe = folder / f".{secrets.token_hex(4)}"
     probe.touch()
     probe.unlink()
+
+
+def is_private(folder: Path) -> bool:
+    """Whether only this user, or root, can have written what a folder holds."""
+    if not hasattr(os, "getuid"):  # Windows: rights are of another kind.
+        return True
+    status = folder.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & stat.S_IWOTH
 
 
 _PIECE = 4096

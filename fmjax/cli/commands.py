@@ -185,14 +185,12 @@ def _plan(arguments: list[str]) -> int:
             config: Every field of the config.
             json: Also write all that was found to this file.
             picture: And a picture of the memory to this one.
-            executable: And the compiled step to this one, for `fmjax train --executable`.
         """
 
         plan: Annotated[PlanConfig, tyro.conf.arg(name="")]
         config: Annotated[Config, tyro.conf.arg(name="")]
         json: Path | None = None
         picture: Path | None = None
-        executable: Path | None = None
 
     default = Plan(PlanConfig(), load_config(path))
     asked = parse(Plan, default, rest, f"fmjax plan {path}")
@@ -203,7 +201,7 @@ def _plan(arguments: list[str]) -> int:
 
     # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
     with console() as progress:
-        plans = plan(asked.config, asked.plan, executable=asked.executable, progress=progress)
+        plans = plan(asked.config, asked.plan, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))
         if asked.json is not None:

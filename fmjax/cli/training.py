@@ -34,29 +34,22 @@ def train(arguments: list[str]) -> None:
             config: Every field of the config.
             run: The run folder (default: runs/NAME).
             overwrite: Replace a run that stands there.
-            executable: The compiled step of this config, these devices and this version, which
-                `fmjax plan --executable` wrote: nothing is compiled anew. Load only your own.
             processes: The same command runs in each of them.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
         run: Path | None = None
         overwrite: bool = False
-        executable: Path | None = None
         processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
     sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, asked.executable, asked.processes)
+    _train_and_show(config, asked.run, asked.overwrite, asked.processes)
 
 
 def _train_and_show(
-    config: "Config",
-    run: Path | None,
-    overwrite: bool,
-    executable: Path | None,
-    processes: "Processes",
+    config: "Config", run: Path | None, overwrite: bool, processes: "Processes"
 ) -> None:
     """Train in the processes of a run, and make the results in the first of them."""
     from fmjax._arrays import TextShape
@@ -66,7 +59,7 @@ def _train_and_show(
 
     folder = Path("runs") / config.name if run is None else run
     with working(processes) as progress:
-        train_folder(config, folder, overwrite=overwrite, executable=executable, progress=progress)
+        train_folder(config, folder, overwrite=overwrite, progress=progress)
         with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
                 progress.say("trained; samples of a model of text need prompts: none are drawn")
@@ -117,7 +110,7 @@ def reflow(arguments: list[str]) -> None:
     asked = parse(Reflow, default, rest, f"fmjax reflow {path}")
     sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, None, asked.processes)
+    _train_and_show(config, asked.run, asked.overwrite, asked.processes)
 
 
 def export(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmjax._progress import Progress, Silent
@@ -60,7 +61,6 @@ def _prepare_jax() -> None:
     """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
     import jax
 
-    from fmjax._files import cache_dir
     from fmjax._memory import keep_freed_memory
 
     try:
@@ -71,5 +71,20 @@ def _prepare_jax() -> None:
     if backend == "cpu":
         keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compilation"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        folder = _compilation_cache()
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _compilation_cache() -> Path | None:
+    """The folder of compiled programs; None if another user could write into it.
+
+    It holds machine code, which JAX runs.
+    """
+    from fmjax._files import cache_dir, is_private
+
+    folder = cache_dir() / "compilation"
+    with contextlib.suppress(OSError):  # Without a place to write, programs are compiled each time.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder if folder.is_dir() and is_private(folder) else None

@@ -13,7 +13,6 @@ from fmjax.config.build import (
     make_solve,
     make_step,
     num_parameters,
-    step_identity,
 )
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.fields import Config, EvaluationConfig, TrainingConfig
@@ -65,7 +64,6 @@ __all__ = [
     "is_stochastic",
     "make_solve",
     "make_step",
-    "step_identity",
     "num_parameters",
     "require_jumps",
     "require_types",

@@ -1,7 +1,6 @@
 """From numbers and names to functions."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Batch, Cond, Conditions, Params, Points, Text, TextShape, TokenShape
+from fmjax._arrays import Cond, Conditions, Params, Points, Text, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config.fields import Config
 from fmjax.config.flow_maps import (
@@ -22,7 +21,6 @@ from fmjax.config.flow_maps import (
 )
 from fmjax.config.losses import LossConfig
 from fmjax.config.sampling import SamplingConfig
-from fmjax.config.serialize import to_json
 from fmjax.config.solving import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
 from fmjax.guidance import classifier_free
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
@@ -152,20 +150,6 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
         accumulation_steps=config.training.accumulation_steps,
         frozen_sharding=None if frozen is None else jax.tree.map(lambda a: a.sharding, frozen),
     )
-
-
-def step_identity(config: Config, batch: Batch, mesh: Mesh) -> dict[str, Any]:
-    """All that decides the program of `make_step`, as JSON."""
-    whole = json.loads(to_json(config))
-    parts = ("network", "pretrained", "text_encoder", "path", "coupling", "loss", "optimizer")
-    training = ("num_steps", "batch_size", "accumulation_steps", "ema_decay")
-    return {name: whole[name] for name in parts} | {
-        "training": {name: whole["training"][name] for name in training},
-        "batch": [list(leaf.shape) for leaf in jax.tree.leaves(batch)],
-        "mesh": dict(mesh.shape),
-        "device": mesh.devices.flat[0].device_kind,
-        "slices": len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}),
-    }
 
 
 def _null_cond(conditions: Conditions) -> Any:

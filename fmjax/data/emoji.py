@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split, captions_of
-from fmjax.data.image_files import squared
+from fmjax.data.image_files import open_image, squared
 from fmjax.data.tokenizer import TokenizerConfig
 
 GROUPS = (
@@ -113,7 +112,7 @@ class EmojiData:
         if listed and not chosen:
             raise NoSuchSplit(f"data.groups must hold emoji to {split} on, got {self.groups}")
         pictures = _pictures(self._find(_FONT), chosen)
-        x = np.stack([squared(Image.open(io.BytesIO(p)), self.size) for p in pictures])
+        x = np.stack([squared(open_image(io.BytesIO(p)), self.size) for p in pictures])
         learned = [one.caption for one in listed if not _is_test(one)]
         often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]
         rows = np.repeat(np.arange(len(chosen)), often)

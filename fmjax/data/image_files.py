@@ -2,11 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+# Pillow reads PostScript with Ghostscript, which runs the file as a program.
+_PROGRAMS = ("EPS",)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def open_image(file: Path | str | BinaryIO) -> Image.Image:
+    """Open an image of any format that Pillow reads, except those that run another program.
+
+    Raises:
+        OSError: If the file is no image of such a format.
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.ID if name not in _PROGRAMS])
 
 
 def squared(image: Image.Image, size: int) -> np.ndarray:
@@ -61,7 +74,7 @@ class ImageFiles:
 
 def _read(path: str, size: int) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             # JPEGs are decoded at a fraction of their size, where that is enough.
             image.draft("RGB", (2 * size, 2 * size))
             return squared(image, size)

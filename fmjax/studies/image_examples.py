@@ -10,6 +10,7 @@ from PIL import Image
 
 from fmjax._checks import require
 from fmjax.data import Dataset
+from fmjax.data.image_files import open_image
 from fmjax.studies.draw import even_batches
 from fmjax.studies.run_folder import Run
 from fmjax.training import batch_sharding
@@ -84,7 +85,7 @@ def read_image(path: Path, event_shape: tuple[int, ...]) -> np.ndarray:
     Colour becomes grey for a model of one channel. Nothing is resized.
 
     Args:
-        path: In any format that Pillow reads.
+        path: Image file of any format that Pillow reads, except EPS.
         event_shape: `(height, width, channels)`, of 1 or 3 channels.
 
     Raises:
@@ -93,7 +94,7 @@ def read_image(path: Path, event_shape: tuple[int, ...]) -> np.ndarray:
     height, width, channels = event_shape
     modes = _MODES[channels]
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             sized = image.size == (width, height)
             require(sized, f"image {path}", f"be {width} x {height} pixels, as the model's",
                     f"{image.width} x {image.height}")  # fmt: skip

@@ -4,45 +4,33 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, PlanConfig, num_parameters, step_identity, to_json
+from fmjax.config import Config, PlanConfig, num_parameters, to_json
 from fmjax.hardware import CHIPS, Chip
 from fmjax.report.plan import Plan
 from fmjax.studies.finetune import as_released
 from fmjax.studies.planned import Work, sampling_batch, training_step
 from fmjax.training import MeshConfig, bytes_held, devices_of, make_mesh, num_shares
 from fmjax.training.ahead import Compiled, OutOfMemory, compiled
-from fmjax.training.executables import save_executable
 
 # What a step does again of its forward pass, whose operations are a third of all.
 _AGAIN = {"full": 1 / 3, "offload": 1 / 3}
 
 
-def plan(
-    config: Config,
-    asked: PlanConfig,
-    *,
-    executable: Path | None = None,
-    progress: Progress = Silent(),
-) -> list[Plan]:
+def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) -> list[Plan]:
     """The plan of a config as it is and, if that does not fit, those tried until one did.
 
     Args:
         config: The experiment.
         asked: What to compile of it, and for which devices.
-        executable: Where to keep the compiled training step that fits, for `train_folder`.
         progress: Hears of each that is tried.
 
     Raises:
         ValueError: If the topology is not known or cannot be compiled for here, or the parts of
             the config do not fit together, the data or the devices.
     """
-    only = executable is None or asked.work == "training"
-    require(only, "executable", "be left out but for a step of the training", executable)
     config = as_released(config, needed=False)
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
@@ -58,7 +46,7 @@ def plan(
         mesh = MeshConfig(*each.mesh.sizes(len(devices)))
         progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh, asked)}")
         work = make_work(each, make_mesh(each.mesh, devices))
-        tried.append(_plan_one(each, asked, work, executable))
+        tried.append(_plan_one(each, asked, work))
         if tried[-1].fits or time.monotonic() - started > asked.patience:
             break
     return tried
@@ -70,7 +58,7 @@ _WORK: Mapping[str, Callable[..., Work]] = {
 }
 
 
-def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | None) -> Plan:
+def _plan_one(config: Config, asked: PlanConfig, work: Work) -> Plan:
     mesh, counted = work.mesh, work.count()
     flops = counted.flops / mesh.size
     device = mesh.devices.flat[0].device_kind
@@ -85,8 +73,6 @@ def _plan_one(config: Config, asked: PlanConfig, work: Work, executable: Path | 
     training = asked.work == "training"
     remat = remat_of(config) if training else "none"
     fits = found is not None and (memory is None or found.peak <= memory)
-    if executable is not None and found is not None and fits:
-        save_executable(executable, found.executable, step_identity(config, work.args[1], mesh))
     return Plan(
         name=config.name,
         work=asked.work,

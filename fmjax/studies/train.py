@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, Experiment, build, make_step, num_parameters, step_identity
+from fmjax.config import Config, Experiment, build, make_step, num_parameters
 from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
@@ -30,7 +30,6 @@ from fmjax.training import (
     require_rows_by_process,
     together,
 )
-from fmjax.training.executables import load_executable
 
 
 def train(
@@ -46,7 +45,6 @@ def train_folder(
     path: Path,
     *,
     overwrite: bool = False,
-    executable: Path | None = None,
     progress: Progress = Silent(),
 ) -> None:
     """Train, and leave a run folder with config, checkpoints and metrics.
@@ -58,7 +56,6 @@ def train_folder(
         config: The experiment.
         path: The run folder.
         overwrite: Replace a run that stands there.
-        executable: The compiled step, which `plan` saved; None compiles it.
         progress: Hears of every part.
 
     Raises:
@@ -94,10 +91,6 @@ def train_folder(
     rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
     flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,
                        conditions=conditions)  # fmt: skip
-    if executable is not None:
-        with together("reading the executable"):
-            about = step_identity(config, batch, mesh)
-            step = load_executable(executable, step, (like, batch, *rest), about)
     # After all that can refuse the folder is made, not before.
     folder = RunFolder(path)
     with together("making the run folder"):

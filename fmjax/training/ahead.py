@@ -28,7 +28,6 @@ class Compiled(NamedTuple):
     """A step as the compiler made it. Bytes are those of each device.
 
     Attributes:
-        executable: The program; of devices that are here, it can run.
         arguments: State and batch.
         outputs: The next state, which takes the place of the last, and the metrics.
         temporaries: Activations, gradients, gathered weights.
@@ -39,7 +38,6 @@ class Compiled(NamedTuple):
             products.
     """
 
-    executable: Any
     arguments: float
     outputs: float
     temporaries: float
@@ -65,7 +63,6 @@ def compiled(fn: Any, *args: Any) -> Compiled:
         raise OutOfMemory(_needed(str(error))) from error
     memory, text = executable.memory_analysis(), executable.as_text()
     return Compiled(
-        executable=executable,
         arguments=float(memory.argument_size_in_bytes),
         outputs=float(memory.output_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),

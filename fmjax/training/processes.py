@@ -1,6 +1,9 @@
 """Several processes of one run: how they find one another, and what each may do by itself."""
 
 import contextlib
+import errno
+import ipaddress
+import os
 import socket
 import warnings
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv  # JAX has no public way to ask for the coordinator.
 from jax.experimental import multihost_utils
 
 from fmjax._checks import require, require_at_least
@@ -46,8 +50,9 @@ class Processes:
         assert self.coordinator is not None
         assert self.num_processes is not None
         assert self.process_index is not None
-        _, _, port = self.coordinator.rpartition(":")
-        require(port.isdigit(), "coordinator", "be HOST:PORT", self.coordinator)
+        host, _, port = self.coordinator.rpartition(":")
+        is_port = port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 2**16
+        require(bool(host) and is_port, "coordinator", "be HOST:PORT", self.coordinator)
         require_at_least("num_processes", self.num_processes, 1)
         one_of_them = 0 <= self.process_index < self.num_processes
         require(one_of_them, "process_index", f"lie in [0, {self.num_processes})",
@@ -75,13 +80,14 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     if jax.distributed.is_initialized():
         return True
     given = processes.coordinator is not None
+    bind = _bind_address(processes.coordinator or _cluster_coordinator())
     if given and processes.process_index == 0:
-        _require_free(str(processes.coordinator))
+        _require_free(str(processes.coordinator), str(bind))
     where = vars(processes).values() if given else ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # In a pod of Kubernetes, that it could do more.
-            initialize(*where)
+            initialize(*where, coordinator_bind_address=bind)
     except (ValueError, RuntimeError) as error:
         no_cluster = any(
             said in str(error)
@@ -97,13 +103,63 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     return True
 
 
-def _require_free(coordinator: str) -> None:
-    """Refuse an address that another program has: jaxlib may crash over it."""
+def _cluster_coordinator() -> str | None:
+    """The coordinator's address that JAX finds in the cluster's surroundings; None without one."""
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return address
+    with contextlib.suppress(RuntimeError, ValueError, OSError):  # `initialize` reports them.
+        return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)[0]
+    return None
+
+
+def _bind_address(coordinator: str | None) -> str | None:
+    """The address at which process 0 listens: that of the coordinator, not every interface.
+
+    `JAX_COORDINATOR_BIND_ADDRESS` overrides it. A machine's name that its own hosts file maps to
+    loopback (Debian: 127.0.1.1) does not say which interface the others reach: there all are used.
+    """
+    if (override := os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")) or coordinator is None:
+        return override
+    host, port = _host_and_port(coordinator)
     try:
-        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+        if host == "localhost" or ipaddress.ip_address(host):
+            return coordinator
+    except ValueError:  # A name.
+        pass
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:  # `_require_free` or `initialize` reports it.
+        return coordinator
+    loopback = all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
+    return f"[::]:{port}" if loopback else coordinator
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _require_free(coordinator: str, bind: str) -> None:
+    """Refuse an address that is taken, or is not one of this machine: jaxlib may crash over it."""
+    host, port = _host_and_port(bind)
+    errors: list[OSError] = []
+    try:
+        found = socket.getaddrinfo(
+            None if host == "::" else host, port,
+            type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
+        )  # fmt: skip
     except OSError as error:
-        got = f"{coordinator}: {error.strerror}"
-        raise ValueError(f"coordinator must be a free address of process 0, got {got}") from error
+        found, errors = [], [error]
+    for family, *_, address in found:
+        try:
+            socket.create_server(address[:2], family=family).close()
+        except OSError as error:
+            errors.append(error)
+    # A name may also have an IPv6 address that this machine does not use.
+    taken = [error for error in errors if error.errno == errno.EADDRINUSE]
+    if taken or len(errors) >= max(1, len(found)):
+        got = f"{coordinator}: {(taken or errors)[0].strerror}"
+        raise ValueError(f"coordinator must be a free address of process 0, got {got}")
 
 
 def is_main() -> bool:

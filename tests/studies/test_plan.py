@@ -170,7 +170,7 @@ def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(foun
 def test_a_roofline_pays_for_what_remat_does_again_in_training_only():
     chip = Chip(1e12, 1e9, 1e11, 1e10, 1e9)
     traffic = {"all-gather": Traffic(1, 5e9, 4e9, 1e9)}
-    program = Compiled(None, 1e9, 2e9, 3e9, 6e9, traffic, 0.0)
+    program = Compiled(1e9, 2e9, 3e9, 6e9, traffic, 0.0)
     assert module._roofline(chip, "full", 3e12, program) == {
         "compute": pytest.approx(4.0), "memory": pytest.approx(0.09),
         "links": pytest.approx(0.3), "network": pytest.approx(1.0),
