@@ -27,6 +27,15 @@ def require_between(name: str, value: float | int, low: float | int, high: float
     require(low <= value <= high, name, f"lie in [{low}, {high}]", value)
 
 
+def require_unicode(name: str, *values: object) -> None:
+    """Raise unless the texts or paths can be written as UTF-8: no bytes of another encoding."""
+    for value in map(str, values):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            require(False, name, "be text in UTF-8", ascii(value))
+
+
 def require_one_of(name: str, value: str, options: Iterable[str]) -> None:
     """Raise unless `value` is one of `options`; a near miss is suggested."""
     options = tuple(options)

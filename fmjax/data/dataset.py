@@ -9,7 +9,7 @@ import numpy as np
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require, require_one_of
 from fmjax._progress import Progress, Silent
-from fmjax.data.tokenizer import TokenizerConfig, WordTokenizer, train_tokenizer
+from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -47,20 +47,28 @@ class Captions(NamedTuple):
         tokens: Their words as numbers, int32 `[num_examples, num_tokens]`.
         tokenizer: What made these; it learned the words of the training split.
         config: How it was made.
+        training_texts: The texts that it learned from.
     """
 
     texts: list[str]
     tokens: np.ndarray
     tokenizer: WordTokenizer
     config: TokenizerConfig
+    training_texts: Sequence[str]
+
+    def by_rule(self, rule: int) -> "Captions":
+        """The same captions, split into words by another version of the tokenizer's rule."""
+        if rule == self.tokenizer.rule:
+            return self
+        return captions_of(self.texts, self.training_texts, self.config, rule=rule)
 
 
 def captions_of(
-    texts: list[str], training_texts: Sequence[str], config: TokenizerConfig
+    texts: list[str], training_texts: Sequence[str], config: TokenizerConfig, *, rule: int = RULE
 ) -> Captions:
     """The captions of a split, in the words of the training split."""
-    tokenizer = train_tokenizer(training_texts, config)
-    return Captions(texts, tokenizer.encode(texts), tokenizer, config)
+    tokenizer = train_tokenizer(training_texts, config, rule=rule)
+    return Captions(texts, tokenizer.encode(texts), tokenizer, config, training_texts)
 
 
 @dataclass(frozen=True, eq=False)

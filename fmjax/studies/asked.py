@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax._arrays import TokenShape
-from fmjax._checks import require
+from fmjax._checks import require, require_unicode
 from fmjax._progress import Progress, Silent
 from fmjax.data import Dataset
 from fmjax.studies.draw import even_labels
@@ -61,15 +61,19 @@ def asked_of(
     require(not classes, "classes", "be left out for a model of captions", classes)
     some = some_texts(run.captions, min(num, max(4, num // _FOR_EACH)))
     prompts = tuple(prompts or some)
+    require_unicode("prompts", *prompts)
     tokenizer = run.tokenizer
     unknown = tokenizer.unknown(prompts)
     if unknown:
         progress.say(f"words that were not among the captions: {', '.join(unknown)}")
     for prompt in tokenizer.cut(prompts):
         progress.say(f"warning: of {prompt!r} the run sees {tokenizer.num_tokens} words, no more")
+    tokens = tokenizer.encode(prompts)
+    if wordless := [repr(prompts[row]) for row in tokenizer.wordless(tokens)]:
+        progress.say(f"warning: prompts without a word that the run knows: {', '.join(wordless)}")
     labels = even_labels(num, len(prompts))
     assert labels is not None
-    return Asked(tokenizer.encode(prompts)[labels], labels, prompts)
+    return Asked(tokens[labels], labels, prompts)
 
 
 def even_conds(run: Run, num: int) -> Any:

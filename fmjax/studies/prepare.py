@@ -9,6 +9,7 @@ from fmjax._arrays import Conditions, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
+from fmjax.data.tokenizer import RULE
 from fmjax.studies.run_folder import RunFolder, read_config, some_texts, write_text
 from fmjax.training import MeshConfig
 
@@ -75,6 +76,11 @@ def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
             f"{', '.join(differing[:4])}{', ...' if differing[4:] else ''} "
             f"(--run names another folder, --overwrite replaces it)"
         )
+
+
+def rule_of(folder: RunFolder) -> int:
+    """The version of the rule that splits captions into words: that of a run which is resumed."""
+    return read_word_tokenizer(folder.tokenizer).rule if folder.tokenizer.is_file() else RULE
 
 
 def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:

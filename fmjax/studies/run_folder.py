@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
+from fmjax._checks import require_unicode
 from fmjax._files import write_atomically
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
@@ -18,9 +19,17 @@ from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths within a run folder; the folder itself may not exist yet."""
+    """Paths within a run folder; the folder itself may not exist yet.
+
+    Raises:
+        ValueError: If the absolute path of the folder is not UTF-8.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        # Orbax and TensorBoard cannot write to other names.
+        require_unicode("run folder", self.path.absolute())
 
     @property
     def config(self) -> Path:

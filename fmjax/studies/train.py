@@ -1,5 +1,6 @@
 """Train from a config into a run folder."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
-from fmjax.studies.prepare import prepare
+from fmjax.studies.prepare import prepare, rule_of
 from fmjax.studies.reflow import pairs_for, started_from, teacher_of
 from fmjax.studies.run_folder import Run, RunFolder, open_run
 from fmjax.training import (
@@ -64,11 +65,14 @@ def train_folder(
         Interrupted: After SIGTERM or Ctrl-C, with everything saved.
         NonFiniteLoss: If the loss was not finite.
     """
+    folder = RunFolder(path)
     with together("reading the released model"):
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
-    dataset, source, experiment = _read(config, mesh, progress, paired=teacher is not None)
+    resumed = None if overwrite else folder
+    paired = teacher is not None
+    dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
     event_shape, conditions = dataset.event_shape, dataset.conditions
     examples: Examples = dataset
     if teacher is not None:
@@ -92,7 +96,6 @@ def train_folder(
     flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,
                        conditions=conditions)  # fmt: skip
     # After all that can refuse the folder is made, not before.
-    folder = RunFolder(path)
     with together("making the run folder"):
         if is_main():
             captions = dataset.captions
@@ -112,7 +115,12 @@ def train_folder(
 
 
 def _read(
-    config: Config, mesh: jax.sharding.Mesh, progress: Progress, *, paired: bool
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    progress: Progress,
+    *,
+    paired: bool,
+    resumed: RunFolder | None,
 ) -> tuple[Dataset, Dataset | None, Experiment]:
     """The data, where its flow starts from if that is data too, and what is built for them.
 
@@ -126,8 +134,10 @@ def _read(
         if dataset.text is None:  # Of prompts that encoders read nothing is compared afterwards.
             require_comparable(config.compare.num_samples, len(dataset))
         source = None
-        if dataset.captions is not None:
-            _say_what_is_cut(dataset.captions, progress)
+        if (captions := dataset.captions) is not None:
+            captions = captions if resumed is None else captions.by_rule(rule_of(resumed))
+            dataset = dataclasses.replace(dataset, captions=captions)
+            _say_what_is_cut(captions, progress)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
@@ -143,6 +153,11 @@ def _say_what_is_cut(captions: Captions, progress: Progress) -> None:
         progress.say(
             f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
             f"{captions.config.num_tokens}; what is over is left out, the first of {long[0]!r}"
+        )
+    if wordless := captions.tokenizer.wordless(captions.tokens):
+        progress.say(
+            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word that the "
+            f"model learns and count as empty, the first is {captions.texts[wordless[0]]!r}"
         )
 
 

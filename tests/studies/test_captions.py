@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,12 +11,20 @@ from PIL import Image
 from fmjax._arrays import TokenShape
 from fmjax.cli import main
 from fmjax.config import SamplingConfig
-from fmjax.data import CaptionedClasses, Dataset, IdxData
+from fmjax.data import (
+    CaptionedClasses,
+    Dataset,
+    IdxData,
+    TokenizerConfig,
+    read_word_tokenizer,
+    train_tokenizer,
+)
 from fmjax.studies import evaluate
 from fmjax.studies.asked import asked_like, asked_of, conds_of
 from fmjax.studies.evaluate import read_evaluation
-from fmjax.studies.run_folder import open_run, read_captions, read_model
+from fmjax.studies.run_folder import open_run, read_captions, read_config, read_model
 from fmjax.studies.sample import grid_of, read_samples, settings_name
+from fmjax.studies.train import train_folder
 
 CONFIG = """
 from fmjax.config import *
@@ -124,6 +133,39 @@ def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, ca
     finally:
         caption.write_text(text)
     assert "others: the captions have changed" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_path):
+    texts = [f"a {name} picture {sign}" for name in COLOURS for sign in ("か", "が", "!")]
+    texts = (texts * 3)[:24]
+    new, old = (train_tokenizer(texts, TokenizerConfig(4, 16), rule=rule) for rule in (2, 1))
+    assert new.to_json() != old.to_json()
+    shutil.copytree(trained, tmp_path / "copy")
+    images, run = tmp_path / "copy" / "images", tmp_path / "copy" / "run"
+    for place, text in enumerate(texts):
+        (images / "train" / f"{place}.txt").write_text(text)
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(str(trained / "images"), str(images)))
+    old.write(run / "tokenizer.json")
+    train_folder(read_config(run), run)
+    assert read_word_tokenizer(run / "tokenizer.json").to_json() == old.to_json()
+
+
+def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard, tmp_path, capsys):
+    asked_of(run, 3, (), ("red 🎉", "🎉", "!"), progress=heard)
+    assert heard.lines[1] == "warning: prompts without a word that the run knows: '🎉', '!'"
+    shutil.copytree(trained / "images", tmp_path / "images")
+    for place, text in enumerate(("...", "?", "the")):
+        (tmp_path / "images" / "train" / f"{place}.txt").write_text(text)
+    options = ("--data.folder", tmp_path / "images", "--training.batch-size", "7")
+    assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
+    said = "3 of 24 captions have no word that the model learns and count as empty, the first is"
+    assert f"{said} '...'" in capsys.readouterr().out
+
+
+def test_prompts_that_are_no_unicode_are_refused(run):
+    with pytest.raises(ValueError, match=r"prompts must be text in UTF-8, got 'caf\\udce9'"):
+        asked_of(run, 1, (), ("caf\udce9",))
 
 
 @pytest.mark.parametrize(
