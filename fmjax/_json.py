@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial, reduce
@@ -50,7 +50,26 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+def one_of(*values: str) -> Rule:
+    """The rule of a string that is one of some."""
+    return Rule(f"one of {', '.join(values)}", lambda value: value in values)
+
+
+def require_lengths(name: str, **lists: Sized) -> None:
+    """Raise unless lists of a document, by their names, are of one length."""
+    lengths = [len(items) for items in lists.values()]
+    if len(set(lengths)) > 1:
+        wanted, got = " and ".join(lists), " and ".join(map(str, lengths))
+        raise ValueError(f"{name} must hold {wanted} of one length, got {got}")
+
+
 Count = Annotated[int, Rule("an integer of at least 0", lambda value: value >= 0)]
+Size = Annotated[int, Rule("an integer from 1 to 2**31 - 1", lambda value: 0 < value < 2**31)]
+EventShape = Annotated[
+    tuple[Size, ...],
+    Rule("sizes with a product below 2**31", lambda sizes: sizes and math.prod(sizes) < 2**31),
+]
+Share = Annotated[float, Rule("a number in [0, 1]", lambda value: 0 <= value <= 1)]
 Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule("a number of at least 0", lambda value: value >= 0)]
 _MAY_BE_INFINITE = "may be infinite or NaN"

@@ -101,4 +101,4 @@ def from_json(text: str | bytes, name: str = "config") -> Config:
     Raises:
         ValueError: If it is no JSON, or a field is unknown, missing or of the wrong kind.
     """
-    return structure(_CONVERTER, parse_json(text, name), Config, name)
+    return structure(_CONVERTER, parse_json(text, name, nonfinite=True), Config, name)

@@ -9,12 +9,26 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax._json import (
+    AnyFloat,
+    Count,
+    NonNegative,
+    Positive,
+    Share,
+    Size,
+    check_json,
+    one_of,
+    parse_json,
+    plain_json,
+)
+from fmjax._json import read_json as read_json_as
 
 FORMAT = 1
+Family = Annotated[str, one_of("fixed", "adaptive", "stochastic")]
 
 
 AS_REAL = "High frequencies"  # Of samples neither more nor less is better than real data's.
@@ -44,18 +58,18 @@ class SolverRun(NamedTuple):
     """
 
     solver: str
-    steps: int | None
-    tolerance: float | None
-    nfe_mean: float
-    nfe_max: int
-    rmse_mean: float
-    rmse_worst: float
-    seconds: float
-    succeeded: float = 1.0
-    metrics: Mapping[str, float] = {}
-    family: str = "fixed"
+    steps: Size | None
+    tolerance: Positive | None
+    nfe_mean: NonNegative
+    nfe_max: Count
+    rmse_mean: AnyFloat
+    rmse_worst: AnyFloat
+    seconds: NonNegative
+    succeeded: Share = 1.0
+    metrics: Mapping[str, AnyFloat] = {}
+    family: Family = "fixed"
     model: str = ""
-    spread: Mapping[str, float] = {}
+    spread: Mapping[str, AnyFloat] = {}
 
     @property
     def adaptive(self) -> bool:
@@ -74,8 +88,8 @@ class StepEnds(NamedTuple):
     """Where in t an adaptive solve put its accepted steps, rising to 1."""
 
     solver: str
-    tolerance: float
-    times: tuple[float, ...]
+    tolerance: Positive
+    times: tuple[Share, ...]
 
 
 class Reference(NamedTuple):
@@ -93,12 +107,12 @@ class Reference(NamedTuple):
     """
 
     solver: str
-    tolerance: float
+    tolerance: Positive
     precision: str
-    nfe: int
-    uncertainty: float
+    nfe: Count
+    uncertainty: AnyFloat
     note: str = ""
-    metrics: Mapping[str, float] = {}
+    metrics: Mapping[str, AnyFloat] = {}
 
 
 class Comparison(NamedTuple):
@@ -119,11 +133,11 @@ class Comparison(NamedTuple):
     runs: tuple[SolverRun, ...]
     reference: Reference | None = None
     step_ends: tuple[StepEnds, ...] = ()
-    num_samples: int = 0
+    num_samples: Count = 0
     device: str = ""
-    floors: Mapping[str, float] = {}
-    step: int | None = None
-    guidance: float = 1.0
+    floors: Mapping[str, AnyFloat] = {}
+    step: Count | None = None
+    guidance: NonNegative = 1.0
     higher_is_better: tuple[str, ...] = ()
 
     @property
@@ -194,7 +208,7 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "step_ends": [ends._asdict() for ends in comparison.step_ends],
     }
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(plain_json(document), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Comparison:
@@ -203,19 +217,17 @@ def read_json(path: Path) -> Comparison:
     Raises:
         ValueError: If the file is not such a document.
     """
-    try:
-        document = json.loads(path.read_text())
-        require(document.pop("format") == FORMAT, "comparison", f"have format {FORMAT}", path)
-        document["runs"] = tuple(_solver_run(run) for run in document["runs"])
-        if document["reference"] is not None:
-            document["reference"] = Reference(**_numbers(document["reference"]))
-        document["step_ends"] = tuple(
-            StepEnds(**{**ends, "times": tuple(ends["times"])}) for ends in document["step_ends"]
-        )
-        document["higher_is_better"] = tuple(document.get("higher_is_better", ()))
-        return Comparison(**_numbers(document))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"comparison must be one that fmjax wrote, got {path}: {error}") from error
+    document = read_json_as(path, dict[str, Any])
+    form = document.pop("format", None)
+    require(form == FORMAT, f"{path}", f"have format {FORMAT}", form)
+    runs = document.get("runs")
+    for run in runs if isinstance(runs, list) else ():
+        _add_family(run)
+    found = check_json(document, Comparison, str(path))
+    require(bool(found.runs), str(path), "hold at least one row", "none")
+    for place, run in enumerate(found.runs):
+        _check_setting(run, f"{path}: runs[{place}]")
+    return found
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
@@ -234,36 +246,28 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 def row_to_json(run: SolverRun) -> str:
     """One row, as `row_from_json` reads it back equal."""
-    return json.dumps(_plain(run._asdict()), allow_nan=False) + "\n"
+    return json.dumps(plain_json(run._asdict()), allow_nan=False) + "\n"
 
 
 def row_from_json(text: str) -> SolverRun:
-    """Read what `row_to_json` wrote; raises ValueError or TypeError if it is something else."""
-    return _solver_run(json.loads(text))
+    """Read what `row_to_json` wrote.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    fields = parse_json(text, "row")
+    _add_family(fields)
+    run = check_json(fields, SolverRun, "row")
+    _check_setting(run, "row")
+    return run
 
 
-def _solver_run(fields: dict[str, Any]) -> SolverRun:
-    """A row as it was written, or as it was before rows had families."""
-    fields.setdefault("family", "adaptive" if fields["steps"] is None else "fixed")
-    return SolverRun(**_numbers(fields))
+def _add_family(fields: Any) -> None:
+    """Give a row from before rows had families its own."""
+    if isinstance(fields, dict):
+        fields.setdefault("family", "adaptive" if fields.get("steps") is None else "fixed")
 
 
-def _plain(value: Any) -> Any:
-    """`value` for JSON, which has no infinity and no NaN: those become strings."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _numbers(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turn the strings "inf", "-inf" and "nan" back, one level of mappings deep."""
-    words = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-    def back(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: back(item) for key, item in value.items()}
-        return words.get(value, value) if isinstance(value, str) else value
-
-    return {name: back(value) for name, value in fields.items()}
+def _check_setting(run: SolverRun, name: str) -> None:
+    one = (run.steps is None) != (run.tolerance is None)
+    require(one, name, "have steps or a tolerance", f"{run.steps} and {run.tolerance}")

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from fmjax._checks import require
 from fmjax._files import read_npz, write_npz
-from fmjax.report.comparison import SolverRun
+from fmjax._json import NonNegative, check_json, parse_json, require_lengths
+from fmjax.report.comparison import Family, SolverRun
 
 
 class GalleryEntry(NamedTuple):
@@ -36,6 +38,17 @@ class GalleryEntry(NamedTuple):
         return cls(run.model, run.solver, run.setting, run.family, run.nfe_mean, images)
 
 
+class _Row(TypedDict):
+    """A `GalleryEntry` in JSON; its images are an array of their own."""
+
+    model: str
+    solver: str
+    setting: str
+    family: Family
+    nfe_mean: NonNegative
+    images: None
+
+
 def write_gallery(entries: Sequence[GalleryEntry], path: Path) -> None:
     """Write to one .npz file: images as bytes, and their rows' names."""
     images = [
@@ -53,11 +66,16 @@ def read_gallery(path: Path) -> tuple[GalleryEntry, ...]:
         ValueError: If the file is damaged, or of something else.
     """
     arrays = read_npz(path)
-    try:
-        rows, images = json.loads(str(arrays["rows"])), arrays["images"]
-        return tuple(
-            GalleryEntry(**{**row, "images": image.astype(np.float32) / 127.5 - 1.0})
-            for row, image in zip(rows, images, strict=True)
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must be a gallery that fmjax wrote, got {error}") from error
+    names = ", ".join(sorted(arrays))
+    rule = "be a gallery that fmjax wrote"
+    require({"rows", "images"} <= set(arrays), str(path), rule, f"arrays {names}")
+    text, images = str(arrays["rows"]), arrays["images"]
+    rows = check_json(parse_json(text, f"{path}: rows"), list[_Row], f"{path}: rows")
+    pictures = images.ndim == 5 and images.shape[-1] in (1, 3) and images.dtype == np.uint8
+    pictures = pictures and images.size > 0
+    require(pictures, f"{path}: images", "be pictures as bytes", f"{images.dtype}{images.shape}")
+    require_lengths(str(path), rows=rows, images=images)
+    return tuple(
+        GalleryEntry(**{**row, "images": image.astype(np.float32) / 127.5 - 1.0})
+        for row, image in zip(rows, images, strict=True)
+    )

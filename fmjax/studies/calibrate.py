@@ -1,10 +1,11 @@
 """The calibrated grid of a run: measured once, kept beside its checkpoints."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from fmjax._json import Count, NonNegative, Share, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.solvers import calibrate
@@ -14,6 +15,16 @@ from fmjax.studies.starts import run_starts
 from fmjax.times import Tabulated
 
 NUM_PATHS = 32
+
+
+class _Grid(NamedTuple):
+    """What `grid.json` holds."""
+
+    step: Count
+    guidance: NonNegative
+    guidance_interval: list[Share]
+    times: tuple[float, ...]
+    density: tuple[float, ...]
 
 
 def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent()) -> Tabulated:
@@ -53,9 +64,9 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
 def _read(run: Run, asked: dict[str, Any]) -> Tabulated | None:
     """The grid that the folder keeps, if it is whole and the one that is asked for."""
     try:
-        kept = json.loads(run.folder.grid.read_text(encoding="utf-8"))
-        if any(kept[name] != value for name, value in asked.items()):
+        kept = read_json(run.folder.grid, _Grid)
+        if any(getattr(kept, name) != value for name, value in asked.items()):
             return None
-        return Tabulated(*(tuple(map(float, kept[name])) for name in ("times", "density")))
-    except (OSError, KeyError, TypeError, ValueError):
+        return Tabulated(kept.times, kept.density)
+    except (OSError, ValueError):
         return None

@@ -3,14 +3,12 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
-from fmjax.studies.prepare import differences
 
 _Kind = TypeVar("_Kind")
 
@@ -72,12 +70,11 @@ def _with_its_types(config: Config, path: Path) -> Config:
         require_types(config)
     except ValueError as error:
         raise ValueError(f"config {path} must be of fmjax's own parts: {error}") from error
-    plain = from_json(to_json(config))
-    wrong = differences(json.loads(to_json(config)), json.loads(to_json(plain)))
-    if wrong:
-        raise ValueError(f"config {path} must hold whole numbers where they count, got a fraction "
-                         f"in {', '.join(wrong)}")  # fmt: skip
-    return plain
+    try:
+        text = to_json(config)
+    except (TypeError, ValueError) as error:  # A number of NumPy's, say, or what is no number.
+        raise ValueError(f"config {path} must hold what JSON can hold, got {error}") from error
+    return from_json(text, f"config {path}")
 
 
 def _suggestion(message: str, names: Mapping[str, object]) -> str:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import TokenShape
-from fmjax._checks import require_at_least
+from fmjax._checks import require, require_at_least
+from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import CaptionedClasses, DataConfig, Dataset, IdxData, NoSuchSplit
@@ -55,21 +56,21 @@ class Evaluation(NamedTuple):
         prompted: Whether samples were asked for in words, by captions of the training set.
     """
 
-    step: int
-    num_samples: int
-    num_failed: int
-    num_examples: int
+    step: Count
+    num_samples: Count
+    num_failed: Count
+    num_examples: Count
     solver: str
-    nfe: float
-    num_half: int
-    wasserstein: float
-    wasserstein_halves: float
-    frechet: float | None = None
-    frechet_halves: float | None = None
-    frechet_test: float | None = None
-    num_test: int = 0
-    accuracy: float | None = None
-    classifier_accuracy: float | None = None
+    nfe: NonNegative
+    num_half: Count
+    wasserstein: AnyFloat
+    wasserstein_halves: AnyFloat
+    frechet: AnyFloat | None = None
+    frechet_halves: AnyFloat | None = None
+    frechet_test: AnyFloat | None = None
+    num_test: Count = 0
+    accuracy: Share | None = None
+    classifier_accuracy: Share | None = None
     prompted: bool = False
 
 
@@ -79,10 +80,12 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         ValueError: If the file is not such a document.
     """
-    try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} must be an evaluation, got {error}") from error
+    found = read_json(path, Evaluation, nonfinite=True)
+    for each in ("frechet_halves", "frechet_test") if found.frechet is not None else ():
+        needed = each != "frechet_test" or found.num_test > 0
+        missing = needed and getattr(found, each) is None
+        require(not missing, str(path), f"hold {each} along with frechet", "none")
+    return found
 
 
 def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
@@ -161,7 +164,7 @@ def evaluate_run(
         test = test_split(run.config.data, progress)
         some = None if test is None else test.points(slice(num_samples))
         result = result._replace(**_in_feature_space(extractor, x1, real, halves, some))
-    write_text(run.folder.evaluation, json.dumps(result._asdict(), indent=2) + "\n")
+    write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
     measure_paths(run, sampling, evaluation.num_paths, progress=progress)

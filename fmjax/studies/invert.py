@@ -10,6 +10,15 @@ import numpy as np
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax._json import (
+    AnyFloat,
+    Count,
+    NonNegative,
+    Positive,
+    Size,
+    plain_json,
+    read_json,
+)
 from fmjax._progress import Progress, Silent
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.inverting import InvertConfig
@@ -45,13 +54,13 @@ class RoundTrip(NamedTuple):
     """
 
     solver: str
-    num_steps: int | None
-    tolerance: float | None
-    nfe: float
-    mean_rmse: float | None
-    worst_rmse: float | None
-    noise_rms: float | None
-    num_failed: int
+    num_steps: Size | None
+    tolerance: Positive | None
+    nfe: NonNegative
+    mean_rmse: AnyFloat | None
+    worst_rmse: AnyFloat | None
+    noise_rms: AnyFloat | None
+    num_failed: Count
 
 
 class Inversion(NamedTuple):
@@ -64,10 +73,24 @@ class Inversion(NamedTuple):
         edits: One for each strength.
     """
 
-    step: int
-    num_images: int
+    step: Count
+    num_images: Count
     round_trips: tuple[RoundTrip, ...]
     edits: tuple[Edits, ...]
+
+
+def read_inversion(path: Path) -> Inversion:
+    """Read what `invert_run` wrote.
+
+    Raises:
+        ValueError: If the file is not such a document.
+    """
+    found = read_json(path, Inversion, nonfinite=True)
+    for place, trip in enumerate(found.round_trips):
+        one = (trip.num_steps is None) != (trip.tolerance is None)
+        got = f"{trip.num_steps} and {trip.tolerance}"
+        require(one, f"{path}: round_trips[{place}]", "have num_steps or a tolerance", got)
+    return found
 
 
 def invert_run(
@@ -123,7 +146,7 @@ def invert_run(
         "round_trips": [each._asdict() for each in round_trips],
         "edits": [each._asdict() for each in edits],
     }
-    write_text(run.folder.inversion, json.dumps(document, indent=2) + "\n")
+    write_text(run.folder.inversion, json.dumps(plain_json(document), indent=2) + "\n")
     progress.say(f"wrote {run.folder.inversion}")
     return result
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import expand_like
+from fmjax._json import AnyFloat, Count, NonNegative, Share
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.inverting import InvertConfig
 from fmjax.report.images import image_grid
@@ -25,10 +26,10 @@ class Edits(NamedTuple):
         num_failed: Edits that did not arrive.
     """
 
-    strength: float
-    nfe: float
-    rmse: float | None
-    num_failed: int
+    strength: Share
+    nfe: NonNegative
+    rmse: AnyFloat | None
+    num_failed: Count
 
 
 def _pictured(config: InvertConfig) -> dict[str, Any]:

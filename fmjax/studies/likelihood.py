@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._checks import require
+from fmjax._json import AnyFloat, Count, NonNegative, Positive, plain_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
@@ -38,16 +40,25 @@ class LikelihoodResult(NamedTuple):
         method: What solved, in words.
     """
 
-    step: int
-    num_examples: int
-    num_failed: int
-    nats: float
-    nats_error: float
-    bits_per_dim: float | None
-    bits_error: float | None
-    bin_width: float | None
-    nfe: float
+    step: Count
+    num_examples: Count
+    num_failed: Count
+    nats: AnyFloat
+    nats_error: AnyFloat
+    bits_per_dim: AnyFloat | None
+    bits_error: AnyFloat | None
+    bin_width: Positive | None
+    nfe: NonNegative
     method: str
+
+
+def read_likelihood(path: Path) -> LikelihoodResult:
+    """Read what `likelihood_run` wrote.
+
+    Raises:
+        ValueError: If the file is not such a document.
+    """
+    return read_json(path, LikelihoodResult, nonfinite=True)
 
 
 def likelihood_run(
@@ -92,7 +103,7 @@ def likelihood_run(
         method=in_words(config),
     )
     path = run.folder.likelihood
-    write_text(path, json.dumps(result._asdict(), indent=2) + "\n")
+    write_text(path, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     progress.say(described(result))
     progress.say(f"wrote {path}")
     return result

@@ -8,6 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fmjax._checks import require
+from fmjax._json import (
+    AnyFloat,
+    Count,
+    NonNegative,
+    Share,
+    plain_json,
+    read_json,
+    require_lengths,
+)
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
@@ -42,19 +52,19 @@ class PathsResult(NamedTuple):
         cost: Mean squared distance of the ends per coordinate.
     """
 
-    step: int
-    num_paths: int
-    guidance: float
-    s: float
-    s_error: float
-    length_ratio: float
-    times: tuple[float, ...]
-    deviation: tuple[float, ...]
-    midpoints: tuple[float, ...]
-    curvature: tuple[float, ...]
+    step: Count
+    num_paths: Count
+    guidance: NonNegative
+    s: AnyFloat
+    s_error: AnyFloat
+    length_ratio: AnyFloat
+    times: tuple[Share, ...]
+    deviation: tuple[AnyFloat, ...]
+    midpoints: tuple[Share, ...]
+    curvature: tuple[AnyFloat, ...]
     lines: tuple[tuple[tuple[float, float], ...], ...] = ()
-    cost: float = float("nan")
-    num_failed: int = 0
+    cost: AnyFloat = float("nan")
+    num_failed: Count = 0
 
 
 def measure_paths(
@@ -107,7 +117,7 @@ def measure_paths(
         cost=float(np.nanmean(cost)),
         num_failed=num_paths - num_finite,
     )
-    write_text(run.folder.paths, json.dumps(result._asdict(), indent=2) + "\n")
+    write_text(run.folder.paths, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     progress.say(
         f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight paths at constant "
         f"speed), length over distance {result.length_ratio:.4f} (1: straight), transport cost "
@@ -130,7 +140,13 @@ def read_paths(path: Path) -> PathsResult:
     Raises:
         ValueError: If the file is not such a document.
     """
-    try:
-        return PathsResult(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} must say how straight paths are, got {error}") from error
+    found = read_json(path, PathsResult, nonfinite=True)
+    require_lengths(str(path), times=found.times, deviation=found.deviation)
+    require_lengths(str(path), midpoints=found.midpoints, curvature=found.curvature)
+    for place, line in enumerate(found.lines):
+        require_lengths(str(path), times=found.times, **{f"lines[{place}]": line})
+    for name in ("times", "midpoints"):
+        times = getattr(found, name)
+        rising = bool(times) and list(times) == sorted(times)
+        require(rising, str(path), f"hold rising {name}", times)
+    return found

@@ -1,17 +1,15 @@
 """The tables of a page beside its comparison, from the files of run folders."""
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fmjax.config import solver_title
 from fmjax.report.comparison import power_of_ten
 from fmjax.report.page import Cell, Table
 from fmjax.report.tables import number
-from fmjax.studies.invert import RoundTrip
-from fmjax.studies.likelihood import LikelihoodResult
+from fmjax.studies.invert import RoundTrip, read_inversion
+from fmjax.studies.likelihood import read_likelihood
 from fmjax.studies.paths import read_paths
 from fmjax.studies.run_folder import RunFolder
 
@@ -39,7 +37,7 @@ def likelihood_tables(folder: RunFolder) -> tuple[Table, ...]:
     path = folder.likelihood
     if not path.is_file():
         return ()
-    found = _parsed(path, lambda document: LikelihoodResult(**document))
+    found = read_likelihood(path)
     rows = [("nats of an example", found.nats, found.nats_error)]
     if found.bits_per_dim is not None and found.bits_error is not None:
         rows.insert(0, ("bits per dimension", found.bits_per_dim, found.bits_error))
@@ -57,14 +55,9 @@ def round_trip_tables(folder: RunFolder) -> tuple[Table, ...]:
     """What `fmjax invert` found to be lost from image to noise to image."""
     if not folder.inversion.is_file():
         return ()
-    num_images, trips = _parsed(
-        folder.inversion,
-        lambda document: (
-            document["num_images"],
-            [RoundTrip(**trip) for trip in document["round_trips"]],
-        ),
-    )
-    rows = [_trip_row(trip, num_images) for trip in trips]
+    found = read_inversion(folder.inversion)
+    num_images = found.num_images
+    rows = [_trip_row(trip, num_images) for trip in found.round_trips]
     columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise",
                "arrived")  # fmt: skip
     note = (
@@ -90,10 +83,3 @@ def _trip_row(trip: RoundTrip, num_images: int) -> list[str | float | Cell]:
         *(math.nan if error is None else error for error in errors),
         Cell(f"{arrived} of {num_images}", arrived, "bad" if trip.num_failed else ""),
     ]
-
-
-def _parsed(path: Path, parse: Callable[[Any], Any]) -> Any:
-    try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must be one that fmjax wrote, got {error}") from error

@@ -1,6 +1,5 @@
 """The folder of one run: what it holds, and how it is made, resumed and read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._checks import require_unicode
 from fmjax._files import write_atomically
+from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
@@ -120,22 +120,25 @@ def read_config(path: Path) -> Config:
     return from_json(folder.config.read_bytes(), str(folder.config))
 
 
+class _Model(NamedTuple):
+    """What `model.json` holds."""
+
+    event_shape: EventShape
+    num_classes: Size | None
+    text: TextShape | None = None
+    tokens: TokenShape | None = None
+    captions: tuple[str, ...] = ()
+
+
 def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
     """The event shape and the conditions of the run in folder `path`.
 
     Raises:
         ValueError: If the file is not what `prepare` wrote.
     """
-    file = RunFolder(path).model
-    try:
-        model = json.loads(file.read_text(encoding="utf-8"))
-        classes, text, tokens = (model.get(name) for name in ("num_classes", "text", "tokens"))
-        conditions = None if model["num_classes"] is None else int(classes)
-        conditions = conditions if text is None else TextShape.of(text)
-        conditions = conditions if tokens is None else TokenShape(**tokens)
-        return tuple(map(int, model["event_shape"])), conditions
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} must hold event_shape and num_classes, got {error!r}") from error
+    model = read_json(RunFolder(path).model, _Model)
+    conditions = [model.tokens, model.text, model.num_classes]
+    return model.event_shape, next((each for each in conditions if each is not None), None)
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
@@ -144,11 +147,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: If the file is not what `prepare` wrote.
     """
-    file = RunFolder(path).model
-    try:
-        return tuple(map(str, json.loads(file.read_text(encoding="utf-8")).get("captions", ())))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} must hold captions, got {error!r}") from error
+    return read_json(RunFolder(path).model, _Model).captions
 
 
 def some_texts(texts: Sequence[str], num: int) -> list[str]:

@@ -202,7 +202,7 @@ def _row(
     figures, pictures = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
     try:
         return row_from_json(figures.read_text(encoding="utf-8")), read_npz(pictures)["images"]
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, ValueError):
         pass  # Not there, or cut short: drawn again.
     progress.say(f"{run.config.name}: {settings_name(asked)}")
     labels = None if run.num_classes is None else measure.labels

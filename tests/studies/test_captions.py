@@ -267,7 +267,7 @@ def test_a_file_without_captions_gives_none(trained):
         model.write_text(json.dumps({"event_shape": [2], "num_classes": None}))
         assert read_captions(trained / "run") == ()
         model.write_text("[]")
-        with pytest.raises(ValueError, match="must hold captions, got"):
+        with pytest.raises(ValueError, match=r"model\.json must hold an object, got"):
             read_captions(trained / "run")
     finally:
         model.write_text(text)

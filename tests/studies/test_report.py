@@ -63,7 +63,7 @@ def test_likelihood_has_its_table(folder):
 
 def test_round_trips_have_their_table_and_pictures_their_sections(folder):
     trips = [trip._asdict() for trip in TRIPS]
-    write(folder.inversion, {"num_images": 3, "round_trips": trips, "edits": []})
+    write(folder.inversion, {"step": 7, "num_images": 3, "round_trips": trips, "edits": []})
     folder.samples.mkdir()
     grid = image_bytes(image_grid(np.zeros((2, 4, 4, 1)), 2))
     (folder.samples / "edits.png").write_bytes(grid)
@@ -80,7 +80,7 @@ def test_round_trips_have_their_table_and_pictures_their_sections(folder):
 @pytest.mark.parametrize("document", [[], {"what": "else"}])
 def test_foreign_files_are_refused(folder, name, document):
     write(folder.path / f"{name}.json", document)
-    with pytest.raises(ValueError, match=rf"{name}\.json must be one that fmjax wrote, got"):
+    with pytest.raises(ValueError, match=rf"{name}\.json must hold (an object|a value at step)"):
         page_of_run(folder)
 
 

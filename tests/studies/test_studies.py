@@ -315,7 +315,7 @@ def test_a_start_that_was_killed_between_its_two_files_can_be_made_again(prepare
 @pytest.mark.parametrize("text", ["not json", "[]", '{"num_samples": 4, "fid": 3.0}'])
 def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "evaluation.json").write_text(text)
-    with pytest.raises(ValueError, match=r"evaluation\.json must be an evaluation, got"):
+    with pytest.raises(ValueError, match=r"evaluation\.json must (be JSON|hold)"):
         read_evaluation(tmp_path / "evaluation.json")
 
 
@@ -334,7 +334,7 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
         (
             "from fmjax.config import Config, TrainingConfig\n"
             "def get_config():\n    return Config('x', training=TrainingConfig(batch_size=16.5))",
-            r"must hold whole numbers where they count, got a fraction in training\.batch_size",
+            r"mine\.py must hold an integer at training\.batch_size, got 16\.5",
         ),
         (
             "from fmjax.config import Config\nfrom fmjax.networks import MLPConfig\n"
