@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from _measure import report
 
-TIMES = ("images_per_second", "teraflops_per_device", "share_of_peak")
+TIMES = ("examples_per_second", "teraflops_per_device", "share_of_peak")
 
 
 def train(folder: Path) -> None:

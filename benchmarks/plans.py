@@ -96,7 +96,7 @@ def memory(found: dict[str, Any]) -> str:
 def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Memory and speed."""
     print("| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
-          "TFLOP each | sent, GB | at most, images/s | compiled in |")  # fmt: skip
+          "TFLOP each | sent, GB | at most, examples/s | compiled in |")  # fmt: skip
     print("| --- " * 9 + "|")
     for name, config, topology, options in rows:
         found = plan(config, topology, options)

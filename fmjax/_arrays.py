@@ -19,6 +19,11 @@ Cond: TypeAlias = PyTree | None
 Params: TypeAlias = Any
 
 
+def noun(event_shape: tuple[int, ...]) -> str:
+    """What examples of a shape are called: images, points, or else examples."""
+    return {1: "points", 3: "images"}.get(len(event_shape), "examples")
+
+
 class Batch(NamedTuple):
     """Data of one training step: targets and what they are conditioned on.
 

@@ -1,5 +1,6 @@
 """Files: atomic writes, careful reads, and where fmjax keeps what it makes once and uses often."""
 
+import difflib
 import hashlib
 import os
 import secrets
@@ -43,6 +44,33 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def require_exists(name: str, path: Path) -> None:
+    """Raise a `ValueError` unless a file or folder exists; the nearest name that does is named."""
+    if path.exists():
+        return
+    near = _nearest_path(path)
+    hint = "" if near is None else f" (did you mean {near}?)"
+    raise ValueError(f"{name} must exist, got {path}{hint}")
+
+
+def _nearest_path(path: Path) -> Path | None:
+    """The path next to it, or one folder further down, with the most similar name."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        inner = [one for one in folder.iterdir() if not one.name.startswith(".")]
+        below = [one for each in inner if each.is_dir() for one in each.iterdir()]
+    except OSError:
+        return None  # A folder that cannot be read has no names to offer.
+    for found in (inner, below):
+        by_name = {one.name: one for one in found if one.suffix == path.suffix}
+        near = difflib.get_close_matches(path.name, by_name, n=1)
+        if near:
+            return by_name[near[0]]
+    return None
 
 
 def is_hidden(path: Path) -> bool:

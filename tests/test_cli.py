@@ -121,13 +121,13 @@ def test_help_without_a_path_is_the_usage(command, capsys):
     [
         (["trane"], "got 'trane' (did you mean 'train'?)"),
         (["train"], "fmjax train needs a CONFIG first"),
-        (["train", "absent.py"], "config must be a Python file, got absent.py"),
+        (["train", "absent.py"], "config must exist, got absent.py"),
         (["train", CONFIGS / "toy2d.py", "--trainin.num-steps", 3], "did you mean --training.num"),
         (["train", CONFIGS / "toy2d.py", "--training.num-steps", "many"], "--training.num-steps"),
         (["train", CONFIGS / "toy2d.py", "--training.num-steps", 0], "training.num_steps must be"),
         (["train", CONFIGS / "digits.py", "--network.patch-size", 3], "patch_size must divide"),
         (["train", CONFIGS / "fashion_mnist.py", "--data.folder", "absent"], "data.folder must"),
-        (["sample", "absent"], "run folder absent must hold config.json"),
+        (["sample", "absent"], "run folder must exist, got absent"),
     ],
 )
 def test_bad_arguments_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_path,

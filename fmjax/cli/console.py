@@ -1,9 +1,13 @@
 """How far long work is: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+_NARROW = 80
+"""Terminals with fewer columns have room for the counts alone."""
 
 
 @contextlib.contextmanager
@@ -14,20 +18,28 @@ def console() -> Iterator[Any]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
+    # By the file itself: FORCE_COLOR would make a terminal of a log file.
+    if not sys.stdout.isatty() or console.is_dumb_terminal:
         yield _Lines()
         return
-    columns = (
-        TextColumn("{task.description:>10}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn())
+    if console.width >= _NARROW:
+        columns = (
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+    with Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty()) as bars:
         yield _Bars(bars)
 
 

@@ -116,8 +116,23 @@ def _complain(error: Exception, code: int = 2) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {_plainly(error.filename)}" if error.filename else error.strerror
-    print(f"fmjax: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"fmjax: error: {_one_line(text)}", file=sys.stderr)
     return code
+
+
+_LONGEST = 2_000
+"""Characters of an error; values are shown, but not whole files."""
+
+
+def _one_line(text: str) -> str:
+    """The text on one line that a terminal shows as it is: without control characters."""
+    text = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(text.split())
+    )
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    return text
 
 
 def _plainly(name: object) -> object:

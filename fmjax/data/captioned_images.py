@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least
-from fmjax._files import is_hidden
+from fmjax._files import is_hidden, require_exists
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, captions_of
 from fmjax.data.image_files import SUFFIXES, ImageFiles
@@ -53,6 +53,7 @@ class CaptionedImages:
             ValueError: If images and captions do not belong together, one to one.
         """
         folder = Path(self.folder).expanduser()
+        require_exists("data.folder", folder)
         require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
         splits = self._splits(folder, progress if split == "train" else Silent())
         if not splits[split]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require
+from fmjax._files import require_exists
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split
 from fmjax.data.manifest import RecordField, RecordManifest
@@ -48,6 +49,7 @@ class EncodedData:
             ValueError: If the folder has no such split, or it is damaged or of something else.
         """
         folder = Path(self.folder).expanduser()
+        require_exists("data.folder", folder)
         require(folder.is_dir(), "data.folder", "be a folder that fmjax encode wrote", folder)
         if not (folder / split).is_dir():
             raise NoSuchSplit(f"data.folder must hold {split}, as fmjax encode writes it, got "

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fmjax._checks import require
-from fmjax._files import is_hidden, write_atomically
+from fmjax._files import is_hidden, require_exists, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, class_of, load_component
 from fmjax.pretrained.files import STEMS, WEIGHTS, TensorFiles, find_files, plain_name, read_json
@@ -103,7 +103,9 @@ def open_model(path: Path) -> ModelFolder:
     Raises:
         ValueError: If it is no such folder, of a model that is not known here, or lacks a part.
     """
-    require(path.is_dir(), str(path), "be a folder with a model_index.json", "no folder")
+    require_exists("model folder", path)
+    need = f"be a folder with a {INDEX}"
+    require(is_model_folder(path), f"model {path}", need, "none" if path.is_dir() else "a file")
     index = read_json(path / INDEX)
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in _WEIGHTS:

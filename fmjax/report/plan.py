@@ -113,7 +113,7 @@ def plan_text(plan: Plan) -> str:
     if plan.roofline:
         each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items() if s)
         rate = plan.examples_per_second
-        speed = "" if rate is None else f": at most {_rounded(rate)} images/s"
+        speed = "" if rate is None else f": at most {_rounded(rate)} examples/s"
         rows.append(("roofline", f"{each} a {plan.unit}{speed}"))
     if plan.dollars is not None:
         rows.append(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from fmjax._checks import require
+from fmjax._files import require_exists
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
 
 _Kind = TypeVar("_Kind")
@@ -38,8 +40,9 @@ def load_study(path: Path) -> StudyConfig:
 
 def _load(path: Path, function: str, kind: type[_Kind]) -> _Kind:
     """What a function of a Python file gives."""
-    if not path.is_file() or path.suffix != ".py":
-        raise ValueError(f"config must be a Python file, got {path}")
+    require_exists("config", path)
+    got = f"the folder {path}" if path.is_dir() else path
+    require(path.is_file() and path.suffix == ".py", "config", "be a Python file (.py)", got)
     spec = importlib.util.spec_from_file_location(f"fmjax_config_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmjax._checks import require
-from fmjax._files import require_writable, write_atomically
+from fmjax._files import require_exists, require_writable, write_atomically
 from fmjax.solvers import FixedSteps
 from fmjax.studies.request import Request
 
@@ -130,7 +130,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: If the file is not there, no text or empty.
     """
-    require(path.is_file(), f"file {path}", "hold prompts", "no such file")
+    require_exists("prompts", path)
+    require(path.is_file(), "prompts", "be a text file", f"the folder {path}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

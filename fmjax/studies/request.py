@@ -8,6 +8,7 @@ import jax
 
 from fmjax._arrays import Text
 from fmjax._checks import require
+from fmjax._files import require_exists
 from fmjax.config import Steps
 from fmjax.config.generating import GenerateConfig
 from fmjax.pretrained.folder import ModelFolder
@@ -53,7 +54,7 @@ def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
     kind = kind_of(model)
     latents = latents_of(model, config.height, config.width)
     if config.lora is not None:
-        require(config.lora.exists(), "lora", "be a LoRA file or a folder with one", config.lora)
+        require_exists("lora", config.lora)
     if kind.guidance is None:
         rule = "be left out for a model that was distilled to do without (schnell)"
         require(config.guidance is None, "guidance", rule, config.guidance)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
-from fmjax._checks import require_unicode
-from fmjax._files import write_atomically
+from fmjax._checks import require, require_unicode
+from fmjax._files import require_exists, write_atomically
 from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
@@ -115,8 +115,9 @@ def read_config(path: Path) -> Config:
         ValueError: If the folder is no run, or its config cannot be read.
     """
     folder = RunFolder(path)
-    if not folder.config.is_file() or not folder.model.is_file():
-        raise ValueError(f"run folder {path} must hold config.json, got no such run")
+    require_exists("run folder", path)
+    for file in (folder.config, folder.model):
+        require(file.is_file(), f"run folder {path}", f"hold {file.name}", "no such file")
     return from_json(folder.config.read_bytes(), str(folder.config))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, noun
 from fmjax._checks import require_at_least
 from fmjax._progress import Progress, Silent
 from fmjax.hardware import CHIPS
@@ -118,7 +118,7 @@ def fit(
             ended = step == num_steps
             if step == 1 or step % log_every == 0 or ended:
                 with together("writing the log"):
-                    report(step, jax.tree.leaves(batch)[0].shape[0])
+                    report(step, jax.tree.leaves(batch)[0].shape)
             cause = signals.cause(step)
             if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
                 monitor.read(last_good_step)
@@ -186,7 +186,7 @@ class _Feed:
 
 
 _SPEEDS = {
-    "images_per_second": "{:,.0f} images/s",
+    "examples_per_second": "{:,.0f} {examples}/s",
     "teraflops_per_device": "{:.3g} TFLOP/s a device",
     "share_of_peak": "{:.0%} of its peak",
 }
@@ -201,10 +201,10 @@ class _Report:
         self._flops_per_example, self._mesh = flops_per_example, mesh
         self.note = ""
 
-    def __call__(self, step: int, batch_size: int) -> None:
+    def __call__(self, step: int, shape: tuple[int, ...]) -> None:
         self._monitor.read(self._last_good_step)
-        values = self._monitor.summary(batch_size)
-        values |= self._work(values.get("images_per_second"))
+        values = self._monitor.summary(shape[0])
+        values |= self._work(values.get("examples_per_second"))
         if self._learning_rate is not None:
             values["learning_rate"] = float(self._learning_rate(step - 1))
         if self._logger is not None:
@@ -212,13 +212,13 @@ class _Report:
         self.note = f"loss {values['loss']:.4f}"
         for name, form in _SPEEDS.items():
             if name in values:
-                self.note += ", " + form.format(values[name])
+                self.note += ", " + form.format(values[name], examples=noun(shape[1:]))
 
-    def _work(self, images_per_second: float | None) -> dict[str, float]:
+    def _work(self, examples_per_second: float | None) -> dict[str, float]:
         """What that speed is in operations, and of the most that the device can do."""
-        if images_per_second is None or self._flops_per_example is None:
+        if examples_per_second is None or self._flops_per_example is None:
             return {}
-        flops = images_per_second * self._flops_per_example / self._mesh.size
+        flops = examples_per_second * self._flops_per_example / self._mesh.size
         chip = CHIPS.get(self._mesh.devices.flat[0].device_kind)
         share = {} if chip is None else {"share_of_peak": flops / chip.peak_flops}
         return {"teraflops_per_device": flops / 1e12} | share

@@ -1,5 +1,6 @@
 """Reads the metrics of many steps at once, so that no step waits for the host."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -29,9 +30,11 @@ class NonFiniteLoss(ArithmeticError):
             if last_good_step is None
             else f"the last good checkpoint is of step {last_good_step}"
         )
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        update = ", and an update that is not" if math.isfinite(loss + grad_norm) else ""
         super().__init__(
-            f"loss, gradient and update must be finite, got loss {float(metrics.loss)} and "
-            f"gradient norm {float(metrics.grad_norm)} in step {step}; {kept}"
+            f"loss, gradient and update must be finite, got loss {loss} and "
+            f"gradient norm {grad_norm}{update} in step {step}; {kept}"
         )
 
 
@@ -71,7 +74,7 @@ class Monitor:
         self._unread.clear()
 
     def summary(self, batch_size: int) -> dict[str, Any]:
-        """Means since the last summary, and images per second of wall time.
+        """Means since the last summary, and examples per second of wall time.
 
         The first summary of a process has no speed: its time went into compilation.
         """
@@ -79,7 +82,7 @@ class Monitor:
         values = {"loss": statistics.fmean(losses), "grad_norm": statistics.fmean(grad_norms)}
         now = time.perf_counter()
         if self._started is not None:
-            values["images_per_second"] = batch_size * self._num_timed / (now - self._started)
+            values["examples_per_second"] = batch_size * self._num_timed / (now - self._started)
         self._started, self._num_timed = now, 0
         self.window.clear()
         return values

@@ -174,7 +174,7 @@ def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refus
 
 
 def test_captions_and_images_that_stand_alone_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data.folder must be a folder of images with captions"):
+    with pytest.raises(ValueError, match=r"data.folder must exist, got"):
         load(source(tmp_path / "nowhere"))
     write_images(tmp_path / "train", 2)
     (tmp_path / "train" / "0.txt").unlink()

@@ -163,7 +163,7 @@ def test_what_cannot_be_encoded_is_refused(options, message, images, tmp_path, c
 
 
 def test_a_folder_that_holds_no_encoded_data_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="data.folder must be a folder that fmjax encode wrote"):
+    with pytest.raises(ValueError, match="data.folder must exist, got "):
         EncodedData(str(tmp_path / "none")).load("train")
     with pytest.raises(ValueError, match="data.folder must hold train, as fmjax encode writes it"):
         EncodedData(str(tmp_path)).load("train")

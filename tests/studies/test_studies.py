@@ -390,5 +390,5 @@ def test_how_samples_are_drawn_is_said_in_words(sampling, expected):
 
 
 def test_a_missing_config_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="config must be a Python file, got"):
+    with pytest.raises(ValueError, match="config must exist, got"):
         load_config(tmp_path / "absent.py")

@@ -34,7 +34,7 @@ NUM_STEPS = 12
 def lines(folder):
     """Lines of metrics without their speed, which no two runs share."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in found]
 
 
 def assert_same_run(folder, state, unbroken):
@@ -67,8 +67,8 @@ class Stops(Points):
 def test_lines_come_after_the_first_step_every_few_and_at_the_end(unbroken):
     assert [line["step"] for line in lines(unbroken[0])] == [1, 3, 6, 9, 12]
     first, *others = map(json.loads, (unbroken[0] / "metrics.jsonl").read_text().splitlines())
-    assert "images_per_second" not in first
-    assert all(line["images_per_second"] > 0 for line in others)
+    assert "examples_per_second" not in first
+    assert all(line["examples_per_second"] > 0 for line in others)
     assert sorted(path.name for path in (unbroken[0] / "checkpoints").iterdir()) == ["12", "8"]
 
 
