@@ -1,19 +1,30 @@
 """A folder of images with captions."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least
 from fmjax._files import is_hidden, require_exists
+from fmjax._json import check_json, parse_json
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, captions_of
 from fmjax.data.image_files import SUFFIXES, ImageFiles
 from fmjax.data.tokenizer import TokenizerConfig
 
 _LISTS = ("metadata.jsonl", "captions.jsonl")
+
+
+class _Entry(TypedDict):
+    """A line of a list; other keys are ignored."""
+
+    file_name: str
+    text: NotRequired[str]
+    caption: NotRequired[str]
+
+
 _Pairs = dict[str, str]  # Names of images within the folder, and their captions.
 
 
@@ -125,14 +136,10 @@ def _listed(path: Path) -> _Pairs:
         if not line.strip():
             continue
         where = f"file {path}, line {number},"
-        try:
-            entry = json.loads(line)
-            name, text = entry["file_name"], entry["text" if "text" in entry else "caption"]
-        except (ValueError, KeyError, TypeError) as error:
-            rule = 'be {"file_name": .., "text": ..}'
-            raise ValueError(f"{where} must {rule}, got {error!r}") from error
-        words = isinstance(name, str) and isinstance(text, str)
-        require(words, where, "hold texts", f"{name!r} and {text!r}")
+        entry = check_json(parse_json(line, where), _Entry, where, extra=True)
+        name, text = entry["file_name"], entry.get("text", entry.get("caption"))
+        if text is None:
+            raise ValueError(f'{where} must be {{"file_name": .., "text": ..}}, got no text')
         inside = (path.parent / name).resolve().is_relative_to(path.parent.resolve())
         inside = inside and not Path(name).is_absolute()
         require(inside, where, "name a file within the folder", repr(name))

@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from fmjax._checks import require
-from fmjax.pretrained.files import TensorFiles, read_json
+from fmjax._json import check_json, parse_json, read_json
+from fmjax.pretrained.files import TensorFiles
 from fmjax.pretrained.kohya import plain_adapters
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -29,6 +30,15 @@ _OTHERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "unet.", "lora
 _ENDINGS = {"lora_A.weight": "down", "lora_A.default.weight": "down", "lora_down.weight": "down",
             "lora.down.weight": "down", "lora_B.weight": "up", "lora_B.default.weight": "up",
             "lora_up.weight": "up", "lora.up.weight": "up", "alpha": "alpha"}  # fmt: skip
+
+
+class _About(TypedDict, total=False):
+    """What PEFT's config states of alphas; other keys are ignored, null is what PEFT takes."""
+
+    lora_alpha: float | None
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool | None
+    use_dora: bool | None
 
 
 class Adapter(NamedTuple):
@@ -104,27 +114,22 @@ def _named(tensor: str) -> tuple[str, str]:
     raise ValueError(f"tensors must be lora_A and lora_B of linear layers, or alpha, got {tensor}")
 
 
-def _about(files: TensorFiles, path: Path) -> Mapping[str, Any]:
+def _about(files: TensorFiles, path: Path) -> _About:
     """What the file says of alphas, as PEFT's config has it; nothing if it says nothing."""
     text = files.metadata(path).get(_METADATA)
     if text is not None:
-        try:
-            stated = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"metadata must be JSON, got {error}") from error
-        require(isinstance(stated, dict), "metadata", "be an object", type(stated).__name__)
-        known = {"r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora"}
+        stated = check_json(parse_json(text, "metadata"), dict[str, Any], "metadata")
         plain = {key.removeprefix("transformer."): value for key, value in stated.items()}
-        about = {key: value for key, value in plain.items() if key in known}
+        about = check_json(plain, _About, "metadata", extra=True)
     else:
         beside = path.with_name("adapter_config.json")
-        about = read_json(beside) if beside.is_file() else {}
+        about = read_json(beside, _About, extra=True) if beside.is_file() else _About()
     require(not about.get("use_dora"), "adapters", "be plain ones", "DoRA")
     return about
 
 
 def _adapters(
-    found: Mapping[str, Mapping[str, np.ndarray]], about: Mapping[str, Any]
+    found: Mapping[str, Mapping[str, np.ndarray]], about: _About
 ) -> Iterator[tuple[str, Adapter]]:
     for layer, parts in found.items():
         missing = {"down", "up"} - parts.keys()
@@ -139,7 +144,7 @@ def _adapters(
         yield layer, Adapter(down, up, alpha / (math.sqrt(rank) if root else rank))
 
 
-def _alpha_of(about: Mapping[str, Any], layer: str, rank: int) -> float:
+def _alpha_of(about: _About, layer: str, rank: int) -> float:
     """PEFT's patterns are the last words of a layer's name."""
     for pattern, alpha in (about.get("alpha_pattern") or {}).items():
         # As PEFT has it, but for expressions that are no plain names: a file may hold any.
@@ -148,7 +153,8 @@ def _alpha_of(about: Mapping[str, Any], layer: str, rank: int) -> float:
         name = pattern.replace("\\.", ".").lstrip("^").rstrip("$")
         if layer == name or layer.endswith(f".{name}"):
             return float(alpha)
-    return float(about.get("lora_alpha", rank))
+    alpha = about.get("lora_alpha")
+    return float(rank if alpha is None else alpha)
 
 
 class MergedFiles(TensorFiles):

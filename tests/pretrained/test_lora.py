@@ -188,6 +188,12 @@ def test_alphas_are_found_wherever_they_stand(tmp_path):
     assert read_lora(file)[layer].scale == 1.0
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 3, "r": 2}')
     assert read_lora(tmp_path)[layer].scale == 1.5
+    for none in ('{"lora_alpha": null, "alpha_pattern": null}', '{"r": 2, "lora_dropout": "x"}'):
+        (tmp_path / "adapter_config.json").write_text(none)
+        assert read_lora(tmp_path)[layer].scale == 1.0  # The rank, as where nothing is stated.
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "3"}')
+    with pytest.raises(ValueError, match=r"config\.json must hold a number at lora_alpha, got '3'"):
+        read_lora(tmp_path)
     stated = {"transformer.lora_alpha": 3, "transformer.alpha_pattern": {"attn.to_q": 8}}
     save_file(pair, file, {"lora_adapter_metadata": json.dumps(stated)})
     assert read_lora(file)[layer].scale == 4.0
