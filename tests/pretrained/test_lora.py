@@ -194,6 +194,7 @@ def test_alphas_are_found_wherever_they_stand(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "3"}')
     with pytest.raises(ValueError, match=r"config\.json must hold a number at lora_alpha, got '3'"):
         read_lora(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
     stated = {"transformer.lora_alpha": 3, "transformer.alpha_pattern": {"attn.to_q": 8}}
     save_file(pair, file, {"lora_adapter_metadata": json.dumps(stated)})
     assert read_lora(file)[layer].scale == 4.0
