@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import stat
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,34 @@ def fingerprint(paths: Iterable[Path], pieces: int = 64) -> str:
     return digest.hexdigest()
 
 
+def open_npy(path: Path) -> np.ndarray:
+    """Map the array of an .npy file into memory; never a pickle.
+
+    Raises:
+        ValueError: If the file is damaged or something else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Headers that Python 2 wrote.
+            return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # noqa: BLE001 - a wrong byte in a header raises a dozen kinds
+        found = "an .npz file" if _starts(path, b"PK\x03\x04") else _first_line(error)
+        raise ValueError(f"file {path} must be a whole .npy file, got {found}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    """Whether a file can be read and begins with these bytes, which tell formats apart."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file, by name; never a pickle.
 
@@ -129,13 +158,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: If the file is missing, damaged or something else.
     """
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"file {path} must be a whole .npz file, got no zip archive")
+        found = "an .npy file" if _starts(path, b"\x93NUMPY") else "no zip archive"
+        raise ValueError(f"file {path} must be a whole .npz file, got {found}")
     try:
         # Opened here: NumPy leaves a file open that it finds damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # Headers that Python 2 wrote.
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # noqa: BLE001 - a wrong byte makes zipfile raise a dozen kinds
-        raise ValueError(f"file {path} must be a whole .npz file, got {error}") from error
+        found = _first_line(error)
+        raise ValueError(f"file {path} must be a whole .npz file, got {found}") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of any other file.
+            raise ValueError(f"file {path} must be a whole .npz file, got no array in {key!r}")
+    return arrays
 
 
 def write_npz(path: Path, **arrays: Any) -> None:

@@ -55,4 +55,7 @@ def _read(path: Path) -> np.ndarray:
     content = np.fromfile(path, dtype=np.uint8)
     whole = len(content) > 0 and len(content) % (1 + _PIXELS) == 0
     require(whole, f"file {path}", f"hold whole records of {1 + _PIXELS} bytes", len(content))
-    return content.reshape(-1, 1 + _PIXELS)
+    records = content.reshape(-1, 1 + _PIXELS)
+    highest = int(records[:, 0].max())
+    require(highest < 10, f"file {path}", "hold labels 0 to 9", highest)
+    return records

@@ -1,18 +1,21 @@
 """What a source delivers: a finite set of examples, in memory or mapped from a file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from fmjax._arrays import Batch, Conditions, Text, TextShape
-from fmjax._checks import require, require_one_of
+from fmjax._checks import require, require_between, require_one_of
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+MOST_CLASSES = 2**31 - 2
+"""Classes and the class of no condition are numbered in int32."""
 
 
 @runtime_checkable
@@ -71,6 +74,33 @@ def captions_of(
     return Captions(texts, tokenizer.encode(texts), tokenizer, config, training_texts)
 
 
+def require_labels(name: str, labels: np.ndarray, num: int) -> None:
+    """Raise unless the labels are `num` integers."""
+    right = labels.shape == (num,) and labels.dtype.kind in "iu"
+    found = f"{labels.dtype} of shape {labels.shape}"
+    require(right, name, f"be {num} integers", found)
+
+
+def require_finite(name: str, values: np.ndarray, numbers: np.ndarray | None = None) -> None:
+    """Raise if a number of an example is NaN or infinite.
+
+    Args:
+        name: Where the examples come from.
+        values: `[num, *event]` of any type.
+        numbers: The indices of these examples, `[num]`; None counts from 0.
+
+    Raises:
+        ValueError: With the name, the index of the first such example, and what it holds.
+    """
+    if np.issubdtype(values.dtype, np.integer) or bool(np.isfinite(values).all()):
+        return
+    finite = np.isfinite(values.reshape(len(values), -1))
+    row = int(np.argmin(finite.all(axis=1)))
+    found = values[row].reshape(-1)[np.argmin(finite[row])]
+    number = row if numbers is None else numbers[row]
+    require(False, name, "hold finite numbers", f"{found} in example {number}")
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Examples of one split, delivered as float32.
@@ -82,6 +112,7 @@ class Dataset:
         num_classes: How many classes there are, or None for a set without.
         text: Instead of labels a prompt for each example, as encoders gave it, or None.
         captions: A text for each example, which is then its condition, not the label; or None.
+        files: The files of x, labels, text and pooled, where they are known: errors name them.
     """
 
     x: np.ndarray | Rows
@@ -89,28 +120,35 @@ class Dataset:
     num_classes: int | None = None
     text: Text | None = None
     captions: Captions | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        x, shape = self.name_of("x"), f"shape {self.x.shape}"
         kinds = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
-        require(kinds, "x", "be uint8 or floating", self.x.dtype)
-        require(self.x.ndim >= 2, "x", "be [num_examples, *event]", f"shape {self.x.shape}")
-        require(len(self.x) > 0, "x", "hold at least one example", f"shape {self.x.shape}")
+        require(kinds, x, "be uint8 or floating", self.x.dtype)
+        require(self.x.ndim >= 2, x, "be [num_examples, *event]", shape)
+        require(len(self.x) > 0, x, "hold at least one example", shape)
+        require(0 not in self.x.shape, x, "hold at least one number in each example", shape)
         together = (self.labels is None) == (self.num_classes is None)
         require(together, "labels", "come together with num_classes", f"{self.num_classes=}")
         if self.labels is not None and self.num_classes is not None:
-            integers = self.labels.shape == self.x.shape[:1] and self.labels.dtype.kind in "iu"
-            found = f"{self.labels.dtype} of shape {self.labels.shape}"
-            require(integers, "labels", f"be {len(self.x)} integers", found)
+            name = self.name_of("labels")
+            require_labels(name, self.labels, len(self.x))
             low, high = int(self.labels.min()), int(self.labels.max())
             in_range = low >= 0 and high < self.num_classes
-            require(in_range, "labels", f"lie in [0, {self.num_classes})", f"{low} to {high}")
+            require(in_range, name, f"lie in [0, {self.num_classes})", f"{low} to {high}")
+            require_between("num_classes", self.num_classes, 1, MOST_CLASSES)
         if self.text is not None:
             require(self.labels is None, "labels", "be None beside text", "labels")
             shapes = f"{self.text.tokens.shape} and {self.text.pooled.shape}"
             fits = (self.text.tokens.ndim, self.text.pooled.ndim) == (3, 2)
             fits = fits and len(self.text.tokens) == len(self.text.pooled) == len(self.x)
             rule = f"be [{len(self.x)}, tokens, width] and [{len(self.x)}, width]"
-            require(fits, "text", rule, shapes)
+            require(fits, self.name_of("text"), rule, shapes)
+            for name, array in (("text", self.text.tokens), ("pooled", self.text.pooled)):
+                right = np.issubdtype(array.dtype, np.floating) and 0 not in array.shape
+                found = f"{array.dtype} of shape {array.shape}"
+                require(right, self.name_of(name), "hold floating numbers", found)
         if self.captions is not None:
             require(self.text is None, "text", "be None beside captions", "text")
             num = len(self.captions.texts)
@@ -118,6 +156,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def name_of(self, array: str) -> str:
+        """An array's name for errors, with its file where that is known."""
+        return f"file {self.files[array]}: {array}" if array in self.files else array
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -136,11 +178,23 @@ class Dataset:
 
     def points(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
         """The examples at `indices` as a new float32 array; pixels in [-1, 1]."""
-        points = np.array(self.x[indices], dtype=np.float32)
+        points = self._as_float32("x", self.x, indices)
         if self.x.dtype == np.uint8:
             points *= np.float32(1 / 127.5)
             points -= np.float32(1)
         return points
+
+    def _as_float32(
+        self, name: str, array: np.ndarray | Rows, indices: slice | np.ndarray
+    ) -> np.ndarray:
+        """New float32 copies of the examples at `indices`, which are checked to be finite."""
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # What float32 does not hold is refused as infinite.
+            values = np.array(array[indices], dtype=np.float32)
+        if array.dtype != np.uint8:
+            require_finite(self.name_of(name), values, np.arange(len(self))[indices])
+        return values
 
     def classes(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray | None:
         """The labels at `indices` as int32, or None for an unconditional set."""
@@ -148,7 +202,7 @@ class Dataset:
 
     def unconditional(self) -> "Dataset":
         """The same examples, for an unconditional model."""
-        return Dataset(self.x)
+        return Dataset(self.x, files=self.files)
 
     def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
         """Points and conditions at `indices`: classes, tokens, or texts in float32."""
@@ -159,8 +213,8 @@ class Dataset:
         if self.captions is not None:
             return np.array(self.captions.tokens[indices], np.int32)
         if self.text is not None:
-            tokens, pooled = (np.array(a[indices], np.float32) for a in self.text[:2])
-            return Text(tokens, pooled)
+            tokens = self._as_float32("text", self.text.tokens, indices)
+            return Text(tokens, self._as_float32("pooled", self.text.pooled, indices))
         return self.classes(indices)
 
 

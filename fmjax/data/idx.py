@@ -13,6 +13,7 @@ import numpy as np
 from fmjax._checks import require
 
 _UNSIGNED_BYTE = 0x08
+_MOST_AXES = 8
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -32,6 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
     require(is_idx, name, "begin with an IDX magic number", f"bytes {magic.hex() or 'none'}")
     kind = f"type 0x{magic[2]:02x}"
     require(magic[2] == _UNSIGNED_BYTE, name, "hold unsigned bytes (type 0x08)", kind)
+    require(magic[3] <= _MOST_AXES, name, f"have at most {_MOST_AXES} axes", magic[3])
     header = 4 + 4 * magic[3]
     require(len(content) >= header, name, f"have {header} bytes of header", len(content))
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=magic[3], offset=4))

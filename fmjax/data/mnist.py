@@ -99,7 +99,7 @@ class IdxData:
         stems = _STEMS[:2] if split == "train" else _STEMS[2:]
         images_path, labels_path = (self._find(stem, progress) for stem in stems)
         images, labels = read_idx(images_path), read_idx(labels_path)
-        right = images.ndim == 3 and images.shape[0] > 0
+        right = images.ndim == 3 and images.size > 0
         require(right, f"file {images_path}", "hold images [n, height, width]", images.shape)
         matching = labels.shape == images.shape[:1]
         require(matching, f"file {labels_path}", f"hold {len(images)} labels", labels.shape)

@@ -19,6 +19,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax.data.dataset import require_finite
 from fmjax.data.manifest import RecordManifest, read_manifest
 
 # Each record can be read alone, and raw: noise does not compress, and compressed it reads slower.
@@ -38,10 +39,12 @@ def write_shard(
         arrays: By the names of the fields, each `[len(manifest.examples(number)), *shape]`.
 
     Raises:
-        ValueError: If the arrays are not those that the manifest states.
+        ValueError: If the arrays are not those that the manifest states, or hold NaN or infinity.
         OSError: If the disk does not take it.
     """
     records = _pack(manifest, len(manifest.examples(number)), arrays)
+    for name, array in arrays.items():
+        require_finite(f"folder {folder}: {name}", array, np.array(manifest.examples(number)))
     path = manifest.shard(folder, number)
     # Those of a process that was killed: who writes a shard is alone with it.
     for left in folder.glob(f".{path.stem}-*{path.suffix}"):
@@ -75,7 +78,8 @@ class Records:
         """The examples at `indices`, integers `[n]`, in that order: each field `[n, *shape]`.
 
         Raises:
-            ValueError: If an index is not that of an example, or a record is damaged.
+            ValueError: If an index is not that of an example, a record is damaged, or it holds
+                NaN or infinity.
         """
         indices = np.asarray(indices)
         right = indices.ndim == 1 and indices.dtype.kind in "iu"
@@ -87,7 +91,11 @@ class Records:
         records = np.frombuffer(b"".join(itertools.chain(*raw)), self._dtype)
         # They come shard by shard; the n-th asked for came as number back[n].
         back = np.argsort(np.argsort(shards, kind="stable"))
-        return {one.name: records[one.name][back] for one in self.manifest.fields}
+        found = {one.name: records[one.name][back] for one in self.manifest.fields}
+        folder = self._paths[0].parent
+        for name, values in found.items():
+            require_finite(f"folder {folder}: {name}", values, indices)
+        return found
 
     def _raw(self, number: int, places: np.ndarray) -> list[bytes]:
         size, path = self._dtype.itemsize, self._paths[number]

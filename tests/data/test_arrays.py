@@ -1,5 +1,10 @@
 """Arrays and CIFAR-10 from a folder: read back as written, refused when missing or damaged."""
 
+import math
+import re
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -107,6 +112,9 @@ def test_missing_and_damaged_cifar10_is_refused(tmp_path):
     (tmp_path / "test_batch.bin").write_bytes(bytes(3072))
     with pytest.raises(ValueError, match=r"test_batch.bin must hold whole records of 3073 bytes"):
         load(Cifar10Data(str(tmp_path)), "test")
+    (tmp_path / "test_batch.bin").write_bytes(bytes([10]) + bytes(3072))
+    with pytest.raises(ValueError, match=r"test_batch.bin must hold labels 0 to 9, got 10"):
+        load(Cifar10Data(str(tmp_path)), "test")
 
 
 def test_text_stands_in_the_place_of_labels(tmp_path):
@@ -136,3 +144,237 @@ def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path)
     np.savez(tmp_path / "train.npz", x=X, text=np.zeros((2, 5, 8)), pooled=np.zeros((3, 6)))
     with pytest.raises(ValueError, match=r"text must be \[3, tokens, width\] and \[3, width\]"):
         load(ArrayData(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.array([0, np.inf, 1]), "labels must be 3 integers, got float64 of shape (3,)"),
+        (np.array([0, np.nan, 1]), "labels must be 3 integers, got float64 of shape (3,)"),
+        (np.array([0, 1j, 1]), "labels must be 3 integers, got complex128 of shape (3,)"),
+        (np.zeros(3, "V4"), "labels must be 3 integers, got |V4 of shape (3,)"),
+        (np.zeros(3, [("a", "i4")]), "labels must be 3 integers, got [('a', '<i4')] of shape (3,)"),
+        (np.zeros(3, bool), "labels must be 3 integers, got bool of shape (3,)"),
+        (np.array(["a", "b", "c"]), "labels must be 3 integers, got <U1 of shape (3,)"),
+        (np.zeros((3, 1), int), "labels must be 3 integers, got int64 of shape (3, 1)"),
+        (np.zeros(2, int), "labels must be 3 integers, got int64 of shape (2,)"),
+        (np.array(0), "labels must be 3 integers, got int64 of shape ()"),
+        (np.array([0, 2**60, 1]), f"labels must be below 2147483646, got {2**60}"),
+        (np.array([0, 2**63 + 1, 1], np.uint64), f"must be below 2147483646, got {2**63 + 1}"),
+        (np.array([0, -1, 1]), "labels must lie in [0, 2), got -1 to 1"),
+    ],
+)
+@pytest.mark.parametrize("mapped", [True, False])
+def test_labels_that_count_no_classes_are_refused_with_their_file(tmp_path, labels, found, mapped):
+    name = "train_labels.npy" if mapped else "train.npz"
+    if mapped:
+        np.save(tmp_path / "train_x.npy", X)
+        np.save(tmp_path / name, labels)
+    else:
+        np.savez(tmp_path / name, x=X, labels=labels)
+    with pytest.raises(ValueError, match=re.escape(found)) as refused:
+        load(ArrayData(str(tmp_path)))
+    assert str(refused.value).startswith(f"file {tmp_path / name}: labels must")
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (X.astype(complex), "be uint8 or floating, got complex128"),
+        (X.astype("U3"), "be uint8 or floating, got <U3"),
+        (X > 3, "be uint8 or floating, got bool"),
+        (np.zeros(3, [("a", "f4")]), "be uint8 or floating, got [('a', '<f4')]"),
+        (X[:, 0], "be [num_examples, *event], got shape (3,)"),
+        (np.float32(3), "be [num_examples, *event], got shape ()"),
+        (X[:0], "hold at least one example, got shape (0, 4)"),
+        (X[:, :0], "hold at least one number in each example, got shape (3, 0)"),
+    ],
+)
+def test_examples_that_are_no_points_are_refused_with_their_file(tmp_path, x, found):
+    np.savez(tmp_path / "train.npz", x=x)
+    with pytest.raises(ValueError, match=re.escape(f"train.npz: x must {found}")):
+        load(ArrayData(str(tmp_path)))
+
+
+def test_other_orders_of_bytes_and_axes_are_read_as_the_same_numbers(tmp_path):
+    for x in (np.asfortranarray(X), X.astype(">f8"), X.astype(np.float16)[::1]):
+        np.save(tmp_path / "train_x.npy", x)
+        np.save(tmp_path / "train_labels.npy", LABELS.astype(">i8"))
+        batch = load(ArrayData(str(tmp_path))).examples(np.array([2, 0]))
+        np.testing.assert_array_equal(batch.x1, X[[2, 0]])
+        np.testing.assert_array_equal(batch.cond, [1, 0])
+
+
+def test_files_under_the_name_of_another_format_are_refused_as_what_they_are(tmp_path):
+    np.savez(tmp_path / "train.npz", x=X)
+    (tmp_path / "train.npz").rename(tmp_path / "train_x.npy")
+    with pytest.raises(ValueError, match=r"train_x.npy must be a whole .npy file, got an .npz"):
+        load(ArrayData(str(tmp_path)))
+    (tmp_path / "train_x.npy").unlink()
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "x.npy").rename(tmp_path / "train.npz")
+    with pytest.raises(ValueError, match=r"train.npz must be a whole .npz file, got an .npy file"):
+        load(ArrayData(str(tmp_path)))
+    with zipfile.ZipFile(tmp_path / "train.npz", "w") as archive:
+        archive.writestr("x", b"no array")
+    with pytest.raises(ValueError, match=r"be a whole .npz file, got no array in 'x'"):
+        load(ArrayData(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 4), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999, 4), }",
+        b"{'descr': '<U99999999999', 'fortran_order': False, 'shape': (3, 4), }",
+        b"{'descr': '<f4\n', 'fortran_order': False, 'shape': (3, 4), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (3, 4), }",
+        b"{'descr': '<f4', 'fortran_order': 1, 'shape': (3, 4), }",
+        b"{'descr': [[('a', '<f4')]], 'fortran_order': False, 'shape': (3, 4), }",
+        b"(" * 5_000,
+        b"{'descr': '<f4'",
+        b"\xff\xfe\x00",
+        b"",
+    ],
+)
+def test_broken_headers_are_refused_in_one_line(tmp_path, header):
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + X.tobytes()
+    (tmp_path / "train_x.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "test.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    for split, name in (("train", "train_x.npy"), ("test", "test.npz")):
+        with pytest.raises(ValueError, match=f"{name} must be a whole .np. file, got") as refused:
+            load(ArrayData(str(tmp_path)), split)
+        assert "\n" not in str(refused.value)
+
+
+def mutated(generator, content):
+    """The bytes with up to two of them changed, removed or added, most of these in the header."""
+    content = bytearray(content)
+    for _ in range(generator.integers(1, 3)):
+        place = int(generator.integers(max(1, min(len(content), generator.choice([128, 10_000])))))
+        kind = generator.integers(5)
+        if kind == 0:
+            content[place : place + 1] = bytes([generator.integers(256)])
+        elif kind == 1:
+            content[place : place + 1] = b"9"
+        elif kind == 2:
+            del content[place : place + generator.integers(1, 9)]
+        elif kind == 3:
+            content[place:place] = generator.bytes(generator.integers(1, 9))
+        else:
+            del content[place:]
+    return bytes(content)
+
+
+def test_mutated_files_are_read_or_refused_and_named(tmp_path):
+    generator, files = np.random.default_rng(0), {}
+    for name, array in (("train_x.npy", X), ("train_labels.npy", LABELS)):
+        np.save(tmp_path / name, array)
+        files[name] = (tmp_path / name).read_bytes()
+    refused = []
+    for _ in range(400):
+        chosen = generator.choice(list(files))
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(
+                mutated(generator, content) if name == chosen else content
+            )
+        try:
+            load(ArrayData(str(tmp_path))).examples()
+        except ValueError as error:
+            refused.append(str(error))
+    assert 200 < len(refused) < 400
+    for message in refused:
+        assert re.fullmatch(rf"file {tmp_path}/train_(x|labels)\.npy.* must .*, got .*", message)
+
+
+def test_arrays_that_nothing_reads_are_refused_or_named(tmp_path, heard):
+    np.savez(tmp_path / "train.npz", x=X, label=LABELS)
+    with pytest.raises(ValueError, match=r"train.npz: the array must be one of x, labels, text, "):
+        load(ArrayData(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"got 'label' \(did you mean 'labels'\?\)"):
+        load(ArrayData(str(tmp_path)))
+    np.savez(tmp_path / "train.npz", x=X)
+    with pytest.raises(ValueError, match=r"hold labels of train, for data.num_classes 3, got none"):
+        load(ArrayData(str(tmp_path), num_classes=3))
+    np.savez(tmp_path / "val.npz", x=X)
+    load(ArrayData(str(tmp_path)), progress=heard)
+    assert heard.lines == [
+        f"warning: 1 files of arrays in {tmp_path} are left out, the first is val.npz"
+    ]
+    np.save(tmp_path / "train_labels.npy", LABELS)
+    with pytest.raises(ValueError, match=r"train.npz or train_x.npy with others, got \['train_la"):
+        load(ArrayData(str(tmp_path)))
+    np.save(tmp_path / "train_x.npy", X)
+    with pytest.raises(ValueError, match=r"hold train.npz or train_x.npy, not both, got both"):
+        load(ArrayData(str(tmp_path)))
+    (tmp_path / "train.npz").unlink()
+    np.save(tmp_path / "train_cond.npy", LABELS)
+    with pytest.raises(ValueError, match=r"array of train_\*.npy must be one of .*, got 'cond'"):
+        load(ArrayData(str(tmp_path)))
+    text = {"text": np.zeros((3, 5, 8)), "pooled": np.zeros((3, 6))}
+    np.savez(tmp_path / "test.npz", x=X, labels=LABELS, **text)
+    with pytest.raises(ValueError, match="hold labels or text, not both, got both"):
+        load(ArrayData(str(tmp_path)), "test")
+    np.savez(tmp_path / "test.npz", x=X, pooled=text["pooled"])
+    with pytest.raises(ValueError, match="must hold text and pooled together"):
+        load(ArrayData(str(tmp_path)), "test")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_not_finite_are_reported_with_file_and_index(tmp_path, bad):
+    x = X.astype(np.float64)
+    x[1, 2] = bad
+    np.savez(tmp_path / "train.npz", x=x)
+    np.save(tmp_path / "test_x.npy", x)
+    shown = "inf" if bad == 1e300 else str(bad)
+    message = rf"train.npz: x must hold finite numbers, got {shown} in example 1$"
+    with pytest.raises(ValueError, match=message):
+        load(ArrayData(str(tmp_path))).points()
+    if bad != 1e300:  # float64 holds it.
+        with pytest.raises(ValueError, match=message):
+            load(ArrayData(str(tmp_path)))
+    test = load(ArrayData(str(tmp_path)), "test")
+    np.testing.assert_array_equal(test.points(np.array([2, 0])), X[[2, 0]])
+    with pytest.raises(ValueError, match=rf"test_x.npy: x must hold .*, got {shown} in example 1$"):
+        test.points(np.array([2, 1]))
+    text = {"text": np.zeros((3, 5, 8)), "pooled": np.full((3, 6), bad, np.float64)}
+    np.savez(tmp_path / "train.npz", x=X, **text)
+    with pytest.raises(
+        ValueError, match=rf"train.npz: pooled must hold .*, got {shown} in example 0"
+    ):
+        load(ArrayData(str(tmp_path))).examples()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shape", "warned"),
+    [
+        (0, 1, (2, 2, 1), True),
+        (0, 255, (2, 2, 3), True),
+        (-2.1, 2.6, (2, 2, 3), True),
+        (-1, 1, (2, 2, 3), False),
+        (-1, 1.05, (2, 2, 3), False),
+        (0, 0, (2, 2, 3), False),
+        (0, 1, (4,), False),
+        (0, 1, (2, 2, 4), False),
+    ],
+)
+@pytest.mark.parametrize("mapped", [True, False])
+def test_floating_images_of_another_range_are_warned_of(
+    tmp_path, low, high, shape, warned, mapped, heard
+):
+    x = np.linspace(low, high, 700 * math.prod(shape), dtype=np.float32).reshape(700, *shape)
+    name = "train_x.npy" if mapped else "train.npz"
+    np.save(tmp_path / name, x) if mapped else np.savez(tmp_path / name, x=x)
+    load(ArrayData(str(tmp_path)), progress=heard)
+    of = " in 512 of its examples" if mapped else ""
+    line = f"warning: file {tmp_path / name}: x ranges from {low:.4g} to {high:.4g}{of}; images"
+    assert [line == said[: len(line)] for said in heard.lines] == [True] * warned
+
+
+def test_numbers_of_classes_that_no_label_can_have_are_refused():
+    with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 10"):
+        ArrayData("x", num_classes=10**12)
+    with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 0"):
+        ArrayData("x", num_classes=0)

@@ -56,6 +56,7 @@ def test_a_folder_is_read_back_as_written(tmp_path, zipped):
         ("a", b"PNG.....", "a must begin with an IDX magic number, got bytes 504e472e"),
         ("a", idx_bytes(IMAGES, kind=0x0D), r"a must hold unsigned bytes .*, got type 0x0d"),
         ("a", idx_bytes(IMAGES)[:9], "a must have 16 bytes of header, got 9"),
+        ("a", bytes([0, 0, 8, 100]) + bytes(400), "a must have at most 8 axes, got 100"),
         ("a", idx_bytes(IMAGES)[:-1], r"a must hold 72 values \(6, 4, 3\), got 71"),
         ("a", idx_bytes(IMAGES) + b"x", r"a must hold 72 values \(6, 4, 3\), got 73"),
     ],
@@ -70,6 +71,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
     ("images", "labels", "message"),
     [
         (IMAGES[..., 0], LABELS, r"must hold images \[n, height, width\], got \(6, 4\)"),
+        (IMAGES[:, :0], LABELS, r"must hold images \[n, height, width\], got \(6, 0, 3\)"),
         (IMAGES, LABELS[:5], r"train-labels-idx1-ubyte.gz must hold 6 labels, got \(5,\)"),
         (IMAGES, LABELS + 1, "must hold labels 0 to 9, got 10"),
     ],

@@ -332,3 +332,29 @@ def test_a_missing_or_damaged_manifest_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"file .* must be a manifest of records, got [^\n]+"):
             open_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"), [("image", np.nan), ("latent", np.inf), ("tokens", np.nan)]
+)
+def test_numbers_that_are_not_finite_are_reported_with_folder_and_index(
+    tmp_path, field, bad, monkeypatch
+):
+    wanted = examples()
+    wanted[field][6].reshape(-1)[1] = bad
+    message = rf"folder {tmp_path}: {field} must hold finite numbers, got {bad} in example 6$"
+    prepare_records(tmp_path, MANIFEST)
+    for number in range(3):
+        part = slice(MANIFEST.examples(number).start, MANIFEST.examples(number).stop)
+        arrays = {name: array[part] for name, array in wanted.items()}
+        if number == 1:
+            with pytest.raises(ValueError, match=message):
+                write_shard(tmp_path, MANIFEST, number, arrays)
+        with monkeypatch.context() as patch:  # As a version without the check wrote it.
+            patch.setattr("fmjax.data.records.require_finite", lambda *_: None)
+            write_shard(tmp_path, MANIFEST, number, arrays)
+    records = open_records(tmp_path)
+    indices = np.array([5, 9, 0])
+    assert_same(records.read(indices), {name: a[indices] for name, a in wanted.items()})
+    with pytest.raises(ValueError, match=message):
+        records.read(np.array([9, 6, 0]))
