@@ -5,6 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.clip import CLIPTextConfig
+from fmjax.pretrained.abouts import ClassAbout, CLIPAbout, checked
 from fmjax.pretrained.views import View, linear, stacked, tensor
 
 PREFIX = "text_model."
@@ -24,27 +25,28 @@ def clip_text_config(about: Mapping[str, Any]) -> CLIPTextConfig:
         ValueError: If it describes another kind of model, or lacks or asks for what a CLIP text
             encoder here does not have.
     """
-    kind = next(iter(about.get("architectures") or ()), "none")
+    kind = next(iter(checked(about, ClassAbout).get("architectures", ())), "none")
     require(kind in _PROJECTS, "architectures", f"be one of {', '.join(_PROJECTS)}", kind)
+    about = checked(about, CLIPAbout)
     activation = about.get("hidden_act", "quick_gelu")
     known = activation in _ACTIVATIONS
     require(known, "hidden_act", f"be one of {', '.join(_ACTIVATIONS)}", activation)
     end = about.get("eos_token_id", 49407)
-    try:
-        return CLIPTextConfig(
-            vocab_size=about["vocab_size"],
-            max_tokens=about["max_position_embeddings"],
-            width=about["hidden_size"],
-            num_layers=about["num_hidden_layers"],
-            num_heads=about["num_attention_heads"],
-            mlp_width=about["intermediate_size"],
-            activation=_ACTIVATIONS[activation],
-            projection=about["projection_dim"] if _PROJECTS[kind] else None,
-            end_token=None if end == _LEGACY_END else end,
-            epsilon=about.get("layer_norm_eps", 1e-5),
-        )
-    except KeyError as missing:
-        raise ValueError(f"config.json must name {missing} for a CLIP text encoder") from None
+    projection = about.get("projection_dim") if _PROJECTS[kind] else None
+    rule = f"hold projection_dim for a {kind}"
+    require(projection is not None or not _PROJECTS[kind], "config.json", rule, "none")
+    return CLIPTextConfig(
+        vocab_size=about["vocab_size"],
+        max_tokens=about["max_position_embeddings"],
+        width=about["hidden_size"],
+        num_layers=about["num_hidden_layers"],
+        num_heads=about["num_attention_heads"],
+        mlp_width=about["intermediate_size"],
+        activation=_ACTIVATIONS[activation],
+        projection=projection,
+        end_token=None if end == _LEGACY_END else end,
+        epsilon=about.get("layer_norm_eps", 1e-5),
+    )
 
 
 def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from fmjax.networks import (
     make_mmdit,
     make_t5_encoder,
 )
+from fmjax.pretrained.abouts import class_of, read_about
 from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
-from fmjax.pretrained.files import TensorFiles, find_files, read_json
+from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.flux import PATCH, flux_config, flux_views
 from fmjax.pretrained.lora_files import merge_lora
 from fmjax.pretrained.sd3 import sd3_config, sd3_views
@@ -30,7 +31,6 @@ from fmjax.training import laid_out
 
 FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
 """Classes of transformers."""
-_OF_TEXT = ("joint_attention_dim", "pooled_projection_dim")
 
 
 class Component(NamedTuple):
@@ -65,12 +65,6 @@ class Loaded(NamedTuple):
     params: Params
 
 
-def class_of(about: Mapping[str, Any]) -> str | None:
-    """The class that a config.json is of, as diffusers or transformers calls it."""
-    architectures = about.get("architectures") or [None]
-    return about.get("_class_name") or architectures[0]
-
-
 def make_component(
     about: Mapping[str, Any], names: Sequence[str] = (), **settings: Any
 ) -> Component:
@@ -88,16 +82,7 @@ def make_component(
     make = _MAKERS.get(str(found))
     if make is None:
         raise ValueError(f"config.json must be of {', '.join(_MAKERS)}, got {found}")
-    with _all_held(found):
-        return make(about, names, settings)
-
-
-@contextlib.contextmanager
-def _all_held(kind: str | None) -> Iterator[None]:
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"config.json of a {kind} must hold {error}, got none") from error
+    return make(about, names, settings)
 
 
 def load_component(
@@ -151,7 +136,7 @@ def _opened(
     folder: Path, lora: Path | None, scale: float, **settings: Any
 ) -> Iterator[tuple[TensorFiles, Component]]:
     """The tensors of a folder, with adapters added to them, and the part that they must be of."""
-    about = read_json(folder / "config.json")
+    about = read_about(folder / "config.json")
     try:
         with _tensors(folder, lora, scale) as files:
             component = make_component(about, tuple(files.shapes), **settings)
@@ -185,11 +170,7 @@ def transformer_config(about: Mapping[str, Any], **settings: Any) -> NetworkConf
     found = str(class_of(about))
     if found not in read:
         raise ValueError(f"config.json must be of {' or '.join(read)}, got {found}")
-    with _all_held(found):
-        missing = next((name for name in _OF_TEXT if name not in about), None)
-        if missing is not None:
-            raise KeyError(missing)
-        return read[found](about, **settings)
+    return read[found](about, **settings)
 
 
 def _flux(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:

@@ -3,15 +3,15 @@
 Files of pickled weights can run any code of their maker's when they are opened: they are refused.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from fmjax._checks import require
+from fmjax._json import read_json
 from fmjax.pretrained.views import Index
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -106,32 +106,27 @@ def find_files(folder: Path) -> tuple[Path, ...]:
                      "got neither")  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: If there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path.parent} must hold {path.name}, got no such file")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
-    require(isinstance(found, dict), str(path), "hold an object", type(found).__name__)
-    return found
-
-
 def plain_name(name: Any) -> bool:
     """Whether it is the name of a file in a folder, and no way out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
+class _Index(TypedDict):
+    """What the index of shards must hold."""
+
+    weight_map: dict[str, str]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file each tensor is in, as the index of shards has it."""
+    return read_json(index, _Index, extra=True)["weight_map"]
+
+
 def _indexed(index: Path) -> tuple[Path, ...]:
-    places = read_json(index).get("weight_map")
-    right = isinstance(places, dict) and bool(places) and all(map(plain_name, places.values()))
-    require(right, str(index), "map tensors to files beside it", places)
-    assert isinstance(places, dict)
+    places = weight_map(index)
+    wrong = next((name for name in places.values() if not plain_name(name)), None)
+    right = bool(places) and wrong is None
+    require(right, str(index), "map tensors to files beside it", repr(wrong or places))
     paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
     for path in paths:
         require(path.is_file(), f"{index.parent}", f"hold {path.name}, which its index names", "no"

@@ -7,6 +7,7 @@ from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import FluxConfig
 from fmjax.networks.text_to_image import TIME_FEATURES
+from fmjax.pretrained.abouts import FluxAbout, checked
 from fmjax.pretrained.joint import (
     IMAGE,
     TEXT,
@@ -34,6 +35,7 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
         ValueError: If it is of something else.
     """
     require_class(about, "FluxTransformer2DModel")
+    about = checked(about, FluxAbout)
     patch, out = about.get("patch_size", 1), about.get("out_channels")
     require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
     require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
@@ -43,7 +45,7 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
         head_width=about["attention_head_dim"],
         num_double=about["num_layers"],
         num_single=about["num_single_layers"],
-        rotary_axes=tuple(about.get("axes_dims_rope", (16, 56, 56))),
+        rotary_axes=about.get("axes_dims_rope", (16, 56, 56)),
         guidance=3.5 if about["guidance_embeds"] else None,
         **settings,
     )

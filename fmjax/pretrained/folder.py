@@ -11,9 +11,18 @@ import jax
 
 from fmjax._checks import require
 from fmjax._files import is_hidden, require_exists, write_atomically
+from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.components import Loaded, class_of, load_component
-from fmjax.pretrained.files import STEMS, WEIGHTS, TensorFiles, find_files, plain_name, read_json
+from fmjax.pretrained.abouts import ClassAbout, checked, class_of, read_about
+from fmjax.pretrained.components import Loaded, load_component
+from fmjax.pretrained.files import (
+    STEMS,
+    WEIGHTS,
+    TensorFiles,
+    find_files,
+    plain_name,
+    weight_map,
+)
 from fmjax.pretrained.weights import require_new, save_params
 
 INDEX = "model_index.json"
@@ -63,7 +72,7 @@ class ModelFolder:
     def about(self, part: str) -> dict[str, Any]:
         """The config.json of a part, or the scheduler's file."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.path / part / name)
+        return read_about(self.path / part / name)
 
     def load(
         self,
@@ -106,11 +115,12 @@ def open_model(path: Path) -> ModelFolder:
     require_exists("model folder", path)
     need = f"be a folder with a {INDEX}"
     require(is_model_folder(path), f"model {path}", need, "none" if path.is_dir() else "a file")
-    index = read_json(path / INDEX)
-    kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in _WEIGHTS:
+    index = read_json(path / INDEX, dict[str, Any])
+    kind = checked(index, ClassAbout, str(path / INDEX)).get("_class_name")
+    if kind is None or kind not in _WEIGHTS:
         raise ValueError(f"{path / INDEX} must be of {' or '.join(_WEIGHTS)}, got {kind}")
     listed = {name: found for name, found in index.items() if isinstance(found, list)}
+    listed = check_json(listed, dict[str, list[str | None]], str(path / INDEX))
     # A part that the model does without is listed as [null, null].
     parts = {name: found[1] for name, found in listed.items() if len(found) == 2 and found[1]}
     for name in parts:
@@ -118,7 +128,7 @@ def open_model(path: Path) -> ModelFolder:
     for name, wanted in _WEIGHTS[kind].items():
         if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
-            found = class_of(read_json(path / name / "config.json"))
+            found = class_of(read_about(path / name / "config.json"))
             require(found == wanted, str(path / name), f"hold a {wanted}", found)
         if name.startswith("text_encoder") and name in parts:
             _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
@@ -229,7 +239,7 @@ def save_component(
         _copy_plain(source, folder)
         kept = {file.name for file in files.paths}
         indexes = [path for path in source.glob("*.safetensors.index*.json")
-                   if set(read_json(path).get("weight_map", {}).values()) == kept]  # fmt: skip
+                   if set(weight_map(path).values()) == kept]  # fmt: skip
         for path in indexes:
             _copy(path, folder / path.name)
         _remove_other_weights(folder, kept | {path.name for path in indexes})

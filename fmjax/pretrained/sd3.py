@@ -6,6 +6,7 @@ from typing import Any
 from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import MMDiTConfig
+from fmjax.pretrained.abouts import SD3About, checked
 from fmjax.pretrained.joint import (
     IMAGE,
     TEXT,
@@ -28,6 +29,7 @@ def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
         ValueError: If it is of something else, or of a network that is not known here.
     """
     require_class(about, "SD3Transformer2DModel")
+    about = checked(about, SD3About)
     norm, out = about.get("qk_norm"), about.get("out_channels")
     require(norm in (None, "rms_norm"), "qk_norm", "be null or rms_norm", norm)
     require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from fmjax._checks import require, require_at_least
+from fmjax.pretrained.abouts import SchedulerAbout, checked
 
+_FILE = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
 _OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas",
                 "stochastic_sampling")  # fmt: skip
@@ -39,8 +41,8 @@ def released_sigmas(
         ValueError: If the file is of another grid.
     """
     require_at_least("steps", num_steps, 1)
-    about = _USUAL | {name: value for name, value in about.items() if value is not None}
     _require_known(about)
+    about = {**_USUAL, **dict[str, Any](checked(about, SchedulerAbout, _FILE))}
     sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
     if about.get("use_dynamic_shifting", False):
         if not to_one_step:
@@ -68,14 +70,13 @@ def shifted(sigma: Any, factor: float) -> Any:
 def _mu(about: Mapping[str, Any], num_tokens: int) -> float:
     """The logarithm of the shift: linear in the number of tokens between two that are given."""
     least, most = about["base_image_seq_len"], about["max_image_seq_len"]
+    require(least < most, "max_image_seq_len", f"be above base_image_seq_len {least}", most)
     slope = (about["max_shift"] - about["base_shift"]) / (most - least)
     return about["base_shift"] + slope * (num_tokens - least)
 
 
 def _require_known(about: Mapping[str, Any]) -> None:
     found = about.get("_class_name")
-    require(found == _CLASS, "scheduler_config.json", f"be of a {_CLASS}", found)
+    require(found == _CLASS, _FILE, f"be of a {_CLASS}", found)
     for name in _OTHER_GRIDS:
-        require(not about.get(name), "scheduler_config.json", f"have {name} false", about.get(name))
-    kind = about.get("time_shift_type", "exponential")
-    require(kind in ("exponential", "linear"), "time_shift_type", "be exponential or linear", kind)
+        require(not about.get(name), _FILE, f"have {name} false", about.get(name))

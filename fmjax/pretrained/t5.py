@@ -5,6 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.t5 import T5Config
+from fmjax.pretrained.abouts import T5About, checked
 from fmjax.pretrained.views import View, linear, stacked, tensor
 
 EMBEDDING = "shared.weight"
@@ -23,26 +24,24 @@ def t5_config(about: Mapping[str, Any]) -> T5Config:
             here does not have.
     """
     require(about.get("model_type") == "t5", "model_type", "be t5", about.get("model_type"))
+    about = checked(about, T5About)
     gated, activation = _feed_forward(about)
-    try:
-        return T5Config(
-            vocab_size=about["vocab_size"],
-            width=about["d_model"],
-            num_layers=about["num_layers"],
-            num_heads=about["num_heads"],
-            head_width=about["d_kv"],
-            mlp_width=about["d_ff"],
-            activation=activation,
-            gated=gated,
-            num_buckets=about.get("relative_attention_num_buckets", 32),
-            max_distance=about.get("relative_attention_max_distance", 128),
-            epsilon=about.get("layer_norm_epsilon", 1e-6),
-        )
-    except KeyError as missing:
-        raise ValueError(f"config.json must name {missing} for a T5 encoder") from None
+    return T5Config(
+        vocab_size=about["vocab_size"],
+        width=about["d_model"],
+        num_layers=about["num_layers"],
+        num_heads=about["num_heads"],
+        head_width=about["d_kv"],
+        mlp_width=about["d_ff"],
+        activation=activation,
+        gated=gated,
+        num_buckets=about.get("relative_attention_num_buckets", 32),
+        max_distance=about.get("relative_attention_max_distance", 128),
+        epsilon=about.get("layer_norm_epsilon", 1e-6),
+    )
 
 
-def _feed_forward(about: Mapping[str, Any]) -> tuple[bool, str]:
+def _feed_forward(about: T5About) -> tuple[bool, str]:
     """Whether the MLP is gated, and its activation; "gated-gelu" means the approximate GELU."""
     kind = about.get("feed_forward_proj", "relu")
     first, _, last = kind.partition("-")

@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Int
 
 from fmjax._checks import require, require_at_least
-from fmjax.pretrained.files import read_json
+from fmjax._json import Rule, check_json, read_json
 from fmjax.pretrained.spiece import t5_backend
 
 _CLIP_TOKENS = {
@@ -30,6 +30,38 @@ _CLIP_PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 _NO_LIMIT = 10**9  # From here on a length only says that there is none.
+
+
+_TokenId = Annotated[int, Rule("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31)]
+_Few = Annotated[int, Rule("an integer in [0, 4096]", lambda value: 0 <= value <= 4096)]
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+
+
+class _Token(TypedDict):
+    """A token with how it is found in a text."""
+
+    content: str
+    lstrip: NotRequired[bool]
+    rstrip: NotRequired[bool]
+    single_word: NotRequired[bool]
+    normalized: NotRequired[bool]
+    special: NotRequired[bool]
+
+
+class _Settings(TypedDict, total=False):
+    """What tokenizer_config.json and special_tokens_map.json say; other keys are ignored."""
+
+    bos_token: str | _Token
+    eos_token: str | _Token
+    unk_token: str | _Token
+    pad_token: str | _Token
+    added_tokens_decoder: dict[str, _Token]
+    extra_ids: _Few
+    # "No limit" is 10**30, which is no integer of 64 bits.
+    model_max_length: Annotated[Any, Rule("a number of at least 1", _is_length)]
 
 
 @dataclass(frozen=True)
@@ -101,24 +133,24 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def _read(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
-    about = _settings(folder)
+    about: Any = _settings(folder)
     if (folder / "tokenizer.json").exists():
-        backend = Backend.from_str(json.dumps(read_json(folder / "tokenizer.json")))
+        backend = Backend.from_str(json.dumps(read_json(folder / "tokenizer.json", dict[str, Any])))
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        about = _CLIP_TOKENS | about
+        about = {**_CLIP_TOKENS, **about}
         backend = _clip(folder, about)
     else:
         need = "hold tokenizer.json, or vocab.json and merges.txt, or spiece.model"
         require((folder / "spiece.model").exists(), str(folder), need, "none of them")
-        about = _T5_TOKENS | about
-        num_extra = int(about.get("extra_ids", _T5_EXTRA))
+        about = {**_T5_TOKENS, **about}
+        num_extra = about.get("extra_ids", _T5_EXTRA)
         backend = t5_backend(folder / "spiece.model", about["eos_token"], num_extra)
     _add_special(backend, about)
     pad, vocabulary = str(about.get("pad_token")), backend.get_vocab(with_added_tokens=True)
     require(pad in vocabulary, "pad_token", f"be one of the tokens in {folder}", pad)
     backend.no_padding()
-    most = int(about.get("model_max_length", _NO_LIMIT))
-    return Tokenizer(backend, vocabulary[pad], most if most < _NO_LIMIT else None)
+    most = about.get("model_max_length", _NO_LIMIT)
+    return Tokenizer(backend, vocabulary[pad], int(most) if most < _NO_LIMIT else None)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -126,11 +158,15 @@ def _settings(folder: Path) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            said = read_json(folder / name).items()
-            about |= {key: value for key, value in said if value is not None}
+            said = read_json(folder / name, dict[str, Any]).items()
+            said = {key: value for key, value in said if value is not None}
+            about |= check_json(said, _Settings, str(folder / name), extra=True)
     for name in _CLIP_TOKENS:
         if isinstance(about.get(name), Mapping):
             about[name] = about[name]["content"]
+    for key in about.get("added_tokens_decoder", {}):
+        numbered = key.isascii() and key.isdecimal() and len(key) < 10
+        require(numbered, f"added_tokens_decoder in {folder}", "map numbers to tokens", repr(key))
     return about
 
 
@@ -163,8 +199,11 @@ def _clip(folder: Path, about: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
 
-    vocabulary = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = read_json(folder / "vocab.json", dict[str, _TokenId])
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / 'merges.txt'} must be UTF-8 text, got {error}") from error
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     require(wrong is None, f"{folder / 'merges.txt'}", "hold pairs", wrong)

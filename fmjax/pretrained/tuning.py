@@ -20,8 +20,9 @@ from fmjax._trees import divided, named_leaves
 from fmjax.networks import FluxConfig, MMDiTConfig, NetworkConfig, make_flux, make_mmdit
 from fmjax.networks.lora import LORA, LoRAConfig
 from fmjax.networks.text_to_image import require_text
+from fmjax.pretrained.abouts import read_about
 from fmjax.pretrained.components import transformer_config
-from fmjax.pretrained.files import TensorFiles, find_files, read_json
+from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.flux import flux_about, flux_views
 from fmjax.pretrained.lora_files import lora_tensors
 from fmjax.pretrained.low_rank import adapter_views, chosen_adapters
@@ -87,7 +88,7 @@ class Tuning(NamedTuple):
                 something, or are of another network.
         """
         where = transformer_folder(folder)
-        found = read_json(where / "config.json")
+        found = read_about(where / "config.json")
         for name, of in _DATA.items():
             rule = f"have {of} {found.get(name)}, as the transformer in {where}"
             require(found.get(name) == self.about[name], "data", rule, self.about[name])
@@ -174,7 +175,7 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
         ValueError: If there is no transformer of a known kind.
     """
     where = transformer_folder(folder)
-    about = read_json(where / "config.json")
+    about = read_about(where / "config.json")
     settings = {name: getattr(network, name) for name in _SETTINGS if hasattr(network, name)}
     try:
         made = transformer_config(about, **settings)

@@ -5,6 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.vae import AutoencoderConfig
+from fmjax.pretrained.abouts import AutoencoderAbout, checked
 from fmjax.pretrained.views import View, convolution, linear, tensor
 
 _MADE_OF = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
@@ -19,6 +20,9 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
         ValueError: If it is made of what is not known here: other blocks or another activation,
             latents with a mean and a deviation for each channel.
     """
+    for name in ("latents_mean", "latents_std"):
+        require(about.get(name) is None, name, "be null", about.get(name))
+    about = checked(about, AutoencoderAbout)
     widths = tuple(about.get("block_out_channels", (64,)))
     for name, block in _MADE_OF.items():
         kinds = list(about.get(name, (block,)))
@@ -26,8 +30,6 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
         require(kinds == [block] * len(widths), name, rule, kinds)
     activation = about.get("act_fn", "silu")
     require(activation == "silu", "act_fn", "be silu", activation)
-    for name in ("latents_mean", "latents_std"):
-        require(about.get(name) is None, name, "be null", about.get(name))
     return AutoencoderConfig(
         channels_in=about.get("in_channels", 3),
         channels_out=about.get("out_channels", 3),
@@ -39,7 +41,7 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
         quant=about.get("use_quant_conv", True),
         post_quant=about.get("use_post_quant_conv", True),
         scale=about.get("scaling_factor", 0.18215),
-        shift=about.get("shift_factor") or 0.0,
+        shift=about.get("shift_factor", 0.0),
     )
 
 

@@ -12,8 +12,9 @@ from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax._trees import joined, named_leaves, nested
 from fmjax.config import Config, build
+from fmjax.pretrained.abouts import read_about
 from fmjax.pretrained.components import Loaded, load_component, make_component
-from fmjax.pretrained.files import TensorFiles, find_files, read_json
+from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.folder import (
     is_model_folder,
     open_model,
@@ -117,4 +118,4 @@ def _whole(source: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: P
         cast: dict[str, Any] = {
             name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()
         }
-    return Loaded(make_component(read_json(where / "config.json")), nested(cast))
+    return Loaded(make_component(read_about(where / "config.json")), nested(cast))

@@ -1,0 +1,160 @@
+"""What the config.json of each class of a released model must hold, as types."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
+
+from fmjax._json import NonNegative, Positive, Rule, Size, check_json, read_json
+
+T = TypeVar("T")
+
+# Layers, heads, sides of tables, ...: whatever is counted in a loop.
+Few = Annotated[int, Rule("an integer from 1 to 4096", lambda value: 1 <= value <= 4096)]
+
+
+class ClassAbout(TypedDict, total=False):
+    """Where diffusers and transformers say of which class a part is."""
+
+    _class_name: str
+    architectures: list[str]
+
+
+class FluxAbout(ClassAbout):
+    """A FluxTransformer2DModel."""
+
+    in_channels: Size
+    num_layers: Few
+    num_single_layers: Few
+    num_attention_heads: Few
+    attention_head_dim: Size
+    joint_attention_dim: Size
+    pooled_projection_dim: Size
+    guidance_embeds: bool
+    patch_size: NotRequired[Few]
+    out_channels: NotRequired[Size]
+    axes_dims_rope: NotRequired[tuple[Size, Size, Size]]
+    sample_size: NotRequired[Size]
+
+
+class SD3About(ClassAbout):
+    """An SD3Transformer2DModel."""
+
+    in_channels: Size
+    patch_size: Few
+    num_layers: Few
+    num_attention_heads: Few
+    attention_head_dim: Size
+    joint_attention_dim: Size
+    pooled_projection_dim: Size
+    caption_projection_dim: Size
+    pos_embed_max_size: Few
+    dual_attention_layers: NotRequired[list[int]]
+    qk_norm: NotRequired[str]
+    out_channels: NotRequired[Size]
+    sample_size: NotRequired[Size]
+
+
+class AutoencoderAbout(ClassAbout, total=False):
+    """An AutoencoderKL."""
+
+    in_channels: Size
+    out_channels: Size
+    latent_channels: Size
+    block_out_channels: list[Size]
+    down_block_types: list[str]
+    up_block_types: list[str]
+    layers_per_block: Few
+    norm_num_groups: Size
+    act_fn: str
+    mid_block_add_attention: bool
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    scaling_factor: Positive
+    shift_factor: float
+
+
+class CLIPAbout(ClassAbout):
+    """A CLIPTextModel or CLIPTextModelWithProjection."""
+
+    vocab_size: Size
+    max_position_embeddings: Size
+    hidden_size: Size
+    num_hidden_layers: Few
+    num_attention_heads: Few
+    intermediate_size: Size
+    projection_dim: NotRequired[Size]
+    hidden_act: NotRequired[str]
+    eos_token_id: NotRequired[int]
+    layer_norm_eps: NotRequired[Positive]
+
+
+class T5About(ClassAbout):
+    """A T5EncoderModel."""
+
+    vocab_size: Size
+    d_model: Size
+    num_layers: Few
+    num_heads: Few
+    d_kv: Size
+    d_ff: Size
+    feed_forward_proj: NotRequired[str]
+    is_gated_act: NotRequired[bool]
+    dense_act_fn: NotRequired[str]
+    relative_attention_num_buckets: NotRequired[Few]
+    relative_attention_max_distance: NotRequired[Size]
+    layer_norm_epsilon: NotRequired[Positive]
+
+
+class SchedulerAbout(ClassAbout, total=False):
+    """A FlowMatchEulerDiscreteScheduler."""
+
+    num_train_timesteps: Size
+    shift: Positive
+    use_dynamic_shifting: bool
+    base_shift: float
+    max_shift: float
+    base_image_seq_len: Size
+    max_image_seq_len: Size
+    shift_terminal: Annotated[NonNegative, Rule("a number below 1", lambda value: value < 1)]
+    time_shift_type: Literal["exponential", "linear"]
+
+
+_KINDS: Mapping[str, Callable[..., Any]] = {
+    "FluxTransformer2DModel": FluxAbout,
+    "SD3Transformer2DModel": SD3About,
+    "AutoencoderKL": AutoencoderAbout,
+    "CLIPTextModel": CLIPAbout,
+    "CLIPTextModelWithProjection": CLIPAbout,
+    "T5EncoderModel": T5About,
+    "FlowMatchEulerDiscreteScheduler": SchedulerAbout,
+}
+
+
+def class_of(about: Mapping[str, Any], name: str = "config.json") -> str | None:
+    """The class that a config.json is of, as diffusers or transformers calls it."""
+    found = checked(about, ClassAbout, name)
+    return found.get("_class_name") or next(iter(found.get("architectures", ())), None)
+
+
+def checked(about: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json") -> T:
+    """A parsed config.json as a type of this module; what is null counts as left out.
+
+    Raises:
+        ValueError: If a value is missing or of another type.
+    """
+    said = {key: value for key, value in about.items() if value is not None}
+    for key, value in said.items():
+        said[key] = list(value) if isinstance(value, tuple) else value
+    return check_json(said, kind, name, extra=True)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Read the config.json of a part, or a scheduler's file; what is null is left out.
+
+    Raises:
+        ValueError: If there is no such file, it holds something else, or values of a class that
+            is known here are missing or of another type.
+    """
+    about = read_json(path, dict[str, Any])
+    kind = _KINDS.get(str(class_of(about, str(path))), ClassAbout)
+    return dict(checked(about, kind, str(path)))
