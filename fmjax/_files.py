@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,53 @@ def is_hidden(path: Path) -> bool:
     return any(name.startswith(".") for name in path.parts)
 
 
+class Found(NamedTuple):
+    """What is below a folder, without what is hidden.
+
+    Attributes:
+        files: The files, within the folder.
+        skipped: What could not be followed, within the folder, with the reason.
+    """
+
+    files: list[Path]
+    skipped: dict[Path, str]
+
+
+def walk(folder: Path) -> Found:
+    """Find all files below a folder, through links too; a link to a folder above it is skipped.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    files: list[Path] = []
+    skipped: dict[Path, str] = {}
+    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(Path(), frozenset())]
+    while pending:
+        below, above = pending.pop()
+        try:
+            status = (folder / below).stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                skipped[below] = "links to a folder above them"
+                continue
+            with os.scandir(folder / below) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError:
+            if not below.parts:
+                raise
+            skipped[below] = "folders that cannot be read"
+            continue
+        for entry in visible:
+            path = below / entry.name
+            if entry.is_dir():
+                pending.append((path, above | {identity}))
+            elif entry.is_file():
+                files.append(path)
+            else:
+                skipped[path] = "links that lead nowhere" if entry.is_symlink() else "devices"
+    return Found(sorted(files), skipped)
+
+
 def require_writable(folder: Path) -> None:
     """Raise an `OSError` unless files can be made in a folder, or in what there is of its path."""
     while not folder.exists():
@@ -112,7 +159,7 @@ def fingerprint(paths: Iterable[Path], pieces: int = 64) -> str:
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(os.fsencode(f"{path.name}\0{size}\0"))
         with path.open("rb") as file:
             if size <= pieces * _PIECE:
                 digest.update(file.read())

@@ -1,6 +1,9 @@
 """Data with captions: a folder of images, classes in words, emoji."""
 
 import json
+import os
+import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -171,6 +174,195 @@ def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refus
     (tmp_path / "train" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"0\.tiff must be a whole image file, got pixels of 32"):
         load(data).x[:]
+
+
+def test_links_to_images_folders_and_lists_are_followed(tmp_path):
+    """A snapshot as Hugging Face's hub lays it out: every file is a link out of the folder."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    (snapshot / "train").mkdir(parents=True)
+    write_images(blobs, 3, captions=False)
+    for number in range(3):
+        (snapshot / "train" / f"{number}.png").symlink_to(f"../../../blobs/{number}.png")
+    write_list(blobs, [{"file_name": f"{n}.png", "text": f"number {n}"} for n in range(3)], "abc")
+    (snapshot / "train" / "metadata.jsonl").symlink_to("../../../blobs/abc")
+    assert load(source(snapshot)).captions.texts == ["number 0", "number 1", "number 2"]
+    write_images(tmp_path / "elsewhere" / "cats", 2)
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "below").symlink_to(tmp_path / "elsewhere")
+    dataset = load(source(tmp_path / "mine"))
+    assert [path.name for path in dataset.x.paths] == ["0.png", "1.png"]
+    assert dataset.captions.texts == ["a red picture", "a green picture"]
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    assert len(load(source(tmp_path / "linked"))) == 2
+
+
+def test_what_is_not_followed_or_read_is_counted_in_one_line(tmp_path, heard):
+    train = tmp_path / "train"
+    write_images(train / "a", 2)
+    write_images(train / "b", 1)
+    for place, target in (("a/loop", ".."), ("b/other", "../a"), ("a/more", "../b"), ("c", "none")):
+        (train / place).symlink_to(target)
+    for name in ("x.heic", "y.HEIC", "z", "a/.hidden", "a/0.caption"):
+        (train / name).write_text("x")
+    dataset = load(source(tmp_path), progress=heard)
+    names = [path.relative_to(train).as_posix() for path in dataset.x.paths]
+    there = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
+    assert names == there
+    assert heard.lines == [
+        f"left out of {tmp_path}: 4 links to a folder above them, 2 .caption files, 2 .heic files, "
+        "1 files without an ending, 1 links that lead nowhere, the first is train/a/0.caption"
+    ]
+
+
+@pytest.mark.parametrize(("disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_names_match_in_both_unicode_forms(tmp_path, disk, listed):
+    train, name = tmp_path / "train", "école/が한.png"
+    write_images(tmp_path, 1, captions=False)
+    on_disk = train / unicodedata.normalize(disk, name)
+    on_disk.parent.mkdir(parents=True)
+    (tmp_path / "0.png").rename(on_disk)
+    entry = {"file_name": unicodedata.normalize(listed, name), "text": "a school"}
+    write_list(train, [entry])
+    assert load(source(tmp_path)).captions.texts == ["a school"]
+    write_list(train, [entry, {**entry, "file_name": on_disk.relative_to(train).as_posix()}])
+    with pytest.raises(ValueError, match="line 2, must name a file once, got"):
+        load(source(tmp_path))
+    (train / "metadata.jsonl").unlink()
+    (train / f"{unicodedata.normalize(listed, 'école/が한')}.txt").parent.mkdir(exist_ok=True)
+    text = on_disk.with_name(unicodedata.normalize(listed, "が한.txt"))
+    text.write_text("a school again")
+    assert load(source(tmp_path)).captions.texts == ["a school again"]
+
+
+def test_names_of_another_encoding_are_read_and_shown(tmp_path, heard):
+    train = os.fsencode(tmp_path / "train")
+    write_images(tmp_path / "train", 1)
+    for end in (b".png", b".txt"):
+        os.rename(train + b"/0" + end, train + b"/caf\xe9" + end)
+    assert load(source(tmp_path)).captions.texts == ["a red picture"]
+    assert load(source(tmp_path)).points().shape == (1, 4, 4, 3)
+    os.rename(train + b"/caf\xe9.txt", train + b"/caf\xe8.heic")
+    with pytest.raises(ValueError, match="have a caption for every image, got none for caf\udce9"):
+        load(source(tmp_path))
+    load_split = source(tmp_path / "train", test_every=2)._splits
+    (tmp_path / "train" / "caf\udce9.txt").write_text("a picture")
+    assert sum(map(len, load_split(tmp_path / "train", heard).values())) == 1
+    assert "the first is caf\udce8.heic" in heard.lines[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'file_name,text\n0.png,"a red, round picture"\nbelow/1.png,"say ""hi"""\n',
+        '\ufefffile_name,text\r\n0.png,"a red, round picture"\r\nbelow/1.png,"say ""hi"""\r\n',
+        'Caption;File_name;more\na red, round picture;0.png;\n"say ""hi""";below/1.png;x\n\n',
+        'text\tfile_name\na red, round picture\t./0.png\n"say ""hi"""\tbelow\\1.png',
+    ],
+)
+def test_a_csv_file_lists_captions(tmp_path, content):
+    write_images(tmp_path / "train", 2, captions=False)
+    (tmp_path / "train" / "below").mkdir()
+    (tmp_path / "train" / "1.png").rename(tmp_path / "train" / "below" / "1.png")
+    (tmp_path / "train" / "metadata.csv").write_bytes(content.encode())
+    assert load(source(tmp_path)).captions.texts == ["a red, round picture", 'say "hi"']
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"metadata.csv must have columns file_name and text, got \[\]"),
+        ("image,text\n0.png,x\n", r"must have columns file_name and text, got \['image', 'text'\]"),
+        (
+            "file_name,text\n0.png,a red, round one\n",
+            "line 2, must have 2 values, with quotes .* 3",
+        ),
+        ("file_name,text\n0.png\n", "line 2, must have 2 values, with quotes .*, got 1"),
+        ('file_name,text\n0.png,"a red one\n', r"line 2, must be a line of a .csv file, got unexp"),
+        ("file_name,text\n../0.png,x\n", "line 2, must name a file within the folder, got '../0.p"),
+        ("file_name,text\n0.png,x\n0.png,y\n", "line 3, must name a file once, got '0.png'"),
+        ("file_name,text\n0.png,\n", "must have words in every caption, got none for 0.png"),
+        ("file_name,text\n1.png,x\n", "must have a caption for every image, got none for 0.png"),
+    ],
+)
+def test_a_csv_file_that_does_not_fit_is_refused(tmp_path, content, message):
+    write_images(tmp_path / "train", 1, captions=False)
+    (tmp_path / "train" / "metadata.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../0.png", "a/../0.png", "a\\..\\0.png", "/0.png", "C:\\0.png", "\\0.png", "", "/"],
+)
+def test_names_that_lead_out_of_the_folder_are_refused_by_themselves(tmp_path, name):
+    write_images(tmp_path / "train", 1, captions=False)
+    write_list(tmp_path / "train", [{"file_name": name, "text": "x"}])
+    message = re.escape(f"line 1, must name a file within the folder, got {name!r}")
+    with pytest.raises(ValueError, match=message):
+        load(source(tmp_path))
+
+
+def test_lists_above_and_below_the_images_are_read(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / split / "deep" / "er", 2, captions=False)
+    below = [{"file_name": f"er/{n}.png", "text": f"below {n}"} for n in range(2)]
+    write_list(tmp_path / "train" / "deep", below)
+    above = [{"file_name": f"test/deep/er/{n}.png", "text": f"above {n}"} for n in range(2)]
+    write_list(tmp_path, above)
+    texts = {split: load(source(tmp_path), split).captions.texts for split in ("train", "test")}
+    assert texts == {"train": ["below 0", "below 1"], "test": ["above 0", "above 1"]}
+    again = [{"file_name": "train/deep/er/0.png", "text": "twice"}]
+    write_list(tmp_path, above + again)
+    with pytest.raises(ValueError, match="must name a file once, got "):
+        load(source(tmp_path))
+    write_list(tmp_path, [*above, {"file_name": "val/0.png", "text": "elsewhere"}])
+    with pytest.raises(ValueError, match="have an image for every caption, got none for val/0.png"):
+        load(source(tmp_path))
+    write_images(tmp_path / "val", 1)
+    assert len(load(source(tmp_path))) == 2
+
+
+def test_a_caption_is_read_from_a_list_before_txt_before_caption_files(tmp_path, heard):
+    train = tmp_path / "train"
+    write_images(train, 3, captions=False)
+    write_list(train, [{"file_name": "0.png", "text": "of the list"}])
+    for name in ("0.txt", "1.txt", "stray.txt"):
+        (train / name).write_text(f"of {name}")
+    for name in ("0.caption", "1.caption", "2.CAPTION"):
+        (train / name).write_text(f"of {name}")
+    dataset = load(source(tmp_path), progress=heard)
+    assert dataset.captions.texts == ["of the list", "of 1.txt", "of 2.CAPTION"]
+    said = f"left out of {tmp_path}: 2 .caption files, 2 .txt files, the first is train/0.caption"
+    assert heard.lines == [said]
+
+
+@pytest.mark.parametrize("name", ["captions.tsv", "labels.json", "metadata.parquet", "all.txt"])
+def test_files_that_may_hold_the_missing_captions_are_named(tmp_path, name):
+    write_images(tmp_path / "train", 1, captions=False)
+    (tmp_path / "train" / name).write_text("x")
+    if name == "all.txt":
+        write_list(tmp_path / "train", [])
+    message = rf"caption for every image, got none for 0.png \(not read: {name}\)"
+    with pytest.raises(ValueError, match=message):
+        load(source(tmp_path))
+
+
+def test_a_list_above_the_folder_is_named(tmp_path):
+    write_images(tmp_path / "images", 1, captions=False)
+    write_list(tmp_path, [{"file_name": "images/0.png", "text": "x"}])
+    with pytest.raises(ValueError, match=r"got none for 0.png \(not read: ../metadata.jsonl\)"):
+        load(source(tmp_path / "images"))
+    assert load(source(tmp_path)).captions.texts == ["x"]
+
+
+def test_a_list_of_windows_is_read(tmp_path):
+    write_images(tmp_path / "train", 2, captions=False)
+    (tmp_path / "train" / "1.png").rename(tmp_path / "train" / "1.PNG")
+    lines = ['{"file_name": "0.png", "text": "a"}', "", '{"file_name": "1.PNG", "caption": "b"}']
+    content = "\r\n".join(lines).encode("utf-8-sig")
+    (tmp_path / "train" / "Metadata.JSONL").write_bytes(content)
+    assert load(source(tmp_path)).captions.texts == ["a", "b"]
 
 
 def test_captions_and_images_that_stand_alone_are_refused(tmp_path):
