@@ -11,10 +11,18 @@ x_t and any other row q, `r = c_x x_t + c_q q`, and two by two linear equations 
     D   = s q_1 - a q_0
     c_x = (r_0 q_1 - r_1 q_0) / D,    c_q = (s r_1 - a r_0) / D
 
-where r_1 is r's weight on x1 and r_0 that on x0. D vanishes where x_t and q together do not
-tell r: predicting x1 at t = 1 leaves the noise unknown. There D is held at `min_divisor`, so
-that results stay finite; elsewhere the conversion is exact. So one formula makes ten of the
-twelve conversions; between score and x0, which are the same but for a factor, x_t is not needed.
+where r_1 is r's weight on x1 and r_0 that on x0. So one formula makes ten of the twelve
+conversions; between score and x0, which are the same but for a factor, x_t is not needed.
+
+Conversions are exact wherever D > 0. D vanishes at times at which q adds nothing to x_t: x1
+predicted at t = 1 of the linear path, noise predicted at t = 0, the velocity where both rates are
+zero (t = 0 of a polynomial path). There r is what it would be on average for standard normal data,
+
+    E[r | x_t] = (a r_1 + s r_0) / (a^2 + s^2) x_t,
+
+and no use is made of q. Where alpha = 0 or sigma = 0 this is the limit of those conversions that
+have one: x_t is then all noise or all data, and says so. All others have no limit, and this bounds
+them.
 
 Source: Lipman et al. 2024, arXiv:2412.06264, section 4.
 """
@@ -26,9 +34,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from fmjax._arrays import Cond, Points, Times, expand_like
-from fmjax._checks import require, require_positive
+from fmjax._checks import require, require_at_least
 from fmjax.schedules import AnySchedule, Linear, Schedule, angle, time_at_angle, with_rate
 from fmjax.velocity import CountedField, VelocityFn, evaluations
 
@@ -58,17 +67,21 @@ class Prediction(enum.StrEnum):
 class AffinePath:
     """`x_t = alpha(t) x1 + sigma(t) x0`, with `u_t = dx_t/dt`.
 
-    `min_divisor` bounds what the conversions divide by (see the module): for the linear path
-    and a network that predicts x1 it is the least `1 - t`; JiT uses 0.05.
+    Attributes:
+        schedule: alpha and sigma.
+        min_divisor: Least sigma by which a predicted x1 is divided to make a velocity of it, which
+            has no limit where sigma vanishes. 0 keeps the conversion exact; JiT uses 0.05. No
+            other conversion depends on it.
 
-    Source: Lipman et al. 2022, arXiv:2210.02747, section 4.
+    Source: Lipman et al. 2022, arXiv:2210.02747, section 4; Li and He 2025, arXiv:2511.13720
+    (`min_divisor`).
     """
 
     schedule: AnySchedule = Linear()
-    min_divisor: float = 1e-3
+    min_divisor: float = 0.0
 
     def __post_init__(self) -> None:
-        require_positive("min_divisor", self.min_divisor)
+        require_at_least("min_divisor", self.min_divisor, 0.0)
 
     def __call__(self, t: Times, x0: Points, x1: Points) -> PathSample:
         """Give the point at time t on the way from x0 to x1, and its velocity.
@@ -105,7 +118,8 @@ class AffinePath:
             target: What is wanted.
 
         Returns:
-            The quantity `target`, finite for every t.
+            The quantity `target`: exact where x_t and `value` determine it, else its mean for
+            standard normal data (see the module). Finite for every t.
         """
         if source == target:
             return value
@@ -118,15 +132,52 @@ class AffinePath:
         """The weights `(c_x, c_q)` of `target = c_x x_t + c_q source`, each `[batch]`."""
         if source == target:
             return jnp.zeros_like(t), jnp.ones_like(t)
+        on_point, on_value, divisor = self._quotients(t, source, target)
+        known = divisor > jnp.finfo(divisor.dtype).tiny
+        # The divisor is replaced before it is used: a gradient passes both branches.
+        divisor = jnp.where(known, divisor, 1.0)
+        unknown = self._normal_mean(t, target)
+        return (
+            jnp.where(known, on_point / divisor, unknown),
+            jnp.where(known, on_value, 0.0) / divisor,
+        )
+
+    def has_pole(
+        self, t: Times, *, source: Prediction, target: Prediction
+    ) -> Bool[Array, " batch"]:
+        """Whether the weight of `source` in the conversion grows without bound towards time t."""
+        if source == target:
+            return jnp.zeros_like(t, dtype=bool)
+        _, on_value, divisor = self._quotients(t, source, target)
+        return (divisor <= jnp.finfo(divisor.dtype).tiny) & (on_value != 0.0)
+
+    def _quotients(
+        self, t: Times, source: Prediction, target: Prediction
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`(n_x, n_q, d)` with `target = (n_x x_t + n_q source) / d` and d >= 0."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if {source, target} == {Prediction.X0, Prediction.SCORE}:
+            ones = jnp.ones_like(t)
+            on_value, divisor = (-ones, sigma) if source == Prediction.X0 else (-sigma, ones)
+            return jnp.zeros_like(t), on_value, divisor
         q1, q0, q_unit = self._row(t, source)
         r1, r0, r_unit = self._row(t, target)
-        if {source, target} == {Prediction.X0, Prediction.SCORE}:
-            return jnp.zeros_like(t), q_unit / r_unit
-        divisor = jnp.maximum(sigma * q1 - alpha * q0, self.min_divisor)
-        on_point = (r0 * q1 - r1 * q0) / divisor
-        on_value = (sigma * r1 - alpha * r0) / divisor
-        return on_point / r_unit, on_value * q_unit / r_unit
+        divisor = sigma * q1 - alpha * q0
+        if (source, target) == (Prediction.X1, Prediction.VELOCITY):  # JiT's bound.
+            divisor = jnp.maximum(divisor, self.min_divisor)
+        sign = jnp.sign(r_unit) if target == Prediction.X0 else 1.0
+        on_point = sign * (r0 * q1 - r1 * q0)
+        on_value = sign * (sigma * r1 - alpha * r0) * q_unit
+        return on_point, on_value, divisor * jnp.abs(r_unit)
+
+    def _normal_mean(self, t: Times, quantity: Prediction) -> jax.Array:
+        """The weight on x_t of the quantity's mean, given x_t, if data are standard normal."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        variance = jnp.square(alpha) + jnp.square(sigma)
+        if quantity == Prediction.SCORE:
+            return -1.0 / variance
+        on_x1, on_x0, unit = self._row(t, quantity)
+        return (alpha * on_x1 + sigma * on_x0) / (variance * unit)
 
     def _row(self, t: Times, quantity: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Weights on x1 and x0 of `unit * quantity`, with the unit chosen so that D >= 0.
@@ -138,9 +189,7 @@ class AffinePath:
             return with_rate(self.schedule.alpha, t)[1], with_rate(self.schedule.sigma, t)[1], one
         if quantity == Prediction.X1:
             return one, zero, one
-        if quantity == Prediction.X0:
-            return zero, -one, -one
-        return zero, -one, jnp.maximum(self.schedule.sigma(t), self.min_divisor)
+        return zero, -one, -one if quantity == Prediction.X0 else self.schedule.sigma(t)
 
     def velocity_fn(
         self, predict_fn: Callable[..., Points], prediction: Prediction = Prediction.VELOCITY

@@ -36,6 +36,7 @@ from fmjax.paths import AffinePath, Prediction
 from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.studies.configs import load_config, load_study
+from fmjax.studies.run_folder import as_read
 from fmjax.times import (
     LogitNormal,
     Shifted,
@@ -118,6 +119,14 @@ def test_a_study_builds_models_of_one_network_and_budget_and_all_their_steps(nam
             steps = sampling.make_steps(run.path.schedule, Tabulated())
             if sampling.num_steps is not None:
                 assert len(steps.times) == sampling.num_steps + 1
+
+
+def test_a_run_of_the_time_when_every_path_had_a_floor_is_read_as_exact():
+    before = to_json(Config(name="x")).replace('"min_divisor": 0.0', '"min_divisor": 0.001')
+    assert as_read(from_json(before)) == Config(name="x")
+    assert as_read(UNUSUAL) is UNUSUAL  # JiT's bound stays.
+    released = Config(name="x", pretrained=RELEASED, path=AffinePath(min_divisor=1e-3))
+    assert as_read(from_json(to_json(released))) == Config(name="x", pretrained=RELEASED)
 
 
 def test_a_config_that_is_no_study_is_refused():

@@ -12,6 +12,7 @@ from fmjax.couplings import Independent, MinibatchOT
 from fmjax.data import DataConfig, DigitsData
 from fmjax.networks import DiTConfig, NetworkConfig, TextEncoderConfig
 from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import Linear
 from fmjax.training import MeshConfig, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT
@@ -141,7 +142,7 @@ class Config:
         plain = plain and self.loss.prediction == Prediction.VELOCITY  # type: ignore[union-attr]
         require(plain, "loss", "be of a velocity for released weights", self.loss)
         rule = "be the linear one for released weights"
-        require(self.path == AffinePath(), "path", rule, self.path)
+        require(self.path.schedule == Linear(), "path", rule, self.path)
         rule = "be left out with released weights, whose text is encoded already"
         require(self.text_encoder is None, "text_encoder", rule, self.text_encoder)
         require(self.reflow is None, "reflow", "be left out with released weights", self.reflow)

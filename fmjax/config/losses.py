@@ -14,8 +14,8 @@ class LossConfig:
     """What the network predicts, how its error counts, and at which times it is asked.
 
     Attributes:
-        prediction: What the network's output is. With x1 and the loss in velocity, set
-            `path.min_divisor` (JiT takes 0.05): it bounds the weight of times near 1.
+        prediction: What the network's output is. With x1 and the loss in velocity,
+            `path.min_divisor` (JiT takes 0.05) bounds the weight of times near 1.
         space: The quantity whose squared error is the loss.
         weight: Weight of each time.
         huber: None for the squared error; a number c for the pseudo-Huber distance

@@ -65,6 +65,10 @@ def flow_matching_loss(
     so the error is taken where the network answers and scaled: nothing cancels. With
     `prediction=X1, space=VELOCITY, path=AffinePath(min_divisor=0.05)` this is JiT's loss.
 
+    Towards an end of time at which the scale grows without bound (x1 as a velocity, at the data;
+    the score itself, at the data) it is that of the time 0.001 before the end: the weight of no
+    example is infinite. Everywhere else it is exact.
+
     Args:
         predict_fn: `(t, x_t, cond) -> prediction`.
         path: The path between x0 and x1.
@@ -96,7 +100,7 @@ def flow_matching_loss(
         truth = path.convert(t, x_t, x0, source=Prediction.X0, target=Prediction.SCORE)
     else:
         truth = {Prediction.VELOCITY: u_t, Prediction.X1: x1, Prediction.X0: x0}[prediction]
-    _, scale = path.conversion_weights(t, source=prediction, target=space)
+    scale = _error_scale(path, t, prediction, space)
     error = expand_like(scale, x_t) * (value.astype(jnp.float32) - truth)
     if huber is None:
         loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
@@ -104,6 +108,23 @@ def flow_matching_loss(
         squares = jnp.sum(jnp.square(error), axis=event_axes(x_t))
         loss = jnp.sqrt(squares + huber**2) - huber
     return loss if weight_fn is None else weight_fn(t) * loss
+
+
+# How near to a pole of the scale it is still exact.
+_EDGE = 1e-3
+
+
+def _error_scale(path: AffinePath, t: Times, prediction: Prediction, space: Prediction) -> Times:
+    """What an error of `prediction` is to be multiplied with to be one of `space`, bounded."""
+    if prediction == Prediction.SCORE:
+        # The score itself has a pole. As noise, -sigma times it, it has none.
+        return -path.schedule.sigma(t) * _error_scale(path, t, Prediction.X0, space)
+    at_start, at_end = path.has_pole(
+        jnp.array([0.0, 1.0], t.dtype), source=prediction, target=space
+    )
+    bounded = jnp.where(at_start, jnp.maximum(t, _EDGE), t)
+    bounded = jnp.where(at_end, jnp.minimum(bounded, 1.0 - _EDGE), bounded)
+    return path.conversion_weights(bounded, source=prediction, target=space)[1]
 
 
 def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Cond:

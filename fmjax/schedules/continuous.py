@@ -27,6 +27,14 @@ class Schedule(Protocol):
         ...
 
 
+def one_minus_exp(u: jax.Array) -> jax.Array:
+    """`1 - exp(-u)` for u >= 0: both its value and its rate keep their digits everywhere.
+
+    JAX takes `expm1(-u) + 1` for the rate of `expm1`, which is rounding alone for large u.
+    """
+    return jnp.where(u < 0.5, -jnp.expm1(-u), 1.0 - jnp.exp(-u))
+
+
 @dataclass(frozen=True)
 class Linear:
     """`alpha = t, sigma = 1 - t`: conditional optimal transport, rectified flow.
@@ -51,12 +59,14 @@ class Cosine:
     """
 
     def alpha(self, t: jax.Array) -> jax.Array:
-        """sin(pi t / 2)."""
-        return jnp.sin(0.5 * math.pi * t)
+        """sin(pi t / 2), by the smaller angle, so that its rate is exact near t = 1 too."""
+        quarter = 0.5 * math.pi
+        return jnp.where(t < 0.5, jnp.sin(quarter * t), jnp.cos(quarter * (1.0 - t)))
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        """cos(pi t / 2), written so that it is exactly zero at t = 1."""
-        return jnp.sin(0.5 * math.pi * (1.0 - t))
+        """cos(pi t / 2), by the smaller angle: exactly zero at t = 1."""
+        quarter = 0.5 * math.pi
+        return jnp.where(t < 0.5, jnp.cos(quarter * t), jnp.sin(quarter * (1.0 - t)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class VariancePreserving:
 
     def sigma(self, t: jax.Array) -> jax.Array:
         """sqrt(1 - alpha^2 + min_sigma^2)."""
-        return jnp.sqrt(self.min_sigma**2 - jnp.expm1(-self._integral(t)))
+        return jnp.sqrt(self.min_sigma**2 + one_minus_exp(self._integral(t)))
 
 
 @dataclass(frozen=True)
@@ -144,5 +154,9 @@ class Polynomial:
         return t**self.power
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        """1 - t^power."""
-        return 1.0 - t**self.power
+        """1 - t^power, near t = 1 by its logarithm: the difference would lose its digits."""
+        if self.power == 1.0:  # Exact as it is.
+            return 1.0 - t
+        early = t**self.power < 0.5
+        late = -jnp.expm1(self.power * jnp.log(jnp.where(early, 1.0, t)))
+        return jnp.where(early, 1.0 - t**self.power, late)

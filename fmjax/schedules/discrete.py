@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._checks import require_at_least, require_between, require_positive
+from fmjax.schedules.continuous import one_minus_exp
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LinearBetas:
     def sigma(self, t: jax.Array) -> jax.Array:
         """sqrt(1 - alpha^2), and a floor."""
         floor = 0.01 * self.beta_min * _within_one(self.num_steps * (1.0 - t))
-        return jnp.sqrt(floor - jnp.expm1(-self._integral(t)))
+        return jnp.sqrt(floor + one_minus_exp(self._integral(t)))
 
 
 @functools.lru_cache
@@ -89,13 +90,17 @@ class CosineBetas:
         return jnp.sqrt(product + last * _within_one(self.num_steps * t))
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        """sqrt(1 - alpha^2), the difference of squared cosines as a product, and a floor."""
+        """sqrt(1 - alpha^2), near the data as a product of sines, and a floor.
+
+        Either form loses the digits of its value or of its rate at the other end.
+        """
         turn = 0.5 * math.pi / (1.0 + self.offset)
         gap = turn * (1.0 - t)
-        fallen = jnp.sin(gap) * jnp.sin(gap + 2.0 * turn * self.offset) / self._start**2
+        late = jnp.sin(gap) * jnp.sin(gap + 2.0 * turn * self.offset) / self._start**2
+        fallen = jnp.where(t < 0.5, 1.0 - jnp.square(jnp.sin(turn * t) / self._start), late)
         first_beta = 1.0 - self._product(1.0 - 1.0 / self.num_steps)
         floor = 0.01 * first_beta * _within_one(self.num_steps * (1.0 - t))
-        return jnp.sqrt(jnp.maximum(fallen, 0.0) + floor)
+        return jnp.sqrt(fallen + floor)
 
     @property
     def _start(self) -> float:

@@ -51,8 +51,8 @@ def sample_diffusion(
             from `fold_in(key, n)`, so that a sample does not depend on its batch.
         cond: Passed to `predict_fn`, every leaf with a leading batch axis.
         prediction: What `predict_fn` predicts; X0 is DDPM's epsilon. Where alpha is next to zero,
-            as at t = 0 of `CosineBetas`, noise predicted says nothing of the data; the path's
-            `min_divisor` bounds what is made of it, and so does `clip`.
+            as at t = 0 of `CosineBetas`, an error of the predicted noise is magnified by
+            sigma / alpha, up to 20,000, in the data that follow from it: `clip` bounds them.
         sampler: `DDIM`, `Ancestral`, `DPMSolverPP2M` or `UniPC`.
         steps: Where to step. A network of `T` discrete times has seen those of `uniform_grid(n)`
             if n divides T.

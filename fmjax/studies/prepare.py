@@ -10,7 +10,7 @@ from fmjax._checks import require
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
-from fmjax.studies.run_folder import RunFolder, read_config, some_texts, write_text
+from fmjax.studies.run_folder import RunFolder, as_read, read_config, some_texts, write_text
 from fmjax.training import MeshConfig
 
 _CAPTIONS_KEPT = 64
@@ -67,7 +67,7 @@ def prepare(
 def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
     wanted, has = (
         json.loads(to_json(dataclasses.replace(each, mesh=MeshConfig())))
-        for each in (config, found)
+        for each in (as_read(config), found)
     )
     differing = differences(wanted, has)
     if differing:

@@ -14,6 +14,7 @@ from fmjax.config.losses import LossConfig
 from fmjax.couplings import Independent
 from fmjax.data import Dataset, Pairs
 from fmjax.paths import AffinePath, Prediction
+from fmjax.schedules import Linear
 from fmjax.studies.pairs import make_pairs
 from fmjax.studies.run_folder import Run, open_run
 from fmjax.times import UniformSteps, UShaped
@@ -34,7 +35,7 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     """
     sampling, loss = teacher.sampling, teacher.loss
     flow = isinstance(loss, LossConfig)
-    straight = flow and teacher.path == AffinePath() and loss.prediction == Prediction.VELOCITY
+    straight = flow and teacher.path.schedule == Linear() and loss.prediction == Prediction.VELOCITY
     # Guidance is in the pairs: what learns them needs no other.
     guided = sampling.guidance != 1.0
     students = dataclasses.replace(sampling, guidance=1.0, clip=None)

@@ -1,5 +1,6 @@
 """The folder of one run: what it holds, and how it is made, resumed and read."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fmjax._files import require_exists, write_atomically
 from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
+from fmjax.paths import AffinePath
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 
@@ -118,7 +120,7 @@ def read_config(path: Path) -> Config:
     require_exists("run folder", path)
     for file in (folder.config, folder.model):
         require(file.is_file(), f"run folder {path}", f"hold {file.name}", "no such file")
-    return from_json(folder.config.read_bytes(), str(folder.config))
+    return as_read(from_json(folder.config.read_bytes(), str(folder.config)))
 
 
 class _Model(NamedTuple):
@@ -129,6 +131,17 @@ class _Model(NamedTuple):
     text: TextShape | None = None
     tokens: TokenShape | None = None
     captions: tuple[str, ...] = ()
+
+
+def as_read(config: Config) -> Config:
+    """The config, with what older versions wrote for defaults as they are now.
+
+    Every run had `path.min_divisor` 0.001, which bounded all conversions; now 0 is the default,
+    and they are exact.
+    """
+    if config.path.min_divisor != 1e-3:
+        return config
+    return dataclasses.replace(config, path=AffinePath(config.path.schedule))
 
 
 def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:

@@ -19,7 +19,7 @@ from fmjax.losses import (
     flow_matching_objective,
 )
 from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, Linear
+from fmjax.schedules import Cosine, Linear, Polynomial, VarianceExploding
 from fmjax.times import LogitNormal
 from fmjax.velocity import VelocityNet
 from tests import oracles
@@ -104,7 +104,7 @@ def test_the_loss_of_the_true_conditional_mean_is_the_least_there_is(name, targe
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_loss_in_any_space_is_that_of_the_converted_prediction(name):
-    path = AffinePath(SCHEDULES[name][0], min_divisor=1e-9)
+    path = AffinePath(SCHEDULES[name][0])
     t, x0, x1 = examples(event=(2, 2, 1))
     value = 0.3 * x0 - x1**2  # Far from the truth.
 
@@ -126,6 +126,40 @@ def test_the_loss_in_any_space_is_that_of_the_converted_prediction(name):
     for loss, expected in both(t, x0, x1):
         assert loss.shape == t.shape
         np.testing.assert_allclose(loss, expected, rtol=1e-7)
+
+
+def test_a_scale_that_grows_without_bound_is_that_of_a_thousandth_before_the_end():
+    _, x0, x1 = examples(6)
+    near = jnp.array([0.0, 1e-6, 1e-4, 1.0 - 1e-4, 1.0 - 1e-6, 1.0])
+    t = near.astype(x0.dtype)
+
+    def roots(schedule, prediction, space, offset):
+        path = AffinePath(schedule)
+        truth = {"x1": x1, "x0": x0, "velocity": path(t, x0, x1)[1]}[prediction]
+        loss = flow_matching_loss(
+            lambda t, x, cond: truth + offset,
+            path, t, x0, x1, prediction=prediction, space=space,
+        )  # fmt: skip
+        return np.sqrt(loss)
+
+    # The data as a velocity, 1 / (1 - t), and the noise as one, 1 / t: at their ends 1,000.
+    np.testing.assert_allclose(
+        roots(Linear(), Prediction.X1, Prediction.VELOCITY, 1.0),
+        [1, 1, 1, 1e3, 1e3, 1e3],
+        rtol=1e-3,
+    )
+    np.testing.assert_allclose(
+        roots(Linear(), Prediction.X0, Prediction.VELOCITY, 1.0),
+        [1e3, 1e3, 1e3, 1, 1, 1],
+        rtol=1e-3,
+    )
+    # The noise as a score on the exploding path, 1 / sigma, is nowhere infinite, and exact.
+    sigma = VarianceExploding().sigma(t)
+    exact = roots(VarianceExploding(), Prediction.X0, Prediction.SCORE, 1.0)
+    np.testing.assert_allclose(exact, 1.0 / sigma, rtol=1e-4)
+    # A velocity where both rates vanish, as noise: t / 2, which has a limit.
+    exact = roots(Polynomial(2.0), Prediction.VELOCITY, Prediction.X0, 1.0)
+    np.testing.assert_allclose(exact, t / 2, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", Prediction)
