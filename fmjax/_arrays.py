@@ -4,12 +4,13 @@ Batched throughout: times are `[batch]`, points are `[batch, *event]`.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jaxtyping import Array, Float, Key, PyTree
+
+from fmjax._json import Count, Size
 
 Times: TypeAlias = Float[Array, " batch"]
 Points: TypeAlias = Float[Array, " batch *event"]
@@ -63,9 +64,9 @@ class TextPart:
         pooled: Its channels of the pooled vector.
     """
 
-    tokens: tuple[int, int]
-    channels: tuple[int, int]
-    pooled: tuple[int, int]
+    tokens: tuple[Count, Count]
+    channels: tuple[Count, Count]
+    pooled: tuple[Count, Count]
 
 
 @dataclass(frozen=True)
@@ -79,25 +80,14 @@ class TextShape:
         parts: What of it is whose, where several encoders made it and that is known.
     """
 
-    num_tokens: int
-    width: int
-    pooled_width: int
+    num_tokens: Size
+    width: Size
+    pooled_width: Size
     parts: tuple[TextPart, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """The same as JSON has it; `fmjax._json.check_json` reads it back."""
         return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def of(cls, found: Mapping[str, Any]) -> "TextShape":
-        """The inverse of `as_json`.
-
-        Raises:
-            TypeError: If it is something else; so do ValueError and KeyError.
-        """
-        spans = [{name: tuple(map(int, span)) for name, span in part.items()}
-                 for part in found.get("parts", ())]  # fmt: skip
-        return cls(**{**found, "parts": tuple(TextPart(**one) for one in spans)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -109,8 +99,8 @@ class TokenShape:
         vocab_size: How many numbers there are; 0 is padding.
     """
 
-    num_tokens: int
-    vocab_size: int
+    num_tokens: Size
+    vocab_size: Size
 
 
 class FlowMapCond(NamedTuple):

@@ -1,5 +1,6 @@
 """Latents and encoded captions, as `fmjax encode` wrote them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require
 from fmjax._files import require_exists
+from fmjax._json import check_json
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split
 from fmjax.data.manifest import RecordField, RecordManifest
@@ -60,7 +62,8 @@ class EncodedData:
         rule = f"hold {', '.join(sorted(wanted))}"
         require(fields == wanted, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
         rows = {name: _Rows(records, name) for name in wanted}
-        event_shape, text = rows[LATENTS].shape[1:], TextShape.of(records.manifest.about["text"])
+        event_shape = rows[LATENTS].shape[1:]
+        text = _text_shape(folder / split, records.manifest.about)
         # Who names sizes need not name whose text is whose.
         sizes = text if self.text is None or self.text.parts else replace(text, parts=())
         for asked, holds in ((self.event_shape, event_shape), (self.text, sizes)):
@@ -86,6 +89,10 @@ def encoded_manifest(
     )
     about = {**about, "text": text.as_json()}
     return RecordManifest(fields, num_examples, examples_per_shard, about)
+
+
+def _text_shape(folder: Path, about: Mapping[str, Any]) -> TextShape:
+    return check_json(about.get("text"), TextShape, f"text of the records in {folder}")
 
 
 @dataclass(frozen=True, eq=False)

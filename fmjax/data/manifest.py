@@ -12,6 +12,7 @@ import numpy as np
 
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax._files import write_atomically
+from fmjax._json import Size, check_json, read_json
 
 _VERSION = 1
 _MANIFEST, _SUFFIX = "records.json", ".array_record"
@@ -33,7 +34,7 @@ class RecordField:
 
     name: str
     dtype: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
         named = isinstance(self.name, str) and self.name.isidentifier()
@@ -41,6 +42,8 @@ class RecordField:
         require_one_of("dtype", self.dtype, _DTYPES)
         sizes = all(_is_count(size) and size > 0 for size in self.shape)
         require(sizes, "shape", "hold positive sizes", self.shape)
+        fits = math.prod(self.shape) < 2**31
+        require(fits, "shape", "have a product below 2**31", self.shape)
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,10 @@ def read_manifest(folder: Path) -> RecordManifest:
     """
     path = folder / _MANIFEST
     require(path.is_file(), f"folder {folder}", f"hold {_MANIFEST}", "none")
-    try:
-        found = json.loads(path.read_text())
-        version = found.pop("version")
-        require(version == _VERSION, "version", f"be {_VERSION}", version)
-        fields = tuple(
-            RecordField(**{**each, "shape": tuple(each["shape"])}) for each in found.pop("fields")
-        )
-        return RecordManifest(fields, **found)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"file {path} must be a manifest of records, got {error}") from error
+    found = read_json(path, dict[str, Any])
+    version = found.pop("version", None)
+    require(version == _VERSION, f"version of {path}", f"be {_VERSION}", version)
+    return check_json(found, RecordManifest, str(path))
 
 
 def _is_count(value: Any) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import cache_dir, read_npz, write_atomically
+from fmjax._json import EventShape, Share, Size, check_json, parse_json
 from fmjax._progress import Progress, Silent
 from fmjax._trees import named_leaves, nested
 from fmjax.metrics.classifier import ImageClassifier, build
@@ -77,6 +79,15 @@ def save_classifier(path: Path, classifier: ImageClassifier) -> None:
         np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
 
+class _About(NamedTuple):
+    """What a classifier's file says of it."""
+
+    config: ClassifierConfig
+    event_shape: EventShape
+    num_classes: Size
+    test_accuracy: Share
+
+
 def load_classifier(path: Path) -> ImageClassifier:
     """Read what `save_classifier` wrote.
 
@@ -86,14 +97,9 @@ def load_classifier(path: Path) -> ImageClassifier:
     name, rule = f"file {path}", "be a whole classifier file (delete it to train anew)"
     try:
         arrays = read_npz(path)
-        about = json.loads(str(arrays.pop(_ABOUT)))
-        classifier = ImageClassifier(
-            config=ClassifierConfig(**about["config"]),
-            event_shape=tuple(about["event_shape"]),
-            num_classes=about["num_classes"],
-            params=nested({_name(key): a for key, a in arrays.items()}),
-            test_accuracy=about["test_accuracy"],
-        )
+        about = check_json(parse_json(str(arrays.pop(_ABOUT)), _ABOUT), _About, _ABOUT)
+        params = nested({_name(key): a for key, a in arrays.items()})
+        classifier = ImageClassifier(params=params, **about._asdict())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must {rule}, got {error!r}") from error
     network = build(classifier.config, classifier.event_shape, classifier.num_classes)

@@ -8,11 +8,20 @@ import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 from fmjax._files import write_atomically
+from fmjax._json import read_json
 
 _NAME = "digests.json"
 _CHUNK = 2**20
+
+
+class _Sealed(TypedDict):
+    """What `digests.json` holds: of each file its size and CRC-32, and a CRC-32 of these."""
+
+    files: dict[str, list[int]]
+    crc32: int
 
 
 def write_digests(folder: Path, parts: Iterable[str]) -> None:
@@ -35,8 +44,8 @@ def is_sealed(folder: Path) -> bool:
 def sealed_as(folder: Path) -> int | None:
     """One number for all files of the folder, by which to know it again; None without digests."""
     try:
-        return int(json.loads((folder / _NAME).read_text())["crc32"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / _NAME, _Sealed)["crc32"]
+    except (OSError, ValueError):
         return None
 
 
@@ -52,11 +61,11 @@ def find_damage(folder: Path, part: str, share: int = 0, shares: int = 1) -> str
     if not is_sealed(folder):
         return f"no {_NAME}"
     try:
-        sealed = json.loads((folder / _NAME).read_text())
-        digests = sealed["files"]
-        if sealed["crc32"] != _crc32(digests):
-            return f"a damaged {_NAME}"
-    except (ValueError, KeyError, TypeError):
+        sealed = read_json(folder / _NAME, _Sealed)
+    except ValueError:
+        return f"a damaged {_NAME}"
+    digests = sealed["files"]
+    if sealed["crc32"] != _crc32(digests):
         return f"a damaged {_NAME}"
     names = [name for name in digests if name.startswith(f"{part}/")]
     for name in names[share::shares]:

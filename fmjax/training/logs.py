@@ -4,11 +4,13 @@ import contextlib
 import json
 import socket
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 from fmjax._files import naming, write_atomically
+from fmjax._json import AnyFloat, Count, check_json, parse_json
 
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
@@ -112,6 +114,12 @@ class RunLogger:
         return events
 
 
+class _Line(TypedDict):
+    """What every line of the log holds; its other keys are numbers."""
+
+    step: Count
+
+
 def _event(**fields: Any) -> bytes:
     from tensorboardX.proto import event_pb2
 
@@ -120,13 +128,25 @@ def _event(**fields: Any) -> bytes:
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The lines that `RunLogger` wrote, without the half line of a process that was killed."""
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            found.append(line)
+    """The lines that `RunLogger` wrote, without the half line of a process that was killed.
+
+    Warns once of lines that are damaged, which are left out: a log stops neither a training nor
+    a report.
+    """
+    found, damaged, last = [], [], 0
+    with path.open("rb") as file:
+        for last, text in enumerate(file, start=1):
+            try:
+                line = parse_json(text, f"line {last}", nonfinite=True)
+                check_json(line, dict[str, AnyFloat], f"line {last}")
+                check_json(line, _Line, f"line {last}", extra=True)
+            except ValueError as error:
+                damaged.append((last, text, error))
+            else:
+                found.append(line)
+    if damaged and damaged[-1][0] == last and not damaged[-1][1].endswith(b"\n"):
+        damaged.pop()  # That half line.
+    if damaged:
+        warnings.warn(f"{path} has {len(damaged)} damaged lines, which are left out: "
+                      f"{damaged[0][2]}", stacklevel=2)  # fmt: skip
     return found

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
 
 from fmjax._arrays import Batch, noun
 from fmjax._checks import require_at_least
+from fmjax._json import AnyFloat, check_json
 from fmjax._progress import Progress, Silent
 from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
@@ -152,11 +153,23 @@ def _resumed(
     state, extra, passed_over = checkpoints.restore(like)
     for line in passed_over:
         progress.say(line)
-    batches.set_state(extra["batches"])
+    try:
+        saved = check_json(extra, _Extra, "it")
+        batches.set_state(saved["batches"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint of step {int(state.step)} must hold where the data and the "
+                         f"log stand, got one that does not: {error}") from error  # fmt: skip
     if logger is not None:
         logger.rewind(int(state.step))
     progress.say(f"resumed from step {int(state.step)}")
-    return state, Monitor(extra["window"])
+    return state, Monitor([list(pair) for pair in saved["window"]])
+
+
+class _Extra(TypedDict):
+    """What `fit` saves beside the state of a training."""
+
+    batches: dict[str, Any]
+    window: list[tuple[AnyFloat, AnyFloat]]
 
 
 class _Feed:

@@ -3,19 +3,34 @@
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from fmjax._json import check_json
 from fmjax.training.digests import find_damage, is_sealed
 from fmjax.training.named_arrays import flat_arrays, unflat_arrays
 
 Read = TypeVar("Read")
 
 _LONGEST = 256  # Bytes of what one process tells the others of a damage.
+
+
+class SavedRun(TypedDict):
+    """The JSON text of a checkpoint.
+
+    Attributes:
+        arrays: By item and name, each array as `described` has it.
+        key_impl: The implementation of random keys.
+        extra: What the caller saved.
+    """
+
+    arrays: dict[str, dict[str, str]]
+    key_impl: str
+    extra: dict[str, Any]
 
 
 class DamagedCheckpoint(ValueError):
@@ -61,17 +76,18 @@ class Reader(NamedTuple):
             )
         return step
 
-    def run(self, step: int) -> dict[str, Any]:
+    def run(self, step: int) -> SavedRun:
         """The JSON text of a checkpoint: what its arrays are, and the caller's `extra`."""
         run = self._item(step, "run", ocp.args.JsonRestore())
-        if not isinstance(run, dict) or not {"arrays", "key_impl", "extra"} <= run.keys():
-            raise self.foreign(step, "one that fmjax did not write")
-        return run
+        try:
+            return check_json(run, SavedRun, "it")
+        except ValueError as error:
+            raise self.foreign(step, f"one that fmjax did not write: {error}") from error
 
-    def part(self, step: int, run: Mapping[str, Any], name: str, like: Any) -> Any:
+    def part(self, step: int, run: SavedRun, name: str, like: Any) -> Any:
         """The arrays of one item, onto the shardings of `like`."""
         wanted = {path: _with_sharding(leaf) for path, leaf in flat_arrays(like).items()}
-        self._require_alike(step, run["arrays"][name], described(wanted), name)
+        self._require_alike(step, run["arrays"].get(name, {}), described(wanted), name)
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         item = ocp.args.PyTreeRestore(wanted, restore_args=restore_args)
         arrays = self._item(step, name, item)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fmjax._arrays import Text, TextPart, TextShape
+from fmjax._json import check_json
 from fmjax.config import Config, LossConfig, build
 from fmjax.data import CaptionedImages, EncodedData, batches
 from fmjax.losses import drop_parts
@@ -134,7 +135,7 @@ def test_each_encoder_is_dropped_by_a_coin_of_its_own():
 
 def test_sizes_of_text_are_the_same_again_from_json():
     shape = TextShape(5, 6, 3, PARTS)
-    assert TextShape.of(json.loads(json.dumps(shape.as_json()))) == shape
+    assert check_json(json.loads(json.dumps(shape.as_json())), TextShape, "text") == shape
 
 
 def test_encoders_that_are_not_known_cannot_be_dropped():

@@ -4,7 +4,7 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from fmjax.training import RunLogger
+from fmjax.training import RunLogger, read_metrics
 
 
 def events(folder):
@@ -60,6 +60,26 @@ def test_a_line_that_was_cut_off_goes(tmp_path):
     logger = RunLogger(tmp_path)
     logger.rewind(6)
     assert [line["step"] for line in lines(tmp_path)] == [5]
+
+
+BAD_LINES = ("null", "[]", '"x"', "3", "{}", '{"step": "4"}', '{"step": -1}',
+             '{"step": 4, "loss": "x"}', '{"step": 4, "loss": [1]}', '{"step": 4, "loss": 1e400}',
+             '{"step": 4, "loss": 1', "[" * 100_000, '{"a":' * 100_000, "\xff\x00")  # fmt: skip
+
+
+def test_damaged_lines_are_left_out_and_said_once(tmp_path):
+    good = ['{"step": 1, "loss": 1.5}', '{"step": 2, "loss": NaN}', '{"step": 3, "loss": 0.5}']
+    path = tmp_path / "metrics.jsonl"
+    lines = [good[0], *BAD_LINES, good[1], good[2], '{"step": 5, "lo']
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"jsonl has 14 damaged lines.*: line 2 must") as said:
+        found = read_metrics(path)
+    assert [line["step"] for line in found] == [1, 2, 3]
+    assert len(said) == 1
+    logger = RunLogger(tmp_path)
+    with pytest.warns(UserWarning, match="14 damaged lines"):
+        logger.rewind(2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]  # Gone, and not said again.
 
 
 @pytest.mark.parametrize("step", [0, 3])
