@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -12,19 +12,27 @@ def require(ok: bool, name: str, rule: str, value: Any) -> None:
         raise ValueError(f"{name} must {rule}, got {value}")
 
 
+def _holds(compare: Callable[[], bool]) -> bool:
+    """The result of a comparison; False for what is no number, such as None or a text."""
+    try:
+        return bool(compare())
+    except TypeError:
+        return False
+
+
 def require_positive(name: str, value: float | int) -> None:
     """Raise unless `value` is greater than zero and finite (NaN is neither)."""
-    require(0 < value < math.inf, name, "be positive", value)
+    require(_holds(lambda: 0 < value < math.inf), name, "be positive", value)
 
 
 def require_at_least(name: str, value: float | int, low: float | int) -> None:
     """Raise unless `value` is at least `low` and finite (NaN is neither)."""
-    require(low <= value < math.inf, name, f"be at least {low}", value)
+    require(_holds(lambda: low <= value < math.inf), name, f"be at least {low}", value)
 
 
 def require_between(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Raise unless `low <= value <= high`."""
-    require(low <= value <= high, name, f"lie in [{low}, {high}]", value)
+    require(_holds(lambda: low <= value <= high), name, f"lie in [{low}, {high}]", value)
 
 
 def require_unicode(name: str, *values: object) -> None:

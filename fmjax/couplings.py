@@ -75,7 +75,9 @@ class MinibatchOT:
             return self._couple(x0, x1, cond)
         num_shards = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
         fits = x0.shape[0] % num_shards == 0
-        require(fits, "batch size", f"divide by {num_shards} shards", x0.shape[0])
+        require(
+            fits, "batch size", f"be divisible by {num_shards}, the number of shards", x0.shape[0]
+        )
         rows = PartitionSpec(axes)
         return jax.shard_map(
             self._couple, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import require_cond, require_function, require_like
 from fmjax.velocity import VelocityFn, evaluations
 
 
@@ -43,6 +44,7 @@ class ClassifierFree:
 
     def _guided(self, t: Times, x: Points, cond: Cond) -> Points:
         require(cond is not None, "cond", "be given for guidance", None)
+        require_cond(cond, x.shape[0])
         null = jax.tree.map(
             lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, self.null_cond
         )
@@ -50,9 +52,14 @@ class ClassifierFree:
         # device that has the example.
         both = jax.tree.map(_interleave, cond, null)
         velocity = self.velocity_fn(jnp.repeat(t, 2), jnp.repeat(x, 2, axis=0), both)
+        require_like("velocity_fn", velocity, jax.ShapeDtypeStruct(_twice(x), x.dtype))
         conditional, unconditional = velocity[0::2], velocity[1::2]
         guided = unconditional + self.scale * (conditional - unconditional)
         return jnp.where(expand_like(self._inside(t), x), guided, conditional)
+
+
+def _twice(x: jax.Array) -> tuple[int, ...]:
+    return 2 * x.shape[0], *x.shape[1:]
 
 
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -84,7 +91,10 @@ def classifier_free(
 
     Source: Ho and Salimans 2022, arXiv:2207.12598; Kynkaanniemi et al. 2024, arXiv:2404.07724.
     """
+    require_function("velocity_fn", velocity_fn)
     require_at_least("guidance scale", scale, 0.0)
+    pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+    require(pair, "guidance interval", "be a pair of times", interval)
     low, high = interval
     require(0.0 <= low <= high <= 1.0, "guidance interval", "be low <= high in [0, 1]", interval)
     if scale == 1.0:

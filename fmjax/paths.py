@@ -30,7 +30,7 @@ Source: Lipman et al. 2024, arXiv:2412.06264, section 4.
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from jaxtyping import Array, Bool
 
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import described
 from fmjax.schedules import AnySchedule, Linear, Schedule, angle, time_at_angle, with_rate
 from fmjax.velocity import CountedField, VelocityFn, evaluations
 
@@ -243,3 +244,10 @@ def change_schedule(velocity_fn: VelocityFn, trained: Schedule, wanted: Schedule
         return expand_like(c_rate_over_c, x) * x + expand_like(c * t_rate, x) * velocity
 
     return CountedField(changed, lambda r: evaluations(velocity_fn, trained_time(r)))
+
+
+def require_conversion(path: Any, prediction: Any) -> None:
+    """Raise unless `path` is an `AffinePath`, and `prediction` something that it converts."""
+    require(isinstance(path, AffinePath), "path", "be an AffinePath", described(path))
+    known = isinstance(prediction, str) and prediction in set(Prediction)
+    require(known, "prediction", f"be one of {', '.join(Prediction)}", described(prediction))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from fmjax._arrays import Cond, Params, Points, Times
+from fmjax._inputs import require_function, require_like
 
 
 @runtime_checkable
@@ -116,12 +117,15 @@ def over_interval(velocity_fn: VelocityFn, start: Any, end: Any) -> VelocityFn:
         start: A time, one number.
         end: Another.
     """
+    require_function("velocity_fn", velocity_fn)
 
     def at(r: Times) -> Times:
         return (1.0 - r) * start + r * end
 
     def velocity(r: Times, x: Points, cond: Cond = None) -> Points:
-        return (end - start) * velocity_fn(at(r), x, cond)
+        value = velocity_fn(at(r), x, cond)
+        require_like("velocity_fn", value, x)
+        return (end - start) * value
 
     return CountedField(velocity, lambda r: evaluations(velocity_fn, at(r)))
 

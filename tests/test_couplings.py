@@ -183,7 +183,7 @@ def test_without_a_mesh_all_rows_are_one_shard():
 
 
 def test_a_batch_that_shards_do_not_divide_is_refused(mesh):
-    message = "batch size must divide by 8 shards, got 12"
+    message = "batch size must be divisible by 8, the number of shards, got 12"
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=message):
         MinibatchOT("shard")(X0[:12], X1[:12])
 

@@ -32,6 +32,7 @@ FLOORS = {
         ),
         0,
     ),
+    "_inputs": 0.5,
     **dict.fromkeys(("schedules", "velocity", "times", "couplings", "manifolds", "hardware"), 1),
     **dict.fromkeys(("paths", "rates", "guidance", "networks"), 2),
     **dict.fromkeys(("losses", "solvers"), 3),

@@ -146,12 +146,12 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (with_(PLAIN, sampling=JUMPS), "sampling.solver must be of a velocity for a network that"),
+        (with_(PLAIN, sampling=JUMPS), "sampling.solver 'flow_map' needs a flow-map model"),
         (
             with_(PLAIN, compare=CompareConfig(fixed_solvers=("flow_map",))),
-            "compare.solver must be of a velocity for a network that is no flow map, got flow_map",
+            "compare.solver 'flow_map' needs a flow-map model",
         ),
-        (lambda: built(PLAIN), "solver must be of a velocity for a network that is no flow map"),
+        (lambda: built(PLAIN), "solver 'flow_map' needs a flow-map model"),
         (
             lambda: built(SHORTCUT, dataclasses.replace(JUMPS, num_steps=16)),
             "num_steps must divide the 8 steps of the grid that the network was trained on, got 16",

@@ -178,8 +178,10 @@ def require_jumps(
         ValueError: If it is none, or was not trained on such a grid.
     """
     if flow_map is None:
-        raise ValueError(f"{name}solver must be of a velocity for a network that is no flow map, "
-                         f"got {FLOW_MAP}")  # fmt: skip
+        raise ValueError(
+            f"{name}solver {FLOW_MAP!r} needs a flow-map model (loss=MeanFlowConfig or "
+            "ShortcutConfig): it must be another one for a model of a velocity"
+        )
     if flow_map.num_steps is not None and num_steps is not None:
         rule = f"divide the {flow_map.num_steps} steps of the grid that the network was trained on"
         require(flow_map.num_steps % num_steps == 0, f"{name}num_steps", rule, num_steps)

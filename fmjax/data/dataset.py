@@ -9,6 +9,7 @@ import numpy as np
 
 from fmjax._arrays import Batch, Conditions, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of
+from fmjax._inputs import described
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
@@ -123,6 +124,9 @@ class Dataset:
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("labels", self.labels)):
+            array = hasattr(value, "dtype") or (name == "labels" and value is None)
+            require(array, name, "be an array", described(value))
         x, shape = self.name_of("x"), f"shape {self.x.shape}"
         kinds = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
         require(kinds, x, "be uint8 or floating", self.x.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 
 from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import described
 from fmjax.data.dataset import Dataset
 
 _ORDER, _FLIP, _SOURCE, _NOISE = 0, 1, 2, 3
@@ -156,13 +157,15 @@ def batches(
         ValueError: If the batch does not divide among the processes, the index is not that
             of a process, or points that are not images are to be flipped.
     """
+    data = isinstance(dataset, Examples)
+    require(data, "dataset", "be a Dataset or Pairs", described(dataset))
     require_at_least("batch_size", batch_size, 1)
     require_at_least("seed", seed, 0)
     require_at_least("num_processes", num_processes, 1)
     require(
         batch_size % num_processes == 0,
         "batch_size",
-        f"divide by the {num_processes} processes",
+        f"be divisible by {num_processes}, the number of processes",
         batch_size,
     )
     one_of_them = 0 <= process_index < num_processes

@@ -21,6 +21,13 @@ from fmjax._arrays import (
     expand_like,
 )
 from fmjax._checks import require, require_at_least, require_between
+from fmjax._inputs import (
+    require_batch,
+    require_cond,
+    require_ends,
+    require_function,
+    require_like,
+)
 from fmjax.couplings import Coupling, Independent
 from fmjax.losses.objective import Objective
 from fmjax.paths import AffinePath, Prediction
@@ -93,9 +100,12 @@ def flow_matching_loss(
     arXiv:2511.13720 (x-prediction with velocity loss); Lee et al. 2024, arXiv:2405.20320,
     section 4.2 (pseudo-Huber).
     """
+    require_function("predict_fn", predict_fn)
+    require_ends(t, x0, x1)
+    require_cond(cond)
     x_t, u_t = path(t, x0, x1)
     value = predict_fn(t, x_t, cond)
-    require(value.shape == x_t.shape, "the prediction", f"have shape {x_t.shape}", value.shape)
+    require_like("predict_fn", value, x_t)
     if prediction == Prediction.SCORE:
         truth = path.convert(t, x_t, x0, source=Prediction.X0, target=Prediction.SCORE)
     else:
@@ -242,6 +252,7 @@ def flow_matching_objective(
     """
 
     def draw(key: PRNGKey, batch: Batch) -> FlowExamples:
+        require_batch(batch)
         noise_key, time_key, drop_key = jax.random.split(key, 3)
         x0 = source_points(noise_key, batch)
         t = sample_times(time_key, batch.x1.shape[0], density, stratified=stratified)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_between, require_positive
+from fmjax._inputs import require_batch, require_like
 from fmjax.losses.built_in_guidance import BuiltInGuidance
 from fmjax.losses.flow import null_where, source_points
 from fmjax.losses.objective import Objective
@@ -54,8 +55,7 @@ def mean_flow_target(
     prediction, rate = jax.jvp(
         lambda t, x: map_fn(r, t, x, cond), (t, x), (jnp.ones_like(t), tangent.astype(x.dtype))
     )
-    require(prediction.shape == x.shape, "the prediction", f"have shape {x.shape}",
-            prediction.shape)  # fmt: skip
+    require_like("map_fn", prediction, x)
     return prediction, jax.lax.stop_gradient(velocity + expand_like(r - t, x) * rate)
 
 
@@ -112,6 +112,7 @@ def _drawn(
     keys: jax.Array, batch: Batch, r: Times, t: Times, drop_rate: float, null_cond: Any
 ) -> FlowMapExamples:
     """Examples between times that were drawn: source points, and conditions some of them lose."""
+    require_batch(batch)
     dropped = jax.random.bernoulli(keys[1], drop_rate, t.shape)
     cond = null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond
     x0 = source_points(keys[0], batch)
@@ -250,8 +251,7 @@ def shortcut_objective(
     def loss(params: Any, examples: FlowMapExamples) -> PerExample:
         x_t = path(examples.t, examples.x0, examples.x1)[0]
         prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond)
-        require(prediction.shape == x_t.shape, "the prediction", f"have shape {x_t.shape}",
-                prediction.shape)  # fmt: skip
+        require_like("net.apply", prediction, x_t)
         error = prediction.astype(jnp.float32) - examples.target
         return jnp.mean(jnp.square(error), axis=event_axes(x_t))
 

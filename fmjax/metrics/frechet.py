@@ -7,6 +7,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from fmjax._checks import require
+from fmjax._inputs import as_features
 
 
 class GaussianFit(NamedTuple):
@@ -22,10 +23,8 @@ def fit_gaussian(features: ArrayLike) -> GaussianFit:
     Raises:
         ValueError: If there are fewer than two examples, or a value is not finite.
     """
-    x = np.asarray(features, dtype=np.float64)
-    require(x.ndim == 2, "features", "be [n, d]", f"shape {x.shape}")
+    x = as_features("features", features).astype(np.float64)
     require(len(x) >= 2, "features", "hold at least 2 examples (a covariance needs them)", len(x))
-    require(bool(np.isfinite(x).all()), "features", "be finite", "inf or nan")
     return GaussianFit(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False)))
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import as_features
 
 _ROWS = 1024
 
@@ -44,7 +45,8 @@ def precision_recall(
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
     require_at_least("num_neighbours", num_neighbours, 1)
-    samples, real = np.asarray(features_samples), np.asarray(features_real)
+    samples = as_features("samples", features_samples)
+    real = as_features("real", features_real)
     for name, features in (("samples", samples), ("real", real)):
         require_at_least(f"the number of {name}", len(features), num_neighbours + 1)
     wanted, got = real.shape[1], samples.shape[1]

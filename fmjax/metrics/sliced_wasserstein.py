@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import require_key, require_real
 
 
 def sliced_wasserstein(
@@ -42,8 +43,10 @@ def sliced_wasserstein(
         Imaging Vis. 51, section 3; exact quantile coupling: Peyre and Cuturi 2019,
         arXiv:1803.00567, remark 2.30.
     """
+    require_key(key)
+    require_real("x", x)
+    require_real("y", y)
     require(x.shape[1:] == y.shape[1:], "y", f"have events like x, {x.shape[1:]}", y.shape[1:])
-    require_at_least("the number of points", min(len(x), len(y)), 1)
     require_at_least("num_projections", num_projections, 1)
     require(order in (1, 2), "order", "be 1 or 2", order)
     return _sliced_wasserstein(key, x, y, num_projections, order)

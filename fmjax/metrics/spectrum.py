@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fmjax._checks import require, require_between
+from fmjax._inputs import described, is_array
 
 _IMAGES = 256
 # Rounding must not decide on which side of a bound a frequency lies that is equal to it.
@@ -88,6 +89,7 @@ def radial_spectrum(
 
 def _mean_power(images: np.ndarray | jax.Array) -> Float[np.ndarray, "height width"]:
     """`|F|^2 / (height width)` of each frequency, mean over images and channels, 0 at zero."""
+    require(is_array(images), "images", "be an array of numbers", described(images))
     right = images.ndim == 4 and min(images.shape) >= 1 and min(images.shape[1:3]) >= 2
     rule = "be [n, height, width, channel], of at least 2 x 2 pixels"
     require(right, "images", rule, f"shape {images.shape}")

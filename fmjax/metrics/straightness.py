@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes
 from fmjax._checks import require
+from fmjax._inputs import require_cond, require_function, require_points
 from fmjax.solvers.fixed import RK4, FixedStepSolver
 from fmjax.solvers.task import checked_velocity
 from fmjax.times import uniform_grid
@@ -80,11 +81,15 @@ def straightness(
     Source: Liu et al. 2022, arXiv:2209.03003, section 2, S(Z), which takes the squared norm
         where this library takes the mean over event axes.
     """
+    whole = isinstance(num_steps, int)
+    require(whole, "num_steps", "be an integer, even and at least 2", num_steps)
     even = num_steps >= 2 and num_steps % 2 == 0
     require(even, "num_steps", "be even and at least 2", num_steps)
     fits = isinstance(solver, FixedStepSolver)
     require(fits, "solver", "be one of fmjax.solvers.fixed", type(solver).__name__)
-    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    require_function("velocity_fn", velocity_fn)
+    require_points("x0", x0)
+    require_cond(cond)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
     times = uniform_grid(num_steps).astype(x0.dtype)
     x, v = _path(velocity_fn, x0, cond, times, solver)

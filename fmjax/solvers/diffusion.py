@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
-from fmjax.paths import AffinePath, Prediction
+from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
+from fmjax.paths import AffinePath, Prediction, require_conversion
 from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, Stretch
 from fmjax.solvers.multistep import DPMSolverPP2M, UniPC
-from fmjax.solvers.steps import FixedSteps, Samples, as_times, samples_on_grid
-from fmjax.solvers.stochastic import require_keys, standard_normal
+from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps, samples_on_grid
+from fmjax.solvers.stochastic import standard_normal
 from fmjax.velocity import evaluations
 
 DIFFUSION_SAMPLERS: dict[str, Callable[[], Any]] = {
@@ -66,11 +67,15 @@ def sample_diffusion(
         ValueError: If the sampler is none, steps are adaptive, keys are missing or not one per
             sample, or `predict_fn` does not return the shape of its points.
     """
-    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    require_function("predict_fn", predict_fn)
+    require_points("x0", x0)
+    require_cond(cond)
+    require_conversion(path, prediction)
     known = isinstance(sampler, DiffusionSampler) and not isinstance(sampler, type)
     require(known, "sampler", "be one of fmjax.solvers.DIFFUSION_SAMPLERS", repr(sampler))
     fixed = isinstance(steps, FixedSteps)
     require(fixed, "steps", "be FixedSteps for a sampler of diffusion models", repr(steps))
+    require_steps(steps)
     if clip is not None:
         require_positive("clip", clip)
     if sampler.is_stochastic:
@@ -82,7 +87,7 @@ def sample_diffusion(
     def predicted(t: jax.Array, x: Points) -> tuple[Points, Points]:
         """Data and noise."""
         value = predict_fn(t, x, cond)
-        require(value.shape == x.shape, "predict_fn", f"return shape {x.shape}", value.shape)
+        require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
         x1, noise = (
             path.convert(t, x, value, source=prediction, target=target)

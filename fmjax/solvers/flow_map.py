@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
+from fmjax._inputs import require_cond, require_function, require_points
 from fmjax.solvers.fixed import Step, solve_fixed
-from fmjax.solvers.steps import FixedSteps, Samples, as_times
+from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps
 from fmjax.solvers.task import checked_velocity
 from fmjax.velocity import FlowMapFn, evaluations
 
@@ -58,8 +59,11 @@ def sample_flow_map(
 
     Source: arXiv:2505.13447, equation 12.
     """
-    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    require_function("map_fn", map_fn)
+    require_points("x0", x0)
+    require_cond(cond)
     require(isinstance(steps, FixedSteps), "steps", "be FixedSteps for a flow map", steps)
+    require_steps(steps)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
     def velocity(t: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,10 +15,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Cond, Points, event_axes
 from fmjax._checks import require, require_at_least, require_between
-from fmjax.paths import AffinePath
+from fmjax._inputs import described, is_array, require_function, require_keys, require_points
+from fmjax.paths import AffinePath, Prediction, require_conversion
 from fmjax.solvers.ode import sample
-from fmjax.solvers.steps import AdaptiveSteps, FixedSteps, Samples, as_times, is_concrete, num_steps
-from fmjax.solvers.stochastic import require_keys
+from fmjax.solvers.steps import (
+    AdaptiveSteps,
+    FixedSteps,
+    Samples,
+    as_times,
+    is_concrete,
+    num_steps,
+    require_steps,
+)
 from fmjax.velocity import over_interval, reversed_time
 
 
@@ -61,7 +69,9 @@ def encode(
     Raises:
         ValueError: If `x1` is not floating point, or as `sample` raises.
     """
-    require(jnp.issubdtype(x1.dtype, jnp.floating), "x1", "be floating point", x1.dtype)
+    require_function("velocity_fn", velocity_fn)
+    require_points("x1", x1)
+    require_steps(steps)
     if isinstance(steps, FixedSteps):
         steps = _backwards(steps)
     solved = sample(reversed_time(velocity_fn), x1, cond, solver=solver, steps=steps)
@@ -101,6 +111,8 @@ def interpolate(a: Points, b: Points, num: int) -> Float[Array, "num batch *even
 
     Source: Shoemake 1985, Animating rotation with quaternion curves, section 3.3; norms are ours.
     """
+    require_points("a", a)
+    require_points("b", b)
     require(b.shape == a.shape, "b", f"have the shape of a, {a.shape}", b.shape)
     require_at_least("num", num, 2)
 
@@ -163,8 +175,12 @@ def edit(
     Source: Meng et al. 2021, arXiv:2108.01073 (SDEdit), with the flow's own equation in the
         place of an SDE.
     """
-    require(jnp.issubdtype(x1.dtype, jnp.floating), "x1", "be floating point", x1.dtype)
+    require_function("velocity_fn", velocity_fn)
+    require_points("x1", x1)
     require_keys(keys, x1)
+    require_conversion(path, Prediction.VELOCITY)
+    one = isinstance(strength, (int, float)) or (is_array(strength) and strength.ndim == 0)
+    require(one, "strength", "be a number in [0, 1]", described(strength))
     if is_concrete(strength):
         require_between("strength", float(strength), 0.0, 1.0)
     x1 = x1.astype(jnp.result_type(x1.dtype, jnp.float32))

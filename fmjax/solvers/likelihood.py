@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes
 from fmjax._checks import require, require_at_least, require_positive
+from fmjax._inputs import require_function, require_keys, require_points
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, FixedSteps
 from fmjax.solvers.task import checked_velocity
@@ -139,6 +140,10 @@ def log_density(
     require_positive("source_scale", source_scale)
     keyed = keys is not None or isinstance(divergence, ExactDivergence)
     require(keyed, "keys", "be given for Hutchinson, one of each example", keys)
+    require_function("velocity_fn", velocity_fn)
+    require_points("x1", x1)
+    if keys is not None:
+        require_keys(keys, x1)
     x1 = x1.astype(jnp.result_type(x1.dtype, jnp.float32))
     num_dims = math.prod(x1.shape[1:])
     field = _with_divergence(over_interval(velocity_fn, 1.0, 0.0), divergence, num_dims)
@@ -200,6 +205,8 @@ def dequantize(keys: Keys, x1: Points, bin_width: float) -> Points:
     Every example draws from its own key.
     """
     require_positive("bin_width", bin_width)
+    require_points("x1", x1)
+    require_keys(keys, x1)
 
     def one(key: jax.Array, x: jax.Array) -> jax.Array:
         return x + bin_width * (jax.random.uniform(key, x.shape, x.dtype) - 0.5)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
+from fmjax._inputs import described, is_array, require_cond, require_function, require_points
 from fmjax.solvers.adjoint import Adjoint, backsolved, check_backsolve
 from fmjax.solvers.catalog import check_solver, has_error_estimate
 from fmjax.solvers.diffeq import solve_each, solve_together
@@ -23,6 +24,7 @@ from fmjax.solvers.steps import (
     Samples,
     as_times,
     is_concrete,
+    require_steps,
 )
 from fmjax.solvers.streaming import solve_streaming
 from fmjax.solvers.task import checked_velocity
@@ -67,7 +69,11 @@ def sample(
             shape of its points, or `save_at` is not rising within [0, 1],
             or the solve cannot be differentiated by the `adjoint`.
     """
-    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    require_function("velocity_fn", velocity_fn)
+    require_points("x0", x0)
+    require_cond(cond)
+    require_steps(steps)
+    require(isinstance(adjoint, Adjoint), "adjoint", "be an Adjoint", described(adjoint))
     check_solver(solver)
     if isinstance(steps, AdaptiveSteps) and not has_error_estimate(solver):
         raise ValueError(
@@ -94,6 +100,7 @@ def _solve(
         assert isinstance(steps, FixedSteps)  # Adaptive ones were refused above.
         return solve_fixed(solver, field, x0, as_times(steps), saved)
     if isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.PER_SAMPLE:
+        require_cond(cond, x0.shape[0])
         if steps.slots is not None:
             return solve_streaming(velocity_fn, x0, cond, solver, steps, saved)
         return solve_each(velocity_fn, x0, cond, solver, steps, saved, adjoint)
@@ -105,6 +112,7 @@ def _checked_save_at(save_at: Any, dtype: Any) -> jax.Array | None:
         return None
     if is_concrete(save_at):
         times = np.asarray(save_at)
+        require(is_array(times), "save_at", "be numbers", described(times))
         rising = times.ndim == 1 and times.size > 0 and bool(np.all(np.diff(times) > 0.0))
         inside = rising and bool(times[0] >= 0.0 and times[-1] <= 1.0)
         require(inside, "save_at", "rise strictly within [0, 1]", times.tolist())

@@ -9,16 +9,23 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require
-from fmjax.paths import AffinePath, Prediction
+from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
+from fmjax.paths import AffinePath, Prediction, require_conversion
 from fmjax.rates import DiffusionRate, SigmaRate
 from fmjax.solvers.brownian import solve_brownian
 from fmjax.solvers.catalog import has_error_estimate
-from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples, as_times
+from fmjax.solvers.steps import (
+    AdaptiveSteps,
+    ErrorControl,
+    FixedSteps,
+    Samples,
+    as_times,
+    require_steps,
+)
 from fmjax.solvers.stochastic import (
     EulerMaruyama,
     StochasticHeun,
     StochasticSolver,
-    require_keys,
     solve_stochastic,
     with_last_step,
 )
@@ -87,15 +94,20 @@ def sample_sde(
 
     Source: Albergo et al. 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740.
     """
-    require(jnp.issubdtype(x0.dtype, jnp.floating), "x0", "be floating point", x0.dtype)
+    require_function("predict_fn", predict_fn)
+    require_points("x0", x0)
     require_keys(keys, x0)
+    require_cond(cond)
+    require_steps(steps)
+    require_conversion(path, prediction)
+    require_function("rate", rate)
     _check_choices(solver, steps, last_step)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
     def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:
         """`u + w^2/2 score` from one prediction."""
         value = predict_fn(t, x, cond)
-        require(value.shape == x.shape, "predict_fn", f"return shape {x.shape}", value.shape)
+        require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
         u = path.convert(t, x, value, source=prediction, target=Prediction.VELOCITY)
         score = path.convert(t, x, value, source=prediction, target=Prediction.SCORE)
@@ -123,7 +135,12 @@ def _check_choices(solver: Any, steps: FixedSteps | AdaptiveSteps, last_step: fl
     known = isinstance(solver, (StochasticSolver, diffrax.AbstractSRK))
     known = known and not isinstance(solver, (type, diffrax.AbstractWrappedSolver))
     require(known, "solver", "be one of fmjax.solvers.SDE_SOLVERS", repr(solver))
-    require(0.0 <= last_step < 1.0, "last_step", "lie in [0, 1)", last_step)
+    require(
+        isinstance(last_step, (int, float)) and 0.0 <= last_step < 1.0,
+        "last_step",
+        "lie in [0, 1)",
+        last_step,
+    )
     if isinstance(steps, FixedSteps):
         return
     if not has_error_estimate(solver):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Points, event_axes
 from fmjax._checks import require, require_at_least, require_positive
+from fmjax._inputs import described, is_array
 
 
 def is_concrete(value: Any) -> bool:
@@ -120,6 +121,17 @@ class AdaptiveSteps:
             require_at_least("slots", self.slots, 1)
             streams = self.control is ErrorControl.PER_SAMPLE
             require(streams, "control", "be PER_SAMPLE with slots", self.control.name)
+
+
+def require_steps(steps: Any) -> None:
+    """Raise unless `steps` are fixed or adaptive steps made of numbers."""
+    known = isinstance(steps, (FixedSteps, AdaptiveSteps))
+    require(known, "steps", "be FixedSteps or AdaptiveSteps", described(steps))
+    fixed = isinstance(steps, FixedSteps)
+    for name in ("times",) if fixed else ("rtol", "atol"):
+        value = getattr(steps, name)
+        numbers = is_array(value) or isinstance(value, (list, tuple) if fixed else (int, float))
+        require(numbers, name, "be numbers" if fixed else "be a number", described(value))
 
 
 class Samples(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fmjax._checks import require
 from fmjax.rates import DiffusionRate
 from fmjax.solvers.steps import Samples, samples_on_grid
 
@@ -80,14 +79,6 @@ def with_last_step(times: Any, last_step: float) -> Any:
     before = jnp.max(jnp.where(times < 1.0, times, 0.0))
     start = jnp.minimum(before, 1.0 - last_step)
     return jnp.where(times > start - 1e-6, start, times).at[0].set(0.0).at[-1].set(1.0)
-
-
-def require_keys(keys: Any, x0: jax.Array) -> None:
-    """Raise unless there is a typed key for each sample."""
-    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    got = f"{keys.dtype} of shape {keys.shape}" if hasattr(keys, "dtype") else repr(keys)
-    require(typed and keys.shape == x0.shape[:1], "keys",
-            f"be typed keys of shape {x0.shape[:1]}, one per sample", got)  # fmt: skip
 
 
 def standard_normal(keys: Any, n: Any, like: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 
 from fmjax._arrays import event_axes
+from fmjax._inputs import require_like
 from fmjax.solvers.catalog import is_implicit
 from fmjax.velocity import evaluations
 
@@ -21,8 +22,7 @@ def checked_velocity(velocity_fn: Any, t: jax.Array, x: jax.Array, cond: Any) ->
         ValueError: If it is not shaped like them.
     """
     velocity = velocity_fn(t, x, cond)
-    if velocity.shape != x.shape:
-        raise ValueError(f"velocity_fn must return shape {x.shape}, got {velocity.shape}")
+    require_like("velocity_fn", velocity, x)
     return velocity.astype(x.dtype)
 
 

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import described, is_array
 from fmjax._layout import AXES, BATCH_AXES, stored_spec
 
 
@@ -183,6 +184,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     def put(rows):
         rows = np.asarray(rows)
+        require(is_array(rows), "batch", "hold arrays of numbers", described(rows))
         require_at_least("batch.ndim", rows.ndim, 1)
         num_rows = rows.shape[0] * jax.process_count()
         require_batch_fits(num_rows, mesh)
@@ -209,7 +211,7 @@ def require_rows_by_process(mesh: Mesh) -> None:
 def require_batch_fits(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
     """Raise unless every device gets equally many rows of every microbatch."""
     shares = num_shares(mesh)
-    rule = f"divide by the {shares} devices along data and fsdp"
+    rule = f"be divisible by {shares}, the number of devices along data and fsdp"
     if accumulation_steps > 1:
-        rule += f" times {accumulation_steps} accumulation steps"
-    require(batch_size % (shares * accumulation_steps) == 0, "batch size", rule, batch_size)
+        rule += f", times {accumulation_steps} accumulation steps"
+    require(batch_size % (shares * accumulation_steps) == 0, "batch_size", rule, batch_size)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
+from fmjax._inputs import require_key
 from fmjax._layout import BATCH_AXES
 from fmjax.losses.objective import Objective
 from fmjax.training.ema import update_ema
@@ -49,6 +50,7 @@ def init_state(
     Returns:
         The state, and its sharding (a `TrainState` of `NamedSharding`s).
     """
+    require_key(key)
     like = abstract_state(net, optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(partial(_init, net, optimizer), out_shardings=sharding)(key), sharding

@@ -156,7 +156,10 @@ def test_a_closed_iterator_gives_no_more():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 4, "seed": -1}, "seed must be at least 0, got -1"),
         ({"batch_size": 4, "num_processes": 0}, "num_processes must be at least 1, got 0"),
-        ({"batch_size": 4, "num_processes": 3}, "batch_size must divide by the 3 processes, got 4"),
+        (
+            {"batch_size": 4, "num_processes": 3},
+            "batch_size must be divisible by 3, the number of processes, got 4",
+        ),
         (
             {"batch_size": 4, "num_processes": 2, "process_index": 2},
             r"process_index must lie in \[0, 2\), got 2",

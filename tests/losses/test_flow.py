@@ -214,7 +214,7 @@ def test_a_bfloat16_prediction_gives_a_float32_loss():
 @pytest.mark.parametrize("shape", [(16, 1), (16,), (3, 16), (16, 3, 1)])
 def test_a_prediction_of_another_shape_is_refused(shape):
     t, x0, x1 = examples()
-    message = rf"the prediction must have shape \(16, 3\), got \({shape[0]},"
+    message = rf"predict_fn must return shape \(16, 3\), got \({shape[0]},"
     with pytest.raises(ValueError, match=message):
         flow_matching_loss(lambda t, x, cond: jnp.zeros(shape), AffinePath(), t, x0, x1)
 

@@ -302,7 +302,7 @@ def test_a_map_of_another_shape_is_refused():
     def flat(r, t, x, cond=None):
         return x[:, :1]
 
-    with pytest.raises(ValueError, match=r"the prediction must have shape \(4, 2\), got \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"map_fn must return shape \(4, 2\), got \(4, 1\)"):
         mean_flow_target(flat, r, t, x, x, x)
     with pytest.raises(ValueError, match=r"velocity_fn must return shape \(4, 2\)"):
         sample_flow_map(flat, x, steps=FixedSteps([0.0, 1.0]))

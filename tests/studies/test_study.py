@@ -155,7 +155,7 @@ def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(fold
     assert len(paths.deviation) == len(paths.times)
     assert 0 < found.runs[0].metrics["High frequencies"] < 1
     wrong = SamplingConfig(solver="flow_map", num_steps=1)
-    with pytest.raises(ValueError, match="solver must be of a velocity for a network that is no"):
+    with pytest.raises(ValueError, match="solver 'flow_map' needs a flow-map model"):
         run_study(dataclasses.replace(study, samplings=(wrong,)), folder)
 
 

@@ -192,11 +192,11 @@ def bare_step(mesh, **settings):
 
 def test_a_batch_that_does_not_divide_is_refused():
     mesh = make_mesh()
-    rule = "batch size must divide by the 8 devices along data and fsdp"
+    rule = "batch_size must be divisible by 8, the number of devices along data and fsdp"
     with pytest.raises(ValueError, match=f"{rule}, got 12"):
         put_batch(next(Points(batch_size=12)), mesh)
     step, state = bare_step(mesh, accumulation_steps=3)
-    with pytest.raises(ValueError, match=f"{rule} times 3 accumulation steps, got 16"):
+    with pytest.raises(ValueError, match=f"{rule}, times 3 accumulation steps, got 16"):
         step(state, put_batch(next(Points()), mesh))
 
 
