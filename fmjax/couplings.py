@@ -84,7 +84,9 @@ class MinibatchOT:
         )(x0, x1, cond)
 
     def _couple(self, x0: Points, x1: Points, cond: Cond) -> Points:
-        costs = squared_distances(x0, x1)
+        # Each set about its own mean: this adds to the cost of a pair what depends on its row or
+        # on its column alone, so that the plan is the same, and keeps the digits that decide it.
+        costs = squared_distances(_centred(x0), _centred(x1))
         if cond is not None:
             costs = _with_condition(costs, cond, self.condition_weight)
         sources, targets = optax.assignment.hungarian_algorithm(costs)
@@ -92,13 +94,21 @@ class MinibatchOT:
         return x0[jnp.zeros_like(sources).at[targets].set(sources)]
 
 
+def _centred(x: Points) -> Points:
+    """The points about their mean, at least float32."""
+    x = x.astype(jnp.result_type(x.dtype, jnp.float32))
+    return x - jnp.mean(x, axis=0, keepdims=True)
+
+
 def squared_distances(x: Points, y: Points) -> Float[Array, "rows columns"]:
-    """`|x_i - y_j|^2` over all event axes, float32, for every pair."""
-    x = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    y = y.reshape(y.shape[0], -1).astype(jnp.float32)
-    squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
-    products = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(squares - 2.0 * products, 0.0)
+    """`|x_i - y_j|^2` over all event axes, at least float32, for every pair.
+
+    The differences are squared: `|x|^2 + |y|^2 - 2 x . y` loses the digits of points that are
+    closer to each other than to the origin. XLA adds them up as it goes and keeps none.
+    """
+    dtype = jnp.result_type(x.dtype, y.dtype, jnp.float32)
+    x, y = (points.reshape(points.shape[0], -1).astype(dtype) for points in (x, y))
+    return jnp.sum(jnp.square(x[:, None] - y[None]), axis=-1)
 
 
 def _with_condition(costs: jax.Array, cond: Cond, weight: float) -> jax.Array:

@@ -142,6 +142,42 @@ def test_a_cost_that_is_not_finite_still_ends_in_a_permutation():
         np.testing.assert_array_equal(np.sort(origins(plan, X0)), np.arange(BATCH))
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (1e4, 1e4), (0.0, 1e4), (-1e4, 1e4)])
+def test_the_cost_of_a_plan_is_the_least_wherever_the_points_lie_and_in_any_unit(shift, scale):
+    for seed in range(3):
+        x0, x1, _, _ = draw(seed)
+        x0, x1 = scale * (x0 + shift[0]), scale * (x1 + shift[1])
+        # Points on both sides of a gap: about their common mean they are far away again.
+        apart = scale * 1e4 * (jnp.arange(BATCH)[:, None] % 2)
+        for x0, x1 in ((x0, x1), (x0 + apart, x1 + apart)):  # noqa: B020, PLW2901
+            plan, best = COUPLE["global"](x0, x1, None), scipy_plan(x0, x1)
+            cost, least = (
+                np.sum(np.square(np.asarray(rows, np.float64) - np.asarray(x1, np.float64)))
+                for rows in (plan, best)
+            )
+            assert cost <= least * (1.0 + 1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_conditions_count_by_their_differences_wherever_they_lie(shift):
+    cond = FLOATS + shift
+    extra = 0.01 * cdist(cond, cond, "sqeuclidean")
+    np.testing.assert_array_equal(
+        COUPLE["light condition"](X0, X1, cond), scipy_plan(X0, X1, extra)
+    )
+
+
+def test_distances_of_float64_points_are_float64():
+    with jax.enable_x64():
+        x, y = (np.asarray(points, np.float64) for points in (X0 + 1e6, X1 + 1e6))
+        np.testing.assert_allclose(
+            squared_distances(jnp.asarray(x), jnp.asarray(y)),
+            cdist(x, y, "sqeuclidean"),
+            rtol=1e-12,
+        )
+
+
 def test_squared_distances_are_those_of_scipy():
     np.testing.assert_allclose(
         squared_distances(X0, X1), cdist(X0, X1, "sqeuclidean"), rtol=1e-5, atol=1e-5
