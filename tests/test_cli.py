@@ -73,9 +73,10 @@ def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["six.npz", "six.png"]
 
 
-def test_a_backend_that_there_is_not_is_one_line(toy_run):
+@pytest.mark.parametrize("platform", ["abacus", "cuda"])
+def test_a_backend_that_there_is_not_is_one_line(toy_run, platform):
     command = [sys.executable, "-m", "fmjax.cli", "sample", str(toy_run)]
-    environment = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 2
     assert child.stderr.startswith("fmjax: error: JAX must find its devices, got ")

@@ -65,8 +65,10 @@ def _prepare_jax() -> None:
 
     try:
         backend = jax.default_backend()
-    except RuntimeError as error:
-        raise ValueError(f"JAX must find its devices, got {error}") from error
+    except (RuntimeError, AssertionError) as error:
+        # An assertion without a word where a platform is asked for whose package is missing.
+        got = str(error) or f"none for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise ValueError(f"JAX must find its devices, got {got}") from error
     _hush_threads()
     if backend == "cpu":
         keep_freed_memory()
