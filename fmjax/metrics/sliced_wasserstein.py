@@ -1,10 +1,12 @@
 """Sliced Wasserstein distance: optimal transport along random lines, where sorting solves it."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
@@ -49,7 +51,26 @@ def sliced_wasserstein(
     require(x.shape[1:] == y.shape[1:], "y", f"have events like x, {x.shape[1:]}", y.shape[1:])
     require_at_least("num_projections", num_projections, 1)
     require(order in (1, 2), "order", "be 1 or 2", order)
-    return _sliced_wasserstein(key, x, y, num_projections, order)
+    (x, y), size = _centred(x, y)
+    return size * _sliced_wasserstein(key, x, y, num_projections, order)
+
+
+def _centred(x: Any, y: Any) -> tuple[tuple[Any, Any], Any]:
+    """Both sets about the mean of y over their size, and that size, in the points' precision.
+
+    Neither changes the distance but by the size. float32, in which the rest is done, would lose
+    the digits of points that are close together and far from the origin.
+    """
+    known = not any(isinstance(points, Tracer) for points in (x, y))
+    # NumPy has float64 wherever JAX has it not.
+    xp: Any = np if known else jnp
+    wide = np.float64 if known else jnp.result_type(x.dtype, y.dtype, jnp.float32)
+    x, y = (xp.asarray(points).astype(wide) for points in (x, y))
+    centre = y.mean(axis=0, keepdims=True)
+    x, y = x - centre, y - centre
+    size = xp.maximum(xp.abs(x).max(initial=0.0), xp.abs(y).max(initial=0.0))
+    size = xp.where(size > 0.0, size, 1.0)
+    return (x / size, y / size), jnp.asarray(size, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

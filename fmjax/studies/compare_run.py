@@ -177,7 +177,7 @@ def _metrics(
     key = jax.random.key(seed)
 
     def wasserstein(x: np.ndarray) -> float:
-        return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(rest)))
+        return float(sliced_wasserstein(key, x, rest))
 
     metrics = [Metric("sliced Wasserstein distance", wasserstein, wasserstein(held_out))]
     classifier = data_classifier(run.config.data, progress=progress)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import TokenShape
@@ -178,7 +177,7 @@ def _in_data_space(
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:
         key, num = jax.random.key(seed), evaluation.num_projections
-        return float(sliced_wasserstein(key, jnp.asarray(x), jnp.asarray(y), num_projections=num))
+        return float(sliced_wasserstein(key, x, y, num_projections=num))
 
     first, second = (real[half] for half in halves)
     return {"wasserstein": distance(x1, real), "wasserstein_halves": distance(first, second)}

@@ -39,6 +39,20 @@ def test_it_agrees_with_a_loop_over_pairs():
     assert found.recall == pytest.approx(by_loop(y, x, 3))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_neighbours_are_those_of_a_loop_in_two_clusters_far_apart(dtype):
+    generator = np.random.default_rng(3)
+    side = 1e4 * (np.arange(40)[:, None] % 2)
+    x, y = (1e-2 * generator.standard_normal((40, 3)) + side for _ in range(2))
+    x, y = x.astype(dtype), y.astype(dtype)
+    x[:8] = x[0]  # Eight copies, whose balls have no size and hold their own centre.
+    y[4] = x[0]
+    found = precision_recall(x, y, num_neighbours=3)
+    wide = x.astype(np.float64), y.astype(np.float64)
+    assert found.precision == pytest.approx(by_loop(*wide, 3))
+    assert found.recall == pytest.approx(by_loop(*wide[::-1], 3))
+
+
 def test_rows_are_taken_in_blocks_without_a_seam():
     generator = np.random.default_rng(1)
     x, y = generator.standard_normal((2, 1500, 2))

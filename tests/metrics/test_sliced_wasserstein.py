@@ -37,6 +37,25 @@ def test_order_two_of_unequal_counts_splits_the_mass():
     assert float(result) == pytest.approx(np.sqrt(1 / 6 + 9 / 3), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("place", "spread"), [(1.0, 1e-6), (1e8, 1.0), (-3.0, 1e-12), (0.0, 1e-30)]
+)
+def test_points_close_together_keep_their_distance_wherever_they_lie(place, spread):
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 1)), 0.5 + 2 * generator.standard_normal((40, 1))
+    x, y = (place + spread * points for points in (x, y))
+    ours = sliced_wasserstein(KEY, x, y, num_projections=3, order=2)
+    theirs = np.sqrt(np.mean((np.sort(x[:, 0]) - np.sort(y[:, 0])) ** 2))
+    assert float(ours) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_distance_under_jit_is_the_one_outside():
+    x, y = 100.0 + normal(1, 20, 2), 100.0 + normal(2, 30, 2)
+    traced = jax.jit(lambda x, y: sliced_wasserstein(KEY, x, y))(x, y)
+    np.testing.assert_allclose(traced, sliced_wasserstein(KEY, x, y), rtol=1e-5)
+    assert float(sliced_wasserstein(KEY, x, x)) == 0.0
+
+
 def test_repeated_points_change_nothing():
     x, y = normal(1, 20, 2), normal(2, 30, 2)
     few = sliced_wasserstein(KEY, x, y)
