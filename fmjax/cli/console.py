@@ -1,6 +1,7 @@
 """How far long work is: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,13 @@ from typing import Any
 
 _NARROW = 80
 """Terminals with fewer columns have room for the counts alone."""
+
+
+def print_any_name() -> None:
+    r"""Let names of files that are not UTF-8 be printed, as `caf\\udce9`, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from fmjax._stopping import Stopped, stoppable
 from fmjax.cli.commands import COMMANDS
+from fmjax.cli.console import print_any_name
 from fmjax.cli.parsing import Refused, asks_for_help
 
 USAGE = """\
@@ -41,6 +42,7 @@ _RESUME = ("train", "encode", "reflow", "study")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with 2 and one line for anything the user can mend."""
+    print_any_name()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with stoppable() as asked:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fmjax._checks import require
+from fmjax._checks import require, require_unicode
 from fmjax._files import is_hidden, require_exists, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
@@ -113,6 +113,7 @@ def open_model(path: Path) -> ModelFolder:
         ValueError: If it is no such folder, of a model that is not known here, or lacks a part.
     """
     require_exists("model folder", path)
+    require_unicode("model folder", path.absolute())  # Readers of tokenizers take no other name.
     need = f"be a folder with a {INDEX}"
     require(is_model_folder(path), f"model {path}", need, "none" if path.is_dir() else "a file")
     index = read_json(path / INDEX, dict[str, Any])

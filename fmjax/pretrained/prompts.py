@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fmjax._arrays import Text, TextPart, TextShape
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_unicode
 from fmjax._progress import Progress, Silent
 from fmjax.networks.t5 import T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
@@ -166,6 +166,7 @@ def encode_prompts(
         ValueError: If there are no prompts, or a part of the model is missing or damaged.
     """
     require_at_least("the number of prompts", len(prompts), 1)
+    require_unicode("prompts", *prompts)
     few = replace(encoding, batch_size=min(encoding.batch_size, len(prompts)))
 
     def outputs_of(part: str) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Text
-from fmjax._checks import require, require_at_least, require_one_of
+from fmjax._checks import require, require_at_least, require_one_of, require_unicode
 from fmjax._files import fingerprint
 from fmjax._progress import Progress, Silent
 from fmjax.data import (
@@ -96,6 +96,7 @@ def encode(
         ValueError: If images and captions do not belong together, the size is no multiple of the
             autoencoder's, or the output folder holds something else.
     """
+    require_unicode("output", output.absolute())  # ArrayRecord writes to no other name.
     latents = latents_of(model, config.size, config.size)
     check_model(model, transformer=False, max_tokens=config.max_tokens)
     source = CaptionedImages(str(images), config.size, config.test_every)

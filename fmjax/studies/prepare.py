@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from fmjax._arrays import Conditions, TextShape, TokenShape
-from fmjax._checks import require
+from fmjax._checks import require, require_unicode
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
@@ -76,6 +76,26 @@ def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
             f"{', '.join(differing[:4])}{', ...' if differing[4:] else ''} "
             f"(--run names another folder, --overwrite replaces it)"
         )
+
+
+def check_texts(config: Config) -> None:
+    """Refuse texts and paths in a config that no file takes, before the training.
+
+    Raises:
+        ValueError: If a field holds text that is not UTF-8, with the name of the field.
+    """
+
+    def check(value: Any, name: str) -> None:
+        if isinstance(value, str):
+            require_unicode(name, value)
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                check(part, f"{name}.{key}" if name else key)
+        elif isinstance(value, list):
+            for part in value:
+                check(part, name)
+
+    check(json.loads(to_json(config)), "")
 
 
 def rule_of(folder: RunFolder) -> int:

@@ -13,7 +13,7 @@ from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
-from fmjax.studies.prepare import prepare, rule_of
+from fmjax.studies.prepare import check_texts, prepare, rule_of
 from fmjax.studies.reflow import pairs_for, started_from, teacher_of
 from fmjax.studies.run_folder import Run, RunFolder, open_run
 from fmjax.training import (
@@ -66,6 +66,7 @@ def train_folder(
         NonFiniteLoss: If the loss was not finite.
     """
     folder = RunFolder(path)
+    check_texts(config)
     with together("reading the released model"):
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
