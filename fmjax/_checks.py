@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 
 def require(ok: bool, name: str, rule: str, value: Any) -> None:
     """Raise unless `ok`: `<name> must <rule>, got <value>`."""
@@ -28,6 +30,13 @@ def require_positive(name: str, value: float | int) -> None:
 def require_at_least(name: str, value: float | int, low: float | int) -> None:
     """Raise unless `value` is at least `low` and finite (NaN is neither)."""
     require(_holds(lambda: low <= value < math.inf), name, f"be at least {low}", value)
+
+
+def require_count(name: str, value: float | int, low: int) -> None:
+    """Raise unless `value` is a whole number of at least `low`: nothing rounds a fraction."""
+    fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
+    require(not fraction and not isinstance(value, bool), name, "be a whole number", value)
+    require_at_least(name, value, low)
 
 
 def require_between(name: str, value: float | int, low: float | int, high: float | int) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fmjax._arrays import Batch
 from fmjax._checks import require
@@ -106,6 +107,15 @@ def require_key(key: Any) -> None:
     require(is_key, "key", "be one key (jax.random.key)", described(key))
 
 
+def _require_kept(name: str, value: Any) -> None:
+    """Raise if JAX would drop the upper bits of an integer array of NumPy."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size:
+        limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+        low, high = int(value.min()), int(value.max())
+        kept = limits.min <= low and high <= limits.max
+        require(kept, name, f"hold integers of {limits.dtype}", f"{low} to {high}")
+
+
 def require_cond(cond: Any, num: int | None = None) -> None:
     """Raise unless a condition is a pytree of numbers.
 
@@ -117,7 +127,53 @@ def require_cond(cond: Any, num: int | None = None) -> None:
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         number = is_array(leaf) or is_key or isinstance(leaf, (bool, int, float))
         require(number, "cond", "hold arrays of numbers", described(leaf))
+        _require_kept("cond", leaf)
         if num is not None:
             rows = jnp.shape(leaf)[:1]
             rule = f"hold arrays with a leading batch axis of {num}"
             require(rows == (num,), "cond", rule, described(leaf))
+
+
+def null_like(cond: Any, null_cond: Any) -> Any:
+    """What stands for no condition, with every number as it is, in arrays like those of `cond`.
+
+    Args:
+        cond: A condition, a pytree of arrays.
+        null_cond: A pytree like it, each leaf broadcast to that of `cond`.
+
+    Raises:
+        ValueError: If it is another pytree, or a leaf has another shape or holds what the leaf of
+            `cond` cannot hold: no class label is 0.5.
+    """
+    leaves, structure = jax.tree.flatten(cond)
+    try:
+        nulls = structure.flatten_up_to(null_cond)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"null_cond must be like the condition, {structure}, got {described(null_cond)}"
+        ) from error
+    return structure.unflatten(map(_null_leaf, leaves, nulls))
+
+
+def _null_leaf(leaf: Any, null: Any) -> jax.Array:
+    dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(null, shape)
+    known = is_array(null) or isinstance(null, (bool, int, float))
+    require(known, "null_cond", "hold numbers like the condition", described(null))
+    try:
+        np.broadcast_shapes(jnp.shape(null), shape)
+    except ValueError:
+        require(False, "null_cond", f"broadcast to shape {shape}", described(null))
+    if isinstance(null, Tracer):
+        like = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(null.dtype, dtype)
+        require(like, "null_cond", f"hold {dtype} like the condition", null.dtype)
+        return jnp.broadcast_to(jnp.asarray(null, dtype), shape)
+    value = np.asarray(null)
+    fits = (value.dtype.kind == "b") == jnp.issubdtype(dtype, jnp.bool_)
+    if jnp.issubdtype(dtype, jnp.integer):
+        limits = jnp.iinfo(dtype)
+        fits = fits and bool(np.all((value >= limits.min) & (value <= limits.max)))
+        fits = fits and bool(np.all(value == np.floor(value)))
+    require(fits, "null_cond", f"hold {dtype} like the condition", null)
+    return jnp.broadcast_to(jnp.asarray(value.astype(dtype)), shape)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require, require_at_least
-from fmjax._inputs import require_cond, require_function, require_like
+from fmjax._inputs import null_like, require_cond, require_function, require_like
 from fmjax.velocity import VelocityFn, evaluations
 
 
@@ -45,9 +45,7 @@ class ClassifierFree:
     def _guided(self, t: Times, x: Points, cond: Cond) -> Points:
         require(cond is not None, "cond", "be given for guidance", None)
         require_cond(cond, x.shape[0])
-        null = jax.tree.map(
-            lambda c, n: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape), cond, self.null_cond
-        )
+        null = null_like(cond, self.null_cond)
         # The two copies of an example stand side by side, so that on a mesh they stay on the
         # device that has the example.
         both = jax.tree.map(_interleave, cond, null)

@@ -16,7 +16,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey, Times
-from fmjax._checks import require, require_at_least, require_between, require_positive
+from fmjax._checks import require, require_between, require_count, require_positive
 
 Grid = Float[Array, "points"]
 
@@ -206,7 +206,7 @@ def sample_times(key: PRNGKey, num: int, density: Density, *, stratified: bool =
 
 
 def _check_num_steps(num_steps: int) -> None:
-    require_at_least("num_steps", num_steps, 1)
+    require_count("num_steps", num_steps, 1)
 
 
 def quantile_grid(num_steps: int, density: Density) -> Grid:

@@ -6,9 +6,13 @@ from fmjax._checks import (
     require,
     require_at_least,
     require_between,
+    require_count,
     require_one_of,
     require_positive,
 )
+from fmjax.schedules import CosineBetas
+from fmjax.solvers import AdaptiveSteps, Hutchinson, UniPC
+from fmjax.times import UniformSteps
 
 
 def test_what_is_allowed_passes_in_silence():
@@ -17,6 +21,8 @@ def test_what_is_allowed_passes_in_silence():
     require_at_least("x", 2, 2)
     require_between("x", 0.0, 0.0, 1.0)
     require_between("x", 1.0, 0.0, 1.0)
+    require_count("x", 2, 2)
+    require_count("x", 1e3, 1)
     require_one_of("x", "a", ["a", "b"])
 
 
@@ -29,11 +35,22 @@ def test_what_is_allowed_passes_in_silence():
         (lambda: require_positive("x", math.nan), "x must be positive, got nan"),
         (lambda: require_at_least("x", 1, 2), "x must be at least 2, got 1"),
         (lambda: require_at_least("x", math.nan, 2), "x must be at least 2, got nan"),
+        (lambda: require_count("x", 2.5, 1), "x must be a whole number, got 2.5"),
+        (lambda: require_count("x", True, 1), "x must be a whole number, got True"),
+        (lambda: require_count("x", math.inf, 1), "x must be a whole number, got inf"),
+        (lambda: require_count("x", "2", 1), "x must be at least 1, got 2"),
+        (lambda: require_count("x", 0, 1), "x must be at least 1, got 0"),
+        (lambda: UniformSteps(2.5), "num_steps must be a whole number, got 2.5"),
+        (lambda: CosineBetas(10.5), "num_steps must be a whole number, got 10.5"),
+        (lambda: UniPC(2.5), "order must be a whole number, got 2.5"),
+        (lambda: AdaptiveSteps(max_steps=9.5), "max_steps must be a whole number, got 9.5"),
+        (lambda: Hutchinson(1.5), "num_probes must be a whole number, got 1.5"),
         (lambda: require_between("x", 1.1, 0, 1), r"x must lie in \[0, 1\], got 1.1"),
         (lambda: require_between("x", math.nan, 0, 1), r"x must lie in \[0, 1\], got nan"),
         (lambda: require_one_of("x", "c", ("a", "b")), "x must be one of a, b, got 'c'$"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_refusal_says_the_name_the_rule_and_the_value(check, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check()

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from fmjax._inputs import null_like, require_cond
 from fmjax.guidance import classifier_free
+from fmjax.losses import drop_condition
 from fmjax.velocity import VelocityFn, evaluations
 
 NULL = 10
@@ -112,3 +114,65 @@ def test_guidance_of_nothing_is_refused():
     guided = classifier_free(lambda t, x, cond: x, 10, 3.0)
     with pytest.raises(ValueError, match="cond must be given for guidance, got None"):
         guided(jnp.zeros(2), jnp.zeros((2, 3)), None)
+
+
+PAIR = jnp.array([3, 4])
+UNCHANGED = [
+    (PAIR, 10),
+    (PAIR, np.int64(10)),
+    (PAIR.astype(jnp.uint8), 10),
+    (PAIR, 10.0),
+    (PAIR, np.array([7, 8])),
+    (jnp.ones((2, 3)), 0),
+    (jnp.ones((2, 3)), np.array([0.1, 0.2, 0.3])),
+    (jnp.ones((2, 3), jnp.bfloat16), 0.5),
+    (jnp.array([True, False]), False),
+]
+CHANGED = [
+    (PAIR, 0.5, "int32 like the condition, got 0.5"),
+    (PAIR, True, "int32 like the condition, got True"),
+    (PAIR, 2**40, "int32 like the condition, got 1099511627776"),
+    (PAIR, jnp.array([10.0, 0.5]), r"int32 like the condition, got \[10.   0.5\]"),
+    (PAIR.astype(jnp.uint8), 256, "uint8 like the condition, got 256"),
+    (PAIR.astype(jnp.uint8), -1, "uint8 like the condition, got -1"),
+    (PAIR, float("nan"), "int32 like the condition, got nan"),
+    (PAIR, None, "numbers like the condition, got None"),
+    (PAIR, "none", "numbers like the condition, got 'none'"),
+    (jnp.ones((2, 3)), True, "float32 like the condition, got True"),
+    (jnp.array([True, False]), 0.5, "bool like the condition, got 0.5"),
+]
+
+
+@pytest.mark.parametrize(("cond", "null"), UNCHANGED)
+def test_what_stands_for_no_condition_keeps_its_value(cond, null):
+    found = null_like({"c": cond}, {"c": null})["c"]
+    assert (found.dtype, found.shape) == (cond.dtype, cond.shape)
+    np.testing.assert_array_equal(
+        found, jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
+    )
+    # Training drops conditions for the same.
+    dropped = drop_condition(jax.random.key(0), cond, null, 1.0)
+    np.testing.assert_array_equal(dropped, found)
+
+
+@pytest.mark.parametrize(("cond", "null", "message"), CHANGED)
+def test_what_would_become_another_condition_is_refused(cond, null, message):
+    guided = classifier_free(lambda t, x, c: x, null, 2.0)
+    with pytest.raises(ValueError, match=f"^null_cond must hold {message}"):
+        guided(jnp.zeros(2), jnp.ones((2, 1)), cond)
+    if null is not None:
+        with pytest.raises(ValueError, match=f"^null_cond must hold {message}"):
+            drop_condition(jax.random.key(0), cond, null, 0.5)
+
+
+def test_another_tree_or_shape_than_the_conditions_is_refused():
+    with pytest.raises(ValueError, match="null_cond must be like the condition, .*, got a tuple"):
+        null_like((PAIR, PAIR), (1, 2, 3))
+    with pytest.raises(ValueError, match=r"null_cond must broadcast to shape \(2,\), got int"):
+        null_like(PAIR, np.arange(3))
+
+
+def test_labels_that_jax_would_cut_to_32_bits_are_refused():
+    with pytest.raises(ValueError, match="cond must hold integers of int32, got 3 to 4294967299"):
+        require_cond(np.array([3, 2**32 + 3]))
+    require_cond(np.array([3, 4]))

@@ -22,6 +22,7 @@ from fmjax._arrays import (
 )
 from fmjax._checks import require, require_at_least, require_between
 from fmjax._inputs import (
+    null_like,
     require_batch,
     require_cond,
     require_ends,
@@ -160,11 +161,10 @@ def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Con
 def null_where(dropped: Bool[Array, " batch"], cond: Cond, null_cond: Any) -> Cond:
     """The condition, and what stands for none where `dropped`, broadcast to its leaves."""
 
-    def replace(leaf: jax.Array, null: Any) -> jax.Array:
-        null = jnp.broadcast_to(jnp.asarray(null, leaf.dtype), leaf.shape)
+    def replace(leaf: jax.Array, null: jax.Array) -> jax.Array:
         return jnp.where(expand_like(dropped, leaf), null, leaf)
 
-    return jax.tree.map(replace, cond, null_cond)
+    return jax.tree.map(replace, cond, null_like(cond, null_cond))
 
 
 def drop_parts(key: PRNGKey, text: Text, parts: Sequence[TextPart], rate: float) -> Text:

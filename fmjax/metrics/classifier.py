@@ -75,6 +75,8 @@ class ImageClassifier:
         right = images.shape[1:] == self.event_shape and len(images) > 0
         shape = ", ".join(map(str, self.event_shape))
         require(right, "images", f"be [n, {shape}] with n at least 1", images.shape)
+        rule = "be floating point in [-1, 1]"
+        require(jnp.issubdtype(images.dtype, jnp.floating), "images", rule, images.dtype)
         apply = build(self.config, self.event_shape, self.num_classes).apply
         parts = []
         for start in range(0, len(images), _BATCH_SIZE):

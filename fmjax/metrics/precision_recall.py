@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_count
 from fmjax._inputs import as_features
 
 _ROWS = 1024
@@ -47,7 +47,7 @@ def precision_recall(
 
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
-    require_at_least("num_neighbours", num_neighbours, 1)
+    require_count("num_neighbours", num_neighbours, 1)
     samples = as_features("samples", features_samples)
     real = as_features("real", features_real)
     for name, features in (("samples", samples), ("real", real)):

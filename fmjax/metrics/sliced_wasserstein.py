@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_count
 from fmjax._inputs import require_key, require_real
 
 
@@ -49,7 +49,7 @@ def sliced_wasserstein(
     require_real("x", x)
     require_real("y", y)
     require(x.shape[1:] == y.shape[1:], "y", f"have events like x, {x.shape[1:]}", y.shape[1:])
-    require_at_least("num_projections", num_projections, 1)
+    require_count("num_projections", num_projections, 1)
     require(order in (1, 2), "order", "be 1 or 2", order)
     (x, y), size = _centred(x, y)
     return size * _sliced_wasserstein(key, x, y, num_projections, order)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fmjax._checks import require, require_between
+from fmjax._checks import require, require_between, require_count
 from fmjax._inputs import described, is_array
 
 _IMAGES = 256
@@ -76,6 +76,7 @@ def radial_spectrum(
     power = _mean_power(images)
     most = min(power.shape) // 2
     num = most if num_bins is None else num_bins
+    require_count("num_bins", num, 1)
     require_between("num_bins", num, 1, most)
     radius = _radius(power.shape)
     kept = (radius > 0.0) & (radius <= 1.0 + _SLACK)

@@ -159,7 +159,10 @@ class ConditionEmbedding(nnx.Module):
         if self.labels is None:
             require(cond is None, "cond", "be None for a network without classes", "labels")
         else:
-            require(cond is not None, "cond", "be class labels for a network with classes", None)
+            rule = "be class labels for a network with classes"
+            require(cond is not None, "cond", rule, None)
+            whole = cond is None or jnp.issubdtype(jnp.result_type(cond), jnp.integer)
+            require(whole, "cond", f"{rule}, integers", getattr(cond, "dtype", None))
         embedding = self.out(nnx.silu(hidden))
         if self.labels is not None and cond is not None:
             # Not `self.labels(cond)`: that would round float64 params to float32.

@@ -6,7 +6,7 @@ import numpy as np
 from diffrax import Tsit5
 
 from fmjax._arrays import Cond, Points
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_count
 from fmjax._inputs import require_cond, require_function, require_points
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, is_concrete
@@ -55,7 +55,7 @@ def calibrate(
         is_concrete(x0), "x0", "be known when a grid is calibrated (outside of jit)", "a tracer"
     )
     require_cond(cond, x0.shape[0])
-    require_at_least("num_pieces", num_pieces, 1)
+    require_count("num_pieces", num_pieces, 1)
     times = jnp.linspace(0.0, 1.0, num_pieces + 1)
     # Each sample's own steps: one that fails must not end the others' solve.
     steps = AdaptiveSteps(tolerance, tolerance, ErrorControl.PER_SAMPLE)

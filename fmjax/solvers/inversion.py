@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Cond, Points, event_axes
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_between, require_count
 from fmjax._inputs import described, is_array, require_function, require_keys, require_points
 from fmjax.paths import AffinePath, Prediction, require_conversion
 from fmjax.solvers.ode import sample
@@ -114,7 +114,7 @@ def interpolate(a: Points, b: Points, num: int) -> Float[Array, "num batch *even
     require_points("a", a)
     require_points("b", b)
     require(b.shape == a.shape, "b", f"have the shape of a, {a.shape}", b.shape)
-    require_at_least("num", num, 2)
+    require_count("num", num, 2)
 
     def norm(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=event_axes(x), keepdims=True))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes
-from fmjax._checks import require, require_at_least, require_positive
+from fmjax._checks import require, require_count, require_positive
 from fmjax._inputs import require_function, require_keys, require_points
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, FixedSteps
@@ -70,7 +70,7 @@ class Hutchinson:
     distribution: Probe = Probe.RADEMACHER
 
     def __post_init__(self) -> None:
-        require_at_least("num_probes", self.num_probes, 1)
+        require_count("num_probes", self.num_probes, 1)
 
     def num_directions(self, num_dims: int) -> int:
         """`num_probes`, whatever the dimension."""
@@ -194,7 +194,7 @@ def bits_per_dim(log_density: Any, num_dims: int, bin_width: float) -> Any:
 
     Source: Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
-    require_at_least("num_dims", num_dims, 1)
+    require_count("num_dims", num_dims, 1)
     require_positive("bin_width", bin_width)
     return -(log_density / num_dims + math.log(bin_width)) / math.log(2.0)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._checks import require_between
+from fmjax._checks import require_between, require_count
 from fmjax.solvers.diffusion_samplers import Stretch
 
 
@@ -82,6 +82,7 @@ class UniPC:
     order: int = 2
 
     def __post_init__(self) -> None:
+        require_count("order", self.order, 1)
         require_between("order", self.order, 1, 3)
 
     @property

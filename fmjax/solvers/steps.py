@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Points, event_axes
-from fmjax._checks import require, require_at_least, require_positive
+from fmjax._checks import require, require_count, require_positive
 from fmjax._inputs import described, is_array
 
 
@@ -116,9 +116,9 @@ class AdaptiveSteps:
             value = getattr(self, name)
             if is_concrete(value):
                 require_positive(name, float(value))
-        require_at_least("max_steps", self.max_steps, 1)
+        require_count("max_steps", self.max_steps, 1)
         if self.slots is not None:
-            require_at_least("slots", self.slots, 1)
+            require_count("slots", self.slots, 1)
             streams = self.control is ErrorControl.PER_SAMPLE
             require(streams, "control", "be PER_SAMPLE with slots", self.control.name)
 

@@ -223,3 +223,9 @@ def test_images_of_another_shape_are_refused(classifier):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ClassifierTraining(**settings)
+
+
+def test_bytes_are_refused_where_images_in_unit_range_are_meant(classifier):
+    message = r"images must be floating point in \[-1, 1\], got uint8"
+    with pytest.raises(ValueError, match=message):
+        classifier.features(np.zeros((2, 8, 8, 1), np.uint8))
