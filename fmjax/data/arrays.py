@@ -172,7 +172,7 @@ def _say_range(dataset: Dataset, progress: Progress) -> None:
         return
     mapped = isinstance(x, np.memmap) and len(x) > _LOOKED_AT
     indices = np.linspace(0, len(x) - 1, _LOOKED_AT).astype(int) if mapped else slice(None)
-    points = dataset.points(indices)
+    points = dataset.points(indices) if mapped else np.asarray(x)
     low, high = float(points.min()), float(points.max())
     if (low < 0 and max(-low, high) <= _MOST) or low == high == 0:
         return

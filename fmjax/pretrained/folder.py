@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fmjax._checks import require, require_unicode
-from fmjax._files import is_hidden, require_exists, write_atomically
+from fmjax._files import is_hidden, require_exists, walk, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.abouts import ClassAbout, checked, class_of, read_about
@@ -177,9 +177,8 @@ def save_model(
         return
     _copy_plain(source.path, folder, skip=INDEX)
     for part in sorted(set(source.parts) - set(parts)):
-        for path in sorted((source.path / part).rglob("*")):
-            if path.is_file() and not is_hidden(path.relative_to(source.path)):
-                _copy(path, folder / path.relative_to(source.path))
+        for path in walk(source.path / part).files:
+            _copy(source.path / part / path, folder / part / path)
         _remove_other_weights(folder / part, {path.name for path in (source.path / part).glob("*")})
     _copy(source.path / INDEX, folder / INDEX)
 

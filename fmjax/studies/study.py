@@ -74,8 +74,8 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     # Whatever can refuse does so before hours of training.
     for run_config in config.runs:
         _require_samplings(run_config, config.ways(run_config))
-    measure = _measure_of(config, progress)
     folder, rows, gallery = RunFolder(path), [], []
+    measure = _measure_of(config, progress)
     comparison = Comparison(
         runs=(),
         num_samples=config.num_samples,

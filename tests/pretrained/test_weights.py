@@ -115,6 +115,15 @@ def test_types_that_are_mixed_are_written_as_they_were(folder, tmp_path):
     assert (tmp_path / "out" / FILE).read_bytes() == (folder / FILE).read_bytes()
 
 
+def test_linked_folders_within_a_model_are_copied(tmp_path):
+    shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "notes.txt").write_text("x")
+    (tmp_path / "model" / "tokenizer" / "more").symlink_to(tmp_path / "more")
+    save_model(open_model(tmp_path / "model"), tmp_path / "out", {})
+    assert (tmp_path / "out" / "tokenizer" / "more" / "notes.txt").read_text() == "x"
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_whole_model_is_written_back(name, tmp_path):
     model = open_model(GOLDEN / name)
