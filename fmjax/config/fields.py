@@ -62,11 +62,15 @@ class EvaluationConfig:
         num_samples: Drawn for the Frechet distance; None for as many as the training set has.
         num_projections: Of the sliced Wasserstein distance.
         num_paths: Paths of the field that are followed, for how straight they are.
+        classifier: Whether a classifier of the data's classes is trained, once for a set of
+            images. Without it there are no Frechet distance, precision, recall and recognised
+            samples.
     """
 
     num_samples: int | None = None
     num_projections: int = 256
     num_paths: int = 64
+    classifier: bool = True
 
     def __post_init__(self) -> None:
         if self.num_samples is not None:

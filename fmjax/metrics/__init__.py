@@ -2,7 +2,7 @@
 
 from fmjax.metrics.classifier import ImageClassifier
 from fmjax.metrics.classifier_cache import trained_classifier
-from fmjax.metrics.classifier_training import ClassifierTraining
+from fmjax.metrics.classifier_training import ClassifierTraining, EarlyStopping
 from fmjax.metrics.features import FeatureExtractor
 from fmjax.metrics.frechet import frechet_distance
 from fmjax.metrics.precision_recall import PrecisionRecall, precision_recall
@@ -12,6 +12,7 @@ from fmjax.metrics.straightness import Straightness, straightness
 
 __all__ = [
     "ClassifierTraining",
+    "EarlyStopping",
     "FeatureExtractor",
     "ImageClassifier",
     "PrecisionRecall",

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from fmjax._trees import named_leaves, nested
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.metrics.classifier_training import (
     ClassifierTraining,
+    EarlyStopping,
     LabelledImages,
     train_classifier,
 )
@@ -34,29 +35,32 @@ def trained_classifier(
     *,
     config: ClassifierConfig = ClassifierConfig(),
     training: ClassifierTraining = ClassifierTraining(),
+    stopping: EarlyStopping = EarlyStopping(),  # noqa: B008 (frozen)
     progress: Progress = Silent(),
 ) -> ImageClassifier:
     """The classifier of these images: from fmjax's cache, else trained and put there.
 
-    The cache knows a classifier by the images and labels of both sets and by both configs.
+    The cache knows a classifier by the images and labels of both sets and by its configs; by
+    `stopping` only where it applies.
 
     Args:
         train: What to train on.
         test: What `test_accuracy` is measured on.
         config: Sizes of the network.
         training: How it is trained.
-        progress: Hears of the training and of the accuracy.
+        stopping: When the training on few images ends early.
+        progress: Receives the training's steps, its time and the accuracy.
 
     Raises:
         ValueError: If a set has no classes, the two do not match, or the cached file is damaged.
     """
-    key = _fingerprint(train, test, config, training)
+    key = _fingerprint(train, test, config, training, stopping)
     path = cache_dir() / "classifiers" / f"{key}.npz"
     if path.is_file():
         return load_classifier(path)
-    classifier = train_classifier(train, test, config=config, training=training, progress=progress)
-    accuracy = 100 * classifier.test_accuracy
-    progress.say(f"trained the classifier: {accuracy:.2f} % of the test images are right")
+    classifier = train_classifier(
+        train, test, config=config, training=training, stopping=stopping, progress=progress
+    )
     try:
         save_classifier(path, classifier)
     except OSError as error:
@@ -114,13 +118,17 @@ def _fingerprint(
     test: LabelledImages,
     config: ClassifierConfig,
     training: ClassifierTraining,
+    stopping: EarlyStopping,
 ) -> str:
     """A name that changes with anything that changes the classifier."""
-    digest = hashlib.sha256(repr((_RECIPE, config, training)).encode())
-    for images in (train, test):
-        examples = images.examples()
+    sets = [(images.num_classes, images.examples()) for images in (train, test)]
+    recipe: tuple[Any, ...] = (_RECIPE, config, training)
+    if len(np.asarray(sets[0][1].x1)) < stopping.below:
+        recipe = (*recipe, stopping)
+    digest = hashlib.sha256(repr(recipe).encode())
+    for num_classes, examples in sets:
         for array in (np.asarray(examples.x1), np.asarray(examples.cond)):
-            digest.update(repr((images.num_classes, array.shape, array.dtype)).encode())
+            digest.update(repr((num_classes, array.shape, array.dtype)).encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 

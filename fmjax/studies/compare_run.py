@@ -59,8 +59,8 @@ def compare_run(
     Args:
         run: A trained run.
         config: Samples, steps and tolerances.
-        extractor: Features for the Frechet distance; None takes those of the classifier that
-            is trained on the run's own data.
+        extractor: Features for the Frechet distance; None takes those of the classifier of the
+            run's data, unless `evaluation.classifier` of the run's config is False.
         progress: Hears of each row.
     """
     shares = num_shares(run.mesh)
@@ -180,9 +180,9 @@ def _metrics(
         return float(sliced_wasserstein(key, x, rest))
 
     metrics = [Metric("sliced Wasserstein distance", wasserstein, wasserstein(held_out))]
-    classifier = data_classifier(run.config.data, progress=progress)
-    if extractor is None and classifier is not None:
-        extractor = classifier.features
+    if extractor is None and run.config.evaluation.classifier:
+        classifier = data_classifier(run.config.data, progress=progress)
+        extractor = None if classifier is None else classifier.features
     if extractor is not None:
         take, features = extractor, extractor(rest)
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,11 +30,14 @@ from fmjax.studies.run_folder import Run, write_text
 from fmjax.studies.sample import in_words
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices.
+Distance = Callable[[np.ndarray, np.ndarray], float]
 MAX_REAL = 60_000  # Real examples that samples are held against, at most.
 
 
 class Evaluation(NamedTuple):
-    """What was measured; each distance beside the one between two halves of the real data.
+    """What was measured: distances of samples and of as many real examples.
+
+    A distance is the higher the fewer examples there are, so only equal numbers compare.
 
     Attributes:
         step: The training step of the weights.
@@ -45,14 +49,20 @@ class Evaluation(NamedTuple):
         num_half: Real examples in the smaller of the halves.
         wasserstein: Sliced Wasserstein distance in data space.
         wasserstein_halves: The same between two halves of the real data.
-        frechet: Frechet distance on the classifier's features; None without classes.
+        frechet: Frechet distance on the classifier's features; None without a classifier.
         frechet_halves: The same between two halves of the real data.
-        frechet_test: The same between real test examples, at most as many as samples were
-            drawn, and the training examples. Fewer examples score higher.
-        num_test: How many test examples those are.
+        frechet_test: The same between `num_test` real test examples and the training examples.
+        num_test: Real test examples that are measured, at most as many as samples arrived.
         accuracy: Share of samples that the classifier takes for what was asked.
         classifier_accuracy: Its accuracy on the real test set.
         prompted: Whether samples were asked for in words, by captions of the training set.
+        frechet_as_test: Frechet distance of the first `num_test` samples.
+        frechet_as_half: The same of the first `num_half` samples to a half of the real data; None
+            if fewer samples arrived.
+        wasserstein_test: Sliced Wasserstein distance of the `num_test` real test examples.
+        wasserstein_as_test: The same of the first `num_test` samples.
+        wasserstein_as_half: The same of the first `num_half` samples to a half of the real data;
+            None if fewer samples arrived.
     """
 
     step: Count
@@ -71,6 +81,11 @@ class Evaluation(NamedTuple):
     accuracy: Share | None = None
     classifier_accuracy: Share | None = None
     prompted: bool = False
+    frechet_as_test: AnyFloat | None = None
+    frechet_as_half: AnyFloat | None = None
+    wasserstein_test: AnyFloat | None = None
+    wasserstein_as_test: AnyFloat | None = None
+    wasserstein_as_half: AnyFloat | None = None
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -140,7 +155,9 @@ def evaluate_run(
     require_at_least("the number of samples that arrive at t = 1", len(x1), 2)
     # An even choice of a set too big to measure whole.
     real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
-    halves = _halves(len(real), sampling.seed)
+    yardsticks = _Yardsticks(
+        real, _halves(len(real), sampling.seed), _test_points(run, len(x1), progress)
+    )
     result = Evaluation(
         step=run.step,
         num_samples=num_samples,
@@ -148,11 +165,14 @@ def evaluate_run(
         num_examples=len(real),
         solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
-        num_half=len(halves[0]),
+        num_half=len(yardsticks.halves[0]),
+        num_test=len(yardsticks.test),
         prompted=isinstance(run.conditions, TokenShape),
-        **_in_data_space(x1, real, halves, evaluation, sampling.seed),
+        **yardsticks.distances("wasserstein", _wasserstein(evaluation, sampling.seed), x1),
     )
-    classifier = data_classifier(run.config.data, progress=progress)
+    classifier = None
+    if evaluation.classifier:
+        classifier = data_classifier(run.config.data, progress=progress)
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
@@ -160,9 +180,11 @@ def evaluate_run(
             labels = asked.labels[drawn.succeeded]
             result = result._replace(accuracy=classifier.accuracy(x1, labels))
     if extractor is not None:
-        test = test_split(run.config.data, progress)
-        some = None if test is None else test.points(slice(num_samples))
-        result = result._replace(**_in_feature_space(extractor, x1, real, halves, some))
+        of_real, test = extractor(real), yardsticks.test
+        test = extractor(test) if len(test) else test
+        in_features = yardsticks._replace(real=of_real, test=test)
+        frechets = in_features.distances("frechet", frechet_distance, extractor(x1))
+        result = result._replace(**frechets)
     write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
@@ -170,37 +192,51 @@ def evaluate_run(
     return result
 
 
-def _in_data_space(
-    x1: np.ndarray, real: np.ndarray, halves: Halves, evaluation: EvaluationConfig, seed: int
-) -> dict[str, Any]:
-    """The sliced Wasserstein distances of an `Evaluation`."""
+def _test_points(run: Run, most: int, progress: Progress) -> np.ndarray:
+    """The first real test examples, at most `most`; none where there are no test data."""
+    try:
+        test = run.config.data.load("test", progress=progress)
+    except NoSuchSplit:
+        return np.empty(0)
+    same = test.event_shape == run.event_shape
+    require(same, "test data", f"be of shape {run.event_shape}", test.event_shape)
+    return test.points(slice(most))
+
+
+class _Yardsticks(NamedTuple):
+    """Real examples, or their features, that samples are compared with.
+
+    Attributes:
+        real: Training examples.
+        halves: Indices of two halves of them.
+        test: Test examples, no more than there are samples; may be none.
+    """
+
+    real: np.ndarray
+    halves: Halves
+    test: np.ndarray
+
+    def distances(self, name: str, distance: Distance, x1: np.ndarray) -> dict[str, float]:
+        """The fields of an `Evaluation` that hold a distance of samples or of real examples."""
+        first, second = (self.real[half] for half in self.halves)
+        found = {name: distance(x1, self.real), f"{name}_halves": distance(first, second)}
+        if len(first) <= len(x1):
+            found[f"{name}_as_half"] = distance(x1[: len(first)], second)
+        num = len(self.test)
+        if num:
+            found[f"{name}_test"] = distance(self.test, self.real)
+            found[f"{name}_as_test"] = distance(x1[:num], self.real)
+        return found
+
+
+def _wasserstein(evaluation: EvaluationConfig, seed: int) -> Distance:
+    """The sliced Wasserstein distance with the number of projections of a config."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:
         key, num = jax.random.key(seed), evaluation.num_projections
         return float(sliced_wasserstein(key, x, y, num_projections=num))
 
-    first, second = (real[half] for half in halves)
-    return {"wasserstein": distance(x1, real), "wasserstein_halves": distance(first, second)}
-
-
-def _in_feature_space(
-    extractor: FeatureExtractor,
-    x1: np.ndarray,
-    real: np.ndarray,
-    halves: Halves,
-    test: np.ndarray | None,
-) -> dict[str, Any]:
-    """The Frechet distances of an `Evaluation`; without test examples there is one less."""
-    of_real = extractor(real)
-    first, second = (of_real[half] for half in halves)
-    found: dict[str, Any] = {
-        "frechet": frechet_distance(extractor(x1), of_real),
-        "frechet_halves": frechet_distance(first, second),
-    }
-    if test is not None:
-        found["frechet_test"] = frechet_distance(extractor(test), of_real)
-        found["num_test"] = len(test)
-    return found
+    return distance
 
 
 def _halves(num: int, seed: int) -> Halves:
@@ -208,24 +244,45 @@ def _halves(num: int, seed: int) -> Halves:
     return order[: num // 2], order[num // 2 :]
 
 
+def in_equal_numbers(result: Evaluation, name: str, precision: str) -> tuple[str, ...]:
+    """Distances of real examples, each with that of as many samples.
+
+    Args:
+        result: From `evaluate_run`.
+        name: Of the distance: "frechet" or "wasserstein".
+        precision: Format of a number, as ".3f".
+    """
+    test, as_test, halves, as_half = (
+        None if value is None else format(value, precision)
+        for field in ("test", "as_test", "halves", "as_half")
+        for value in [getattr(result, f"{name}_{field}")]
+    )
+    found = []
+    if test is not None and as_test is not None:
+        num = result.num_test
+        found.append(f"{num:,} samples: {as_test}, {num:,} real test examples: {test}")
+    if halves is not None and as_half is not None:
+        half = f"to half of the training examples, {result.num_half:,} samples"
+        found.append(f"{half}: {as_half}, the other half: {halves}")
+    return tuple(found)
+
+
 def described(result: Evaluation) -> list[str]:
-    """The figures, a line each, with what to hold them against."""
-    halves = f"two halves of the real data, {result.num_half} each"
+    """The figures, a line each, with those of real examples to compare them with."""
     lines = [
         f"{result.num_samples} samples by {result.solver}, {result.nfe:.4g} network evaluations "
-        f"each, against {result.num_examples} training examples:",
-        f"  sliced Wasserstein distance {result.wasserstein:.4f} "
-        f"({halves}: {result.wasserstein_halves:.4f})",
+        f"each, against {result.num_examples} training examples:"
     ]
+    for name, title, precision in (
+        ("wasserstein", "sliced Wasserstein distance", ".4f"),
+        ("frechet", "Frechet distance", ".3f"),
+    ):
+        distance = getattr(result, name)
+        if distance is not None:
+            equal = "; ".join(in_equal_numbers(result, name, precision))
+            lines.append(f"  {title} {distance:{precision}}" + (f" ({equal})" if equal else ""))
     if result.num_failed:
         lines.append(f"  {result.num_failed} did not arrive at t = 1 and are not measured")
-    if result.frechet is not None:
-        test = ""
-        if result.num_test:
-            test = f"{result.num_test} real test examples: {result.frechet_test:.3f}; "
-        lines.append(
-            f"  Frechet distance {result.frechet:.3f} ({test}{halves}: {result.frechet_halves:.3f})"
-        )
     if result.accuracy is not None:
         asked = "what the prompt asked for" if result.prompted else "the class asked for"
         lines.append(

@@ -19,7 +19,7 @@ from fmjax.report.page import (
     write_report,
 )
 from fmjax.studies.draw import is_image
-from fmjax.studies.evaluate import Evaluation, read_evaluation
+from fmjax.studies.evaluate import Evaluation, in_equal_numbers, read_evaluation
 from fmjax.studies.paths import read_paths
 from fmjax.studies.report_tables import likelihood_tables, path_tables, round_trip_tables
 from fmjax.studies.run_folder import Run, RunFolder
@@ -172,15 +172,12 @@ def _pictures(folder: RunFolder) -> tuple[NamedPicture, ...]:
 
 def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
     numbers = []
-    halves = f"two halves of the real data, {evaluation.num_half:,} each"
-    if evaluation.frechet is not None:
-        note = f"{evaluation.num_samples:,} samples by {evaluation.solver}; "
-        if evaluation.num_test:
-            note += f"{evaluation.num_test:,} test images: {evaluation.frechet_test:.3g}; "
-        note += f"{halves}: {evaluation.frechet_halves:.3g}"
-        numbers.append(KeyNumber("Frechet distance", f"{evaluation.frechet:.3g}", note))
-    note = f"{halves}: {evaluation.wasserstein_halves:.3g}"
-    numbers.append(KeyNumber("Sliced Wasserstein", f"{evaluation.wasserstein:.3g}", note))
+    for name, title in (("frechet", "Frechet distance"), ("wasserstein", "Sliced Wasserstein")):
+        distance = getattr(evaluation, name)
+        if distance is not None:
+            drawn = f"{evaluation.num_samples:,} samples by {evaluation.solver}"
+            note = "; ".join((drawn, *in_equal_numbers(evaluation, name, ".3g")))
+            numbers.append(KeyNumber(title, f"{distance:.3g}", note))
     if evaluation.accuracy is not None and evaluation.classifier_accuracy is not None:
         note = f"of real test images: {100 * evaluation.classifier_accuracy:.1f} %"
         numbers.append(KeyNumber("Recognised samples", f"{100 * evaluation.accuracy:.1f} %", note))

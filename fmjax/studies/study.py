@@ -73,6 +73,9 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     """
     # Whatever can refuse does so before hours of training.
     for run_config in config.runs:
+        rule = "be left on in a study, which measures samples by the classifier"
+        classifier = run_config.evaluation.classifier
+        require(classifier, f"evaluation.classifier of {run_config.name}", rule, classifier)
         _require_samplings(run_config, config.ways(run_config))
     folder, rows, gallery = RunFolder(path), [], []
     measure = _measure_of(config, progress)

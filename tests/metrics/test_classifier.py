@@ -1,23 +1,27 @@
 """The classifier of real images: how well it knows them, how it is kept, what it refuses."""
 
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax.data import Dataset, DigitsData, IdxData, load
 from fmjax.metrics import (
     ClassifierTraining,
+    EarlyStopping,
     FeatureExtractor,
+    ImageClassifier,
     classifier_cache,
     frechet_distance,
     trained_classifier,
 )
 from fmjax.metrics.classifier_cache import load_classifier, save_classifier
-from fmjax.metrics.classifier_training import shift_images
-from fmjax.networks import ClassifierConfig
+from fmjax.metrics.classifier_training import _Best, shift_images
+from fmjax.networks import ClassifierConfig, make_classifier
 
 QUICK = ClassifierTraining(min_steps=2, num_epochs=0.1, batch_size=4)
 SMALL = ClassifierConfig(width=8, num_features=6)
@@ -48,10 +52,10 @@ def random_set(seed, num=12, num_classes=3, shape=(4, 4, 1)):
     return Dataset(x, generator.integers(num_classes, size=num), num_classes)
 
 
-def test_it_knows_at_least_97_percent_of_the_test_digits(classifier, digits):
+def test_it_knows_at_least_96_percent_of_the_test_digits(classifier, digits):
     _, test = digits
-    # Over six seeds the accuracy was 98.6 to 99.2 %; 97 % is what is promised.
-    assert classifier.test_accuracy >= 0.97
+    # Over four seeds the accuracy was 97.5 to 97.8 %; 96 % is what is promised.
+    assert classifier.test_accuracy >= 0.96
     assert classifier.test_accuracy == np.mean(classifier.classify(test.points()) == test.labels)
     assert classifier.accuracy(test.points(), test.classes()) == classifier.test_accuracy
 
@@ -117,17 +121,20 @@ class Lines:
 
 
 def test_other_images_or_another_training_make_another_classifier():
-    def name(train=0, test=1, config=SMALL, training=QUICK):
-        return classifier_cache._fingerprint(random_set(train), random_set(test), config, training)
+    def name(train=0, test=1, config=SMALL, training=QUICK, stopping=EarlyStopping()):  # noqa: B008
+        sets = (random_set(train), random_set(test))
+        return classifier_cache._fingerprint(*sets, config, training, stopping)
 
     others = [
+        name(stopping=EarlyStopping(patience=9)),
+        name(stopping=EarlyStopping(below=12)),
         name(train=2),
         name(test=2),
         name(config=ClassifierConfig(width=9)),
         name(training=ClassifierTraining(seed=1)),
     ]
     assert name() == name()
-    assert len({name(), *others}) == 5
+    assert len({name(), *others}) == 7
 
 
 def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
@@ -138,7 +145,8 @@ def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
     trained_classifier(*sets, config=SMALL, training=training, progress=lines)
     # 3 epochs of 12 images in batches of 9.
     assert [line[:2] for line in lines.lines[:-1]] == [(4, 4)]
-    assert "% of the test images are right" in lines.lines[-1]
+    said = r"trained the classifier in \d+\.\d s, 4 steps of at most 4: .* % of the test images"
+    assert re.match(said, lines.lines[-1])
 
 
 def test_where_nothing_can_be_kept_there_is_a_classifier_all_the_same(tmp_path, monkeypatch):
@@ -157,6 +165,119 @@ def test_training_is_the_same_every_time():
         classifier_cache.train_classifier(*sets, config=SMALL, training=QUICK) for _ in range(2)
     )
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def bright_set(seed, num):
+    """Images whose class is how bright they are, as integers draw them on any machine."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num) % 3
+    pixels = generator.integers(0, 2, (num, 4, 4, 1)) + labels[:, None, None, None] / 4
+    return Dataset(pixels.astype(np.float32), labels, 3)
+
+
+def reference(images, labels, training, num_steps):
+    """The training loop written out: every step draws from all of these images."""
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    network = make_classifier(SMALL, images.shape[1:], 3)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, training.learning_rate, max(1, num_steps // 10), num_steps
+    )
+    adamw = optax.adamw(rate, weight_decay=training.weight_decay)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+    def loss_of(params, x, y):
+        logits = network.apply(params, x)[0]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    @jax.jit
+    def step(params, moments, key):
+        draw, shift = jax.random.split(key)
+        which = jax.random.randint(draw, (training.batch_size,), 0, len(images))
+        x = shift_images(shift, images[which], training.max_shift)
+        gradient = jax.grad(loss_of)(params, x, labels[which])
+        updates, moments = optimizer.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    key = jax.random.key(training.seed)
+    params = network.init(key)
+    moments = optimizer.init(params)
+    for number in range(num_steps):
+        params, moments = step(params, moments, jax.random.fold_in(key, number))
+    return params
+
+
+@pytest.mark.parametrize(("num", "held"), [(5_000, 0), (60, 6)])
+def test_it_learns_from_all_of_many_images_and_from_those_not_held_out_of_few(num, held):
+    train, training = bright_set(0, num), ClassifierTraining(1e-3, min_steps=12, batch_size=8)
+    kept, out = EarlyStopping().split(train.labels, training.seed)
+    assert len(out) == held
+    found = classifier_cache.train_classifier(
+        train, bright_set(1, 12), config=SMALL, training=training
+    )
+    expected = reference(train.points(kept), train.labels[kept], training, 12)
+    # Both compile the same operations; only what is fused with what may differ.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found.params, expected)
+
+
+def test_the_cache_still_knows_the_classifiers_of_many_images_by_their_old_names():
+    """The name is what the first version of the cache gave this set: a hash of plain numbers."""
+    sets = (bright_set(0, 5_000), bright_set(1, 12))
+    settings = (ClassifierConfig(), ClassifierTraining())
+    for stopping in (EarlyStopping(), EarlyStopping(patience=9)):
+        name = classifier_cache._fingerprint(*sets, *settings, stopping)
+        assert name == "70511a818f9c381c0c1b4b4b41ef6912"
+
+
+def striped_set(seed, num):
+    """Rows, columns or a chessboard with some noise: a shift does not change which."""
+    labels = np.arange(num) % 3
+    row, column = np.indices((4, 4)) % 2
+    x = np.stack([row, column, row ^ column])[labels][..., None] * 2.0 - 1
+    noise = np.random.default_rng(seed).normal(0, 0.2, x.shape)
+    return Dataset((x + noise).astype(np.float32), labels, 3)
+
+
+def test_the_training_on_few_images_ends_where_the_accuracy_improves_no_more():
+    lines = Lines()
+    sets = (striped_set(0, 60), striped_set(1, 30))
+    training = ClassifierTraining(min_steps=2_000, batch_size=8)
+    found = classifier_cache.train_classifier(
+        *sets, config=SMALL, training=training, progress=lines
+    )
+    assert found.test_accuracy == 1.0
+    *checks, last = lines.lines
+    # Five checks of 20 steps after the one at which all that are held out were right.
+    first = next(i for i, (_, _, note) in enumerate(checks) if "100.0 % of held-out" in note)
+    assert len(checks) <= first + 6
+    assert sum(steps for steps, _, _ in checks) == 20 * len(checks) < 1_000
+    assert f" {20 * len(checks)} steps of at most 2000" in last
+
+
+def test_the_best_weights_are_kept_and_gains_of_less_than_an_image_do_not_count():
+    class Scripted(ImageClassifier):
+        def accuracy(self, images, labels):
+            assert len(images) == len(labels) == 9 * 10
+            return self.test_accuracy
+
+    best = _Best(np.zeros((10, 3, 3, 1), np.float32), np.zeros(10, int), 1)
+    seen = []
+    for accuracy in (0.5, 0.4, 0.65, 0.7, 0.74, 0.76, 0.1):
+        params = {"w": np.array(accuracy)}
+        best.update(Scripted(SMALL, (3, 3, 1), 2, params, accuracy))
+        seen.append(best.checks_since)
+    # A gain over 0.65 of one of ten images is reached at 0.76.
+    assert seen == [0, 1, 0, 1, 2, 0, 1]
+    assert (best.accuracy, best.params["w"]) == (0.76, 0.76)
+
+
+def test_held_out_are_images_of_every_class_in_proportion_and_none_of_many():
+    labels = np.repeat([0, 1, 2], [100, 50, 250])
+    kept, held = EarlyStopping().split(labels, 3)
+    assert sorted([*kept, *held]) == list(range(400))
+    np.testing.assert_array_equal(np.bincount(labels[held]), [10, 5, 25])
+    assert not np.array_equal(held, EarlyStopping().split(labels, 4)[1])
+    for num, out in ((1, 0), (2, 1), (3, 1), (399, 40), (400, 0)):
+        assert len(EarlyStopping(below=400).split(labels[:num], 0)[1]) == out
 
 
 def test_a_shift_moves_every_image_by_whole_pixels_and_repeats_the_edge():
@@ -229,3 +350,17 @@ def test_bytes_are_refused_where_images_in_unit_range_are_meant(classifier):
     message = r"images must be floating point in \[-1, 1\], got uint8"
     with pytest.raises(ValueError, match=message):
         classifier.features(np.zeros((2, 8, 8, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"below": -1}, "below must be at least 0, got -1"),
+        ({"one_in": 1}, "one_in must be at least 2, got 1"),
+        ({"check_every": 0}, "check_every must be at least 1, got 0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+    ],
+)
+def test_early_stopping_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**settings)

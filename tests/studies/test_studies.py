@@ -22,10 +22,18 @@ from fmjax.config import (
 from fmjax.data import ArrayData, DigitsData
 from fmjax.networks import DiTConfig
 from fmjax.studies.asked import chosen_labels
+from fmjax.studies.compare_run import compare_run
 from fmjax.studies.configs import load_config
 from fmjax.studies.draw import Drawn
-from fmjax.studies.evaluate import evaluate_run, read_evaluation
+from fmjax.studies.evaluate import (
+    Evaluation,
+    _Yardsticks,
+    described,
+    evaluate_run,
+    read_evaluation,
+)
 from fmjax.studies.prepare import prepare
+from fmjax.studies.report import report_run
 from fmjax.studies.results import make_results
 from fmjax.studies.run_folder import RunFolder, open_run, read_config
 from fmjax.studies.sample import grid_of, in_words, read_samples, sample_run
@@ -95,8 +103,95 @@ def test_samples_of_classes_are_measured_by_the_classifier(run):
     assert (found.num_half, found.num_test, found.step) == (721, 24, 3)
     assert found.frechet_halves > 0
     assert found.wasserstein > found.wasserstein_halves > 0
+    # As many test examples as samples; but samples are too few for a half of the real data.
+    assert (found.frechet_as_test, found.wasserstein_as_test) == (found.frechet, found.wasserstein)
+    assert found.frechet_as_half is found.wasserstein_as_half is None
+    pair = f"24 samples: {found.frechet:.3g}, 24 real test examples: {found.frechet_test:.3g}"
+    assert pair in run.folder.report.read_text()
     assert 0 <= found.accuracy <= 1
     assert found.classifier_accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("samples", "test", "expected"),
+    [
+        (9, 4, {"": (9, 7), "_test": (4, 7), "_as_test": (4, 7), "_as_half": (3, 4)}),
+        (3, 0, {"": (3, 7), "_as_half": (3, 4)}),
+        (2, 2, {"": (2, 7), "_test": (2, 7), "_as_test": (2, 7)}),
+    ],
+)
+def test_real_examples_are_compared_with_as_many_samples(samples, test, expected):
+    """What is compared with what, by the numbers of both."""
+    sizes = {}
+
+    def distance(x, y):
+        sizes[len(sizes)] = (len(x), len(y))
+        return float(len(sizes) - 1)
+
+    halves = (np.arange(3), np.arange(3, 7))
+    yardsticks = _Yardsticks(np.zeros((7, 2)), halves, np.zeros((test, 2)))
+    found = yardsticks.distances("d", distance, np.zeros((samples, 2)))
+    by_name = {name.removeprefix("d"): sizes[number] for name, number in found.items()}
+    assert by_name == expected | {"_halves": (3, 4)}
+
+
+def test_distances_of_real_examples_are_printed_with_those_of_as_many_samples():
+    numbers = Evaluation(
+        step=1, num_samples=900, num_failed=0, num_examples=1_442, solver="heun", nfe=4.0,
+        num_half=721, num_test=355, wasserstein=0.5, wasserstein_halves=0.25,
+        wasserstein_as_half=0.75, frechet=3.0, frechet_halves=5.0, frechet_as_half=6.0,
+        frechet_test=4.0, frechet_as_test=7.0,
+    )  # fmt: skip
+    halves = "to half of the training examples, 721 samples"
+    assert described(numbers)[1:] == [
+        f"  sliced Wasserstein distance 0.5000 ({halves}: 0.7500, the other half: 0.2500)",
+        "  Frechet distance 3.000 (355 samples: 7.000, 355 real test examples: 4.000; "
+        f"{halves}: 6.000, the other half: 5.000)",
+    ]
+    fewer = numbers._replace(wasserstein_as_half=None, frechet=None)
+    assert described(fewer)[1:] == ["  sliced Wasserstein distance 0.5000"]
+
+
+def test_test_data_of_another_shape_are_refused(run, tmp_path):
+    digits = DigitsData().load("train")
+    x, labels = digits.points(slice(40)), digits.labels[:40]
+    np.savez(tmp_path / "train.npz", x=x, labels=labels)
+    np.savez(tmp_path / "test.npz", x=x[:, :4], labels=labels)
+    data = ArrayData(str(tmp_path), num_classes=10)
+    other = run._replace(
+        config=dataclasses.replace(CONFIG, data=data), folder=RunFolder(tmp_path / "run")
+    )
+    message = r"test data must be of shape \(8, 8, 1\), got \(4, 8, 1\)"
+    with pytest.raises(ValueError, match=message):
+        evaluate_run(other, CONFIG.evaluation, CONFIG.sampling)
+
+
+def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monkeypatch):
+    """No Frechet distance, precision, recall or recognised samples, and no training for them."""
+
+    def refuse(*_, **__):
+        raise AssertionError("no classifier may be trained")
+
+    monkeypatch.setattr("fmjax.studies.evaluate.trained_classifier", refuse)
+    evaluation = dataclasses.replace(CONFIG.evaluation, classifier=False)
+    config = dataclasses.replace(CONFIG, evaluation=evaluation)
+    shutil.copytree(run.folder.path, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(to_json(config))
+    bare = open_run(tmp_path / "run")
+    found = evaluate_run(bare, evaluation, CONFIG.sampling)
+    with_it = read_evaluation(run.folder.evaluation)
+    assert found.wasserstein == with_it.wasserstein
+    assert found.wasserstein_as_test == with_it.wasserstein_as_test
+    missing = (found.frechet, found.frechet_test, found.accuracy, found.classifier_accuracy)
+    assert missing == (None,) * 4
+    assert not any("Frechet" in line or "recognised" in line for line in described(found))
+    comparison = compare_run(bare, CONFIG.compare)
+    assert {name for row in comparison.runs for name in row.metrics} == {
+        "sliced Wasserstein distance"
+    }
+    page = report_run(bare).read_text()
+    assert "Sliced Wasserstein" in page
+    assert "Frechet" not in page
 
 
 def test_the_comparison_has_both_distances_for_every_row(run):

@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from fmjax.config import Config, ReflowConfig, SamplingConfig, StudyConfig, TrainingConfig
+from fmjax.config import (
+    Config,
+    EvaluationConfig,
+    ReflowConfig,
+    SamplingConfig,
+    StudyConfig,
+    TrainingConfig,
+)
 from fmjax.data import DigitsData, ToyData, open_pairs
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import Prediction
@@ -128,6 +135,10 @@ def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path)
     many = dataclasses.replace(STUDY, num_samples=400)
     with pytest.raises(ValueError, match="num_samples must be at most the 355 test examples, got"):
         run_study(many, folder)
+    bare = dataclasses.replace(FIRST, evaluation=EvaluationConfig(classifier=False))
+    message = "evaluation.classifier of first must be left on in a study, .*, got False"
+    with pytest.raises(ValueError, match=message):
+        run_study(dataclasses.replace(STUDY, runs=(bare,)), tmp_path)
 
 
 def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(folder):
