@@ -1,5 +1,6 @@
 """How pictures are made of prompts with a released model."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class GenerateConfig:
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps.
         guidance: Scale of classifier-free guidance, of which 1 or less is none, or of the guidance
-            that a model takes as an input; None takes the usual one.
+            that a model takes as an input; None takes the usual one. Models without guidance
+            (schnell) take 0 or 1, which have no effect.
         negative: What pictures are guided away from; None is the empty prompt.
         seed: Of the noise.
         batch_size: Pictures at once.
@@ -72,4 +74,6 @@ class GenerateConfig:
             require_positive(name, getattr(self, name))
         if self.guidance is not None:
             require_at_least("guidance", self.guidance, 0.0)
+            require(math.isfinite(self.guidance), "guidance", "be finite", self.guidance)
+        require(math.isfinite(self.lora_scale), "lora_scale", "be finite", self.lora_scale)
         require_one_of("dtype", self.dtype, PRECISIONS)

@@ -8,6 +8,7 @@ they are read.
 Source: Black Forest Labs, FLUX.1 (2024); its blocks are those of `networks/joint.py`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,9 @@ class FluxConfig:
         fits = even and sum(self.rotary_axes) == self.head_width
         rule = f"be even numbers that add up to the head's {self.head_width} channels"
         require(fits, "rotary_axes", rule, self.rotary_axes)
+        if self.guidance is not None:
+            require_at_least("guidance", self.guidance, 0.0)
+            require(math.isfinite(self.guidance), "guidance", "be finite", self.guidance)
         require_computable(self)
 
     @property

@@ -169,10 +169,11 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
     Args:
         folder: A pipeline's or a transformer's.
         network: Whose dtype, remat, attention and unrolling are kept, and the guidance scale of a
-            network that takes one.
+            network that takes one. Others (schnell) accept 0, 1 and the default.
 
     Raises:
-        ValueError: If there is no transformer of a known kind.
+        ValueError: If there is no transformer of a known kind, or a guidance scale is set for one
+            that takes none.
     """
     where = transformer_folder(folder)
     about = read_about(where / "config.json")
@@ -181,8 +182,13 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
         made = transformer_config(about, **settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    takes = isinstance(made, FluxConfig) and made.guidance is not None
-    if takes and isinstance(network, FluxConfig) and network.guidance is not None:
+    if not isinstance(made, FluxConfig) or not isinstance(network, FluxConfig):
+        return made
+    if made.guidance is None:
+        rule = f"be 0 or 1, or left out, for the model without guidance in {where}"
+        none = network.guidance in (None, 0.0, 1.0, FluxConfig.guidance)
+        require(none, "network.guidance", rule, network.guidance)
+    elif network.guidance is not None:
         made = dataclasses.replace(made, guidance=network.guidance)
     return made
 

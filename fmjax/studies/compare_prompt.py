@@ -88,7 +88,8 @@ def compare_prompt(
     Raises:
         ValueError: If the model cannot do what is asked, or there is nothing to compare.
     """
-    request = check_request(model, dataclasses.replace(picture, solver="euler", steps=1))
+    euler = dataclasses.replace(picture, solver="euler", steps=1)
+    request = check_request(model, euler, progress)
     check_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
     require_writable(output)
     shares = num_shares(request.mesh)

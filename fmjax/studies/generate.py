@@ -74,7 +74,7 @@ def generate(
     Raises:
         ValueError: If the model cannot do what is asked, or a part of it is missing or damaged.
     """
-    request = check_request(model, config)
+    request = check_request(model, config, progress)
     require_at_least("the number of prompts", len(prompts), 1)
     asked = tuple(prompt for prompt in prompts for _ in range(config.num_images))
     starts = None

@@ -9,10 +9,11 @@ import jax
 from fmjax._arrays import Text
 from fmjax._checks import require
 from fmjax._files import require_exists
+from fmjax._progress import Progress, Silent
 from fmjax.config import Steps
 from fmjax.config.generating import GenerateConfig
 from fmjax.pretrained.folder import ModelFolder
-from fmjax.pretrained.pipeline import Latents, kind_of, latents_of, released_times
+from fmjax.pretrained.pipeline import Kind, Latents, kind_of, latents_of, released_times
 from fmjax.solvers import SDE_SOLVERS, AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.training import make_mesh
 
@@ -44,24 +45,29 @@ class Request(NamedTuple):
         return kind_of(self.model).distilled
 
 
-def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
+def check_request(
+    model: ModelFolder, config: GenerateConfig, progress: Progress = Silent()
+) -> Request:
     """Raise for what a model cannot do, by its configs alone; `check_model` looks at its files.
+
+    Args:
+        model: From `open_model`.
+        config: What is requested.
+        progress: Receives one line if the guidance scale has no effect.
 
     Raises:
         ValueError: For sizes that are no multiples of the patch times the autoencoder's factor,
-            guidance of a model without, a negative prompt of one that takes none.
+            a guidance scale other than 0 and 1 of a model without guidance, a negative prompt of
+            one that takes none.
     """
     kind = kind_of(model)
     latents = latents_of(model, config.height, config.width)
     if config.lora is not None:
         require_exists("lora", config.lora)
-    if kind.guidance is None:
-        rule = "be left out for a model that was distilled to do without (schnell)"
-        require(config.guidance is None, "guidance", rule, config.guidance)
     if kind.distilled:
         rule = "be left out for FLUX, which has learned to do with one evaluation"
         require(config.negative is None, "negative", rule, repr(config.negative))
-    guidance = kind.guidance if config.guidance is None else config.guidance
+    guidance = _guidance(kind, config.guidance, progress)
     if config.negative is not None:
         assert guidance is not None
         rule = "be above 1 with a negative prompt, which else does nothing"
@@ -76,6 +82,24 @@ def check_request(model: ModelFolder, config: GenerateConfig) -> Request:
     if config.steps is not None or config.solver == "euler":
         steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
     return Request(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))
+
+
+def _guidance(kind: Kind, scale: float | None, progress: Progress) -> float | None:
+    """The scale that pictures are guided by; None for a model without guidance.
+
+    Of classifier-free guidance, 1 or less is none, as in diffusers: the scale is then 1.
+    """
+    if scale is None:
+        return kind.guidance
+    if kind.guidance is None:
+        rule = "be 0 or 1, or left out, for a model without guidance (schnell)"
+        require(scale in (0.0, 1.0), "guidance", rule, scale)
+        progress.say(f"guidance {scale:g} has no effect: the model has no guidance (schnell)")
+        return None
+    if kind.distilled or scale >= 1.0:
+        return scale
+    progress.say(f"guidance {scale:g} has no effect: this model is guided by scales above 1")
+    return 1.0
 
 
 def guidance_scale(request: Request, null: Text | None) -> float:

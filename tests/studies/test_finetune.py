@@ -15,7 +15,9 @@ from fmjax._arrays import TextShape
 from fmjax._progress import Silent
 from fmjax.cli import main
 from fmjax.config import build
+from fmjax.networks import FluxConfig
 from fmjax.pretrained.lora_files import LORA_FILE, read_lora
+from fmjax.pretrained.tuning import released_network
 from fmjax.studies import train
 from fmjax.studies.export import export_run
 from fmjax.studies.finetune import started
@@ -108,6 +110,21 @@ def test_a_run_keeps_the_released_networks_sizes_and_only_adapters(of_adapters):
     assert (network.dtype, network.remat, network.guidance) == ("bfloat16", "full", 1.0)
     lines = (of_adapters / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 1.0, 3.5])
+def test_a_released_network_without_guidance_takes_scales_without_effect(scale):
+    found = released_network(GOLDEN / "flux-schnell-tiny", FluxConfig(guidance=scale))
+    assert found.guidance is None
+
+
+def test_other_scales_are_refused_for_a_released_network_without_guidance():
+    message = "network.guidance must be 0 or 1, or left out, for the model .*schnell.*, got 2.0"
+    with pytest.raises(ValueError, match=message):
+        released_network(GOLDEN / "flux-schnell-tiny", FluxConfig(guidance=2.0))
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance must be"):
+            FluxConfig(guidance=wrong)
 
 
 def test_a_run_goes_on_where_it_stopped(of_adapters, flux, tmp_path, capsys):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.generating import GenerateConfig
@@ -189,12 +190,54 @@ def test_solvers_of_the_sde_arrive(solver, steps):
     assert relative_error(found.latents, other.latents) > 0.1
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_guidance_of_one_or_less_is_none(scale):
+@pytest.mark.parametrize(("scale", "said"), [(0.0, 1), (0.5, 1), (1.0, 0)])
+def test_guidance_of_one_or_less_is_none(scale, said, heard):
     model = open_model(GOLDEN / PIPELINES[0])
-    request = check_request(model, replace(SMALL, guidance=scale))
+    request = check_request(model, replace(SMALL, guidance=scale), heard)
     _, null = encode_request(request, ["a cat"])
     assert null is None
+    assert request.guidance == 1.0
+    effect = f"guidance {scale:g} has no effect: this model is guided by scales above 1"
+    assert heard.lines == [effect] * said
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 3.5])
+def test_a_model_with_guidance_as_an_input_takes_any_scale_as_it_is(scale, heard):
+    model = open_model(GOLDEN / PIPELINES[1])
+    request = check_request(model, replace(SMALL, guidance=scale), heard)
+    cond, null = encode_request(request, ["a cat"])
+    assert (request.guidance, null, heard.lines) == (scale, None, [])
+    assert condition(request, cond, np.zeros(2, int)).guidance.tolist() == [scale] * 2
+
+
+def test_a_model_without_guidance_takes_0_and_1_which_have_no_effect(tmp_path, heard):
+    """As diffusers' example of FLUX.1-schnell, which gives guidance_scale=0.0."""
+    model = open_model(without_guidance(tmp_path))
+    found = [
+        generate(model, ["a cat"], replace(SMALL, guidance=scale), progress=heard)
+        for scale in (None, 0.0, 1.0)
+    ]
+    lines = [line for line in heard.lines if "guidance" in line]
+    effect = "has no effect: the model has no guidance (schnell)"
+    assert lines == [f"guidance 0 {effect}", f"guidance 1 {effect}"]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.latents, found[0].latents)
+
+
+@pytest.mark.parametrize(("scale", "end"), [(0, "reached"), (1, "reached"), (0.5, "got 0.5")])
+def test_a_comparison_takes_the_guidance_that_a_picture_takes(
+    scale, end, tmp_path, capsys, monkeypatch
+):
+    def reached(*_, **__):
+        raise ValueError("reached")
+
+    monkeypatch.setattr("fmjax.studies.compare_prompt.check_model", reached)
+    code = run("compare", schnell(tmp_path), "a cat", "--picture.guidance", scale,
+               "--picture.height", 32, "--picture.width", 32, "--output", tmp_path)  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.endswith(f"{end}\n")
+    assert (f"guidance {scale} has no effect" in said.out) == (end == "reached")
 
 
 def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
@@ -260,6 +303,15 @@ def schnell(tmp_path):
     path = folder / "transformer" / "config.json"
     about = json.loads(path.read_text()) | {"guidance_embeds": False}
     path.write_text(json.dumps(about))
+    return folder
+
+
+def without_guidance(tmp_path):
+    """A pipeline without guidance whose weights fit, too."""
+    folder = schnell(tmp_path)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: a for name, a in tensors.items() if "guidance" not in name}, path)
     return folder
 
 
@@ -342,7 +394,10 @@ def flux(tmp_path):
         (sd3, ["--height", 33], "height must be a multiple of 4 (the autoencoder's 2 times the"),
         (flux, ["--width", 50], "width must be a multiple of 4 (the autoencoder's 2 times the"),
         (sd3, ["--height", 4096], "size must be at most 96 for this model, got 4096"),
-        (schnell, ["--guidance", 3], "guidance must be left out for a model that was distilled"),
+        (schnell, ["--guidance", 3], "guidance must be 0 or 1, or left out, for a model without"),
+        (schnell, ["--guidance", 0.5], "guidance must be 0 or 1, or left out, for a model without"),
+        (sd3, ["--guidance", "inf"], "guidance must be finite, got inf"),
+        (sd3, ["--lora-scale", "nan"], "lora_scale must be finite, got nan"),
         (flux, ["--negative", "x"], "negative must be left out for FLUX"),
         (without("vae"), [], "must hold vae/config.json, got no such file"),
         (without("tokenizer_2"), [], "must hold tokenizer_2/tokenizer_config.json"),
