@@ -74,6 +74,5 @@ class GenerateConfig:
             require_positive(name, getattr(self, name))
         if self.guidance is not None:
             require_at_least("guidance", self.guidance, 0.0)
-            require(math.isfinite(self.guidance), "guidance", "be finite", self.guidance)
         require(math.isfinite(self.lora_scale), "lora_scale", "be finite", self.lora_scale)
         require_one_of("dtype", self.dtype, PRECISIONS)

@@ -8,7 +8,6 @@ they are read.
 Source: Black Forest Labs, FLUX.1 (2024); its blocks are those of `networks/joint.py`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +82,6 @@ class FluxConfig:
         require(fits, "rotary_axes", rule, self.rotary_axes)
         if self.guidance is not None:
             require_at_least("guidance", self.guidance, 0.0)
-            require(math.isfinite(self.guidance), "guidance", "be finite", self.guidance)
         require_computable(self)
 
     @property

@@ -396,7 +396,7 @@ def flux(tmp_path):
         (sd3, ["--height", 4096], "size must be at most 96 for this model, got 4096"),
         (schnell, ["--guidance", 3], "guidance must be 0 or 1, or left out, for a model without"),
         (schnell, ["--guidance", 0.5], "guidance must be 0 or 1, or left out, for a model without"),
-        (sd3, ["--guidance", "inf"], "guidance must be finite, got inf"),
+        (sd3, ["--guidance", "inf"], "guidance must be at least 0.0, got inf"),
         (sd3, ["--lora-scale", "nan"], "lora_scale must be finite, got nan"),
         (flux, ["--negative", "x"], "negative must be left out for FLUX"),
         (without("vae"), [], "must hold vae/config.json, got no such file"),
