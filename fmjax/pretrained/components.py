@@ -105,7 +105,7 @@ def load_component(
         compute: The dtype of the computation, "float32" or "bfloat16".
         lora: A LoRA file, whose adapters are added to the weights.
         lora_scale: How much of them.
-        progress: Hears of each parameter.
+        progress: Receives each parameter, and one line of what of a LoRA file is left out.
         settings: As of `make_component`.
 
     Raises:
@@ -113,7 +113,8 @@ def load_component(
             the LoRA file is of another model.
         WeightsMismatch: If the tensors are not those of the config.json.
     """
-    with _opened(folder, lora, lora_scale, dtype=compute, **settings) as (files, component):
+    opened = _opened(folder, lora, lora_scale, progress, dtype=compute, **settings)
+    with opened as (files, component):
         like = jax.eval_shape(component.init, jax.random.key(0))
         like = laid_out(like, mesh, component.tensor_axes)
         params = load_params(files, component.views, like, dtype=dtype, progress=progress)
@@ -127,18 +128,18 @@ def check_component(folder: Path, *, lora: Path | None = None) -> Component:
         ValueError: As `load_component`.
         WeightsMismatch: As `load_component`.
     """
-    with _opened(folder, lora, 1.0) as (_, component):
+    with _opened(folder, lora, 1.0, Silent()) as (_, component):
         return component
 
 
 @contextlib.contextmanager
 def _opened(
-    folder: Path, lora: Path | None, scale: float, **settings: Any
+    folder: Path, lora: Path | None, scale: float, progress: Progress, **settings: Any
 ) -> Iterator[tuple[TensorFiles, Component]]:
     """The tensors of a folder, with adapters added to them, and the part that they must be of."""
     about = read_about(folder / "config.json")
     try:
-        with _tensors(folder, lora, scale) as files:
+        with _tensors(folder, lora, scale, progress) as files:
             component = make_component(about, tuple(files.shapes), **settings)
             check_tensors(files, component.views, (*component.aliases, *component.buffers))
             yield files, component
@@ -148,12 +149,12 @@ def _opened(
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _tensors(folder: Path, lora: Path | None, scale: float) -> TensorFiles:
+def _tensors(folder: Path, lora: Path | None, scale: float, progress: Progress) -> TensorFiles:
     files = TensorFiles(find_files(folder))
     if lora is None:
         return files
     with files:
-        return merge_lora(files, lora, scale)
+        return merge_lora(files, lora, scale, progress)
 
 
 def transformer_config(about: Mapping[str, Any], **settings: Any) -> NetworkConfig:

@@ -23,6 +23,9 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
            "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
            "BOOL": "bool"}  # fmt: skip
 
+_EXPONENTS = {"float64": 0x7FF0 << 48, "float32": 0x7F80 << 16, "float16": 0x7C00,
+              "bfloat16": 0x7F80}  # fmt: skip
+
 
 class TensorFiles:
     """The tensors of some safetensors files, by name. Use it as a context manager.
@@ -62,16 +65,36 @@ class TensorFiles:
         self._open.clear()
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """Part of a tensor; slices without steps read no more of the file than that."""
+        """Part of a tensor; slices without steps read no more of the file than that.
+
+        Raises:
+            ValueError: If a number in it is NaN or infinite.
+        """
         part = self._open[self.file_of[name]].get_slice(name)
         if not self.shapes[name]:
-            return np.asarray(self._open[self.file_of[name]].get_tensor(name))
-        whole = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
-        return np.asarray(part[whole])[tuple(slice(None, None, s.step) for s in index)]
+            found = np.asarray(self._open[self.file_of[name]].get_tensor(name))
+        else:
+            whole = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
+            found = np.asarray(part[whole])[tuple(slice(None, None, s.step) for s in index)]
+        require_finite(f"tensor {name} in {self.file_of[name].name}", found)
+        return found
 
     def metadata(self, path: Path) -> Mapping[str, str]:
         """What a file says of itself."""
         return self._open[path].metadata() or {}
+
+
+def require_finite(name: str, array: np.ndarray) -> None:
+    """Raise if a number of a tensor is NaN or infinite: then all bits of its exponent are set.
+
+    As integers, because NumPy has no fast test of bfloat16. It costs about as much as a copy.
+    """
+    exponent = _EXPONENTS.get(array.dtype.name)
+    if exponent is None or not array.size:
+        return
+    mask = np.array(exponent, f"u{array.dtype.itemsize}")
+    finite = (array.view(mask.dtype) & mask).max() != mask
+    require(bool(finite), name, "be finite", "NaN or infinity")
 
 
 def find_files(folder: Path) -> tuple[Path, ...]:

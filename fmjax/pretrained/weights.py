@@ -15,7 +15,7 @@ from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import write_atomically
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.files import TensorFiles
+from fmjax.pretrained.files import TensorFiles, require_finite
 from fmjax.pretrained.views import Index, View, all_tensors
 
 _THREADS = 8  # That read and write layers side by side.
@@ -190,9 +190,15 @@ def save_params(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: If a number of a tensor is NaN or infinite.
+    """
     from safetensors.numpy import save_file
 
+    for name, array in tensors.items():
+        require_finite(f"tensor {name}", array)
     with write_atomically(path) as temporary:
         save_file(dict(tensors), temporary, dict(about))
 

@@ -125,7 +125,7 @@ def renamed(old, new):
     ("change", "message"),
     [
         (renamed("ff.net.0", "fc"), r"must be of layers of .*, got 2 others of 29 \(.*fc.proj"),
-        (renamed("transformer.tr", "text_encoder.tr"), "must be of a transformer, got text_enc"),
+        (renamed("transformer.", "text_encoder."), "must be of a transformer, got text_encoder"),
         (renamed("lora_A", "lora_C"), "tensors must be lora_A and lora_B of linear layers, or"),
         (lambda t: {n: a for n, a in t.items() if "lora_A" in n}, "have both A and B, got no up"),
         (lambda t: {n: a[:, :1] for n, a in t.items()}, r"must have A \[rank, in\] and B"),
@@ -133,10 +133,10 @@ def renamed(old, new):
         (lambda _: {}, "must hold adapters, got none"),
         (lambda _: {"lora_unet_x.lora_up.weight": np.ones((4, 2), np.float32),
                     "lora_unet_x.lora_down.weight": np.ones((2, 4), np.float32)},
-         "layers must be those of a FLUX transformer, got lora_unet_x"),
+         "layers must be those of a FLUX or SD3 transformer, got lora_unet_x"),
         (lambda _: {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": np.ones((4, 2)),
                     "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": np.ones((2, 4))},
-         "must have a multiple of 3 rows, got 4"),
+         "must have 3 times 4 rows .*, got 4"),
     ],
 )  # fmt: skip
 def test_a_file_of_something_else_is_one_clear_line(change, message, tmp_path):
