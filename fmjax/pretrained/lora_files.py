@@ -18,7 +18,7 @@ import numpy as np
 from fmjax._checks import require
 from fmjax._json import check_json, parse_json, read_json
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.files import TensorFiles
+from fmjax.pretrained.files import TensorFiles, require_finite
 from fmjax.pretrained.lora_names import layer_of, text_encoder_of, without_prefix
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -112,7 +112,9 @@ def _parts(files: TensorFiles) -> tuple[dict[str, dict[str, np.ndarray]], list[s
             others.append(name)
             continue
         require(not _DORA.fullmatch(name), "adapters", "be plain ones", f"DoRA ({name})")
-        array = np.asarray(files.read(name), np.float32)
+        with np.errstate(over="ignore"):  # Of float64: what follows says so by name.
+            array = np.asarray(files.read(name), np.float32)
+        require_finite(f"tensor {name}", array)
         if _ADDED.fullmatch(name) and not array.any():
             continue
         matched = _PART.fullmatch(name)

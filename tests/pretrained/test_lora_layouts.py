@@ -342,6 +342,13 @@ def test_numbers_that_are_not_finite_are_refused_with_the_name_of_the_layer(wron
         read_lora(tmp_path)
 
 
+def test_numbers_too_large_for_float32_are_refused_like_infinity(tmp_path):
+    tensors = {"img_in.lora_A.weight": np.full((2, 16), 1e300), "img_in.lora_B.weight": ONES.T}
+    save_file(tensors, tmp_path / LORA_FILE)
+    with pytest.raises(ValueError, match=r"img_in.lora_A.weight must be finite, got NaN or inf"):
+        read_lora(tmp_path)
+
+
 def test_a_released_model_with_a_number_that_is_not_finite_is_refused(tmp_path):
     weights, name = base("flux-dev-tiny"), "transformer_blocks.1.attn.to_k.weight"
     weights[name][3, 4] = np.nan
