@@ -71,7 +71,7 @@ class TensorFiles:
             ValueError: If a number in it is NaN or infinite.
         """
         part = self._open[self.file_of[name]].get_slice(name)
-        if not self.shapes[name]:
+        if not self.shapes[name] or 0 in self.shapes[name]:  # safetensors slices no such tensor.
             found = np.asarray(self._open[self.file_of[name]].get_tensor(name))
         else:
             whole = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
