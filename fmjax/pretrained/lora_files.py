@@ -122,8 +122,9 @@ def _parts(files: TensorFiles) -> tuple[dict[str, dict[str, np.ndarray]], list[s
         require(matched is not None, "tensors", rule, name)
         assert matched is not None
         part = matched["part"] or matched["old"] or matched["alpha"]
-        parts, part = found.setdefault(matched["layer"], {}), _PARTS.get(part, part)
-        require(part not in parts, f"layer {matched['layer']}", "have one adapter", f"two ({name})")
+        layer = without_prefix(matched["layer"])
+        parts, part = found.setdefault(layer, {}), _PARTS.get(part, part)
+        require(part not in parts, f"layer {layer}", "have one adapter", f"two ({name})")
         parts[part] = array
     return found, others
 
@@ -176,7 +177,7 @@ def _adapters(
             require(size == 1, f"layer {layer}", "have one alpha", f"{size} of them")
             alpha = parts["alpha"].item()
         else:
-            alpha = _alpha_of(about, without_prefix(layer), rank)
+            alpha = _alpha_of(about, layer, rank)
         root = bool(about.get("use_rslora"))
         yield layer, Adapter(down, up, alpha / (math.sqrt(rank) if root else rank), kernel)
 

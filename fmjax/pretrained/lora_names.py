@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _PREFIXES = re.compile(
-    r"(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|unet\."
-    r"|lora_unet_|lora_transformer_|lycoris_)+"
+    r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|unet\.)+"
 )
+_SPELLED_PREFIXES = re.compile(r"^(?:lora_unet_|lora_transformer_|lycoris_)")
 _TEXT_ENCODERS = re.compile(
     r"(?:base_model\.model\.)?(text_encoders\.\w+|text_encoder(?:_\d)?|te\d?|clip_[lg]|t5xxl"
     r"|lora_te\d?|lora_clip_[lg]|lora_t5xxl|cond_stage_model|text_model|bundle_emb)(?:[._]|$)"
@@ -144,8 +144,8 @@ def text_encoder_of(tensor: str) -> str | None:
 
 
 def without_prefix(layer: str) -> str:
-    """A layer's name without the prefixes that trainers put before it."""
-    return _PREFIXES.sub("", layer, count=1) if _PREFIXES.match(layer) else layer
+    """A layer's name without the dotted prefixes that trainers put before it."""
+    return _PREFIXES.sub("", layer)
 
 
 def layer_of(name: str) -> Layer:
@@ -158,7 +158,7 @@ def layer_of(name: str) -> Layer:
         ValueError: If the name is of a UNet, or its words are separated by underscores and it is
             unknown. Dotted names that are unknown are returned as they are.
     """
-    plain = without_prefix(name)
+    plain = _SPELLED_PREFIXES.sub("", without_prefix(name))
     if _UNET.match(plain):
         raise ValueError(f"adapters must be of a FLUX or SD3 transformer, got a UNet's ({name})")
     spelled = re.sub(r"\W", "_", plain)
@@ -166,7 +166,7 @@ def layer_of(name: str) -> Layer:
     key = _BLOCK.sub("0", spelled, count=1)
     names = _KNOWN.get(key)
     if names is None:
-        if "." not in plain and plain != name:
+        if _SPELLED_PREFIXES.match(name):
             raise ValueError(f"layers must be those of a FLUX or SD3 transformer, got {name}")
         return Layer((plain,))
     block = number[0] if number else ""

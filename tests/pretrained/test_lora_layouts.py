@@ -291,7 +291,7 @@ QKV_KEY = "diffusion_model.double_blocks.0.img_attn.qkv"
     ("tensors", "message"),
     [
         ({f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((97, 2))},
-         rf"layer {QKV_KEY} must have 3 times 32 rows \(.*to_q, .*to_v\), got 97"),
+         rf"layer {QKV_KEY[16:]} must have 3 times 32 rows \(.*to_q, .*to_v\), got 97"),
         ({"lora_unet_x.lora_down.weight": ONES, "lora_unet_x.lora_up.weight": ONES.T},
          "layers must be those of a FLUX or SD3 transformer, got lora_unet_x"),
         ({"lora_unet_down_blocks_0_q.lora_down.weight": ONES,
