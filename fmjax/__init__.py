@@ -6,10 +6,9 @@ The names below are the public face. They are imported when first used, so that
     from fmjax import AffinePath, DiTConfig, flow_matching_objective, make_network, sample
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # As in `typing`, which takes longer to import than all of this file.
 
 if TYPE_CHECKING:
     from fmjax._arrays import Batch as Batch
@@ -254,9 +253,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fmjax' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"fmjax.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
 Advance = Callable[..., None]
+COMPILING = "compiling"
+"""The note of a task that XLA compiles for, which may take minutes; its first result removes it."""
 
 
 @runtime_checkable
@@ -16,7 +18,11 @@ class Progress(Protocol):
         ...
 
     def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
-        """Open a task of `total` units (None: unknown); call `advance(n=1, note="")` as it goes."""
+        """Open a task of `total` units (None: unknown).
+
+        Call `advance(n=1, note=None)` as it goes. A note stays until the next one; `COMPILING` goes
+        when `n` is not 0.
+        """
         ...
 
 
@@ -29,4 +35,4 @@ class Silent:
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
         """Give an `advance` that does nothing."""
-        yield lambda n=1, note="": None
+        yield lambda n=1, note=None: None

@@ -1,29 +1,35 @@
 """SIGTERM in every phase of `fmjax train`: it ends soon, and the same command goes on."""
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
+import sys
+import textwrap
+import threading
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from jax.experimental import multihost_utils
+from rich.progress import Progress, TextColumn
 
-from fmjax._files import read_npz, write_npz
-from fmjax._stopping import Stopped, stoppable
+from fmjax import _stopping
+from fmjax._progress import COMPILING, Silent
+from fmjax._stopping import SIGNALS, stoppable
+from fmjax.cli.console import _Bars, _Lines
 from fmjax.studies.run_folder import open_run
-from fmjax.training import Checkpoints, Interrupted, hearing_stops, read_metrics
-from fmjax.training.signals import StopSignals
+from fmjax.training import Checkpoints, Interrupted, read_metrics
+from fmjax.training.signals import Agreement, StopSignals, decide
 from tests.tiny_run import command, environment, write_config
 from tests.training.child import run as train_here
 
 NUM_STEPS = 400
 # Whether a phase has begun, by the run's folder and by what the command has said.
 TRAINING = {
-    "compilation": lambda run, said: "training 0/" in said,
+    "compilation": lambda run, said: "training 0/400 compiling" in said,
     "steps": lambda run, said: (
         (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) > 3
     ),
@@ -94,12 +100,13 @@ def test_sigterm_ends_every_phase_and_the_same_command_goes_on(
     assert not half
     assert not (run / "report.html").exists()
     saved = times_of_checkpoints(run)
-    last = max(map(int, saved))
+    last = max(map(int, saved), default=0)
     assert (last == NUM_STEPS) == (phase not in ("compilation", "steps"))
+    assert (last == 0) == (phase == "compilation")  # There is nothing to save.
 
     code, said, error = train(config, run)
     assert code == 0, error
-    assert f"resumed from step {last}\n" in said
+    assert (f"resumed from step {last}\n" in said) == (last > 0)
     if last == NUM_STEPS:
         assert "training 0/" not in said
         assert times_of_checkpoints(run) == saved
@@ -126,52 +133,277 @@ def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, 
     _, error = child.communicate(timeout=60)
     assert child.returncode == 128 + number
     name = signal.Signals(number).name
-    last = error.splitlines()[-1]
-    assert last == f"fmjax: stopped by {name}; the same command goes on"
+    assert error == f"fmjax: stopped by {name}; the same command goes on\n"
     assert not (tmp_path / "run").exists()
 
 
-def work_on():
-    """Work that comes back to Python now and then."""
-    while True:
-        time.sleep(0.01)
+LOST = {
+    "a callback of JAX": """
+        import jax, jax.numpy as jnp
+        def told(x):
+            print("begun", flush=True)
+            time.sleep(60)
+        jax.jit(lambda x: jax.debug.callback(told, x))(jnp.ones(3))
+        jax.effects_barrier()
+    """,
+    "a finalizer": """
+        class Slow:
+            def __del__(self):
+                print("begun", flush=True)
+                time.sleep(60)
+        Slow()
+    """,
+    "code of C that does not come back": """
+        import threading
+        print("begun", flush=True)
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+    """,
+    "a thread, for which the main one waits": """
+        import threading
+        def work():
+            print("begun", flush=True)
+            time.sleep(60)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    """,
+    "the end of the interpreter": """
+        import atexit
+        def last():
+            print("begun", flush=True)
+            time.sleep(60)
+        atexit.register(last)
+        sys.exit(0)
+    """,
+}
 
 
-def test_a_stop_of_another_process_is_one_of_this_process(monkeypatch):
-    asked = []
+def scene(body, number=signal.SIGTERM, *more, wait=0.0):
+    """Exit code, output, errors and seconds of code that gets signals once it says "begun"."""
+    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code + textwrap.dedent(body)], env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    began = time.monotonic()
+    for each in (number, *more):
+        child.send_signal(each)
+        time.sleep(wait)
+    out, error = child.communicate(timeout=50)
+    return child.returncode, line + out, error, time.monotonic() - began
 
-    def reached(step):
-        asked.append(step)
-        return step == 7
 
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
-    with pytest.raises(Stopped, match="SIGTERM"), stoppable(), hearing_stops(after_step=5):
-        work_on()
-    assert asked == [6, 7]
-    with stoppable(), hearing_stops(after_step=8):  # Work that ends by itself.
-        pass
-    assert asked[2:] in ([], [9])
+@pytest.mark.parametrize("where", LOST)
+def test_no_signal_is_lost(where):
+    number = signal.SIGTERM if len(where) % 2 else signal.SIGINT  # Either will do.
+    code, said, error, seconds = scene(LOST[where], number)
+    assert said.startswith("begun")
+    assert error == f"fmjax: stopped by {number.name}; the same command starts again\n"
+    assert code == 128 + number
+    assert seconds < 20  # It sleeps for 60.
 
 
-def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch):
+DEFERRED = """
+    deferral = _stopping.Deferral()
+    deferral.enter()
+    print("begun", flush=True)
+    {work}
+    deferral.leave()
+    print("left by", deferral.cause)
+"""
+
+
+def test_where_there_is_something_to_save_a_loop_looks_for_the_signal():
+    work = "\n    ".join(["while not deferral.look():", "    time.sleep(0.01)"])
+    code, said, error, _ = scene(DEFERRED.format(work=work))
+    assert (code, said, error) == (0, "begun\nleft by SIGTERM\n", "")
+
+
+def test_two_signals_within_a_moment_are_one():
+    """`timeout` sends its signal to the process and to its group."""
+    work = "\n    ".join(["while not deferral.look():", "    time.sleep(0.01)"])
+    code, said, error, _ = scene(DEFERRED.format(work=work), signal.SIGTERM, signal.SIGTERM)
+    assert (code, said, error) == (0, "begun\nleft by SIGTERM\n", "")
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_always_ends(second):
+    code, said, error, seconds = scene(
+        DEFERRED.format(work="time.sleep(60)"), signal.SIGINT, second, wait=0.3
+    )
+    assert (code, said) == (128 + second, "begun\n")
+    assert error == f"fmjax: stopped by {second.name}; the same command starts again\n"
+    assert seconds < 20
+
+
+def test_temporary_files_go_with_the_process(tmp_path):
+    code, _, _, _ = scene(f"""
+        from pathlib import Path
+        from fmjax._files import write_atomically
+        with write_atomically(Path({str(tmp_path)!r}) / "a.json") as temporary:
+            temporary.write_text("half")
+            print("begun", flush=True)
+            time.sleep(60)
+    """)
+    assert code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_to_a_forked_child_is_not_one_to_the_command():
+    code, said, error, _ = scene("""
+        import os, signal
+        ready, forked = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(forked, b"x")
+            time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
+        os.kill(child, signal.SIGTERM)
+        print("child", os.waitpid(child, 0)[1], flush=True)
+        time.sleep(60)
+    """)
+    assert said == f"child {int(signal.SIGTERM)}\n"
+    assert (code, error.count("\n")) == (128 + signal.SIGTERM, 1)
+
+
+def test_within_another_program_signals_are_given_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stoppable("starts again"):
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (["before", "before"], "now"),
+        (["before", "1"], "2"),
+        (["7", "5", "6"], "8"),
+        (["7", "after"], "after"),
+        (["after", "after"], "after"),
+    ],
+)
+def test_where_processes_stop_follows_from_where_they_are(positions, expected):
+    assert decide(positions) == expected
+
+
+class Shared:
+    """What JAX's coordinator keeps for the processes."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value):
+        with self.changed:
+            if key in self.values:
+                raise RuntimeError("ALREADY_EXISTS")
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def key_value_try_get(self, key):
+        return self.blocking_key_value_get(key, 0)
+
+    def blocking_key_value_get(self, key, timeout_in_ms):
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.values, timeout_in_ms / 1000):
+                raise RuntimeError("DEADLINE_EXCEEDED")
+            return self.values[key]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_all_processes_stop_after_the_same_step_whichever_is_asked(asked, monkeypatch):
+    noted = []
+    monkeypatch.setattr(_stopping, "note", noted.append)
+    store, last = Shared(), {}
+    all_of_them = [Agreement(store, index, 2) for index in range(2)]
+
+    def train(index):
+        """Process 0 is ahead of process 1, as far as a device's queue lets it."""
+        for step in range(1, 2000):
+            time.sleep(0.002 + 0.001 * index)
+            if cause := all_of_them[index].passed(step):
+                last[index] = (step, cause)
+                return
+
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    all_of_them[asked].request("SIGINT")
+    for thread in threads:
+        thread.join()
+    assert last[0] == last[1]
+    assert last[0][1] == "SIGINT"
+    assert noted == ["SIGINT"] * 2
+
+
+def test_processes_with_nothing_to_save_end_at_once_process_0_last(monkeypatch):
+    ended = []
+    monkeypatch.setattr(_stopping, "note", lambda cause: None)
+    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append((cause, delay)))
+    store = Shared()
+    all_of_them = [Agreement(store, index, 3) for index in range(3)]
+    all_of_them[2].request("SIGTERM")
+    for each in all_of_them:
+        each._thread.join()
+    delays = sorted(delay for _, delay in ended)
+    assert delays[:2] == [0.0, 0.0]
+    assert delays[2] > 0
+    assert {cause for cause, _ in ended} == {"SIGTERM"}
+
+
+def test_a_process_that_has_ended_its_training_ends_when_another_is_still_saving(monkeypatch):
+    ended = []
+    monkeypatch.setattr(_stopping, "note", lambda cause: None)
+    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append(delay))
+    store = Shared()
+    saving, finished = Agreement(store, 0, 2), Agreement(store, 1, 2)
+    assert saving.passed(5) is None
+    assert finished.finished() is None
+    finished.request("SIGTERM")
+    finished._thread.join()
+    saving._thread.join()
+    assert ended == [0.0]
+    assert saving.finished() == "SIGTERM"
+    assert ended == [0.0, 0.5]
+
+
+def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_ends_alone(
+    monkeypatch,
+):
+    ended = threading.Event()
+    monkeypatch.setattr(_stopping, "end", lambda cause, **_: ended.set())
+
+    class Silent(Shared):
+        def key_value_set(self, key, value):
+            time.sleep(5)
+            raise RuntimeError("UNAVAILABLE")
+
+    Agreement(Silent(), 1, 2).request("SIGTERM")
+    assert ended.wait(2.0)
+
+
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path):
     train_here(tmp_path, 8)
-
-    def interrupted(*_, **__):
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", interrupted)
-    with pytest.raises(Stopped, match="SIGTERM"), stoppable():
-        train_here(tmp_path, 12)
+    code, said, error, _ = scene(f"""
+        import orbax.checkpoint as ocp
+        from pathlib import Path
+        from tests.training.child import run
+        def slow(*_, **__):
+            print("begun", flush=True)
+            time.sleep(60)
+        ocp.CheckpointManager.restore = slow
+        run(Path({str(tmp_path)!r}), 12)
+    """)
+    assert (code, said) == (128 + signal.SIGTERM, "begun\n"), error
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 8
-
-
-def test_a_signal_while_numbers_are_read_is_no_damage(tmp_path, monkeypatch):
-    write_npz(tmp_path / "a.npz", x=np.ones(3))
-    monkeypatch.setattr(np, "load", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Stopped, match="SIGTERM"), stoppable():
-        read_npz(tmp_path / "a.npz")
 
 
 def test_a_signal_as_training_lets_go_of_them_is_not_lost(tmp_path, monkeypatch):
@@ -184,3 +416,70 @@ def test_a_signal_as_training_lets_go_of_them_is_not_lost(tmp_path, monkeypatch)
     monkeypatch.setattr(StopSignals, "__exit__", interrupted)
     with pytest.raises(Interrupted, match="SIGTERM after step 4"):
         train_here(tmp_path, 4)
+
+
+def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
+    import pty
+
+    body = """
+        from fmjax.cli.console import console
+        with console() as progress, progress.task("training", 10) as advance:
+            advance(0, "compiling")
+            time.sleep(60)
+    """
+    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
+    parent, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code + textwrap.dedent(body)], env=environment(TERM="xterm"),
+        stdout=terminal, stderr=terminal, stdin=terminal,
+    ) as child:  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        while b"compiling" not in shown:
+            shown += os.read(parent, 10_000)
+        child.send_signal(signal.SIGINT)
+        child.wait(50)
+        with contextlib.suppress(OSError):  # Of a terminal that is closed.
+            while more := os.read(parent, 10_000):
+                shown += more
+    os.close(parent)
+    assert child.returncode == 128 + signal.SIGINT
+    end = b"\x1b[?25h\r\nfmjax: stopped by SIGINT; the same command starts again\r\n"
+    assert shown.endswith(end)
+
+
+def test_progress_says_compiling_until_there_is_a_result(capsys):
+    lines = _Lines()
+    with lines.task("sampling", 64) as advance:
+        advance(0, COMPILING)
+        advance(8)
+    assert capsys.readouterr().out == "sampling 0/64\nsampling 0/64 compiling\n"
+    shown = Progress(TextColumn("{task.fields[note]}"), disable=True)
+    with _Bars(shown).task("training", 10) as advance:
+        notes = []
+        for call in (
+            (0, COMPILING),
+            (0,),
+            (1,),
+            (1, "loss 2"),
+            (1,),
+            (0, COMPILING),
+            (1, "loss 1"),
+        ):
+            advance(*call)
+            notes.append(shown.tasks[0].fields["note"])
+    assert notes == [COMPILING, COMPILING, "", "loss 2", "loss 2", COMPILING, "loss 1"]
+
+
+def test_a_training_says_that_it_compiles(tmp_path):
+    told = []
+
+    class Heard(Silent):
+        @contextlib.contextmanager
+        def task(self, description, total):
+            told.append((description, []))
+            yield lambda n=1, note=None: told[-1][1].append(note)
+
+    train_here(tmp_path, 4, progress=Heard())
+    assert [description for description, _ in told] == ["training"]
+    assert told[0][1][0] == COMPILING

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fmjax._progress import COMPILING
+from fmjax._stopping import at_stop, show_cursor
+
 _NARROW = 80
 """Terminals with fewer columns have room for the counts alone."""
 
@@ -47,7 +50,8 @@ def console() -> Iterator[Any]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-    with Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty()) as bars:
+    bars = Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty())
+    with bars, at_stop(show_cursor):
         yield _Bars(bars)
 
 
@@ -62,10 +66,14 @@ class _Bars:
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
-        task = self._bars.add_task(description, total=total, note="")
+        task, told = self._bars.add_task(description, total=total, note=""), ""
 
-        def advance(n: int = 1, note: str = "") -> None:
-            self._bars.update(task, advance=n, **({"note": note} if note else {}))
+        def advance(n: int = 1, note: str | None = None) -> None:
+            nonlocal told
+            if note is None:
+                note = "" if told == COMPILING and n else told
+            told = note
+            self._bars.update(task, advance=n, note=note)
 
         yield advance
         self._bars.stop_task(task)
@@ -85,11 +93,11 @@ class _Lines:
         of_total = f"/{total}" if total is not None else ""
         print(f"{description} {done}{of_total}", flush=True)
 
-        def advance(n: int = 1, note: str = "") -> None:
+        def advance(n: int = 1, note: str | None = None) -> None:
             nonlocal done, told
             done += n
-            if time.monotonic() - told >= self.PERIOD:
+            if time.monotonic() - told >= self.PERIOD or note == COMPILING:
                 told = time.monotonic()
-                print(f"{description} {done}{of_total} {note}".rstrip(), flush=True)
+                print(f"{description} {done}{of_total} {note or ''}".rstrip(), flush=True)
 
         yield advance

@@ -3,14 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from fmjax._stopping import Stopped, stoppable
-from fmjax.cli.commands import COMMANDS
-from fmjax.cli.console import print_any_name
-from fmjax.cli.parsing import Refused, asks_for_help
+TYPE_CHECKING = False  # As in `typing`: what is imported here delays the first line of `main`.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 USAGE = """\
 usage: fmjax COMMAND ... [--help]
@@ -40,24 +37,60 @@ _RESUME = ("train", "encode", "reflow", "study")
 """Commands that find what they had done when they were stopped."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: "Sequence[str] | None" = None) -> None:
     """Run one command; exit with 2 and one line for anything the user can mend."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    then = "goes on" if given and given[0] in _RESUME else "starts again"
+    if arguments is None:  # The process is this command: from its first moment to its last.
+        _end_by_signals(then)
+        from fmjax import _stopping
+        from fmjax.cli.streams import open_standard_files
+
+        open_standard_files()
+        _stopping.install(then)
+        code = _run_forgivingly(given)
+    else:  # Within another program, which gets its signals back.
+        from fmjax import _stopping
+
+        with _stopping.stoppable(then):
+            code = _run_forgivingly(given)
+    sys.exit(code)
+
+
+def _end_by_signals(then: str) -> None:
+    """Do what `_stopping.install` does while that is imported; until then Ctrl-C is Python's."""
+
+    def end(number: int, frame: object) -> None:
+        line = f"fmjax: stopped by {signal.Signals(number).name}; the same command {then}\n"
+        try:
+            os.write(2, line.encode())
+        finally:
+            os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _run_forgivingly(arguments: list[str]) -> int:
+    """`_run`, whatever becomes of standard output."""
+    from fmjax import _stopping
+    from fmjax.cli.console import print_any_name
+    from fmjax.cli.streams import forgiving_output
+
     print_any_name()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with stoppable() as asked:
+    with forgiving_output() as out:
         try:
             code = _run(arguments)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Of training: the second Ctrl-C.
-                asked.append("SIGINT")
-            elif isinstance(error, Stopped):  # By this process's signal, or by another's.
-                asked.append(str(error))
-            if not asked:
-                raise
-            then = "goes on" if arguments and arguments[0] in _RESUME else "starts again"
-            print(f"fmjax: stopped by {asked[0]}; the same command {then}", file=sys.stderr)
-            code = 128 + signal.Signals[asked[0]]
-    sys.exit(code)
+        except BaseException:
+            _stopping.hold()  # An error of the end that a signal brings, then.
+            raise
+        out.flush()
+        if out.lost is not None:
+            text = out.lost.strerror
+            print(f"fmjax: error: standard output must take the text, got {text}", file=sys.stderr)
+            code = code or 1
+    _stopping.hold()
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -70,6 +103,9 @@ def _run(arguments: list[str]) -> int:
         print(f"fmjax {__version__}")
         return 0
     from fmjax._checks import require_one_of
+    from fmjax._stopping import hold
+    from fmjax.cli.commands import COMMANDS
+    from fmjax.cli.parsing import Refused, asks_for_help
 
     try:
         require_one_of("command", arguments[0], COMMANDS)
@@ -85,6 +121,7 @@ def _run(arguments: list[str]) -> int:
     except (NonFiniteLoss, Unwritten) as error:
         return _complain(error, code=1)
     except Interrupted as error:
+        hold()
         print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except (ValueError, OSError, Refused) as error:
@@ -99,8 +136,11 @@ def _run(arguments: list[str]) -> int:
         return _complain(error)
 
 
-def _leave_at_once(error: Exception) -> NoReturn:
+def _leave_at_once(error: Exception) -> "NoReturn":
     """End without the farewell that JAX's processes wait for from one another."""
+    from fmjax._stopping import hold
+
+    hold()
     said = (str(error).strip().splitlines() or [""])[0][:200]
     print(
         f"fmjax: error: another process of the run is gone ({said}); started again in all of "
@@ -115,6 +155,9 @@ def _complain(error: Exception, code: int = 2) -> int:
     """One line; the whole traceback only for whoever asks for it by FMJAX_TRACEBACK=1."""
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
+    from fmjax._stopping import hold
+
+    hold()
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {_plainly(error.filename)}" if error.filename else error.strerror
@@ -139,6 +182,8 @@ def _one_line(text: str) -> str:
 
 def _plainly(name: object) -> object:
     """The folder instead of a hidden temporary file in it, of which the user knows nothing."""
+    from pathlib import Path
+
     if isinstance(name, (str, os.PathLike)) and Path(name).name.startswith("."):
         return Path(name).parent
     return name

@@ -53,13 +53,12 @@ def _train_and_show(
 ) -> None:
     """Train in the processes of a run, and make the results in the first of them."""
     from fmjax._arrays import TextShape
-    from fmjax.studies.prepare import own_run
     from fmjax.studies.run_folder import open_run, read_model
     from fmjax.studies.train import train_folder
-    from fmjax.training import hearing_stops, is_main, together
+    from fmjax.training import is_main, together
 
     folder = Path("runs") / config.name if run is None else run
-    with working(processes) as progress, own_run(folder, config, overwrite=overwrite):
+    with working(processes) as progress:
         train_folder(config, folder, overwrite=overwrite, progress=progress)
         with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
@@ -69,8 +68,7 @@ def _train_and_show(
             elif is_main():
                 from fmjax.studies.results import make_results  # Figures are not needed sooner.
 
-                with hearing_stops(after_step=config.training.num_steps + 1):
-                    make_results(open_run(folder, alone=True), progress=progress)
+                make_results(open_run(folder, alone=True), progress=progress)
 
 
 def reflow(arguments: list[str]) -> None:

@@ -4,13 +4,11 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmjax._progress import Progress, Silent
-from fmjax._stopping import stoppable
 from fmjax.cli.console import console
 
 if TYPE_CHECKING:
@@ -22,46 +20,19 @@ def working(processes: "Processes | None" = None) -> Iterator[Progress]:
     """Make JAX ready and show progress.
 
     Args:
-        processes: Of a run of several, of which only the first one speaks. There it is JAX that
-            hears SIGTERM, for all of them.
+        processes: Of a run of several, of which only the first one speaks. A signal to one of
+            them stops all.
     """
-    import jax
+    from fmjax.training import is_main, join, stop_together
 
-    from fmjax.training import is_main, join
-
-    joined = processes is not None and join(processes)
+    if processes is not None and join(processes):
+        stop_together()
     _prepare_jax()
     if not is_main():
         yield Silent()
         return
-    # JAX hears the signal from then on; of one process alone nobody would ask it.
-    alone = joined and jax.process_count() == 1
-    with (
-        plain_warnings(),
-        console() as progress,
-        stoppable() if alone else contextlib.nullcontext(),
-    ):
+    with console() as progress:
         yield progress
-
-
-@contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings of fmjax as one line each, without the line of code that gave them."""
-    package = str(Path(__file__).parents[1])
-
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_plainly(
-            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
-        ) -> None:
-            if filename.startswith(package):
-                print(f"fmjax: warning: {' '.join(str(message).split())}", file=sys.stderr)
-            else:
-                show(message, category, filename, *rest, **more)
-
-        warnings.showwarning = show_plainly
-        yield
 
 
 def _hush_threads() -> None:

@@ -15,7 +15,7 @@ import optax
 
 from fmjax._arrays import Batch, Params, PRNGKey, expand_like
 from fmjax._checks import require, require_at_least, require_positive
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.networks import ClassifierConfig
 
@@ -217,6 +217,7 @@ def _fit(
     state, taken = _State(params, optimizer.init(params)), 0
     on_device = (jnp.asarray(images, dtype=jnp.float32), jnp.asarray(labels))
     with progress.task("training the classifier", num_steps) as advance:
+        advance(0, COMPILING)
         while taken < num_steps:
             steps = min(every, num_steps - taken)
             for number in range(taken, taken + steps):

@@ -16,7 +16,7 @@ import numpy as np
 
 from fmjax._arrays import Text, TextPart, TextShape
 from fmjax._checks import require, require_at_least, require_unicode
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.networks.t5 import T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
 from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
@@ -75,6 +75,7 @@ class LoadedEncoder(NamedTuple):
         _warn(prompts, lost, self, progress)
         outputs = []
         with progress.task(self.part.replace("_", " "), len(prompts)) as advance:
+            advance(0, COMPILING)
             for first in range(0, len(prompts), self.batch_size):
                 kept = min(self.batch_size, len(prompts) - first)
                 rows = np.minimum(np.arange(first, first + self.batch_size), len(prompts) - 1)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fmjax._files import own_files
 from fmjax._json import Count, NonNegative, Share, read_json
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.solvers import calibrate
 from fmjax.studies.asked import even_conds
@@ -47,16 +46,8 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
     kept = _read(run, asked)
     if kept is not None:
         return kept
-    with own_files(run.folder.grid, on_wait=progress.say):
-        kept = _read(run, asked)  # Another process may have measured it.
-        return _measured(run, sampling, asked, progress) if kept is None else kept
-
-
-def _measured(
-    run: Run, sampling: SamplingConfig, asked: dict[str, Any], progress: Progress
-) -> Tabulated:
-    """Measure the density and write it."""
     with progress.task("calibrating the grid", 1) as advance:
+        advance(0, COMPILING)
         # Others than those of seed 0 that samples are drawn from.
         x0 = run_starts(run, progress)(1, jnp.arange(NUM_PATHS))
         conds = even_conds(run, NUM_PATHS)

@@ -17,7 +17,7 @@ import numpy as np
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds
 from fmjax.solvers import Samples
 from fmjax.studies.methods import Method, Setting
@@ -100,6 +100,7 @@ def compare(
     )
     rows, step_ends = [], []
     with progress.task("comparing solvers", len(solves) + 1) as advance:
+        advance(0, COMPILING)
         reference = lower_reference(
             make_velocity_fn, params, x0, cond, reference_tolerance, in_float64=in_float64
         )

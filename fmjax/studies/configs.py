@@ -1,15 +1,20 @@
 """Reading an experiment from a Python file."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import os
 import re
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from fmjax._checks import require
 from fmjax._files import require_exists
+from fmjax._stopping import SIGNALS
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
 
 _Kind = TypeVar("_Kind")
@@ -48,19 +53,55 @@ def _load(path: Path, function: str, kind: type[_Kind]) -> _Kind:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        get = getattr(module, function, None)
-        config = get() if callable(get) else None
-    except Exception as error:  # noqa: BLE001
-        # Whatever it is, it is about the user's own file.
-        hint = _suggestion(str(error), vars(module))
-        raise ValueError(
-            f"config {path} must run, got {type(error).__name__}: {error}{hint}"
-        ) from error
-    if not isinstance(config, kind):
-        raise ValueError(f"config {path} must define {function}() -> {kind.__name__}, "
-                         f"got {config!r}")  # fmt: skip
+        with _process_unchanged():
+            spec.loader.exec_module(module)
+            get = getattr(module, function, None)
+            config = get() if callable(get) else None
+            if not isinstance(config, kind):
+                raise _NoConfig(f"{function}() -> {kind.__name__}, got {config!r}")
+    except _NoConfig as error:
+        raise ValueError(f"config {path} must define {error}") from None
+    except BaseException as error:  # noqa: BLE001
+        # Whatever it is, it is about the user's own file: also `sys.exit()` in it.
+        message = _message(error)
+        got = ": ".join(filter(None, [type(error).__name__, message]))
+        hint = _suggestion(message, vars(module))
+        raise ValueError(f"config {path} must run, got {got}{hint}") from error
     return config
+
+
+class _NoConfig(Exception):
+    """The file runs, but gives something else."""
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 (the file's own exception, which cannot be printed)
+        return ""
+
+
+@contextlib.contextmanager
+def _process_unchanged() -> Iterator[None]:
+    """Give back what the code in the block changes of the process.
+
+    Paths on the command line mean the folder that the command was started in, and signals are
+    handled by fmjax.
+    """
+    folder, handlers = os.getcwd(), {number: signal.getsignal(number) for number in SIGNALS}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        wakeup_fd = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup_fd)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        if in_main_thread:
+            for number, handler in handlers.items():
+                if handler is not None:  # Set by C code: it cannot be given back.
+                    signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup_fd)
 
 
 def _with_its_types(config: Config, path: Path) -> Config:

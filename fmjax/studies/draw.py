@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Params, PRNGKey
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
 from fmjax.solvers import AdaptiveSteps, Samples
@@ -156,6 +156,7 @@ def draw_samples(
     )
     parts, seconds, sources = [], [], []
     with progress.task("sampling", num) as advance:
+        advance(0, COMPILING)
         for indices, kept in even_batches(num, at_once, mesh):
             started = time.perf_counter()
             cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)

@@ -12,9 +12,8 @@ import numpy as np
 
 from fmjax._arrays import Text
 from fmjax._checks import require, require_at_least, require_one_of, require_unicode
-from fmjax._files import fingerprint, require_folder, require_outside, require_space
-from fmjax._locks import lock_folder
-from fmjax._progress import Progress, Silent
+from fmjax._files import fingerprint
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.data import (
     CaptionedImages,
     Dataset,
@@ -34,7 +33,6 @@ from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
 from fmjax.pretrained.whole import check_model
 from fmjax.studies.request import products_of
-from fmjax.studies.run_folder import require_no_run
 from fmjax.training import MeshConfig, batch_sharding, make_mesh, num_shares
 
 
@@ -99,25 +97,6 @@ def encode(
             autoencoder's, or the output folder holds something else.
     """
     require_unicode("output", output.absolute())  # ArrayRecord writes to no other name.
-    _check_output(output, images, model)
-    with lock_folder(output, "output folder"):
-        _encode(model, images, output, config, progress)
-
-
-def _check_output(output: Path, images: Path, model: ModelFolder) -> None:
-    """Raise unless a set can be written there without a change to what it is made of."""
-    require_folder(output)
-    require_no_run(output)
-    require_outside(output, model.path)
-    require_outside(output, images)
-    for split in SPLITS:  # Images may lie in the folder, but not where its shards go.
-        require_outside(images, output / split, "images")
-
-
-def _encode(
-    model: ModelFolder, images: Path, output: Path, config: EncodeConfig, progress: Progress
-) -> None:
-    """`encode`, while the output is held."""
     latents = latents_of(model, config.size, config.size)
     check_model(model, transformer=False, max_tokens=config.max_tokens)
     source = CaptionedImages(str(images), config.size, config.test_every)
@@ -164,10 +143,10 @@ def _write_splits(
         folder = output / split
         prepare_records(folder, manifest)
         missing = missing_shards(folder, manifest)
-        require_space(output, manifest.num_bytes(missing), f"{split} records")
         total = sum(len(manifest.examples(number)) for number in missing)
         made += total
         with progress.task(f"encoding {split}", total) as advance:
+            advance(0, COMPILING)
             for number in missing:
                 arrays = _encoded(dataset, manifest.examples(number), encoders, config, advance)
                 write_shard(folder, manifest, number, arrays)

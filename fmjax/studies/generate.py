@@ -11,7 +11,7 @@ import numpy as np
 from fmjax._arrays import Text
 from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import Experiment, SamplingConfig, make_solve
 from fmjax.config.generating import GenerateConfig
 from fmjax.networks import decode_tiled
@@ -192,6 +192,7 @@ def decode_latents(
     size = height * request.latents.factor, width * request.latents.factor
     images = np.empty((len(latents), *size, config.channels_out), np.float32)
     with progress.task("decoding", len(latents)) as advance:
+        advance(0, COMPILING)
         for number, one in enumerate(latents):
             images[number] = np.asarray(decode(loaded.params, one[None]))[0]
             on_image(number, images[number])

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
-from fmjax._files import require_target, write_atomically
+from fmjax._files import write_atomically
 from fmjax._json import (
     AnyFloat,
     Count,
@@ -19,7 +19,7 @@ from fmjax._json import (
     plain_json,
     read_json,
 )
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.inverting import InvertConfig
 from fmjax.report.images import image_bytes
@@ -35,7 +35,7 @@ from fmjax.studies.image_examples import (
 )
 from fmjax.studies.invert_pictures import Edits, edit_all, interpolation
 from fmjax.studies.methods import Setting, adaptive_settings, fixed_settings
-from fmjax.studies.run_folder import Run, write_text, writes
+from fmjax.studies.run_folder import Run, write_text
 
 
 class RoundTrip(NamedTuple):
@@ -93,7 +93,6 @@ def read_inversion(path: Path) -> Inversion:
     return found
 
 
-@writes("inversion.json", "samples/interpolation.png", "samples/edits.png")
 def invert_run(
     run: Run,
     config: InvertConfig,
@@ -126,9 +125,6 @@ def invert_run(
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
-    for name in ("interpolation", "edits"):
-        picture = run.folder.samples / f"{name}.png"
-        require_target(picture, "the picture of results", inputs=images)
     if images:
         examples = given_images(images, config.classes, run.event_shape, run.num_classes)
     else:
@@ -170,6 +166,7 @@ def _round_trips(
     settings = list(_settings(config))
     found = []
     with progress.task("to noise and back", len(settings)) as advance:
+        advance(0, COMPILING)
         for name, setting in settings:
             if name not in programs:
                 programs[name] = over_devices(run, _there_and_back(run, ODE_SOLVERS[name]()))

@@ -11,14 +11,14 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, plain_json, read_json
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
 from fmjax.studies.asked import conds_of
 from fmjax.studies.draw import even_batches
-from fmjax.studies.run_folder import Run, write_text, writes
+from fmjax.studies.run_folder import Run, write_text
 from fmjax.training import batch_sharding
 
 MAX_LEVELS = 256
@@ -61,7 +61,6 @@ def read_likelihood(path: Path) -> LikelihoodResult:
     return read_json(path, LikelihoodResult, nonfinite=True)
 
 
-@writes("likelihood.json")
 def likelihood_run(
     run: Run, config: LikelihoodConfig, *, progress: Progress = Silent()
 ) -> LikelihoodResult:
@@ -151,6 +150,7 @@ def _solve_all(
     jitted, laid = jax.jit(solve), batch_sharding(run.mesh)
     parts = []
     with progress.task("likelihood", len(x)) as advance:
+        advance(0, COMPILING)
         for rows, kept in even_batches(len(x), config.batch_size, run.mesh):
             cond = None if conds is None else conds[rows]
             found = jitted(run.params, *jax.device_put((rows, x[rows], cond), laid))

@@ -18,7 +18,7 @@ from fmjax._json import (
     read_json,
     require_lengths,
 )
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
 from fmjax.studies.asked import even_conds
@@ -90,6 +90,7 @@ def measure_paths(
 
     parts: list[Straightness] = []
     with progress.task("measuring paths", num_paths) as advance:
+        advance(0, COMPILING)
         for some, kept in even_batches(num_paths, _TOGETHER, mesh):
             cond = None if conds is None else jax.device_put(conds[some], rows)
             x0 = jax.device_put(starts(sampling.seed, some), rows)

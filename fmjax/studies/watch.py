@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax._progress import Progress
+from fmjax._progress import COMPILING, Progress
 
 _WHOLE = 100  # Units of progress in one solve.
 
@@ -28,6 +28,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         task = self._progress.task(f"{self._description} (%)", self._total)
         self._advance = self._stack.enter_context(task)
+        self._advance(0, COMPILING)
         return self
 
     def __exit__(

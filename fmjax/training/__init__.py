@@ -23,7 +23,7 @@ from fmjax.training.sharding import (
     require_rows_by_process,
     state_sharding,
 )
-from fmjax.training.signals import Interrupted, hearing_stops
+from fmjax.training.signals import Interrupted, stop_together
 from fmjax.training.state import StepMetrics, TrainState
 from fmjax.training.step import (
     TrainStep,
@@ -58,7 +58,6 @@ __all__ = [
     "ema_decay_at",
     "fit",
     "flops_per_example",
-    "hearing_stops",
     "init_state",
     "is_main",
     "join",
@@ -76,6 +75,7 @@ __all__ = [
     "restore_ema",
     "state_from",
     "state_sharding",
+    "stop_together",
     "together",
     "update_ema",
 ]

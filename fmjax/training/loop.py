@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fmjax._arrays import Batch, noun
 from fmjax._checks import require_at_least
 from fmjax._json import AnyFloat, check_json
-from fmjax._progress import Progress, Silent
+from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.hardware import CHIPS
 from fmjax.training.checkpoint import Checkpoints
 from fmjax.training.logs import Logger
@@ -62,7 +62,8 @@ def fit(
     """Train until `num_steps` steps are taken; go on from the newest checkpoint if there is one.
 
     A run that was stopped, however often, ends with the bits of one that never was. SIGTERM or
-    Ctrl-C finish the step, save and leave; a second Ctrl-C leaves at once.
+    Ctrl-C finish the step, save and leave; a second Ctrl-C leaves at once. On the command line a
+    signal before the end of the first step ends the process: there is nothing to save.
 
     Args:
         state: From `init_state`; donated. With a checkpoint it only says what to restore, and
@@ -107,12 +108,15 @@ def fit(
         _settled(checkpoints),
         progress.task("training", total=num_steps) as advance,
     ):
-        advance(first_step)
+        advance(first_step, COMPILING)
         feed.fetch(first_step)
         for step in range(first_step + 1, num_steps + 1):
             batch = feed.take()
             state, metrics = step_fn(state, batch)
             monitor.add(step, metrics)
+            if step == first_step + 1:
+                jax.block_until_ready(metrics)  # In all processes.
+                signals.begin()
             if step < num_steps:
                 # While the device works on this step, the next batch travels to it.
                 feed.fetch(step)
@@ -128,7 +132,7 @@ def fit(
                 raise Interrupted(cause, step, saved=checkpoints is not None)
             advance(1, report.note)
     # Only once the signals are let go: none is lost between the two.
-    if cause := signals.cause(num_steps + 1):  # While the last checkpoint was written.
+    if cause := signals.last_cause(num_steps):  # While the last checkpoint was written.
         raise Interrupted(cause, num_steps, saved=checkpoints is not None)
     return state
 

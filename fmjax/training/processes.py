@@ -16,14 +16,12 @@ from jax._src.clusters import ClusterEnv  # JAX has no public way to ask for the
 from jax.experimental import multihost_utils
 
 from fmjax._checks import require, require_at_least
-from fmjax._stopping import Stopped
+from fmjax._stopping import is_installed
 
 # A process that does not answer for so long is taken for dead, and the others end.
 _DEAD_AFTER = 30
 # How long a process that ends waits for the others to end too.
 _END_WITHIN = 30
-# The outcome of a block, beside 0 (it went well) and 1 (it did not).
-_STOPPED = 2
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,8 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     )  # fmt: skip
     if jax.distributed.is_initialized():
         return True
+    if is_installed():  # JAX's service would take SIGTERM, and leave Ctrl-C to each process.
+        jax.config.update("jax_enable_preemption_service", False)
     given = processes.coordinator is not None
     bind = _bind_address(processes.coordinator or _cluster_coordinator())
     if given and processes.process_index == 0:
@@ -186,7 +186,6 @@ def together(what: str) -> Iterator[None]:
 
     Raises:
         ValueError: In a process that did its part, if another could not.
-        Stopped: If another was stopped.
         RuntimeError: If another does not answer.
     """
     failed: BaseException | None = None
@@ -195,13 +194,10 @@ def together(what: str) -> Iterator[None]:
     except BaseException as error:  # noqa: BLE001 (it is raised again below)
         failed = error
     if jax.process_count() > 1:
-        outcome = _STOPPED if isinstance(failed, Stopped) else int(failed is not None)
         try:
-            outcomes = multihost_utils.process_allgather(np.asarray(outcome))
+            outcomes = multihost_utils.process_allgather(np.asarray(int(failed is not None)))
         except ValueError as error:  # As which JAX reads a result that did not come.
             raise RuntimeError(str(error)) from error
-        if failed is None and np.any(outcomes == _STOPPED):
-            raise Stopped("SIGTERM")
         if failed is None and np.any(outcomes):
             first = int(np.argmax(outcomes != 0))
             raise ValueError(f"{what} must go well in all processes, got an error in process "

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import textwrap
 from pathlib import Path
 
@@ -447,6 +449,28 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
             "config.data must be a DigitsData or ToyData or IdxData or ArrayData or Cifar10Data",
         ),
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
+        ("import sys\nsys.exit(0)", "mine.py must run, got SystemExit: 0$"),
+        ("import sys\nsys.exit()", "mine.py must run, got SystemExit$"),
+        ("import sys\nsys.exit('no GPU')", "mine.py must run, got SystemExit: no GPU$"),
+        ("def get_config():\n    raise SystemExit(3)", "mine.py must run, got SystemExit: 3$"),
+        ("raise KeyboardInterrupt", "mine.py must run, got KeyboardInterrupt$"),
+        ("def get_config():\n    return get_config()", "must run, got RecursionError: maximum"),
+        (
+            "import dataclasses, sys\nfrom fmjax.config import Config\n@dataclasses.dataclass\n"
+            "class Mine:\n    def __post_init__(self):\n        sys.exit('part')\n"
+            "def get_config():\n    return Config('x', data=Mine())",
+            "mine.py must run, got SystemExit: part$",
+        ),
+        (
+            "class Mine:\n    def __repr__(self):\n        raise SystemExit\n"
+            "def get_config():\n    return Mine()",
+            "mine.py must run, got SystemExit$",
+        ),
+        (
+            "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\nraise Mute",
+            "mine.py must run, got Mute$",
+        ),
+        ("raise GeneratorExit", "mine.py must run, got GeneratorExit$"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -482,6 +506,31 @@ def test_whole_numbers_may_be_written_as_powers_of_ten(tmp_path):
 )
 def test_how_samples_are_drawn_is_said_in_words(sampling, expected):
     assert in_words(sampling) == expected
+
+
+def test_a_config_does_not_change_where_the_command_works_and_who_gets_its_signals(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom fmjax.config import Config\nos.chdir('elsewhere')\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsignal.signal(signal.SIGINT, print)\n"
+        "signal.set_wakeup_fd(-1)\ndef get_config():\n    return Config('x')"
+    )
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    old = signal.set_wakeup_fd(writer)
+    try:
+        load_config(Path("mine.py"))
+        assert signal.set_wakeup_fd(old) == writer
+    finally:
+        signal.set_wakeup_fd(old)
+        os.close(reader)
+        os.close(writer)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert Path.cwd() == tmp_path
 
 
 def test_a_missing_config_file_is_refused(tmp_path):

@@ -1,0 +1,105 @@
+"""Standard output that is read no more, closed or full: the work goes on to its end."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fmjax.cli.streams import Output, forgiving_output
+from tests.tiny_run import command, environment, write_config
+
+PRINTS = """
+import sys
+from fmjax.cli import main, commands
+def work(arguments):
+    from fmjax.cli.console import console
+    with console() as progress, progress.task("working", 3) as advance:
+        for number in range(3000):
+            progress.say(f"line {number}")
+            print("and", number)
+        advance(3)
+    sys.stderr.write("finished\\n")
+    return 0
+commands.COMMANDS["train"] = work
+sys.argv = ["fmjax", "train"]
+main()
+"""
+
+
+def shell(redirection):
+    """Exit code and standard error of work that prints 6,000 lines."""
+    script = f'set -o pipefail; "$0" -c "$1" {redirection}'
+    done = subprocess.run(["bash", "-c", script, sys.executable, PRINTS], env=environment(),
+                          capture_output=True, text=True, timeout=100)  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [
+        ("| head -1 > /dev/null", (0, "finished\n")),
+        ("| true", (0, "finished\n")),
+        (">&-", (0, "finished\n")),
+        ("2>&-", (0, "")),
+        (">&- 2>&- <&-", (0, "")),
+        ("2> /dev/full", (0, "")),
+        (
+            "> /dev/full",
+            (1, "finished\nfmjax: error: standard output must take the text, got No space left on "
+                "device\n"),
+        ),
+    ],
+)  # fmt: skip
+def test_work_goes_on_when_standard_output_takes_no_more(redirection, expected):
+    assert shell(redirection) == expected
+
+
+def test_closed_standard_files_get_no_number_that_a_file_could_have(tmp_path):
+    script = """
+import os
+from fmjax.cli.streams import open_standard_files
+open_standard_files()
+assert os.open(os.devnull, os.O_RDONLY) > 2
+print("to nowhere")
+"""
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, script], env=environment()
+    )
+    assert done.returncode == 0
+
+
+class Refusing(io.StringIO):
+    """A file that takes nothing."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.EPIPE, False), (errno.ENOSPC, True)])
+def test_what_is_not_written_is_an_error_only_if_it_is_read(number, lost, monkeypatch):
+    refusing = Refusing(number)
+    monkeypatch.setattr(sys, "stdout", refusing)
+    with forgiving_output() as out:
+        sys.stdout.write("a line\n")
+        assert isinstance(sys.stdout, Output)
+        assert (out.lost is not None) == lost
+    assert sys.stdout is refusing
+
+
+@pytest.mark.slow
+def test_a_training_into_head_ends_with_its_checkpoint_and_its_page(tmp_path):
+    words = command(write_config(tmp_path), tmp_path / "run")
+    script = 'set -o pipefail; "$@" | head -2'
+    done = subprocess.run(["bash", "-c", script, "bash", *words], env=environment(),
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 2
+    assert (tmp_path / "run" / "checkpoints" / "24").is_dir()
+    assert (tmp_path / "run" / "report.html").is_file()
