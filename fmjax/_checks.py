@@ -1,5 +1,6 @@
 """The few checks of user input. Each raises `ValueError("<name> must <rule>, got <value>")`."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable
@@ -60,3 +61,42 @@ def require_one_of(name: str, value: str, options: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         require(False, name, f"be one of {', '.join(options)}", f"{value!r}{hint}")
+
+
+MAX_STEPS = 2**24
+"""Steps of a fixed grid on [0, 1]: float32 tells no more times apart."""
+MAX_SIDE = 2**14
+"""Pixels of an image's side."""
+MAX_VALUES = 10_000
+"""Entries in a list of numbers of a config."""
+
+
+def require_numbers(config: Any, prefix: str = "") -> None:
+    """Raise unless every number of a config dataclass fits what computes with it.
+
+    Integers lie in (-2**31, 2**31), since counters and indices on devices have 32 bits. Seeds lie
+    in [0, 2**63); where JAX's 64-bit types are off, its noise depends on their low 32 bits alone.
+    Floats are finite. Lists have at most `MAX_VALUES` entries.
+
+    Args:
+        config: The dataclass; call this first in its `__post_init__`.
+        prefix: Put before the names of fields in messages.
+    """
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        values = value if isinstance(value, tuple | list) else (value,)
+        few = len(values) <= MAX_VALUES
+        require(few, name, f"have at most {MAX_VALUES:,} entries", f"{len(values):,}")
+        for each in values:
+            _require_number(each, name, is_seed=field.name == "seed")
+
+
+def _require_number(value: Any, name: str, *, is_seed: bool) -> None:
+    if isinstance(value, int):
+        low, high = (-1, 63) if is_seed else (-(2**31), 31)
+        rule = "lie in [0, 2**63)" if is_seed else "lie in (-2**31, 2**31)"
+        # Python writes out no integer of more than 4,300 digits.
+        got = value if value.bit_length() < 256 else f"one of {value.bit_length()} bits"
+        require(low < value < 2**high, name, rule, got)
+    if isinstance(value, float):
+        require(math.isfinite(value), name, "be finite", value)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Points
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._layout import batch_axes
 
 
@@ -65,6 +65,7 @@ class MinibatchOT:
     condition_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "coupling.")
         require(self.scope in ("global", "shard"), "scope", "be global or shard", self.scope)
         require_at_least("condition_weight", self.condition_weight, 0.0)
 

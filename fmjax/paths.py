@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from fmjax._arrays import Cond, Points, Times, expand_like
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import described
 from fmjax.schedules import AnySchedule, Linear, Schedule, angle, time_at_angle, with_rate
 from fmjax.velocity import CountedField, VelocityFn, evaluations
@@ -82,6 +82,7 @@ class AffinePath:
     min_divisor: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "path.")
         require_at_least("min_divisor", self.min_divisor, 0.0)
 
     def __call__(self, t: Times, x0: Points, x1: Points) -> PathSample:

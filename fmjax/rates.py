@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fmjax._checks import require_at_least, require_positive
+from fmjax._checks import require_at_least, require_numbers, require_positive
 from fmjax.schedules import AnySchedule, Linear
 
 
@@ -36,6 +36,7 @@ class _Scaled:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_at_least("scale", self.scale, 0.0)
 
 
@@ -60,6 +61,7 @@ class SigmaRate(_Scaled):
     power: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         super().__post_init__()
         require_positive("power", self.power)
 

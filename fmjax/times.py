@@ -16,7 +16,13 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey, Times
-from fmjax._checks import require, require_between, require_count, require_positive
+from fmjax._checks import (
+    require,
+    require_between,
+    require_count,
+    require_numbers,
+    require_positive,
+)
 
 Grid = Float[Array, "points"]
 
@@ -57,6 +63,7 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive("std", self.std)
 
     def quantile(self, u: jax.Array) -> jax.Array:
@@ -74,6 +81,7 @@ class Mode:
     scale: float = 1.29
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         # Outside these bounds the map is not monotone (arXiv:2403.03206, section 3.1).
         require_between("scale", self.scale, -1.0, 2.0 / (math.pi - 2.0))
 
@@ -105,6 +113,7 @@ class UShaped:
     a: float = 4.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive("a", self.a)
 
     def quantile(self, u: jax.Array) -> jax.Array:
@@ -127,6 +136,7 @@ class Tabulated:
     density: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         ends, rule = self.times[:1] + self.times[-1:], "rise from 0 to 1"
         rises = all(low < high for low, high in itertools.pairwise(self.times))
         require(ends == (0.0, 1.0) and rises, "times", rule, self.times)
@@ -152,6 +162,7 @@ class UniformSteps:
     num_steps: int = 1000
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         _check_num_steps(self.num_steps)
 
     def quantile(self, u: jax.Array) -> jax.Array:
@@ -173,6 +184,7 @@ class Shifted:
     shift: float = 3.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive("shift", self.shift)
 
     def quantile(self, u: jax.Array) -> jax.Array:

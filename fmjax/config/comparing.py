@@ -3,7 +3,15 @@
 import typing
 from dataclasses import dataclass
 
-from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._checks import (
+    MAX_STEPS,
+    require,
+    require_at_least,
+    require_between,
+    require_numbers,
+    require_one_of,
+    require_positive,
+)
 from fmjax.config.sampling import Grid
 from fmjax.config.solving import RATES, SOLVERS, can_adapt
 
@@ -43,6 +51,7 @@ class CompareConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "compare.")
         require_at_least("compare.guidance", self.guidance, 0.0)
         require_at_least("compare.num_samples", self.num_samples, 2)
         for solver in self.fixed_solvers:
@@ -58,6 +67,6 @@ class CompareConfig:
         if self.slots is not None:
             require_at_least("compare.slots", self.slots, 1)
         for steps in self.num_steps:
-            require_at_least("compare.num_steps", steps, 1)
+            require_between("compare.num_steps", steps, 1, MAX_STEPS)
         for tolerance in self.tolerances:
             require_positive("compare.tolerances", tolerance)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax.config.comparing import CompareConfig
 from fmjax.config.losses import AnyLoss, LossConfig
 from fmjax.config.reflowing import ReflowConfig
@@ -45,6 +45,7 @@ class TrainingConfig:
     checkpoints_kept: int = 2
 
     def __post_init__(self) -> None:
+        require_numbers(self, "training.")
         for name in ("num_steps", "batch_size", "accumulation_steps", "log_every"):
             require_at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("checkpoint_every", "checkpoints_kept"):
@@ -73,6 +74,7 @@ class EvaluationConfig:
     classifier: bool = True
 
     def __post_init__(self) -> None:
+        require_numbers(self, "evaluation.")
         if self.num_samples is not None:
             require_at_least("evaluation.num_samples", self.num_samples, 2)
         require_at_least("evaluation.num_projections", self.num_projections, 1)
@@ -127,6 +129,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         # The name becomes a folder under runs/.
         plain = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
         require(plain and not self.name.startswith("."), "name",

@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._checks import (
+    MAX_SIDE,
+    MAX_STEPS,
+    require,
+    require_at_least,
+    require_between,
+    require_numbers,
+    require_one_of,
+    require_positive,
+)
 from fmjax.config.solving import DIFFUSION_SAMPLERS, FLOW_MAP, SOLVERS, can_adapt
 from fmjax.training import MeshConfig
 
@@ -59,9 +68,11 @@ class GenerateConfig:
     mesh: MeshConfig = MeshConfig(1, 1, -1)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "steps", "max_tokens"):
+        require_numbers(self)
+        limits = {"height": MAX_SIDE, "width": MAX_SIDE, "steps": MAX_STEPS, "max_tokens": 4_096}
+        for name, high in limits.items():
             if getattr(self, name) is not None:
-                require_at_least(name, getattr(self, name), 1)
+                require_between(name, getattr(self, name), 1, high)
         for name in ("num_images", "batch_size", "tile"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("seed", self.seed, 0)

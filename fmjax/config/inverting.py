@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from fmjax._checks import (
+    MAX_STEPS,
     require,
     require_at_least,
     require_between,
+    require_numbers,
     require_one_of,
     require_positive,
 )
@@ -49,6 +51,7 @@ class InvertConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         for name, low in (("num_images", 1), ("num_shown", 1), ("num_between", 2)):
             require_at_least(name, getattr(self, name), low)
         for solver in self.fixed_solvers:
@@ -57,7 +60,7 @@ class InvertConfig:
             require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
         require_one_of("solver", self.solver, filter(can_adapt, ODE_SOLVERS))
         for steps in self.num_steps:
-            require_at_least("num_steps", steps, 1)
+            require_between("num_steps", steps, 1, MAX_STEPS)
         for tolerance in (*self.tolerances, self.tolerance):
             require_positive("tolerance", tolerance)
         require(bool(self.strengths), "strengths", "hold at least one", self.strengths)

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._checks import (
+    MAX_STEPS,
+    require,
+    require_at_least,
+    require_between,
+    require_numbers,
+    require_one_of,
+    require_positive,
+)
 from fmjax.config.solving import ODE_SOLVERS, can_adapt
 from fmjax.solvers import AdaptiveSteps, ExactDivergence, FixedSteps, Hutchinson, Probe
 from fmjax.times import uniform_grid
@@ -41,6 +49,7 @@ class LikelihoodConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.num_examples is not None:
             # A standard error takes two.
             require_at_least("num_examples", self.num_examples, 2)
@@ -56,7 +65,7 @@ class LikelihoodConfig:
             rule = "estimate its error, or num_steps be given"
             require(can_adapt(self.solver), "solver", rule, self.solver)
         else:
-            require_at_least("num_steps", self.num_steps, 1)
+            require_between("num_steps", self.num_steps, 1, MAX_STEPS)
 
     def make_divergence(self) -> ExactDivergence | Hutchinson:
         """What adds the divergence up."""

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from fmjax._checks import require, require_at_least, require_between, require_positive
+from fmjax._checks import (
+    require,
+    require_at_least,
+    require_between,
+    require_numbers,
+    require_positive,
+)
 from fmjax.config.sampling import DensityConfig
 from fmjax.losses import BuiltInGuidance, TimeWeight
 from fmjax.paths import Prediction
@@ -37,6 +43,7 @@ class LossConfig:
     encoder_drop: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "loss.")
         require_between("loss.label_drop", self.label_drop, 0.0, 1.0)
         require_between("loss.encoder_drop", self.encoder_drop, 0.0, 1.0)
         if self.huber is not None:
@@ -66,6 +73,7 @@ class MeanFlowConfig:
     label_drop: float = 0.1
 
     def __post_init__(self) -> None:
+        require_numbers(self, "loss.")
         for name in ("share_apart", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)
         require_at_least("loss.power", self.power, 0.0)
@@ -94,6 +102,7 @@ class ShortcutConfig:
     label_drop: float = 0.1
 
     def __post_init__(self) -> None:
+        require_numbers(self, "loss.")
         require_positive("loss.guidance", self.guidance)
         for name in ("share_apart", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)

@@ -4,7 +4,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
-from fmjax._checks import require_at_least, require_one_of
+from fmjax._checks import require_at_least, require_numbers, require_one_of
 
 Work = Literal["training", "sampling"]
 
@@ -37,6 +37,7 @@ class PlanConfig:
         return self.topology if self.num_slices == 1 else f"{self.num_slices} x {self.topology}"
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_one_of("work", self.work, typing.get_args(Work))
         require_at_least("num_slices", self.num_slices, 1)
         require_at_least("patience", self.patience, 0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.solving import ODE_SOLVERS
 
@@ -29,6 +29,7 @@ class ReflowConfig:
     warm_start: bool = True
 
     def __post_init__(self) -> None:
+        require_numbers(self, "reflow.")
         require_at_least("reflow.num_pairs", self.num_pairs, 1)
         require_between("reflow.real_share", self.real_share, 0.0, 1.0)
         back = self.real_share == 0.0 or self.sampling.solver in ODE_SOLVERS

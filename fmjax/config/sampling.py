@@ -8,9 +8,11 @@ import jax
 
 from fmjax import times
 from fmjax._checks import (
+    MAX_STEPS,
     require,
     require_at_least,
     require_between,
+    require_numbers,
     require_one_of,
     require_positive,
 )
@@ -87,13 +89,14 @@ class SamplingConfig:
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_at_least("num_samples", self.num_samples, 1)
         rule = f"be at least {len(self.prompts)}, one of each prompt"
         require(self.num_samples >= len(self.prompts), "num_samples", rule, self.num_samples)
         require_at_least("batch_size", self.batch_size, 1)
         require_one_of("solver", self.solver, SOLVERS)
         if self.num_steps is not None:
-            require_at_least("num_steps", self.num_steps, 1)
+            require_between("num_steps", self.num_steps, 1, MAX_STEPS)
         else:
             rule = f"be given for {self.solver}, which estimates no error"
             require(can_adapt(self.solver), "num_steps", rule, None)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax.config.fields import Config
 from fmjax.config.sampling import SamplingConfig
+
+MAX_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class StudyConfig:
     num_seeds: int = 1
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_at_least("num_samples", self.num_samples, 4)
         require_at_least("num_paths", self.num_paths, 1)
-        require_at_least("num_seeds", self.num_seeds, 1)
+        require_between("num_seeds", self.num_seeds, 1, MAX_SEEDS)
         for name in ("runs", "samplings"):
             require(bool(getattr(self, name)), name, "hold at least one", ())
         trainings = self.all_trainings

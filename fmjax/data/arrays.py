@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fmjax._arrays import Conditions, Text, TextShape
-from fmjax._checks import require, require_between, require_one_of
+from fmjax._checks import require, require_between, require_numbers, require_one_of
 from fmjax._files import is_hidden, open_npy, read_npz
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import (
@@ -50,6 +50,7 @@ class ArrayData:
     text: TextShape | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self, "data.")
         one = self.text is None or self.num_classes is None
         require(one, "data", "have classes or text, not both", "num_classes and text")
         if self.num_classes is not None:

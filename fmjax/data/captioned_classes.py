@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmjax._arrays import Conditions
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, Split, captions_of
 from fmjax.data.mnist import IdxData
@@ -47,6 +47,7 @@ class CaptionedClasses:
     tokenizer: TokenizerConfig = TokenizerConfig(num_tokens=8, vocab_size=64)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "data.")
         num_classes = self.data.shape()[1]
         right = len(self.names) == num_classes and all(map(str.strip, self.names))
         require(right, "data.names", f"be one for each of {num_classes} classes", self.names)

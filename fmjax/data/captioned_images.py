@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmjax._arrays import Conditions
-from fmjax._checks import require, require_at_least
+from fmjax._checks import MAX_SIDE, require, require_at_least, require_between, require_numbers
 from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
 from fmjax.data.caption_files import Pairs, read_captions
@@ -45,7 +45,8 @@ class CaptionedImages:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     def __post_init__(self) -> None:
-        require_at_least("data.size", self.size, 1)
+        require_numbers(self, "data.")
+        require_between("data.size", self.size, 1, MAX_SIDE)
         require_at_least("data.test_every", self.test_every, 2)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax._arrays import Conditions
-from fmjax._checks import require, require_at_least, require_one_of
+from fmjax._checks import (
+    MAX_SIDE,
+    require,
+    require_between,
+    require_numbers,
+    require_one_of,
+)
+from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split, captions_of
 from fmjax.data.image_files import open_image, squared
@@ -92,8 +99,9 @@ class EmojiData:
     tokenizer: TokenizerConfig = TokenizerConfig(num_tokens=12, vocab_size=2_048)
 
     def __post_init__(self) -> None:
-        require_at_least("data.size", self.size, 1)
-        require_at_least("data.repeats", self.repeats, 1)
+        require_numbers(self, "data.")
+        require_between("data.size", self.size, 1, MAX_SIDE)
+        require_between("data.repeats", self.repeats, 1, 1_000)
         for group in self.groups:
             require_one_of("data.groups", group, GROUPS)
 
@@ -112,6 +120,8 @@ class EmojiData:
         if listed and not chosen:
             raise NoSuchSplit(f"data.groups must hold emoji to {split} on, got {self.groups}")
         pictures = _pictures(self._find(_FONT), chosen)
+        size = 3.0 * self.size**2 * len(pictures)
+        require_host_memory("data.size", size, "pictures")
         x = np.stack([squared(open_image(io.BytesIO(p)), self.size) for p in pictures])
         learned = [one.caption for one in listed if not _is_test(one)]
         often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]

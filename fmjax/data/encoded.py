@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmjax._arrays import Batch, Conditions, Text, TextShape
-from fmjax._checks import require
+from fmjax._checks import require, require_numbers
 from fmjax._files import require_exists
 from fmjax._json import check_json
 from fmjax._progress import Progress, Silent
@@ -36,6 +36,9 @@ class EncodedData:
     folder: str
     event_shape: tuple[int, ...] | None = None
     text: TextShape | None = None
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "data.")
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
         """The shape of one example's latents, and the sizes of its text."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax._checks import require, require_one_of
+from fmjax._checks import require, require_numbers, require_one_of
 from fmjax._files import cache_dir
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, Split
@@ -82,6 +82,7 @@ class IdxData:
     classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        require_numbers(self, "data.")
         require_one_of("data.name", self.name, _PUBLISHED)
         known = all(0 <= label < 10 for label in self.classes)
         require(known, "data.classes", "be labels from 0 to 9", self.classes)

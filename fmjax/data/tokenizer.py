@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fmjax._arrays import TokenShape
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._files import write_atomically
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -87,6 +87,7 @@ class TokenizerConfig:
     vocab_size: int = 2_048
 
     def __post_init__(self) -> None:
+        require_numbers(self, "tokenizer.")
         require_at_least("tokenizer.num_tokens", self.num_tokens, 1)
         require_at_least("tokenizer.vocab_size", self.vocab_size, 3)
 

@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fmjax._checks import require_at_least, require_one_of
+from fmjax._checks import require_at_least, require_numbers, require_one_of
+from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, Split
 
@@ -96,6 +97,7 @@ class ToyData:
     conditional: bool = False
 
     def __post_init__(self) -> None:
+        require_numbers(self, "data.")
         require_one_of("data.name", self.name, _TOYS)
         require_at_least("data.num_examples", self.num_examples, 1)
         require_at_least("data.seed", self.seed, 0)
@@ -106,6 +108,8 @@ class ToyData:
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Draw the examples of one split."""
+        # Random numbers and points, in float64.
+        require_host_memory("data.num_examples", 48.0 * self.num_examples, "examples")
         draw, num_components = _TOYS[self.name]
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
         points, labels = draw(generator, self.num_examples)

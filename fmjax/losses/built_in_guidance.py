@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fmjax._arrays import Points, PRNGKey, Times, expand_like
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_at_least, require_between, require_numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class BuiltInGuidance:
     last: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "guidance.")
         require(self.scale > 0.0, "guidance.scale", "be positive", self.scale)
         if self.max_scale is not None:
             require_at_least("guidance.max_scale", self.max_scale, 1.0)

@@ -20,7 +20,7 @@ from fmjax._arrays import (
     event_axes,
     expand_like,
 )
-from fmjax._checks import require, require_at_least, require_between
+from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax._inputs import (
     null_like,
     require_batch,
@@ -44,6 +44,7 @@ class TimeWeight:
     noise_power: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_at_least("data_power", self.data_power, 0.0)
         require_at_least("noise_power", self.noise_power, 0.0)
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from fmjax._arrays import Batch, Params, PRNGKey, expand_like
-from fmjax._checks import require, require_at_least, require_positive
+from fmjax._checks import require, require_at_least, require_numbers, require_positive
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.networks import ClassifierConfig
@@ -60,6 +60,7 @@ class ClassifierTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "classifier.")
         require_positive("num_epochs", self.num_epochs)
         require_at_least("min_steps", self.min_steps, 1)
         require_at_least("batch_size", self.batch_size, 1)

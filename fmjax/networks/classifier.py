@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Params, PRNGKey
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax.networks.convolution import conv_init
 from fmjax.networks.pure import purify
 
@@ -26,6 +26,7 @@ class ClassifierConfig:
     num_features: int = 128
 
     def __post_init__(self):
+        require_numbers(self)
         require_at_least("width", self.width, 1)
         require_at_least("num_features", self.num_features, 1)
 

@@ -76,13 +76,13 @@ class FluxConfig:
     def __post_init__(self):
         for name in ("patch_size", "num_heads", "head_width", "num_double", "num_single"):
             require_at_least(name, getattr(self, name), 1)
+        require_computable(self)
         even = all(size >= 0 and size % 2 == 0 for size in self.rotary_axes)
         fits = even and sum(self.rotary_axes) == self.head_width
         rule = f"be even numbers that add up to the head's {self.head_width} channels"
         require(fits, "rotary_axes", rule, self.rotary_axes)
         if self.guidance is not None:
             require_at_least("guidance", self.guidance, 0.0)
-        require_computable(self)
 
     @property
     def sizes(self) -> Sizes:

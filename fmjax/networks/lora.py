@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
-from fmjax._checks import require, require_at_least, require_positive
+from fmjax._checks import require, require_at_least, require_numbers, require_positive
 from fmjax.networks.layers import HEADS, INPUTS, OUTPUTS, Linear, ToHeads
 from fmjax.networks.pure import stack_blocks
 
@@ -49,6 +49,7 @@ class LoRAConfig:
     layers: tuple[str, ...] = ATTENTION
 
     def __post_init__(self) -> None:
+        require_numbers(self, "lora.")
         require_at_least("lora.rank", self.rank, 1)
         require_positive("lora.alpha", self.alpha)
         require(len(self.layers) > 0, "lora.layers", "name at least one", self.layers)

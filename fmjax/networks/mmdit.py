@@ -69,13 +69,13 @@ class MMDiTConfig:
     def __post_init__(self):
         for name in ("patch_size", "num_heads", "head_width", "num_layers"):
             require_at_least(name, getattr(self, name), 1)
+        require_computable(self)
         known = set(self.dual_layers) <= set(range(self.num_layers))
         require(known, "dual_layers", f"be below num_layers {self.num_layers}", self.dual_layers)
         if self.position_table is None:
             require(self.width % 4 == 0, "width", "be a multiple of 4 for positions", self.width)
         else:
             require_at_least("position_table", self.position_table, 1)
-        require_computable(self)
 
     @property
     def sizes(self) -> Sizes:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
-from fmjax._checks import require, require_at_least, require_one_of
+from fmjax._checks import require, require_at_least, require_numbers, require_one_of
 from fmjax._layout import gathered, rows_apart
 from fmjax.networks.attention import attention
 from fmjax.networks.layers import (
@@ -56,6 +56,7 @@ class TextEncoderConfig:
     unroll_layers: bool = False
 
     def __post_init__(self):
+        require_numbers(self, "text_encoder.")
         for name in ("width", "num_heads"):
             require_at_least(f"text_encoder.{name}", getattr(self, name), 1)
         require_at_least("text_encoder.num_layers", self.num_layers, 0)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fmjax._checks import require, require_at_least, require_positive
+from fmjax._checks import require, require_at_least, require_numbers, require_positive
 
 
 @runtime_checkable
@@ -86,6 +86,7 @@ class VariancePreserving:
     min_sigma: float = 1e-3
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive("beta_min", self.beta_min)
         require(
             self.beta_max >= self.beta_min,
@@ -119,6 +120,7 @@ class VarianceExploding:
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_positive("sigma_min", self.sigma_min)
         require(
             self.sigma_max > self.sigma_min,
@@ -146,6 +148,7 @@ class Polynomial:
     power: float = 2.0
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         # Below one the rate is infinite at t = 0.
         require_at_least("power", self.power, 1.0)
 

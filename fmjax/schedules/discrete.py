@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._checks import require_between, require_count, require_positive
+from fmjax._checks import require_between, require_count, require_numbers, require_positive
 from fmjax.schedules.continuous import one_minus_exp
 
 
@@ -29,7 +29,9 @@ class LinearBetas:
     beta_max: float = 0.02
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_count("num_steps", self.num_steps, 1)
+        require_between("num_steps", self.num_steps, 1, 1_000_000)
         require_positive("beta_min", self.beta_min)
         # The polynomial is one of float precision up to here.
         require_between("beta_max", self.beta_max, self.beta_min, 0.5)
@@ -80,7 +82,9 @@ class CosineBetas:
     offset: float = 0.008
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         require_count("num_steps", self.num_steps, 1)
+        require_between("num_steps", self.num_steps, 1, 1_000_000)
         require_positive("offset", self.offset)
 
     def alpha(self, t: jax.Array) -> jax.Array:

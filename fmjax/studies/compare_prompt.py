@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._checks import (
+    MAX_STEPS,
+    require,
+    require_between,
+    require_numbers,
+    require_one_of,
+    require_positive,
+)
 from fmjax._files import require_writable
 from fmjax._progress import Progress, Silent
 from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
@@ -50,12 +57,13 @@ class ComparePromptConfig:
     tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         for solver in self.fixed_solvers:
             require_one_of("fixed_solvers", solver, ODE_SOLVERS)
         for solver in self.adaptive_solvers:
             require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
         for number in self.steps:
-            require_at_least("steps", number, 1)
+            require_between("steps", number, 1, MAX_STEPS)
         for tolerance in self.tolerances:
             require_positive("tolerances", tolerance)
         fixed = self.fixed_solvers and self.steps

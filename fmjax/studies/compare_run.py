@@ -35,7 +35,7 @@ from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
 from fmjax.studies.asked import even_conds
 from fmjax.studies.compare import Metric, Row, compare
-from fmjax.studies.draw import is_image, noise_keys
+from fmjax.studies.draw import is_image, noise_keys, require_samples_fit
 from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
@@ -63,6 +63,7 @@ def compare_run(
             run's data, unless `evaluation.classifier` of the run's config is False.
         progress: Hears of each row.
     """
+    require_samples_fit("compare.num_samples", config.num_samples, run.event_shape)
     shares = num_shares(run.mesh)
     num_samples = -(-config.num_samples // shares) * shares
     rows = batch_sharding(run.mesh)

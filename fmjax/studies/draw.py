@@ -1,6 +1,7 @@
 """Drawing samples from a velocity field, batch after batch, over all devices."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Params, PRNGKey
+from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
@@ -45,6 +47,21 @@ def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax
     """Normal noise of the samples numbered `indices`: each its own, whatever the batch."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
+
+
+def require_samples_fit(name: str, num: int, event_shape: tuple[int, ...]) -> None:
+    """Raise unless samples on the host, with their numbers and conditions, fit its memory.
+
+    Args:
+        name: The setting that says how many there are.
+        num: How many.
+        event_shape: Of one.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    # float32 points; int64 labels and order, int32 evaluations, and whether they arrived.
+    require_host_memory(name, num * (4.0 * math.prod(event_shape) + 21.0), "samples")
 
 
 def is_image(event_shape: tuple[int, ...]) -> bool:

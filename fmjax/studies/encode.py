@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Text
-from fmjax._checks import require, require_at_least, require_one_of, require_unicode
+from fmjax._checks import (
+    require,
+    require_at_least,
+    require_numbers,
+    require_one_of,
+    require_unicode,
+)
 from fmjax._files import fingerprint
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.data import (
@@ -59,6 +65,7 @@ class EncodeConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         for name in ("size", "batch_size", "examples_per_shard"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("test_every", self.test_every, 2)

@@ -23,7 +23,7 @@ from fmjax.metrics import (
     trained_classifier,
 )
 from fmjax.studies.asked import asked_like
-from fmjax.studies.draw import is_image
+from fmjax.studies.draw import is_image, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.paths import measure_paths
 from fmjax.studies.run_folder import Run, write_text
@@ -145,6 +145,11 @@ def evaluate_run(
     Raises:
         ValueError: If fewer than two samples arrived at t = 1.
     """
+    for name, number in (
+        ("num_samples", evaluation.num_samples),
+        ("num_paths", evaluation.num_paths),
+    ):
+        require_samples_fit(f"evaluation.{name}", number or 0, run.event_shape)
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
     asked = asked_like(run, train, num_samples, sampling.seed)

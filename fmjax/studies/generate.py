@@ -1,5 +1,6 @@
 """Pictures of prompts with a released model: encode, solve, decode, each with its own weights."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from fmjax._arrays import Text
 from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
+from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import Experiment, SamplingConfig, make_solve
 from fmjax.config.generating import GenerateConfig
@@ -76,6 +78,11 @@ def generate(
     """
     request = check_request(model, config, progress)
     require_at_least("the number of prompts", len(prompts), 1)
+    height, width, _ = request.latents.event_shape
+    # Pixels as bytes, and latents of 4 bytes.
+    size = 3.0 * request.latents.factor**2 * height * width
+    size += 4.0 * math.prod(request.latents.event_shape)
+    require_host_memory("num_images", len(prompts) * config.num_images * size, "pictures")
     asked = tuple(prompt for prompt in prompts for _ in range(config.num_images))
     starts = None
     if latents is not None:

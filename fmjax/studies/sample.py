@@ -11,7 +11,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.solvers import ErrorControl
 from fmjax.studies.asked import asked_of
-from fmjax.studies.draw import Drawn, is_image
+from fmjax.studies.draw import Drawn, is_image, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
 
@@ -38,6 +38,7 @@ def sample_run(
     Raises:
         ValueError: If the model has no such class, or takes no prompts.
     """
+    require_samples_fit("num_samples", sampling.num_samples, run.event_shape)
     prompts = sampling.prompts
     asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)
     drawn = draw_from(run, sampling, asked, progress=progress)

@@ -41,7 +41,7 @@ from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.studies.asked import Asked, labels_like
 from fmjax.studies.compare import device_in_words
 from fmjax.studies.compare_run import NUM_SHOWN
-from fmjax.studies.draw import Drawn
+from fmjax.studies.draw import Drawn, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.evaluate import MAX_REAL, data_classifier, test_split
 from fmjax.studies.paths import measure_paths, read_paths
@@ -77,6 +77,9 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
         classifier = run_config.evaluation.classifier
         require(classifier, f"evaluation.classifier of {run_config.name}", rule, classifier)
         _require_samplings(run_config, config.ways(run_config))
+    event_shape, _ = config.runs[0].data.shape()
+    require_samples_fit("num_samples", config.num_samples, event_shape)
+    require_samples_fit("num_paths", config.num_paths, event_shape)
     folder, rows, gallery = RunFolder(path), [], []
     measure = _measure_of(config, progress)
     comparison = Comparison(

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fmjax._memory import require_device_memory
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config, Experiment, build, make_step, num_parameters
 from fmjax.data import BatchIterator, Dataset, Examples, batches
@@ -75,6 +76,10 @@ def train_folder(
     paired = teacher is not None
     dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
     event_shape, conditions = dataset.event_shape, dataset.conditions
+    like = abstract_state(experiment.net, experiment.optimizer, mesh)
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
+    require_device_memory("network", like, "parameters, their average and the optimizer's state")
+    require_device_memory("training.batch_size", batch, "examples of a batch")
     examples: Examples = dataset
     if teacher is not None:
         examples = pairs_for(config, teacher, dataset, progress)
@@ -89,9 +94,7 @@ def train_folder(
             num_processes=jax.process_count(),
             process_index=jax.process_index(),
         )
-    like = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
-    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     step = make_step(config, experiment, mesh, sharding)
     rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
     flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,

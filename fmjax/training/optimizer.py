@@ -20,6 +20,7 @@ from fmjax._checks import (
     require,
     require_at_least,
     require_between,
+    require_numbers,
     require_one_of,
     require_positive,
 )
@@ -57,6 +58,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
+        require_numbers(self, "optimizer.")
         require_one_of("optimizer.name", self.name, ("adamw", "muon"))
         require_one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
         require_positive("optimizer.learning_rate", self.learning_rate)

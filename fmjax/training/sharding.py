@@ -18,7 +18,7 @@ from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import described, is_array
 from fmjax._layout import AXES, BATCH_AXES, stored_spec
 
@@ -42,6 +42,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
+        require_numbers(self, "mesh.")
         for name, value in vars(self).items():
             require(value == -1 or value >= 1, f"mesh.{name}", "be -1 or at least 1", value)
         sizes = tuple(vars(self).values())

@@ -1,0 +1,139 @@
+"""Numbers that no machine takes: refused in one line, before anything is traced or written."""
+
+import dataclasses
+import math
+import types
+import typing
+
+import jax
+import pytest
+
+from fmjax import _memory
+from fmjax._memory import host_memory, require_device_memory, require_host_memory
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    EvaluationConfig,
+    MeanFlowConfig,
+    PlanConfig,
+    ReflowConfig,
+    SamplingConfig,
+    ShortcutConfig,
+    StudyConfig,
+    TrainingConfig,
+)
+from fmjax.config.generating import GenerateConfig
+from fmjax.config.inverting import InvertConfig
+from fmjax.config.likelihood import LikelihoodConfig
+from fmjax.data import CaptionedImages, EmojiData, EncodedData, ToyData
+from fmjax.data.tokenizer import TokenizerConfig
+from fmjax.networks import DiTConfig, FluxConfig, LoRAConfig, MLPConfig, MMDiTConfig, UNetConfig
+from fmjax.networks.text import TextEncoderConfig
+from fmjax.schedules import CosineBetas, LinearBetas
+from fmjax.studies.compare_prompt import ComparePromptConfig
+from fmjax.studies.encode import EncodeConfig
+from fmjax.studies.train import train_folder
+from fmjax.training import MeshConfig, OptimizerConfig, batch_sharding, make_mesh
+
+KINDS = (
+    CompareConfig, EvaluationConfig, TrainingConfig, SamplingConfig, PlanConfig, LikelihoodConfig,
+    InvertConfig, GenerateConfig, ComparePromptConfig, EncodeConfig, ToyData, EmojiData,
+    TokenizerConfig, TextEncoderConfig, MLPConfig, UNetConfig, DiTConfig, FluxConfig, MMDiTConfig,
+    LoRAConfig, OptimizerConfig, MeshConfig, ShortcutConfig, MeanFlowConfig, LinearBetas,
+    CosineBetas,
+)  # fmt: skip
+
+
+def numbers():
+    """Every field of those configs that holds a number, or several, with a number it refuses."""
+    for kind in KINDS:
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            hint = hints[field.name]
+            parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            for part in parts:
+                many = typing.get_origin(part) is tuple
+                item = typing.get_args(part)[0] if many else part
+                if item not in (int, float):
+                    continue
+                wrong = [2**63, 10**12] if item is int else [math.inf, math.nan, 10**400]
+                wrong = wrong[:1] if field.name == "seed" else wrong
+                for value in wrong:
+                    entry = (value,) * max(len(typing.get_args(part)) - 1, 1) if many else value
+                    yield pytest.param(kind, field.name, entry, id=f"{kind.__name__}.{field.name}")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("kind", "name", "value"), list(numbers()))
+def test_every_number_of_a_config_fits_its_type(kind, name, value):
+    with pytest.raises(ValueError, match=name) as error:
+        kind(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_seeds_are_not_negative_and_as_large_as_64_bits():
+    assert SamplingConfig(seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\*\*63\), got -1"):
+        CompareConfig(seed=-1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CompareConfig(num_steps=(4,) * 10**6), "num_steps must have at most 10,000 ent"),
+        (lambda: StudyConfig("s", (Config("a"),), (SamplingConfig(),), num_seeds=10**9),
+         r"num_seeds must lie in \[1, 1000\], got 1000000000"),
+        (lambda: MLPConfig(num_layers=10**9), r"num_layers must lie in \[0, 1024\]"),
+        (lambda: UNetConfig(num_blocks=10**9), r"num_blocks must lie in \[0, 1024\]"),
+        (lambda: FluxConfig(num_single=10**6), r"num_single must lie in \[0, 1024\]"),
+        (lambda: MMDiTConfig(num_layers=10**9), r"num_layers must lie in \[0, 1024\]"),
+        (lambda: MLPConfig(width=2**30), r"network must have at most 2\*\*40 parameters"),
+        (lambda: UNetConfig(width=8, multipliers=(1, 10**9)), "network must have at most"),
+        (lambda: SamplingConfig(num_steps=10**9), r"num_steps must lie in \[1, 16777216\]"),
+        (lambda: CaptionedImages("x", size=10**9), r"size must lie in \[1, 16384\]"),
+        (lambda: EncodedData("x", event_shape=(2**63, 1, 1)), "event_shape must lie in"),
+        (lambda: ReflowConfig(teacher="x", num_pairs=10**12), "num_pairs must lie in"),
+        (lambda: Config("x", source_noise=math.inf), "source_noise must be finite, got inf"),
+        (lambda: SamplingConfig(num_samples=10**5000), "num_samples must lie in .* bits"),
+    ],
+)  # fmt: skip
+def test_sizes_that_cannot_be_traced_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bytes_beyond_the_memory_are_refused(monkeypatch):
+    assert 2**28 < host_memory() < 2**50
+    monkeypatch.setattr(_memory, "host_memory", lambda: 1e9)
+    require_host_memory("num_samples", 1e9, "samples")
+    message = r"num_samples must fit the 1\.0 GB of this machine's memory, got about 1\.5 GB of sam"
+    with pytest.raises(ValueError, match=message):
+        require_host_memory("num_samples", 1.5e9, "samples")
+    mesh = make_mesh()  # Eight devices that share the host's memory.
+    rows = batch_sharding(mesh)
+    array = jax.ShapeDtypeStruct((8 * 10**6, 31), "float32", sharding=rows)
+    require_device_memory("batch_size", array, "examples")
+    copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    array = jax.ShapeDtypeStruct((10**6, 33), "float32", sharding=copied)
+    with pytest.raises(ValueError, match=r"batch_size must fit .*, got about 1\.1 GB of examples"):
+        require_device_memory("batch_size", array, "examples")
+
+
+TOO_LARGE = [
+    ({"network": MLPConfig(width=2**18, num_layers=4)}, "network must fit .* GB of parameters"),
+    ({"network": DiTConfig(width=2**17, num_layers=64, num_heads=4)}, "network must fit"),
+    ({"training": TrainingConfig(batch_size=2**31 - 8)}, "batch_size must fit .* GB of examples"),
+    ({"data": ToyData(num_examples=2**31 - 1)}, "data.num_examples must fit"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), TOO_LARGE)
+def test_a_training_that_does_not_fit_leaves_no_folder(tmp_path, monkeypatch, parts, message):
+    monkeypatch.setattr(_memory, "host_memory", lambda: 16e9)
+    config = Config("large", **({"data": ToyData(), "network": MLPConfig(width=16)} | parts))
+    if isinstance(config.network, DiTConfig):
+        config = dataclasses.replace(config, data=Config("x").data)
+    with pytest.raises(ValueError, match=message):
+        train_folder(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
