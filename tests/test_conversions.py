@@ -19,7 +19,7 @@ from fmjax.schedules import (
     VariancePreserving,
 )
 from fmjax.schedules.discrete import _log_products
-from fmjax.solvers import DDIM, FixedSteps, sample_diffusion
+from fmjax.solvers import DDIM, DPMSolverPP2M, FixedSteps, UniPC, sample_diffusion
 
 VELOCITY, X1, X0, SCORE = Prediction
 PAIRS = list(itertools.permutations(Prediction, 2))
@@ -262,3 +262,29 @@ def test_a_bound_on_the_divisor_is_for_the_velocity_of_predicted_data_alone():
         else:
             expected = exact.conversion_weights(t, source=source, target=target)
             np.testing.assert_array_equal(weights, expected)
+
+
+@pytest.mark.parametrize(
+    "sampler", [DDIM(), DPMSolverPP2M(), UniPC(3)], ids=lambda s: type(s).__name__
+)
+def test_samplers_pass_times_whose_signal_is_too_small_for_float32(sampler):
+    # alpha is 1e-60 at the first of 20 times, and lambda at its bound until the seventh.
+    schedule, std = Polynomial(45.0), 0.5
+
+    def predict(t, x, cond):
+        a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        return std**2 * a * x / ((std * a) ** 2 + s**2)
+
+    @jax.jit
+    def solve(x):
+        return sample_diffusion(
+            predict, AffinePath(schedule), x, prediction=X1, sampler=sampler,
+            steps=FixedSteps(np.linspace(0.0, 1.0, 21)),
+        )  # fmt: skip
+
+    noise = np.array([[1.0], [-2.0]])
+    samples = solve(jnp.asarray(noise, jnp.float32))
+    assert samples.succeeded.all()
+    with jax.enable_x64():
+        expected = solve(jnp.asarray(noise)).x1
+    np.testing.assert_allclose(samples.x1, expected, rtol=1e-3)

@@ -37,7 +37,9 @@ class Stretch(NamedTuple):
     @property
     def q(self) -> jax.Array:
         """The signal-to-noise ratio at the start by that at the end, in [0, 1)."""
-        return self.alpha[0] * self.sigma[1] / (self.alpha[1] * self.sigma[0])
+        signal = self.alpha[1] > 0.0  # Else alpha is below what float32 holds, at both ends.
+        end = jnp.where(signal, self.alpha[1] * self.sigma[0], 1.0)
+        return jnp.where(signal, self.alpha[0] * self.sigma[1] / end, 1.0)
 
 
 @runtime_checkable

@@ -116,7 +116,7 @@ def _predict(
 ) -> jax.Array:
     """Go on from x with x1 and `order - 1` earlier predictions."""
     start, end = _lambdas(step)
-    nodes = [(lam - start) / (end - start) for lam in history.lambdas]
+    nodes = [_node(lam, start, end) for lam in history.lambdas]
     weights = _weights(nodes, end - start, order - 1)
     return _exact_step(step, x, x1, history.x1, weights)
 
@@ -131,7 +131,7 @@ def _correct(
 ) -> jax.Array:
     """The step again, with the prediction at its end and `order` at its start and before."""
     start, end = history.lambdas[0], lambda_end
-    nodes = [jnp.ones_like(end), *((lam - start) / (end - start) for lam in history.lambdas[1:])]
+    nodes = [_node(lam, start, end) for lam in (end, *history.lambdas[1:])]
     weights = _weights(nodes, end - start, order)
     return _exact_step(step, x, history.x1[0], (x1_end, *history.x1[1:]), weights)
 
@@ -160,6 +160,11 @@ def _lambdas(step: Stretch) -> tuple[jax.Array, jax.Array]:
     return start, end
 
 
+def _node(lam: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """Where lambda is on the way from start to end, 0 if that way has no length."""
+    return (lam - start) / jnp.where(end > start, end - start, jnp.inf)
+
+
 _QUADRATURE = tuple((0.5 * v) for v in np.polynomial.legendre.leggauss(24))
 
 
@@ -168,8 +173,14 @@ def _weights(nodes: list[jax.Array], h: jax.Array, num: jax.Array) -> jax.Array:
 
     theta goes from 0 to 1 along the step in lambda, as the nodes are given; the polynomial of
     degree `num` through the first `num` nodes and zero is integrated exactly. With one node the
-    paper takes 1/2 for the mean of theta.
+    paper takes 1/2 for the mean of theta. Lambdas that are held within bounds may be equal: from
+    the first node on that is not a new one, none is used.
     """
+    new = [
+        jnp.all(jnp.stack([node != other for other in (0.0, *nodes[:i])]))
+        for i, node in enumerate(nodes)
+    ]
+    num = jnp.minimum(num, jnp.sum(jnp.cumprod(jnp.stack(new).astype(jnp.int32))))
     points, shares = _QUADRATURE
     theta = jnp.asarray(points + 0.5, h.dtype)
     density = jnp.asarray(shares, h.dtype) * jnp.exp((theta - 1.0) * h)
