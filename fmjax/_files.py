@@ -3,18 +3,20 @@
 import difflib
 import hashlib
 import os
-import secrets
+import shutil
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax._checks import require
+from fmjax._locks import lock_file, temporary_name, writing_in
 from fmjax._stopping import at_stop
 
 
@@ -23,20 +25,25 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path that becomes `path` if the block ends without an exception.
 
     A reader of `path` sees the old file or the whole new one, never a part. The
-    temporary file stands in the same folder, because a rename across file systems copies.
-    It keeps the suffix of `path`, by which many writers choose their format.
+    temporary file is in the same folder, because a rename across file systems copies.
+    It keeps the suffix of `path`, by which many writers choose their format. Temporary files that
+    killed processes have left in the folder are removed. A link stays a link: the file that it
+    leads to is replaced.
     """
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        with at_stop(partial(temporary.unlink, missing_ok=True)), naming(path):
-            yield temporary
-            # On the disk before it has the name: else a power cut may leave the name, no content.
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = temporary_name(path)
+    with writing_in(path.parent), at_stop(partial(temporary.unlink, missing_ok=True)):
+        try:
+            with naming(path):
+                yield temporary
+                # On the disk before it has the name: a power cut may leave the name, no content.
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -131,11 +138,11 @@ def walk(folder: Path) -> Found:
 
 def require_writable(folder: Path) -> None:
     """Raise an `OSError` unless files can be made in a folder, or in what there is of its path."""
-    while not folder.exists():
-        folder = folder.parent
-    probe = folder / f".{secrets.token_hex(4)}"
-    probe.touch()
-    probe.unlink()
+    folder = _nearest(folder)
+    with writing_in(folder):
+        probe = temporary_name(folder / "probe")
+        probe.touch()
+        probe.unlink()
 
 
 def is_private(folder: Path) -> bool:
@@ -144,6 +151,126 @@ def is_private(folder: Path) -> bool:
         return True
     status = folder.stat()
     return status.st_uid in (0, os.getuid()) and not status.st_mode & stat.S_IWOTH
+
+
+def require_target(
+    path: Path, name: str = "output", *, suffix: str = "", inputs: Iterable[Path] = ()
+) -> None:
+    """Raise unless a file can be written at `path`; to be called before any work.
+
+    Args:
+        path: The file, which may exist.
+        name: Of the option, in the error.
+        suffix: The one that the file must have: ".png".
+        inputs: Files that are read, which it must not replace.
+
+    Raises:
+        ValueError: If it is a folder, a device or a link to nothing, has no name or another suffix,
+            is an input, or lies in a file or in the checkpoints of a run.
+        OSError: If no file can be made in its folder.
+    """
+    require(path.name not in ("", ".."), name, "be the name of a file", path)
+    require(path.suffix.lower() == suffix or not suffix, name, f"end in {suffix}", path)
+    require(not path.is_dir(), name, "be the name of a file", f"the folder {path}")
+    nothing = path.is_symlink() and not path.exists()
+    require(not nothing, name, "be the name of a file", f"{path}, a link to nothing")
+    plain = path.is_file() or not path.exists()
+    require(plain, name, "be the name of a file", f"{path}, which is a device or a pipe")
+    for each in inputs:
+        require(not same_place(path, each), name, "be another file than the input", path)
+    require_folder(path.parent, name)
+
+
+@contextmanager
+def own_files(
+    *paths: Path, name: str = "output", on_wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold the files that are to be written together, after `require_target` of each.
+
+    Args:
+        paths: The files; the first one's lock is taken. None hold nothing.
+        name: As of `require_target`.
+        on_wait: As of `fmjax._locks.lock_file`.
+
+    Raises:
+        ValueError: If a file cannot be written, or another process is writing them.
+        OSError: If no file can be made in one of the folders.
+    """
+    for path in paths:
+        require_target(path, name)
+    with lock_file(paths[0], name, on_wait=on_wait) if paths else nullcontext():
+        yield
+
+
+def require_folder(folder: Path, name: str = "output") -> None:
+    """Raise unless files can be written in `folder`, which may not exist yet.
+
+    Raises:
+        ValueError: If it or a folder above is a file or a link to nothing, or it lies in the
+            checkpoints of a run.
+        OSError: If no file can be made there.
+    """
+    for each in (folder, *folder.parents):
+        nothing = each.is_symlink() and not each.exists()
+        require(not nothing, name, "be in a folder", f"{each}, a link to nothing")
+        if each.exists():
+            require(each.is_dir(), name, "be in a folder", f"the file {each}")
+            break
+    real = folder.resolve()
+    for each in (real, *real.parents):
+        inside = each.name == "checkpoints" and (each.parent / "config.json").is_file()
+        require(not inside, name, "be outside the checkpoints of a run", folder)
+    require_writable(folder)
+
+
+def require_outside(path: Path, source: Path, name: str = "output") -> None:
+    """Raise a `ValueError` if `path` is `source` or in it, by whatever names and links."""
+    inside = path.resolve().is_relative_to(source.resolve())
+    require(not inside, name, f"be outside {source}", path)
+
+
+def same_place(path: Path, other: Path) -> bool:
+    """Whether two names lead to one file or folder, or would if it existed."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Raise a `ValueError` unless the disk of `folder` has room; to be called before long work.
+
+    Args:
+        folder: It may not exist yet.
+        num_bytes: How much is to be written.
+        what: In the error: "2 checkpoints".
+    """
+    free = shutil.disk_usage(_nearest(folder)).free
+    rule = f"have {_in_units(num_bytes)} of free space for {what}"
+    require(num_bytes <= free, f"disk of {folder}", rule, _in_units(free))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 if there is none."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # Removed meanwhile.
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or what there is of its path."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _in_units(num_bytes: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
 
 
 _PIECE = 4096

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from fmjax import cli
+from tests.holder import holder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [
@@ -196,6 +200,171 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().err == f"fmjax: error: Permission denied: {folder}\n"
 
 
+def misplaced(tmp_path, toy_run):
+    """Places where no file or run can be, made in a folder."""
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "o.png").mkdir()
+    (tmp_path / "nothing.npz").symlink_to(tmp_path / "absent" / "file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("text")
+    (tmp_path / "toy").symlink_to(toy_run)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe.npz")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("o", "output must be the name of a file, got the folder o.png"),
+        ("o.npz", "output must be the name of a file, got the folder o.png"),
+        ("nothing", "output must be the name of a file, got nothing.npz, a link to nothing"),
+        ("pipe", "output must be the name of a file, got pipe.npz, which is a device or a pipe"),
+        ("file/o", "output must be in a folder, got the file file"),
+        ("file/deep/o", "output must be in a folder, got the file file"),
+        ("loop/o", "output must be in a folder, got loop, a link to nothing"),
+        ("toy/checkpoints/4/o", "output must be outside the checkpoints of a run, got toy/check"),
+        (".", "output must be the name of a file, got ."),
+        ("..", "output must be the name of a file, got .."),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_samples_that_cannot_be_written_are_not_drawn(
+    toy_run, tmp_path, monkeypatch, capsys, output, message
+):
+    misplaced(tmp_path, toy_run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fmjax.studies.sample.draw_from", lambda *_, **__: pytest.fail("drawn"))
+    before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
+    assert run("sample", toy_run, "--output", output) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")]) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("file", "run folder must be in a folder, got the file file"),
+        ("file/run", "run folder must be in a folder, got the file file"),
+        ("notes", "run folder notes must be new, empty or a run, got something else in it"),
+        ("nothing.npz", "run folder must be in a folder, got nothing.npz, a link to nothing"),
+        ("toy/checkpoints/run", "run folder must be outside the checkpoints of a run"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_a_run_that_cannot_be_there_is_refused_before_data_are_read(
+    toy_run, tmp_path, monkeypatch, capsys, folder, message, overwrite
+):
+    misplaced(tmp_path, toy_run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fmjax.studies.train._read", lambda *_, **__: pytest.fail("read"))
+    before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder, *overwrite) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")]) == before
+
+
+@pytest.mark.parametrize("spelling", ["toy", "link", "sub/../toy"])
+def test_a_reflow_into_its_teacher_is_refused_before_pairs_are_made(
+    toy_run, tmp_path, monkeypatch, capsys, spelling
+):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(toy_run)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").symlink_to(toy_run)
+    assert run("reflow", toy_run, "--run", spelling, "--overwrite") == 2
+    expected = f"run folder must be another than the teacher's, got {spelling}"
+    assert capsys.readouterr().err == f"fmjax: error: {expected}\n"
+    assert not (toy_run / "pairs").exists()
+    assert run("reflow", toy_run, "--run", "new", "--reflow.pairs", "new/pairs") == 2
+    assert "reflow.pairs must be outside new, got new/pairs" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--picture", "x.txt"], "picture must end in .png, got x.txt"),
+        (["--picture", "x.jpg"], "picture must end in .png, got x.jpg"),
+        (["--picture", "o.png"], "picture must be the name of a file, got the folder o.png"),
+        (["--json", "o.png"], "json must be the name of a file, got the folder o.png"),
+        (["--json", "file/x.json"], "json must be in a folder, got the file file"),
+        (["--json", "CONFIG"], "json must be another file than the input"),
+        (["--json", "./x.png", "--picture", "x.png"], "picture must be another file than json"),
+    ],
+)
+def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(
+    toy_run, tmp_path, monkeypatch, capsys, options, message
+):
+    misplaced(tmp_path, toy_run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fmjax.studies.plan.plan", lambda *_, **__: pytest.fail("planned"))
+    config = tmp_path / "config.py"
+    config.write_text((CONFIGS / "toy2d.py").read_text())
+    options = [config if word == "CONFIG" else word for word in options]
+    assert run("plan", config, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert config.read_text() == (CONFIGS / "toy2d.py").read_text()
+
+
+def test_a_disk_without_room_is_told_before_the_work(toy_run, tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    folder = tmp_path / "toy"
+    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
+    error = capsys.readouterr().err
+    # 16 x 3 x 16 .. numbers of parameters, their average and two moments, in float32.
+    expected = rf"fmjax: error: disk of {folder} must have [\d.]+ kB of free space for 1 checkpoint"
+    assert re.fullmatch(expected + r", got 10 kB\n", error)
+    assert not folder.exists()
+    assert run("sample", toy_run, "--num-samples", 2000, "--output", tmp_path / "o") == 2
+    expected = "must have 16 kB of free space for 2000 samples, got 10 kB\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_trained_is_sampled_and_not_trained_twice(toy_run, tmp_path, capsys):
+    command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run]
+    with holder(toy_run) as process:
+        who = f"process {process.pid} on host {socket.gethostname()}, which is writing to it"
+        for more in ([], ["--overwrite"]):
+            before = {path: path.stat().st_mtime_ns for path in toy_run.rglob("*")}
+            assert run(*command, *more) == 2
+            told = f"run folder {toy_run} must have one writer at a time, got {who}"
+            assert capsys.readouterr().err == f"fmjax: error: {told}\n"
+            assert {path: path.stat().st_mtime_ns for path in toy_run.rglob("*")} == before
+        assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun",
+                   "--num-steps", 2) == 0  # fmt: skip
+    with holder(tmp_path / "six.npz", lock="lock_file") as process:
+        assert run("sample", toy_run, "--num-samples", 6, "--output", tmp_path / "six") == 2
+        assert f"got process {process.pid} on host" in capsys.readouterr().err
+        assert not (tmp_path / "six.npz").exists()
+
+
+def test_a_run_is_not_replaced_while_results_of_it_are_made(toy_run, capsys):
+    with holder(toy_run / "evaluation.json", lock="lock_file") as process:
+        command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run, "--overwrite"]
+        assert run(*command) == 2
+        expected = f"folder {toy_run} must have one writer at a time, got process {process.pid}"
+        assert expected in capsys.readouterr().err
+        assert (toy_run / "checkpoints" / "4").is_dir()
+
+
+def test_a_link_to_a_file_stays_one_when_the_file_is_replaced(toy_run, tmp_path):
+    (tmp_path / "old.npz").write_bytes(b"")
+    (tmp_path / "o.npz").symlink_to("old.npz")
+    command = ["sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2]
+    assert run(*command, "--output", tmp_path / "o") == 0
+    assert (tmp_path / "o.npz").is_symlink()
+    with np.load(tmp_path / "old.npz") as arrays:
+        assert arrays["x1"].shape == (6, 2)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     command = [
@@ -233,8 +402,6 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
 
 
 def test_a_corrupt_checkpoint_is_named(toy_run, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "toy"
     shutil.copytree(toy_run, copy)
     largest = max((copy / "checkpoints/4/ema_params").rglob("*"), key=lambda p: p.stat().st_size)

@@ -16,15 +16,14 @@ MAX_FUNCTION_LINES = 60  # Without its docstring; a file is as long as its subje
 
 # A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
 FLOORS = {
+    **dict.fromkeys(("_checks", "_locks"), -1),
+    "_files": -0.6,
+    "_json": -0.3,
     **dict.fromkeys(
         (
             "_arrays",
-            "_checks",
-            "_files",
             "_jaxprs",
-            "_json",
             "_layout",
-            "_locks",
             "_memory",
             "_progress",
             "_stopping",

@@ -13,7 +13,7 @@ from fmjax.cli.generating import compare_prompt, encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
 from fmjax.cli.training import export, reflow, train
-from fmjax.cli.working import working
+from fmjax.cli.working import plain_warnings, working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
@@ -194,13 +194,23 @@ def _plan(arguments: list[str]) -> int:
 
     default = Plan(PlanConfig(), load_config(path))
     asked = parse(Plan, default, rest, f"fmjax plan {path}")
+    from fmjax._checks import require
+    from fmjax._files import own_files, require_target, same_place
     from fmjax.report.plan import plan_text, plans_json, plot_memory
     from fmjax.report.style import png_bytes, save_png
     from fmjax.studies.plan import plan
     from fmjax.studies.run_folder import write_text
 
+    if asked.json is not None:
+        require_target(asked.json, "json", inputs=[path])
+    if asked.picture is not None:
+        require_target(asked.picture, "picture", suffix=".png", inputs=[path])
+    if asked.json is not None and asked.picture is not None:
+        apart = not same_place(asked.json, asked.picture)
+        require(apart, "picture", "be another file than json", asked.picture)
+    files = [each for each in (asked.json, asked.picture) if each is not None]
     # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
-    with console() as progress:
+    with plain_warnings(), console() as progress, own_files(*files):
         plans = plan(asked.config, asked.plan, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))

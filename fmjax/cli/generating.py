@@ -52,10 +52,17 @@ def generate(arguments: list[str]) -> int:
         model = open_model(path)
         each = [text for text in texts for _ in range(asked.config.num_images)]
         request = check_request(model, asked.config)
-        writer = PictureWriter(request, each, asked.output, latents=asked.latents)
-        pictures = make(
-            model, texts, asked.config, latents=asked.latents, on_image=writer, progress=progress
-        )
+        inputs = [file for file in (asked.prompts, asked.latents) if file is not None]
+        writer = PictureWriter(request, each, asked.output, latents=asked.latents, inputs=inputs)
+        with writer.holding():
+            pictures = make(
+                model,
+                texts,
+                asked.config,
+                latents=asked.latents,
+                on_image=writer,
+                progress=progress,
+            )
         progress.say("wrote " + ", ".join(map(str, writer.paths)))
         if not pictures.succeeded.all():
             progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")

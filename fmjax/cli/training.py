@@ -53,12 +53,13 @@ def _train_and_show(
 ) -> None:
     """Train in the processes of a run, and make the results in the first of them."""
     from fmjax._arrays import TextShape
+    from fmjax.studies.prepare import own_run
     from fmjax.studies.run_folder import open_run, read_model
     from fmjax.studies.train import train_folder
     from fmjax.training import is_main, together
 
     folder = Path("runs") / config.name if run is None else run
-    with working(processes) as progress:
+    with working(processes) as progress, own_run(folder, config, overwrite=overwrite):
         train_folder(config, folder, overwrite=overwrite, progress=progress)
         with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):

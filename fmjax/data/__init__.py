@@ -10,7 +10,13 @@ from fmjax.data.dataset import Captions, Dataset, NoSuchSplit, Source, load
 from fmjax.data.digits import DigitsData
 from fmjax.data.emoji import EmojiData
 from fmjax.data.encoded import EncodedData, encoded_manifest
-from fmjax.data.manifest import RecordField, RecordManifest, missing_shards, prepare_records
+from fmjax.data.manifest import (
+    RecordField,
+    RecordManifest,
+    has_records,
+    missing_shards,
+    prepare_records,
+)
 from fmjax.data.mnist import IdxData
 from fmjax.data.pairs import Pairs, open_pairs, pair_fields
 from fmjax.data.pipeline import BatchIterator, Examples, batches
@@ -53,6 +59,7 @@ __all__ = [
     "ToyData",
     "batches",
     "encoded_manifest",
+    "has_records",
     "load",
     "missing_shards",
     "open_pairs",

@@ -21,6 +21,7 @@ from fmjax.data.dataset import (
 
 _ARRAYS = ("x", "labels", "text", "pooled")
 _ENDS = (".npz", *(f"_{name}.npy" for name in _ARRAYS))
+_MOST_COUNTED = 100_000  # Classes that labels alone may say there are: else one number is wrong.
 _LOOKED_AT = 512  # Examples of a mapped file, for their range.
 _MOST = 1.1  # Resized images reach a little beyond 1.
 
@@ -122,8 +123,9 @@ def _count(name: str, arrays: dict[str, np.ndarray]) -> int:
     """How many classes there are: one more than the highest label."""
     labels = arrays["labels"]
     require_labels(name, labels, len(np.atleast_1d(arrays["x"])))
-    highest = int(labels.max(initial=0))
-    require(highest < MOST_CLASSES, name, f"be below {MOST_CLASSES}", highest)
+    highest, most = int(labels.max(initial=0)), max(_MOST_COUNTED, len(labels))
+    rule = f"be below {most}, or data.num_classes say how many there are"
+    require(highest < most, name, rule, highest)
     return highest + 1
 
 
@@ -171,13 +173,13 @@ def _say_range(dataset: Dataset, progress: Progress) -> None:
     x, shape = dataset.x, dataset.event_shape
     if x.dtype == np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
         return
-    mapped = isinstance(x, np.memmap) and len(x) > _LOOKED_AT
-    indices = np.linspace(0, len(x) - 1, _LOOKED_AT).astype(int) if mapped else slice(None)
+    mapped, part = isinstance(x, np.memmap), len(x) > _LOOKED_AT
+    indices = np.linspace(0, len(x) - 1, _LOOKED_AT).astype(int) if part else slice(None)
     points = dataset.points(indices) if mapped else np.asarray(x)
     low, high = float(points.min()), float(points.max())
     if (low < 0 and max(-low, high) <= _MOST) or low == high == 0:
         return
-    of = f" in {_LOOKED_AT} of its examples" if mapped else ""
+    of = f" in {_LOOKED_AT} of its examples" if mapped and part else ""
     progress.say(
         f"warning: {dataset.name_of('x')} ranges from {low:.4g} to {high:.4g}{of}; images are "
         "meant to be floats in [-1, 1], or uint8 pixels"

@@ -4,11 +4,13 @@ import hashlib
 import http.client
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax._locks import lock_file
 from fmjax._progress import Advance, Progress, Silent
 
 _CHUNK_BYTES = 1 << 18
@@ -42,6 +44,21 @@ def download(
     """
     for url in mirrors:
         require(url.startswith("https://"), "mirrors", "be https addresses", url)
+    with ExitStack() as stack:
+        with suppress(OSError):  # What is wrong with the folder is said below.
+            stack.enter_context(lock_file(path, on_wait=progress.say))
+        # Another process may have fetched it.
+        if not (path.is_file() and _sha256(path) == sha256):
+            _fetch(mirrors, path, sha256, progress, open_url)
+
+
+def _fetch(
+    mirrors: Sequence[str],
+    path: Path,
+    sha256: str,
+    progress: Progress,
+    open_url: Callable[..., Any],
+) -> None:
     failures = []
     for url in mirrors:
         try:
@@ -61,6 +78,11 @@ def download(
         else:
             return
     raise DownloadError("; ".join(failures))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(reply: Any, path: Path, advance: Advance) -> str:

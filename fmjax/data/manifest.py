@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 from fmjax._checks import require, require_at_least, require_one_of
 from fmjax._files import write_atomically
 from fmjax._json import Size, check_json, read_json
+from fmjax._locks import lock_file
 
 _VERSION = 1
+_RULE = "be new or hold records made the same way"
 _MANIFEST, _SUFFIX = "records.json", ".array_record"
 # Every shard of a set stays open while it is read; most systems let a process open 1024 files.
 _MOST_SHARDS = 512
@@ -99,9 +101,18 @@ class RecordManifest:
         first = number * self.examples_per_shard
         return range(first, min(first + self.examples_per_shard, self.num_examples))
 
+    def num_bytes(self, numbers: Iterable[int]) -> int:
+        """Bytes of the records of some shards."""
+        return self.dtype.itemsize * sum(len(self.examples(number)) for number in numbers)
+
     def shard(self, folder: Path, number: int) -> Path:
         """The file of shard `number`."""
         return folder / f"{number:05d}-of-{self.num_shards:05d}{_SUFFIX}"
+
+
+def has_records(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a set."""
+    return (folder / _MANIFEST).is_file()
 
 
 def prepare_records(folder: Path, manifest: RecordManifest) -> None:
@@ -110,17 +121,24 @@ def prepare_records(folder: Path, manifest: RecordManifest) -> None:
     Raises:
         ValueError: If the folder holds another set, by its manifest, or shards without one.
     """
-    rule = "be new or hold records made the same way"
-    if (folder / _MANIFEST).exists():
-        found, wanted = (_flat(asdict(each)) for each in (read_manifest(folder), manifest))
-        other = sorted(key for key in found | wanted if found.get(key, ...) != wanted.get(key, ...))
-        require(not other, f"folder {folder}", rule, f"another {', '.join(other)}")
+    if has_records(folder):
+        _require_same(folder, manifest)
         return
-    stray = sorted(folder.glob(f"[0-9]*{_SUFFIX}"))
-    require(not stray, f"folder {folder}", rule, f"{len(stray)} shards without {_MANIFEST}")
-    with write_atomically(folder / _MANIFEST) as temporary:
-        whole = {"version": _VERSION, **asdict(manifest)}
-        temporary.write_text(json.dumps(whole, indent=2) + "\n")
+    with lock_file(folder / _MANIFEST, "file", on_wait=lambda _: None):
+        if has_records(folder):  # Another process was first.
+            _require_same(folder, manifest)
+            return
+        stray = sorted(folder.glob(f"[0-9]*{_SUFFIX}"))
+        require(not stray, f"folder {folder}", _RULE, f"{len(stray)} shards without {_MANIFEST}")
+        with write_atomically(folder / _MANIFEST) as temporary:
+            whole = {"version": _VERSION, **asdict(manifest)}
+            temporary.write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def _require_same(folder: Path, manifest: RecordManifest) -> None:
+    found, wanted = (_flat(asdict(each)) for each in (read_manifest(folder), manifest))
+    other = sorted(key for key in found | wanted if found.get(key, ...) != wanted.get(key, ...))
+    require(not other, f"folder {folder}", _RULE, f"another {', '.join(other)}")
 
 
 def missing_shards(folder: Path, manifest: RecordManifest) -> list[int]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax._locks import lock_file
 from fmjax.data.dataset import require_finite
 from fmjax.data.manifest import RecordManifest, read_manifest
 
@@ -30,7 +31,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 def write_shard(
     folder: Path, manifest: RecordManifest, number: int, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write one shard; it is there whole or not at all. No two processes may write the same one.
+    """Write one shard; it is there whole or not at all.
 
     Args:
         folder: That `prepare_records` made.
@@ -39,17 +40,15 @@ def write_shard(
         arrays: By the names of the fields, each `[len(manifest.examples(number)), *shape]`.
 
     Raises:
-        ValueError: If the arrays are not those that the manifest states, or hold NaN or infinity.
+        ValueError: If the arrays are not those that the manifest states, or hold NaN or infinity,
+            or another process is writing this shard.
         OSError: If the disk does not take it.
     """
     records = _pack(manifest, len(manifest.examples(number)), arrays)
     for name, array in arrays.items():
         require_finite(f"folder {folder}: {name}", array, np.array(manifest.examples(number)))
     path = manifest.shard(folder, number)
-    # Those of a process that was killed: who writes a shard is alone with it.
-    for left in folder.glob(f".{path.stem}-*{path.suffix}"):
-        left.unlink(missing_ok=True)
-    with write_atomically(path) as temporary:
+    with lock_file(path, "shard"), write_atomically(path) as temporary:
         _write(temporary, records)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._json import EventShape, Share, Size, check_json, parse_json
+from fmjax._locks import lock_file
 from fmjax._progress import Progress, Silent
 from fmjax._trees import named_leaves, nested
 from fmjax.metrics.classifier import ImageClassifier, build
@@ -58,16 +60,26 @@ def trained_classifier(
     path = cache_dir() / "classifiers" / f"{key}.npz"
     if path.is_file():
         return load_classifier(path)
-    classifier = train_classifier(
-        train, test, config=config, training=training, stopping=stopping, progress=progress
-    )
+    with ExitStack() as stack:
+        with suppress(OSError):  # A cache that cannot be written.
+            stack.enter_context(lock_file(path, on_wait=progress.say))
+        if path.is_file():  # Another process has trained it.
+            return load_classifier(path)
+        classifier = train_classifier(
+            train, test, config=config, training=training, stopping=stopping, progress=progress
+        )
+        _keep(path, classifier, progress)
+    return classifier
+
+
+def _keep(path: Path, classifier: ImageClassifier, progress: Progress) -> None:
+    """Write the classifier to the cache; say so if that cannot be written."""
     try:
         save_classifier(path, classifier)
     except OSError as error:
         progress.say(
             f"the classifier is not kept: {path.parent} cannot be written ({error.strerror})"
         )
-    return classifier
 
 
 def save_classifier(path: Path, classifier: ImageClassifier) -> None:

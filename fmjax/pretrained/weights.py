@@ -1,8 +1,10 @@
 """Parameters from files of tensors, slice by slice onto the devices, and back."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import numpy as np
 from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import write_atomically
+from fmjax._locks import is_left
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
 from fmjax.pretrained.views import Index, View, all_tensors
 
 _THREADS = 8  # That read and write layers side by side.
+_UNFINISHED = ".fmjax.unfinished"
 _NAMED = 8  # Tensors of one kind in a message.
 
 
@@ -237,7 +241,40 @@ def _on_host(array: Any) -> np.ndarray:
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raise unless a folder is new or empty, or may be written over."""
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    """Raise unless a folder is new or empty, or may be written over.
+
+    One that a killed process was filling counts as empty.
+    """
+    taken = folder.exists() and not (folder.is_dir() and (_is_empty(folder) or _is_half(folder)))
     rule = "be new or empty (--overwrite replaces what it holds)"
     require(overwrite or not taken, f"folder {folder}", rule, "files in it")
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Mark a folder as unfinished while it is filled, for `require_new`.
+
+    After an error, a folder that was empty before is empty again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    empty = _is_empty(folder) or _is_half(folder)
+    marker = folder / _UNFINISHED
+    marker.touch()
+    try:
+        yield
+    except BaseException:
+        for path in sorted(folder.iterdir()) if empty else ():
+            if path != marker and not is_left(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if empty:
+            marker.unlink()
+        raise
+    marker.unlink()
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(map(is_left, folder.iterdir()))
+
+
+def _is_half(folder: Path) -> bool:
+    return (folder / _UNFINISHED).exists()

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 import fmjax
-from fmjax._files import write_atomically
+from fmjax._files import own_files, write_atomically
 from fmjax.report.advice import sentences
 from fmjax.report.charts import (
     comparison_charts,
@@ -67,11 +67,13 @@ def write_report(report: Report, folder: Path) -> Path:
         The path of the page.
     """
     pictures = draw(report)
-    for picture in pictures.values():
-        save_png(picture.light, folder / "figures" / f"{picture.name}.png")
     page = folder / "report.html"
-    with write_atomically(page) as temporary:
-        temporary.write_text(render(report, pictures), encoding="utf-8")
+    # Another command may be writing the page: of other results, or of the same.
+    with own_files(page, on_wait=lambda _: None):
+        for picture in pictures.values():
+            save_png(picture.light, folder / "figures" / f"{picture.name}.png")
+        with write_atomically(page) as temporary:
+            temporary.write_text(render(report, pictures), encoding="utf-8")
     return page
 
 

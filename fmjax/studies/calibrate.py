@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from fmjax._files import own_files
 from fmjax._json import Count, NonNegative, Share, read_json
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, guided
@@ -46,6 +47,15 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
     kept = _read(run, asked)
     if kept is not None:
         return kept
+    with own_files(run.folder.grid, on_wait=progress.say):
+        kept = _read(run, asked)  # Another process may have measured it.
+        return _measured(run, sampling, asked, progress) if kept is None else kept
+
+
+def _measured(
+    run: Run, sampling: SamplingConfig, asked: dict[str, Any], progress: Progress
+) -> Tabulated:
+    """Measure the density and write it."""
     with progress.task("calibrating the grid", 1) as advance:
         advance(0, COMPILING)
         # Others than those of seed 0 that samples are drawn from.

@@ -19,7 +19,8 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax._files import require_writable
+from fmjax._files import require_folder, require_outside, require_target
+from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
 from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
 from fmjax.config.generating import GenerateConfig
@@ -34,6 +35,7 @@ from fmjax.studies.draw import noise
 from fmjax.studies.generate import condition, decode_latents, encode_request, released_experiment
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings, ode_solve
 from fmjax.studies.request import Request, check_request, guidance_scale, products_of
+from fmjax.studies.run_folder import require_no_run
 from fmjax.training import batch_sharding, num_shares
 from fmjax.velocity import CountedField, evaluations
 
@@ -99,9 +101,21 @@ def compare_prompt(
     euler = dataclasses.replace(picture, solver="euler", steps=1)
     request = check_request(model, euler, progress)
     check_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
-    require_writable(output)
+    require_folder(output)
+    require_no_run(output)
+    require_outside(output, model.path)
+    with lock_folder(output, "output folder"):
+        return _compare(request, prompt, output, config, progress)
+
+
+def _compare(
+    request: Request, prompt: str, output: Path, config: ComparePromptConfig, progress: Progress
+) -> Comparison:
+    """`compare_prompt`, while the output is held."""
+    for name in ("comparison.csv", "comparison.json", "gallery.npz", "report.html"):
+        require_target(output / name)
     shares = num_shares(request.mesh)
-    num = -(-picture.num_images // shares) * shares
+    num = -(-request.config.num_images // shares) * shares
     with products_of(request.dtype):
         rows, comparison = _solved(request, prompt, num, config, progress)
         flat = np.concatenate([latents for _, latents in rows])

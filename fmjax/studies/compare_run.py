@@ -39,7 +39,7 @@ from fmjax.studies.draw import is_image, noise_keys, require_samples_fit
 from fmjax.studies.draw_run import run_steps
 from fmjax.studies.evaluate import data_classifier
 from fmjax.studies.methods import Method, adaptive_settings, fixed_settings
-from fmjax.studies.run_folder import Run
+from fmjax.studies.run_folder import Run, writes
 from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, num_shares
 
@@ -47,6 +47,7 @@ NUM_SHOWN = 10  # Samples of each row that the page shows.
 MAX_OTHERS = 10_000  # Real examples that the metrics compare with.
 
 
+@writes("comparison.json", "comparison.csv", "gallery.npz")
 def compare_run(
     run: Run,
     config: CompareConfig,

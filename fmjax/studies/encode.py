@@ -18,7 +18,8 @@ from fmjax._checks import (
     require_one_of,
     require_unicode,
 )
-from fmjax._files import fingerprint
+from fmjax._files import fingerprint, require_folder, require_outside, require_space
+from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.data import (
     CaptionedImages,
@@ -39,6 +40,7 @@ from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
 from fmjax.pretrained.whole import check_model
 from fmjax.studies.request import products_of
+from fmjax.studies.run_folder import require_no_run
 from fmjax.training import MeshConfig, batch_sharding, make_mesh, num_shares
 
 
@@ -104,6 +106,25 @@ def encode(
             autoencoder's, or the output folder holds something else.
     """
     require_unicode("output", output.absolute())  # ArrayRecord writes to no other name.
+    _check_output(output, images, model)
+    with lock_folder(output, "output folder"):
+        _encode(model, images, output, config, progress)
+
+
+def _check_output(output: Path, images: Path, model: ModelFolder) -> None:
+    """Raise unless a set can be written there without a change to what it is made of."""
+    require_folder(output)
+    require_no_run(output)
+    require_outside(output, model.path)
+    require_outside(output, images)
+    for split in SPLITS:  # Images may lie in the folder, but not where its shards go.
+        require_outside(images, output / split, "images")
+
+
+def _encode(
+    model: ModelFolder, images: Path, output: Path, config: EncodeConfig, progress: Progress
+) -> None:
+    """`encode`, while the output is held."""
     latents = latents_of(model, config.size, config.size)
     check_model(model, transformer=False, max_tokens=config.max_tokens)
     source = CaptionedImages(str(images), config.size, config.test_every)
@@ -150,6 +171,7 @@ def _write_splits(
         folder = output / split
         prepare_records(folder, manifest)
         missing = missing_shards(folder, manifest)
+        require_space(output, manifest.num_bytes(missing), f"{split} records")
         total = sum(len(manifest.examples(number)) for number in missing)
         made += total
         with progress.task(f"encoding {split}", total) as advance:

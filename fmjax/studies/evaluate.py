@@ -26,7 +26,7 @@ from fmjax.studies.asked import asked_like
 from fmjax.studies.draw import is_image, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.paths import measure_paths
-from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.run_folder import Run, write_text, writes
 from fmjax.studies.sample import in_words
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices.
@@ -124,6 +124,7 @@ def test_split(data: DataConfig, progress: Progress) -> Dataset | None:
         return None
 
 
+@writes("evaluation.json", "paths.json")
 def evaluate_run(
     run: Run,
     evaluation: EvaluationConfig,

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from fmjax._arrays import Params
 from fmjax._checks import require
+from fmjax._files import require_folder, require_space, require_target, size_of
+from fmjax._locks import lock_file, lock_folder
 from fmjax._progress import Progress, Silent
 from fmjax._stopping import at_stop
 from fmjax._trees import joined, named_leaves, nested
@@ -27,8 +29,8 @@ from fmjax.pretrained.folder import (
 )
 from fmjax.pretrained.lora_files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
-from fmjax.pretrained.weights import dtype_of, require_new
-from fmjax.studies.run_folder import RunFolder, read_config, read_model
+from fmjax.pretrained.weights import dtype_of, filling, require_new
+from fmjax.studies.run_folder import RunFolder, read_config, read_model, require_no_run
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
 
 
@@ -72,27 +74,44 @@ def export_run(
     require(tensors or not pipeline, "pipeline", "go with merged, of a run of adapters", pipeline)
     if pipeline:
         require(is_model_folder(source), "pretrained.folder", "be a pipeline to write one", source)
-    if tensors:
-        require_apart(source, output)
-        require_new(output, overwrite)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
-    tuning, params = _trained(path, config, mesh)
     if not tensors:
         file = output if output.suffix == ".safetensors" else output / LORA_FILE
+        require_target(file)
         require(overwrite or not file.exists(), f"file {file}",
                 "be new (--overwrite replaces it)", "one that exists")  # fmt: skip
-        save_lora(file, params, tuning)
+        with lock_file(file):
+            mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+            tuning, params = _trained(path, config, mesh)
+            save_lora(file, params, tuning)
         return file
+    require_apart(source, output)
+    require_folder(output)
+    require_no_run(output)
+    require_space(output, size_of(source if pipeline else transformer_folder(source)), "weights")
+    with lock_folder(output, "output folder"):
+        require_new(output, overwrite)
+        with filling(output):
+            _export_tensors(path, config, output, pipeline=pipeline, progress=progress)
+    return output
+
+
+def _export_tensors(
+    path: Path, config: Config, output: Path, *, pipeline: bool, progress: Progress
+) -> None:
+    """Write all weights into a folder that is held."""
+    assert config.pretrained is not None
+    source, lora = config.pretrained.path, config.pretrained.lora
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    tuning, params = _trained(path, config, mesh)
     if lora is None:
         loaded = _whole(source, tuning, params, mesh, progress)
     else:
         loaded = _merged(source, tuning, params, mesh, progress)
     if pipeline:
         parts = {"transformer": loaded}
-        save_model(open_model(source), output, parts, overwrite=overwrite, progress=progress)
+        save_model(open_model(source), output, parts, overwrite=True, progress=progress)
     else:
         save_component(transformer_folder(source), output, loaded, progress=progress)
-    return output
 
 
 def _trained(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
-from fmjax._files import write_atomically
+from fmjax._files import require_target, write_atomically
 from fmjax._json import (
     AnyFloat,
     Count,
@@ -35,7 +35,7 @@ from fmjax.studies.image_examples import (
 )
 from fmjax.studies.invert_pictures import Edits, edit_all, interpolation
 from fmjax.studies.methods import Setting, adaptive_settings, fixed_settings
-from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.run_folder import Run, write_text, writes
 
 
 class RoundTrip(NamedTuple):
@@ -93,6 +93,7 @@ def read_inversion(path: Path) -> Inversion:
     return found
 
 
+@writes("inversion.json", "samples/interpolation.png", "samples/edits.png")
 def invert_run(
     run: Run,
     config: InvertConfig,
@@ -125,6 +126,9 @@ def invert_run(
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
+    for name in ("interpolation", "edits"):
+        picture = run.folder.samples / f"{name}.png"
+        require_target(picture, "the picture of results", inputs=images)
     if images:
         examples = given_images(images, config.classes, run.event_shape, run.num_classes)
     else:

@@ -18,7 +18,7 @@ from fmjax.data import Dataset
 from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
 from fmjax.studies.asked import conds_of
 from fmjax.studies.draw import even_batches
-from fmjax.studies.run_folder import Run, write_text
+from fmjax.studies.run_folder import Run, write_text, writes
 from fmjax.training import batch_sharding
 
 MAX_LEVELS = 256
@@ -61,6 +61,7 @@ def read_likelihood(path: Path) -> LikelihoodResult:
     return read_json(path, LikelihoodResult, nonfinite=True)
 
 
+@writes("likelihood.json")
 def likelihood_run(
     run: Run, config: LikelihoodConfig, *, progress: Progress = Silent()
 ) -> LikelihoodResult:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ import jax
 import numpy as np
 
 from fmjax._checks import require
+from fmjax._files import require_folder, require_space
+from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import ReflowConfig, guided, make_solve
 from fmjax.data import (
     Dataset,
     Pairs,
     RecordManifest,
+    has_records,
     missing_shards,
     open_pairs,
     pair_fields,
@@ -56,16 +60,20 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
         ValueError: If the folder holds pairs that were made otherwise, or a pair did not arrive.
     """
     folder, manifest = pairs_folder(config), _manifest(teacher, config)
-    with together("preparing the pairs"):
-        if is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            prepare_records(folder, manifest)
-    with together("listing the pairs"):  # Before any process adds to them.
-        missing = missing_shards(folder, manifest)
-    with together("making pairs"):
-        mine = missing[jax.process_index() :: jax.process_count()]
-        if mine:
-            _make_shards(teacher, config, folder, manifest, mine, progress)
+    with ExitStack() as stack:
+        with together("preparing the pairs"):
+            if is_main() and (not has_records(folder) or missing_shards(folder, manifest)):
+                require_folder(folder, "reflow.pairs")
+                stack.enter_context(lock_folder(folder, "pairs folder"))
+            if is_main():
+                prepare_records(folder, manifest)
+                require_space(folder, manifest.num_bytes(missing_shards(folder, manifest)), "pairs")
+        with together("listing the pairs"):  # Before any process adds to them.
+            missing = missing_shards(folder, manifest)
+        with together("making pairs"):
+            mine = missing[jax.process_index() :: jax.process_count()]
+            if mine:
+                _make_shards(teacher, config, folder, manifest, mine, progress)
     with together("opening the pairs"):
         return open_pairs(folder, teacher.event_shape, teacher.num_classes)
 

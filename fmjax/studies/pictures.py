@@ -3,15 +3,25 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmjax._checks import require
-from fmjax._files import require_exists, require_writable, write_atomically
+from fmjax._files import (
+    own_files,
+    require_exists,
+    require_folder,
+    require_space,
+    require_target,
+    write_atomically,
+)
+from fmjax._locks import is_left, lock_folder
 from fmjax.solvers import FixedSteps
 from fmjax.studies.request import Request
 
@@ -34,6 +44,7 @@ class PictureWriter:
         output: Path | None = None,
         *,
         latents: Path | None = None,
+        inputs: Sequence[Path] = (),
     ) -> None:
         """Choose the files.
 
@@ -43,29 +54,52 @@ class PictureWriter:
             output: Name of the file, numbered if there are several; by default the prompt's words,
                 in the folder `pictures`, with a number where there is such a file already.
             latents: The file with the noise, where it does not come from the seed.
+            inputs: Files that are read, which no picture may replace.
 
         Raises:
-            ValueError: If the name is not that of a PNG.
+            ValueError: If the name is not that of a PNG, or of a file that can be written.
             OSError: If no file can be written there.
         """
         ending = "" if output is None else output.suffix
         require(ending in ("", ".png"), "output", "end in .png", output)
-        taken = output is not None and output.is_dir()
-        require(not taken, "output", "be the name of a file", f"the folder {output}")
-        # Not after minutes of work.
-        require_writable(_FOLDER if output is None else output.parent)
         self._request, self._prompts, self._output = request, tuple(prompts), output
         self._noise = (
             {"seed": request.config.seed} if latents is None else {"latents": latents.name}
         )
         self.paths: list[Path] = []
+        self._check_targets(inputs)
+
+    def _check_targets(self, inputs: Sequence[Path]) -> None:
+        """Whether all files can be written: known before minutes of work."""
+        if self._output is None:
+            require_folder(_FOLDER)
+        else:
+            require_target(self._output, inputs=inputs)
+            for number in range(len(self._prompts)):
+                require_target(self._path(number), inputs=inputs)
+        height, width, _ = self._request.latents.event_shape
+        pixels = height * width * self._request.latents.factor**2
+        folder = _FOLDER if self._output is None else self._output.parent
+        num = len(self._prompts)
+        require_space(folder, 3 * pixels * num, f"{num} picture{'s' if num > 1 else ''}")
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the files that were named, so that no other process writes them meanwhile."""
+        named = () if self._output is None else (self._path(0),)
+        with own_files(*named):
+            yield
 
     def __call__(self, number: int, image: np.ndarray) -> None:
         """Write the picture of that number."""
-        path, prompt = self._path(number), self._prompts[number]
+        prompt = self._prompts[number]
         about = _about(self._request, number, prompt, image, self._noise)
-        with write_atomically(path) as temporary:
-            _image(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, about))
+        named = self._output is not None
+        # A name that nothing has is chosen: two processes must not choose the same.
+        with nullcontext() if named else lock_folder(_FOLDER, on_wait=lambda _: None):
+            path = self._path(number)
+            with write_atomically(path) as temporary:
+                _image(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, about))
         self.paths.append(path)
 
     def _path(self, number: int) -> Path:
@@ -98,9 +132,17 @@ def _about(
 
 
 def unused(folder: Path, stem: str, ending: str = "") -> Path:
-    """A name in a folder that nothing has: the stem, or with -v2, -v3, .. behind it."""
+    """A name in a folder that nothing has: the stem, or with -v2, -v3, .. behind it.
+
+    A folder in which a killed process has left nothing but a lock counts as nothing.
+    """
     stems = itertools.chain([stem], (f"{stem}-v{number}" for number in itertools.count(2)))
-    return next(path for name in stems if not (path := folder / f"{name}{ending}").exists())
+    paths = (folder / f"{name}{ending}" for name in stems)
+    return next(path for path in paths if not os.path.lexists(path) or _is_empty(path))
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and all(map(is_left, path.iterdir()))
 
 
 def slug(prompt: str) -> str:

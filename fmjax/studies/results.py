@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from fmjax._files import own_files
 from fmjax._progress import Progress, Silent
 from fmjax.report.comparison import read_json
 from fmjax.studies.compare_run import compare_run
@@ -16,12 +17,16 @@ def make_results(run: Run, *, progress: Progress = Silent()) -> None:
     """Make the results that the run's folder lacks or has of other weights, then the page."""
     folder, config = run.folder, run.config
     grid = folder.samples / f"{GRID}.npz"
-    if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
-        sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
-    if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
-        evaluate_run(run, config.evaluation, config.sampling, progress=progress)
-    if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
-        compare_run(run, config.compare, progress=progress)
+    # Each is held before it is looked at: another command may be making it.
+    with own_files(grid, on_wait=progress.say):
+        if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
+            sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
+    with own_files(folder.evaluation, on_wait=progress.say):
+        if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
+            evaluate_run(run, config.evaluation, config.sampling, progress=progress)
+    with own_files(folder.comparison, on_wait=progress.say):
+        if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
+            compare_run(run, config.compare, progress=progress)
     report_run(run, progress=progress)
 
 

@@ -1,22 +1,26 @@
 """The folder of one run: what it holds, and how it is made, resumed and read."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
-from fmjax._files import require_exists, write_atomically
+from fmjax._files import own_files, require_exists, write_atomically
 from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.training import MeshConfig, laid_out, make_mesh, restore_ema
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,11 @@ def as_read(config: Config) -> Config:
     return dataclasses.replace(config, path=AffinePath(config.path.schedule))
 
 
+def require_no_run(folder: Path, name: str = "output") -> None:
+    """Raise a `ValueError` if a folder is that of a run, whose results would be replaced."""
+    require(not RunFolder(folder).model.is_file(), name, "be no run folder", folder)
+
+
 def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
     """The event shape and the conditions of the run in folder `path`.
 
@@ -245,3 +254,27 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     like = laid_out(like, mesh, experiment.net.tensor_axes)
     params, step = restore_ema(folder.checkpoints, like, alone=alone)
     return Run(folder, config, experiment, event_shape, conditions, params, step, mesh)
+
+
+def writes(
+    *names: str,
+) -> Callable[[Callable[Concatenate[Run, Rest], Result]], Callable[Concatenate[Run, Rest], Result]]:
+    """Decorate a job on a run: hold the files that it writes, and no others.
+
+    The run may be trained on meanwhile. A second process with the same job is refused.
+
+    Args:
+        names: The files within the run folder.
+    """
+
+    def decorate(
+        job: Callable[Concatenate[Run, Rest], Result],
+    ) -> Callable[Concatenate[Run, Rest], Result]:
+        @functools.wraps(job)
+        def holding(run: Run, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+            with own_files(*(run.folder.path / name for name in names), name="run folder"):
+                return job(run, *args, **kwargs)
+
+        return holding
+
+    return decorate

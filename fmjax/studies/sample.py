@@ -1,12 +1,14 @@
 """Draw samples from a run: a picture to look at, and the numbers."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmjax._files import read_npz, write_atomically, write_npz
+from fmjax._checks import require
+from fmjax._files import own_files, read_npz, require_space, write_atomically, write_npz
 from fmjax._progress import Progress, Silent
 from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.solvers import ErrorControl
@@ -14,6 +16,8 @@ from fmjax.studies.asked import asked_of
 from fmjax.studies.draw import Drawn, is_image, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
+
+_LONGEST_NAME = 200  # Bytes; most file systems take 255, with what is put before and behind it.
 
 
 def sample_run(
@@ -36,17 +40,22 @@ def sample_run(
         progress: Hears of each batch.
 
     Raises:
-        ValueError: If the model has no such class, or takes no prompts.
+        ValueError: If the model has no such class, or takes no prompts, or the files cannot be
+            written.
     """
     require_samples_fit("num_samples", sampling.num_samples, run.event_shape)
-    prompts = sampling.prompts
-    asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)
-    drawn = draw_from(run, sampling, asked, progress=progress)
     if output is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
     else:
         stem = output.with_suffix("") if output.suffix in (".png", ".npz") else output
-    paths = write_samples(drawn, run.step, stem)
+    sides = 1 if run.config.source is None else 2
+    num_bytes = 4 * sides * sampling.num_samples * math.prod(run.event_shape)
+    require_space(stem.parent, num_bytes, f"{sampling.num_samples} samples")
+    with own_files(*_targets(stem, run.event_shape)):
+        prompts = sampling.prompts
+        asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)
+        drawn = draw_from(run, sampling, asked, progress=progress)
+        paths = write_samples(drawn, run.step, stem)
     progress.say(described(drawn))
     progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
     return drawn
@@ -92,7 +101,10 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
         # Too long for a name, together: the first one is to be read, the rest to be told apart.
         digest = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()[:8]
         parts.append(f"{_as_name(sampling.prompts[0].replace(' ', '-'))[:40]}-{digest}")
-    return "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
+    name = "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME // 2]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _as_name(choice: Any) -> str:
@@ -146,24 +158,30 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
     if drawn.prompts:
         arrays["prompts"] = np.asarray(drawn.prompts)
     arrays["step"] = step
-    numbers = stem.with_name(stem.name + ".npz")
+    numbers, *pictures = _targets(stem, drawn.x1.shape[1:])
     write_npz(numbers, **arrays)
-    picture = stem.with_name(stem.name + ".png")
+    if not pictures:
+        return [numbers]
     if is_image(drawn.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
         images, columns, row_labels = grid_of(drawn)
         content = image_bytes(image_grid(images, columns, row_labels=row_labels))
-    elif drawn.x1.shape[1:] == (2,):
+    else:
         from fmjax.report.plots import plot_points
         from fmjax.report.style import png_bytes
 
         content = png_bytes(plot_points(drawn.x1, np.empty((0, 2))))
-    else:
-        return [numbers]
-    with write_atomically(picture) as temporary:
+    with write_atomically(pictures[0]) as temporary:
         temporary.write_bytes(content)
-    return [picture, numbers]
+    return [*pictures, numbers]
+
+
+def _targets(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
+    """The files of samples: the numbers and, of images and of points in the plane, a picture."""
+    require(stem.name not in ("", ".."), "output", "be the name of a file", stem)
+    drawable = is_image(event_shape) or event_shape == (2,)
+    return [stem.with_name(stem.name + end) for end in (".npz", ".png")[: 1 + drawable]]
 
 
 def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:

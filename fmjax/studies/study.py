@@ -9,7 +9,8 @@ import numpy as np
 
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
-from fmjax._files import read_npz, write_npz
+from fmjax._files import read_npz, require_folder, write_npz
+from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
     Config,
@@ -45,7 +46,8 @@ from fmjax.studies.draw import Drawn, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.evaluate import MAX_REAL, data_classifier, test_split
 from fmjax.studies.paths import measure_paths, read_paths
-from fmjax.studies.run_folder import Run, RunFolder, write_text
+from fmjax.studies.prepare import own_run
+from fmjax.studies.run_folder import Run, RunFolder, require_no_run, write_text
 from fmjax.studies.sample import settings_name
 from fmjax.studies.seeds import mean_row
 from fmjax.studies.train import train
@@ -80,6 +82,17 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     event_shape, _ = config.runs[0].data.shape()
     require_samples_fit("num_samples", config.num_samples, event_shape)
     require_samples_fit("num_paths", config.num_paths, event_shape)
+    require_folder(path)
+    require_no_run(path)
+    with lock_folder(path, "study folder"):
+        for training in config.all_trainings:
+            with own_run(path / training.name, _in_study(training, config, path)):
+                pass
+        return _run_study(config, path, progress)
+
+
+def _run_study(config: StudyConfig, path: Path, progress: Progress) -> Comparison:
+    """`run_study`, while the folder is held."""
     folder, rows, gallery = RunFolder(path), [], []
     measure = _measure_of(config, progress)
     comparison = Comparison(
@@ -108,13 +121,18 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     return comparison
 
 
-def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
-    """Train one of the study's, its teacher in the study's folder, and follow its paths."""
+def _in_study(config: Config, study: StudyConfig, path: Path) -> Config:
+    """The config of a training, with its teacher in the study's folder."""
     names = {training.name for training in study.all_trainings}
-    if config.reflow is not None and config.reflow.teacher in names:
-        teacher = str((path / config.reflow.teacher).resolve())
-        config = replace(config, reflow=replace(config.reflow, teacher=teacher))
-    run = train(config, path / config.name, progress=progress)
+    if config.reflow is None or config.reflow.teacher not in names:
+        return config
+    teacher = str((path / config.reflow.teacher).resolve())
+    return replace(config, reflow=replace(config.reflow, teacher=teacher))
+
+
+def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
+    """Train one of the study's and follow its paths."""
+    run = train(_in_study(config, study, path), path / config.name, progress=progress)
     if run.folder.paths.is_file():
         known = read_paths(run.folder.paths)
         if (known.step, known.num_paths, known.guidance) == (run.step, study.num_paths, 1.0):

@@ -6,15 +6,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
 from fmjax._progress import Progress, Silent
-from fmjax.config import Config, Experiment, build, make_step, num_parameters
+from fmjax.config import (
+    Config,
+    Experiment,
+    TrainingConfig,
+    build,
+    make_step,
+    num_parameters,
+)
 from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
-from fmjax.studies.prepare import check_texts, prepare, rule_of
+from fmjax.studies.prepare import own_run, prepare, rule_of
 from fmjax.studies.reflow import pairs_for, started_from, teacher_of
 from fmjax.studies.run_folder import Run, RunFolder, open_run
 from fmjax.training import (
@@ -66,8 +74,12 @@ def train_folder(
         Interrupted: After SIGTERM or Ctrl-C, with everything saved.
         NonFiniteLoss: If the loss was not finite.
     """
-    folder = RunFolder(path)
-    check_texts(config)
+    with own_run(path, config, overwrite=overwrite):
+        _train(config, RunFolder(path), overwrite, progress)
+
+
+def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
+    """`train_folder`, while the folder is held."""
     with together("reading the released model"):
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
@@ -103,6 +115,7 @@ def train_folder(
     with together("making the run folder"):
         if is_main():
             captions = dataset.captions
+            _require_space(folder, like, training)
             prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
     state, frozen = started(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
@@ -116,6 +129,16 @@ def train_folder(
     )
     bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
     _fit(config, state, bound, feed, mesh, folder, flops, progress)
+
+
+def _require_space(folder: RunFolder, like: TrainState, training: TrainingConfig) -> None:
+    """Raise unless the disk has room for the checkpoints, one more than is kept being written."""
+    saved = -(-training.num_steps // training.checkpoint_every)
+    count = min(training.checkpoints_kept + 1, saved)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    there = size_of(folder.checkpoints)
+    what = f"{count} checkpoint{'s' if count > 1 else ''}"
+    require_space(folder.path, max(0, count * num_bytes - there), what)
 
 
 def _read(

@@ -57,12 +57,29 @@ class Reader(NamedTuple):
             ValueError: If there is none, and as `read` raises for one that is whole.
         """
         damage: dict[int, str] = {}
-        for step in sorted(self._steps(), reverse=True):
+        steps = self._steps()
+        while steps:
+            step = max(steps)
             try:
                 return read(step), damage
             except DamagedCheckpoint as error:
+                if self._have_changed():
+                    damage, steps = {}, self._steps()
+                    continue
                 damage[step] = str(error)
+            steps.remove(step)
         raise DamagedCheckpoint(next(iter(damage.values())))
+
+    def _have_changed(self) -> bool:
+        """Whether another process has saved or removed checkpoints since they were listed.
+
+        It removes the old ones, perhaps the one that is being read here.
+        """
+        if not self.alone and jax.process_count() > 1:
+            return False
+        before = set(self.manager.all_steps())
+        self.manager.reload()
+        return set(self.manager.all_steps()) != before
 
     def existing(self, step: int) -> int:
         """The step, if there is such a checkpoint.

@@ -159,8 +159,8 @@ def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path)
         (np.zeros((3, 1), int), "labels must be 3 integers, got int64 of shape (3, 1)"),
         (np.zeros(2, int), "labels must be 3 integers, got int64 of shape (2,)"),
         (np.array(0), "labels must be 3 integers, got int64 of shape ()"),
-        (np.array([0, 2**60, 1]), f"labels must be below 2147483646, got {2**60}"),
-        (np.array([0, 2**63 + 1, 1], np.uint64), f"must be below 2147483646, got {2**63 + 1}"),
+        (np.array([0, 2**60, 1]), "labels must be below 100000, or data.num_classes say how"),
+        (np.array([0, 2**63 + 1, 1], np.uint64), f"how many there are, got {2**63 + 1}"),
         (np.array([0, -1, 1]), "labels must lie in [0, 2), got -1 to 1"),
     ],
 )
@@ -378,3 +378,18 @@ def test_numbers_of_classes_that_no_label_can_have_are_refused():
         ArrayData("x", num_classes=10**12)
     with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 0"):
         ArrayData("x", num_classes=0)
+
+
+def test_a_few_mapped_images_that_are_not_finite_are_reported_at_once(tmp_path):
+    x = np.zeros((3, 2, 2, 1), np.float32)
+    x[2, 1] = np.nan
+    np.save(tmp_path / "train_x.npy", x)
+    with pytest.raises(ValueError, match=r"train_x.npy: x must hold finite .* nan in example 2$"):
+        load(ArrayData(str(tmp_path)))
+
+
+def test_more_classes_than_labels_alone_may_count_can_be_stated(tmp_path):
+    np.savez(tmp_path / "train.npz", x=X, labels=np.array([0, 200_000, 1]))
+    with pytest.raises(ValueError, match=r"train.npz: labels must be below 100000, or data.num_cl"):
+        load(ArrayData(str(tmp_path)))
+    assert load(ArrayData(str(tmp_path), num_classes=200_001)).num_classes == 200_001

@@ -5,6 +5,8 @@ import hashlib
 import http.client
 import io
 import struct
+import threading
+import time
 import urllib.error
 from pathlib import Path
 
@@ -150,6 +152,26 @@ def test_a_download_takes_the_first_mirror_with_the_published_file(tmp_path):
     assert path.read_bytes() == b"right"
     assert mirror.asked == urls[:3]
     assert recorder.done == {"downloading f": (5, 5)}
+
+
+def test_two_processes_that_need_a_file_fetch_it_once(tmp_path):
+    """Two threads, which locks keep apart as they do processes."""
+    mirror, path = Mirror({"https://a/f": b"right"}), tmp_path / "f"
+
+    def slowly(url, **settings):
+        time.sleep(0.2)
+        return mirror(url, **settings)
+
+    def fetch():
+        download(["https://a/f"], path, sha256=sha256(b"right"), open_url=slowly)
+
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert mirror.asked == ["https://a/f"]
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path):

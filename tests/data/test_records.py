@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch
+from fmjax._locks import temporary_name
 from fmjax.data import (
     BatchIterator,
     RecordField,
@@ -88,7 +89,7 @@ def test_a_set_is_made_shard_by_shard(tmp_path):
     write(tmp_path, numbers=[1])
     assert missing_shards(tmp_path, MANIFEST) == [0, 2]
     # As a killed process leaves it.
-    left = tmp_path / ".00002-of-00003-0123abcd.array_record"
+    left = temporary_name(MANIFEST.shard(tmp_path, 2))
     left.write_bytes(MANIFEST.shard(tmp_path, 1).read_bytes())
     assert missing_shards(tmp_path, MANIFEST) == [0, 2]
     wanted = write(tmp_path, numbers=[2, 0])

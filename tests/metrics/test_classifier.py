@@ -1,6 +1,7 @@
 """The classifier of real images: how well it knows them, how it is kept, what it refuses."""
 
 import re
+import threading
 from pathlib import Path
 
 import jax
@@ -96,6 +97,31 @@ def test_a_second_call_reads_the_file_and_gives_the_same(classifier, digits, cac
     assert again.test_accuracy == classifier.test_accuracy
     images = digits[1].points(slice(0, 5))
     np.testing.assert_array_equal(again.features(images), classifier.features(images))
+
+
+def test_two_processes_that_need_a_classifier_train_it_once(tmp_path, monkeypatch):
+    """Two threads, which locks keep apart as they do processes."""
+    monkeypatch.setenv("FMJAX_CACHE", str(tmp_path))
+    trained, real = [], classifier_cache.train_classifier
+
+    def train(*sets, **settings):
+        trained.append(threading.get_ident())
+        return real(*sets, **settings)
+
+    monkeypatch.setattr(classifier_cache, "train_classifier", train)
+    sets, found = (random_set(0), random_set(1)), []
+
+    def get():
+        found.append(trained_classifier(*sets, config=SMALL, training=QUICK))
+
+    threads = [threading.Thread(target=get) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(trained) == 1
+    images = sets[0].points()
+    np.testing.assert_array_equal(found[0].features(images), found[1].features(images))
 
 
 class Lines:

@@ -18,6 +18,7 @@ from fmjax.training import (
     make_train_step,
     put_batch,
     restore_ema,
+    restoring,
 )
 from fmjax.training.digests import write_digests
 from fmjax.velocity import VelocityNet
@@ -265,3 +266,25 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         Checkpoints(tmp_path / "file" / "here")
     with pytest.raises(ValueError, match="max_to_keep must be at least 1, got 0"):
         Checkpoints(tmp_path, max_to_keep=0)
+
+
+def test_weights_are_read_while_a_training_saves_and_removes_them(tmp_path, state, monkeypatch):
+    """One that goes when it is about to be read is not damaged: the next one is read, no older."""
+    like = jax.eval_shape(make_net().init, jax.random.key(0))
+    find_damage, later = restoring.find_damage, state._replace(step=state.step + 1)
+    with Checkpoints(tmp_path, max_to_keep=1) as training:
+        training.save(state, EXTRA)
+        training.wait()
+        saves = iter([later])
+
+        def saved_meanwhile(folder, *rest):
+            for each in saves:
+                training.save(each, EXTRA)
+                training.wait()
+                assert not folder.exists()
+            return find_damage(folder, *rest)
+
+        monkeypatch.setattr(restoring, "find_damage", saved_meanwhile)
+        params, step = restore_ema(tmp_path, like)
+    assert step == 1
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
