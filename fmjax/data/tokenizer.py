@@ -21,6 +21,7 @@ import numpy as np
 from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._files import write_atomically
+from fmjax._json import read_json, shown
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 _NUMBERS = {PADDING: 0, UNKNOWN: 1}
@@ -228,9 +229,10 @@ def read_word_tokenizer(path: Path) -> WordTokenizer:
     from tokenizers import Tokenizer as Inner
 
     require(path.is_file(), f"file {path}", "be a tokenizer of fmjax", "no such file")
+    stored = read_json(path, dict[str, Any])
+    rule = stored.pop("rule", 1)
+    require(type(rule) is int, f"file {path}", "hold an integer as its rule", shown(rule))
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        rule = stored.pop("rule", 1)
         inner = Inner.from_str(json.dumps(stored))
     except Exception as error:  # noqa: BLE001 (its own errors are plain Exceptions)
         raise ValueError(f"file {path} must be a tokenizer of fmjax, got {error}") from error
