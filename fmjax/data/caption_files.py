@@ -78,7 +78,8 @@ def read_captions(
         here = [path.relative_to(split) for path in inside if not split or path.parts[0] == split]
         start = f"{split}/" if split else ""
         own = {n.removeprefix(start): t for n, t in listed.items() if n.startswith(start)}
-        pairs[split], read = _paired(part, here, own, bool(lists))
+        has_list = any(path in top or not split or path.parts[0] == split for path in lists)
+        pairs[split], read = _paired(part, here, own, has_list)
         used |= {start + name for name in (*pairs[split], *read)}
     reasons = found.skipped | {p: _reason(p) for p in inside if p.as_posix() not in used}
     _say_what_is_left_out(folder, reasons, progress)
@@ -87,18 +88,19 @@ def read_captions(
 
 def _paired(
     folder: Path, files: list[Path], listed: Pairs, has_list: bool
-) -> tuple[Pairs, list[str]]:
+) -> tuple[Pairs, set[str]]:
     """The captions of the images among some files, and which files of text were read."""
     images = {path.as_posix() for path in files if path.suffix.lower() in SUFFIXES}
     stems = {_stem(name): name for name in sorted(images, reverse=True)}
-    pairs, read = dict(listed), []
+    pairs, read = dict(listed), set()
     for suffix in _TEXTS:
         for path in files:
             name = stems.get(_stem(path.as_posix()), path.as_posix())
             wanted = name not in pairs and (name in images or not has_list)
             if wanted and path.suffix.lower() == suffix:
                 pairs[name] = _text(folder / path).strip()
-                read.append(path.as_posix())
+                if name in images:
+                    read.add(path.as_posix())
     without = images - set(pairs)
     unread = [p for p in files if p.suffix.lower() in _LIKE_LISTS and p.as_posix() not in read]
     unread = [path for path in unread if path.name.lower() not in _LISTS]

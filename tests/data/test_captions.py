@@ -337,7 +337,9 @@ def test_a_caption_is_read_from_a_list_before_txt_before_caption_files(tmp_path,
     assert heard.lines == [said]
 
 
-@pytest.mark.parametrize("name", ["captions.tsv", "labels.json", "metadata.parquet", "all.txt"])
+@pytest.mark.parametrize(
+    "name", ["captions.tsv", "labels.json", "metadata.parquet", "all.txt", "captions.txt"]
+)
 def test_files_that_may_hold_the_missing_captions_are_named(tmp_path, name):
     write_images(tmp_path / "train", 1, captions=False)
     (tmp_path / "train" / name).write_text("x")
