@@ -17,7 +17,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+
+from fmjax._stopping import at_stop
 
 try:
     import fcntl
@@ -73,13 +76,8 @@ def lock_folder(
         OSError: If no file can be made in the folder.
     """
     made = _missing(folder)
-    try:
-        with _lock(folder / _ENDING, f"{name} {folder}", on_wait):
-            yield
-    finally:
-        for each in made:
-            with suppress(OSError):  # It holds something.
-                each.rmdir()
+    with _removed_if_empty(made), _lock(folder / _ENDING, f"{name} {folder}", on_wait):
+        yield
 
 
 @contextmanager
@@ -92,13 +90,25 @@ def lock_file(
     if len(stem) > _LONGEST_STEM:
         digest = hashlib.sha256(os.fsencode(stem)).hexdigest()
         stem = f"{stem[: _LONGEST_STEM // 4]}-{digest}"
+    lock = path.parent / f".{stem}{_ENDING}"
+    with _removed_if_empty(made), _lock(lock, f"{name} {path}", on_wait):
+        yield
+
+
+@contextmanager
+def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
+    """At the end of the block, or of the process by a signal."""
+
+    def remove() -> None:
+        for folder in folders:
+            with suppress(OSError):  # It holds something.
+                folder.rmdir()
+
     try:
-        with _lock(path.parent / f".{stem}{_ENDING}", f"{name} {path}", on_wait):
+        with at_stop(remove):
             yield
     finally:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
+        remove()
 
 
 def require_unlocked(folder: Path) -> None:
@@ -147,7 +157,8 @@ def _lock(
             told = True
         time.sleep(_LOOK_EVERY)
     try:
-        yield
+        with at_stop(partial(path.unlink, missing_ok=True)):
+            yield
     finally:
         _release(path, key)
 

@@ -66,8 +66,8 @@ class Trial(NamedTuple):
     def wrong(self, within: float = END_WITHIN) -> str:
         """What is wrong with it; empty if nothing is."""
         finished = self.code in (0, 1) and not self.error
-        # Before the first line of the command, Python ends by SIGTERM in silence.
-        unborn = self.code == -self.number and not self.error
+        # Python is still starting and has not reached the first line of fmjax.
+        unborn = self.code in (-self.number, 1) and "fmjax" not in self.error
         line = re.compile(r"fmjax: stopped by SIG(TERM|INT).*; the same command .*\n")
         if not finished and not unborn and self.code != 128 + self.number:
             return f"exit code {self.code}"
@@ -165,12 +165,11 @@ def sweep(folder: Path, num: int, seed: int, names: list[str] | None = None) -> 
     lasts: dict[str, float] = {}
     for index in range(num):
         name, work = names[index % len(names)], folder / f"trial{index}"
-        if name not in lasts:  # The second time: then all is compiled.
-            for attempt in range(2):
-                whole = folder / f"whole_{name}_{attempt}"
-                for run in ("run", "digits"):
-                    shutil.copytree(scene.folder / run, whole / run)
-                lasts[name] = scene.call(scene.commands(whole)[name])
+        if name not in lasts:
+            whole = folder / f"whole_{name}"
+            for run in ("run", "digits"):
+                shutil.copytree(scene.folder / run, whole / run)
+            lasts[name] = scene.call(scene.commands(whole)[name])
         work.mkdir()
         number = rng.choice((signal.SIGTERM, signal.SIGINT))
         # One in four compiles everything anew.
