@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from fmjax._json import Count, Size
@@ -138,6 +139,15 @@ Conditions: TypeAlias = int | TextShape | TokenShape | None
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:
     """`t` of shape `[batch]` with trailing axes of length one, as many as `x` has."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with the derivative zero at zero, where that of `jnp.sqrt` is infinite.
+
+    A norm of zeros then has the gradient zero and not NaN (infinity times zero).
+    """
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def event_axes(x: jax.Array) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from fmjax._arrays import (
     Times,
     event_axes,
     expand_like,
+    safe_sqrt,
 )
 from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax._inputs import (
@@ -118,7 +119,7 @@ def flow_matching_loss(
         loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
     else:
         squares = jnp.sum(jnp.square(error), axis=event_axes(x_t))
-        loss = jnp.sqrt(squares + huber**2) - huber
+        loss = safe_sqrt(squares + huber**2) - huber
     return loss if weight_fn is None else weight_fn(t) * loss
 
 

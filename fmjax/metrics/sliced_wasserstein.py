@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from fmjax._arrays import PRNGKey
+from fmjax._arrays import PRNGKey, safe_sqrt
 from fmjax._checks import require, require_count
 from fmjax._inputs import require_key, require_real
 
@@ -84,7 +84,7 @@ def _sliced_wasserstein(
     mass, from_x, from_y = _quantile_coupling(x.shape[1], y.shape[1])
     distance = jnp.abs(jnp.sort(x, axis=1)[:, from_x] - jnp.sort(y, axis=1)[:, from_y])
     moment = distance**order @ mass
-    return jnp.mean(moment) ** (1 / order)
+    return jnp.mean(moment) if order == 1 else safe_sqrt(jnp.mean(moment))
 
 
 def _quantile_coupling(num_x: int, num_y: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

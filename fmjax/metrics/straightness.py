@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, PerExample, Points, event_axes
+from fmjax._arrays import Cond, PerExample, Points, event_axes, safe_sqrt
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_points
 from fmjax.solvers.fixed import RK4, FixedStepSolver
@@ -98,14 +98,15 @@ def straightness(
     over = tuple(range(2, v.ndim))  # All axes but times and batch.
     deviation = jnp.mean(jnp.square((x1 - x0)[None] - v), axis=over)
     acceleration = num_steps * jnp.diff(v, axis=0)
-    length = _integral(jnp.sqrt(jnp.sum(jnp.square(v), axis=over)))
-    distance = jnp.sqrt(jnp.sum(jnp.square(x1 - x0), axis=event_axes(x0)))
+    length = _integral(safe_sqrt(jnp.sum(jnp.square(v), axis=over)))
+    distance = safe_sqrt(jnp.sum(jnp.square(x1 - x0), axis=event_axes(x0)))
+    rests = length == 0.0
     return Straightness(
         s=_integral(deviation),
-        length_ratio=jnp.where(length == 0.0, 1.0, length / distance),
+        length_ratio=jnp.where(rests, 1.0, length / jnp.where(rests, 1.0, distance)),
         deviation=deviation.T,
         times=times,
-        curvature=jnp.sqrt(jnp.mean(jnp.square(acceleration), axis=over)).T,
+        curvature=safe_sqrt(jnp.mean(jnp.square(acceleration), axis=over)).T,
         midpoints=0.5 * (times[:-1] + times[1:]),
         cost=jnp.mean(jnp.square(x1 - x0), axis=event_axes(x0)),
         positions=jnp.moveaxis(x, 0, 1),

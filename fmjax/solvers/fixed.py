@@ -143,13 +143,16 @@ class AdamsBashforth2:
         h = t1 - t0
         k0, n0 = field(t0, x)
         last, h_last = memory
+        is_first = h_last == 0.0
 
         def first() -> tuple[jax.Array, jax.Array]:
             k1, n1 = field(t1, x + h * k0)
             return k1, n0 + n1
 
+        # Under vmap both branches are computed.
+        growth = h / jnp.where(is_first, 1.0, h_last)
         # The slope expected at t1: of an Euler step, or by a straight line through the last two.
-        k1, nfe = jax.lax.cond(h_last == 0.0, first, lambda: (k0 + h / h_last * (k0 - last), n0))
+        k1, nfe = jax.lax.cond(is_first, first, lambda: (k0 + growth * (k0 - last), n0))
         return Step(x + 0.5 * h * (k0 + k1), (k0, k1), nfe, (k0, h))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fmjax._arrays import Cond, Points, event_axes
+from fmjax._arrays import Cond, Points, event_axes, safe_sqrt
 from fmjax._checks import require, require_between, require_count
 from fmjax._inputs import described, is_array, require_function, require_keys, require_points
 from fmjax.paths import AffinePath, Prediction, require_conversion
@@ -117,14 +117,16 @@ def interpolate(a: Points, b: Points, num: int) -> Float[Array, "num batch *even
     require_count("num", num, 2)
 
     def norm(x: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.square(x), axis=event_axes(x), keepdims=True))
+        return safe_sqrt(jnp.sum(jnp.square(x), axis=event_axes(x), keepdims=True))
 
     length_a, length_b = norm(a), norm(b)
     there_is_one = (length_a > 0) & (length_b > 0)
     unit_a = a / jnp.where(there_is_one, length_a, 1.0)
     unit_b = b / jnp.where(there_is_one, length_b, 1.0)
     # Exact for angles of any size, where the arccos of a product loses half the digits.
-    theta = 2.0 * jnp.arctan2(norm(unit_a - unit_b), norm(unit_a + unit_b))
+    # Of two zeros (no points, no angle) neither it nor its gradient exists.
+    along = jnp.where(there_is_one, norm(unit_a + unit_b), 1.0)
+    theta = 2.0 * jnp.arctan2(norm(unit_a - unit_b), along)
     there_is_one &= jnp.sin(theta) > jnp.finfo(a.dtype).eps ** 0.5
     theta = jnp.where(there_is_one, theta, 1.0)
 

@@ -102,7 +102,7 @@ def _solve(
     if isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.PER_SAMPLE:
         require_cond(cond, x0.shape[0])
         if steps.slots is not None:
-            return solve_streaming(velocity_fn, x0, cond, solver, steps, saved)
+            return solve_streaming(velocity_fn, x0, cond, solver, steps, saved, adjoint)
         return solve_each(velocity_fn, x0, cond, solver, steps, saved, adjoint)
     return solve_together(velocity_fn, x0, cond, solver, steps, saved, adjoint)
 

@@ -15,6 +15,7 @@ What that does is amplified as any rounding is, by the field and by step lengths
 error estimates; where tolerances are close to float32's own, these are mere rounding.
 """
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from jax.sharding import PartitionSpec
 from fmjax._arrays import expand_like
 from fmjax._checks import require
 from fmjax._layout import batch_axes
+from fmjax.solvers.adjoint import Adjoint
 from fmjax.solvers.catalog import is_implicit
 from fmjax.solvers.counting import Books
 from fmjax.solvers.diffeq import samples_of
@@ -40,13 +42,14 @@ _ALMOST_THERE = 50
 
 
 def solve_streaming(
-    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: AdaptiveSteps, saved: Any
-) -> Samples:
+    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: AdaptiveSteps, saved: Any,
+    adjoint: Adjoint,
+) -> Samples:  # fmt: skip
     """Solve a batch of any size in `steps.slots` slots on each device.
 
     On a mesh in context (`jax.set_mesh`) each device takes an equal share of the batch and loops
     by itself, with all of the field's weights: they are gathered once, before the loop.
-    Gradients are in forward mode only (`jax.jvp`).
+    Gradients are in forward mode only: `jax.jvp` with `Adjoint.FORWARD`.
 
     Raises:
         ValueError: If the solver is implicit or IMEX, or `saved` times are asked for, or the
@@ -56,6 +59,9 @@ def solve_streaming(
     require(not is_implicit(solver), "solver", "be explicit to stream (slots)", named)
     require(saved is None, "save_at", "be None with slots", saved)
     require(x0.shape[0] >= 1, "x0", "hold at least one sample", x0.shape[0])
+    if adjoint is Adjoint.FORWARD and isinstance(solver, diffrax.AbstractRungeKutta):
+        # As `diffrax.ForwardMode` does: the default loop over stages has no forward mode.
+        solver = dataclasses.replace(solver, scan_kind="lax")
     stream = partial(_stream, velocity_fn, solver, steps)
     axes = batch_axes()
     if not axes:

@@ -27,13 +27,24 @@ def checked_velocity(velocity_fn: Any, t: jax.Array, x: jax.Array, cond: Any) ->
 
 
 def largest_sample_norm(x: Any) -> jax.Array:
-    """The largest of the samples' rms over their event axes."""
-    return jnp.max(jnp.sqrt(jnp.mean(jnp.square(x), axis=event_axes(x))))
+    """The largest of the samples' rms over their event axes; see `_rms`."""
+    return jnp.max(_rms(x, event_axes(x)))
 
 
 def rms_norm(x: Any) -> jax.Array:
-    """The rms over everything."""
-    return jnp.sqrt(jnp.mean(jnp.square(x)))
+    """The rms over everything; see `_rms`."""
+    return _rms(x, None)
+
+
+def _rms(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    """The rms over `axes` of an error over its tolerance.
+
+    It decides step lengths, which a gradient takes as constants, so it has no gradient. (That of
+    a root is infinite at zero, the error of every network that is initialised with zeros.)
+    An error that is NaN (infinity by infinity) is infinite: it asks for a shorter step.
+    """
+    x = jax.lax.stop_gradient(jnp.where(jnp.isnan(x), jnp.inf, x))
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes))
 
 
 class Task(NamedTuple):
