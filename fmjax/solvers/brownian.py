@@ -126,9 +126,8 @@ def _solve_one(
     else:
         max_steps = num_ends = len(steps) - 1
         inner, dt0 = ToTimes(steps), None
-    nothing = jnp.zeros((), jnp.int32)
-    books = Books(nothing, nothing, nothing, jnp.full((num_ends,), jnp.nan, x0.dtype))
-    controller = Counting(inner, books, drift.cost, drift_nodes(solver), False, False, False)
+    books = Books.opened(jnp.zeros((), jnp.int32), num_ends, x0.dtype)
+    controller = Counting(inner, books, drift.cost, drift_nodes(solver), False, False)
     with_area = solver.tableau.coeffs_hh is not None
     path = diffrax.VirtualBrownianTree(
         0.0, 1.0, 0.5 * _RASTER, jax.ShapeDtypeStruct(x0.shape, x0.dtype), key,

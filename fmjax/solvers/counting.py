@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import event_axes, expand_like
 from fmjax.solvers.implicit import IMEX, EachSample
 
 # Step ends kept for `Samples.times`.
@@ -52,20 +51,25 @@ def nodes_of(solver: Any) -> Nodes | None:
 
 
 class Books(NamedTuple):
-    """Counts of a solve so far. `nfe` is `[batch]` or, of one sample, a scalar."""
+    """Counts of a solve so far.
+
+    Attributes:
+        nfe: Network evaluations, `[batch]` or, of one sample, a scalar.
+        num_accepted: Accepted steps.
+        num_rejected: Rejected steps.
+        ends: Ends of the accepted steps, then +inf.
+    """
 
     nfe: jax.Array
     num_accepted: jax.Array
     num_rejected: jax.Array
     ends: jax.Array
 
-
-# In units in the last place of t = 1: a sample of a batch that is not finite after a step so short
-# is given up. Five times it, the most that a rejection shortens a step by, is above `SHORTEST`.
-LOST = 256
-# Steps shorter than this lead nowhere: the solve fails, at once and not after `max_steps`
-# rejections of a field that is not finite.
-SHORTEST = 16
+    @classmethod
+    def opened(cls, nfe: jax.Array, num_ends: int, dtype: Any) -> "Books":
+        """Before the first step, with room for `num_ends` ends."""
+        count = jnp.zeros((), jnp.int32)
+        return cls(nfe, count, count, jnp.full((num_ends,), jnp.inf, dtype))
 
 
 class Counting(diffrax.AbstractStepSizeController):
@@ -78,8 +82,6 @@ class Counting(diffrax.AbstractStepSizeController):
         nodes: Of the solver, None if only its steps can tell.
         slope_known: The first step is given the slope at its start.
         metered: The solver is an `EachSample`, which puts (error, evaluations) for the error.
-        shared: All samples of a batch take its steps. One that is not finite any more, or not
-            even after a step of next to nothing, is left out, so that the others go on.
     """
 
     inner: diffrax.AbstractStepSizeController
@@ -88,7 +90,6 @@ class Counting(diffrax.AbstractStepSizeController):
     nodes: Nodes | None = eqx.field(static=True)
     slope_known: bool = eqx.field(static=True)
     metered: bool = eqx.field(static=True)
-    shared: bool = eqx.field(static=True)
 
     def wrap(self, direction: Any) -> "Counting":
         """Diffrax asks; time always runs forwards here."""
@@ -107,8 +108,6 @@ class Counting(diffrax.AbstractStepSizeController):
         state, books = controller_state
         y_error, bill = y_error if self.metered else (y_error, 0)
         spent = self._spent(t0, t1, books.num_accepted == 0, bill)
-        if self.shared:
-            y0, y1_candidate, y_error = _without_lost(t1 - t0, y0, y1_candidate, y_error)
         keep, next_t0, next_t1, jump, state, result = self.inner.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state
         )
@@ -133,17 +132,6 @@ class Counting(diffrax.AbstractStepSizeController):
                 cost = jnp.where(before_first & (not self.slope_known), cost, 0)
             total = total + cost
         return total
-
-
-def _without_lost(dt: jax.Array, y0: Any, y1: Any, error: Any) -> tuple[Any, Any, Any]:
-    """What decides a shared step, with zeros for samples that no step can save."""
-    axes = event_axes(y0)
-    arrived_lost = ~jnp.all(jnp.isfinite(y0), axis=axes)
-    goes_wrong = ~jnp.all(jnp.isfinite(y1) & jnp.isfinite(error), axis=axes)
-    shortest = LOST * float(jnp.finfo(y0.dtype).eps)
-    lost = arrived_lost | (goes_wrong & (dt < shortest))
-    y0, y1, error = (jnp.where(expand_like(lost, a), 0.0, a) for a in (y0, y1, error))
-    return y0, y1, error
 
 
 class ToTimes(diffrax.AbstractStepSizeController):

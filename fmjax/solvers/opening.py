@@ -6,7 +6,8 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from fmjax.solvers.counting import NUM_ENDS, SHORTEST, Books, Counting, Nodes, nodes_of
+from fmjax.solvers.counting import NUM_ENDS, Books, Counting, Nodes, nodes_of
+from fmjax.solvers.guarded import SHORTEST, Guarded
 from fmjax.solvers.implicit import EachSample
 from fmjax.solvers.steps import AdaptiveSteps
 from fmjax.solvers.task import Task
@@ -40,25 +41,23 @@ def adaptive_control(
     opening: Opening, task: Task, solver: Any, steps: AdaptiveSteps, dtype: Any
 ) -> Counting:
     """What decides the steps, as `steps` asks, and counts from `opening` on."""
-    inner = diffrax.PIDController(
+    by_error = diffrax.PIDController(
         rtol=steps.rtol, atol=steps.atol, norm=task.norm, force_dtmin=False,
         dtmin=SHORTEST * float(jnp.finfo(dtype).eps),
         pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
     )  # fmt: skip
-    return counting_from(opening, inner, task, solver, min(steps.max_steps, NUM_ENDS), dtype)
+    guarded = Guarded(by_error, batched=bool(task.batch))
+    return counting_from(opening, guarded, task, solver, min(steps.max_steps, NUM_ENDS), dtype)
 
 
 def counting_from(
     opening: Opening, inner: Any, task: Task, solver: Any, num_ends: int, dtype: Any
 ) -> Counting:
     """`inner`, with books that start from `opening` and have room for `num_ends` steps."""
-    count = jnp.zeros((), jnp.int32)
-    books = Books(opening.nfe, count, count, ends=jnp.full((num_ends,), jnp.nan, dtype))
+    books = Books.opened(opening.nfe, num_ends, dtype)
     slope_known = opening.solver_state is not None
     metered = isinstance(solver, EachSample)
-    # Steps that follow from errors: whose, matters only to them.
-    shared = bool(task.batch) and isinstance(inner, diffrax.PIDController)
-    return Counting(inner, books, task.cost, nodes_of(solver), slope_known, metered, shared)
+    return Counting(inner, books, task.cost, nodes_of(solver), slope_known, metered)
 
 
 def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) -> Any:
@@ -103,5 +102,5 @@ def _first_step(
     guess = jnp.where(still, jnp.maximum(1e-6, 1e-3 * h[0]), guess)
     # A field that is not finite at t = 0 must fail by its steps, not by a NaN for their length.
     chosen = jnp.minimum(jnp.minimum(100.0 * h[0], guess), 1.0)
-    chosen = jnp.where(jnp.isfinite(chosen), chosen, 0.01).astype(x0.dtype)
+    chosen = jnp.where(jnp.isfinite(bend), chosen, 0.01).astype(x0.dtype)
     return jax.lax.stop_gradient(chosen), slopes[0], h[0]

@@ -98,6 +98,37 @@ def test_a_sample_that_is_lost_on_the_way_fails_alone(control):
     np.testing.assert_allclose(samples.x1[kept], ends(x0)[kept], atol=2e-3)
 
 
+WAYS = [{"control": control} for control in ErrorControl] + [{"control": OWN, "slots": 2}]
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("way", WAYS, ids=["largest", "own", "whole batch", "streaming"])
+def test_a_velocity_that_is_not_finite_at_the_end_ends_its_sample_soon(way, value):
+    # To one sample in six t = 1 happens. Alone it would take 3 steps of 6 evaluations.
+    def field(t, x, cond):
+        wrong = (t[:, None] >= 1.0) & (cond[:, None] == 1)
+        return jnp.where(wrong, value, -x)
+
+    x0, cond = noise(6, 2), jnp.zeros(6).at[2].set(1)
+    samples = jax.jit(lambda x: sample(field, x, cond, steps=AdaptiveSteps(**way)))(x0)
+    assert samples.succeeded.tolist() == [True, True, False, True, True, True]
+    assert int(samples.nfe.max()) <= 60
+    kept = np.asarray(samples.succeeded)
+    np.testing.assert_allclose(samples.x1[kept], np.exp(-1.0) * x0[kept], rtol=1e-3)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["largest", "own", "whole batch", "streaming"])
+def test_a_velocity_that_grows_without_bound_towards_the_end_ends_early(way):
+    # x_t = (1 - t) x0, but at t = 1 the field is 0 / 0 or -x / 0.
+    def field(t, x, cond=None):
+        return -x / (1.0 - t)[:, None]
+
+    samples = jax.jit(lambda x: sample(field, x, steps=AdaptiveSteps(**way)))(noise(6, 2))
+    assert not samples.succeeded.any()
+    # Steps shrink with the time that is left, down to where it is 1.5e-5.
+    assert int((samples.num_accepted + samples.num_rejected).max()) <= 80
+
+
 def test_a_mixture_is_carried_to_its_components():
     mixture = GaussianMixture(Cosine())
     x0 = noise(64, 2)

@@ -1,0 +1,71 @@
+"""Adaptive steps past what is not finite: samples that no step can save, a field without an end."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+
+from fmjax._arrays import event_axes, expand_like
+
+# In units in the last place of t = 1: a sample of a batch that is not finite after a step so short
+# is given up. Five times it, the most that a rejection shortens a step by, is above `SHORTEST`.
+LOST = 256
+# Steps shorter than this lead nowhere: the solve fails, at once and not after `max_steps`
+# rejections of a field that is not finite.
+SHORTEST = 16
+# After a step to t = 1 that was not finite, the next one ends this much before t = 1. If the last
+# step, which is then shorter than `LOST`, is not finite either, only the velocity at t = 1 can be
+# the reason. Above the 50 from which on Diffrax ends a step at t = 1.
+_BEFORE_END = 128
+
+
+class Guarded(diffrax.AbstractStepSizeController):
+    """Decides as `inner` does, and gives up samples that are not finite.
+
+    A sample is given up when its points are not finite, or are not after a step of next to
+    nothing. In a batch it then no longer counts, so that the others go on; a sample by itself
+    ends its solve. A velocity that is not finite at t = 1, the end, ends the solve likewise
+    after few steps, where it would reject steps to t = 1 from nearer and nearer.
+
+    Attributes:
+        inner: Decides.
+        batched: Points have a leading batch axis, and all samples take the same steps.
+    """
+
+    inner: diffrax.AbstractStepSizeController
+    batched: bool = eqx.field(static=True)
+
+    def wrap(self, direction: Any) -> "Guarded":
+        """Diffrax asks; time always runs forwards here."""
+        del direction
+        return self
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
+             error_order: Any) -> tuple[Any, Any]:  # fmt: skip
+        """The first step's end, and the state: of inner, and whether the end was not finite."""
+        t1, state = self.inner.init(terms, t0, t1, y0, dt0, args, func, error_order)
+        return t1, (state, jnp.asarray(False))
+
+    def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
+                        y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
+        """What `inner` says of the samples that count; no step to a t = 1 that is not finite."""
+        state, blocked = controller_state
+        eps = float(jnp.finfo(y0.dtype).eps)
+        axes = event_axes(y0) if self.batched else None
+        was_finite = jnp.all(jnp.isfinite(y0), axis=axes)
+        goes_wrong = ~jnp.all(jnp.isfinite(y1_candidate) & jnp.isfinite(y_error), axis=axes)
+        lost = ~was_finite | (goes_wrong & (t1 - t0 < LOST * eps))
+        blocked |= (t1 >= 1.0) & jnp.any(goes_wrong & was_finite)
+        if self.batched:
+            y0, y1_candidate, y_error = (
+                jnp.where(expand_like(lost, a), 0.0, a) for a in (y0, y1_candidate, y_error)
+            )
+        keep, t0, t1, jump, state, result = self.inner.adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, state
+        )
+        before_end = 1.0 - _BEFORE_END * eps
+        t1 = jnp.where(blocked & (t0 < before_end), jnp.minimum(t1, before_end), t1)
+        if not self.batched:
+            result = diffrax.RESULTS.where(lost, diffrax.RESULTS.dt_min_reached, result)
+        return keep, t0, t1, jump, (state, blocked), result
