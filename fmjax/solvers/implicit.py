@@ -127,7 +127,7 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any,
              made_jump: Any) -> Any:  # fmt: skip
-        """Step each sample; where its root was not found, the error is infinite and x1 NaN.
+        """Step each sample; where its root was not found, error and x1 are infinite.
 
         In place of the error stands (error, evaluations), for `Counting` to take apart.
         """
@@ -142,7 +142,7 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
             if self.metered:
                 spent = self._bill(t0, t1, x.size, y1[1], None if k is None else k[1], memory)
                 y1, error, k = y1[0], error[0], None if k is None else k[0]
-            y1 = jnp.where(result == diffrax.RESULTS.successful, y1, jnp.nan)
+            y1 = jnp.where(result == diffrax.RESULTS.successful, y1, jnp.inf)
             return y1, (error, spent), new_memory, k
 
         if self.batched:

@@ -144,7 +144,7 @@ class Samples(NamedTuple):
         num_rejected: Rejected steps of each sample.
         succeeded: Whether the sample arrived at t = 1, every number of it finite. One that is
             not finite at t = 0 fails by itself, whoever decides the steps.
-        times: Ends of the accepted steps, then NaN: `[steps]`, or `[batch, steps]` if each
+        times: Ends of the accepted steps, then +inf: `[steps]`, or `[batch, steps]` if each
             sample has its own. Of adaptive steps the first 1,024 are kept.
         trajectory: The points at the times `save_at`, `[times, batch, *event]`, or None.
             Infinite where a solve that failed did not come to.
@@ -170,6 +170,6 @@ def samples_on_grid(x1: Any, nfe: Any, times: Any, trajectory: Any = None) -> Sa
         num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
         num_rejected=nothing,
         succeeded=arrived & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=jnp.sort(jnp.where(taken, times[1:], jnp.nan)),  # NaN goes last.
+        times=jnp.sort(jnp.where(taken, times[1:], jnp.inf)),
         trajectory=trajectory,
     )

@@ -1,0 +1,103 @@
+"""Nothing that is computed on the way is NaN: `JAX_DEBUG_NANS`, which stops at the first, stays on.
+
+Without `jit` it looks at the result of every operation, so it finds what a mask hides later.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmjax.metrics import straightness
+from fmjax.paths import AffinePath
+from fmjax.schedules import Cosine
+from fmjax.solvers import (
+    DDIM,
+    AdamsBashforth2,
+    AdaptiveSteps,
+    Ancestral,
+    DPMSolverPP2M,
+    ErrorControl,
+    FixedSteps,
+    Heun,
+    UniPC,
+    edit,
+    encode,
+    interpolate,
+    log_density,
+    sample,
+    sample_diffusion,
+    sample_flow_map,
+    sample_sde,
+)
+from fmjax.times import uniform_grid
+from tests.solvers.table import GAUSSIAN, noise
+
+KEYS = jax.random.split(jax.random.key(3), 6)
+PADDED = FixedSteps(jnp.asarray([0.0, 0.4, 1.0, 1.0]))
+
+
+@pytest.fixture(autouse=True)
+def stop_at_nan():
+    with jax.debug_nans(True):
+        yield
+
+
+def still(t, x, cond=None):
+    return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [pytest.param(GAUSSIAN.velocity, marks=pytest.mark.slow), still],
+    ids=["moving", "still"],
+)
+@pytest.mark.parametrize(
+    "steps",
+    [
+        AdaptiveSteps(control=ErrorControl.LARGEST_SAMPLE),
+        AdaptiveSteps(control=ErrorControl.WHOLE_BATCH_RMS),
+        AdaptiveSteps(control=ErrorControl.PER_SAMPLE),
+        AdaptiveSteps(control=ErrorControl.PER_SAMPLE, slots=2),
+    ],
+    ids=["largest", "whole batch", "own", "streaming"],
+)
+def test_adaptive_solves_compute_no_nan(field, steps):
+    samples = sample(field, noise(), steps=steps)
+    assert samples.succeeded.all()
+    times, taken = np.asarray(samples.times), np.asarray(samples.num_accepted)
+    for row, n in zip(np.broadcast_to(times, (6, times.shape[-1])), taken, strict=True):
+        assert row[n - 1] == 1.0
+        assert np.all(row[n:] == np.inf)
+
+
+@pytest.mark.parametrize("solver", [Heun(), AdamsBashforth2()])
+def test_fixed_and_padded_steps_compute_no_nan(solver):
+    samples = jax.jit(lambda steps: sample(GAUSSIAN.velocity, noise(), solver=solver, steps=steps))(
+        PADDED
+    )
+    assert samples.times.tolist() == [pytest.approx(0.4), 1.0, np.inf]
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(1.0), DPMSolverPP2M(), UniPC(3)], ids=repr)
+def test_samplers_of_diffusion_models_compute_no_nan(sampler):
+    path = AffinePath(Cosine())
+    samples = sample_diffusion(GAUSSIAN.velocity, path, noise(), KEYS, sampler=sampler,
+                               steps=FixedSteps(uniform_grid(4)))  # fmt: skip
+    assert samples.succeeded.all()
+
+
+def test_other_solves_compute_no_nan():
+    x, path = noise(), AffinePath(Cosine())
+    assert sample_sde(GAUSSIAN.velocity, path, x, KEYS, steps=PADDED).succeeded.all()
+    assert sample_flow_map(GAUSSIAN.mean_velocity, x, steps=PADDED).succeeded.all()
+    assert log_density(still, x).succeeded.all()
+    assert encode(still, x).succeeded.all()
+    assert edit(still, path, x, KEYS, 0.5).succeeded.all()
+
+
+def test_what_a_mask_hides_is_not_nan():
+    zeros = jnp.zeros((6, 3))
+    assert straightness(still, zeros, num_steps=2).length_ratio.tolist() == [1.0] * 6
+    np.testing.assert_array_equal(interpolate(zeros, zeros, 2), jnp.zeros((2, 6, 3)))
+    sample(GAUSSIAN.velocity, noise(), solver=AdamsBashforth2(), steps=FixedSteps(uniform_grid(2)))
