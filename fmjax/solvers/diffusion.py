@@ -99,7 +99,11 @@ def sample_diffusion(
         x, memory, nfe = carry
         t = jnp.broadcast_to(times[n], x.shape[:1])
         step = Stretch(
-            n, times[n + 1] >= 1.0, (alphas[n], alphas[n + 1]), (sigmas[n], sigmas[n + 1])
+            n=n,
+            last=times[n + 1] >= 1.0,
+            alpha=(alphas[n], alphas[n + 1]),
+            sigma=(sigmas[n], sigmas[n + 1]),
+            before_last=(times[n + 1] < 1.0) & (times[jnp.minimum(n + 2, len(times) - 1)] >= 1.0),
         )
         x1, noise = predicted(t, x)
         if clip is not None:

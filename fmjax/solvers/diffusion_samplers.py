@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from fmjax._arrays import safe_sqrt
 from fmjax._checks import require_between
 
 
@@ -27,12 +28,14 @@ class Stretch(NamedTuple):
         last: Whether it ends at t = 1.
         alpha: At its start and its end.
         sigma: At its start and its end.
+        before_last: Whether the next step ends at t = 1.
     """
 
     n: jax.Array
     last: jax.Array
     alpha: tuple[jax.Array, jax.Array]
     sigma: tuple[jax.Array, jax.Array]
+    before_last: jax.Array | bool = False
 
     @property
     def q(self) -> jax.Array:
@@ -40,6 +43,12 @@ class Stretch(NamedTuple):
         signal = self.alpha[1] > 0.0  # Else alpha is below what float32 holds, at both ends.
         end = jnp.where(signal, self.alpha[1] * self.sigma[0], 1.0)
         return jnp.where(signal, self.alpha[0] * self.sigma[1] / end, 1.0)
+
+    @property
+    def share_anew(self) -> jax.Array:
+        """`1 - q^2`: of the noise's variance, what a step of the diffusion draws anew."""
+        # Of steps that are next to nothing, q is rounded to more than 1.
+        return jnp.maximum(1.0 - jnp.square(self.q), 0.0)
 
 
 @runtime_checkable
@@ -93,10 +102,10 @@ class DDIM:
         self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any, memory: Any
     ) -> tuple[jax.Array, Any]:
         """Put the predictions in, and what is drawn anew."""
-        fresh = self.eta**2 * (1.0 - jnp.square(step.q))
-        end = step.alpha[1] * x1 + step.sigma[1] * jnp.sqrt(1.0 - fresh) * x0
+        fresh = self.eta**2 * step.share_anew
+        end = step.alpha[1] * x1 + step.sigma[1] * safe_sqrt(1.0 - fresh) * x0
         if self.is_stochastic:
-            end = end + step.sigma[1] * jnp.sqrt(fresh) * noise
+            end = end + step.sigma[1] * safe_sqrt(fresh) * noise
         return end, memory
 
 
@@ -138,5 +147,5 @@ class Ancestral:
         """The posterior's mean, and noise."""
         mean = step.alpha[1] * x1 + step.sigma[1] * step.q * x0
         scale = step.sigma[0 if self.variance is StepVariance.BETA else 1]
-        std = jnp.where(step.last, 0.0, scale * jnp.sqrt(1.0 - jnp.square(step.q)))
+        std = jnp.where(step.last, 0.0, scale * safe_sqrt(step.share_anew))
         return mean + std * noise, memory

@@ -4,6 +4,7 @@ With data D(lambda) predicted along the path, `x / sigma` grows by the integral 
 The samplers here differ in the polynomial that they take for D.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ class _UniMemory(NamedTuple):
 
     x: jax.Array
     step: Stretch
+    order: jax.Array
     history: _History
 
 
@@ -70,8 +72,10 @@ class _UniMemory(NamedTuple):
 class UniPC:
     """UniPC: a multistep predictor, then a corrector that uses the next step's own evaluation.
 
-    The corrector is of one order more than the predictor; first steps are of the order that
-    there are predictions for, and the last one, which nothing corrects, of first order.
+    The corrector uses as many predictions as the predictor of its step, and the new one: it is of
+    one order more. First steps are of the order that there are predictions for. The last but one
+    is at most of order 2 and the last, which nothing corrects, of order 1: steps near t = 1 are
+    long in lambda (the authors' `lower_order_final`).
 
     Attributes:
         order: Of the predictor, 1 to 3, with the paper's `B_2(h) = e^h - 1`.
@@ -94,21 +98,22 @@ class UniPC:
         """No step yet."""
         zero = jnp.zeros((), x0.dtype)
         one = zero + 1.0
-        none = Stretch(jnp.zeros((), jnp.int32), zero > 0, (one, one), (one, one))
-        return _UniMemory(x0, none, _History.empty(x0, self.order))
+        first, no = jnp.zeros((), jnp.int32), zero > 0
+        none = Stretch(first, no, (one, one), (one, one), no)
+        return _UniMemory(x0, none, first, _History.empty(x0, self.order))
 
     def advance(
         self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any,
         memory: _UniMemory,
     ) -> tuple[jax.Array, _UniMemory]:  # fmt: skip
         """Correct the step before by what was predicted here, then predict the next."""
-        before, history = memory.step, memory.history
-        known = jnp.minimum(step.n, self.order)
-        corrected = _correct(before, memory.x, x1, _lambdas(step)[0], history, known)
+        history, here = memory.history, _lambdas(step)[0]
+        corrected = _correct(memory.step, memory.x, x1, here, history, memory.order)
         x = jnp.where(step.n == 0, x, corrected)
-        order = jnp.where(step.last, 1, jnp.minimum(step.n + 1, self.order))
+        most = jnp.where(step.last, 1, jnp.where(step.before_last, 2, self.order))
+        order = jnp.minimum(jnp.minimum(step.n + 1, self.order), most)
         end = _predict(step, x, x1, history, order)
-        return end, _UniMemory(x, step, history.pushed(x1, _lambdas(step)[0]))
+        return end, _UniMemory(x, step, order, history.pushed(x1, here))
 
 
 def _predict(
@@ -153,10 +158,14 @@ _MAX_LAMBDA = 20.0
 
 def _lambdas(step: Stretch) -> tuple[jax.Array, jax.Array]:
     """`log(alpha / sigma)` at both ends, held within what float32 can tell."""
-    start, end = (
-        jnp.clip(jnp.log(alpha / sigma), -_MAX_LAMBDA, _MAX_LAMBDA)
-        for alpha, sigma in zip(step.alpha, step.sigma, strict=True)
-    )
+    least = math.exp(-_MAX_LAMBDA - 1.0)
+
+    def log_ratio(alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+        # Roughly held before the logarithm too, whose derivative at zero is infinite.
+        alpha, sigma = jnp.maximum(alpha, least * sigma), jnp.maximum(sigma, least * alpha)
+        return jnp.clip(jnp.log(alpha / sigma), -_MAX_LAMBDA, _MAX_LAMBDA)
+
+    start, end = map(log_ratio, step.alpha, step.sigma)
     return start, end
 
 

@@ -1,5 +1,7 @@
 """Samplers of diffusion models against closed forms, each other, and the flow they follow."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from fmjax.schedules import (
     CosineBetas,
     Linear,
     LinearBetas,
+    Polynomial,
     VariancePreserving,
     time_at_angle,
 )
@@ -346,3 +349,139 @@ def test_a_noise_that_is_not_a_number_is_flagged_alone():
 def test_what_has_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "flow-samplers.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("dpm1_midpoint", DDIM()),
+        ("dpm2_midpoint", DPMSolverPP2M()),
+        ("unipc1_bh2", UniPC(1)),
+        ("unipc2_bh2", UniPC(2)),
+        ("unipc3_bh2", UniPC(3)),
+    ],
+)
+def test_every_step_is_that_of_diffusers(name, sampler):
+    """On a linear velocity `dx/dsigma = x A^T + b sigma + c`, from sigma to sigma of their grid.
+
+    The files are those of diffusers 0.42.1 (`use_flow_sigmas`), in float32.
+    """
+    sigmas = np.asarray(GOLDEN[f"toy_{name}_sigmas"], np.float64)
+    wanted = GOLDEN[f"toy_{name}_samples"]
+    matrix, b, c = (np.asarray(GOLDEN[f"toy_{part}"], np.float64) for part in "Abc")
+    with jax.enable_x64(True):
+        x = jnp.asarray(GOLDEN["toy_x"], jnp.float64)
+        memory = sampler.start(x)
+        for n in range(len(sigmas) - 1):
+            slope = x @ matrix.T + (b * sigmas[n] + c)[None]
+            stretch = Stretch(
+                n=jnp.asarray(n),
+                last=jnp.asarray(n == len(sigmas) - 2),
+                alpha=(jnp.asarray(1 - sigmas[n]), jnp.asarray(1 - sigmas[n + 1])),
+                sigma=(jnp.asarray(sigmas[n]), jnp.asarray(sigmas[n + 1])),
+                before_last=jnp.asarray(n == len(sigmas) - 3),
+            )
+            x1, x0 = x - sigmas[n] * slope, x + (1 - sigmas[n]) * slope
+            x, memory = sampler.advance(stretch, x, x1, x0, None, memory)
+            np.testing.assert_allclose(x, wanted[n + 1], atol=2e-5, err_msg=f"step {n}")
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
+    """As the steps by hand, whose orders are 1, 2, 3, 2 and 1; of a grid that is padded too."""
+    path, times = PATHS["cosine"], jnp.linspace(0.0, 1.0, 6)
+    sampler = UniPC(3)
+    predict = predictor(path)
+    x, memory = X0, sampler.start(X0)
+    alphas, sigmas = path.schedule.alpha(times), path.schedule.sigma(times)
+    for n in range(5):
+        alpha, sigma = (alphas[n], alphas[n + 1]), (sigmas[n], sigmas[n + 1])
+        last, before_last = jnp.asarray(n == 4), jnp.asarray(n == 3)
+        stretch = Stretch(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
+        t = jnp.full(16, times[n])
+        noise = predict(t, x)
+        x1 = path.convert(t, x, noise, source=Prediction.X0, target=Prediction.X1)
+        x, memory = sampler.advance(stretch, x, x1, noise, None, memory)
+        assert int(memory.order) == (1, 2, 3, 2, 1)[n]
+    padded = jnp.concatenate([times, jnp.ones(padding)])
+    found = jax.jit(
+        lambda times: (
+            sample_diffusion(
+                predict,
+                path,
+                X0,
+                prediction=Prediction.X0,
+                sampler=sampler,
+                steps=FixedSteps(times),
+            ).x1
+        )
+    )
+    np.testing.assert_allclose(found(padded), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_noisy_steps_are_those_of_ddpm_and_ddim(last):
+    """In DDPM's own letters: equations 7 and 11 of arXiv:2006.11239, 12 and 16 of 2010.02502."""
+    bar_t, bar_s = 0.35, 0.6  # alpha-bar where the step starts, and nearer to the data.
+    rng = np.random.default_rng(0)
+    x, eps, z = rng.normal(size=(3, 4, 2))
+    data = (x - np.sqrt(1 - bar_t) * eps) / np.sqrt(bar_t)
+    with jax.enable_x64(True):
+        stretch = Stretch(
+            n=jnp.asarray(3),
+            last=jnp.asarray(last),
+            alpha=(jnp.sqrt(bar_t), jnp.sqrt(bar_s)),
+            sigma=(jnp.sqrt(1 - bar_t), jnp.sqrt(1 - bar_s)),
+        )
+
+        def step(sampler):
+            given = (jnp.asarray(value) for value in (x, data, eps, z))
+            return sampler.advance(stretch, *given, sampler.start(jnp.asarray(x)))[0]
+
+        alpha = bar_t / bar_s
+        beta = 1 - alpha
+        mean = (x - beta / np.sqrt(1 - bar_t) * eps) / np.sqrt(alpha)
+        posterior = (1 - bar_s) / (1 - bar_t) * beta
+        for variance, value in ((StepVariance.POSTERIOR, posterior), (StepVariance.BETA, beta)):
+            wanted = mean + (0.0 if last else np.sqrt(value)) * z
+            np.testing.assert_allclose(step(Ancestral(variance)), wanted, rtol=1e-12)
+        for eta in (0.0, 0.5, 1.0):
+            std = eta * np.sqrt(posterior)
+            wanted = np.sqrt(bar_s) * data + np.sqrt(1 - bar_s - std**2) * eps + std * z
+            np.testing.assert_allclose(step(DDIM(eta)), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverPP2M(), UniPC(3)], ids=repr)
+def test_steps_on_pure_noise_change_no_answer(sampler):
+    """alpha = t^4 is below 2e-9 sigma, the least that is told from zero, at the first three times.
+
+    The network predicts one point, so every step goes to it exactly.
+    """
+    path, times = AffinePath(Polynomial(4.0)), jnp.asarray([0.0, 1e-3, 2e-3, 0.5, 0.9, 1.0])
+
+    def predict(t, x, cond=None):
+        return jnp.full_like(x, 0.5)
+
+    found = sample_diffusion(predict, path, X0, prediction=Prediction.X1, sampler=sampler,
+                             steps=FixedSteps(times))  # fmt: skip
+    np.testing.assert_allclose(found.x1, np.full(X0.shape, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(1.0), UniPC(3)], ids=repr)
+def test_a_grids_gradient_is_that_of_finite_differences(sampler):
+    path = PATHS["linear"]
+
+    def total(inner):
+        times = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(2)])
+        return sample_diffusion(lambda t, x, cond=None: x, path, X0, KEYS, sampler=sampler,
+                                steps=FixedSteps(times)).x1.sum()  # fmt: skip
+
+    with jax.enable_x64(True):
+        inner, total = jnp.asarray([0.3, 0.6]), jax.jit(total)
+        wanted = [(total(inner + d) - total(inner - d)) / 2e-4 for d in 1e-4 * jnp.eye(2)]
+        found = jax.jit(jax.grad(total))(inner)
+    # The points are float32: their sum, some 10, is told to 1e-6 of a difference of 2e-4.
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=0.05)
