@@ -123,21 +123,13 @@ def flow_matching_loss(
     return loss if weight_fn is None else weight_fn(t) * loss
 
 
-# How near to a pole of the scale it is still exact.
-_EDGE = 1e-3
-
-
 def _error_scale(path: AffinePath, t: Times, prediction: Prediction, space: Prediction) -> Times:
     """What an error of `prediction` is to be multiplied with to be one of `space`, bounded."""
     if prediction == Prediction.SCORE:
         # The score itself has a pole. As noise, -sigma times it, it has none.
         return -path.schedule.sigma(t) * _error_scale(path, t, Prediction.X0, space)
-    at_start, at_end = path.has_pole(
-        jnp.array([0.0, 1.0], t.dtype), source=prediction, target=space
-    )
-    bounded = jnp.where(at_start, jnp.maximum(t, _EDGE), t)
-    bounded = jnp.where(at_end, jnp.minimum(bounded, 1.0 - _EDGE), bounded)
-    return path.conversion_weights(bounded, source=prediction, target=space)[1]
+    t = path.away_from_poles(t, source=prediction, target=space)
+    return path.conversion_weights(t, source=prediction, target=space)[1]
 
 
 def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Cond:

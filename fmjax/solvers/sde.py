@@ -105,7 +105,8 @@ def sample_sde(
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
     def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:
-        """`u + w^2/2 score` from one prediction."""
+        """`u + w^2/2 score` from one prediction, not where the velocity has no limit."""
+        t = path.away_from_poles(t, source=prediction, target=Prediction.VELOCITY)
         value = predict_fn(t, x, cond)
         require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
