@@ -23,7 +23,7 @@ from fmjax._checks import require_at_least
 from fmjax.training.digests import write_digests
 from fmjax.training.named_arrays import flat_arrays, key_impl
 from fmjax.training.processes import is_main, together
-from fmjax.training.restoring import Reader, described, warn_of
+from fmjax.training.restoring import Reader, check_step_metadata, described, warn_of
 from fmjax.training.saving import Unwritten, disk_error, meet
 from fmjax.training.state import TrainState
 
@@ -222,6 +222,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 def _manager(
     folder: Path, *, max_to_keep: int | None, clean: bool, alone: bool = False
 ) -> ocp.CheckpointManager:
+    check_step_metadata(folder)
     here = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         multiprocessing_options=ocp.options.MultiprocessingOptions(

@@ -1,5 +1,6 @@
 """Reading checkpoints: which of them are whole, and what is in them."""
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from fmjax._json import check_json
+from fmjax._json import check_json, parse_json
 from fmjax.training.digests import find_damage, is_sealed
 from fmjax.training.named_arrays import flat_arrays, unflat_arrays
 
@@ -31,6 +32,38 @@ class SavedRun(TypedDict):
     arrays: dict[str, dict[str, str]]
     key_impl: str
     extra: dict[str, Any]
+
+
+class _StepMetadata(TypedDict, total=False):
+    """What Orbax keeps of a checkpoint besides its arrays; other keys are ignored."""
+
+    item_handlers: dict[str, str] | str | None
+    metrics: dict[str, Any] | None
+    performance_metrics: dict[str, float] | None
+    init_timestamp_nsecs: int | None
+    commit_timestamp_nsecs: int | None
+    custom_metadata: dict[str, Any] | None
+
+
+def check_step_metadata(folder: Path) -> None:
+    """Look at what Orbax reads of every checkpoint when it opens their folder.
+
+    Orbax does without a file that is cut short, but not without one of another type or depth.
+
+    Raises:
+        ValueError: If Orbax could not read one; it names the file.
+    """
+    for path in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
+        try:
+            value = parse_json(path.read_bytes(), str(path), nonfinite=True)
+        except FileNotFoundError:
+            continue  # A training has just replaced that checkpoint.
+        except ValueError as error:
+            if isinstance(error.__cause__, json.JSONDecodeError | UnicodeError):
+                continue
+            raise
+        if value is not None:
+            check_json(value, _StepMetadata, str(path), extra=True)
 
 
 class DamagedCheckpoint(ValueError):

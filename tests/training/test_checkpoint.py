@@ -62,6 +62,16 @@ def copy_of(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize("text", ["[]", '{"a":' * 100_000, "1e400", '{"item_handlers": 3}'])
+def test_step_metadata_that_orbax_cannot_read_is_named(saved, state, tmp_path, text):
+    folder = copy_of(saved, tmp_path)
+    (folder / "0" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(ValueError, match=r"0/_CHECKPOINT_METADATA must (hold|be) [^\n]+$"):
+        Checkpoints(folder)
+    with pytest.raises(ValueError, match=r"0/_CHECKPOINT_METADATA must (hold|be) [^\n]+$"):
+        restore_ema(folder, state.params)
+
+
 @pytest.mark.parametrize("layout", [(8, 1), (1, 8), (4, 2)])
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, state, layout):
     like = make_state(layout=layout, key=jax.random.key(1))
