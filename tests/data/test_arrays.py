@@ -374,7 +374,7 @@ def test_floating_images_of_another_range_are_warned_of(
 
 
 def test_numbers_of_classes_that_no_label_can_have_are_refused():
-    with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 10"):
+    with pytest.raises(ValueError, match=r"data.num_classes must lie in .*, got 1000000000000$"):
         ArrayData("x", num_classes=10**12)
     with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 0"):
         ArrayData("x", num_classes=0)

@@ -410,10 +410,10 @@ def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
     [
         (lambda: CaptionedClasses(names=("a", "b")), "data.names must be one for each of 10"),
         (lambda: CaptionedClasses(templates=("a photo",)), "data.templates must be texts with"),
-        (lambda: CaptionedClasses(seed=-1), "data.seed must be at least 0, got -1"),
-        (lambda: CaptionedImages("x", size=0), "data.size must be at least 1, got 0"),
+        (lambda: CaptionedClasses(seed=-1), r"data.seed must lie in \[0, 2\*\*63\), got -1"),
+        (lambda: CaptionedImages("x", size=0), r"data.size must lie in \[1, 16384\], got 0"),
         (lambda: CaptionedImages("x", test_every=1), "data.test_every must be at least 2, got 1"),
-        (lambda: EmojiData(size=0), "data.size must be at least 1, got 0"),
+        (lambda: EmojiData(size=0), r"data.size must lie in \[1, 16384\], got 0"),
         (lambda: EmojiData(groups=("Flag",)), r"data.groups must be .*did you mean 'Flags'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_toy_is_unconditional_unless_asked():
     [
         ({"name": "moon"}, r"data.name must be one of .*did you mean 'moons'"),
         ({"num_examples": 0}, "data.num_examples must be at least 1, got 0"),
-        ({"seed": -1}, "data.seed must be at least 0, got -1"),
+        ({"seed": -1}, r"data.seed must lie in \[0, 2\*\*63\), got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
