@@ -34,6 +34,7 @@ from fmjax.studies.compare_prompt import ComparePromptConfig
 from fmjax.studies.encode import EncodeConfig
 from fmjax.studies.train import train_folder
 from fmjax.training import MeshConfig, OptimizerConfig, batch_sharding, make_mesh
+from fmjax.training.topology import devices_of
 
 KINDS = (
     CompareConfig, EvaluationConfig, TrainingConfig, SamplingConfig, PlanConfig, LikelihoodConfig,
@@ -101,6 +102,12 @@ def test_seeds_are_not_negative_and_as_large_as_64_bits():
 def test_sizes_that_cannot_be_traced_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["cpu:1000000000", "h100:70000", f"v5e:{10**300}x1"])
+def test_a_topology_of_too_many_devices_is_refused(name):
+    with pytest.raises(ValueError, match="topology must have at most .* devices, got "):
+        devices_of(name)
 
 
 def test_bytes_beyond_the_memory_are_refused(monkeypatch):

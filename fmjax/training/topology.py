@@ -102,7 +102,11 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
     rule = "be like v5e:16x16, v5p:4x4x4, h100:8 or cpu:8"
     form = r"\d+(x\d+){1,2}" if family in TPUS else r"\d+"
     require(re.fullmatch(form, grid) is not None, "topology", rule, name)
-    require(math.prod(map(int, grid.split("x"))) >= 1, "topology", rule, name)
+    num_chips = math.prod(int(side[:9]) for side in grid.split("x"))
+    require(num_chips >= 1, "topology", rule, name)
+    most = 4_096 if family == "cpu" else 65_536
+    few = num_chips * num_slices <= most
+    require(few, "topology", f"have at most {most:,} devices", f"{num_chips * num_slices:,}")
     if family == "cpu":
         return _fake_devices(int(grid))
     jax.config.update("jax_platforms", "cpu")
