@@ -75,9 +75,13 @@ def watching(root, strike):
 
 def copying(root, to):
     """A strike that copies the folder: what a kill at this moment leaves."""
-    count, seen = 0, set()
+    count, seen, one_thread = 0, set(), threading.Lock()
 
     def strike(_):
+        with one_thread:
+            keep_copy()
+
+    def keep_copy():
         nonlocal count
         copy = Path(to) / f"{count:03d}"
         with contextlib.suppress(shutil.Error, OSError):  # Threads of TensorStore write, too.

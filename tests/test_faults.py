@@ -297,8 +297,10 @@ def test_a_write_that_fails_is_one_line_and_the_same_command_goes_on(
         assert failed.code in (0, 1, 2), (at, failed)
         assert failed.err.count("\n") == (failed.code != 0), (at, failed)
         assert failed.code == 0 or os.strerror(getattr(errno, code)) in failed.err, (at, failed)
+        # What cannot be removed is left.
+        stays = failed.writes[at - 1].startswith("os.remove")
         left = [path for path in hidden(state) if "orbax" not in path.name]
-        assert not left, (at, failed, left)
+        assert stays or not left, (at, failed, left)
         again = faults.run(*arguments, root=state)
         assert (again.code, again.err) == (0, ""), (at, again)
         assert_same_results(state, root)
