@@ -284,6 +284,7 @@ def test_within_another_program_signals_are_given_back():
     [
         (["before", "before"], "now"),
         (["before", "1"], "2"),
+        (["before", "0"], "1"),
         (["7", "5", "6"], "8"),
         (["7", "after"], "after"),
         (["after", "after"], "after"),

@@ -116,7 +116,7 @@ def fit(
             monitor.add(step, metrics)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)  # In all processes.
-                signals.begin()
+                signals.begin(first_step)
             if step < num_steps:
                 # While the device works on this step, the next batch travels to it.
                 feed.fetch(step)

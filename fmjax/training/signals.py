@@ -206,10 +206,12 @@ class StopSignals:
         if self._begun:
             self._deferral.leave()
 
-    def begin(self) -> None:
-        """The first step is taken: from now on there is something to save."""
+    def begin(self, first_step: int) -> None:
+        """A step after `first_step` is computed: from now on there is something to save."""
         if not self._begun:
             self._enter()
+        if _agreement is not None:
+            _agreement.passed(first_step)
 
     def cause(self, step: int) -> str | None:
         """The signal after which to stop now, None without one; the same in all processes."""

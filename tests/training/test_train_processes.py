@@ -106,6 +106,35 @@ def test_sigterm_to_one_process_saves_and_ends_all_and_another_number_goes_on(
     assert_alike(run, losses(unbroken))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_ctrl_c_to_one_process_saves_the_same_step_in_all(config, tmp_path, which):
+    run = tmp_path / "run"
+    processes = start(config, run, 2, "--training.num-steps", "100000")
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    processes[which].send_signal(signal.SIGINT)
+    codes, said = finish(processes)
+    assert codes == [128 + signal.SIGINT] * 2, said
+    assert said[0][1] == said[1][1]
+    step = re.fullmatch(r"fmjax: stopped by SIGINT after step (\d+); its checkpoint is saved; "
+                        r"the same command goes on\n", said[0][1])[1]  # fmt: skip
+    assert (run / "checkpoints" / step).is_dir()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_ctrl_c_to_one_process_before_the_first_step_ends_all_at_once(config, tmp_path, which):
+    """The folder is made when the data are read, and before the step is compiled."""
+    run = tmp_path / "run"
+    processes = start(config, run, 2, "--training.num-steps", "100000")
+    wait_for((run / "config.json").exists)
+    processes[which].send_signal(signal.SIGINT)
+    began = time.monotonic()
+    codes, said = finish(processes)
+    assert time.monotonic() - began < 10
+    assert codes == [128 + signal.SIGINT] * 2, said
+    line = "fmjax: stopped by SIGINT; the same command goes on\n"
+    assert [error for _, error in said] == [line, line]
+
+
 @pytest.mark.parametrize("begun", ["checkpoints/24*", "evaluation.json", "comparison.json"])
 def test_sigterm_to_one_process_ends_all_also_after_the_steps(config, alone, tmp_path, begun):
     """In the last save, in the comparison, in the report: the last two are process 0's alone."""
