@@ -16,7 +16,8 @@ MAX_FUNCTION_LINES = 60  # Without its docstring; a file is as long as its subje
 
 # A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
 FLOORS = {
-    **dict.fromkeys(("_checks", "_locks"), -1),
+    **dict.fromkeys(("_checks", "_stopping"), -1),
+    "_locks": -0.8,
     "_files": -0.6,
     "_json": -0.3,
     **dict.fromkeys(
@@ -26,7 +27,6 @@ FLOORS = {
             "_layout",
             "_memory",
             "_progress",
-            "_stopping",
             "_trees",
         ),
         0,
