@@ -137,11 +137,12 @@ def assert_ends_alike(folder, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kibibytes", "step"), [(100, 0), (850, 8), (960, 8), (1800, 16)])
+@pytest.mark.parametrize(("num_files", "step"), [(40, 0), (75, 8), (115, 16)])
 def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
-    disk, config, undisturbed, kibibytes, step
+    disk, config, undisturbed, num_files, step
 ):
-    subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", disk], check=True)
+    """The disk has bytes enough, or the command would not begin, but no room for more files."""
+    subprocess.run(["mount", "-o", f"remount,size=8m,nr_inodes={num_files}", disk], check=True)
     folder = disk / "run"
     child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
                            text=True, timeout=120, check=False)  # fmt: skip
@@ -150,12 +151,25 @@ def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
     assert told, child.stderr
     assert told[1].startswith(str(folder))
     assert int(told[2]) == step
-    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
     child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
                            text=True, timeout=120, check=False)  # fmt: skip
     assert (child.returncode, child.stderr) == (0, "")
     assert (f"resumed from step {step}\n" in child.stdout) == (step > 0)
     assert_ends_alike(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(disk, config):
+    subprocess.run(["mount", "-o", "remount,size=100k", disk], check=True)
+    child = subprocess.run(command(config, disk / "run"), env=environment(), capture_output=True,
+                           text=True, timeout=120, check=False)  # fmt: skip
+    assert child.returncode == 2, child
+    told = (
+        rf"fmjax: error: disk of {disk}/run must have [\d.]+ MB of free space for 3 checkpoints, "
+    )
+    assert re.fullmatch(told + r"got [\d.]+ kB\n", child.stderr)
+    assert not (disk / "run").exists()
 
 
 def no_long_files():
