@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 COLOUR = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
 """A terminal with colours, and a wish for them."""
@@ -28,7 +29,12 @@ for columns, arguments in json.loads(sys.argv[1]):
 
 
 def in_terminal(
-    command: list[str], *, columns: int = 80, timeout: float = 120.0, **environment: str
+    command: list[str],
+    *,
+    columns: int = 80,
+    timeout: float = 120.0,
+    cwd: Path | None = None,
+    **environment: str,
 ) -> tuple[int, str]:
     """Run one process with a terminal of a width.
 
@@ -39,7 +45,7 @@ def in_terminal(
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=env | environment
+        command, cwd=cwd, stdin=slave, stdout=slave, stderr=slave, env=env | environment
     ) as child:
         os.close(slave)
         give_up, screen = time.monotonic() + timeout, b""

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ ERRORS = [
         "unrecognized option --optimizer.lr (did you mean --optimizer.learning-rate?)",
     ),
     (
-        [*TOY, "--optimizer.lr=3e-4", "--zzz", "-1", "--bs", "8"],
+        [*TOY, "--optimizer.lr=3e-4", "--zzz", "-1", "-inf", "--bs", "8"],
         "unrecognized options "
         "--optimizer.lr (did you mean --optimizer.learning-rate?), --zzz, --bs (did you mean "
         "--training.batch-size or --sampling.batch-size?)",
@@ -194,3 +195,13 @@ def test_a_terminal_shows_what_a_process_prints():
     python = [sys.executable, "-m", "fmjax.cli", *TOY, "--optimizer.lr", "3e-4"]
     shown = in_terminal(python, columns=20, PYTHONPATH=str(ROOT), **COLOUR)
     assert shown == (2, f"fmjax: error: {ERRORS[3][1]}\n")
+
+
+def test_a_warning_is_one_plain_line_among_what_is_printed(capsys):
+    from fmjax.cli.streams import plain_warnings
+
+    with plain_warnings():
+        warnings.showwarning("a line\n\x1b[31mlost", UserWarning, "file.py", 3)
+    printed = capsys.readouterr()
+    assert printed.out == "warning: a line \\x1b[31mlost\n"
+    assert printed.err == ""

@@ -75,10 +75,10 @@ def _run_forgivingly(arguments: list[str]) -> int:
     """`_run`, whatever becomes of standard output."""
     from fmjax import _stopping
     from fmjax.cli.console import print_any_name
-    from fmjax.cli.streams import forgiving_output
+    from fmjax.cli.streams import forgiving_output, plain_warnings
 
     print_any_name()
-    with forgiving_output() as out:
+    with forgiving_output() as out, plain_warnings():
         try:
             code = _run(arguments)
         except BaseException:
@@ -156,28 +156,14 @@ def _complain(error: Exception, code: int = 2) -> int:
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
     from fmjax._stopping import hold
+    from fmjax.cli.streams import one_line
 
     hold()
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {_plainly(error.filename)}" if error.filename else error.strerror
-    print(f"fmjax: error: {_one_line(text)}", file=sys.stderr)
+    print(f"fmjax: error: {one_line(text)}", file=sys.stderr)
     return code
-
-
-_LONGEST = 2_000
-"""Characters of an error; values are shown, but not whole files."""
-
-
-def _one_line(text: str) -> str:
-    """The text on one line that a terminal shows as it is: without control characters."""
-    text = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in " ".join(text.split())
-    )
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
-    return text
 
 
 def _plainly(name: object) -> object:

@@ -93,7 +93,9 @@ def _options(read: Callable[[list[str]], object]) -> list[str]:
 
 def _unrecognized(words: Sequence[str], options: Sequence[str]) -> str:
     """Name the unknown options without their values, each with the options that are near."""
-    names = [word.split("=")[0] for word in words if re.match(r"--?[^\W\d]", word)]
+    # What else begins with a dash is a value, such as -1 or -inf.
+    options_given = [word for word in words if re.match(r"--?(?!inf$|nan$)[^\W\d]", word)]
+    names = [word.split("=")[0] for word in options_given]
     if not names:
         return f"unrecognized argument {words[0]!r}: options begin with --"
     hints = [name + suggestion(name, options) for name in dict.fromkeys(names)]

@@ -4,11 +4,15 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 # A pipe without a reader (`fmjax train ... | head`), a terminal that was closed.
 _READ_NO_MORE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
+
+_LONGEST = 2_000
+"""Characters of an error; values are shown, but not whole files."""
 
 
 @runtime_checkable
@@ -109,3 +113,28 @@ def forgiving_output() -> Iterator[Output]:
         out.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def one_line(text: str) -> str:
+    """The text on one line that a terminal shows as it is: without control characters."""
+    text = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(text.split())
+    )
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    return text
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings of Python as one plain line among what is printed, without source code."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {one_line(str(message))}", flush=True)
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
