@@ -127,9 +127,13 @@ def walk(folder: Path) -> Found:
             continue
         for entry in visible:
             path = below / entry.name
-            if entry.is_dir():
+            try:
+                is_dir, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # A link to itself, or into a folder that cannot be read.
+                is_dir = is_file = False
+            if is_dir:
                 pending.append((path, above | {identity}))
-            elif entry.is_file():
+            elif is_file:
                 files.append(path)
             else:
                 skipped[path] = "links that lead nowhere" if entry.is_symlink() else "devices"

@@ -106,8 +106,10 @@ def _paired(
     unread = [path for path in unread if path.name.lower() not in _LISTS]
     unread += [Path("..") / name for name in _LISTS if (folder.parent / name).is_file()]
     more = f" (not read: {', '.join(map(str, unread[:_SHOWN]))})" if unread else ""
+    missing = set(pairs) - images
+    more += f" (a caption, but no image, for {min(missing)})" if missing else ""
     _refuse(folder, without, "have a caption for every image", more)
-    _refuse(folder, set(pairs) - images, "have an image for every caption")
+    _refuse(folder, missing, "have an image for every caption")
     _refuse(folder, {n for n, text in pairs.items() if not text}, "have words in every caption")
     return dict(sorted(pairs.items())), read
 
