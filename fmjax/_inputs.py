@@ -162,9 +162,10 @@ def _null_leaf(leaf: Any, null: Any) -> jax.Array:
     known = is_array(null) or isinstance(null, (bool, int, float))
     require(known, "null_cond", "hold numbers like the condition", described(null))
     try:
-        np.broadcast_shapes(jnp.shape(null), shape)
+        broadcasts = np.broadcast_shapes(jnp.shape(null), shape) == shape
     except ValueError:
-        require(False, "null_cond", f"broadcast to shape {shape}", described(null))
+        broadcasts = False
+    require(broadcasts, "null_cond", f"broadcast to shape {shape}", described(null))
     if isinstance(null, Tracer):
         like = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(null.dtype, dtype)
         require(like, "null_cond", f"hold {dtype} like the condition", null.dtype)
@@ -175,5 +176,8 @@ def _null_leaf(leaf: Any, null: Any) -> jax.Array:
         limits = jnp.iinfo(dtype)
         fits = fits and bool(np.all((value >= limits.min) & (value <= limits.max)))
         fits = fits and bool(np.all(value == np.floor(value)))
+    elif jnp.issubdtype(dtype, jnp.floating):
+        largest = float(jnp.finfo(dtype).max)
+        fits = fits and not np.any(np.isfinite(value) & (np.abs(value) > largest))
     require(fits, "null_cond", f"hold {dtype} like the condition", null)
     return jnp.broadcast_to(jnp.asarray(value.astype(dtype)), shape)

@@ -139,6 +139,7 @@ CHANGED = [
     (PAIR, None, "numbers like the condition, got None"),
     (PAIR, "none", "numbers like the condition, got 'none'"),
     (jnp.ones((2, 3)), True, "float32 like the condition, got True"),
+    (jnp.ones((2, 3)), 1e300, r"float32 like the condition, got 1e\+300"),
     (jnp.array([True, False]), 0.5, "bool like the condition, got 0.5"),
 ]
 
@@ -170,6 +171,8 @@ def test_another_tree_or_shape_than_the_conditions_is_refused():
         null_like((PAIR, PAIR), (1, 2, 3))
     with pytest.raises(ValueError, match=r"null_cond must broadcast to shape \(2,\), got int"):
         null_like(PAIR, np.arange(3))
+    with pytest.raises(ValueError, match=r"null_cond must broadcast to shape \(2,\), got int"):
+        null_like(PAIR, np.array([[10]]))
 
 
 def test_labels_that_jax_would_cut_to_32_bits_are_refused():
