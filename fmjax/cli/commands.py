@@ -13,7 +13,7 @@ from fmjax.cli.generating import compare_prompt, encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
 from fmjax.cli.sampling import adaptive_if_meant
 from fmjax.cli.training import export, reflow, train
-from fmjax.cli.working import plain_warnings, working
+from fmjax.cli.working import working
 
 if TYPE_CHECKING:
     from fmjax.studies.run_folder import Run
@@ -210,7 +210,7 @@ def _plan(arguments: list[str]) -> int:
         require(apart, "picture", "be another file than json", asked.picture)
     files = [each for each in (asked.json, asked.picture) if each is not None]
     # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
-    with plain_warnings(), console() as progress, own_files(*files):
+    with console() as progress, own_files(*files):
         plans = plan(asked.config, asked.plan, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))

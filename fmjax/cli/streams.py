@@ -133,8 +133,8 @@ def plain_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         print(f"warning: {one_line(str(message))}", flush=True)
 
-    before, warnings.showwarning = warnings.showwarning, show
-    try:
+    with warnings.catch_warnings():
+        # JAX compiles again, but never replaces an entry that a killed process left incomplete.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.showwarning = before

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,28 +31,8 @@ def working(processes: "Processes | None" = None) -> Iterator[Progress]:
     if not is_main():
         yield Silent()
         return
-    with plain_warnings(), console() as progress:
+    with console() as progress:
         yield progress
-
-
-@contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show warnings of fmjax as one line each, without the line of code that gave them."""
-    package = str(Path(__file__).parents[1])
-
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_plainly(
-            message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
-        ) -> None:
-            if filename.startswith(package):
-                print(f"fmjax: warning: {' '.join(str(message).split())}", file=sys.stderr)
-            else:
-                show(message, category, filename, *rest, **more)
-
-        warnings.showwarning = show_plainly
-        yield
 
 
 def _hush_threads() -> None:
