@@ -61,15 +61,22 @@ def numbers():
                 wrong = wrong[:1] if field.name == "seed" else wrong
                 for value in wrong:
                     entry = (value,) * max(len(typing.get_args(part)) - 1, 1) if many else value
-                    yield pytest.param(kind, field.name, entry, id=f"{kind.__name__}.{field.name}")
+                    yield kind, field.name, entry
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("kind", "name", "value"), list(numbers()))
-def test_every_number_of_a_config_fits_its_type(kind, name, value):
-    with pytest.raises(ValueError, match=name) as error:
-        kind(**{name: value})
-    assert "\n" not in str(error.value)
+def test_every_number_of_a_config_fits_its_type():
+    cases = list(numbers())
+    assert len(cases) > 250
+    for kind, name, value in cases:
+        try:
+            kind(**{name: value})
+        except ValueError as error:
+            message = str(error)
+        else:
+            pytest.fail(f"{kind.__name__} takes {name}={str(value)[:40]}")
+        assert name in message, (kind, name)
+        assert "\n" not in message, (kind, name)
 
 
 def test_seeds_are_not_negative_and_as_large_as_64_bits():
@@ -129,7 +136,6 @@ def test_bytes_beyond_the_memory_are_refused(monkeypatch):
 
 TOO_LARGE = [
     ({"network": MLPConfig(width=2**18, num_layers=4)}, "network must fit .* GB of parameters"),
-    ({"network": DiTConfig(width=2**17, num_layers=64, num_heads=4)}, "network must fit"),
     ({"training": TrainingConfig(batch_size=2**31 - 8)}, "batch_size must fit .* GB of examples"),
     ({"data": ToyData(num_examples=2**31 - 1)}, "data.num_examples must fit"),
 ]
@@ -139,8 +145,6 @@ TOO_LARGE = [
 def test_a_training_that_does_not_fit_leaves_no_folder(tmp_path, monkeypatch, parts, message):
     monkeypatch.setattr(_memory, "host_memory", lambda: 16e9)
     config = Config("large", **({"data": ToyData(), "network": MLPConfig(width=16)} | parts))
-    if isinstance(config.network, DiTConfig):
-        config = dataclasses.replace(config, data=Config("x").data)
     with pytest.raises(ValueError, match=message):
         train_folder(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
