@@ -271,6 +271,28 @@ def test_a_signal_to_a_forked_child_is_not_one_to_the_command():
     assert (code, error.count("\n")) == (128 + signal.SIGTERM, 1)
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_command_that_has_ended_exits_without_freeing_its_objects(code):
+    script = f"""
+import atexit, sys
+from fmjax.cli import commands, main
+class Freed:
+    def __del__(self):
+        print("freed")
+def work(arguments):
+    main.kept = Freed()
+    atexit.register(print, "exit function")
+    return {code}
+commands.COMMANDS["train"] = work
+sys.argv = ["fmjax", "train"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "exit function\n", "")
+
+
 def test_within_another_program_signals_are_given_back():
     before = [signal.getsignal(number) for number in SIGNALS]
     with stoppable("starts again"):
