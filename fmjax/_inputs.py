@@ -135,7 +135,7 @@ def require_cond(cond: Any, num: int | None = None) -> None:
 
 
 def null_like(cond: Any, null_cond: Any) -> Any:
-    """What stands for no condition, with every number as it is, in arrays like those of `cond`.
+    """The null condition in arrays of the shapes and dtypes of `cond`, with unchanged values.
 
     Args:
         cond: A condition, a pytree of arrays.

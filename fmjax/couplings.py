@@ -85,8 +85,8 @@ class MinibatchOT:
         )(x0, x1, cond)
 
     def _couple(self, x0: Points, x1: Points, cond: Cond) -> Points:
-        # Each set about its own mean: this adds to the cost of a pair what depends on its row or
-        # on its column alone, so that the plan is the same, and keeps the digits that decide it.
+        # Both sets are centred. That changes the cost of a pair by terms of its row or its column
+        # alone, so the plan is the same, and rounding no longer hides the differences.
         costs = squared_distances(_centred(x0), _centred(x1))
         if cond is not None:
             costs = _with_condition(costs, cond, self.condition_weight)

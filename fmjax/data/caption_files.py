@@ -49,7 +49,7 @@ def read_captions(
         folder: The folder.
         found: What `fmjax._files.walk` found in it.
         splits: Names of folders in it that are read; none reads the folder itself.
-        progress: Is told what is left out.
+        progress: Receives one line about the files that are left out.
 
     Returns:
         The images and captions of each split, in the order of the names; without splits those of

@@ -149,8 +149,8 @@ def _about(files: TensorFiles, path: Path) -> _About:
         plain = {key.removeprefix("transformer."): value for key, value in stated.items()}
         about = check_json(plain, _About, "metadata", extra=True)
     else:
-        beside = path.with_name("adapter_config.json")
-        about = read_json(beside, _About, extra=True) if beside.is_file() else _About()
+        config = path.with_name("adapter_config.json")
+        about = read_json(config, _About, extra=True) if config.is_file() else _About()
     require(not about.get("use_dora"), "adapters", "be plain ones", "DoRA")
     return about
 

@@ -1,4 +1,4 @@
-"""Adaptive steps past what is not finite: samples that no step can save, a field without an end."""
+"""Adaptive steps where samples, or the field at t = 1, are not finite."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ _BEFORE_END = 128
 
 
 class Guarded(diffrax.AbstractStepSizeController):
-    """Decides as `inner` does, and gives up samples that are not finite.
+    """A step size controller that gives up samples that are not finite.
 
-    A sample is given up when its points are not finite, or are not after a step of next to
-    nothing. In a batch it then no longer counts, so that the others go on; a sample by itself
-    ends its solve. A velocity that is not finite at t = 1, the end, ends the solve likewise
-    after few steps, where it would reject steps to t = 1 from nearer and nearer.
+    A sample is given up when its points are not finite, or are not finite after the shortest step.
+    In a batch it is then ignored, so that the others go on; a single sample ends its solve. A
+    velocity that is not finite at t = 1 ends the solve after a few steps, instead of rejecting
+    ever shorter steps to t = 1.
 
     Attributes:
-        inner: Decides.
+        inner: The controller that chooses the steps.
         batched: Points have a leading batch axis, and all samples take the same steps.
     """
 
@@ -37,19 +37,19 @@ class Guarded(diffrax.AbstractStepSizeController):
     batched: bool = eqx.field(static=True)
 
     def wrap(self, direction: Any) -> "Guarded":
-        """Diffrax asks; time always runs forwards here."""
+        """Return this controller: Diffrax requires the method, and time only runs forwards."""
         del direction
         return self
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
              error_order: Any) -> tuple[Any, Any]:  # fmt: skip
-        """The first step's end, and the state: of inner, and whether the end was not finite."""
+        """The end of the first step, and (the state of `inner`, whether t = 1 is blocked)."""
         t1, state = self.inner.init(terms, t0, t1, y0, dt0, args, func, error_order)
         return t1, (state, jnp.asarray(False))
 
     def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
                         y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
-        """What `inner` says of the samples that count; no step to a t = 1 that is not finite."""
+        """The decision of `inner`, without the samples given up and blocked steps to t = 1."""
         state, blocked = controller_state
         eps = float(jnp.finfo(y0.dtype).eps)
         axes = event_axes(y0) if self.batched else None

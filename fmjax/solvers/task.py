@@ -41,7 +41,7 @@ def _rms(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
 
     It decides step lengths, which a gradient takes as constants, so it has no gradient. (That of
     a root is infinite at zero, the error of every network that is initialised with zeros.)
-    An error that is NaN (infinity by infinity) is infinite: it asks for a shorter step.
+    An error that is NaN (infinity by infinity) is infinite: the step is shortened.
     """
     x = jax.lax.stop_gradient(jnp.where(jnp.isnan(x), jnp.inf, x))
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes))
