@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=100, help="each a process")
     parser.add_argument("--case", type=int, help="this one alone")
     parser.add_argument("--process", type=int, help="this process alone")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", default="", help="classes whose name holds this text")
     asked = parser.parse_args()
     world = where()
@@ -37,7 +38,7 @@ def main() -> int:
     alone = asked.case is not None or asked.process is not None
     bad = []
     if asked.process is None and (asked.cases or asked.case is not None):
-        numbers = range(asked.cases) if asked.case is None else [asked.case]
+        numbers = range(asked.first, asked.cases) if asked.case is None else [asked.case]
         bad += fuzz(asked.seed, numbers, world, only=asked.only, say=say)
     if asked.processes and asked.case is None:
         numbers = range(asked.processes) if asked.process is None else [asked.process]

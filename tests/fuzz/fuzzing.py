@@ -5,6 +5,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -69,8 +70,15 @@ def _worker(seed: int, world: Path) -> list[str]:
 def _ran_in_one_process(seed: int, numbers: Sequence[int], world: Path):
     """The cases that one process ran: all, or up to one that ended or stopped it."""
     words = _worker(seed, world)
-    with subprocess.Popen([*words, *map(str, numbers)], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env=environment()) as worker:  # fmt: skip
+    with (
+        tempfile.TemporaryFile() as errors,  # A pipe would be full one day.
+        subprocess.Popen(
+            [*words, *map(str, numbers)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(),
+        ) as worker,
+    ):
         begun: dict[str, Any] = {}
         at = time.monotonic()
         while True:
@@ -90,7 +98,8 @@ def _ran_in_one_process(seed: int, numbers: Sequence[int], world: Path):
             if ready and worker.wait() == 0:
                 return
             worker.kill()
-            said = worker.stderr.read().decode("utf-8", "replace") if worker.stderr else ""
+            errors.seek(0)
+            said = errors.read().decode("utf-8", "replace")
             last = " ".join(said.strip().splitlines()[-1:])[-300:]
             how = f"still running after {seconds:.0f} s" if not ready else "the process crashed"
             shutil.rmtree(begun.get("folder", ""), ignore_errors=True)
