@@ -323,7 +323,10 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         (lambda: SamplingConfig(guidance=-1.0), "guidance must be at least 0"),
         (lambda: SamplingConfig(guidance_interval=(0.9, 0.1)), "guidance_interval must be low <="),
         (lambda: CompareConfig(num_samples=1), "compare.num_samples must be at least 2, got 1"),
-        (lambda: CompareConfig(num_steps=(0,)), "compare.num_steps must lie in .1, 16777216., got 0"),
+        (
+            lambda: CompareConfig(num_steps=(0,)),
+            "compare.num_steps must lie in .1, 16777216., got 0",
+        ),
         (lambda: CompareConfig(tolerances=(0.0,)), "compare.tolerances must be positive"),
         (lambda: CompareConfig(fixed_solvers=("ruler",)), r"fixed_solvers .*mean 'euler'"),
         (

@@ -396,7 +396,7 @@ def flux(tmp_path):
         (sd3, ["--height", 4096], "size must be at most 96 for this model, got 4096"),
         (schnell, ["--guidance", 3], "guidance must be 0 or 1, or left out, for a model without"),
         (schnell, ["--guidance", 0.5], "guidance must be 0 or 1, or left out, for a model without"),
-        (sd3, ["--guidance", "inf"], "guidance must be at least 0.0, got inf"),
+        (sd3, ["--guidance", "inf"], "guidance must be finite, got inf"),
         (sd3, ["--lora-scale", "nan"], "lora_scale must be finite, got nan"),
         (flux, ["--negative", "x"], "negative must be left out for FLUX"),
         (without("vae"), [], "must hold vae/config.json, got no such file"),
@@ -409,7 +409,7 @@ def flux(tmp_path):
         (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),
         (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
         (sd3, ["--negative", "x", "--guidance", 1], "guidance must be above 1 with a negative pr"),
-        (sd3, ["--output", "."], "output must be the name of a file, got the folder ."),
+        (sd3, ["--output", "."], "output must be the name of a file, got ."),
         (damaged(f"transformer/{WEIGHTS}"), [], f"{WEIGHTS} must be a whole safetensors file, got"),
         (damaged(f"vae/{WEIGHTS}"), [], f"vae/{WEIGHTS} must be a whole safetensors file, got"),
         (
@@ -431,7 +431,7 @@ def flux(tmp_path):
         (with_setting("transformer", out_channels=None), ["--height", 33], "height must be a"),
         (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
         (sd3, ["--latents", "missing.npz"], "must be a whole .npz file"),
-        (sd3, ["--steps", 0], "steps must be at least 1, got 0"),
+        (sd3, ["--steps", 0], "steps must lie in [1, 16777216], got 0"),
         (sd3, ["--stepz", 4], "did you mean --steps?"),
     ],
 )

@@ -212,7 +212,7 @@ def test_models_without_classes_or_images_are_refused(run, picture):
         ({"fixed_solvers": ("hein",)}, r"fixed_solvers must be one of .*did you mean 'heun'"),
         ({"adaptive_solvers": ("rk4",)}, "adaptive_solvers must be one of"),
         ({"solver": "euler"}, "solver must be one of"),
-        ({"num_steps": (0,)}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": (0,)}, "num_steps must lie in .1, 16777216., got 0"),
         ({"tolerances": (0.0,)}, "tolerance must be positive, got 0.0"),
         ({"strengths": ()}, "strengths must hold at least one"),
         ({"strengths": (1.5,)}, r"strength must lie in \[0.0, 1.0\], got 1.5"),

@@ -95,12 +95,12 @@ def test_names_become_objects():
         ({"probes": 0}, "probes must be at least 1, got 0"),
         ({"solver": "tsit6"}, "did you mean 'tsit5'"),
         ({"solver": "euler"}, "solver must estimate its error, or num_steps be given, got euler"),
-        ({"solver": "euler", "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"solver": "euler", "num_steps": 0}, "num_steps must lie in .1, 16777216., got 0"),
         ({"rtol": 0.0}, "rtol must be positive, got 0.0"),
         ({"divergence": "exakt"}, "did you mean 'exact'"),
         ({"distribution": "gauss"}, "distribution must be one of rademacher, normal"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must lie in .0, 2..63., got -1"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused(fields, message, unchecked):
