@@ -64,7 +64,7 @@ def test_a_rate_has_its_values_at_both_ends_and_in_the_middle(name):
 @pytest.mark.parametrize("rate", typing.get_args(AnyRate))
 @pytest.mark.parametrize("scale", [-1e-3, float("nan")])
 def test_a_rate_below_zero_is_refused(rate, scale):
-    with pytest.raises(ValueError, match=r"scale must be at least 0.0, got"):
+    with pytest.raises(ValueError, match=r"scale must be (at least 0\.0|finite), got"):
         rate(scale)
 
 

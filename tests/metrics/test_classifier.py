@@ -170,7 +170,9 @@ def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
     sets = (random_set(0), random_set(1))
     trained_classifier(*sets, config=SMALL, training=training, progress=lines)
     # 3 epochs of 12 images in batches of 9.
-    assert [line[:2] for line in lines.lines[:-1]] == [(4, 4)]
+    compiling, *trained = lines.lines[:-1]
+    assert compiling == (0, 4, "compiling")
+    assert [line[:2] for line in trained] == [(4, 4)]
     said = r"trained the classifier in \d+\.\d s, 4 steps of at most 4: .* % of the test images"
     assert re.match(said, lines.lines[-1])
 
@@ -271,7 +273,8 @@ def test_the_training_on_few_images_ends_where_the_accuracy_improves_no_more():
         *sets, config=SMALL, training=training, progress=lines
     )
     assert found.test_accuracy == 1.0
-    *checks, last = lines.lines
+    compiling, *checks, last = lines.lines
+    assert compiling == (0, 2000, "compiling")
     # Five checks of 20 steps after the one at which all that are held out were right.
     first = next(i for i, (_, _, note) in enumerate(checks) if "100.0 % of held-out" in note)
     assert len(checks) <= first + 6
