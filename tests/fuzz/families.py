@@ -1,11 +1,13 @@
 """Cases that run in one process: commands with wrong arguments, files and data, wrong calls."""
 
+import functools
 import json
+import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from tests.fuzz.mutations import (
 )
 from tests.fuzz.world import config_text, copy
 
-Make = Callable[[Random, Path, Path], Case]
+Make = Callable[["Dice", Path, Path], Case]
 
 
 class Stratum(NamedTuple):
@@ -42,10 +44,28 @@ def stratum(name: str, share: int = 4) -> Callable[[Make], Make]:
     return register
 
 
-def case_number(number: int, rng: Random, world: Path, folder: Path) -> tuple[str, Case]:
+class Dice(Random):
+    """Chance of one case.
+
+    Attributes:
+        turn: How many cases of its class came before.
+    """
+
+    def __init__(self, seed: str, turn: int) -> None:
+        super().__init__(seed)
+        self.turn = turn
+
+    def next_of(self, options: Sequence[Any]) -> Any:
+        """One of the options, of which every seed has all: the cases of a class take turns."""
+        return options[self.turn % len(options)]
+
+
+def case_number(seed: int, number: int, world: Path, folder: Path) -> tuple[str, Case]:
     """The case of a number: the classes take turns, as often as their shares say."""
     one = _stratum_of(number)
-    return one.name, one.make(rng, world, folder)
+    before = sum(_stratum_of(each) is one for each in range(number))
+    dice = Dice(f"{seed} {number}", seed + before)
+    return one.name, one.make(dice, world, folder)
 
 
 def name_of(number: int) -> str:
@@ -53,9 +73,13 @@ def name_of(number: int) -> str:
     return _stratum_of(number).name
 
 
+@functools.cache
+def _turns() -> tuple[Stratum, ...]:
+    return tuple(one for turn in range(12) for one in STRATA if turn < one.share)
+
+
 def _stratum_of(number: int) -> Stratum:
-    turns = [one for turn in range(12) for one in STRATA if turn < one.share]
-    return turns[number % len(turns)]
+    return _turns()[number % len(_turns())]
 
 
 # --- Arguments ---------------------------------------------------------------------------------
@@ -69,7 +93,7 @@ WRONG_NUMBERS = ("x", "", "1e400x", "[1]", "1,2", "true", "0x10", "one", "--", "
 
 @stratum("27: unknown options are named alone, with what was meant", 8)
 def _(rng, world, folder):
-    wrong, meant = rng.choice((
+    wrong, meant = rng.next_of((
         ("--optimizer.lr", "--optimizer.learning-rate"),
         ("--lr", "--optimizer.learning-rate"),
         ("--optimizer.learnin-rate", "--optimizer.learning-rate"),
@@ -82,7 +106,7 @@ def _(rng, world, folder):
         ("--overwrit", "--overwrite"),
     ))  # fmt: skip
     value = rng.choice(("3e-4", "-1", "x", "1 2"))
-    words = rng.choice(([wrong, value], [f"{wrong}={value}"], [wrong]))
+    words = rng.next_of(([wrong, value], [f"{wrong}={value}"], [wrong]))
     message = f"unrecognized option {wrong} (did you mean {meant}?)\n"
     return Case(["train", str(world / "toy.py"), *words], **refused(message))
 
@@ -99,7 +123,7 @@ def _(rng, world, folder):
 def _(rng, world, folder):
     (folder / "digits.py").write_text(config_text("x"))
     (folder / "inner").mkdir()
-    name, near = rng.choice((
+    name, near = rng.next_of((
         ("digit.py", "digits.py"), ("inner/x.py", None), ("digts.py", "digits.py"),
         ("away/inner/digits.py", "digits.py"),
     ))  # fmt: skip
@@ -113,7 +137,7 @@ def _(rng, world, folder):
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
     names = ("absent", "empty", "file", "a" * 300, "absent\0x", "/proc/1/absent", "é\ud800")
-    name = rng.choice(names)
+    name = rng.next_of(names)
     command = rng.choice((*RUN_COMMANDS, "generate", "encode"))
     more = {"generate": ["a cat"], "encode": ["empty"]}.get(command, [])
     return Case([command, name, *more], **refused())
@@ -138,7 +162,7 @@ def _(rng, world, folder):
 @stratum("17: missing, doubled and stray arguments", 8)
 def _(rng, world, folder):
     run, config = str(world / "toy"), str(world / "toy.py")
-    words = rng.choice((
+    words = rng.next_of((
         [], ["trane"], ["--nonsense"], ["train"], ["sample"], ["train", "--run", "x"],
         ["train", config, "stray"], ["train", config, "--training.num-steps"],
         ["train", config, "--training.num-steps", "1", "2"], ["sample", run, "--", "x"],
@@ -163,7 +187,7 @@ def _(rng, world, folder):
 
 @stratum("15: settings of samples that do not go together", 8)
 def _(rng, world, folder):
-    options = rng.choice((
+    options = rng.next_of((
         ["--solver", "euler", "--num-steps", "None"], ["--rtol", "0"], ["--rtol", "-1"],
         ["--num-steps", "0"], ["--num-steps", "4", "--rtol", "1e-3"], ["--classes", "3"],
         ["--guidance", "2"], ["--num-samples", "0"], ["--guidance", "nan"], ["--shift", "0"],
@@ -179,7 +203,7 @@ def _(rng, world, folder):
     huge = str(rng.choice((2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**12, 10**15, 10**30)))
     run, config = str(world / "toy"), str(world / "toy.py")
     most = str(rng.choice((10**12, 10**15, 2**62, 2**63, 10**30)))
-    words = rng.choice((
+    words = rng.next_of((
         ["sample", run, "--num-samples", most],
         ["sample", run, "--num-samples", most, "--batch-size", most],
         ["sample", run, "--seed", str(rng.choice((2**63, 2**64, 10**30, -1)))],
@@ -208,13 +232,14 @@ def _(rng, world, folder):
 
 @stratum("26: targets that cannot be written", 8)
 def _(rng, world, folder):
-    run = str(world / "toy")
+    copy(world, "toy", folder, "run")
+    run = "run"
     (folder / "o.png").mkdir()
     (folder / "n.npz").mkdir()
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
     (folder / "full" / "x").write_text("x")
-    words = rng.choice((
+    words = rng.next_of((
         ["sample", run, "--output", "o"], ["sample", run, "--output", "n"],
         ["sample", run, "--output", "file/x"], ["sample", run, "--output", "/proc/x"],
         ["sample", run, "--output", "a" * 300],
@@ -222,7 +247,8 @@ def _(rng, world, folder):
         ["plan", str(world / "toy.py"), "--json", "o.png"],
         ["plan", str(world / "toy.py"), "--picture", "o.png"],
         ["plan", str(world / "toy.py"), "--json", "file/x.json"],
-        ["reflow", run, "--run", run], ["reflow", run, "--run", "file"],
+        ["reflow", run, "--run", "run", "--reflow.num-pairs", "8"],
+        ["reflow", run, "--run", "file"],
         ["train", str(world / "toy.py"), "--run", "file"],
         ["train", str(world / "toy.py"), "--run", "full"],
         ["train", str(world / "toy.py"), "--run", "file/x"],
@@ -276,10 +302,75 @@ CONFIGS = (
 
 @stratum("25: config files that leave, fail or give something else", 12)
 def _(rng, world, folder):
-    text = rng.choice(CONFIGS)
+    text = rng.next_of(CONFIGS)
     (folder / "c.py").write_text(text)
     command = rng.choice(("train", "plan", "study"))
     return Case([command, "c.py"], shown=f"# c.py = {text[:60]!r}", **refused("config"))
+
+
+# --- Locks and what kills leave ---------------------------------------------------------------
+
+
+@stratum("1: what another writer holds is refused", 2)
+def _(rng, world, folder):
+    copy(world, "toy", folder, "run")
+    toy = str(world / "toy.py")
+    words, code = rng.next_of((
+        (["train", toy, "--run", "run"], 2),
+        (["train", toy, "--run", "run", "--overwrite"], 2),
+        (["sample", "run", "--output", "o"], 0),
+        (["reflow", str(world / "toy"), "--run", "run", "--reflow.num-pairs", "8"], 2),
+    ))  # fmt: skip
+
+    def call():
+        from fmjax._locks import lock_folder
+        from fmjax.cli.main import main
+
+        held, done = threading.Event(), threading.Event()
+
+        def hold():
+            with lock_folder(folder / "run", "run folder"):
+                held.set()
+                done.wait()
+
+        other = threading.Thread(target=hold)
+        other.start()
+        held.wait()
+        try:
+            main(words)
+        finally:
+            done.set()
+            other.join()
+
+    return Case(call, codes=(code,), shown=f"{words} while a thread holds run", may_write=True)
+
+
+@stratum("19: the same command goes on from what a kill leaves", 3)
+def _(rng, world, folder):
+    from fmjax._locks import temporary_name
+
+    toy, run = str(world / "toy.py"), folder / "run"
+    kind = rng.next_of(("first", "replaced", "log", "lock", "sample"))
+    words = ["train", toy, "--run", "run"]
+    if kind == "first":
+        run.mkdir()
+        temporary_name(run / "config.json").write_text("{")
+        (run / "model.json").write_bytes((world / "toy" / "model.json").read_bytes())
+    else:
+        copy(world, "toy", folder, "run")
+    if kind == "replaced":
+        (run / "config.json").rename(run / ".replaced.json")
+        words = rng.choice((words, [*words, "--overwrite"]))
+    elif kind == "log":
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(text[: -rng.randrange(1, 20)])
+    elif kind == "lock":
+        (run / ".fmjax.lock").write_text("process 1 on nowhere")
+    elif kind == "sample":
+        temporary_name(folder / "o.npz").write_bytes(b"PK")
+        (folder / ".o.npz.fmjax.lock").touch()
+        words = ["sample", "run", "--output", "o"]
+    return Case(words, codes=(0,), shown=f"# {kind}")
 
 
 # --- JSON of run folders -----------------------------------------------------------------------
@@ -319,7 +410,7 @@ RESULTS = {
 def _(rng, world, folder):
     import importlib
 
-    name = rng.choice(tuple(RESULTS))
+    name = rng.next_of(tuple(RESULTS))
     file = copy(world, f"toy/{name}", folder, name)
     done = damage_lines(rng, file) if name.endswith("l") else damage_json(rng, file)
     module, reader = RESULTS[name]
@@ -452,7 +543,7 @@ def _(rng, world, folder):
     config = model / "transformer" / "config.json"
     about = json.loads(config.read_text()) | {"guidance_embeds": False}
     config.write_text(json.dumps(about))
-    guidance = rng.choice((0.0, 1.0, None, 2.0, 3.5, -1.0))
+    guidance = rng.next_of((0.0, 1.0, None, 2.0, 3.5, -1.0))
     right = guidance in (0.0, 1.0, None)
 
     def call():
@@ -489,7 +580,7 @@ def _(rng, world, folder):
 def _(rng, world, folder):
     from safetensors.numpy import load_file, save_file
 
-    kind = rng.choice(("nan", "inf", "null"))
+    kind = rng.next_of(("nan", "inf", "null"))
     name = "lora-sd3-peft" if kind == "null" else rng.choice(tuple(LORAS))
     lora = copy(world, name, folder, "lora")
     (file,) = lora.glob("*.safetensors")
@@ -558,7 +649,7 @@ def _(rng, world, folder):
     data = folder / "data"
     data.mkdir()
     x = np.zeros((4, 2), np.float32)
-    labels = rng.choice((
+    labels = rng.next_of((
         np.full(4, np.inf), np.full(4, np.nan), np.zeros(4, "V4"), np.zeros(4, complex),
         np.full(4, 2**60), np.full(4, -1), np.array(["cat"] * 4), np.zeros((4, 2), int),
         np.zeros(3, int), np.array(0), np.zeros(4, "M8[s]"), np.full(4, 0.5),
@@ -574,7 +665,7 @@ def _(rng, world, folder):
     data = folder / "data"
     data.mkdir()
     arrays = {"x": np.zeros((4, 3), np.float32)}
-    kind = rng.choice(("unknown", "nan", "inf", "objects", "texts", "empty", "none", "npy"))
+    kind = rng.next_of(("unknown", "nan", "inf", "objects", "texts", "empty", "none", "npy"))
     if kind == "unknown":
         arrays[rng.choice(("cond", "y", "label", "captions"))] = np.zeros(4, np.float32)
     elif kind in ("nan", "inf"):
@@ -700,7 +791,7 @@ def _size(images, split):
 
 @stratum("4: words of other scripts, of emoji and of signs")
 def _(rng, world, folder):
-    pair = rng.choice((("か", "が"), ("и", "й"), ("🐱", "🐶"), ("c++", "c#"), ("c", "c++"),
+    pair = rng.next_of((("か", "が"), ("и", "й"), ("🐱", "🐶"), ("c++", "c#"), ("c", "c++"),
                        ("क", "कि"), ("!!", "🎉")))  # fmt: skip
 
     def call():
@@ -736,7 +827,7 @@ def _(rng, world, folder):
 @stratum("3: names that are not UTF-8")
 def _(rng, world, folder):
     name = rng.choice(("r\udcff", "\udc80x", "r\ud800"))
-    words = rng.choice((
+    words = rng.next_of((
         ["train", str(world / "toy.py"), "--run", name],
         ["reflow", str(world / "toy"), "--run", name],
         ["sample", name],
@@ -769,7 +860,7 @@ def _(rng, world, folder):
 @stratum("0: right commands", 2)
 def _(rng, world, folder):
     copy(world, "toy", folder, "run")
-    words = rng.choice((
+    words = rng.next_of((
         ["sample", "run", "--num-samples", "8", "--seed", str(rng.randrange(9))],
         ["sample", "run", "--num-samples", "4", "--output", "o"],
         ["train", str(world / "toy.py"), "--run", "run"],

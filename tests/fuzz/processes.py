@@ -10,11 +10,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 from tests.fuzz.case import SLOWEST, Case, Outcome, files_in, wrong
-from tests.fuzz.families import CONFIGS
+from tests.fuzz.families import CONFIGS, Dice
 from tests.quick import COMPILATION
 from tests.terminal import COLOUR, in_terminal
 
@@ -35,7 +34,7 @@ class Place(NamedTuple):
 
     world: Path
     folder: Path
-    rng: Random
+    rng: Dice
 
 
 class Ended(NamedTuple):
@@ -118,7 +117,7 @@ def simply(place: Place, case: Case, **more: str) -> list[str]:
     """Run a command to its end."""
     before = files_in(place.folder)
     assert not callable(case.run)
-    ended = Running(command(*case.run), place.folder, **more).end(60.0)
+    ended = Running(command(*case.run), place.folder, **more).end(120.0)
     return judged(case, ended, place.folder, before)
 
 
@@ -129,7 +128,7 @@ Kind = Callable[[Place], tuple[str, list[str]]]
 def terminal_errors(place: Place) -> tuple[str, list[str]]:
     """17: an error on a terminal is one plain line."""
     width, toy = place.rng.choice((20, 80, 200)), str(place.world / "toy.py")
-    words, says = place.rng.choice((
+    words, says = place.rng.next_of((
         (["train", toy, "--optimizer.lr", "1"], "(did you mean --optimizer.learning-rate?)"),
         (["train", toy, "--training.num-steps", "x"], "must be an integer, got 'x'"),
         (["train", toy, "--sampling.control", "no"], "must be one of LARGEST_SAMPLE"),
@@ -151,9 +150,9 @@ def terminal_errors(place: Place) -> tuple[str, list[str]]:
 
 def platforms(place: Place) -> tuple[str, list[str]]:
     """15: a platform that is not there."""
-    name = place.rng.choice(("cuda", "tpu", "rocm", "abacus", "gpu", "cuda,tpu"))
+    name = place.rng.next_of(("cuda", "tpu", "rocm", "abacus", "gpu", "cuda,tpu"))
     run = shutil.copytree(place.world / "toy", place.folder / "run")
-    words = place.rng.choice((["sample", "run"], ["evaluate", "run"], ["compare", "run"],
+    words = place.rng.next_of((["sample", "run"], ["evaluate", "run"], ["compare", "run"],
                               ["train", str(place.world / "toy.py"), "--run", "new"]))  # fmt: skip
     del run
     case = Case(words, (2,), ("JAX must find its devices",))
@@ -162,7 +161,7 @@ def platforms(place: Place) -> tuple[str, list[str]]:
 
 def leaving_configs(place: Place) -> tuple[str, list[str]]:
     """25: config files that leave or fail."""
-    text = place.rng.choice(CONFIGS)
+    text = place.rng.next_of(CONFIGS)
     (place.folder / "c.py").write_text(text)
     case = Case(["train", "c.py"], (2,), ("config",))
     return f"{case} # {text!r}", simply(place, case)
@@ -171,7 +170,7 @@ def leaving_configs(place: Place) -> tuple[str, list[str]]:
 def pipes(place: Place) -> tuple[str, list[str]]:
     """20: a reader that leaves."""
     toy, lines = place.world / "toy.py", place.rng.choice((0, 1, 2, 3))
-    words, whole = place.rng.choice((
+    words, whole = place.rng.next_of((
         (["train", toy, "--run", "r"], True),
         (["train", toy, "--run", "r", "--training.log-every", "2"], True),
         (["train", toy, "--help"], False),
@@ -180,7 +179,7 @@ def pipes(place: Place) -> tuple[str, list[str]]:
     reader = "true" if lines == 0 else f"head -{lines}"
     text = " ".join(f"'{word}'" for word in command(*words))
     script = f"{text} 2> err | {reader} > /dev/null; exit ${{PIPESTATUS[0]}}"
-    ended = Running(["bash", "-c", script], place.folder).end(60.0)
+    ended = Running(["bash", "-c", script], place.folder).end(120.0)
     said = (place.folder / "err").read_text()
     (place.folder / "err").unlink()
     case = Case(list(map(str, words)), (0,))
@@ -193,8 +192,8 @@ def pipes(place: Place) -> tuple[str, list[str]]:
 def signals(place: Place) -> tuple[str, list[str]]:
     """18: a signal at any moment ends the process."""
     rng = place.rng
-    number = rng.choice((signal.SIGTERM, signal.SIGINT))
-    words = rng.choice((
+    number = (signal.SIGTERM, signal.SIGINT)[rng.turn // 4 % 2]
+    words = rng.next_of((
         ["train", place.world / "toy.py", "--run", "r", *LONG],
         ["train", place.world / "toy.py", "--run", "r", *LONG],
         ["sample", place.world / "toy", "--output", "o", "--num-samples", "20000",
@@ -228,7 +227,7 @@ def signals(place: Place) -> tuple[str, list[str]]:
 def kills(place: Place) -> tuple[str, list[str]]:
     """19: the same command after a kill."""
     rng, toy = place.rng, place.world / "toy.py"
-    words = rng.choice((
+    words = rng.next_of((
         ["train", toy, "--run", "r", "--training.num-steps", "6", *EVERY],
         ["train", toy, "--run", "run", "--overwrite", "--training.num-steps", "3"],
         ["sample", place.world / "toy", "--output", "o"],
@@ -242,7 +241,7 @@ def kills(place: Place) -> tuple[str, list[str]]:
     if running.child.poll() is None:
         running.child.kill()
     running.end()
-    ended = Running(command(*words), place.folder).end(60.0)
+    ended = Running(command(*words), place.folder).end(120.0)
     case = Case(list(map(str, words)), (0,))
     # A training may take its time.
     found = judged(case, ended._replace(seconds=0.0), place.folder, set())
@@ -252,14 +251,14 @@ def kills(place: Place) -> tuple[str, list[str]]:
 def two_writers(place: Place) -> tuple[str, list[str]]:
     """1: a second writer of a run is refused, and says whose the folder is."""
     words = ["train", place.world / "toy.py", "--run", "r", *LONG]
-    second = place.rng.choice((words, [*words, "--overwrite"]))
+    second = place.rng.next_of((words, [*words, "--overwrite"]))
     running = Running(command(*words), place.folder)
     begun = place.folder / "r" / "metrics.jsonl"
     if not running.wait_until(begun.is_file):
         return "the first writer", [f"did not start: {running.end()}"]
     before = files_in(place.folder)
     case = Case(list(map(str, second)), (2,), (str(running.child.pid),), may_write=True)
-    found = judged(case, Running(command(*second), place.folder).end(60.0), place.folder, before)
+    found = judged(case, Running(command(*second), place.folder).end(120.0), place.folder, before)
     running.child.terminate()
     first = running.end()
     if first.code != 128 + signal.SIGTERM:
@@ -272,7 +271,7 @@ def two_writers(place: Place) -> tuple[str, list[str]]:
 def plain_errors(place: Place) -> tuple[str, list[str]]:
     """17: errors of real processes, whatever the locale."""
     toy = str(place.world / "toy.py")
-    words = place.rng.choice((["trane"], [], ["train", toy, "--zzz"], ["sample", "absent"],
+    words = place.rng.next_of((["trane"], [], ["train", toy, "--zzz"], ["sample", "absent"],
                               ["train", toy, "--name", "é\n"], ["train", "é.py"],
                               ["sample", "\udcff"]))  # fmt: skip
     locale = place.rng.choice(("C", "C.UTF-8", "POSIX"))
@@ -301,8 +300,9 @@ def run_process(seed: int, number: int, world: Path) -> tuple[str, str, list[str
     """Run one; the name of its kind, what it did, and what is wrong."""
     folder = Path(tempfile.mkdtemp(prefix="fmjax-fuzz-"))
     kind = kind_of(number)
+    before = sum(kind_of(each) is kind for each in range(number))
     try:
-        shown, found = kind(Place(world, folder, Random(f"process {seed} {number}")))
+        shown, found = kind(Place(world, folder, Dice(f"process {seed} {number}", seed + before)))
         return (kind.__doc__ or "").rstrip("."), shown, found
     finally:
         shutil.rmtree(folder, ignore_errors=True)

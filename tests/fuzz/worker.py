@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from random import Random
 from typing import Any
 
 
@@ -32,7 +31,7 @@ def main() -> None:
     for number in numbers:
         folder = Path(tempfile.mkdtemp(prefix="fmjax-fuzz-"))
         try:
-            name, case = case_number(number, Random(f"{seed} {number}"), world, folder)
+            name, case = case_number(seed, number, world, folder)
             tell(begun=number, name=name, case=str(case), folder=str(folder))
             outcome = run_here(case, folder)
             tell(ended=number, wrong=wrong(case, outcome), out=outcome.out, err=outcome.err,
