@@ -64,7 +64,7 @@ class SolverRun(NamedTuple):
     nfe_max: Count
     rmse_mean: AnyFloat
     rmse_worst: AnyFloat
-    seconds: NonNegative
+    seconds: AnyFloat
     succeeded: Share = 1.0
     metrics: Mapping[str, AnyFloat] = {}
     family: Family = "fixed"

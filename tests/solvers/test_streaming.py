@@ -291,7 +291,7 @@ def test_what_cannot_stream_is_refused():
     refused(r"solver must be explicit to stream \(slots\), got KenCarp3", four,
             solver=diffrax.KenCarp3())  # fmt: skip
     refused("save_at must be None with slots", four, save_at=[0.5])
-    refused("x0 must hold at least one sample, got 0", four, x0=jnp.zeros((0, 2)))
+    refused("x0 must hold at least one sample, got shape", four, x0=jnp.zeros((0, 2)))
     refused("steps must be FixedSteps for Euler, which estimates no error", four,
             solver=diffrax.Euler())  # fmt: skip
 

@@ -51,7 +51,7 @@ def heard():
 
         def task(self, description, total):
             self.total = total
-            return nullcontext(lambda n=1, note="": self.lines.append(note))
+            return nullcontext(lambda n=1, note="": self.lines.append(note) if n else None)
 
     return Heard()
 
