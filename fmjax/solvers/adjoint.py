@@ -10,6 +10,7 @@ Source: Chen et al. 2018, arXiv:1806.07366, section 2 and appendix B.
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -105,6 +106,35 @@ def backsolved(
 
     attach.defvjp(forward, backward)
     return samples._replace(x1=attach(x0, wanted, (samples, data, numbers)))
+
+
+def without_rejected(velocity_fn: Any, x0: jax.Array, cond: Any) -> Callable[..., jax.Array]:
+    """The field of a batch, without the gradients of evaluations whose result is not used.
+
+    A step that leaves the domain of the field (a square root, a logarithm) is rejected, and the
+    gradient of its result is zero; times an infinite slope that would be NaN.
+
+    Returns:
+        `field(t, x, cond)` with t of shape `[batch]`, for reverse mode only.
+    """
+    hoisted_field = hoisted(velocity_fn, x0, cond, x0.shape[0])
+    arrays, static = eqx.partition(hoisted_field, eqx.is_array)
+
+    def evaluate(arrays: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+        return eqx.combine(arrays, static)(t, x, cond)
+
+    def backward(pull: Any, bar: jax.Array) -> Any:
+        used = jnp.any(bar != 0.0)
+
+        def kept(gradient: Any) -> Any:
+            integer = gradient.dtype == jax.dtypes.float0
+            return gradient if integer else jnp.where(used, gradient, 0.0)
+
+        return jax.tree.map(kept, pull(bar))
+
+    field = jax.custom_vjp(evaluate)
+    field.defvjp(lambda *args: jax.vjp(evaluate, *args), backward)
+    return partial(field, arrays)
 
 
 def _constant(fn: Callable[..., Any], *args: Any) -> Any:

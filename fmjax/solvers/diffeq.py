@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax._arrays import event_axes, expand_like
-from fmjax.solvers.adjoint import Adjoint
+from fmjax.solvers.adjoint import Adjoint, without_rejected
 from fmjax.solvers.catalog import is_implicit
 from fmjax.solvers.counting import Books, ToTimes
 from fmjax.solvers.implicit import each_sample
@@ -28,6 +28,10 @@ def solve_together(
     x0 = jnp.where(expand_like(finite, x0), x0, 0.0)
     whole = isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.WHOLE_BATCH_RMS
     task = task_of_all(velocity_fn, x0.shape[:1], rms_norm if whole else largest_sample_norm)
+    rejects = isinstance(steps, AdaptiveSteps) and not is_implicit(solver)
+    if rejects and adjoint is Adjoint.RECURSIVE_CHECKPOINT:
+        used = without_rejected(velocity_fn, x0, cond)
+        task = task._replace(field=lambda t, x, c: used(jnp.broadcast_to(t, x.shape[:1]), x, c))
     ends, arrived, books = _diffeqsolve(task, x0, cond, solver, steps, saved, adjoint)
     finite = expand_like(finite, x0)[None]
     ends = [jnp.where(finite, points, jnp.nan) for points in ends]

@@ -90,6 +90,20 @@ def test_a_network_of_zeros_at_its_end_learns_through_a_solve():
     np.testing.assert_allclose(gradient["out"]["bias"], np.full(3, 4.0), rtol=1e-5)
 
 
+def test_rejected_steps_out_of_the_domain_of_a_field_have_no_gradient():
+    # dx/dt = -2 a sqrt(x): x1 = (sqrt(x0) - a)^2. Long steps reach x < 0, where it is NaN.
+    x0 = jnp.array([[1.0], [2.0]])
+
+    def total(a):
+        samples = sample(lambda t, x, cond=None: -2.0 * a * jnp.sqrt(x), x0)
+        return samples.x1.sum(), samples.num_rejected
+
+    found, num_rejected = jax.jit(jax.grad(total, has_aux=True))(0.95)
+    assert (num_rejected > 0).all()
+    wanted = -2.0 * float(np.sum(np.sqrt(np.asarray(x0)) - 0.95))
+    assert float(found) == pytest.approx(wanted, rel=1e-2)
+
+
 def test_adams_bashforth_under_vmap_has_the_gradient_of_its_first_step():
     steps = FixedSteps(uniform_grid(2))
     each = jax.vmap(jax.grad(lambda a: ends(a, solver=AdamsBashforth2(), steps=steps)))
