@@ -1,8 +1,8 @@
 """Images of any size as squares of one size, decoded when they are asked for."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,7 +12,7 @@ _PROGRAMS = ("EPS",)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def open_image(file: Path | str | BinaryIO) -> Image.Image:
+def open_image(file: Path | str | BytesIO) -> Image.Image:
     """Open an image of any format that Pillow reads, except those that run another program.
 
     Raises:
