@@ -1,6 +1,7 @@
 """The calibrated grid of a run: measured once, kept beside its checkpoints."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -44,11 +45,11 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
         "guidance": sampling.guidance,
         "guidance_interval": list(sampling.guidance_interval),
     }
-    kept = _read(run, asked)
+    kept = _read(run.folder.grid, asked)
     if kept is not None:
         return kept
     with own_files(run.folder.grid, on_wait=progress.say):
-        kept = _read(run, asked)  # Another process may have measured it.
+        kept = _read(run.folder.grid, asked)  # Another process may have measured it.
         return _measured(run, sampling, asked, progress) if kept is None else kept
 
 
@@ -72,10 +73,10 @@ def _measured(
     return density
 
 
-def _read(run: Run, asked: dict[str, Any]) -> Tabulated | None:
+def _read(path: Path, asked: dict[str, Any]) -> Tabulated | None:
     """The grid that the folder keeps, if it is whole and the one that is asked for."""
     try:
-        kept = read_json(run.folder.grid, _Grid)
+        kept = read_json(path, _Grid)
         if any(getattr(kept, name) != value for name, value in asked.items()):
             return None
         return Tabulated(kept.times, kept.density)
