@@ -27,6 +27,24 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 
+# Linux allows a process 65,530 memory maps, and a compiled program has several: a worker that keeps
+# those of all modules ends without a word.
+_MOST_MAPS = 20_000
+
+
+def _num_maps() -> int:
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Compiled programs of earlier modules are freed before the process has too many."""
+    yield
+    if _num_maps() > _MOST_MAPS:
+        jax.clear_caches()
+
+
 class Heard(Silent):
     """Keeps what a command would print."""
 
