@@ -400,16 +400,24 @@ def test_a_process_that_has_ended_its_training_ends_when_another_is_still_saving
 def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_ends_alone(
     monkeypatch,
 ):
-    ended = threading.Event()
+    ended, answer = threading.Event(), threading.Event()
     monkeypatch.setattr(_stopping, "end", lambda cause, **_: ended.set())
+    monkeypatch.setattr(_stopping, "note", lambda cause: None)
 
     class Silent(Shared):
         def key_value_set(self, key, value):
-            time.sleep(5)
+            answer.wait()
             raise RuntimeError("UNAVAILABLE")
 
-    Agreement(Silent(), 1, 2).request("SIGTERM")
+        def blocking_key_value_get(self, key, timeout_in_ms):
+            raise RuntimeError("UNAVAILABLE")
+
+    agreement = Agreement(Silent(), 1, 2)
+    agreement.request("SIGTERM")
     assert ended.wait(2.0)
+    # Its thread must not outlive the replaced `end`: the real one ends the process of the tests.
+    answer.set()
+    agreement._thread.join()
 
 
 def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path):

@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
     def __init__(self, cause: str, step: int, saved: bool):
         self.cause, self.step, self.saved = cause, step, saved
-        kept = "its checkpoint is saved" if saved else "nothing is saved: no checkpoints were asked"
+        kept = "its checkpoint is saved" if saved else "nothing is saved: the run has no checkpoints"
         super().__init__(f"stopped by {cause} after step {step}; {kept}")
 
 
@@ -155,6 +155,8 @@ class Agreement:
             _stopping.end(cause)
 
     def _end(self) -> None:
+        if self._closed:
+            return
         _stopping.end(str(self._cause), delay=_OTHERS_END_WITHIN if self._index == 0 else 0.0)
 
 
