@@ -4,15 +4,14 @@ Under `vmap` a batch is evaluated until its slowest sample arrives. Here a sampl
 hands its slot to the next of those that wait, inside one `lax.while_loop`, so that every
 evaluation of the network works for someone until the queue runs dry.
 
-What happens to a sample is what happens to it in a solve of its own: Diffrax's solver and step
-control, the same first step, the same books. Its neighbours, the queue's length and order, its
-slot, the moment it enters and the number of devices make no difference to a single bit: a sample
-alone with the same slots, the others idle, ends in the same bits.
+A sample is solved as in a solve of its own: Diffrax's solver and step control, the same first
+step, the same counts. Its neighbours, the queue's length and order, its slot, the moment it enters
+and the number of devices change nothing but rounding: on some processors XLA rounds a row of a
+batch by its place in it, on others the bits are equal.
 
-Another *number* of slots is another batch for the velocity, whose bits then may be others: those
-of elementwise fields are not, but XLA sums products of matrices, and vectorises, by the size.
-What that does is amplified as any rounding is, by the field and by step lengths that follow
-error estimates; where tolerances are close to float32's own, these are mere rounding.
+Another number of slots is another batch for the velocity, and XLA sums products of matrices in an
+order that depends on the size. Rounding is amplified by the field and by step lengths that follow
+error estimates; where tolerances are close to float32's precision, these are mere rounding.
 """
 
 import dataclasses

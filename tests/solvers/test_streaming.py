@@ -39,9 +39,20 @@ def in_float64():
 
 
 def assert_same(found, wanted):
-    """Every field, within what rounding does to the sizes of adaptive steps."""
-    # XLA fuses the step of another batch size in another order on some processors.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-4), found, wanted)
+    """Every bit of every field, NaN like NaN: for one program whose batch is another."""
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def assert_same_in_float32(found, wanted, *, x1=1e-5, times=1e-5):
+    """Every count, and points and times within relative errors.
+
+    On some processors XLA rounds a row of a batch by its place in it. Where a step's error is mere
+    rounding, the length of the next one follows that.
+    """
+    np.testing.assert_allclose(found.x1, wanted.x1, rtol=x1, atol=x1)
+    np.testing.assert_allclose(found.times, wanted.times, rtol=times, atol=times)
+    rest = {"x1": 0, "times": 0}
+    assert_same(found._replace(**rest), wanted._replace(**rest))
 
 
 def assert_alike(found, wanted):
@@ -83,16 +94,16 @@ def test_a_sample_ends_as_in_a_solve_of_its_own_whatever_the_slots(slots, alone)
     assert samples.num_rejected.sum() > 0
 
 
-def test_a_sample_alone_has_the_bits_of_one_among_others():
+def test_a_sample_alone_is_the_one_among_others():
     """In float32, where a step's error is often mere rounding; the other slots are idle."""
     with jax.enable_x64(False):
         x0, solve = noise(NUM, 2), solver_of(streaming(4))
         samples = solve(x0)
         for i in (0, 5, NUM - 1):
-            assert_same(rows(samples, slice(i, i + 1)), solve(x0[i : i + 1]))
+            assert_same_in_float32(rows(samples, slice(i, i + 1)), solve(x0[i : i + 1]))
 
 
-def test_an_elementwise_field_has_the_same_bits_whatever_the_slots():
+def test_an_elementwise_field_has_the_same_answers_whatever_the_slots():
     gaussian = Gaussian(Cosine())
     with jax.enable_x64(False):
         x0 = noise(NUM, 16) * jnp.geomspace(0.01, 100.0, NUM, dtype=jnp.float32)[:, None]
@@ -101,7 +112,7 @@ def test_an_elementwise_field_has_the_same_bits_whatever_the_slots():
             lambda *parts: jnp.concatenate(parts), *(alone(x0[i : i + 1]) for i in range(NUM))
         )
         for slots in (1, 7, NUM):
-            assert_same(solver_of(streaming(slots), gaussian.velocity)(x0), wanted)
+            assert_same_in_float32(solver_of(streaming(slots), gaussian.velocity)(x0), wanted)
     assert len(set(wanted.nfe.tolist())) > 1
 
 
@@ -262,12 +273,13 @@ def test_eight_devices_loop_by_themselves_to_the_answers_of_one(alone):
     assert {shard.data.shape for shard in samples.x1.addressable_shards} == {(NUM // 8, 2)}
 
 
-def test_eight_devices_have_the_bits_of_one_with_as_many_slots():
+def test_eight_devices_have_the_answers_of_one_with_as_many_slots_in_float32():
     with jax.enable_x64(False):
         x0 = noise(NUM, 2)
         one = jax.jit(lambda x0, cond: sample(MIXTURE.velocity, x0, cond, solver=diffrax.Dopri5(),
                                               steps=streaming(2)))  # fmt: skip
-        assert_same(on_eight_devices(2)(x0, jnp.zeros(NUM)), one(x0, jnp.zeros(NUM)))
+        found, wanted = (solve(x0, jnp.zeros(NUM)) for solve in (on_eight_devices(2), one))
+        assert_same_in_float32(found, wanted, x1=5e-4, times=1e-2)
 
 
 def test_devices_are_given_the_weights_that_a_traced_field_closes_over(params):
