@@ -26,7 +26,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-
 # Linux allows a process 65,530 memory maps, and a compiled program has several: a worker that keeps
 # those of all modules ends without a word.
 _MOST_MAPS = 20_000

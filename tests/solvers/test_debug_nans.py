@@ -3,6 +3,9 @@
 Without `jit` it looks at the result of every operation, so it finds what a mask hides later.
 """
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,7 @@ from fmjax.solvers import (
 )
 from fmjax.times import uniform_grid
 from tests.solvers.table import GAUSSIAN, noise
+from tests.tiny_run import command, environment, write_config
 
 KEYS = jax.random.split(jax.random.key(3), 6)
 PADDED = FixedSteps(jnp.asarray([0.0, 0.4, 1.0, 1.0]))
@@ -101,3 +105,14 @@ def test_what_a_mask_hides_is_not_nan():
     assert straightness(still, zeros, num_steps=2).length_ratio.tolist() == [1.0] * 6
     np.testing.assert_array_equal(interpolate(zeros, zeros, 2), jnp.zeros((2, 6, 3)))
     sample(GAUSSIAN.velocity, noise(), solver=AdamsBashforth2(), steps=FixedSteps(uniform_grid(2)))
+
+
+@pytest.mark.slow
+def test_training_and_comparison_make_no_nan(tmp_path):
+    config, run = write_config(tmp_path), tmp_path / "run"
+    compare = [sys.executable, "-m", "fmjax.cli", "compare", str(run), "--num-samples", "8"]
+    for words in (command(config, run), compare):
+        done = subprocess.run(words, env=environment(JAX_DEBUG_NANS="1"), capture_output=True,
+                              text=True)  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (run / "comparison.json").is_file()
