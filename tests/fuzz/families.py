@@ -192,7 +192,8 @@ def _(rng, world, folder):
         ["--num-steps", "0"], ["--num-steps", "4", "--rtol", "1e-3"], ["--classes", "3"],
         ["--guidance", "2"], ["--num-samples", "0"], ["--guidance", "nan"], ["--shift", "0"],
         ["--prompts", "a cat"], ["--grid", "unifrm"], ["--solver", "flow_map", "--num-steps", "1"],
-        ["--solver", "ddim"], ["--rate", "x"], ["--slots", "0"], ["--solver", ""],
+        ["--solver", "ddim", "--num-steps", "0"], ["--rate", "x"], ["--slots", "0"],
+        ["--solver", ""],
         ["--classes", "-1"], ["--control", "PER_SAMPLE", "--slots", "-3"],
     ))  # fmt: skip
     return Case(["sample", str(world / "toy"), *options], **refused())
@@ -255,7 +256,7 @@ def _(rng, world, folder):
         ["train", str(world / "toy.py"), "--run", "/proc/x"],
         ["train", str(world / "toy.py"), "--run", "r\udcff"],
         ["encode", str(copy(world, "sd3-pipeline-tiny", folder, "model")), str(world / "images"),
-         "--output", "full", "--size", "32"],
+         "--output", rng.choice(("file", "run")), "--size", "32"],
         ["generate", str(folder / "model"), "x", "--output", "x.jpg"],
         ["export", run, "--output", "full"],
     ))  # fmt: skip
