@@ -35,7 +35,9 @@ class Interrupted(Exception):
 
     def __init__(self, cause: str, step: int, saved: bool):
         self.cause, self.step, self.saved = cause, step, saved
-        kept = "its checkpoint is saved" if saved else "nothing is saved: the run has no checkpoints"
+        kept = (
+            "its checkpoint is saved" if saved else "nothing is saved: the run has no checkpoints"
+        )
         super().__init__(f"stopped by {cause} after step {step}; {kept}")
 
 

@@ -858,6 +858,14 @@ def _(rng, world, folder):
     return Case(lambda: fn(*arguments), codes=(2,), shown=f"{name}: {kind} {wrong}")
 
 
+@stratum("5 to 12: values against closed forms", 6)
+def _(rng, world, folder):
+    from tests.fuzz.values import CHECKS
+
+    check = rng.next_of(CHECKS)
+    return Case(lambda: check(rng), codes=(0,), shown=f"{check.__name__}, {check.__doc__}")
+
+
 @stratum("0: right commands", 2)
 def _(rng, world, folder):
     copy(world, "toy", folder, "run")
