@@ -25,7 +25,9 @@ def plan_of_far_points(rng: Random) -> None:
     """5: the plan's cost is the least, wherever the points lie."""
     x0, x1 = _normal(rng, 24, 2), _normal(rng, 24, 2)
     shift, scale = rng.uniform(5e3, 1e4), 10 ** rng.uniform(-3, 3)
-    x0, x1 = scale * (x0 + shift), scale * (x1 + shift)
+    # On both sides of a gap: about their common mean the points are far away as well.
+    apart = shift * (1.0 + jnp.arange(24)[:, None] % 2)
+    x0, x1 = scale * (x0 + apart), scale * (x1 + apart)
     there, wanted = (np.asarray(each, np.float64) for each in (MinibatchOT()(x0, x1), x1))
     costs = cdist(np.asarray(x0, np.float64), wanted, "sqeuclidean")
     least = costs[linear_sum_assignment(costs)].sum()
