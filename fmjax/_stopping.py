@@ -27,7 +27,7 @@ class _Stops:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.installed = self.ending = False
+        self.installed = self.ending = self.concluded = False
         self.cause: str | None = None
         self.received_at: float | None = None
         self.num_deferred = 0
@@ -134,20 +134,24 @@ def _receive(cause: str) -> None:
 def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     """End the process now, from any thread: with one line, and without temporary files.
 
+    There is no line if `conclude` was called before.
+
     Args:
         cause: The signal's name.
         delay: Seconds to wait in silence, for processes that need this one until they end.
     """
     with _stops.lock:
         first, _stops.ending = not _stops.ending, True
+        said = _stops.concluded
     if not first:
         hold()
     for callback in reversed(list(_stops.callbacks.values())):
         with contextlib.suppress(Exception):  # The process ends whatever they do.
             callback()
     line = f"fmjax: stopped by {cause}; the same command {_stops.then}\n"
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode())
+    if not said:
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
     if delay:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
@@ -163,6 +167,16 @@ def hold() -> None:
     """
     while _stops.ending:
         time.sleep(1.0)
+
+
+def conclude() -> None:
+    """Call before the last line of a command: a signal after it ends the process without another.
+
+    If another thread is ending the process, this waits for the end.
+    """
+    with _stops.lock:
+        _stops.concluded = not _stops.ending
+    hold()
 
 
 @contextlib.contextmanager

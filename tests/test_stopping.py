@@ -230,6 +230,32 @@ def test_two_signals_within_a_moment_are_one():
     assert (code, said, error) == (0, "begun\nleft by SIGTERM\n", "")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ValueError('x')", "fmjax: error: x\n"),
+        (
+            "training.Interrupted('SIGINT', 3, True)",
+            "fmjax: stopped by SIGINT after step 3; its checkpoint is saved; the same command goes "
+            "on\n",
+        ),
+    ],
+)
+def test_a_signal_after_the_last_line_of_a_command_adds_none(error, said):
+    code, _, found, _ = scene(f"""
+        from fmjax import training
+        from fmjax.cli import commands
+        from fmjax.cli.main import _run
+        def work(arguments):
+            raise {error}
+        commands.COMMANDS["train"] = work
+        _run(["train"])
+        print("begun", flush=True)
+        time.sleep(60)
+    """)
+    assert (code, found) == (128 + signal.SIGTERM, said)
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_always_ends(second):
     code, said, error, seconds = scene(

@@ -123,7 +123,7 @@ def _run(arguments: list[str]) -> int:
         print(f"fmjax {__version__}")
         return 0
     from fmjax._checks import require_one_of
-    from fmjax._stopping import hold
+    from fmjax._stopping import conclude
     from fmjax.cli.commands import COMMANDS
     from fmjax.cli.parsing import Refused, asks_for_help
 
@@ -141,7 +141,7 @@ def _run(arguments: list[str]) -> int:
     except (NonFiniteLoss, Unwritten) as error:
         return _complain(error, code=1)
     except Interrupted as error:
-        hold()
+        conclude()
         print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except (ValueError, OSError, Refused) as error:
@@ -158,9 +158,9 @@ def _run(arguments: list[str]) -> int:
 
 def _leave_at_once(error: Exception) -> "NoReturn":
     """End without the farewell that JAX's processes wait for from one another."""
-    from fmjax._stopping import hold
+    from fmjax._stopping import conclude
 
-    hold()
+    conclude()
     said = (str(error).strip().splitlines() or [""])[0][:200]
     print(
         f"fmjax: error: another process of the run is gone ({said}); started again in all of "
@@ -175,10 +175,10 @@ def _complain(error: Exception, code: int = 2) -> int:
     """One line; the whole traceback only for whoever asks for it by FMJAX_TRACEBACK=1."""
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
-    from fmjax._stopping import hold
+    from fmjax._stopping import conclude
     from fmjax.cli.streams import one_line
 
-    hold()
+    conclude()
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {_plainly(error.filename)}" if error.filename else error.strerror
