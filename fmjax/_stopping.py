@@ -142,14 +142,13 @@ def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     """
     with _stops.lock:
         first, _stops.ending = not _stops.ending, True
-        said = _stops.concluded
     if not first:
         hold()
     for callback in reversed(list(_stops.callbacks.values())):
         with contextlib.suppress(Exception):  # The process ends whatever they do.
             callback()
     line = f"fmjax: stopped by {cause}; the same command {_stops.then}\n"
-    if not said:
+    if not _stops.concluded:
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
     if delay:
@@ -170,7 +169,7 @@ def hold() -> None:
 
 
 def conclude() -> None:
-    """Call before the last line of a command: a signal after it ends the process without another.
+    """State that the command prints its last line next: a later signal adds no other line.
 
     If another thread is ending the process, this waits for the end.
     """

@@ -26,8 +26,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Linux allows a process 65,530 memory maps, and a compiled program has several: a worker that keeps
-# those of all modules ends without a word.
+# Linux allows a process 65,530 memory maps. A compiled program takes several, and XLA aborts the
+# process when it gets no more: all programs of the tests together need more than half of them.
 _MOST_MAPS = 20_000
 
 

@@ -423,6 +423,21 @@ def test_a_process_that_has_ended_its_training_ends_when_another_is_still_saving
     assert ended == [0.0, 0.5]
 
 
+def test_a_process_that_has_closed_is_not_ended_by_what_the_others_decide(monkeypatch):
+    ended = []
+    monkeypatch.setattr(_stopping, "note", lambda cause: None)
+    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append(cause))
+    store = Shared()
+    leaving = Agreement(store, 1, 2)
+    assert leaving.finished() is None
+    store.key_value_set("fmjax/stop/cause", "SIGTERM")
+    store.blocking_key_value_get("fmjax/stop/step/1", 5_000)
+    leaving.close()
+    store.key_value_set("fmjax/stop/decision", "after")
+    leaving._thread.join()
+    assert ended == []
+
+
 def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_ends_alone(
     monkeypatch,
 ):
@@ -441,7 +456,7 @@ def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_end
     agreement = Agreement(Silent(), 1, 2)
     agreement.request("SIGTERM")
     assert ended.wait(2.0)
-    # Its thread must not outlive the replaced `end`: the real one ends the process of the tests.
+    # After the test `end` is no longer replaced: a thread that still runs would end pytest.
     answer.set()
     agreement._thread.join()
 

@@ -106,6 +106,7 @@ def _run_forgivingly(arguments: list[str]) -> int:
             raise
         out.flush()
         if out.lost is not None:
+            _stopping.conclude()
             text = out.lost.strerror
             print(f"fmjax: error: standard output must take the text, got {text}", file=sys.stderr)
             code = code or 1

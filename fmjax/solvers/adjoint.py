@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fmjax._arrays import expand_like
+from fmjax._arrays import Cond, expand_like
 from fmjax._checks import require
 from fmjax.solvers.catalog import is_implicit
 from fmjax.solvers.counting import ToTimes
@@ -108,7 +108,9 @@ def backsolved(
     return samples._replace(x1=attach(x0, wanted, (samples, data, numbers)))
 
 
-def without_rejected(velocity_fn: Any, x0: jax.Array, cond: Any) -> Callable[..., jax.Array]:
+def without_rejected(
+    velocity_fn: Callable[..., jax.Array], x0: jax.Array, cond: Cond
+) -> Callable[..., jax.Array]:
     """The field of a batch, without the gradients of evaluations whose result is not used.
 
     A step that leaves the domain of the field (a square root, a logarithm) is rejected, and the
@@ -117,24 +119,21 @@ def without_rejected(velocity_fn: Any, x0: jax.Array, cond: Any) -> Callable[...
     Returns:
         `field(t, x, cond)` with t of shape `[batch]`, for reverse mode only.
     """
-    hoisted_field = hoisted(velocity_fn, x0, cond, x0.shape[0])
-    arrays, static = eqx.partition(hoisted_field, eqx.is_array)
 
-    def evaluate(arrays: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
-        return eqx.combine(arrays, static)(t, x, cond)
+    def evaluate(
+        field: Callable[..., jax.Array], t: jax.Array, x: jax.Array, cond: Cond
+    ) -> jax.Array:
+        return field(t, x, cond)
 
-    def backward(pull: Any, bar: jax.Array) -> Any:
+    def backward(pull: Callable[..., Any], bar: jax.Array) -> Any:
         used = jnp.any(bar != 0.0)
+        return jax.tree.map(
+            lambda g: g if g.dtype == jax.dtypes.float0 else jnp.where(used, g, 0.0), pull(bar)
+        )
 
-        def kept(gradient: Any) -> Any:
-            integer = gradient.dtype == jax.dtypes.float0
-            return gradient if integer else jnp.where(used, gradient, 0.0)
-
-        return jax.tree.map(kept, pull(bar))
-
-    field = jax.custom_vjp(evaluate)
-    field.defvjp(lambda *args: jax.vjp(evaluate, *args), backward)
-    return partial(field, arrays)
+    differentiable = jax.custom_vjp(evaluate)
+    differentiable.defvjp(partial(jax.vjp, evaluate), backward)
+    return partial(differentiable, hoisted(velocity_fn, x0, cond, x0.shape[0]))
 
 
 def _constant(fn: Callable[..., Any], *args: Any) -> Any:

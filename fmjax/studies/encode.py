@@ -103,7 +103,7 @@ def encode(
 
     Raises:
         ValueError: If images and captions do not belong together, the size is no multiple of the
-            autoencoder's, or the output folder holds something else.
+            autoencoder's, or the output folder is a run or holds another set.
     """
     require_unicode("output", output.absolute())  # ArrayRecord writes to no other name.
     _check_output(output, images, model)

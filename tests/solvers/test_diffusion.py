@@ -354,16 +354,16 @@ def test_what_has_no_sense_is_refused(make, message):
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "flow-samplers.npz")
 
 
-@pytest.mark.parametrize(
-    ("name", "sampler"),
-    [
-        ("dpm1_midpoint", DDIM()),
-        ("dpm2_midpoint", DPMSolverPP2M()),
-        ("unipc1_bh2", UniPC(1)),
-        ("unipc2_bh2", UniPC(2)),
-        ("unipc3_bh2", UniPC(3)),
-    ],
-)
+REFERENCES = {
+    "dpm1_midpoint": DDIM(),
+    "dpm2_midpoint": DPMSolverPP2M(),
+    "unipc1_bh2": UniPC(1),
+    "unipc2_bh2": UniPC(2),
+    "unipc3_bh2": UniPC(3),
+}
+
+
+@pytest.mark.parametrize(("name", "sampler"), REFERENCES.items())
 def test_every_step_is_that_of_diffusers(name, sampler):
     """On a linear velocity `dx/dsigma = x A^T + b sigma + c`, from sigma to sigma of their grid.
 
