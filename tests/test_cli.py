@@ -157,6 +157,8 @@ def test_bad_arguments_get_one_line_and_exit_code_2(arguments, message, capsys, 
         (["--num-steps", "4", "--rtol", "1e-3"], "rtol must go without a number of steps, which"),
         (["--classes", "3"], "classes must be left out for a model without"),
         (["--guidance", "2"], "guidance must be 1 for a model without classes"),
+        (["--classes", "--"], "unrecognized option --"),
+        (["--"], "unrecognized option --"),
     ],
 )
 def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message, capsys):

@@ -51,8 +51,9 @@ def parse(kind: type[Command], default: Command, arguments: list[str], prog: str
     if asks_for_help(arguments):
         return read(["--help"])[0]
     for word in arguments:
-        # tyro would print scripts for shells, which do not know fmjax's commands.
-        if word.startswith("--tyro-"):
+        # tyro would print scripts for shells, which do not know fmjax's commands, and take -- for
+        # the end of an option's values.
+        if word == "--" or word.startswith("--tyro-"):
             raise Refused(f"unrecognized option {word.split('=')[0]}")
     # Wide, so that the box around an error does not break words.
     with _captured(columns=100_000) as text:
