@@ -191,10 +191,11 @@ def evaluate_run(
         in_features = yardsticks._replace(real=of_real, test=test)
         frechets = in_features.distances("frechet", frechet_distance, extractor(x1))
         result = result._replace(**frechets)
-    write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     for line in described(result):
         progress.say(line)
     measure_paths(run, sampling, evaluation.num_paths, progress=progress)
+    # Last: where the evaluation is whole, nothing is missing.
+    write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     return result
 
 

@@ -159,22 +159,25 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
         arrays["prompts"] = np.asarray(drawn.prompts)
     arrays["step"] = step
     numbers, *pictures = _targets(stem, drawn.x1.shape[1:])
+    # The picture first: where the numbers are whole, nothing is missing.
+    for picture in pictures:
+        with write_atomically(picture) as temporary:
+            temporary.write_bytes(_picture(drawn))
     write_npz(numbers, **arrays)
-    if not pictures:
-        return [numbers]
+    return [*pictures, numbers]
+
+
+def _picture(drawn: Drawn) -> bytes:
+    """A PNG of images in a grid, or of points in the plane."""
     if is_image(drawn.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
         images, columns, row_labels = grid_of(drawn)
-        content = image_bytes(image_grid(images, columns, row_labels=row_labels))
-    else:
-        from fmjax.report.plots import plot_points
-        from fmjax.report.style import png_bytes
+        return image_bytes(image_grid(images, columns, row_labels=row_labels))
+    from fmjax.report.plots import plot_points
+    from fmjax.report.style import png_bytes
 
-        content = png_bytes(plot_points(drawn.x1, np.empty((0, 2))))
-    with write_atomically(pictures[0]) as temporary:
-        temporary.write_bytes(content)
-    return [*pictures, numbers]
+    return png_bytes(plot_points(drawn.x1, np.empty((0, 2))))
 
 
 def _targets(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
