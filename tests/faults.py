@@ -136,6 +136,7 @@ class Faults:
     def __exit__(self, *_):
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
 
     def run(self, *arguments, root, copies=None, fault=None, at=0):
         """Run a command; `Outcome`.
