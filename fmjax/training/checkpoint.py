@@ -61,7 +61,8 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = _manager(self.folder, max_to_keep=max_to_keep, clean=True)
+            _remove_unfinished(self.folder)
+            self._manager = _manager(self.folder, max_to_keep=max_to_keep)
         except OSError as error:
             raise ValueError(
                 f"checkpoint folder must be writable, got {self.folder}: {error.strerror}"
@@ -200,7 +201,7 @@ def restore_ema(
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"checkpoint folder must exist, got {folder}")
-    with _manager(folder, max_to_keep=None, clean=False, alone=alone) as manager:
+    with _manager(folder, max_to_keep=None, alone=alone) as manager:
         reader = Reader(folder, manager, alone)
 
         def read(step: int) -> tuple[Params, int]:
@@ -220,7 +221,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _manager(
-    folder: Path, *, max_to_keep: int | None, clean: bool, alone: bool = False
+    folder: Path, *, max_to_keep: int | None, alone: bool = False
 ) -> ocp.CheckpointManager:
     check_step_metadata(folder)
     here = jax.process_index()
@@ -232,7 +233,6 @@ def _manager(
         else ocp.options.MultiprocessingOptions(),
         max_to_keep=max_to_keep,
         create=False,
-        cleanup_tmp_directories=clean,
         async_options=ocp.AsyncOptions(
             post_finalization_callback=lambda: _seal(folder),
             barrier_sync_fn=None if alone else meet,
@@ -247,6 +247,17 @@ def _manager(
     registry.add("run", ocp.args.JsonSave, handler)
     registry.add("run", ocp.args.JsonRestore, handler)
     return ocp.CheckpointManager(folder, options=options, handler_registry=registry)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the parts of a checkpoint whose writing was stopped.
+
+    Orbax can do this in the background, where it fails if the folder is opened twice: each opening
+    removes what the other is removing.
+    """
+    if is_main():
+        for unfinished in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(unfinished)
 
 
 def _seal(folder: Path) -> None:

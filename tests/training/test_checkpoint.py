@@ -72,6 +72,20 @@ def test_step_metadata_that_orbax_cannot_read_is_named(saved, state, tmp_path, t
         restore_ema(folder, state.params)
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_gone_once_the_folder_is_open(saved, state, tmp_path):
+    folder = copy_of(saved, tmp_path)
+    left = folder / "2.orbax-checkpoint-tmp" / "state"
+    for number in range(300):
+        (left / f"{number}").mkdir(parents=True)
+        (left / f"{number}" / "a").touch()
+    # Reflow and fine-tuning open the folder twice.
+    with Checkpoints(folder):
+        assert not left.parent.exists()
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state._replace(step=state.step + 2), EXTRA)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "2"]
+
+
 @pytest.mark.parametrize("layout", [(8, 1), (1, 8), (4, 2)])
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, state, layout):
     like = make_state(layout=layout, key=jax.random.key(1))
