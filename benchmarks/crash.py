@@ -30,29 +30,30 @@ TIMES = ("examples_per_second", "teraflops_per_device", "share_of_peak")
 
 def train(folder: Path) -> None:
     """The child: one whole run, or the rest of one."""
+    from fmjax._progress import Silent
     from fmjax.config import CompareConfig, Config, LossConfig, TrainingConfig
     from fmjax.data import ToyData
     from fmjax.networks import MLPConfig
     from fmjax.studies.train import train_folder
 
-    class Loud:
+    class Loud(Silent):
         """Says what happens; no bars."""
 
         def say(self, line: str) -> None:
             print(line, flush=True)
 
         def task(self, description: str, total: int | None) -> Any:
-            from fmjax._progress import Silent
-
             print(f"begins {description}", flush=True)
-            return Silent().task(description, total)
+            return super().task(description, total)
 
     config = Config(
         name="crash",
         data=ToyData("eight_gaussians"),
         network=MLPConfig(width=512, num_layers=3),
         loss=LossConfig(label_drop=0.0),
-        training=TrainingConfig(num_steps=300, batch_size=256, checkpoint_every=5, log_every=10),
+        training=TrainingConfig(
+            num_steps=300, batch_size=256, checkpoint_every=5, log_every=10, draw_samples=False
+        ),
         compare=CompareConfig(num_samples=8),
     )
     train_folder(config, folder, progress=Loud())

@@ -25,6 +25,10 @@ class Progress(Protocol):
         """
         ...
 
+    def part_done(self, name: str) -> None:
+        """End a part of the work. Its time, since the end of the part before, counts for `name`."""
+        ...
+
 
 class Silent:
     """Hears nothing: the default of every function that reports progress."""
@@ -36,3 +40,6 @@ class Silent:
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
         """Give an `advance` that does nothing."""
         yield lambda n=1, note=None: None
+
+    def part_done(self, name: str) -> None:
+        """Ignore the part."""

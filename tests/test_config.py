@@ -262,6 +262,19 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
 
+def test_all_adds_the_other_common_solvers_to_those_that_are_named():
+    default = CompareConfig()
+    assert len(default.compared_fixed) + len(default.compared_adaptive) <= 4
+    everything = CompareConfig(all=True)
+    assert sorted(everything.compared_fixed) == [
+        "adams_bashforth_2", "euler", "heun", "midpoint", "rk4",
+    ]  # fmt: skip
+    assert sorted(everything.compared_adaptive) == ["bosh3", "dopri5", "dopri8", "tsit5"]
+    other = CompareConfig(fixed_solvers=("dopri5", "ralston"), adaptive_solvers=(), all=True)
+    assert other.compared_fixed[:2] == ("dopri5", "ralston")
+    assert sorted(other.compared_adaptive) == ["bosh3", "dopri8", "tsit5"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -188,6 +189,36 @@ def test_a_log_file_gets_lines_even_if_colours_are_forced(tmp_path, monkeypatch,
         progress.say("one")
         advance(3)
     assert capsys.readouterr().out == "training 0/3\none\n"
+
+
+def test_a_command_ends_with_the_time_of_each_part(capsys, monkeypatch):
+    from fmjax.cli import console as module
+
+    now = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def spend(progress):
+        for name, seconds in (("first step", 12.2), ("training", 60.0), ("samples", 0.34),
+                              ("training", 5.0), ("page", 3600.0)):  # fmt: skip
+            now[0] += seconds
+            progress.part_done(name)
+
+    expected = (
+        "time: 1 h 1 min (first step 12 s, training 1 min 5 s, samples 0.3 s, page 1 h 0 min)"
+    )
+    with module.console(since=100.0) as progress:
+        spend(progress)
+    assert capsys.readouterr().out == expected + "\n"
+    bars = Mock()
+    shown = module._Bars(bars, since=now[0])
+    spend(shown)
+    shown.say_times()
+    bars.console.print.assert_called_once_with(expected, markup=False)
+    for since in (None, now[0]):  # No times are asked for; no part is done.
+        with module.console(since) as progress:
+            if since is None:
+                spend(progress)
+        assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

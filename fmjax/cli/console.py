@@ -22,8 +22,13 @@ def print_any_name() -> None:
 
 
 @contextlib.contextmanager
-def console() -> Iterator[Any]:
-    """Progress bars on a terminal; elsewhere a plain line now and then."""
+def console(since: float | None = None) -> Iterator[Any]:
+    """Progress bars on a terminal; elsewhere a plain line now and then.
+
+    Args:
+        since: `time.perf_counter()` at the start of the command, to print at its end how long each
+            part took; None prints no times.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -38,7 +43,9 @@ def console() -> Iterator[Any]:
     console = Console(highlight=False, soft_wrap=True)
     # By the file itself: FORCE_COLOR would make a terminal of a log file.
     if not sys.stdout.isatty() or console.is_dumb_terminal:
-        yield _Lines()
+        lines = _Lines(since)
+        yield lines
+        lines.say_times()
         return
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn())
     if console.width >= _NARROW:
@@ -52,13 +59,49 @@ def console() -> Iterator[Any]:
         )
     bars = Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty())
     with bars, at_stop(show_cursor):
-        yield _Bars(bars)
+        shown = _Bars(bars, since)
+        yield shown
+        shown.say_times()
 
 
-class _Bars:
+class _Times:
+    """Wall time of the parts of a command."""
+
+    def __init__(self, since: float | None) -> None:
+        self._start = self._since = since
+        self._seconds: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        raise NotImplementedError
+
+    def part_done(self, name: str) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
+            self._since = now
+
+    def say_times(self) -> None:
+        """Print the time of each part and of all, if any part is done."""
+        if self._start is not None and self._seconds:
+            parts = ", ".join(f"{name} {_duration(s)}" for name, s in self._seconds.items())
+            self.say(f"time: {_duration(time.perf_counter() - self._start)} ({parts})")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as "48 s", "2 min 5 s" or "1 h 0 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class _Bars(_Times):
     """`Progress` on a terminal."""
 
-    def __init__(self, bars: Any) -> None:
+    def __init__(self, bars: Any, since: float | None = None) -> None:
+        super().__init__(since)
         self._bars = bars
 
     def say(self, line: str) -> None:
@@ -79,10 +122,13 @@ class _Bars:
         self._bars.stop_task(task)
 
 
-class _Lines:
+class _Lines(_Times):
     """`Progress` in a log file: a line when a task starts, and one every ten seconds."""
 
     PERIOD = 10.0
+
+    def __init__(self, since: float | None = None) -> None:
+        super().__init__(since)
 
     def say(self, line: str) -> None:
         print(line, flush=True)

@@ -3,6 +3,7 @@
 Imports wait until a command needs them, so that a wrong word is refused at once.
 """
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def train(arguments: list[str]) -> None:
     """`fmjax train CONFIG`."""
+    start = time.perf_counter()
     path, rest = path_and_rest("train", "CONFIG", arguments)
     import dataclasses
 
@@ -45,13 +47,16 @@ def train(arguments: list[str]) -> None:
     asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
     sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, asked.processes)
+    _train_and_show(config, asked.run, asked.overwrite, asked.processes, start)
 
 
 def _train_and_show(
-    config: "Config", run: Path | None, overwrite: bool, processes: "Processes"
+    config: "Config", run: Path | None, overwrite: bool, processes: "Processes", start: float
 ) -> None:
-    """Train in the processes of a run, and make the results in the first of them."""
+    """Train in the processes of a run, and make the results in the first of them.
+
+    At the end it prints the time of each part since `start`, of `time.perf_counter()`.
+    """
     from fmjax._arrays import TextShape
     from fmjax.studies.prepare import own_run
     from fmjax.studies.run_folder import open_run, read_model
@@ -59,7 +64,7 @@ def _train_and_show(
     from fmjax.training import is_main, together
 
     folder = Path("runs") / config.name if run is None else run
-    with working(processes) as progress, own_run(folder, config, overwrite=overwrite):
+    with working(processes, start) as progress, own_run(folder, config, overwrite=overwrite):
         train_folder(config, folder, overwrite=overwrite, progress=progress)
         with together("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
@@ -74,6 +79,7 @@ def _train_and_show(
 
 def reflow(arguments: list[str]) -> None:
     """`fmjax reflow RUN`."""
+    start = time.perf_counter()
     path, rest = path_and_rest("reflow", "RUN", arguments)
     import dataclasses
 
@@ -110,7 +116,7 @@ def reflow(arguments: list[str]) -> None:
     asked = parse(Reflow, default, rest, f"fmjax reflow {path}")
     sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
     config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, asked.processes)
+    _train_and_show(config, asked.run, asked.overwrite, asked.processes, start)
 
 
 def export(arguments: list[str]) -> None:

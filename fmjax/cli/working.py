@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def working(processes: "Processes | None" = None) -> Iterator[Progress]:
+def working(processes: "Processes | None" = None, since: float | None = None) -> Iterator[Progress]:
     """Make JAX ready and show progress.
 
     Args:
         processes: Of a run of several, of which only the first one speaks. A signal to one of
             them stops all.
+        since: `time.perf_counter()` at the start of the command, to print at its end how long each
+            part took; None prints no times.
     """
     from fmjax.training import is_main, join, stop_together
 
@@ -31,7 +33,7 @@ def working(processes: "Processes | None" = None) -> Iterator[Progress]:
     if not is_main():
         yield Silent()
         return
-    with console() as progress:
+    with console(since) as progress:
         yield progress
 
 

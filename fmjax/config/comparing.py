@@ -15,6 +15,9 @@ from fmjax._checks import (
 from fmjax.config.sampling import Grid
 from fmjax.config.solving import RATES, SOLVERS, can_adapt
 
+_ALL_FIXED = ("euler", "midpoint", "heun", "rk4", "adams_bashforth_2")
+_ALL_ADAPTIVE = ("bosh3", "tsit5", "dopri5", "dopri8")
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -28,6 +31,8 @@ class CompareConfig:
         grids: Where fixed steps lie; every fixed solver is run on each.
         adaptive_solvers: Names of those that adapt their steps to each of `tolerances`.
         tolerances: Their rtol = atol.
+        all: Also compare the other common ODE solvers, nine in all: euler, midpoint, heun, rk4 and
+            adams_bashforth_2 with fixed steps, bosh3, tsit5, dopri5 and dopri8 with adaptive ones.
         slots: Also stream each adaptive ODE solver through so many slots; None does not.
         bfloat16: Also solve the same weights computed in bfloat16 by the adaptive solvers.
         rate: Noise of SDE solvers along the way, as of `SamplingConfig`.
@@ -38,11 +43,12 @@ class CompareConfig:
     """
 
     num_samples: int = 64
-    fixed_solvers: tuple[str, ...] = ("euler", "midpoint", "heun", "rk4", "adams_bashforth_2")
+    fixed_solvers: tuple[str, ...] = ("euler", "heun", "rk4")
     num_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     grids: tuple[Grid, ...] = ("uniform",)
-    adaptive_solvers: tuple[str, ...] = ("bosh3", "tsit5", "dopri5", "dopri8")
+    adaptive_solvers: tuple[str, ...] = ("tsit5",)
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    all: bool = False
     slots: int | None = None
     bfloat16: bool = False
     rate: str = "sigma"
@@ -70,3 +76,18 @@ class CompareConfig:
             require_between("compare.num_steps", steps, 1, MAX_STEPS)
         for tolerance in self.tolerances:
             require_positive("compare.tolerances", tolerance)
+
+    @property
+    def compared_fixed(self) -> tuple[str, ...]:
+        """Names of the solvers with fixed steps that are compared, those of `all` included."""
+        return self.fixed_solvers + self._missing(_ALL_FIXED)
+
+    @property
+    def compared_adaptive(self) -> tuple[str, ...]:
+        """Names of the solvers with adaptive steps that are compared, those of `all` included."""
+        return self.adaptive_solvers + self._missing(_ALL_ADAPTIVE)
+
+    def _missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The names that `all` adds to those in the config; none unless `all` is set."""
+        named = {*self.fixed_solvers, *self.adaptive_solvers}
+        return tuple(name for name in names if self.all and name not in named)

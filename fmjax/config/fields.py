@@ -32,6 +32,8 @@ class TrainingConfig:
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints.
         checkpoints_kept: How many of the newest checkpoints stay on disk.
+        draw_samples: Draw samples after each checkpoint but the last and write their picture,
+            `samples/stepNUMBER.png`, of images and of points in the plane.
     """
 
     num_steps: int = 10_000
@@ -43,6 +45,7 @@ class TrainingConfig:
     log_every: int = 50
     checkpoint_every: int = 1_000
     checkpoints_kept: int = 2
+    draw_samples: bool = True
 
     def __post_init__(self) -> None:
         require_numbers(self, "training.")

@@ -98,7 +98,7 @@ def compare_run(
 def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) -> list[Method]:
     """The solvers that a config names, on the field of a run."""
     methods = []
-    for name in config.fixed_solvers:
+    for name in config.compared_fixed:
         asked = SamplingConfig(
             solver=name,
             num_steps=1,
@@ -121,7 +121,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             family = "stochastic" if is_stochastic(name) else "fixed"
             settings = fixed_settings(config.num_steps, make_grid)
             methods.append(Method(title, family, solve, settings))
-    for name in config.adaptive_solvers:
+    for name in config.compared_adaptive:
         asked = SamplingConfig(
             solver=name, guidance=config.guidance, rate=config.rate, rate_scale=config.rate_scale
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax._memory import require_host_memory
@@ -147,8 +148,6 @@ def draw_samples(
 ) -> Drawn:
     """Solve `sampling.num_samples` noises to samples.
 
-    Samples that stream are one batch: slots run dry at its end only.
-
     Args:
         path: Says how much noise there is at t = 0.
         solve: Takes noise, keys and labels to samples.
@@ -161,31 +160,62 @@ def draw_samples(
         starts: Gives the points at t = 0 of a seed and some numbers; None takes normal noise.
         progress: Hears of each batch.
     """
+    draw = make_draw_samples(path, solve, steps, event_shape, sampling, mesh, starts=starts)
+    return draw(params, conds, progress)
+
+
+def make_draw_samples(
+    path: AffinePath,
+    solve: SolveFn,
+    steps: Steps,
+    event_shape: tuple[int, ...],
+    sampling: SamplingConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    starts: Callable[[int, np.ndarray], jax.Array] | None = None,
+) -> Callable[[Params, Any, Progress], Drawn]:
+    """Make `draw_samples` as a function of the parameters, compiled once.
+
+    Samples that stream are one batch: slots run dry at its end only. On the devices of several
+    processes all of them must call it, and each gets all samples.
+
+    Returns:
+        `(params, conds, progress) -> Drawn`, with the arguments of `draw_samples`.
+    """
     num = sampling.num_samples
     at_once = num if sampling.slots is not None else sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # More than there are samples on a device would be evaluated for nobody.
         on_a_device = batch_size(num, at_once, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, on_a_device))
-    rows, draw = (
-        batch_sharding(mesh),
-        make_draw(path, solve, steps, event_shape, sampling.seed, mesh),
-    )
-    parts, seconds, sources = [], [], []
-    with progress.task("sampling", num) as advance:
-        advance(0, COMPILING)
-        for indices, kept in even_batches(num, at_once, mesh):
-            started = time.perf_counter()
-            cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)
-            x0 = None
-            if starts is not None:
-                x0 = jax.device_put(starts(sampling.seed, indices), rows)
-                sources.append(np.asarray(x0)[kept])
-            solved = draw(params, jax.device_put(indices, rows), cond, x0)
-            parts.append([np.asarray(a)[kept] for a in (solved.x1, solved.nfe, solved.succeeded)])
-            seconds.append((time.perf_counter() - started) / len(indices))
-            advance(kept.stop)
-    x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
-    # The first batch waits for the compiler.
-    typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
-    return Drawn(x1, None, nfe, succeeded, typical, np.concatenate(sources) if sources else None)
+    rows = batch_sharding(mesh)
+    program = make_draw(path, solve, steps, event_shape, sampling.seed, mesh)
+    gather = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def on_host(array: jax.Array) -> np.ndarray:
+        return np.asarray(array if array.is_fully_addressable else gather(array))
+
+    def draw(params: Params, conds: Any, progress: Progress) -> Drawn:
+        parts, seconds, sources = [], [], []
+        with progress.task("sampling", num) as advance:
+            advance(0, COMPILING)
+            for indices, kept in even_batches(num, at_once, mesh):
+                started = time.perf_counter()
+                cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)
+                x0 = None
+                if starts is not None:
+                    points = np.asarray(starts(sampling.seed, indices))
+                    x0 = jax.device_put(points, rows)
+                    sources.append(points[kept])
+                solved = program(params, jax.device_put(indices, rows), cond, x0)
+                found = (solved.x1, solved.nfe, solved.succeeded)
+                parts.append([on_host(array)[kept] for array in found])
+                seconds.append((time.perf_counter() - started) / len(indices))
+                advance(kept.stop)
+        x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
+        # The first batch waits for the compiler.
+        typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
+        x0 = np.concatenate(sources) if sources else None
+        return Drawn(x1, None, nfe, succeeded, typical, x0)
+
+    return draw

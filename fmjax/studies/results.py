@@ -21,13 +21,17 @@ def make_results(run: Run, *, progress: Progress = Silent()) -> None:
     with own_files(grid, on_wait=progress.say):
         if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
             sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
+            progress.part_done("samples")
     with own_files(folder.evaluation, on_wait=progress.say):
         if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
             evaluate_run(run, config.evaluation, config.sampling, progress=progress)
+            progress.part_done("evaluation")
     with own_files(folder.comparison, on_wait=progress.say):
         if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
             compare_run(run, config.compare, progress=progress)
+            progress.part_done("comparison")
     report_run(run, progress=progress)
+    progress.part_done("page")
 
 
 def _is_of_step(step: int, file: Path, read_step: Callable[[Path], int | None]) -> bool:

@@ -161,10 +161,15 @@ def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
     numbers, *pictures = _targets(stem, drawn.x1.shape[1:])
     # The picture first: where the numbers are whole, nothing is missing.
     for picture in pictures:
-        with write_atomically(picture) as temporary:
-            temporary.write_bytes(_picture(drawn))
+        write_picture(drawn, picture)
     write_npz(numbers, **arrays)
     return [*pictures, numbers]
+
+
+def write_picture(drawn: Drawn, file: Path) -> None:
+    """Write samples as a PNG: images in a grid, a row for each class, or points in the plane."""
+    with write_atomically(file) as temporary:
+        temporary.write_bytes(_picture(drawn))
 
 
 def _picture(drawn: Drawn) -> bytes:

@@ -1,6 +1,7 @@
 """Train from a config into a run folder."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from fmjax.config import (
 from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.data.dataset import Captions
 from fmjax.studies.compare_run import require_comparable
+from fmjax.studies.draw_training import training_pictures
 from fmjax.studies.finetune import as_released, check_released, started
 from fmjax.studies.planned import step_flops
 from fmjax.studies.prepare import own_run, prepare, rule_of
@@ -128,7 +130,11 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
     bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
-    _fit(config, state, bound, feed, mesh, folder, flops, progress)
+    with together("preparing pictures of samples"):
+        draw = training_pictures(
+            config, experiment, folder, event_shape, conditions, mesh, progress
+        )
+    _fit(config, state, bound, feed, mesh, folder, flops, draw, progress)
 
 
 def _require_space(folder: RunFolder, like: TrainState, training: TrainingConfig) -> None:
@@ -196,6 +202,7 @@ def _fit(
     mesh: jax.sharding.Mesh,
     folder: RunFolder,
     flops: float,
+    draw: Callable[[TrainState], None] | None,
     progress: Progress,
 ) -> None:
     training = config.training
@@ -217,5 +224,6 @@ def _fit(
             ),
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
+            on_checkpoint=draw,
             progress=progress,
         )

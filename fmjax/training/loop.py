@@ -1,6 +1,7 @@
 """The training loop: data in, steps, checkpoints, numbers out, and a clean way to leave."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -57,6 +58,7 @@ def fit(
     flops_per_example: float | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
+    on_checkpoint: Callable[[TrainState], None] | None = None,
     progress: Progress = Silent(),
 ) -> TrainState:
     """Train until `num_steps` steps are taken; go on from the newest checkpoint if there is one.
@@ -79,6 +81,8 @@ def fit(
         flops_per_example: Operations of one example in a step, forwards and back, for the speed.
         log_every: Steps between two lines.
         checkpoint_every: Steps between two checkpoints; the last step is always saved.
+        on_checkpoint: Called in all processes with the state after every `checkpoint_every` steps
+            but not at the end; it must keep no array of the state, which the next step reuses.
         progress: Hears how far it is.
 
     Returns:
@@ -117,6 +121,7 @@ def fit(
             if step == first_step + 1:
                 jax.block_until_ready(metrics)  # In all processes.
                 signals.begin(first_step)
+                progress.part_done("first step")
             if step < num_steps:
                 # While the device works on this step, the next batch travels to it.
                 feed.fetch(step)
@@ -125,16 +130,34 @@ def fit(
                 with together("writing the log"):
                     report(step, jax.tree.leaves(batch)[0].shape)
             cause = signals.cause(step)
-            if checkpoints is not None and (cause or step % checkpoint_every == 0 or ended):
+            saves = step % checkpoint_every == 0
+            if checkpoints is not None and (cause or saves or ended):
                 monitor.read(last_good_step)
                 checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
             if cause:
                 raise Interrupted(cause, step, saved=checkpoints is not None)
+            if saves and not ended and on_checkpoint is not None:
+                _call_apart(on_checkpoint, state, monitor, progress)
             advance(1, report.note)
+    progress.part_done("training")
     # Only once the signals are let go: none is lost between the two.
     if cause := signals.last_cause(num_steps):  # While the last checkpoint was written.
         raise Interrupted(cause, num_steps, saved=checkpoints is not None)
     return state
+
+
+def _call_apart(
+    function: Callable[[TrainState], None],
+    state: TrainState,
+    monitor: Monitor,
+    progress: Progress,
+) -> None:
+    """Call a function between two steps; its time counts neither as training nor for the speed."""
+    jax.block_until_ready(state)
+    progress.part_done("training")
+    start = time.perf_counter()
+    function(state)
+    monitor.exclude(time.perf_counter() - start)
 
 
 def _resumed(

@@ -73,6 +73,11 @@ class Monitor:
         self._num_timed += len(self._unread)
         self._unread.clear()
 
+    def exclude(self, seconds: float) -> None:
+        """Leave a time in which no step was taken out of the speed of the next summary."""
+        if self._started is not None:
+            self._started += seconds
+
     def summary(self, batch_size: int) -> dict[str, Any]:
         """Means since the last summary, and examples per second of wall time.
 

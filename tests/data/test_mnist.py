@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmjax._progress import Silent
 from fmjax.data import IdxData, load, mnist
 from fmjax.data.download import DownloadError, download
 from fmjax.data.idx import read_idx
@@ -114,7 +115,7 @@ class Mirror:
         return reply
 
 
-class Recorder:
+class Recorder(Silent):
     """Progress that remembers how far each task came."""
 
     def __init__(self):

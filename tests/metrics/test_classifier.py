@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from fmjax._progress import Silent
 from fmjax.data import Dataset, DigitsData, IdxData, load
 from fmjax.metrics import (
     ClassifierTraining,
@@ -124,7 +125,7 @@ def test_two_processes_that_need_a_classifier_train_it_once(tmp_path, monkeypatc
     np.testing.assert_array_equal(found[0].features(images), found[1].features(images))
 
 
-class Lines:
+class Lines(Silent):
     """Progress that remembers what was said."""
 
     def __init__(self):

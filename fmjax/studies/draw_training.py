@@ -1,0 +1,77 @@
+"""Pictures of samples during a training, for a look at how it goes."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from fmjax._arrays import Conditions, TextShape
+from fmjax._progress import Progress
+from fmjax.config import Config, Experiment, make_solve
+from fmjax.studies.asked import asked_of
+from fmjax.studies.draw import is_image, make_draw_samples
+from fmjax.studies.run_folder import Run, RunFolder
+from fmjax.studies.sample import write_picture
+from fmjax.studies.starts import run_starts
+from fmjax.training import TrainState, is_main, together
+
+
+def training_pictures(
+    config: Config,
+    experiment: Experiment,
+    folder: RunFolder,
+    event_shape: tuple[int, ...],
+    conditions: Conditions,
+    mesh: jax.sharding.Mesh,
+    progress: Progress,
+) -> Callable[[TrainState], None] | None:
+    """Make the function that draws one batch of samples and writes `samples/stepNUMBER.png`.
+
+    The samples are those of `config.sampling`, on a uniform grid where it asks for a calibrated
+    one. All processes of a run must call the function; the first one writes.
+
+    Returns:
+        The function of the state, or None if `config.training.draw_samples` is off or the model's
+        samples have no picture: latents, text, trainings of released weights.
+    """
+    training, sampling = config.training, config.sampling
+    drawable = is_image(event_shape) or event_shape == (2,)
+    released = experiment.tuning is not None or isinstance(conditions, TextShape)
+    if not training.draw_samples or not drawable or released:
+        return None
+    num = min(sampling.num_samples, sampling.batch_size)
+    sampling = dataclasses.replace(sampling, num_samples=num)
+    if sampling.num_steps is not None and sampling.grid == "calibrated":
+        sampling = dataclasses.replace(sampling, grid="uniform")
+    run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
+    requested = asked_of(run, num, (), sampling.prompts)
+    draw = make_draw_samples(
+        config.path, make_solve(experiment, sampling), sampling.make_steps(config.path.schedule),
+        event_shape, sampling, mesh,
+        starts=None if config.source is None else run_starts(run, progress),
+    )  # fmt: skip
+    width = len(str(training.num_steps))
+    enabled = True
+
+    def write(state: TrainState) -> None:
+        nonlocal enabled
+        if not enabled:
+            return
+        try:
+            drawn = draw(state.ema_params, requested.cond, progress)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            enabled = False
+            progress.say(
+                "warning: no pictures of samples during the training: beside its state the devices "
+                "have too little memory for sampling.batch_size samples"
+            )
+            return
+        drawn = drawn._replace(labels=requested.labels, prompts=requested.prompts)
+        with together("writing a picture of samples"):
+            if is_main():
+                write_picture(drawn, folder.samples / f"step{int(state.step):0{width}}.png")
+        progress.part_done("samples")
+
+    return write
