@@ -6,7 +6,14 @@ On two CPU cores 22 minutes of training, 29 with samples, comparison and page. 2
 have a Frechet distance of 6.62 to the training set (2,000 real test images: 1.23).
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.config import (
+    CompareConfig,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from fmjax.data import IdxData
 from fmjax.networks import DiTConfig
 from fmjax.times import LogitNormal
@@ -28,5 +35,6 @@ def get_config() -> Config:
             checkpoint_every=500,
         ),
         sampling=SamplingConfig(num_samples=100, solver="heun", num_steps=16, guidance=1.5),
+        compare=CompareConfig(all=True),
         evaluation=EvaluationConfig(num_samples=2_000),
     )  # fmt: skip

@@ -150,7 +150,14 @@ def test_exported_adapters_added_are_the_exported_merged_weights(of_adapters, tm
     assert all(adapter.up.any() for adapter in found.values())
     added = loaded("flux-dev-tiny", lora=tmp_path / "one.safetensors").params
     merged = loaded(tmp_path / "merged").params
-    jax.tree.map(np.testing.assert_array_equal, added, merged)
+    # Two programs: each sums the products of rank r and adds the weight, r + 1 roundings at most.
+    rank = max(len(adapter.down) for adapter in found.values())
+
+    def assert_equal_but_for_rounding(one, other):
+        atol = 2 * (rank + 1) * np.finfo(np.float32).eps * np.abs(one).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+    jax.tree.map(assert_equal_but_for_rounding, added, merged)
 
 
 def test_all_weights_are_exported_in_the_type_of_the_files(of_all, tmp_path):
