@@ -53,6 +53,15 @@ def compiled(fn: Any, *args: Any) -> Compiled:
     Raises:
         OutOfMemory: If it does not fit the devices, where the compiler knows (for TPUs).
     """
+    return executable_of(fn, *args)[1]
+
+
+def executable_of(fn: Any, *args: Any) -> tuple[jax.stages.Compiled, Compiled]:
+    """The same with the program itself, to be called with arrays like the arguments.
+
+    Raises:
+        OutOfMemory: As `compiled`.
+    """
     started = time.perf_counter()
     lowered = fn.lower(*args)
     try:
@@ -61,14 +70,15 @@ def compiled(fn: Any, *args: Any) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemory(_needed(str(error))) from error
+    seconds = time.perf_counter() - started
     memory, text = executable.memory_analysis(), executable.as_text()
-    return Compiled(
+    return executable, Compiled(
         arguments=float(memory.argument_size_in_bytes),
         outputs=float(memory.output_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         peak=_peak(memory, jax.tree.leaves(args)[0].sharding),
         traffic=collectives(text, _domains(args)),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         kernels=attention_kernels(text),
     )
 

@@ -1,0 +1,226 @@
+"""The benchmark of one GPU: what its processes do, and the whole of it at small sizes on a CPU."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return module_of(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The measurements; they import their neighbours as scripts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield module_of(SCRIPT.with_name("_gpu_parts.py"))
+
+
+def ran(gpu, program, limit=30.0):
+    lines = []
+    return gpu.run([sys.executable, "-c", program], limit, lines.append), lines
+
+
+def test_results_are_told_apart_from_what_else_is_written(gpu, capsys):
+    ended, lines = ran(
+        gpu, """print('{"line": "result", "x": 1}'); print('a word'); print('[1]')"""
+    )
+    assert lines == [{"line": "result", "x": 1}]
+    assert ended.reason is None
+    assert capsys.readouterr().err == "a word\n[1]\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ("raise SystemExit('no GPU')", "exit code 1"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
+    ],
+)
+def test_a_process_that_fails_leaves_its_results_and_its_reason(gpu, last, reason):
+    ended, lines = ran(gpu, f"""print('{{"line": "result"}}', flush=True); {last}""")
+    assert lines == [{"line": "result"}]
+    assert ended.reason == reason
+    if reason == "exit code 1":
+        assert ended.last_words == ("no GPU",)
+
+
+def test_a_process_that_hangs_is_ended_with_all_that_it_started(gpu):
+    program = (
+        'import subprocess, sys, time; print(\'{"line": "result"}\', flush=True);'
+        "subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    )
+    begun = time.monotonic()
+    ended, lines = ran(gpu, program, limit=3.0)
+    assert lines == [{"line": "result"}]
+    assert ended.reason == "time limit of 3 s"
+    # The one that it started holds the pipes: they close when that has ended too.
+    assert time.monotonic() - begun < 30
+
+
+def test_the_best_batch_size_is_the_one_with_the_most_images_a_second(gpu):
+    line = {
+        "line": "result",
+        "part": "dit",
+        "case": "none",
+        "teraflops": 1.0,
+        "share_of_peak": None,
+    }
+    lines = [line | {"batch_size": n, "images_per_second": rate}
+             for n, rate in ((32, 5.0), (64, 7.0), (128, 6.0))]  # fmt: skip
+    lines += [{"line": "failure", "part": "dit", "case": "none"}, line | {"part": "flux"}]
+    assert list(gpu.best_results(lines)) == ["dit none"]
+    assert gpu.best_results(lines)["dit none"]["batch_size"] == 64
+
+
+def test_the_script_knows_the_options_that_are_shown(gpu):
+    page = (ROOT / "docs" / "performance.md").read_text()
+    shown = re.findall(r"python benchmarks/gpu\.py(.*)", page + gpu.__doc__)
+    assert len(shown) >= 5
+    for options in shown:
+        gpu.make_parser().parse_args(shlex.split(options, comments=True))
+
+
+def test_a_limit_is_of_a_part_there_is(gpu, capsys):
+    with pytest.raises(SystemExit):
+        gpu.make_parser().parse_args(["--limit", "dat=3"])
+    assert "must be PART=SECONDS, of about, dit, flux, lora, adaptive" in capsys.readouterr().err
+
+
+def benchmarked(tmp_path, *options):
+    """The lines of the script at small sizes, and its exit code."""
+    file = tmp_path / "gpu.jsonl"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    del environment["XLA_FLAGS"]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--tiny", "--output", file, *options],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert file.read_text() == done.stdout, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.returncode
+
+
+def figures(result):
+    """All numbers of a result, those of its memory too."""
+    for value in result.values():
+        if isinstance(value, dict):
+            yield from figures(value)
+        elif isinstance(value, list):
+            yield from (each for each in value if isinstance(each, float))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield value
+
+
+@pytest.mark.slow
+def test_every_part_writes_well_formed_results(tmp_path, gpu):
+    lines, code = benchmarked(tmp_path)
+    assert code == 0
+    about, *results, summary = lines
+    assert (about["line"], about["platform"], about["tiny"]) == ("about", "cpu", True)
+    assert {"jax", "jaxlib", "fmjax"} <= set(about["versions"])
+    assert summary["line"] == "summary"
+    assert summary["failures"] == 0
+    assert set(summary["best"]) == {"dit none", "dit full", "lora full", "lora save_matmuls"}
+    # A second batch size is there, unless the first was the better one.
+    found = [(each["part"], each["case"]) for each in results]
+    assert list(dict.fromkeys(found)) == list(gpu.CASES)
+    assert found.count(("adaptive", "")) == 4
+    for each in results:
+        assert each["line"] == "result"
+        assert each["finite"] is True
+        assert each["kernels"] == []  # Of attention: there are none for a CPU.
+        assert min(figures(each)) > 0, each
+        assert each["compile_seconds"] < each["elapsed"]
+        assert each["seconds_quartiles"][0] <= each["seconds"] <= each["seconds_quartiles"][1]
+        rate = each["batch_size"] / each["seconds"]
+        assert each["images_per_second"] == pytest.approx(rate, rel=1e-2)
+        memory = each["memory"]
+        assert memory["peak"] >= 0.9 * (memory["arguments"] + memory["temporaries"])
+        if each["part"] != "adaptive":
+            teraflops = each["flops_per_image"] * each["images_per_second"] / 1e12
+            assert each["teraflops"] == pytest.approx(teraflops, rel=1e-2)
+    (flux,) = (each for each in results if each["part"] == "flux")
+    assert (flux["nfe"], flux["batch_size"]) == (28, 1)
+    adaptive = [each for each in results if each["part"] == "adaptive"]
+    asked = [(each["rtol"], each["guidance"]) for each in adaptive]
+    assert asked == [(1e-3, 1.0), (1e-3, 1.5), (1e-4, 1.0), (1e-4, 1.5)]
+    assert all(each["nfe"] >= 8 for each in adaptive)
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path):
+    lines, code = benchmarked(
+        tmp_path, "--parts", "dit", "flux", "lora", "--skip", "lora", "--limit", "dit=0.5"
+    )
+    assert code == 1
+    kinds = [(line["line"], line.get("part"), line.get("case")) for line in lines]
+    assert kinds == [
+        ("about", None, None), ("failure", "dit", "none"), ("result", "flux", ""),
+        ("failure", "dit", "full"), ("summary", None, None),
+    ]  # fmt: skip
+    assert lines[1]["reason"] == "time limit of 0.5 s"
+    assert (lines[-1]["failures"], lines[-1]["best"]) == (2, {})
+
+
+@pytest.mark.slow
+def test_what_there_is_no_time_for_is_left_out(tmp_path):
+    lines, _ = benchmarked(tmp_path, "--parts", "flux", "--seconds", "1")
+    assert [line["line"] for line in lines] == ["left_out", "left_out", "summary"]
+    assert lines[1]["reason"] == "no time left of 1 s"
+
+
+@pytest.mark.slow
+def test_the_full_sizes_are_those_of_the_published_models_and_can_be_lowered(parts):
+    mesh = parts.make_mesh(devices=jax.devices()[:1])
+    trainings = {
+        "dit": (parts.dit_config(False, "none", 64), [674_816_272], 0.7117e12),
+        "remat": (parts.dit_config(False, "full", 512), [674_816_272], 0.7117e12),
+        "lora": (parts.lora_config(False, "full", 1), [26_148_864, 11_901_408_320], 149.3e12),
+        "saved": (parts.lora_config(False, "save_matmuls", 2), [26_148_864, 11_901_408_320],
+                  149.3e12),
+    }  # fmt: skip
+    for config, sizes, flops in trainings.values():
+        work = parts.training_work(config, mesh)
+        work.fn.lower(*work.args)
+        state, _, *frozen = work.args
+        assert [parts.num_parameters(each) for each in (state.params, *frozen)] == sizes
+        assert work.count().flops / work.examples == pytest.approx(flops, rel=1e-3)
+        begin = partial(parts.start_training, config, state, *frozen)
+        begun = jax.eval_shape(lambda begin=begin: (begin().state, begin().frozen))
+        assert like(begun) == like((state, tuple(frozen)))
+    flux = parts.sampling_work(parts.flux_config(False), mesh, jnp.bfloat16)
+    adaptive = parts.sampling_work(parts.adaptive_config(False, 1e-4, 1.5), mesh)
+    for work, size in ((flux, 11_901_408_320), (adaptive, 130_303_504)):
+        work.fn.lower(*work.args)
+        assert parts.num_parameters(work.params) == size
+        weights = jax.eval_shape(parts.weights_maker(work.params), jax.random.key(0))
+        assert like(weights) == like(work.params)
+    assert flux.count().flops == pytest.approx(2083e12, rel=1e-3)
+    assert (flux.count().unit, adaptive.examples) == ("batch", 64)
+
+
+def like(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
