@@ -26,9 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Linux allows a process 65,530 memory maps. A compiled program takes several, and XLA aborts the
-# process when it gets no more: all programs of the tests together need more than half of them.
-_MOST_MAPS = 20_000
+# Compiled programs stay in memory. Linux allows a process 65,530 memory maps, of which a program
+# takes several, and XLA aborts the process when it gets no more.
+_MAX_MAPS = 20_000
+_MAX_BYTES = 1.8e9
 
 
 def _num_maps() -> int:
@@ -36,11 +37,16 @@ def _num_maps() -> int:
     return len(maps.read_bytes().splitlines()) if maps.exists() else 0
 
 
+def _resident_bytes() -> float:
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * 4096.0 if status.exists() else 0.0
+
+
 @pytest.fixture(autouse=True, scope="module")
-def few_memory_maps():
-    """Compiled programs of earlier modules are freed before the process has too many."""
+def bounded_memory():
+    """Free the compiled programs of earlier modules before the process has too many."""
     yield
-    if _num_maps() > _MOST_MAPS:
+    if _resident_bytes() > _MAX_BYTES or _num_maps() > _MAX_MAPS:
         jax.clear_caches()
 
 

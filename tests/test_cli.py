@@ -87,6 +87,7 @@ def test_a_backend_that_there_is_not_is_one_line(toy_run, platform):
     assert child.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_path):
     options = ["--num-samples", 24, "--solver", "rk4", "--num-steps", 2]
     for size in (8, 24):
@@ -96,6 +97,7 @@ def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_pat
         np.testing.assert_allclose(eight["x1"], all_at_once["x1"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_and_another_config_is_refused(toy_run, capsys):
     before = (toy_run / "metrics.jsonl").read_text()
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run) == 0

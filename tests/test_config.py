@@ -134,6 +134,7 @@ def test_a_config_that_is_no_study_is_refused():
         load_study(CONFIGS / "digits.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_config_takes_two_steps_at_reduced_size(name):
     event_shape, conditions, small = SHAPES[name]

@@ -316,6 +316,7 @@ def test_an_imprecise_network_of_any_kind_is_solved_by_adaptive_steps(prediction
     np.testing.assert_allclose(found.x1, 1.0 + STD * x0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_field_of_an_exact_network_is_right_up_to_both_ends():
     t = jnp.array([0.0, 1e-4, 0.5, 1.0 - 1e-4, 1.0])
     x = jnp.array([[-1.0], [0.5], [2.0], [0.3], [1.2]])

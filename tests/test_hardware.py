@@ -53,6 +53,7 @@ def test_a_step_of_dit_xl_costs_what_is_published():
     assert count_of(recomputed, (32, 32, 4), 1000) == count_of(DIT_XL, (32, 32, 4), 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "event_shape"),
     [

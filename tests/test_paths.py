@@ -99,6 +99,7 @@ def test_every_conversion_gives_what_the_definition_says_and_comes_back(name):
         np.testing.assert_allclose(back[a, b][known], values[a][known], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_conversions_and_their_gradients_are_finite_at_both_ends(name):
     path = AffinePath(SCHEDULES[name][0])
     t = jnp.array([0.0, 1.0])
@@ -186,6 +187,7 @@ def ratio(name, t):
     return c.alpha / jnp.maximum(c.sigma, 1e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("trained", SCHEDULES)
 @pytest.mark.parametrize("wanted", SCHEDULES)
@@ -199,6 +201,7 @@ def test_a_changed_schedule_has_the_wanted_schedules_field(trained, wanted):
     np.testing.assert_allclose(changed[reached], expected[reached], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", SCHEDULES)
 @pytest.mark.parametrize("wanted", SCHEDULES)
 def test_a_changed_schedule_is_right_at_the_very_ends_of_time(trained, wanted):

@@ -21,6 +21,7 @@ def test_the_python_example_of_the_readme_runs(capsys):
     assert capsys.readouterr().out.startswith("(512, 2) at")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart"])
 def test_the_notebook_runs(name, monkeypatch):
     # Its kernel is another process: with the one device that a reader has. On eight fake ones, with

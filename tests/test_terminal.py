@@ -92,6 +92,7 @@ def screens(tmp_path_factory):
     return by_width | {"failing": shown[-1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_an_error_on_a_colour_terminal_is_one_plain_line(width, screens):
     for (code, screen), (arguments, message) in zip(screens[width], ERRORS, strict=False):

@@ -456,6 +456,7 @@ def test_missing_emoji_are_refused_with_the_packages_that_have_them(tmp_path):
         load(EmojiData(folder=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
     data = EmojiData(size=8, groups=("Smileys & Emotion", "People & Body"))
     try:

@@ -165,6 +165,7 @@ for number in missing_shards(folder, manifest):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_shards_and_another_goes_on(tmp_path):
     command = [sys.executable, "-c", _MAKE, str(tmp_path)]
     process = subprocess.Popen(command)

@@ -55,6 +55,7 @@ def nodes(target, num=64):
     return weights, jnp.asarray(z[i][:, None]), jnp.asarray(x1[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["linear", "variance preserving"])
 @pytest.mark.parametrize("target", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
@@ -128,6 +129,7 @@ def test_the_loss_in_any_space_is_that_of_the_converted_prediction(name):
         np.testing.assert_allclose(loss, expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_scale_that_grows_without_bound_is_that_of_a_thousandth_before_the_end():
     _, x0, x1 = examples(6)
     near = jnp.array([0.0, 1e-6, 1e-4, 1.0 - 1e-4, 1.0 - 1e-6, 1.0])
@@ -366,6 +368,7 @@ def test_the_objectives_loss_is_the_flow_matching_loss_of_its_net(drawn):
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_without_conditions_needs_no_null():
     unconditional = objective(null_cond=None)
     examples = unconditional.draw(jax.random.key(0), Batch(x1=BATCH.x1))

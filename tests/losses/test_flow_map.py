@@ -126,6 +126,7 @@ def test_jumps_of_the_true_map_are_exact_and_its_velocity_serves_every_solver(sc
     np.testing.assert_allclose(by_ode.x1, exact, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs():
     config, keys = MLPConfig(width=16, num_layers=2), jax.random.split(jax.random.key(0), 3)
     velocity, flow_map = make_network(config, (3,), 4), make_flow_map(config, (3,), 4, guided=True)
@@ -146,6 +147,7 @@ def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs()
     assert not np.allclose(moved, velocity.apply(plain, t, x, cond))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -207,6 +209,7 @@ def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
     assert abs(np.mean(span > 0) - 0.5) < 4 * 0.5 / 64  # Four standard errors.
 
 
+@pytest.mark.slow
 def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_steps():
     def apply(params, r, t, x, cond=None, guidance=None):
         return jnp.broadcast_to((params["v"][cond] + 10.0 * (r > t))[:, None], x.shape)

@@ -49,6 +49,7 @@ def test_it_is_the_papers_formula_at_every_example():
     np.testing.assert_allclose(objective.loss({}, drawn), loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.9])
 def test_the_best_prediction_of_a_gaussians_noise_has_the_least_loss(t):
     num = 1 << 17

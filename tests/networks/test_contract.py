@@ -129,6 +129,7 @@ def test_forward_mode_agrees_with_reverse_mode(case):
     np.testing.assert_allclose(case.report.forward, case.report.backward, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(case):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     batch = NamedSharding(mesh, PartitionSpec("data"))
@@ -146,6 +147,7 @@ def test_eight_devices_give_what_one_gives(case):
         np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=bound)
 
 
+@pytest.mark.slow
 def test_same_key_same_params_and_another_key_others(case):
     net = make_network(*case.member)
     again = net.init(jax.random.key(0))
@@ -154,6 +156,7 @@ def test_same_key_same_params_and_another_key_others(case):
     assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16_computes_in_bfloat16_and_keeps_params_and_output_in_float32(name):
     config, event_shape = CONFIGS[name]

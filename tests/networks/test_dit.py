@@ -88,6 +88,7 @@ def program_size(config):
     return len(jax.jit(jax.grad(loss)).lower(params).as_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_scanned_program_is_of_one_size_whatever_the_depth():
     deep = dataclasses.replace(CONFIG, num_layers=12)
     assert program_size(deep) == program_size(CONFIG)
@@ -96,6 +97,7 @@ def test_a_scanned_program_is_of_one_size_whatever_the_depth():
     assert program_size(unrolled[1]) > 1.5 * program_size(unrolled[0])
 
 
+@pytest.mark.slow
 def test_scanned_unrolled_and_recomputed_layers_give_the_same_values_and_gradients():
     nets = [
         make_dit(dataclasses.replace(CONFIG, unroll_layers=unroll, remat=remat), (4, 4, 1), 3)

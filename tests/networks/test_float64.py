@@ -17,6 +17,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_float64_inputs_make_a_float32_network_compute_the_same_function_in_float64(name):
     net = NETS[name]()

@@ -74,6 +74,7 @@ def test_bfloat16_is_computed_and_float32_given():
     np.testing.assert_allclose(text.pooled, wide, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_network_of_captions_is_the_encoder_and_the_network_of_its_text(name):
     net = make_network(IMAGES[name], (4, 4, 3), SHAPE, text_encoder=ENCODER)
@@ -90,6 +91,7 @@ def test_a_network_of_captions_is_the_encoder_and_the_network_of_its_text(name):
     assert set(net.tensor_axes) == names | {f"encoder.{name}" for name in encoder.tensor_axes}
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_encoder_is_trained_with_the_network():
     net = make_network(IMAGES["mmdit"], (4, 4, 3), SHAPE, text_encoder=ENCODER)
     params = perturbed(net.init(jax.random.key(0)))
@@ -99,6 +101,7 @@ def test_every_parameter_of_the_encoder_is_trained_with_the_network():
         assert float(jnp.max(jnp.abs(grad))) > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_float64_points_are_computed_in_float64():
     net = make_network(IMAGES["mmdit"], (4, 4, 3), SHAPE, text_encoder=ENCODER)
     params = perturbed(net.init(jax.random.key(0)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from fmjax.networks import UNetConfig, make_unet
@@ -24,6 +25,7 @@ def test_down_is_the_mean_of_four_pixels_and_up_repeats_each():
     np.testing.assert_allclose(resample(up, "down"), x, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_residual_and_attention_blocks_start_as_the_identity():
     h, c = normal(0, 2, 4, 4, 8), normal(1, 2, 32)
     np.testing.assert_array_equal(ResBlock(CONFIG, 8, 8, rngs=nnx.Rngs(0))(h, c), h)

@@ -65,12 +65,14 @@ def test_norms_keep_their_digits_where_the_mean_is_large():
     np.testing.assert_allclose(norm(x + 3000.0), norm(x), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_default_sizes_are_those_of_the_released_autoencoders():
     shapes = jax.eval_shape(make_autoencoder(AutoencoderConfig()).init, jax.random.key(0))
     sizes = {name: sum(a.size for a in jax.tree.leaves(half)) for name, half in shapes.items()}
     assert sizes == {"encoder": 34_274_208, "decoder": 49_545_475}
 
 
+@pytest.mark.slow
 def test_log_variances_are_held_between_bounds():
     autoencoder = make_autoencoder(SMALL)
     params = autoencoder.init(jax.random.key(0))
@@ -94,6 +96,7 @@ def twice(params, latents):
     return params * jnp.repeat(jnp.repeat(latents, 2, 1), 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(3, 4), (4, 5), (16, 7)])
 @pytest.mark.parametrize(("tile", "overlap"), [(4, None), (4, 0), (4, 3), (5, 2), (1, None)])
 def test_tiles_of_a_decoder_that_sees_single_pixels_make_its_image(size, tile, overlap):
@@ -114,6 +117,7 @@ def test_an_overlap_fades_linearly_from_one_tile_into_the_next():
     np.testing.assert_allclose(tiled[0, 0, :, 0], [3.5] * 4 + first + last, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_latents_of_one_tile_are_decoded_as_they_are():
     autoencoder = make_autoencoder(SMALL)
     params = autoencoder.init(jax.random.key(0))
@@ -123,6 +127,7 @@ def test_latents_of_one_tile_are_decoded_as_they_are():
     assert str(tiled) == str(plain)
 
 
+@pytest.mark.slow
 def test_tiles_take_the_memory_of_one():
     autoencoder = make_autoencoder(SMALL)
     params = jax.eval_shape(autoencoder.init, jax.random.key(0))
@@ -161,6 +166,7 @@ def test_what_does_not_fit_is_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "shape", "message"),
     [

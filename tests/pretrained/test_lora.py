@@ -31,6 +31,7 @@ MADE_ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "lora"), CASES)
 def test_merged_and_unmerged_outputs_agree(model, lora, tmp_path):
     tuning, plain = tuned(model, lora), tuned(model, None)
@@ -43,6 +44,7 @@ def test_merged_and_unmerged_outputs_agree(model, lora, tmp_path):
     assert relative_error(outputs(plain, merged), unmerged) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "lora"), CASES[: len(LAYERS)])
 def test_fresh_adapters_change_nothing(model, lora):
     tuning = tuned(model, lora)
@@ -63,6 +65,7 @@ def test_files_made_elsewhere_give_the_outputs_of_diffusers(file, model):
     assert relative_error(out, expected) < 6e-5
 
 
+@pytest.mark.slow
 def test_a_file_read_again_has_the_adapters_that_were_written(tmp_path):
     tuning = tuned(FLUX, LoRAConfig(2, 3.0, ("attn.to_q",)))
     adapters, _ = released_params(FLUX, tuning)
@@ -79,6 +82,7 @@ def test_a_file_read_again_has_the_adapters_that_were_written(tmp_path):
     np.testing.assert_allclose(layer.up[1], 1.5 * up[:, 8], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_scale_and_devices_decide_how_much_is_added_and_where(tmp_path):
     """A scale of 0 gives the base's bits; eight devices hold what one does."""
     lora, folder = GOLDEN / "lora-flux-diffusers", GOLDEN / FLUX
@@ -92,6 +96,7 @@ def test_scale_and_devices_decide_how_much_is_added_and_where(tmp_path):
         np.testing.assert_allclose(np.asarray(a) + c, 2 * b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_are_drawn_as_pefts_and_leave_other_draws_alone():
     tuning, plain = tuned(FLUX, USUAL), tuned(FLUX, None)
     params, key = tuning.init(jax.random.key(3)), jax.random.key(3)

@@ -44,6 +44,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_views_have_the_structure_and_shapes_of_params(config):
     params = jax.eval_shape(make_autoencoder(config).init, jax.random.key(0))

@@ -83,6 +83,7 @@ def test_the_type_is_chosen_when_weights_are_read(dtype):
     np.testing.assert_array_equal(params["blocks_0"]["image"]["mlp_out"]["kernel"][1], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.float32, np.float16, jnp.bfloat16])
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_round_trip_gives_the_same_bytes(name, kind, tmp_path):
@@ -96,6 +97,7 @@ def test_a_round_trip_gives_the_same_bytes(name, kind, tmp_path):
     assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_round_trip_of_shards_keeps_them_apart(folder, tmp_path):
     in_shards(folder, 3)
     save_component(folder, tmp_path / "out", load_component(folder, mesh=ONE))
@@ -124,6 +126,7 @@ def test_linked_folders_within_a_model_are_copied(tmp_path):
     assert (tmp_path / "out" / "tokenizer" / "more" / "notes.txt").read_text() == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_whole_model_is_written_back(name, tmp_path):
     model = open_model(GOLDEN / name)

@@ -207,6 +207,7 @@ def test_without_scripts_the_charts_are_pictures(open_page):
     assert page.locator("table tbody tr").first.is_visible()
 
 
+@pytest.mark.slow
 def test_curves_that_meet_in_a_point_are_all_named_there(browser, tmp_path):
     same = [run._replace(solver="DDIM") for run in example().runs if run.solver == "Euler"]
     rows = example()._replace(runs=(*example().runs, *same))

@@ -60,6 +60,7 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_itself(page):
     elements = Elements(page)
     assert elements.sources
@@ -115,6 +116,7 @@ def test_the_charts_data_cannot_end_their_element():
     assert to_script({"name": "</script>"}) == '{"name":"\\u003c/script>"}'
 
 
+@pytest.mark.slow
 def test_a_guided_comparison_says_so(page, tmp_path):
     assert "guidance" not in page
     guided = example()._replace(guidance=3.0)

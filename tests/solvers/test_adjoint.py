@@ -35,6 +35,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", REVERSE)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_the_flow_map(case, adjoint):
@@ -124,6 +125,7 @@ def test_checkpointing_is_exact_for_the_steps_and_backsolving_up_to_their_error(
         assert many < few / 8 < 0.02
 
 
+@pytest.mark.slow
 def test_the_gradient_does_not_depend_on_the_units_of_the_loss():
     def found(tolerance):
         steps = AdaptiveSteps(tolerance, tolerance)
@@ -138,6 +140,7 @@ def test_the_gradient_does_not_depend_on_the_units_of_the_loss():
     np.testing.assert_allclose(one, found(1e-6)(1.0), rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [AdamsBashforth2(), diffrax.Ralston()], ids=["own", "diffrax"])
 def test_a_padded_grid_that_is_traced_has_the_same_gradient(solver):
     def gradient(times):
@@ -168,6 +171,7 @@ def test_memory_of_backsolving_does_not_grow_with_the_steps():
     assert 119 < many - few < 135
 
 
+@pytest.mark.slow
 def test_labels_and_guidance_pass_through_a_backsolve():
     labels, x0 = jnp.arange(4) % 3, noise(4, 2)
 
@@ -192,6 +196,7 @@ def test_labels_and_guidance_pass_through_a_backsolve():
         np.testing.assert_allclose(other, one, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [EACH, FIXED], ids=["per_sample", "fixed"])
 def test_a_sample_that_fails_has_no_gradient_and_spoils_no_other(steps):
     x0 = noise(6, 3).at[2].set(jnp.nan)
@@ -204,6 +209,7 @@ def test_a_sample_that_fails_has_no_gradient_and_spoils_no_other(steps):
     np.testing.assert_allclose(jax.jit(jax.grad(total))(x0), wanted, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_solve_back_that_fails_gives_nan():
     steps = AdaptiveSteps(1e-6, 1e-6, max_steps=12)
 

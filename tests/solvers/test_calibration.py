@@ -27,6 +27,7 @@ def test_the_density_is_the_root_of_a_gaussians_acceleration():
     np.testing.assert_allclose(ratio / ratio.mean(), 1.0, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_calibrated_grid_errs_less_than_a_uniform_one():
     mixture = GaussianMixture(Linear())
     x0 = jax.random.normal(jax.random.key(1), (64, 2))
@@ -49,6 +50,7 @@ def test_straight_paths_call_for_equal_steps():
     np.testing.assert_allclose(quantile_grid(8, found), uniform_grid(8), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_sample_that_fails_does_not_count():
     x0 = jax.random.normal(jax.random.key(0), (8, 4))
     spoiled = jnp.concatenate([x0, jnp.full((1, 4), jnp.nan)])

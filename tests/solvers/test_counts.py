@@ -15,6 +15,7 @@ from tests.solvers.table import EXPLICIT, GAUSSIAN, IMEX, IMPLICIT, PLAIN, Count
 TIGHT = {"rtol": 1e-3, "atol": 1e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", PLAIN + EXPLICIT + IMEX[:1], ids=name)
 def test_fixed_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
@@ -26,6 +27,7 @@ def test_fixed_steps_cost_what_the_field_counts(solver):
     assert samples.times.tolist() == pytest.approx([0.3, 0.5, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [
@@ -49,6 +51,7 @@ def test_adaptive_steps_cost_what_the_field_counts(solver):
     assert np.all(ends[taken:] == np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [IMPLICIT[0], IMPLICIT[1]], ids=name)
 def test_implicit_solvers_pay_for_iterations_and_jacobians(solver):
     # The counter sees the calls and the base of each Jacobian; each Jacobian has further one
@@ -63,6 +66,7 @@ def test_implicit_solvers_pay_for_iterations_and_jacobians(solver):
     assert int(samples.nfe[0]) == calls + jacobians * 4
 
 
+@pytest.mark.slow
 def test_a_step_per_sample_costs_each_what_its_own_solve_costs():
     # Far out the field is as simple as anywhere, but errors are larger: the samples differ.
     x0 = noise() * jnp.asarray([0.1, 0.5, 1.0, 2.0, 8.0, 20.0])[:, None]
@@ -99,6 +103,7 @@ def test_guidance_costs_two_evaluations_inside_its_interval():
     assert samples.nfe.tolist() == [(1 + 2) + 4 + 4 + (2 + 1)] * 6
 
 
+@pytest.mark.slow
 def test_guidance_costs_the_same_by_shared_and_by_own_steps():
     labels, x0 = jnp.zeros(1, jnp.int32), noise(1)
     shared, own = (

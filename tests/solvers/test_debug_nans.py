@@ -51,6 +51,7 @@ def still(t, x, cond=None):
     return jnp.zeros_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
     [pytest.param(GAUSSIAN.velocity, marks=pytest.mark.slow), still],
@@ -91,6 +92,7 @@ def test_samplers_of_diffusion_models_compute_no_nan(sampler):
     assert samples.succeeded.all()
 
 
+@pytest.mark.slow
 def test_other_solves_compute_no_nan():
     x, path = noise(), AffinePath(Cosine())
     assert sample_sde(GAUSSIAN.velocity, path, x, KEYS, steps=PADDED).succeeded.all()

@@ -109,6 +109,7 @@ def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
     np.testing.assert_allclose(found.x1, x, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [(DDIM(), 1), (DPMSolverPP2M(), 2), (UniPC(1), 2), (UniPC(2), 3)],
@@ -202,12 +203,14 @@ def test_unipc_has_the_exact_solution_for_polynomials_of_its_order(order, degree
                 assert predicted[n] - corrected[n] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_ancestral_sampling_is_ddim_that_draws_all_noise_anew():
     times = uniform_grid(5)
     ours, theirs = (solve(PATHS["cosine"], s, times).x1 for s in (Ancestral(), DDIM(1.0)))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", StepVariance)
 def test_ancestral_sampling_has_the_closed_forms_mean_and_spread_after_every_number_of_steps(
     variance,
@@ -246,6 +249,7 @@ def test_a_thousand_ancestral_steps_give_the_data():
     assert (found.nfe == 1000).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule", [LinearBetas(), pytest.param(CosineBetas(), marks=pytest.mark.slow)]
 )
@@ -259,6 +263,7 @@ def test_the_weights_of_a_ddpm_sample_as_a_flow(schedule):
     np.testing.assert_allclose(found.x1, exact, atol=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
 def test_a_sample_is_its_own_whatever_its_batch(name):
     sampler, times = DIFFUSION_SAMPLERS[name](), uniform_grid(6)
@@ -389,6 +394,7 @@ def test_every_step_is_that_of_diffusers(name, sampler):
             np.testing.assert_allclose(x, wanted[n + 1], atol=2e-5, err_msg=f"step {n}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 2])
 def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
     """As the steps by hand, whose orders are 1, 2, 3, 2 and 1; of a grid that is padded too."""
@@ -470,6 +476,7 @@ def test_steps_on_pure_noise_change_no_answer(sampler):
     np.testing.assert_allclose(found.x1, np.full(X0.shape, 0.5), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [DDIM(1.0), UniPC(3)], ids=repr)
 def test_a_grids_gradient_is_that_of_finite_differences(sampler):
     path = PATHS["linear"]

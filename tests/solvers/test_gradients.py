@@ -37,6 +37,7 @@ def derivative(fn):
     return jax.jit(lambda a: jax.jvp(fn, (a,), (1.0,))[1])(0.0)
 
 
+@pytest.mark.slow
 def test_where_nothing_moves_a_sample_has_its_gradient():
     found = jax.grad(lambda a: fmjax.sample(lambda t, x, c=None: a * x, X).x1.sum())(0.0)
     assert float(found) == pytest.approx(2.27734, abs=1e-5)
@@ -67,6 +68,7 @@ def test_so_it_has_forwards_with_steps_of_its_own(slots):
     assert float(found) == pytest.approx(WANTED, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_where_nothing_moves_a_log_density_has_its_gradients():
     # log p(x) = log N(exp(-a) x; 0, I) - 3 a: by a it is |x|^2 - 3 at zero, by x it is -x.
     def total(a, x):
@@ -77,6 +79,7 @@ def test_where_nothing_moves_a_log_density_has_its_gradients():
     np.testing.assert_allclose(by_x, -X, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_of_zeros_at_its_end_learns_through_a_solve():
     # It gives zero; with b as its last bias it gives b, so that the sum of x1 grows by 4 b.
     net = make_network(MLPConfig(width=16, num_layers=2), (3,))
@@ -90,6 +93,7 @@ def test_a_network_of_zeros_at_its_end_learns_through_a_solve():
     np.testing.assert_allclose(gradient["out"]["bias"], np.full(3, 4.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rejected_steps_out_of_the_domain_of_a_field_have_no_gradient():
     # dx/dt = -2 a sqrt(x): x1 = (sqrt(x0) - a)^2. Long steps reach x < 0, where it is NaN.
     x0 = jnp.array([[1.0], [2.0]])
@@ -118,6 +122,7 @@ def test_points_on_one_another_have_gradients_along_the_way_between_them():
     np.testing.assert_allclose(of_zeros, np.full(X.shape, 1.5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_distances_of_zero_have_the_gradient_zero():
     by_x = jax.grad(lambda x: sliced_wasserstein(jax.random.key(2), x, X, num_projections=8))(X)
     np.testing.assert_array_equal(by_x, np.zeros(X.shape))
@@ -129,6 +134,7 @@ def test_distances_of_zero_have_the_gradient_zero():
     assert float(jax.grad(crookedness)(0.0)) == 0.0
 
 
+@pytest.mark.slow
 def test_an_error_of_zero_has_the_huber_gradient_zero():
     def loss(target, huber):
         path, t = AffinePath(), jnp.full(4, 0.5)

@@ -40,6 +40,7 @@ def test_to_encode_is_to_invert_the_flow_map():
     assert found.succeeded.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "steps", "allowed"),
     [
@@ -64,6 +65,7 @@ def test_data_come_back_from_the_noise_they_were_encoded_to(solver, steps, allow
     np.testing.assert_allclose(back.x1, x1, rtol=0, atol=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_grid_is_walked_backwards_over_its_own_times(padding):
     """A midpoint step sees its end and its middle, and the field is asked there alone."""
@@ -102,6 +104,7 @@ def test_encoding_counts_the_calls_and_guidance_inside_its_interval_twice():
     np.testing.assert_array_equal(found.nfe, 5)
 
 
+@pytest.mark.slow
 def test_a_point_that_is_not_finite_is_flagged_and_spoils_no_other():
     x1 = noise().at[2, 0].set(jnp.nan)
     steps = AdaptiveSteps(1e-3, 1e-3, ErrorControl.PER_SAMPLE, max_steps=64)
@@ -150,6 +153,7 @@ def test_where_there_is_no_one_arc_the_way_is_straight(a, b):
     np.testing.assert_allclose(interpolate(a, b, 3)[1], (a + b) / 2, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_interpolated_noise_has_no_direction_that_it_prefers():
     """Second moments over the squared norm are I / 4; the mean is zero.
 
@@ -175,6 +179,7 @@ def edited(strength, x1, keys=KEYS, **solving):
     return edit(GAUSSIAN.velocity, path, x1, keys, strength, **(solving or {"steps": TIGHT}))
 
 
+@pytest.mark.slow
 def test_strength_0_gives_the_data_back_and_strength_1_a_fresh_sample():
     x1 = ends(noise())
     fn = jax.jit(edited)  # One program for all strengths.
@@ -198,6 +203,7 @@ def test_what_is_edited_goes_on_along_the_flow_from_its_noised_point():
     np.testing.assert_allclose(found.x1, wanted, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_edited_data_are_distributed_as_the_data():
     """4,096 examples in 2 dimensions of N(1, 1/4): standard errors 0.0078 and 0.0055."""
     num = 4096
@@ -213,6 +219,7 @@ def test_edited_data_are_distributed_as_the_data():
     np.testing.assert_allclose(kept, 0.341, atol=0.07)
 
 
+@pytest.mark.slow
 def test_an_edit_does_not_depend_on_the_devices():
     x1, keys = ends(noise(8, 2)), jax.random.split(jax.random.key(1), 8)
     steps = FixedSteps(uniform_grid(4))

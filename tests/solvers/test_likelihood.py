@@ -58,6 +58,7 @@ EVERY_CONTROL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "steps"), EVERY_CONTROL, ids=["fixed", "each", "slots"])
 def test_any_control_of_the_steps_will_do(solver, steps):
     x1 = noise(6, 2)
@@ -81,6 +82,7 @@ def test_where_the_jacobian_is_diagonal_one_rademacher_probe_is_exact():
     np.testing.assert_allclose(found.log_density, exact(GAUSSIAN, x1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", Probe)
 def test_hutchinson_is_unbiased(probe):
     num = 1024
@@ -95,6 +97,7 @@ def test_hutchinson_is_unbiased(probe):
     assert abs(error) < allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "divergence",
     [ExactDivergence(), pytest.param(Hutchinson(), marks=pytest.mark.slow)],
@@ -116,6 +119,7 @@ def test_its_gradients_are_the_score_and_that_of_the_parameters(divergence):
     np.testing.assert_allclose(for_mean, -jnp.sum(score), rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_width_of_the_source_counts():
     # Noise of three times the width, carried nowhere.
     x1 = noise(4, 3)
@@ -124,6 +128,7 @@ def test_the_width_of_the_source_counts():
     np.testing.assert_allclose(found.log_density, wide, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_call_and_each_derivative_of_it_count_one():
     def scaled(t, x, cond=None):
         return x if cond is None else cond[:, None] * x
@@ -138,6 +143,7 @@ def test_a_call_and_each_derivative_of_it_count_one():
     np.testing.assert_array_equal(found, 8 * [(16 + 5) * (1 + 5)])
 
 
+@pytest.mark.slow
 def test_an_example_that_fails_spoils_no_other():
     x1 = noise(6, 2).at[2].set(jnp.nan)
     steps = AdaptiveSteps(1e-6, 1e-6, ErrorControl.PER_SAMPLE)
@@ -148,6 +154,7 @@ def test_an_example_that_fails_spoils_no_other():
     np.testing.assert_allclose(right, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_over_eight_devices_has_the_density_of_one_device():
     x1, fn = noise(8, 2), partial(log_density, MIXTURE.velocity, steps=TIGHT)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -157,6 +164,7 @@ def test_a_batch_over_eight_devices_has_the_density_of_one_device():
     np.testing.assert_allclose(found.log_density, jax.jit(fn)(x1).log_density, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [False, True], ids=["value", "gradient"])
 def test_memory_grows_as_the_points_do_and_not_as_a_jacobian(gradient):
     def temporaries(num_dims):

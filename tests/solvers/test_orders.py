@@ -61,6 +61,7 @@ def measured_order(solver, grid_of, coarse):
     return float(jnp.log2(error(padded) / error(fine)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", PLAIN + EXPLICIT + IMPLICIT + IMEX, ids=name)
 def test_error_falls_with_the_order(solver):
     order, coarse = EXPECTED[type(solver).__name__]
@@ -77,6 +78,7 @@ def test_adams_bashforth_keeps_its_order_on_an_uneven_grid():
     assert measured == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.slow
 def test_plain_and_diffrax_solvers_of_one_name_agree_to_rounding():
     x0, times = noise(), jnp.asarray([0.0, 0.1, 0.4, 0.55, 1.0])
     for plain in PLAIN[:3]:

@@ -46,6 +46,7 @@ def stiff_field(t, x, cond=None):
     return -rate * (x - jnp.cos(wave * t)) - wave * jnp.sin(wave * t)
 
 
+@pytest.mark.slow
 def test_one_stiff_sample_is_drowned_by_the_batch_rms_only():
     # It sets out at 10 where the answer is cos(20) + 9 exp(-30). 64 samples at tolerance 1e-2:
     # the whole batch's rms lets it err sqrt(64) times as much.
@@ -84,6 +85,7 @@ def test_a_noise_that_is_not_finite_fails_alone(control):
         assert np.isnan(samples.x1[~kept]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", list(ErrorControl))
 def test_a_sample_that_is_lost_on_the_way_fails_alone(control):
     def field(t, x, cond):
@@ -101,6 +103,7 @@ def test_a_sample_that_is_lost_on_the_way_fails_alone(control):
 WAYS = [{"control": control} for control in ErrorControl] + [{"control": OWN, "slots": 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("way", WAYS, ids=["largest", "own", "whole batch", "streaming"])
 def test_a_velocity_that_is_not_finite_at_the_end_ends_its_sample_soon(way, value):
@@ -117,6 +120,7 @@ def test_a_velocity_that_is_not_finite_at_the_end_ends_its_sample_soon(way, valu
     np.testing.assert_allclose(samples.x1[kept], np.exp(-1.0) * x0[kept], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=["largest", "own", "whole batch", "streaming"])
 def test_a_velocity_that_grows_without_bound_towards_the_end_ends_early(way):
     # x_t = (1 - t) x0, but at t = 1 the field is 0 / 0 or -x / 0.
@@ -129,6 +133,7 @@ def test_a_velocity_that_grows_without_bound_towards_the_end_ends_early(way):
     assert int((samples.num_accepted + samples.num_rejected).max()) <= 80
 
 
+@pytest.mark.slow
 def test_a_mixture_is_carried_to_its_components():
     mixture = GaussianMixture(Cosine())
     x0 = noise(64, 2)
@@ -140,6 +145,7 @@ def test_a_mixture_is_carried_to_its_components():
     assert float(gaps.max()) < 1.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()])
 def test_every_point_goes_where_the_flow_map_of_a_mixture_takes_it(schedule):
     mixture = GaussianMixture(schedule, means=((-1.5,), (0.2,), (1.8,)))
@@ -157,6 +163,7 @@ def test_every_point_goes_where_the_flow_map_of_a_mixture_takes_it(schedule):
     np.testing.assert_allclose(trajectory, want, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_proportional_control_takes_other_steps_to_the_same_end():
     x0 = noise(8)
     plain, steadier = (
@@ -172,6 +179,7 @@ def breaking_field(t, x, cond=None):
     return jnp.where(x > 50.0, jnp.nan, GAUSSIAN.velocity(t, x))
 
 
+@pytest.mark.slow
 def test_a_failing_sample_spoils_no_neighbour_under_its_own_steps():
     x0 = noise(4).at[2].set(100.0)
     steps = AdaptiveSteps(1e-4, 1e-4, OWN)
@@ -183,6 +191,7 @@ def test_a_failing_sample_spoils_no_neighbour_under_its_own_steps():
     assert int(samples.num_rejected[2]) < 20
 
 
+@pytest.mark.slow
 def test_a_failing_sample_is_named_under_fixed_steps():
     x0 = noise(4).at[2].set(100.0)
     for solver in (Heun(), diffrax.Heun()):
@@ -190,6 +199,7 @@ def test_a_failing_sample_is_named_under_fixed_steps():
         assert samples.succeeded.tolist() == [True, True, False, True]
 
 
+@pytest.mark.slow
 def test_running_out_of_steps_is_a_failure_and_no_error():
     steps = AdaptiveSteps(1e-6, 1e-6, max_steps=3)
     samples = sample(GAUSSIAN.velocity, noise(), solver=diffrax.Bosh3(), steps=steps, save_at=[1.0])
@@ -200,6 +210,7 @@ def test_running_out_of_steps_is_a_failure_and_no_error():
     assert jnp.isfinite(samples.x1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "steps", "error"),
     [
@@ -267,6 +278,7 @@ def test_one_program_serves_all_tolerances():
     assert field.traces == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Heun(), diffrax.Heun()])
 def test_one_program_serves_grids_of_all_lengths_padded_with_ones(solver):
     field, x0 = Traced(), noise()
@@ -285,6 +297,7 @@ def test_one_program_serves_grids_of_all_lengths_padded_with_ones(solver):
     np.testing.assert_allclose(samples.x1, exact.x1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_start_is_solved_in_float32():
     x0 = noise().astype(jnp.bfloat16)
     for solver in (Heun(), diffrax.Heun()):
@@ -292,6 +305,7 @@ def test_a_bfloat16_start_is_solved_in_float32():
         assert x1.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_the_gradient_flows_through_a_solve():
     # d x1 / d x0 of the flow is 0.5 everywhere.
     for solver, steps in (

@@ -98,6 +98,7 @@ def solved_moments(solver, rate, num_steps):
     return mean, jnp.sqrt(variance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "order"), [(FIXED[0], 1), (FIXED[1], 2)], ids=name)
 def test_moments_go_to_the_closed_form_at_the_weak_order_for_every_rate(solver, order):
     with jax.enable_x64(True):
@@ -131,6 +132,7 @@ def test_noise_before_both_look_ups_is_of_weak_order_one():
     assert abs(np.log2((coarse - GAUSSIAN.std) / (fine - GAUSSIAN.std)) - 1.0) < 0.1
 
 
+@pytest.mark.slow
 def test_a_last_step_of_the_sde_without_its_noise_would_shrink_the_data():
     # Exactly: points at 0.96 with the right mean and spread, one Euler step of either to t = 1.
     t, h = jnp.asarray([0.96]), 0.04
@@ -183,6 +185,7 @@ def test_samples_of_a_gaussian_have_its_moments_for_every_rate(solver, steps, nu
     np.testing.assert_allclose(x1.std(axis=1), GAUSSIAN.std, atol=4 * error / np.sqrt(2) + 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "steps", "num"),
     [WAYS[1], pytest.param(*WAYS[2], marks=pytest.mark.slow)],
@@ -231,6 +234,7 @@ def test_paths_converge_at_the_strong_order_one(solver):
     assert abs(np.log(coarse / half) / np.log(4.0) - 1.035) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.ShARK(), SLOW_SRA1, SLOW_SPARK], ids=name)
 def test_adaptive_steps_follow_the_path_of_the_key_within_the_tolerance(solver):
     x0 = noise(16, 2)
@@ -283,6 +287,7 @@ class TestOfEachSampleAlone:
         return jax.jit(partial(sample_sde, field, PATH, rate=ConstantRate(), solver=solver,
                                steps=steps))  # fmt: skip
 
+    @pytest.mark.slow
     def test_its_noise_is_its_own_whoever_stands_beside_it(self, solver, steps):
         solve = self.solve(solver, steps)
         given = noise(8, 2), keys(8), jnp.linspace(0.0, 1.0, 8)
@@ -325,6 +330,7 @@ def test_fixed_steps_cost_what_the_field_counts(solver):
     assert samples.times.ravel().tolist() == pytest.approx([0.3, 0.5, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.ShARK(), SLOW_SPARK], ids=name)
 def test_adaptive_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
@@ -341,6 +347,7 @@ def test_adaptive_steps_cost_what_the_field_counts(solver):
 
 
 # Inside are the steps from 0.2 to 0.5 and, of ShARK, at 5/6 of a step, those from 0.1 to 0.4.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "nfe"), [(EulerMaruyama(), 10 + 4), (diffrax.ShARK(), 20 + 8)], ids=name
 )

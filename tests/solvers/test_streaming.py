@@ -83,6 +83,7 @@ def alone(in_float64):
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [None, 4, 3 * NUM])
 def test_a_sample_ends_as_in_a_solve_of_its_own_whatever_the_slots(slots, alone):
     steps = OWN if slots is None else streaming(slots)
@@ -94,6 +95,7 @@ def test_a_sample_ends_as_in_a_solve_of_its_own_whatever_the_slots(slots, alone)
     assert samples.num_rejected.sum() > 0
 
 
+@pytest.mark.slow
 def test_a_sample_alone_is_the_one_among_others():
     """In float32, where a step's error is often mere rounding; the other slots are idle."""
     with jax.enable_x64(False):
@@ -103,6 +105,7 @@ def test_a_sample_alone_is_the_one_among_others():
             assert_same_in_float32(rows(samples, slice(i, i + 1)), solve(x0[i : i + 1]))
 
 
+@pytest.mark.slow
 def test_an_elementwise_field_has_the_same_answers_whatever_the_slots():
     gaussian = Gaussian(Cosine())
     with jax.enable_x64(False):
@@ -116,6 +119,7 @@ def test_an_elementwise_field_has_the_same_answers_whatever_the_slots():
     assert len(set(wanted.nfe.tolist())) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [
@@ -133,6 +137,7 @@ def test_every_kind_of_solver_streams_to_the_answer_of_the_whole_batch(solver):
     assert streamed.succeeded.all()
 
 
+@pytest.mark.slow
 def test_a_condition_travels_with_its_sample():
     # x' = rate (goal - x): steep ones take more steps, so that slots are refilled out of order.
     def field(t, x, cond):
@@ -155,6 +160,7 @@ def steep_valley(t, x, cond):
     return -cond[:, None] * (x - jnp.cos(40 * t))
 
 
+@pytest.mark.slow
 def test_what_fails_is_flagged_and_spoils_no_neighbour():
     x0, rate = noise(NUM, 2), jnp.ones(NUM).at[2].set(2000.0)
     steps = AdaptiveSteps(1e-3, 1e-3, ErrorControl.PER_SAMPLE, max_steps=64)
@@ -172,6 +178,7 @@ def test_what_fails_is_flagged_and_spoils_no_neighbour():
     assert_alike(samples, wanted)
 
 
+@pytest.mark.slow
 def test_guidance_is_counted_at_each_samples_own_time():
     def field(t, x, cond):
         return MIXTURE.velocity(t, x) + 0.1 * cond[:, None]
@@ -184,6 +191,7 @@ def test_guidance_is_counted_at_each_samples_own_time():
     assert (found.nfe > plain.nfe).all()
 
 
+@pytest.mark.slow
 def test_the_network_is_called_for_about_the_mean_of_the_samples():
     calls = []
 
@@ -210,6 +218,7 @@ def test_the_network_is_called_for_about_the_mean_of_the_samples():
     assert len(calls) < 0.75 * stages * float(waited)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_tolerances():
     traces = []
 
@@ -244,6 +253,7 @@ def params(in_float64):
     }
 
 
+@pytest.mark.slow
 def test_a_network_gives_the_same_answers_whatever_the_order_of_the_queue(params):
     x0, cond = noise(NUM, 8), jnp.linspace(-2.0, 2.0, NUM)
     order = jax.random.permutation(jax.random.key(9), NUM)
@@ -267,12 +277,14 @@ def on_eight_devices(slots, params=None):
     return call
 
 
+@pytest.mark.slow
 def test_eight_devices_loop_by_themselves_to_the_answers_of_one(alone):
     samples = on_eight_devices(2)(noise(NUM, 2), jnp.zeros(NUM))
     assert_alike(samples, alone)
     assert {shard.data.shape for shard in samples.x1.addressable_shards} == {(NUM // 8, 2)}
 
 
+@pytest.mark.slow
 def test_eight_devices_have_the_answers_of_one_with_as_many_slots_in_float32():
     with jax.enable_x64(False):
         x0 = noise(NUM, 2)

@@ -85,6 +85,7 @@ def test_the_reference_is_the_closed_form_to_its_tolerance():
     assert 0 < rmse(exact.x1, closed_form).max() < exact.info.uncertainty
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_solver_and_setting(comparison):
     wanted = [(name, n, None) for name in ("Euler", "Midpoint", "RK4") for n in NUM_STEPS]
     wanted += [(name, None, tol) for name in ("Bosh3", "Tsit5") for tol in TOLERANCES]

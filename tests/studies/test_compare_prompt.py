@@ -12,6 +12,8 @@ from tests.golden_models import GOLDEN, PIPELINES
 from tests.released import on_one_device
 from tests.test_cli import run
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["--picture.height", 32, "--picture.width", 32, "--steps", 2, 8, "--fixed-solvers",
            "euler", "--adaptive-solvers", "tsit5", "--tolerances", "1e-2"]  # fmt: skip
 

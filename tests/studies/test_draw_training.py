@@ -44,6 +44,7 @@ def state_of(run):
     )
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_at_each_checkpoint_but_the_last(run):
     names = sorted(path.name for path in run.folder.samples.iterdir())
     assert names == ["step04.png", "step08.png"]
@@ -94,6 +95,7 @@ def test_too_little_memory_for_pictures_does_not_end_the_training(run, heard, mo
         draw(state_of(run))
 
 
+@pytest.mark.slow
 def test_images_of_classes_have_a_row_for_each_class(tmp_path):
     """Ten rows of three digits: the picture is higher than wide."""
     from PIL import Image

@@ -20,6 +20,8 @@ from fmjax.training import make_mesh
 from tests.golden_models import GOLDEN, PIPELINES, loaded
 from tests.test_cli import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

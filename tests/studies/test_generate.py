@@ -70,6 +70,7 @@ def test_sigmas_are_those_of_diffusers(folder):
     np.testing.assert_allclose(1000 * (1.0 - times[:-1]), io["timesteps"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", PIPELINES)
 def test_latents_after_every_step_and_the_image_are_those_of_diffusers(folder):
     """Euler keeps every point; the tolerance is the issue's, the errors are near 1e-5."""
@@ -118,6 +119,7 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
     assert f"wrote {output}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
     model = open_model(GOLDEN / PIPELINES[0])
     seen = {}
@@ -134,6 +136,7 @@ def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
     assert seen["bytes"] - before < smallest / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", PIPELINES)
 def test_one_device_makes_the_pictures_of_eight(folder):
     model = open_model(GOLDEN / folder)
@@ -147,6 +150,7 @@ def test_one_device_makes_the_pictures_of_eight(folder):
     assert np.abs(found[0][0] - found[0][1]).max() > 0.1  # Another noise.
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_its_seed_and_number_alone():
     model = open_model(GOLDEN / PIPELINES[1])
     config = replace(SMALL, num_images=3, batch_size=2)
@@ -157,6 +161,7 @@ def test_a_picture_depends_on_its_seed_and_number_alone():
     assert np.abs(other - three).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "steps"), [("heun", 3), ("tsit5", None)])
 def test_any_solver_of_the_library_solves_the_field(solver, steps):
     """With fixed steps on the model's grid, or adaptive ones."""
@@ -180,6 +185,7 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
     assert relative_error(found.latents, np.asarray(expected.x1)) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "steps"), [("spark", None), ("stochastic_heun", 2)])
 def test_solvers_of_the_sde_arrive(solver, steps):
     model = open_model(GOLDEN / PIPELINES[1])
@@ -210,6 +216,7 @@ def test_a_model_with_guidance_as_an_input_takes_any_scale_as_it_is(scale, heard
     assert condition(request, cond, np.zeros(2, int)).guidance.tolist() == [scale] * 2
 
 
+@pytest.mark.slow
 def test_a_model_without_guidance_takes_0_and_1_which_have_no_effect(tmp_path, heard):
     """As diffusers' example of FLUX.1-schnell, which gives guidance_scale=0.0."""
     model = open_model(without_guidance(tmp_path))
@@ -250,6 +257,7 @@ def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
         released_sigmas(whole | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning(heard):
     model = open_model(GOLDEN / PIPELINES[0])
     long = "a photo of a cat " * 40 + "and a dog"
@@ -259,6 +267,7 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(heard):
     assert "text_encoder takes 77 tokens; of the prompt 'a photo of a cat" in warnings[0]
 
 
+@pytest.mark.slow
 def test_a_model_without_its_third_encoder_does_without(tmp_path):
     folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
@@ -274,6 +283,7 @@ def test_a_model_without_its_third_encoder_does_without(tmp_path):
     assert generate(open_model(folder), ["a cat"], SMALL).succeeded.all()
 
 
+@pytest.mark.slow
 def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = json.loads((GOLDEN / PIPELINES[1] / "io.json").read_text())
@@ -285,6 +295,7 @@ def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
     assert "seed" not in about
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a photo of a cat\n\nthe lazy dog, Ünïcode!\n")
@@ -388,6 +399,7 @@ def flux(tmp_path):
     return GOLDEN / PIPELINES[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

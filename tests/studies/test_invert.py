@@ -63,6 +63,7 @@ def size_of(path):
         return image.size
 
 
+@pytest.mark.slow
 def test_test_images_go_to_noise_and_back(run):
     found = invert_run(run, SMALL)
     coarse, fine, adaptive = found.round_trips

@@ -34,6 +34,7 @@ def toy(tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("runs") / "toy")
 
 
+@pytest.mark.slow
 def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
     # A DiT starts from zero; that the one step of training moved is too little to be seen here.
     result = likelihood_run(digits, FEW)
@@ -53,6 +54,7 @@ def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
     assert written == result._asdict()
 
 
+@pytest.mark.slow
 def test_points_of_the_plane_have_nats_alone(toy, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["likelihood", str(toy.folder.path), "--num-examples", "20", "--divergence", "exact",
@@ -108,6 +110,7 @@ def test_a_config_that_means_nothing_is_refused(fields, message, unchecked):
         LikelihoodConfig(**fields)
 
 
+@pytest.mark.slow
 def test_that_no_example_arrived_is_one_line(digits):
     broken = digits._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, digits.params))
     with pytest.raises(ValueError, match="at least 2 examples must arrive at t = 0, got 0"):

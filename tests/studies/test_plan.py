@@ -37,6 +37,7 @@ def found():
     return only
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_bytes_that_a_device_really_holds(found):
     mesh = make_mesh(CONFIG.mesh)
     experiment = build(CONFIG, (8, 8, 1), 10)
@@ -74,6 +75,7 @@ def test_operations_and_collectives_are_those_of_the_program(found):
 SAMPLING = SamplingConfig(num_samples=100, solver="heun", num_steps=3, batch_size=30, guidance=2.0)
 
 
+@pytest.mark.slow
 def test_a_plan_of_sampling_counts_every_evaluation_and_holds_weights_and_numbers_only():
     config = dataclasses.replace(CONFIG, sampling=SAMPLING)
     (found,) = plan(config, dataclasses.replace(ASKED, work="sampling"))
@@ -149,6 +151,7 @@ def test_the_search_finds_what_fits_and_says_what_it_tried(found, monkeypatch, t
     assert not alone.fits
 
 
+@pytest.mark.slow
 def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(found, monkeypatch):
     tried = []
     monkeypatch.setattr(module, "CHIPS", a_chip_of(1.0))

@@ -52,6 +52,8 @@ from fmjax.times import UniformSteps, UShaped, uniform_grid
 from fmjax.training import MeshConfig, OptimizerConfig, make_mesh
 from tests.tiny_run import environment
 
+pytestmark = pytest.mark.slow
+
 STEPS = FixedSteps(uniform_grid(8))
 TEACHER = Config(
     name="teacher",

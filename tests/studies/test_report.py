@@ -84,6 +84,7 @@ def test_foreign_files_are_refused(folder, name, document):
         page_of_run(folder)
 
 
+@pytest.mark.slow
 def test_the_samples_of_a_comparison_stand_beside_it(folder):
     write_json(example(), folder.comparison)
     entries = [GalleryEntry.of(row, np.zeros((2, 4, 4, 1))) for row in example().runs]

@@ -87,6 +87,7 @@ def test_the_run_is_what_the_config_asked_for(run):
     assert (run.config, run.step, run.event_shape, run.num_classes) == (CONFIG, 3, *DIGITS)
 
 
+@pytest.mark.slow
 def test_a_run_opens_in_python_as_the_readme_says(run):
     text = README.read_text()
     lines = text[text.index("    run = fmjax.open_run(") :].split("\n\n")[0]
@@ -168,6 +169,7 @@ def test_test_data_of_another_shape_are_refused(run, tmp_path):
         evaluate_run(other, CONFIG.evaluation, CONFIG.sampling)
 
 
+@pytest.mark.slow
 def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monkeypatch):
     """No Frechet distance, precision, recall or recognised samples, and no training for them."""
 
@@ -265,6 +267,7 @@ def test_weights_are_sampled_from_in_the_layout_they_were_trained_in(run, tmp_pa
     assert open_run(folder).mesh.shape == {"data": 8, "fsdp": 1, "tensor": 1}
 
 
+@pytest.mark.slow
 def test_without_test_data_the_rest_is_measured(run, tmp_path):
     digits = DigitsData().load("train")
     np.savez(tmp_path / "train.npz", x=digits.points(slice(200)), labels=digits.labels[:200])
@@ -321,6 +324,7 @@ def test_without_classes_there_are_no_labels_to_choose():
         chosen_labels(4, None, (1,))
 
 
+@pytest.mark.slow
 def test_an_unconditional_model_of_labelled_images_is_measured_by_their_classifier(tmp_path):
     sampling = dataclasses.replace(CONFIG.sampling, guidance=1.0)
     config = dataclasses.replace(CONFIG, name="blind", conditional=False, sampling=sampling)
@@ -332,6 +336,7 @@ def test_an_unconditional_model_of_labelled_images_is_measured_by_their_classifi
     assert found.accuracy is None
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_made_again(run):
     before = content(run.folder.path)
     make_results(train(CONFIG, run.folder.path))
@@ -342,6 +347,7 @@ def test_a_finished_run_is_not_made_again(run):
     ]
 
 
+@pytest.mark.slow
 def test_results_of_other_weights_and_damaged_ones_are_made_again(run):
     folder = run.folder
     found = json.loads(folder.evaluation.read_text())

@@ -27,6 +27,8 @@ from fmjax.studies.seeds import mean_row
 from fmjax.studies.study import run_study
 from fmjax.training import OptimizerConfig
 
+pytestmark = pytest.mark.slow
+
 FIRST = Config(
     name="first",
     data=DigitsData(),

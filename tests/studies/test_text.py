@@ -7,6 +7,8 @@ from fmjax._arrays import TextShape
 from fmjax.cli import main
 from fmjax.studies.run_folder import read_model
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from fmjax import TextShape
 from fmjax.config import *

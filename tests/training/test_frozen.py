@@ -24,6 +24,8 @@ from fmjax.training import (
 from tests.golden_models import GOLDEN
 from tests.released import batch, tuned
 
+pytestmark = pytest.mark.slow
+
 FLUX, SD35 = "flux-dev-tiny", "sd35-medium-tiny"
 NUM_STEPS = 4
 LORA = LoRAConfig(64, 64.0, (*LoRAConfig().layers, "proj_out"))  # Wide enough to be split.

@@ -69,6 +69,7 @@ class Fills(Points):
         fill(disk, leave)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [0, 2**16, 2**17])
 def test_the_checkpoint_before_stays_whole_and_the_run_goes_on_from_it(disk, unbroken, leave):
     folder = disk / "run"

@@ -135,6 +135,7 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initialisation_and_five_steps_give_the_numbers_of_one_device(case, one_device):
     name, _, got = case
     expected = one_device(name)

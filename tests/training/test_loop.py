@@ -80,6 +80,7 @@ def test_a_line_is_the_mean_since_the_one_before(tmp_path, unbroken):
         np.testing.assert_allclose(means[2][name], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(4,), (5,), (4, 7, 8, 11)])
 def test_stopped_and_resumed_is_never_stopped(tmp_path, unbroken, stops):
     """At a checkpoint, between two, between two lines; the iterator is always one ahead."""
@@ -106,6 +107,7 @@ def test_a_signal_during_the_last_save_is_not_lost(tmp_path, unbroken, monkeypat
     assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
 
 
+@pytest.mark.slow
 def test_after_damage_a_run_goes_on_from_the_checkpoint_before(tmp_path, unbroken):
     class Heard(Silent):
         lines: list[str] = []  # noqa: RUF012
@@ -122,12 +124,14 @@ def test_after_damage_a_run_goes_on_from_the_checkpoint_before(tmp_path, unbroke
     assert_same_run(tmp_path, state, unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_made_longer(tmp_path, unbroken):
     state = run(tmp_path, 6)
     assert int(state.step) == 6
     assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_given_back_as_it_is(tmp_path, unbroken):
     run(tmp_path, NUM_STEPS)
 
@@ -138,6 +142,7 @@ def test_a_finished_run_is_given_back_as_it_is(tmp_path, unbroken):
     assert_same_run(tmp_path, again, unbroken)
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_written_again_once(tmp_path, unbroken):
     class Crash(Exception):
         pass
@@ -224,6 +229,7 @@ class Poisoned(Points):
         return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "last_good"), [(7, 4), (8, 4), (9, 8)])
 def test_a_step_that_is_not_finite_is_named_and_never_saved(tmp_path, unbroken, bad, last_good):
     message = f"got loss nan and gradient norm nan in step {bad}; .* is of step {last_good}"
@@ -288,6 +294,7 @@ def test_progress_hears_every_step_and_where_a_run_goes_on(tmp_path):
     assert (second.total, second.advanced, second.said) == (6, 6, ["resumed from step 4"])
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_the_step_is_logged(tmp_path):
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
     run(tmp_path, 6, learning_rate=lambda n: learning_rate_at(config, 6, n))

@@ -40,6 +40,7 @@ def test_linear_decay_ends_at_zero():
     np.testing.assert_allclose(rates, [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_optimizer_takes_the_rate_of_its_step():
     params = {"kernel": jnp.ones((2, 2))}
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, clip_norm=None)
@@ -160,6 +161,7 @@ def test_the_average_is_the_recursion_written_out():
     np.testing.assert_allclose(average["w"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_average_of_bfloat16_weights_is_float32_and_moves():
     average = {"w": jnp.ones(1, jnp.float32)}
     average = update_ema(average, {"w": jnp.full(1, 2, jnp.bfloat16)}, 10**6, 0.9999)

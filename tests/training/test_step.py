@@ -65,6 +65,7 @@ def test_eight_devices_give_the_numbers_of_one(layout, reference):
     assert_same_run(train(LAYOUTS[layout]), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [False, True])
 def test_fsdp_gathers_weights_and_never_moves_activations(unroll):
     """Read off the compiled program of a DiT with 16 tokens an image and 64 images."""
