@@ -64,12 +64,14 @@ def test_sample_writes_a_picture_and_numbers(toy_run, capsys):
     assert "6 samples, 4 network evaluations each" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_naming_a_tolerance_makes_the_steps_adaptive(toy_run):
     assert run("sample", toy_run, "--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-2) == 0
     with np.load(toy_run / "samples" / "step4-tsit5-rtol0.01-atol0.0001-num6-seed0.npz") as arrays:
         assert arrays["succeeded"].all()
 
 
+@pytest.mark.slow
 def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path, capsys):
     options = ["--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-30, "--atol", 1e-30]
     assert run("sample", toy_run, *options, "--output", tmp_path / "six.png") == 1
@@ -77,6 +79,7 @@ def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["six.npz", "six.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["abacus", "cuda"])
 def test_a_backend_that_there_is_not_is_one_line(toy_run, platform):
     command = [sys.executable, "-m", "fmjax.cli", "sample", str(toy_run)]

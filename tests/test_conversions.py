@@ -298,6 +298,7 @@ def test_samplers_pass_times_whose_signal_is_too_small_for_float32(sampler):
     np.testing.assert_allclose(samples.x1, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", [X0, SCORE, X1])
 def test_an_imprecise_network_of_any_kind_is_solved_by_adaptive_steps(prediction):
     # Data N(1, 0.25), each prediction 1 % off: of noise at t = 0 that is an error of 0.01 / t.

@@ -101,6 +101,7 @@ def test_other_maps_are_guided_from_outside_at_twice_the_cost():
     np.testing.assert_array_equal(samples.nfe, 2)
 
 
+@pytest.mark.slow
 def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
     taught = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
     asked = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)

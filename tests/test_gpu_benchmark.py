@@ -68,6 +68,7 @@ def test_a_process_that_fails_leaves_its_results_and_its_reason(gpu, last, reaso
         assert ended.last_words == ("no GPU",)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended_with_all_that_it_started(gpu):
     program = (
         'import subprocess, sys, time; print(\'{"line": "result"}\', flush=True);'

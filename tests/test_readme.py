@@ -12,6 +12,7 @@ from tests.quick import COMPILATION
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in block.splitlines() if line.strip() and not line.startswith("import")]

@@ -461,6 +461,7 @@ def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_end
     agreement._thread.join()
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path):
     train_here(tmp_path, 8)
     code, said, error, _ = scene(f"""

@@ -37,6 +37,7 @@ def shell(redirection):
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "expected"),
     [

@@ -105,6 +105,7 @@ def test_an_error_on_a_colour_terminal_is_one_plain_line(width, screens):
             assert screen == f"fmjax: error: {message}\n"
 
 
+@pytest.mark.slow
 def test_an_error_is_the_same_without_a_terminal(screens, capsys, monkeypatch):
     for name, value in COLOUR.items():
         monkeypatch.setenv(name, value)

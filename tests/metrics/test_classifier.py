@@ -235,6 +235,7 @@ def reference(images, labels, training, num_steps):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num", "held"), [(5_000, 0), (60, 6)])
 def test_it_learns_from_all_of_many_images_and_from_those_not_held_out_of_few(num, held):
     train, training = bright_set(0, num), ClassifierTraining(1e-3, min_steps=12, batch_size=8)

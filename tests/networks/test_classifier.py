@@ -21,6 +21,7 @@ def test_logits_and_features_have_their_shapes_at_any_image_size(event_shape):
     assert logits.dtype == features.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_light_is():
     # Four classes: the quadrant with the bright spot. A linear rule on the raw pixels fails
     # only by noise, so a network of this kind must reach 95 % of held-out images.

@@ -66,7 +66,10 @@ def points(member, seed=0):
     return t, x, cond
 
 
-@pytest.fixture(scope="module", params=MEMBERS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "unet")) for name in MEMBERS],
+)
 def case(request):
     member = MEMBERS[request.param]
     net = make_network(*member)

@@ -35,6 +35,7 @@ def test_outputs_are_those_of_diffusers_with_the_same_weights(folder, settings):
     assert relative_error(jax.jit(net.apply)(params, t, x, cond), expected) < 3e-5
 
 
+@pytest.mark.slow
 def test_layers_that_are_alike_are_one_scan():
     """However many they are: the program of twenty layers is as long as that of three."""
     component, _ = loaded("sd35-medium-tiny")

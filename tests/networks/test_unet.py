@@ -35,6 +35,7 @@ def test_residual_and_attention_blocks_start_as_the_identity():
     )
 
 
+@pytest.mark.slow
 def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
     params = jax.eval_shape(make_unet(CONFIG, (8, 8, 1)).init, jax.random.key(0))
     with_attention = {

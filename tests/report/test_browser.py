@@ -9,9 +9,13 @@ from fmjax.report.gallery import GalleryEntry
 from fmjax.report.page import LossCurve, Report, SampleGrid, Table, write_report
 from tests.report.made_up import example
 
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
 
 
 def report():
@@ -207,7 +211,6 @@ def test_without_scripts_the_charts_are_pictures(open_page):
     assert page.locator("table tbody tr").first.is_visible()
 
 
-@pytest.mark.slow
 def test_curves_that_meet_in_a_point_are_all_named_there(browser, tmp_path):
     same = [run._replace(solver="DDIM") for run in example().runs if run.solver == "Euler"]
     rows = example()._replace(runs=(*example().runs, *same))

@@ -70,6 +70,7 @@ def test_the_page_refers_to_nothing_outside_itself(page):
     assert "default-src 'none'" in html.unescape(page)
 
 
+@pytest.mark.slow
 def test_the_policy_allows_this_script_and_style_alone(page):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)
     policy = html.unescape(policy)
@@ -124,6 +125,7 @@ def test_a_guided_comparison_says_so(page, tmp_path):
     assert "on two cores, guidance 3.0." in text
 
 
+@pytest.mark.slow
 def test_runs_that_left_samples_behind_stand_out(tmp_path):
     failed = comparison(run("Tsit5", 1e-6, 10, float("inf"), 0.1, succeeded=0.5))
     text = write_report(Report("x", comparison=failed), tmp_path).read_text(encoding="utf-8")

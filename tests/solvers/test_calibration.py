@@ -45,6 +45,7 @@ def test_a_calibrated_grid_errs_less_than_a_uniform_one():
     assert errors[0] < errors[1]
 
 
+@pytest.mark.slow
 def test_straight_paths_call_for_equal_steps():
     found = calibrate(lambda t, x, cond: jnp.ones_like(x), jnp.zeros((2, 3)))
     np.testing.assert_allclose(quantile_grid(8, found), uniform_grid(8), atol=1e-7)
@@ -60,6 +61,7 @@ def test_a_sample_that_fails_does_not_count():
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_calibrated_is_refused():
     x0 = jnp.zeros((2, 3))
     with pytest.raises(ValueError, match="x0 must be known when a grid is calibrated"):

@@ -102,6 +102,7 @@ def test_other_solves_compute_no_nan():
     assert edit(still, path, x, KEYS, 0.5).succeeded.all()
 
 
+@pytest.mark.slow
 def test_what_a_mask_hides_is_not_nan():
     zeros = jnp.zeros((6, 3))
     assert straightness(still, zeros, num_steps=2).length_ratio.tolist() == [1.0] * 6

@@ -114,6 +114,7 @@ def test_adams_bashforth_under_vmap_has_the_gradient_of_its_first_step():
     np.testing.assert_allclose(each(jnp.zeros(2)), np.full(2, WANTED), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_points_on_one_another_have_gradients_along_the_way_between_them():
     # The straight line takes the arc's place: w of the sum over w = 0, 1/2, 1 is 3/2.
     by_b = jax.grad(lambda b: interpolate(X, b, 3).sum())

@@ -94,6 +94,7 @@ def test_whole_numbers_as_a_start():
         )
 
 
+@pytest.mark.slow
 def test_a_traced_tolerance_is_taken_as_it_is():
     nfe = jax.jit(lambda tol: solve(diffrax.Bosh3(), AdaptiveSteps(tol, tol)).nfe)(1e-2)
     assert int(nfe[0]) > 0

@@ -71,6 +71,7 @@ def test_one_stiff_sample_is_drowned_by_the_batch_rms_only():
     assert int(own.nfe[1:].max()) < int(own.nfe[0]) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", list(ErrorControl))
 def test_a_noise_that_is_not_finite_fails_alone(control):
     x0 = noise(6, 2)
@@ -268,6 +269,7 @@ class Traced:
         return GAUSSIAN.velocity(t, x)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_tolerances():
     field, x0 = Traced(), noise()
     solve = jax.jit(lambda x, steps: sample(field, x, solver=diffrax.Bosh3(), steps=steps))

@@ -297,6 +297,7 @@ class TestOfEachSampleAlone:
         np.testing.assert_array_equal(solve(*given).x1, whole.x1)
         assert jnp.all(solve(given[0], keys(8, 2), given[2]).x1 != whole.x1)
 
+    @pytest.mark.slow
     def test_on_eight_devices_it_is_what_it_is_on_one(self, solver, steps):
         mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
         rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -277,7 +277,6 @@ def on_eight_devices(slots, params=None):
     return call
 
 
-@pytest.mark.slow
 def test_eight_devices_loop_by_themselves_to_the_answers_of_one(alone):
     samples = on_eight_devices(2)(noise(NUM, 2), jnp.zeros(NUM))
     assert_alike(samples, alone)
@@ -294,6 +293,7 @@ def test_eight_devices_have_the_answers_of_one_with_as_many_slots_in_float32():
         assert_same_in_float32(found, wanted, x1=5e-4, times=1e-2)
 
 
+@pytest.mark.slow
 def test_devices_are_given_the_weights_that_a_traced_field_closes_over(params):
     x0, cond = noise(NUM, 8), jnp.linspace(-2.0, 2.0, NUM)
     samples = on_eight_devices(2, params)(x0, cond)

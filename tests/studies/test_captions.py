@@ -26,6 +26,8 @@ from fmjax.studies.run_folder import open_run, read_captions, read_config, read_
 from fmjax.studies.sample import grid_of, read_samples, settings_name
 from fmjax.studies.train import train_folder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from fmjax.config import *
 from fmjax.data import CaptionedImages, TokenizerConfig
@@ -73,7 +75,6 @@ def run(trained):
     return open_run(trained / "run")
 
 
-@pytest.mark.slow
 def test_training_leaves_all_that_prompts_need(trained, run):
     assert read_model(trained / "run") == ((4, 4, 3), TokenShape(4, 16))
     captions = ("a red picture", "a green picture", "a blue picture")
@@ -123,7 +124,6 @@ def test_data_are_asked_for_in_the_words_that_the_run_knows(run):
     np.testing.assert_array_equal(conds_of(run, train, which), train.conds(which))
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, capsys):
     command = ("train", trained / "words.py", "--run", trained / "run")
     assert fmjax(*command) == 0
@@ -137,7 +137,6 @@ def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, ca
     assert "others: the captions have changed" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_path):
     texts = [f"a {name} picture {sign}" for name in COLOURS for sign in ("か", "が", "!")]
     texts = (texts * 3)[:24]
@@ -171,7 +170,6 @@ def test_prompts_that_are_no_unicode_are_refused(run):
         asked_of(run, 1, (), ("caf\udce9",))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -219,7 +217,6 @@ def test_names_of_samples_tell_their_prompts_apart():
     assert all(name.replace("-", "").replace(".", "").isalnum() for name in names)
 
 
-@pytest.mark.slow
 def test_of_classes_in_words_it_is_measured_whether_the_prompts_were_met(
     run, tmp_path, monkeypatch
 ):

@@ -148,6 +148,7 @@ def test_a_comparison_of_real_solves_survives_its_json(comparison, tmp_path):
     assert read_json(tmp_path / "c.json") == comparison
 
 
+@pytest.mark.slow
 def test_samples_that_run_away_are_infinitely_wrong_not_an_exception():
     def make(params):
         return lambda t, x, cond=None: jnp.where(x > 0, jnp.inf, -x)

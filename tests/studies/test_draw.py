@@ -25,6 +25,7 @@ def test_batches_are_of_one_size_that_the_devices_share_and_hold_every_number_on
     assert max(numbers.max() for numbers, _ in found) == num - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_fields_of_every_path_give_the_mean_and_spread_of_the_data(name):
     """1,000 samples in 8 dimensions: the estimates scatter by 0.006 and 0.004."""

@@ -27,6 +27,8 @@ from fmjax.training import Checkpoints, abstract_state, make_mesh
 from tests.golden_models import GOLDEN, loaded
 from tests.released import EVENT, TEXT, on_one_device
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = "diffusion_pytorch_model.safetensors"
 PIPELINE = GOLDEN / "sd3-pipeline-tiny"
@@ -104,7 +106,6 @@ def of_all(sd3, tmp_path_factory):
     return run, source
 
 
-@pytest.mark.slow
 def test_a_run_keeps_the_released_networks_sizes_and_only_adapters(of_adapters):
     network = read_config(of_adapters).network
     assert (network.num_double, network.width) == (2, 32)
@@ -128,7 +129,6 @@ def test_other_scales_are_refused_for_a_released_network_without_guidance():
             FluxConfig(guidance=wrong)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(of_adapters, flux, tmp_path, capsys):
     """Without its last checkpoint it ends with the same bits."""
     run = shutil.copytree(of_adapters, tmp_path / "run")
@@ -145,7 +145,6 @@ def test_a_run_goes_on_where_it_stopped(of_adapters, flux, tmp_path, capsys):
         assert array.tobytes() == after[name].tobytes(), name
 
 
-@pytest.mark.slow
 def test_exported_adapters_added_are_the_exported_merged_weights(of_adapters, tmp_path):
     assert fmjax("export", of_adapters, "--output", tmp_path / "one.safetensors") == 0
     assert fmjax("export", of_adapters, "--merged", "--output", tmp_path / "merged") == 0
@@ -163,7 +162,6 @@ def test_exported_adapters_added_are_the_exported_merged_weights(of_adapters, tm
     jax.tree.map(assert_equal_but_for_rounding, added, merged)
 
 
-@pytest.mark.slow
 def test_all_weights_are_exported_in_the_type_of_the_files(of_all, tmp_path):
     run, source = of_all
     assert fmjax("export", run, "--output", tmp_path / "out") == 0
@@ -177,7 +175,6 @@ def test_all_weights_are_exported_in_the_type_of_the_files(of_all, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["num_layers"] == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weights", [True, False])
 def test_untrained_weights_come_back_byte_for_byte(weights, of_all, tmp_path):
     """The state that a training starts from, exported before any step.
@@ -205,7 +202,6 @@ def test_untrained_weights_come_back_byte_for_byte(weights, of_all, tmp_path):
         assert weights or same == (name == "pos_embed.pos_embed" or not array.any()), name
 
 
-@pytest.mark.slow
 def test_a_whole_pipeline_is_exported(tmp_path):
     """Of a pipeline's folder the transformer is trained; the other parts are copied."""
     about = json.loads((PIPELINE / "transformer/config.json").read_text())

@@ -53,6 +53,7 @@ def test_a_plan_counts_the_bytes_that_a_device_really_holds(found):
     assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_the_peak_holds_arguments_and_temporaries_at_once(found):
     assert found.temporaries > 0
     # The state's outputs take the place of its arguments; the batch and metrics are small.

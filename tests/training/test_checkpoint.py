@@ -114,6 +114,7 @@ def test_the_state_of_muon_and_another_kind_of_key_come_back(tmp_path):
         assert_same_bits(checkpoints.restore(state).state, state)
 
 
+@pytest.mark.slow
 def test_a_state_may_be_donated_while_it_is_being_written(tmp_path):
     mesh, net = make_mesh(), make_net()
     optimizer = make_optimizer(OptimizerConfig(), 10)

@@ -49,19 +49,24 @@ NULL = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions
 ENCODER = TextEncoderConfig(64, 2, 2)
 ONE = MeshConfig(1, 1, 1)
 LAYOUTS = [
-    pytest.param(("dit", MeshConfig(8, 1, 1)), marks=pytest.mark.slow),
-    ("dit", MeshConfig(1, 8, 1)),
     ("dit", MeshConfig(2, 2, 2)),
-    ("dit", MeshConfig(1, 1, 8)),
-    ("unet", MeshConfig(2, 2, 2)),
-    ("flux", MeshConfig(2, 2, 2)),
-    ("captions", MeshConfig(2, 2, 2)),
-    ("improved", MeshConfig(2, 2, 2)),
-    pytest.param(("improved", MeshConfig(1, 8, 1)), marks=pytest.mark.slow),
-    pytest.param(("improved_unet", MeshConfig(2, 2, 2)), marks=pytest.mark.slow),
-    pytest.param(("shortcut", MeshConfig(1, 4, 2)), marks=pytest.mark.slow),
-    pytest.param(("flux", MeshConfig(1, 8, 1)), marks=pytest.mark.slow),
-    pytest.param(("mlp", MeshConfig(1, 4, 2)), marks=pytest.mark.slow),
+    *(
+        pytest.param((name, MeshConfig(*sizes)), marks=pytest.mark.slow)
+        for name, *sizes in (
+            ("dit", 8, 1, 1),
+            ("dit", 1, 8, 1),
+            ("dit", 1, 1, 8),
+            ("unet", 2, 2, 2),
+            ("flux", 2, 2, 2),
+            ("captions", 2, 2, 2),
+            ("improved", 2, 2, 2),
+            ("improved", 1, 8, 1),
+            ("improved_unet", 2, 2, 2),
+            ("shortcut", 1, 4, 2),
+            ("flux", 1, 8, 1),
+            ("mlp", 1, 4, 2),
+        )
+    ),
 ]
 
 
@@ -135,7 +140,6 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_initialisation_and_five_steps_give_the_numbers_of_one_device(case, one_device):
     name, _, got = case
     expected = one_device(name)

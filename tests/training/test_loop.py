@@ -169,6 +169,7 @@ def start_child(folder: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_process_told_to_stop_saves_and_leaves_cleanly(tmp_path, unbroken):
     numbers = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
     children = {name: start_child(tmp_path / name) for name in numbers}
