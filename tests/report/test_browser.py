@@ -9,7 +9,6 @@ from fmjax.report.gallery import GalleryEntry
 from fmjax.report.page import LossCurve, Report, SampleGrid, Table, write_report
 from tests.report.made_up import example
 
-
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
