@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmjax._arrays import Batch
+from fmjax._arrays import Batch, Text, TextPart
 from fmjax.couplings import MinibatchOT
 from fmjax.losses import (
     FlowExamples,
     Objective,
     TimeWeight,
     drop_condition,
+    drop_parts,
     flow_matching_loss,
     flow_matching_objective,
 )
@@ -375,3 +376,23 @@ def test_a_batch_without_conditions_needs_no_null():
     assert examples.cond is None
     losses = unconditional.loss({"scale": jnp.ones(())}, examples)
     assert losses.shape == (32,)
+
+
+def test_each_encoders_part_of_a_text_is_dropped_by_a_coin_of_its_own():
+    """Two encoders: tokens 0 and 1 with channels 0 to 2, and token 2 with channels 0 to 4."""
+    parts = (TextPart((0, 2), (0, 3), (0, 2)), TextPart((2, 3), (0, 5), (2, 6)))
+    num, key = 64, jax.random.key(0)
+    text = Text(jnp.ones((num, 3, 5)), jnp.ones((num, 6)))
+    dropped = drop_parts(key, text, parts, 0.5)
+    coins = np.asarray(jax.random.bernoulli(key, 0.5, (2, num)))
+    assert {tuple(pair) for pair in coins.T.tolist()} == set(
+        itertools.product([False, True], [False, True])
+    )
+    tokens, pooled = np.ones((num, 3, 5), np.float32), np.ones((num, 6), np.float32)
+    tokens[coins[0], :2, :3] = pooled[coins[0], :2] = 0.0
+    tokens[coins[1], 2:] = pooled[coins[1], 2:] = 0.0
+    np.testing.assert_array_equal(dropped.tokens, tokens)
+    np.testing.assert_array_equal(dropped.pooled, pooled)
+    assert drop_parts(key, text, parts, 0.0) is text
+    with pytest.raises(ValueError, match="encoder_drop must be 0 for text whose encoders are not"):
+        drop_parts(key, text, (), 0.5)

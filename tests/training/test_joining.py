@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fmjax.training import Processes, join
+from fmjax.training import Processes, another_is_gone, join
 from fmjax.training.processes import _bind_address
 from tests.tiny_run import environment
 
@@ -50,7 +50,7 @@ def test_a_coordinator_that_is_taken_is_refused():
 
 LISTEN = """
 import pathlib, sys
-from fmjax.training import Processes, join
+from fmjax.training import Processes, another_is_gone, join
 join(*(Processes(argument, 1, 0) for argument in sys.argv[1:]))
 import jax
 jax.devices()  # The transport between devices listens too.
@@ -134,3 +134,18 @@ def test_a_coordinator_that_is_not_this_machine_is_refused():
     }.items():
         with pytest.raises(ValueError, match=f"be a free address of process 0, got {got}"):
             join(Processes(coordinator, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("UNAVAILABLE: Connection reset by peer", True),
+        ("Gloo all-reduce failed", True),
+        ("the task missed its heartbeat", True),
+        ("RESOURCE_EXHAUSTED: out of memory", False),
+    ],
+)
+def test_an_error_of_the_transport_says_that_another_process_is_gone(text, gone, monkeypatch):
+    assert not another_is_gone(RuntimeError(text)), "a process that is alone"
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert another_is_gone(RuntimeError(text)) == gone

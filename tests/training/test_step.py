@@ -13,7 +13,7 @@ from fmjax.networks import DiTConfig, make_network
 from fmjax.paths import AffinePath
 from fmjax.training.optimizer import OptimizerConfig, make_optimizer
 from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
-from fmjax.training.step import init_state, make_train_step
+from fmjax.training.step import init_state, make_train_step, state_from
 from tests.training.tiny import DIM, Points, make_net, make_objective
 
 NUM_STEPS = 5
@@ -138,6 +138,21 @@ def test_what_is_taught_comes_from_the_average(accumulation_steps):
         w -= 0.1 * 2 * np.mean(error)
         average += (1 - (1 + n) / (10 + n)) * (w - average)
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+
+
+def test_a_state_of_the_initial_weights_is_the_initial_state():
+    mesh, net = make_mesh(), make_net()
+    optimizer = make_optimizer(OptimizerConfig(), NUM_STEPS)
+    key = jax.random.key(0)
+    expected, sharding = init_state(net, optimizer, key, mesh)
+    params = jax.tree.map(lambda leaf: leaf + 0, expected.params)
+    state = state_from(params, optimizer, key, sharding)
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert got.sharding == wanted.sharding
+        if jax.dtypes.issubdtype(got.dtype, jax.dtypes.prng_key):
+            got, wanted = jax.random.key_data(got), jax.random.key_data(wanted)
+        np.testing.assert_array_equal(got, wanted)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "they are donated"
 
 
 def test_many_steps_trace_once():
