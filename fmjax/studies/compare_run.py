@@ -27,7 +27,8 @@ from fmjax.config import (
 from fmjax.metrics import (
     FeatureExtractor,
     PrecisionRecall,
-    frechet_distance,
+    fit_gaussian,
+    gaussian_frechet_distance,
     precision_recall,
     sliced_wasserstein,
 )
@@ -189,9 +190,10 @@ def _metrics(
         extractor = None if classifier is None else classifier.features
     if extractor is not None:
         take, features = _keep_last(extractor), extractor(rest)
+        real = fit_gaussian(features)
 
         def frechet(x: np.ndarray) -> float:
-            return frechet_distance(take(x), features)
+            return gaussian_frechet_distance(fit_gaussian(take(x)), real)
 
         metrics.append(Metric("Frechet distance", frechet, frechet(held_out)))
         both = _keep_last(lambda x: precision_recall(take(x), features[:num_samples]))
