@@ -27,11 +27,10 @@ from fmjax.config import (
 from fmjax.metrics import (
     FeatureExtractor,
     PrecisionRecall,
-    fit_gaussian,
-    gaussian_frechet_distance,
     precision_recall,
     sliced_wasserstein,
 )
+from fmjax.metrics.frechet import fit_gaussian, gaussian_frechet_distance
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples

@@ -83,6 +83,7 @@ def fit(
         checkpoint_every: Steps between two checkpoints; the last step is always saved.
         on_checkpoint: Called in all processes with the state after every `checkpoint_every` steps
             but not at the end; it must keep no array of the state, which the next step reuses.
+            A run that goes on from such a step calls it again: it may have been stopped between.
         progress: Hears how far it is.
 
     Returns:
@@ -113,6 +114,8 @@ def fit(
         progress.task("training", total=num_steps) as advance,
     ):
         advance(first_step, COMPILING)
+        if on_checkpoint is not None and first_step > 0 and first_step % checkpoint_every == 0:
+            _call_apart(on_checkpoint, state, monitor, progress, after="first step")
         feed.fetch(first_step)
         for step in range(first_step + 1, num_steps + 1):
             batch = feed.take()
@@ -151,10 +154,12 @@ def _call_apart(
     state: TrainState,
     monitor: Monitor,
     progress: Progress,
+    *,
+    after: str = "training",
 ) -> None:
-    """Call a function between two steps; its time counts neither as training nor for the speed."""
+    """Call a function between two steps, out of the part `after` and out of the speed."""
     jax.block_until_ready(state)
-    progress.part_done("training")
+    progress.part_done(after)
     start = time.perf_counter()
     function(state)
     monitor.exclude(time.perf_counter() - start)

@@ -93,6 +93,23 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, unbroken, stops):
     assert_same_run(tmp_path, run(tmp_path, NUM_STEPS), unbroken)
 
 
+def test_a_function_is_called_at_each_checkpoint_but_the_last_and_again_after_a_stop(tmp_path):
+    calls = []
+
+    def call(state):
+        calls.append(int(state.step))
+
+    run(tmp_path / "unbroken", NUM_STEPS, on_checkpoint=call)
+    assert calls == [4, 8]
+    calls.clear()
+    for stop, expected in ((4, []), (5, [4]), (8, []), (NUM_STEPS, [8])):
+        with contextlib.suppress(Interrupted):
+            batches = Stops(stop, signal.SIGTERM)
+            run(tmp_path / "stopped", NUM_STEPS, on_checkpoint=call, batches=batches)
+        assert calls == expected
+        calls.clear()
+
+
 def test_a_signal_during_the_last_save_is_not_lost(tmp_path, unbroken, monkeypatch):
     wait = Checkpoints.wait
 
