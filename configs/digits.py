@@ -14,7 +14,7 @@ from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:
-    """A DiT of 0.4 million parameters, linear path, logit-normal times."""
+    """A DiT of 0.33 million parameters, linear path, logit-normal times."""
     return Config(
         name="digits",
         data=DigitsData(),

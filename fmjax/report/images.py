@@ -80,6 +80,6 @@ def image_bytes(image: Image.Image) -> bytes:
 
 def _to_rgb(images: np.ndarray) -> np.ndarray:
     """uint8 `[n, h, w, 3]`; -1 is 0 and 1 is 255."""
-    levels = np.nan_to_num((images.astype(np.float32) + 1) * 127.5, nan=0.0)
-    grey_or_rgb = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    bounded = np.clip(np.nan_to_num(images.astype(np.float32), nan=-1.0), -1.0, 1.0)
+    grey_or_rgb = np.rint((bounded + 1) * 127.5).astype(np.uint8)
     return np.broadcast_to(grey_or_rgb, (*images.shape[:3], 3))

@@ -148,6 +148,15 @@ def test_an_image_of_nans_alone_leaves_its_cell_blank():
     assert (pixels[4:60, 4:60] == 0).all()
 
 
+def test_values_out_of_range_are_black_or_white_and_nan_is_black():
+    """The last value is the largest of float32, whose multiples are infinite."""
+    values = np.array([-np.inf, -2.0, -1.0, np.nan, 1.0, 2.0, np.inf, 3.4e38], np.float32)
+    pixels = np.asarray(image_grid(values.reshape(1, 2, 4, 1), 1, gap=0))
+    factor = pixels.shape[0] // 2
+    levels = pixels[factor // 2 :: factor, factor // 2 :: factor, 0]
+    np.testing.assert_array_equal(levels.ravel(), [0, 0, 0, 0, 255, 255, 255, 255])
+
+
 def test_what_is_not_a_grid_of_images_is_refused():
     with pytest.raises(ValueError, match=r"images must be of shape .*, got \(4, 8, 8\)"):
         image_grid(np.zeros((4, 8, 8)), 2)
