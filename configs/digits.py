@@ -24,7 +24,7 @@ def get_config() -> Config:
             name="muon", learning_rate=5e-3, schedule="cosine", warmup_steps=50
         ),
         training=TrainingConfig(
-            num_steps=850, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
+            num_steps=1_000, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
         ),
         sampling=SamplingConfig(
             num_samples=100, solver="heun", num_steps=8, guidance=1.2, batch_size=100

@@ -28,8 +28,8 @@ def test_a_seed_gives_the_same_cases_again():
         shown = set()
         for _ in range(2):
             with tempfile.TemporaryDirectory() as folder:
-                case = case_number(1, number, world, Path(folder))
-                shown.add(str(case).replace(folder, ""))
+                name, case = case_number(1, number, world, Path(folder))
+                shown.add(f"{name}: {case}".replace(folder, ""))
         assert len(shown) == 1, shown
 
 
