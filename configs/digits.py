@@ -2,8 +2,8 @@
 
 fmjax train configs/digits.py
 
-On two CPU cores 50 s of training, 2 min 5 s with samples, comparison and page. 355 samples
-then have a Frechet distance of 4.92 to the training set (355 real test images: 2.70).
+On two CPU cores 40 s of training, 1 min 34 s with samples, comparison and page. 355 samples
+then have a Frechet distance of 4.39 to the training set (355 real test images: 2.70).
 """
 
 from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
