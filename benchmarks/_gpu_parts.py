@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from _measure import report, spread, take_turns
 
 import fmjax
 from fmjax._arrays import TextShape
+from fmjax._memory import is_out_of_memory
 from fmjax.config import Config, SamplingConfig, build, num_parameters
 from fmjax.data import ArrayData, EncodedData
 from fmjax.hardware import CHIPS
@@ -38,8 +39,16 @@ from fmjax.training import make_mesh, state_from
 from fmjax.training.ahead import Compiled, OutOfMemory, executable_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "jax-cuda12-plugin", "jax-cuda13-plugin",
-            "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")  # fmt: skip
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "diffrax",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+)
 STARTED = time.monotonic()
 SPARE = 10.0  # Seconds before the limit in which no further batch size is begun.
 STD = 0.02  # Of random weights.
@@ -72,8 +81,14 @@ def adaptive_config(tiny: bool, tolerance: float, guidance: float) -> Config:
     if tiny:
         config = changed(tiny_latents(config), network=dict(width=32, num_layers=2, num_heads=2))
         num = 4
-    sampling = SamplingConfig(num_samples=num, batch_size=num, solver="tsit5", rtol=tolerance,
-                              atol=tolerance, guidance=guidance)  # fmt: skip
+    sampling = SamplingConfig(
+        num_samples=num,
+        batch_size=num,
+        solver="tsit5",
+        rtol=tolerance,
+        atol=tolerance,
+        guidance=guidance,
+    )
     return dataclasses.replace(config, sampling=sampling)
 
 
@@ -87,24 +102,34 @@ def flux_config(tiny: bool) -> Config:
 
 
 def lora_config(tiny: bool, remat: str, batch_size: int) -> Config:
-    """Training of LoRA adapters of rank 16 on the same."""
+    """Training of LoRA adapters of rank 16 on FLUX.1-dev's sizes at 1024x1024."""
     config = load_config(CONFIGS / "finetune_flux.py")
-    config = changed(config, network={"remat": remat}, training={"batch_size": batch_size},
-                     pretrained={"lora": LoRAConfig(rank=16, alpha=16.0)})  # fmt: skip
+    config = changed(
+        config,
+        network={"remat": remat},
+        training={"batch_size": batch_size},
+        pretrained={"lora": LoRAConfig(rank=16, alpha=16.0)},
+    )
     return tiny_flux(config) if tiny else config
 
 
 def tiny_latents(config: Config) -> Config:
-    """The same on latents that a CPU is quick with."""
+    """Replace the data of a config by latents of 8x8x4, for --tiny."""
     data = ArrayData("latents", num_classes=10, event_shape=(8, 8, 4))
     return dataclasses.replace(config, data=data)
 
 
 def tiny_flux(config: Config) -> Config:
-    """A small FLUX with little text."""
+    """Replace the network and the data of a config by a small FLUX, for --tiny."""
     assert isinstance(config.network, FluxConfig)
-    network = dataclasses.replace(config.network, num_heads=2, head_width=16, num_double=1,
-                                  num_single=2, rotary_axes=(4, 6, 6))  # fmt: skip
+    network = dataclasses.replace(
+        config.network,
+        num_heads=2,
+        head_width=16,
+        num_double=1,
+        num_single=2,
+        rotary_axes=(4, 6, 6),
+    )
     data = EncodedData("latents", event_shape=(8, 8, 16), text=TextShape(8, 32, 24))
     return dataclasses.replace(config, network=network, data=data)
 
@@ -188,11 +213,11 @@ class Case(NamedTuple):
     """What a process measures.
 
     Attributes:
-        part: Its name.
-        variant: Which case of it.
-        device: The GPU.
-        tiny: Whether sizes are those for a CPU.
-        seconds: After which the process is ended.
+        part: Name of the part: dit, flux, lora, adaptive or about.
+        variant: Rematerialisation policy of a training; empty for the other parts.
+        device: The GPU, or a CPU for --tiny.
+        tiny: Whether sizes are small.
+        seconds: Time limit of the process.
     """
 
     part: str
@@ -214,8 +239,9 @@ class Case(NamedTuple):
     def write(self, line: str, **values: Any) -> None:
         """Write a line of results."""
         elapsed = time.monotonic() - STARTED
-        report({"line": line, "part": self.part, "case": self.variant, **values,
-                "elapsed": elapsed})  # fmt: skip
+        report(
+            {"line": line, "part": self.part, "case": self.variant, **values, "elapsed": elapsed}
+        )
 
     def leave_out(self, reason: str, **values: Any) -> None:
         """Say what is not measured, and why."""
@@ -234,8 +260,13 @@ class Case(NamedTuple):
             return None, None
         limit = (self.device.memory_stats() or {}).get("bytes_limit")
         if limit is not None and found.peak > limit:
-            self.leave_out("does not fit the memory", bytes_needed=found.peak, bytes_limit=limit,
-                           compile_seconds=found.seconds, **values)  # fmt: skip
+            self.leave_out(
+                "does not fit the memory",
+                bytes_needed=found.peak,
+                bytes_limit=limit,
+                compile_seconds=found.seconds,
+                **values,
+            )
             return None, None
         return program, found
 
@@ -301,7 +332,7 @@ def start_training(config: Config, like: Any, *frozen_like: Any) -> Training:
     """A training with weights of its own.
 
     Args:
-        config: Its settings.
+        config: Settings of the training.
         like: The state, as `jax.ShapeDtypeStruct`s with shardings.
         *frozen_like: The weights that stay as they are, likewise; none or one tree.
     """
@@ -335,40 +366,39 @@ def measure_training(
         try:
             times = measured(partial(training.step, program, batch), case.rounds)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             case.leave_out("out of memory", batch_size=batch_size)
             return
         rate = batch_size / times["seconds"]
-        case.write("result", batch_size=batch_size, **times, images_per_second=rate,
-                   **case.speed(flops, rate), finite=bool(training.finite),
-                   **case.facts(work, found))  # fmt: skip
+        case.write(
+            "result",
+            batch_size=batch_size,
+            **times,
+            images_per_second=rate,
+            **case.speed(flops, rate),
+            finite=bool(training.finite),
+            **case.facts(work, found),
+        )
         if rate <= best:
             return
         best, cost = rate, time.monotonic() - begun
 
 
 def num_classes(config: Config) -> int:
-    """How many there are; 1 of data without classes."""
+    """Number of classes of the data; 1 for data without classes."""
     _, conditions = config.data.shape()
     return conditions if isinstance(conditions, int) else 1
 
 
-def doubling(first: int, last: int) -> Iterator[int]:
-    """`first`, twice that, and so on up to `last`."""
-    while first <= last:
-        yield first
-        first *= 2
-
-
 def measure_dit(case: Case) -> None:
     """Training steps of DiT-XL/2."""
-    measure_training(case, dit_config, doubling(2, 4) if case.tiny else doubling(32, 512))
+    measure_training(case, dit_config, (2, 4) if case.tiny else (32, 64, 128, 256, 512))
 
 
 def measure_lora(case: Case) -> None:
     """Training steps of adapters of FLUX."""
-    measure_training(case, lora_config, doubling(1, 2 if case.tiny else 16))
+    measure_training(case, lora_config, (1, 2) if case.tiny else (1, 2, 4, 8, 16))
 
 
 def measure_sampling(case: Case, config: Config, dtype: Any, params: Any, **values: Any) -> Any:
@@ -391,11 +421,21 @@ def measure_sampling(case: Case, config: Config, dtype: Any, params: Any, **valu
 
     times = measured(take, min(case.rounds, 3))
     nfe, rate, counted = float(jnp.mean(samples.nfe)), num / times["seconds"], work.count()
-    # Of adaptive steps their number is known after the solve only.
+    # The number of adaptive steps is unknown until the solve, so its operations are not counted.
     speed = case.speed(counted.flops / num, rate) if counted.unit == "batch" else {}
-    case.write("result", **values, batch_size=num, **times, images_per_second=rate,
-               seconds_per_image=1 / rate, nfe=nfe, evaluations_per_second=nfe * rate, **speed,
-               finite=bool(jnp.all(samples.succeeded)), **case.facts(work, found))  # fmt: skip
+    case.write(
+        "result",
+        **values,
+        batch_size=num,
+        **times,
+        images_per_second=rate,
+        seconds_per_image=1 / rate,
+        nfe=nfe,
+        evaluations_per_second=nfe * rate,
+        **speed,
+        finite=bool(jnp.all(samples.succeeded)),
+        **case.facts(work, found),
+    )
     return params
 
 
@@ -445,7 +485,7 @@ def measure_about(case: Case) -> None:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Those of the packages that are installed."""
+    """Versions of those of the packages that are installed."""
     found = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -454,7 +494,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def driver_version() -> str | None:
-    """That of NVIDIA's driver, if there is one."""
+    """Version of NVIDIA's driver; None if there is none."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -31,8 +31,14 @@ from typing import Any, NamedTuple, TextIO
 SCRIPT = Path(__file__).with_name("_gpu_parts.py")
 PARTS = ("dit", "flux", "lora", "adaptive")
 # In the order they run: what is least missed comes last, where time may have run out.
-CASES = (("dit", "none"), ("flux", ""), ("lora", "full"), ("adaptive", ""), ("dit", "full"),
-         ("lora", "save_matmuls"))  # fmt: skip
+CASES = (
+    ("dit", "none"),
+    ("flux", ""),
+    ("lora", "full"),
+    ("adaptive", ""),
+    ("dit", "full"),
+    ("lora", "save_matmuls"),
+)
 LIMITS = {"about": 60.0, "dit": 110.0, "flux": 100.0, "lora": 110.0, "adaptive": 90.0}
 LEAST = 20.0  # Seconds that a case needs to be worth a start.
 ENVIRONMENT = {
@@ -73,14 +79,19 @@ def run(
     Args:
         command: It writes JSON objects to standard output, one a line. What else it writes goes
             to standard error.
-        limit: Seconds.
+        limit: Time limit in seconds.
         on_line: Gets each object as soon as it is written.
-        environment: Of the command; None is that of this process.
+        environment: Environment of the command; None takes that of this process.
     """
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-        env=environment, start_new_session=True,
-    )  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    )
     last_words: collections.deque[str] = collections.deque(maxlen=15)
 
     def say(text: str) -> None:
@@ -149,7 +160,7 @@ class Lines:
 
 
 def best_results(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
-    """Of each case of training the batch size with the most images per second."""
+    """For each training case, the result with the most images per second."""
     best: dict[str, dict[str, Any]] = {}
     for line in lines:
         if line["line"] != "result" or line["part"] not in ("dit", "lora"):
@@ -173,15 +184,30 @@ def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="a file to add the lines to")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
-                        help="measure these alone: " + ", ".join(PARTS))  # fmt: skip
-    parser.add_argument("--skip", nargs="+", choices=PARTS, default=(), metavar="PART",
-                        help="leave these out")  # fmt: skip
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        metavar="PART",
+        help="measure these alone: " + ", ".join(PARTS),
+    )
+    parser.add_argument(
+        "--skip", nargs="+", choices=PARTS, default=(), metavar="PART", help="leave these out"
+    )
     parser.add_argument("--tiny", action="store_true", help="small sizes, which a CPU can do")
-    parser.add_argument("--seconds", type=float, default=480.0,
-                        help="for everything together (480)")  # fmt: skip
-    parser.add_argument("--limit", type=named_limit, nargs="+", action="extend", default=[],
-                        metavar="PART=SECONDS", help="for each case of a part")  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=float, default=480.0, help="for everything together (480)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=named_limit,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PART=SECONDS",
+        help="for each case of a part",
+    )
     return parser
 
 
@@ -200,20 +226,31 @@ def main() -> None:
             return True
         limit = min(left, limits[part])
         command = [sys.executable, str(SCRIPT), part, case, "--seconds", str(limit)]
-        ended = run([*command, *(["--tiny"] if args.tiny else [])], limit, lines.add,
-                    environment)  # fmt: skip
+        ended = run([*command, *(["--tiny"] if args.tiny else [])], limit, lines.add, environment)
         if ended.reason is not None:
-            lines.add({"line": "failure", "part": part, "case": case, "reason": ended.reason,
-                       "last_words": ended.last_words})  # fmt: skip
+            lines.add(
+                {
+                    "line": "failure",
+                    "part": part,
+                    "case": case,
+                    "reason": ended.reason,
+                    "last_words": ended.last_words,
+                }
+            )
         return ended.reason is None
 
     worked = measure("about")
     if worked:
         wanted = [each for each in CASES if each[0] in args.parts and each[0] not in args.skip]
         worked = all([measure(*each) for each in wanted])
-    lines.add({"line": "summary", "best": best_results(lines.all), "failures": sum(
-        line["line"] == "failure" for line in lines.all
-    ), "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
+    lines.add(
+        {
+            "line": "summary",
+            "best": best_results(lines.all),
+            "failures": sum(line["line"] == "failure" for line in lines.all),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
     sys.exit(0 if worked else 1)
 
 

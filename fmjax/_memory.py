@@ -38,6 +38,11 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA raised the error because a device or its compiler has too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def host_memory() -> float:
     """Bytes of memory of this machine, or of this process's control group if that has less."""
     try:

@@ -90,8 +90,10 @@ def test_the_best_batch_size_is_the_one_with_the_most_images_a_second(gpu):
         "teraflops": 1.0,
         "share_of_peak": None,
     }
-    lines = [line | {"batch_size": n, "images_per_second": rate}
-             for n, rate in ((32, 5.0), (64, 7.0), (128, 6.0))]  # fmt: skip
+    lines = [
+        line | {"batch_size": n, "images_per_second": rate}
+        for n, rate in ((32, 5.0), (64, 7.0), (128, 6.0))
+    ]
     lines += [{"line": "failure", "part": "dit", "case": "none"}, line | {"part": "flux"}]
     assert list(gpu.best_results(lines)) == ["dit none"]
     assert gpu.best_results(lines)["dit none"]["batch_size"] == 64
@@ -118,8 +120,11 @@ def benchmarked(tmp_path, *options):
     del environment["XLA_FLAGS"]
     done = subprocess.run(
         [sys.executable, SCRIPT, "--tiny", "--output", file, *options],
-        env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert file.read_text() == done.stdout, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.returncode
 
@@ -179,9 +184,12 @@ def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path):
     assert code == 1
     kinds = [(line["line"], line.get("part"), line.get("case")) for line in lines]
     assert kinds == [
-        ("about", None, None), ("failure", "dit", "none"), ("result", "flux", ""),
-        ("failure", "dit", "full"), ("summary", None, None),
-    ]  # fmt: skip
+        ("about", None, None),
+        ("failure", "dit", "none"),
+        ("result", "flux", ""),
+        ("failure", "dit", "full"),
+        ("summary", None, None),
+    ]
     assert lines[1]["reason"] == "time limit of 0.5 s"
     assert (lines[-1]["failures"], lines[-1]["best"]) == (2, {})
 
@@ -200,9 +208,12 @@ def test_the_full_sizes_are_those_of_the_published_models_and_can_be_lowered(par
         "dit": (parts.dit_config(False, "none", 64), [674_816_272], 0.7117e12),
         "remat": (parts.dit_config(False, "full", 512), [674_816_272], 0.7117e12),
         "lora": (parts.lora_config(False, "full", 1), [26_148_864, 11_901_408_320], 149.3e12),
-        "saved": (parts.lora_config(False, "save_matmuls", 2), [26_148_864, 11_901_408_320],
-                  149.3e12),
-    }  # fmt: skip
+        "saved": (
+            parts.lora_config(False, "save_matmuls", 2),
+            [26_148_864, 11_901_408_320],
+            149.3e12,
+        ),
+    }
     for config, sizes, flops in trainings.values():
         work = parts.training_work(config, mesh)
         work.fn.lower(*work.args)

@@ -45,7 +45,8 @@ def console(since: float | None = None) -> Iterator[Any]:
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         lines = _Lines(since)
         yield lines
-        lines.say_times()
+        if times := lines.times():
+            lines.say(times)
         return
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn())
     if console.width >= _NARROW:
@@ -61,18 +62,16 @@ def console(since: float | None = None) -> Iterator[Any]:
     with bars, at_stop(show_cursor):
         shown = _Bars(bars, since)
         yield shown
-        shown.say_times()
+        if times := shown.times():
+            shown.say(times)
 
 
-class _Times:
-    """Wall time of the parts of a command."""
+class _PartTimes:
+    """Wall time of the parts of a command, measured from `since`; None measures nothing."""
 
     def __init__(self, since: float | None) -> None:
         self._start = self._since = since
         self._seconds: dict[str, float] = {}
-
-    def say(self, line: str) -> None:
-        raise NotImplementedError
 
     def part_done(self, name: str) -> None:
         if self._since is not None:
@@ -80,24 +79,26 @@ class _Times:
             self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
             self._since = now
 
-    def say_times(self) -> None:
-        """Print the time of each part and of all, if any part is done."""
-        if self._start is not None and self._seconds:
-            parts = ", ".join(f"{name} {_duration(s)}" for name, s in self._seconds.items())
-            self.say(f"time: {_duration(time.perf_counter() - self._start)} ({parts})")
+    def times(self) -> str:
+        """The time of the whole command and of each part; empty if no part is done."""
+        if self._start is None or not self._seconds:
+            return ""
+        parts = ", ".join(f"{name} {_duration(s)}" for name, s in self._seconds.items())
+        return f"time: {_duration(time.perf_counter() - self._start)} ({parts})"
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as "48 s", "2 min 5 s" or "1 h 0 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """Format seconds as "0.3 s", "48 s", "2 min 5 s" or "1 h 0 min"."""
+    if seconds < 0.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes_of_hour = divmod(minutes, 60)
+    return f"{hours} h {minutes_of_hour} min" if hours else f"{minutes} min {rest} s"
 
 
-class _Bars(_Times):
+class _Bars(_PartTimes):
     """`Progress` on a terminal."""
 
     def __init__(self, bars: Any, since: float | None = None) -> None:
@@ -122,7 +123,7 @@ class _Bars(_Times):
         self._bars.stop_task(task)
 
 
-class _Lines(_Times):
+class _Lines(_PartTimes):
     """`Progress` in a log file: a line when a task starts, and one every ten seconds."""
 
     PERIOD = 10.0

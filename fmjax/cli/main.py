@@ -134,6 +134,7 @@ def _run(arguments: list[str]) -> int:
             # Which fields there are depends on the path, which is missing.
             print(USAGE, end="")
             return 0
+        from fmjax._memory import is_out_of_memory
         from fmjax.training import Interrupted, NonFiniteLoss, Unwritten, another_is_gone
     except ValueError as error:
         return _complain(error)
@@ -152,7 +153,7 @@ def _run(arguments: list[str]) -> int:
         # process that is gone.
         if another_is_gone(error):
             _leave_at_once(error)
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _complain(error)
 

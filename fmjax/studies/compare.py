@@ -152,8 +152,7 @@ def evaluated(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
     """The metrics of finite samples; infinite ones have none but the worst."""
     if not np.all(np.isfinite(x1)):
         return {m.name: 0.0 if m.higher_is_better else float("inf") for m in metrics}
-    samples = x1.astype(np.float32)  # One array for all metrics, which may share features of it.
-    return {metric.name: float(metric.evaluate(samples)) for metric in metrics}
+    return {metric.name: float(metric.evaluate(x1.astype(np.float32))) for metric in metrics}
 
 
 def _row(

@@ -2,8 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +26,10 @@ from fmjax.config import (
 from fmjax.metrics import (
     FeatureExtractor,
     PrecisionRecall,
+    frechet_distance,
     precision_recall,
     sliced_wasserstein,
 )
-from fmjax.metrics.frechet import fit_gaussian, gaussian_frechet_distance
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
@@ -44,7 +43,6 @@ from fmjax.studies.run_folder import Run, writes
 from fmjax.studies.starts import run_starts
 from fmjax.training import batch_sharding, num_shares
 
-Result = TypeVar("Result")
 NUM_SHOWN = 10  # Samples of each row that the page shows.
 MAX_OTHERS = 10_000  # Real examples that the metrics compare with.
 
@@ -188,32 +186,18 @@ def _metrics(
         classifier = data_classifier(run.config.data, progress=progress)
         extractor = None if classifier is None else classifier.features
     if extractor is not None:
-        take, features = _keep_last(extractor), extractor(rest)
-        real = fit_gaussian(features)
+        take, features = extractor, extractor(rest)
 
         def frechet(x: np.ndarray) -> float:
-            return gaussian_frechet_distance(fit_gaussian(take(x)), real)
+            return frechet_distance(take(x), features)
 
         metrics.append(Metric("Frechet distance", frechet, frechet(held_out)))
-        both = _keep_last(lambda x: precision_recall(take(x), features[:num_samples]))
-        floor = both(held_out)
+        as_many, of_held_out = features[:num_samples], take(held_out)
+        floor = precision_recall(of_held_out, as_many)
         for name in PrecisionRecall._fields:
 
             def share(x: np.ndarray, name: str = name) -> float:
-                return getattr(both(x), name)
+                return getattr(precision_recall(take(x), as_many), name)
 
             metrics.append(Metric(name.capitalize(), share, getattr(floor, name), True))
     return metrics
-
-
-def _keep_last(function: Callable[[np.ndarray], Result]) -> Callable[[np.ndarray], Result]:
-    """Return a function that computes anew only for another array object than the last one."""
-    last: tuple[np.ndarray, Result] | None = None
-
-    def kept(x: np.ndarray) -> Result:
-        nonlocal last
-        if last is None or last[0] is not x:
-            last = (x, function(x))
-        return last[1]
-
-    return kept

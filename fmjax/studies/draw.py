@@ -70,6 +70,11 @@ def is_image(event_shape: tuple[int, ...]) -> bool:
     return len(event_shape) == 3 and event_shape[-1] in (1, 3)
 
 
+def has_picture(event_shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape are drawn: images and points in the plane."""
+    return is_image(event_shape) or event_shape == (2,)
+
+
 def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
     """Labels in rising order, each class as often as the others (give or take one)."""
     if num_classes is None:

@@ -1,10 +1,13 @@
 """Samples of a trained run, as a config asks for them."""
 
+from collections.abc import Callable
+
+from fmjax._arrays import Params
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, Steps, make_solve
 from fmjax.studies.asked import Asked
 from fmjax.studies.calibrate import run_grid
-from fmjax.studies.draw import Drawn, draw_samples
+from fmjax.studies.draw import Drawn, make_draw_samples
 from fmjax.studies.run_folder import Run
 from fmjax.studies.starts import run_starts
 
@@ -16,14 +19,26 @@ def draw_from(
 
     A calibrated grid is measured if the run has none yet.
     """
+    return make_draw_from(run, sampling, asked, progress=progress)(run.params)
+
+
+def make_draw_from(
+    run: Run, sampling: SamplingConfig, asked: Asked | None = None, *, progress: Progress = Silent()
+) -> Callable[[Params], Drawn]:
+    """Make `draw_from` as a function of the weights, compiled once. `run.params` are not used."""
     asked = Asked() if asked is None else asked
-    drawn = draw_samples(
-        run.config.path, make_solve(run.experiment, sampling), run_steps(run, sampling, progress),
-        run.params, run.event_shape, asked.cond, sampling, run.mesh,
-        starts=None if run.config.source is None else run_starts(run, progress),
-        progress=progress,
-    )  # fmt: skip
-    return drawn._replace(labels=asked.labels, prompts=asked.prompts)
+    steps = run_steps(run, sampling, progress)
+    starts = None if run.config.source is None else run_starts(run, progress)
+    solve = make_solve(run.experiment, sampling)
+    draw = make_draw_samples(
+        run.config.path, solve, steps, run.event_shape, sampling, run.mesh, starts=starts
+    )
+
+    def draw_with(params: Params) -> Drawn:
+        drawn = draw(params, asked.cond, progress)
+        return drawn._replace(labels=asked.labels, prompts=asked.prompts)
+
+    return draw_with
 
 
 def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent()) -> Steps:

@@ -1,4 +1,4 @@
-"""Pictures of samples during a training, for a look at how it goes."""
+"""Pictures of samples during a training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from collections.abc import Callable
 import jax
 
 from fmjax._arrays import Conditions, TextShape
+from fmjax._memory import is_out_of_memory
 from fmjax._progress import Progress
-from fmjax.config import Config, Experiment, make_solve
+from fmjax.config import Config, Experiment
 from fmjax.studies.asked import asked_of
-from fmjax.studies.draw import is_image, make_draw_samples
+from fmjax.studies.draw import has_picture
+from fmjax.studies.draw_run import make_draw_from
 from fmjax.studies.run_folder import Run, RunFolder
 from fmjax.studies.sample import write_picture
-from fmjax.studies.starts import run_starts
 from fmjax.training import TrainState, is_main, together
 
 
@@ -35,9 +36,8 @@ def training_pictures(
         samples have no picture: latents, text, trainings of released weights.
     """
     training, sampling = config.training, config.sampling
-    drawable = is_image(event_shape) or event_shape == (2,)
     released = experiment.tuning is not None or isinstance(conditions, TextShape)
-    if not training.draw_samples or not drawable or released:
+    if not training.draw_samples or not has_picture(event_shape) or released:
         return None
     num = min(sampling.num_samples, sampling.batch_size)
     sampling = dataclasses.replace(sampling, num_samples=num)
@@ -45,11 +45,7 @@ def training_pictures(
         sampling = dataclasses.replace(sampling, grid="uniform")
     run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
     requested = asked_of(run, num, (), sampling.prompts)
-    draw = make_draw_samples(
-        config.path, make_solve(experiment, sampling), sampling.make_steps(config.path.schedule),
-        event_shape, sampling, mesh,
-        starts=None if config.source is None else run_starts(run, progress),
-    )  # fmt: skip
+    draw = make_draw_from(run, sampling, requested, progress=progress)
     width = len(str(training.num_steps))
     enabled = True
 
@@ -58,17 +54,16 @@ def training_pictures(
         if not enabled:
             return
         try:
-            drawn = draw(state.ema_params, requested.cond, progress)
+            drawn = draw(state.ema_params)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             enabled = False
             progress.say(
-                "warning: no pictures of samples during the training: beside its state the devices "
-                "have too little memory for sampling.batch_size samples"
+                "warning: samples are not drawn during training: the devices have no memory for "
+                "sampling.batch_size samples beside the training state"
             )
             return
-        drawn = drawn._replace(labels=requested.labels, prompts=requested.prompts)
         with together("writing a picture of samples"):
             if is_main():
                 write_picture(drawn, folder.samples / f"step{int(state.step):0{width}}.png")

@@ -13,7 +13,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.solvers import ErrorControl
 from fmjax.studies.asked import asked_of
-from fmjax.studies.draw import Drawn, is_image, require_samples_fit
+from fmjax.studies.draw import Drawn, has_picture, is_image, require_samples_fit
 from fmjax.studies.draw_run import draw_from
 from fmjax.studies.run_folder import Run
 
@@ -188,8 +188,8 @@ def _picture(drawn: Drawn) -> bytes:
 def _targets(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
     """The files of samples: the numbers and, of images and of points in the plane, a picture."""
     require(stem.name not in ("", ".."), "output", "be the name of a file", stem)
-    drawable = is_image(event_shape) or event_shape == (2,)
-    return [stem.with_name(stem.name + end) for end in (".npz", ".png")[: 1 + drawable]]
+    endings = (".npz", ".png") if has_picture(event_shape) else (".npz",)
+    return [stem.with_name(stem.name + end) for end in endings]
 
 
 def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fmjax._memory import is_out_of_memory
 from fmjax.training.collectives import Traffic, collectives
 from fmjax.training.topology import domain_of
 
@@ -57,17 +58,20 @@ def compiled(fn: Any, *args: Any) -> Compiled:
 
 
 def executable_of(fn: Any, *args: Any) -> tuple[jax.stages.Compiled, Compiled]:
-    """The same with the program itself, to be called with arrays like the arguments.
+    """Compile a jitted function for abstract arguments.
+
+    Returns:
+        The program, which takes arrays of the arguments' shapes and shardings, and its figures.
 
     Raises:
-        OutOfMemory: As `compiled`.
+        OutOfMemory: If it does not fit the devices, where the compiler knows (for TPUs).
     """
     started = time.perf_counter()
     lowered = fn.lower(*args)
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(_needed(str(error))) from error
     seconds = time.perf_counter() - started

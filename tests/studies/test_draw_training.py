@@ -80,7 +80,7 @@ def test_too_little_memory_for_pictures_does_not_end_the_training(run, heard, mo
 
         return draw
 
-    monkeypatch.setattr("fmjax.studies.draw_training.make_draw_samples", no_memory)
+    monkeypatch.setattr("fmjax.studies.draw_training.make_draw_from", no_memory)
     failure = "RESOURCE_EXHAUSTED: out of memory"
     draw = pictures_of(run, heard)
     assert draw is not None
