@@ -357,7 +357,6 @@ def test_the_next_flow_is_one_of_straight_lines_whatever_the_teacher_was(tmp_pat
             config.sampling.make_steps()
 
 
-@pytest.mark.slow
 def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
     config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=20_000)
     script = tmp_path / "make.py"
