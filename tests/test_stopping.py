@@ -297,10 +297,10 @@ def test_a_signal_to_a_forked_child_is_not_one_to_the_command():
     assert (code, error.count("\n")) == (128 + signal.SIGTERM, 1)
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_command_that_has_ended_exits_without_freeing_its_objects(code):
+@pytest.mark.parametrize(("end", "code"), [("return 0", 0), ("return 2", 2), ("1 / 0", 1)])
+def test_a_command_that_has_ended_waits_for_no_thread_and_frees_no_object(end, code):
     script = f"""
-import atexit, sys
+import atexit, sys, threading, time
 from fmjax.cli import commands, main
 class Freed:
     def __del__(self):
@@ -308,15 +308,19 @@ class Freed:
 def work(arguments):
     main.kept = Freed()
     atexit.register(print, "exit function")
-    return {code}
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    {end}
 commands.COMMANDS["train"] = work
 sys.argv = ["fmjax", "train"]
 main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "exit function\n", "")
+        [sys.executable, "-c", script],
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "exit function\n")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n" if code == 1 else "")
+    assert bool(done.stderr) == (code == 1)
 
 
 def test_within_another_program_signals_are_given_back():

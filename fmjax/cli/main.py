@@ -44,20 +44,22 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
     then = "goes on" if given and given[0] in _RESUME else "starts again"
     if arguments is None:  # The process is this command: from its first moment to its last.
         _end_by_signals(then)
-        codes: list[int] = []
-        atexit.register(_skip_teardown, codes)  # The first one registered is called last.
         from fmjax import _stopping
         from fmjax.cli.streams import open_standard_files
 
         open_standard_files()
         _stopping.install(then)
-        code = _run_forgivingly(given)
-        codes.append(code)
-    else:  # Within another program, which gets its signals back.
-        from fmjax import _stopping
-
-        with _stopping.stoppable(then):
+        try:
             code = _run_forgivingly(given)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            code = 1
+        _exit(code)
+    # Within another program, which gets its signals back.
+    from fmjax import _stopping
+
+    with _stopping.stoppable(then):
+        code = _run_forgivingly(given)
     sys.exit(code)
 
 
@@ -75,20 +77,20 @@ def _end_by_signals(then: str) -> None:
         signal.signal(number, end)
 
 
-def _skip_teardown(codes: list[int]) -> None:
-    """Exit with the code of a command that has ended, after all other exit functions.
+def _exit(code: int) -> "NoReturn":
+    """Run the exit functions and end the process without waiting for its threads.
 
-    Python would free every object of JAX first, and take no signals meanwhile: about a second of
-    work, and more than 10 s on a busy machine.
+    The command has closed what it opened. Python would join all threads first: after a failed
+    checkpoint write some of Orbax's wait for one another for ten minutes. Then it would free every
+    object of JAX, which takes 1 s to 10 s, and handle no signals meanwhile.
     """
-    if not codes:  # An exception ends the process.
-        return
     from contextlib import suppress
 
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # Closed, or nobody reads it.
+        with suppress(OSError, ValueError):  # The stream is closed, or its reader is gone.
             stream.flush()
-    os._exit(codes[0])
+    os._exit(code)
 
 
 def _run_forgivingly(arguments: list[str]) -> int:
