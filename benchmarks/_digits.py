@@ -11,7 +11,8 @@ from fmjax.data import DigitsData
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import DiTConfig, make_dit
 from fmjax.paths import AffinePath
-from fmjax.training import OptimizerConfig, init_state, make_mesh, make_optimizer, make_train_step
+from fmjax.sharding import make_mesh
+from fmjax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
 NUM_CLASSES = 10
 EVENT_SHAPE = (8, 8, 1)

@@ -31,12 +31,13 @@ from fmjax._arrays import TextShape
 from fmjax._memory import is_out_of_memory
 from fmjax.config import Config, SamplingConfig, build, num_parameters
 from fmjax.data import ArrayData, EncodedData
-from fmjax.hardware import CHIPS
+from fmjax.jobs.planning.workloads import Work, sampling_batch, training_step
 from fmjax.networks import DIT_XL, FluxConfig, LoRAConfig
-from fmjax.studies.configs import load_config
-from fmjax.studies.planned import Work, sampling_batch, training_step
-from fmjax.training import make_mesh, state_from
-from fmjax.training.ahead import Compiled, OutOfMemory, executable_of
+from fmjax.planning import CHIPS
+from fmjax.planning.compile import Compiled, OutOfMemory, executable_of
+from fmjax.runs.load_config import load_config
+from fmjax.sharding import make_mesh
+from fmjax.training import state_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PACKAGES = (

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmjax.networks import DiTConfig
-from fmjax.networks.patches import sincos_positions
+from fmjax.networks.layers.patches import sincos_positions
 
 
 class TorchBlock(nn.Module):

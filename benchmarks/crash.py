@@ -33,8 +33,8 @@ def train(folder: Path) -> None:
     from fmjax._progress import Silent
     from fmjax.config import CompareConfig, Config, LossConfig, TrainingConfig
     from fmjax.data import ToyData
+    from fmjax.jobs.train.train import train_folder
     from fmjax.networks import MLPConfig
-    from fmjax.studies.train import train_folder
 
     class Loud(Silent):
         """Says what happens; no bars."""

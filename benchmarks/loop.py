@@ -31,7 +31,8 @@ from _measure import median_ratio, report, spread, take_turns
 from fmjax._memory import keep_freed_memory
 from fmjax.config import Config, build
 from fmjax.data import Dataset, batches
-from fmjax.studies.configs import load_config
+from fmjax.runs.load_config import load_config
+from fmjax.sharding import make_mesh, put_batch
 from fmjax.training import (
     Checkpoints,
     RunLogger,
@@ -39,9 +40,7 @@ from fmjax.training import (
     fit,
     init_state,
     learning_rate_at,
-    make_mesh,
     make_train_step,
-    put_batch,
 )
 
 ROOT = Path(__file__).parents[1]

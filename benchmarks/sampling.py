@@ -32,8 +32,8 @@ from _torch_solve import TorchSolve, torch, torchdiffeq
 from fmjax import solvers
 from fmjax._memory import keep_freed_memory
 from fmjax.networks import make_dit
+from fmjax.paths import uniform_grid
 from fmjax.solvers import AdaptiveSteps, FixedSteps, Samples, sample
-from fmjax.times import uniform_grid
 
 
 def loosest(peer: TorchSolve, reference: np.ndarray, error: float) -> tuple[float, float, int]:

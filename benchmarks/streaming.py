@@ -35,9 +35,9 @@ from _torch_dit import TorchDiT, copy_weights
 from _torch_solve import TorchSolve, torch
 
 from fmjax._memory import keep_freed_memory
+from fmjax.jobs.compare.reference import lower_reference, solve_reference
 from fmjax.networks import make_dit
 from fmjax.solvers import AdaptiveSteps, ErrorControl, Samples, sample
-from fmjax.studies.reference import lower_reference, solve_reference
 
 Solve = Callable[[float], Any]
 NUM_CALLS = 64

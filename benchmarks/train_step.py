@@ -32,7 +32,8 @@ from fmjax._memory import keep_freed_memory
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import DiTConfig, make_dit
 from fmjax.paths import AffinePath
-from fmjax.training import OptimizerConfig, init_state, make_mesh, make_optimizer, make_train_step
+from fmjax.sharding import make_mesh
+from fmjax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
 EVENT_SHAPE, NUM_CLASSES = (28, 28, 1), 10
 LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY = 1e-4, 0.01, 0.999

@@ -9,7 +9,7 @@ then have a Frechet distance of 4.39 to the training set (355 real test images: 
 from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
 from fmjax.data import DigitsData
 from fmjax.networks import DiTConfig
-from fmjax.times import LogitNormal
+from fmjax.paths import LogitNormal
 from fmjax.training import OptimizerConfig
 
 

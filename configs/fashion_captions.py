@@ -19,7 +19,7 @@ from fmjax.config import (
 )
 from fmjax.data import CaptionedClasses
 from fmjax.networks import MMDiTConfig, TextEncoderConfig
-from fmjax.times import LogitNormal
+from fmjax.paths import LogitNormal
 from fmjax.training import OptimizerConfig
 
 PROMPTS = (

@@ -16,7 +16,7 @@ from fmjax.config import (
 )
 from fmjax.data import IdxData
 from fmjax.networks import DiTConfig
-from fmjax.times import LogitNormal
+from fmjax.paths import LogitNormal
 from fmjax.training import OptimizerConfig
 
 

@@ -21,13 +21,18 @@ from fmjax.config import (
     StudyConfig,
     TrainingConfig,
 )
-from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import LinearBetas
-from fmjax.times import Uniform, UniformSteps, UShaped
+from fmjax.paths import (
+    AffinePath,
+    LinearBetas,
+    MinibatchOT,
+    Prediction,
+    Uniform,
+    UniformSteps,
+    UShaped,
+)
 from fmjax.training import OptimizerConfig
 
 EVALUATIONS = (1, 2, 4, 8, 32)

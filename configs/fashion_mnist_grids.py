@@ -9,7 +9,7 @@ steps on each grid.
 from pathlib import Path
 
 from fmjax.config import SamplingConfig, StudyConfig
-from fmjax.studies.configs import load_study
+from fmjax.runs.load_config import load_study
 
 
 def get_study() -> StudyConfig:

@@ -11,12 +11,18 @@ which divide the 1,000 times that DDPM is trained at.
 import dataclasses
 
 from fmjax.config import Config, LossConfig, SamplingConfig, StudyConfig, TrainingConfig
-from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData
 from fmjax.networks import DiTConfig
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, CosineBetas, LinearBetas, VariancePreserving
-from fmjax.times import UniformSteps
+from fmjax.paths import (
+    AffinePath,
+    Cosine,
+    CosineBetas,
+    LinearBetas,
+    MinibatchOT,
+    Prediction,
+    UniformSteps,
+    VariancePreserving,
+)
 from fmjax.training import OptimizerConfig
 
 

@@ -19,8 +19,9 @@ from fmjax import TextShape
 from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
 from fmjax.data import EncodedData
 from fmjax.networks import SD35_MEDIUM
-from fmjax.times import LogitNormal, Shifted
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.paths import LogitNormal, Shifted
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

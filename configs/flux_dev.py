@@ -18,8 +18,9 @@ from fmjax import TextPart, TextShape
 from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
 from fmjax.data import EncodedData
 from fmjax.networks import FluxConfig
-from fmjax.times import LogitNormal, Shifted
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.paths import LogitNormal, Shifted
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 # Of 512 tokens; T5's are the tokens, CLIP's the pooled vector.
 TEXT = TextShape(

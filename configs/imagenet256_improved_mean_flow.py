@@ -28,7 +28,8 @@ from fmjax.config import (
 from fmjax.data import ArrayData
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DIT_B
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

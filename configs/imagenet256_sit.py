@@ -18,7 +18,8 @@ import dataclasses
 from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
 from fmjax.data import ArrayData
 from fmjax.networks import DIT_B
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

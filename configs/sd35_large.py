@@ -24,8 +24,9 @@ from fmjax import TextPart, TextShape
 from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
 from fmjax.data import EncodedData
 from fmjax.networks import SD35_LARGE
-from fmjax.times import LogitNormal, Shifted
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.paths import LogitNormal, Shifted
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 TEXT = TextShape(
     333, 4096, 2048,

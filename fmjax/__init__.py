@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from fmjax._memory import keep_freed_memory as keep_freed_memory
     from fmjax.config import Config as Config
     from fmjax.config import build as build
-    from fmjax.config.generating import GenerateConfig as GenerateConfig
-    from fmjax.couplings import Independent as Independent
-    from fmjax.couplings import MinibatchOT as MinibatchOT
+    from fmjax.config.generate import GenerateConfig as GenerateConfig
     from fmjax.data import batches as batches
-    from fmjax.guidance import classifier_free as classifier_free
+    from fmjax.jobs.released.generate import generate as generate
     from fmjax.losses import BuiltInGuidance as BuiltInGuidance
     from fmjax.losses import Objective as Objective
     from fmjax.losses import TimeWeight as TimeWeight
@@ -50,38 +48,60 @@ if TYPE_CHECKING:
     from fmjax.networks import make_flow_map as make_flow_map
     from fmjax.networks import make_network as make_network
     from fmjax.paths import AffinePath as AffinePath
+    from fmjax.paths import Cosine as Cosine
+    from fmjax.paths import CosineBetas as CosineBetas
+    from fmjax.paths import CosMap as CosMap
+    from fmjax.paths import Independent as Independent
+    from fmjax.paths import Linear as Linear
+    from fmjax.paths import LinearBetas as LinearBetas
+    from fmjax.paths import LogitNormal as LogitNormal
+    from fmjax.paths import MinibatchOT as MinibatchOT
+    from fmjax.paths import Mode as Mode
+    from fmjax.paths import Polynomial as Polynomial
     from fmjax.paths import Prediction as Prediction
+    from fmjax.paths import Shifted as Shifted
+    from fmjax.paths import Tabulated as Tabulated
+    from fmjax.paths import Uniform as Uniform
+    from fmjax.paths import UniformSteps as UniformSteps
+    from fmjax.paths import UShaped as UShaped
+    from fmjax.paths import VarianceExploding as VarianceExploding
+    from fmjax.paths import VariancePreserving as VariancePreserving
+    from fmjax.paths import VelocityNet as VelocityNet
     from fmjax.paths import change_schedule as change_schedule
+    from fmjax.paths import edm_grid as edm_grid
+    from fmjax.paths import over_interval as over_interval
+    from fmjax.paths import quantile_grid as quantile_grid
+    from fmjax.paths import reversed_time as reversed_time
+    from fmjax.paths import sample_times as sample_times
+    from fmjax.paths import shifted_grid as shifted_grid
+    from fmjax.paths import uniform_grid as uniform_grid
     from fmjax.pretrained.components import load_component as load_component
     from fmjax.pretrained.folder import open_model as open_model
     from fmjax.pretrained.folder import save_model as save_model
-    from fmjax.rates import ConstantRate as ConstantRate
-    from fmjax.rates import DecreasingRate as DecreasingRate
-    from fmjax.rates import IncreasingDecreasingRate as IncreasingDecreasingRate
-    from fmjax.rates import IncreasingRate as IncreasingRate
-    from fmjax.rates import SigmaRate as SigmaRate
-    from fmjax.schedules import Cosine as Cosine
-    from fmjax.schedules import CosineBetas as CosineBetas
-    from fmjax.schedules import Linear as Linear
-    from fmjax.schedules import LinearBetas as LinearBetas
-    from fmjax.schedules import Polynomial as Polynomial
-    from fmjax.schedules import VarianceExploding as VarianceExploding
-    from fmjax.schedules import VariancePreserving as VariancePreserving
+    from fmjax.runs.folder import open_run as open_run
+    from fmjax.sharding import MeshConfig as MeshConfig
+    from fmjax.sharding import make_mesh as make_mesh
     from fmjax.solvers import DDIM as DDIM
     from fmjax.solvers import AdaptiveSteps as AdaptiveSteps
     from fmjax.solvers import Adjoint as Adjoint
     from fmjax.solvers import Ancestral as Ancestral
+    from fmjax.solvers import ConstantRate as ConstantRate
+    from fmjax.solvers import DecreasingRate as DecreasingRate
     from fmjax.solvers import DPMSolverPP2M as DPMSolverPP2M
     from fmjax.solvers import ErrorControl as ErrorControl
     from fmjax.solvers import EulerMaruyama as EulerMaruyama
     from fmjax.solvers import ExactDivergence as ExactDivergence
     from fmjax.solvers import FixedSteps as FixedSteps
     from fmjax.solvers import Hutchinson as Hutchinson
+    from fmjax.solvers import IncreasingDecreasingRate as IncreasingDecreasingRate
+    from fmjax.solvers import IncreasingRate as IncreasingRate
     from fmjax.solvers import Samples as Samples
+    from fmjax.solvers import SigmaRate as SigmaRate
     from fmjax.solvers import StochasticHeun as StochasticHeun
     from fmjax.solvers import UniPC as UniPC
     from fmjax.solvers import bits_per_dim as bits_per_dim
     from fmjax.solvers import calibrate as calibrate
+    from fmjax.solvers import classifier_free as classifier_free
     from fmjax.solvers import dequantize as dequantize
     from fmjax.solvers import edit as edit
     from fmjax.solvers import encode as encode
@@ -91,33 +111,13 @@ if TYPE_CHECKING:
     from fmjax.solvers import sample_diffusion as sample_diffusion
     from fmjax.solvers import sample_flow_map as sample_flow_map
     from fmjax.solvers import sample_sde as sample_sde
-    from fmjax.studies.generate import generate as generate
-    from fmjax.studies.run_folder import open_run as open_run
-    from fmjax.times import CosMap as CosMap
-    from fmjax.times import LogitNormal as LogitNormal
-    from fmjax.times import Mode as Mode
-    from fmjax.times import Shifted as Shifted
-    from fmjax.times import Tabulated as Tabulated
-    from fmjax.times import Uniform as Uniform
-    from fmjax.times import UniformSteps as UniformSteps
-    from fmjax.times import UShaped as UShaped
-    from fmjax.times import edm_grid as edm_grid
-    from fmjax.times import quantile_grid as quantile_grid
-    from fmjax.times import sample_times as sample_times
-    from fmjax.times import shifted_grid as shifted_grid
-    from fmjax.times import uniform_grid as uniform_grid
     from fmjax.training import Checkpoints as Checkpoints
-    from fmjax.training import MeshConfig as MeshConfig
     from fmjax.training import OptimizerConfig as OptimizerConfig
     from fmjax.training import RunLogger as RunLogger
     from fmjax.training import fit as fit
     from fmjax.training import init_state as init_state
-    from fmjax.training import make_mesh as make_mesh
     from fmjax.training import make_optimizer as make_optimizer
     from fmjax.training import make_train_step as make_train_step
-    from fmjax.velocity import VelocityNet as VelocityNet
-    from fmjax.velocity import over_interval as over_interval
-    from fmjax.velocity import reversed_time as reversed_time
 
 _HOMES = {
     "_arrays": ("Batch", "Text", "TextPart", "TextShape"),

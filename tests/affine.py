@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.schedules import Cosine, Linear, Polynomial, VarianceExploding, VariancePreserving
+from fmjax.paths import Cosine, Linear, Polynomial, VarianceExploding, VariancePreserving
 
 
 class Coefficients(NamedTuple):

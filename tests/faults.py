@@ -200,7 +200,7 @@ def run_here(work, files):
 
 def without_results(arguments):
     """A command without the results after training and without the page: they take most time."""
-    from fmjax.studies import report, results
+    from fmjax.jobs.report import report, results
 
     results.make_results = lambda run, progress: None
     report.report_run = lambda run, progress: None
@@ -213,11 +213,11 @@ def serve():
     import matplotlib.pyplot  # noqa: F401
 
     import fmjax.cli.commands
-    import fmjax.studies.compare_prompt
-    import fmjax.studies.generate
-    import fmjax.studies.report
-    import fmjax.studies.study
-    import fmjax.studies.train  # noqa: F401
+    import fmjax.jobs.released.compare_prompt
+    import fmjax.jobs.released.generate
+    import fmjax.jobs.report.report
+    import fmjax.jobs.study.study
+    import fmjax.jobs.train.train  # noqa: F401
 
     warnings.filterwarnings("ignore", message=".*os.fork.*")
     for line in sys.stdin:

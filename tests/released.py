@@ -9,7 +9,7 @@ from fmjax._arrays import Batch, Text, TextShape
 from fmjax._trees import joined
 from fmjax.networks import LoRAConfig, MLPConfig
 from fmjax.pretrained.tuning import make_tuning, released_network
-from fmjax.training import make_mesh
+from fmjax.sharding import make_mesh
 from tests.golden_models import GOLDEN
 
 EVENT, TEXT = (8, 8, 4), TextShape(4, 32, 24)

@@ -10,9 +10,8 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax.schedules import CosineBetas
+from fmjax.paths import CosineBetas, UniformSteps
 from fmjax.solvers import AdaptiveSteps, Hutchinson, UniPC
-from fmjax.times import UniformSteps
 
 
 def test_what_is_allowed_passes_in_silence():

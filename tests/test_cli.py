@@ -240,7 +240,7 @@ def test_samples_that_cannot_be_written_are_not_drawn(
 ):
     misplaced(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fmjax.studies.sample.draw_from", lambda *_, **__: pytest.fail("drawn"))
+    monkeypatch.setattr("fmjax.jobs.sample.sample.draw_from", lambda *_, **__: pytest.fail("drawn"))
     before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
     assert run("sample", toy_run, "--output", output) == 2
     error = capsys.readouterr().err
@@ -265,7 +265,7 @@ def test_a_run_that_cannot_be_there_is_refused_before_data_are_read(
 ):
     misplaced(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fmjax.studies.train._read", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("fmjax.jobs.train.train._read", lambda *_, **__: pytest.fail("read"))
     before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder, *overwrite) == 2
     error = capsys.readouterr().err
@@ -308,7 +308,7 @@ def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(
 ):
     misplaced(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fmjax.studies.plan.plan", lambda *_, **__: pytest.fail("planned"))
+    monkeypatch.setattr("fmjax.jobs.planning.plan.plan", lambda *_, **__: pytest.fail("planned"))
     config = tmp_path / "config.py"
     config.write_text((CONFIGS / "toy2d.py").read_text())
     options = [config if word == "CONFIG" else word for word in options]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fmjax.cli.working import _compilation_cache
-from fmjax.data.image_files import ImageFiles, open_image
-from fmjax.studies.image_examples import read_image
+from fmjax.cli.work import _compilation_cache
+from fmjax.data.sources.image_files import ImageFiles, open_image
+from fmjax.runs.image_examples import read_image
 
 PACKAGE = Path(__file__).parents[1] / "fmjax"
 RUNS_CODE = {
@@ -51,7 +51,7 @@ def test_an_image_that_is_postscript_runs_no_program(tmp_path):
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     read = (
         "import sys; from pathlib import Path; from PIL import Image\n"
-        "from fmjax.data.image_files import ImageFiles\n"
+        "from fmjax.data.sources.image_files import ImageFiles\n"
         "ImageFiles([Path(sys.argv[1])], 8)[:]"
     )
     path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"

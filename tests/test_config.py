@@ -29,25 +29,30 @@ from fmjax.config import (
     make_step,
     to_json,
 )
-from fmjax.couplings import MinibatchOT
 from fmjax.data import IdxData, ToyData
 from fmjax.networks import DIT_XL, DiTConfig, LoRAConfig, MLPConfig, UNetConfig
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, Polynomial, VarianceExploding, VariancePreserving
-from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
-from fmjax.studies.configs import load_config, load_study
-from fmjax.studies.run_folder import as_read
-from fmjax.times import (
+from fmjax.paths import (
+    AffinePath,
+    Cosine,
     LogitNormal,
+    MinibatchOT,
+    Polynomial,
+    Prediction,
     Shifted,
     Tabulated,
     UShaped,
+    VarianceExploding,
+    VariancePreserving,
     edm_grid,
     quantile_grid,
     shifted_grid,
     uniform_grid,
 )
-from fmjax.training import OptimizerConfig, init_state, make_mesh
+from fmjax.runs.folder import as_read
+from fmjax.runs.load_config import load_config, load_study
+from fmjax.sharding import make_mesh
+from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
+from fmjax.training import OptimizerConfig, init_state
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Event shape and classes of each config's data, and a network of the same kind that is small.

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import (
+from fmjax.paths import (
+    AffinePath,
     Cosine,
     CosineBetas,
     Linear,
     LinearBetas,
     Polynomial,
+    Prediction,
     VarianceExploding,
     VariancePreserving,
 )
-from fmjax.schedules.discrete import _log_products
+from fmjax.paths.ddpm_schedules import _log_products
 from fmjax.solvers import (
     DDIM,
     AdaptiveSteps,

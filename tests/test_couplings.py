@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from fmjax.couplings import Coupling, Independent, MinibatchOT, squared_distances
+from fmjax.paths import Coupling, Independent, MinibatchOT, squared_distances
 
 BATCH = 32
 COUPLINGS = {

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fmjax.cli import commands, generating, training
-from fmjax.studies.configs import load_config
-from fmjax.studies.prepare import prepare
-from fmjax.studies.run_folder import RunFolder
+from fmjax.cli import commands
+from fmjax.cli import released as generating
+from fmjax.cli import train as training
+from fmjax.jobs.train.prepare import prepare
+from fmjax.runs.folder import RunFolder
+from fmjax.runs.load_config import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md", "docs/text_to_image.md")

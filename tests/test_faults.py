@@ -19,9 +19,9 @@ from fmjax.data import (
     prepare_records,
     write_shard,
 )
+from fmjax.jobs.train.prepare import prepare
 from fmjax.pretrained.weights import filling, require_new, write_tensors
-from fmjax.studies.prepare import prepare
-from fmjax.studies.run_folder import RunFolder, open_run, read_config
+from fmjax.runs.folder import RunFolder, open_run, read_config
 from tests.faults import Faults, copying, failing, watching
 from tests.tiny_run import CONFIG
 from tests.training.test_full_disk import losses
@@ -54,7 +54,7 @@ def tiny(folder, **settings):
 
 
 def config_of(folder):
-    from fmjax.studies.configs import load_config
+    from fmjax.runs.load_config import load_config
 
     return load_config(tiny(folder))
 

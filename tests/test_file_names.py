@@ -8,9 +8,9 @@ import pytest
 
 from fmjax.cli import main
 from fmjax.cli.console import print_any_name
+from fmjax.jobs.released.encode import encode
 from fmjax.pretrained.folder import open_model
-from fmjax.studies.encode import encode
-from fmjax.studies.run_folder import RunFolder
+from fmjax.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests" / "golden" / "sd3-pipeline-tiny"

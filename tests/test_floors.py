@@ -70,7 +70,7 @@ def home(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    """All names that a module imports, anywhere in it, in full: `fmjax.paths.AffinePath`."""
+    """All names that a module imports, anywhere in it, in full: `fmjax.paths.affine.AffinePath`."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

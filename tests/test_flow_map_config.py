@@ -20,12 +20,11 @@ from fmjax.config import (
     make_solve,
     to_json,
 )
-from fmjax.couplings import MinibatchOT
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig, MLPConfig
-from fmjax.paths import AffinePath
-from fmjax.studies.draw import draw_samples
-from fmjax.training import make_mesh, replicated
+from fmjax.paths import AffinePath, MinibatchOT
+from fmjax.runs.sampling.batches import draw_samples
+from fmjax.sharding import make_mesh, replicated
 
 SHORTCUT = Config(
     name="x", network=MLPConfig(width=16, num_layers=1), loss=ShortcutConfig(num_steps=8)

@@ -5,9 +5,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmjax._inputs import null_like, require_cond
-from fmjax.guidance import classifier_free
 from fmjax.losses import drop_condition
-from fmjax.velocity import VelocityFn, evaluations
+from fmjax.paths import VelocityFn, evaluations
+from fmjax.solvers import classifier_free
 
 NULL = 10
 T = jnp.linspace(0.0, 1.0, 8)

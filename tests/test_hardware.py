@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from fmjax._arrays import Batch
-from fmjax.hardware import CHIPS, count_flops
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
-from fmjax.networks.dit import DIT_XL
+from fmjax.networks.transformers.dit import DIT_XL
 from fmjax.paths import AffinePath
-from fmjax.training import flops_per_example
+from fmjax.planning import CHIPS, count_flops, flops_per_example
 
 
 def array(*shape):

@@ -20,8 +20,8 @@ from fmjax import (
     make_mesh,
 )
 from fmjax.data import Dataset
+from fmjax.sharding.mesh import put_batch
 from fmjax.solvers import DDIM, SDE_SOLVERS
-from fmjax.training.sharding import put_batch
 
 X = np.ones((4, 2), np.float32)
 KEYS = jax.random.split(jax.random.key(1), 4)

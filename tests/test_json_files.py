@@ -15,24 +15,24 @@ import pytest
 
 from fmjax._arrays import TextShape
 from fmjax.config import Config, to_json
-from fmjax.data.captioned_images import CaptionedImages
-from fmjax.data.manifest import RecordField, RecordManifest, prepare_records, read_manifest
+from fmjax.data.records.manifest import RecordField, RecordManifest, prepare_records, read_manifest
+from fmjax.data.sources.captioned_images import CaptionedImages
 from fmjax.data.tokenizer import TokenizerConfig, read_word_tokenizer, train_tokenizer
+from fmjax.jobs.evaluate.evaluate import Evaluation, read_evaluation
+from fmjax.jobs.evaluate.likelihood import LikelihoodResult, read_likelihood
+from fmjax.jobs.evaluate.straightness import PathsResult, read_paths
+from fmjax.jobs.invert.invert import Inversion, RoundTrip, read_inversion
+from fmjax.jobs.invert.pictures import Edits
 from fmjax.pretrained.components import check_component
 from fmjax.pretrained.files import find_files
 from fmjax.pretrained.folder import open_model
-from fmjax.pretrained.lora_files import read_lora
+from fmjax.pretrained.lora.files import read_lora
 from fmjax.pretrained.pipeline import latents_of, released_times
-from fmjax.pretrained.tokenizer import read_tokenizer
+from fmjax.pretrained.tokenizers.tokenizers import read_tokenizer
 from fmjax.report.comparison import read_json, row_from_json, row_to_json, write_json
-from fmjax.studies.evaluate import Evaluation, read_evaluation
-from fmjax.studies.invert import Inversion, RoundTrip, read_inversion
-from fmjax.studies.invert_pictures import Edits
-from fmjax.studies.likelihood import LikelihoodResult, read_likelihood
-from fmjax.studies.paths import PathsResult, read_paths
-from fmjax.studies.run_folder import read_captions, read_config, read_model
+from fmjax.runs.folder import read_captions, read_config, read_model
 from fmjax.training import read_metrics
-from fmjax.training.digests import find_damage, sealed_as, write_digests
+from fmjax.training.checkpoints.digests import find_damage, sealed_as, write_digests
 from tests.golden_models import GOLDEN
 from tests.report.made_up import example
 

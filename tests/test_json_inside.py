@@ -13,9 +13,9 @@ from fmjax._trees import named_leaves
 from fmjax.metrics.classifier import build
 from fmjax.metrics.classifier_cache import load_classifier
 from fmjax.networks.classifier import ClassifierConfig
-from fmjax.pretrained.lora_files import read_lora
+from fmjax.pretrained.lora.files import read_lora
 from fmjax.report.gallery import read_gallery
-from fmjax.studies.calibrate import _read as read_grid
+from fmjax.runs.sampling.calibrated_grid import _read as read_grid
 from tests.golden_models import GOLDEN
 from tests.test_json_files import TEXTS, WRONG, mutated, text
 

@@ -7,10 +7,8 @@ import optax
 import pytest
 
 from fmjax.config import Experiment, SamplingConfig, make_solve
-from fmjax.paths import AffinePath, Prediction
-from fmjax.rates import IncreasingRate, SigmaRate
-from fmjax.schedules import Cosine, Linear
-from fmjax.velocity import VelocityNet
+from fmjax.paths import AffinePath, Cosine, Linear, Prediction, VelocityNet
+from fmjax.solvers import IncreasingRate, SigmaRate
 from tests.oracles import Gaussian
 
 PATH = AffinePath(Cosine())

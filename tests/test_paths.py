@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.paths import AffinePath, Prediction, change_schedule
-from fmjax.schedules import Linear
+from fmjax.paths import AffinePath, Linear, Prediction, change_schedule
 from tests.affine import GAUSSIAN, MIXTURE, SCHEDULES
 
 PAIRS = list(itertools.permutations(Prediction, 2))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.rates import (
+from fmjax.paths import Cosine, Linear, VariancePreserving
+from fmjax.solvers import (
     AnyRate,
     ConstantRate,
     DecreasingRate,
@@ -16,7 +17,6 @@ from fmjax.rates import (
     IncreasingRate,
     SigmaRate,
 )
-from fmjax.schedules import Cosine, Linear, VariancePreserving
 
 RATES = {
     "none": ConstantRate(0.0),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.schedules import (
+from fmjax.paths import (
     AnySchedule,
     Cosine,
     CosineBetas,

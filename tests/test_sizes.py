@@ -22,19 +22,20 @@ from fmjax.config import (
     StudyConfig,
     TrainingConfig,
 )
-from fmjax.config.generating import GenerateConfig
-from fmjax.config.inverting import InvertConfig
+from fmjax.config.generate import GenerateConfig
+from fmjax.config.invert import InvertConfig
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import CaptionedImages, EmojiData, EncodedData, ToyData
 from fmjax.data.tokenizer import TokenizerConfig
+from fmjax.jobs.released.compare_prompt import ComparePromptConfig
+from fmjax.jobs.released.encode import EncodeConfig
+from fmjax.jobs.train.train import train_folder
 from fmjax.networks import DiTConfig, FluxConfig, LoRAConfig, MLPConfig, MMDiTConfig, UNetConfig
-from fmjax.networks.text import TextEncoderConfig
-from fmjax.schedules import CosineBetas, LinearBetas
-from fmjax.studies.compare_prompt import ComparePromptConfig
-from fmjax.studies.encode import EncodeConfig
-from fmjax.studies.train import train_folder
-from fmjax.training import MeshConfig, OptimizerConfig, batch_sharding, make_mesh
-from fmjax.training.topology import devices_of
+from fmjax.networks.text_encoders.word_encoder import TextEncoderConfig
+from fmjax.paths import CosineBetas, LinearBetas
+from fmjax.planning.topology import devices_of
+from fmjax.sharding import MeshConfig, batch_sharding, make_mesh
+from fmjax.training import OptimizerConfig
 
 KINDS = (
     CompareConfig, EvaluationConfig, TrainingConfig, SamplingConfig, PlanConfig, LikelihoodConfig,

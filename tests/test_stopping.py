@@ -20,9 +20,10 @@ from fmjax import _stopping
 from fmjax._progress import COMPILING, Silent
 from fmjax._stopping import SIGNALS, stoppable
 from fmjax.cli.console import _Bars, _Lines
-from fmjax.studies.run_folder import open_run
-from fmjax.training import Checkpoints, Interrupted, read_metrics
-from fmjax.training.signals import Agreement, StopSignals, decide
+from fmjax.runs.folder import open_run
+from fmjax.sharding import Interrupted
+from fmjax.sharding.stopping import Agreement, StopSignals, decide
+from fmjax.training import Checkpoints, read_metrics
 from tests.tiny_run import command, environment, write_config
 from tests.training.child import run as train_here
 

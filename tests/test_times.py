@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fmjax.times import (
+from fmjax.paths import (
     AnyDensity,
     CosMap,
     Density,

@@ -8,10 +8,10 @@ from fmjax.data import ToyData, batches
 from fmjax.losses import flow_matching_objective
 from fmjax.metrics import sliced_wasserstein
 from fmjax.networks import MLPConfig, make_network
-from fmjax.paths import AffinePath
+from fmjax.paths import AffinePath, uniform_grid
+from fmjax.sharding import make_mesh
 from fmjax.solvers import RK4, FixedSteps, sample
-from fmjax.times import uniform_grid
-from fmjax.training import OptimizerConfig, init_state, make_mesh, make_optimizer, make_train_step
+from fmjax.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
 NUM_STEPS = 1000
 NUM_POINTS = 4096

@@ -2,10 +2,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.guidance import classifier_free
-from fmjax.paths import AffinePath, Prediction, change_schedule
-from fmjax.schedules import Cosine, Linear
-from fmjax.velocity import CountedField, VelocityFn, evaluations, over_interval, reversed_time
+from fmjax.paths import (
+    AffinePath,
+    Cosine,
+    CountedField,
+    Linear,
+    Prediction,
+    VelocityFn,
+    change_schedule,
+    evaluations,
+    over_interval,
+    reversed_time,
+)
+from fmjax.solvers import classifier_free
 
 T = jnp.array([0.0, 0.25, 1.0])
 X = jnp.arange(6.0).reshape(3, 2)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
-from fmjax.cli.generating import compare_prompt, encode, generate
 from fmjax.cli.parsing import parse, path_and_rest
-from fmjax.cli.sampling import adaptive_if_meant
-from fmjax.cli.training import export, reflow, train
-from fmjax.cli.working import working
+from fmjax.cli.released import compare_prompt, encode, generate
+from fmjax.cli.steps import adaptive_if_meant
+from fmjax.cli.train import export, reflow, train
+from fmjax.cli.work import working
 
 if TYPE_CHECKING:
-    from fmjax.studies.run_folder import Run
+    from fmjax.runs.folder import Run
 
 
 def _sample(arguments: list[str]) -> int:
@@ -26,8 +26,8 @@ def _sample(arguments: list[str]) -> int:
     import tyro
 
     from fmjax.config import SamplingConfig
-    from fmjax.studies.run_folder import open_run, read_config
-    from fmjax.studies.sample import sample_run
+    from fmjax.jobs.sample.sample import sample_run
+    from fmjax.runs.folder import open_run, read_config
 
     config = read_config(path)
 
@@ -54,8 +54,8 @@ def _sample(arguments: list[str]) -> int:
 
 def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
     """Do `work` on the run, with progress, and make its page anew."""
-    from fmjax.studies.report import report_run
-    from fmjax.studies.run_folder import open_run
+    from fmjax.jobs.report.report import report_run
+    from fmjax.runs.folder import open_run
 
     with working() as progress:
         run = open_run(path)
@@ -71,8 +71,8 @@ def _compare(arguments: list[str]) -> None:
         compare_prompt(path, rest)
         return
     from fmjax.config import CompareConfig
-    from fmjax.studies.compare_run import compare_run
-    from fmjax.studies.run_folder import read_config
+    from fmjax.jobs.compare.compare_run import compare_run
+    from fmjax.runs.folder import read_config
 
     asked = parse(CompareConfig, read_config(path).compare, rest, f"fmjax compare {path}")
     _on_run(path, lambda run, progress: compare_run(run, asked, progress=progress))
@@ -85,8 +85,8 @@ def _evaluate(arguments: list[str]) -> None:
     import tyro
 
     from fmjax.config import EvaluationConfig, SamplingConfig
-    from fmjax.studies.evaluate import evaluate_run
-    from fmjax.studies.run_folder import read_config
+    from fmjax.jobs.evaluate.evaluate import evaluate_run
+    from fmjax.runs.folder import read_config
 
     config = read_config(path)
 
@@ -114,9 +114,9 @@ def _study(arguments: list[str]) -> None:
     path, rest = path_and_rest("study", "CONFIG", arguments)
     import dataclasses
 
-    from fmjax.studies.configs import load_study
-    from fmjax.studies.report import report_study
-    from fmjax.studies.study import run_study
+    from fmjax.jobs.report.report import report_study
+    from fmjax.jobs.study.study import run_study
+    from fmjax.runs.load_config import load_study
 
     config = load_study(path)
 
@@ -146,8 +146,8 @@ def _study(arguments: list[str]) -> None:
 def _likelihood(arguments: list[str]) -> None:
     path, rest = path_and_rest("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
-    from fmjax.studies.likelihood import likelihood_run
-    from fmjax.studies.run_folder import read_config
+    from fmjax.jobs.evaluate.likelihood import likelihood_run
+    from fmjax.runs.folder import read_config
 
     read_config(path)  # A folder that is no run is refused before its options.
     asked = parse(LikelihoodConfig, LikelihoodConfig(), rest, f"fmjax likelihood {path}")
@@ -156,9 +156,9 @@ def _likelihood(arguments: list[str]) -> None:
 
 def _invert(arguments: list[str]) -> None:
     path, rest = path_and_rest("invert", "RUN", arguments)
-    from fmjax.config.inverting import InvertConfig
-    from fmjax.studies.invert import invert_run
-    from fmjax.studies.run_folder import read_config
+    from fmjax.config.invert import InvertConfig
+    from fmjax.jobs.invert.invert import invert_run
+    from fmjax.runs.folder import read_config
 
     num_images = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     images, rest = tuple(map(Path, rest[:num_images])), rest[num_images:]
@@ -174,7 +174,7 @@ def _plan(arguments: list[str]) -> int:
     import tyro
 
     from fmjax.config import Config, PlanConfig
-    from fmjax.studies.configs import load_config
+    from fmjax.runs.load_config import load_config
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
@@ -196,10 +196,10 @@ def _plan(arguments: list[str]) -> int:
     asked = parse(Plan, default, rest, f"fmjax plan {path}")
     from fmjax._checks import require
     from fmjax._files import own_files, require_target, same_place
+    from fmjax.jobs.planning.plan import plan
     from fmjax.report.plan import plan_text, plans_json, plot_memory
     from fmjax.report.style import png_bytes, save_png
-    from fmjax.studies.plan import plan
-    from fmjax.studies.run_folder import write_text
+    from fmjax.runs.folder import write_text
 
     if asked.json is not None:
         require_target(asked.json, "json", inputs=[path])

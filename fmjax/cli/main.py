@@ -51,7 +51,7 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
         _stopping.install(then)
         try:
             code = _run_forgivingly(given)
-        except Exception:
+        except Exception:  # noqa: BLE001
             sys.excepthook(*sys.exc_info())
             code = 1
         _exit(code)
@@ -137,7 +137,8 @@ def _run(arguments: list[str]) -> int:
             print(USAGE, end="")
             return 0
         from fmjax._memory import is_out_of_memory
-        from fmjax.training import Interrupted, NonFiniteLoss, Unwritten, another_is_gone
+        from fmjax.sharding import Interrupted, another_is_gone
+        from fmjax.training import NonFiniteLoss, Unwritten
     except ValueError as error:
         return _complain(error)
     try:

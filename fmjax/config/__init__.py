@@ -14,15 +14,16 @@ from fmjax.config.build import (
     make_step,
     num_parameters,
 )
-from fmjax.config.comparing import CompareConfig
-from fmjax.config.fields import Config, EvaluationConfig, TrainingConfig
+from fmjax.config.compare import CompareConfig
+from fmjax.config.experiment import Config, EvaluationConfig, TrainingConfig
 from fmjax.config.flow_maps import require_jumps
 from fmjax.config.losses import LossConfig, MeanFlowConfig, ShortcutConfig
-from fmjax.config.planning import PlanConfig
-from fmjax.config.reflowing import ReflowConfig
+from fmjax.config.plan import PlanConfig
+from fmjax.config.pretrained import PretrainedConfig
+from fmjax.config.reflow import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.config.serialize import from_json, require_types, to_json
-from fmjax.config.solving import (
+from fmjax.config.solvers import (
     DIFFUSION_SAMPLERS,
     FLOW_MAP,
     ODE_SOLVERS,
@@ -32,8 +33,7 @@ from fmjax.config.solving import (
     is_stochastic,
     solver_title,
 )
-from fmjax.config.studying import StudyConfig
-from fmjax.config.tuning import PretrainedConfig
+from fmjax.config.study import StudyConfig
 
 __all__ = [
     "DIFFUSION_SAMPLERS",

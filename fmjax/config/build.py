@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fmjax._arrays import Cond, Conditions, Params, Points, Text, TextShape, TokenShape
 from fmjax._checks import require
-from fmjax.config.fields import Config
+from fmjax.config.experiment import Config
 from fmjax.config.flow_maps import (
     TrainedMap,
     build_flow_map,
@@ -21,23 +21,22 @@ from fmjax.config.flow_maps import (
 )
 from fmjax.config.losses import LossConfig
 from fmjax.config.sampling import SamplingConfig
-from fmjax.config.solving import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
-from fmjax.guidance import classifier_free
+from fmjax.config.solvers import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
-from fmjax.paths import AffinePath, Prediction
+from fmjax.paths import AffinePath, Prediction, VelocityFn, VelocityNet, velocity_of
 from fmjax.pretrained.tuning import Tuning, make_tuning
 from fmjax.solvers import (
     AdaptiveSteps,
     FixedSteps,
     Samples,
+    classifier_free,
     sample,
     sample_diffusion,
     sample_flow_map,
     sample_sde,
 )
 from fmjax.training import TrainStep, make_optimizer, make_train_step
-from fmjax.velocity import VelocityFn, VelocityNet, velocity_of
 
 Steps = FixedSteps | AdaptiveSteps
 # (params, x0, keys, cond, steps) -> Samples; keys `[batch]`, of solvers that draw noise.

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Cond, Conditions, Params, Points, Times
 from fmjax._checks import require
-from fmjax.config.fields import Config
+from fmjax.config.experiment import Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
-from fmjax.config.solving import FLOW_MAP
-from fmjax.couplings import Independent
-from fmjax.guidance import classifier_free
+from fmjax.config.solvers import FLOW_MAP
 from fmjax.losses import (
     BuiltInGuidance,
     Objective,
@@ -21,7 +19,16 @@ from fmjax.losses import (
     shortcut_objective,
 )
 from fmjax.networks import NetworkConfig, make_flow_map
-from fmjax.velocity import CountedField, FlowMapFn, FlowMapNet, VelocityFn, VelocityNet, evaluations
+from fmjax.paths import (
+    CountedField,
+    FlowMapFn,
+    FlowMapNet,
+    Independent,
+    VelocityFn,
+    VelocityNet,
+    evaluations,
+)
+from fmjax.solvers import classifier_free
 
 
 class TrainedMap(NamedTuple):

@@ -12,9 +12,9 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax.config.solving import ODE_SOLVERS, can_adapt
+from fmjax.config.solvers import ODE_SOLVERS, can_adapt
+from fmjax.paths import uniform_grid
 from fmjax.solvers import AdaptiveSteps, ExactDivergence, FixedSteps, Hutchinson, Probe
-from fmjax.times import uniform_grid
 
 
 @dataclass(frozen=True)

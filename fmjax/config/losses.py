@@ -11,8 +11,7 @@ from fmjax._checks import (
 )
 from fmjax.config.sampling import DensityConfig
 from fmjax.losses import BuiltInGuidance, TimeWeight
-from fmjax.paths import Prediction
-from fmjax.times import LogitNormal, Uniform
+from fmjax.paths import LogitNormal, Prediction, Uniform
 
 
 @dataclass(frozen=True)

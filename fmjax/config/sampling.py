@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import jax
 
-from fmjax import times
 from fmjax._checks import (
     MAX_STEPS,
     require,
@@ -16,7 +15,7 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax.config.solving import (
+from fmjax.config.solvers import (
     DIFFUSION_SAMPLERS,
     ODE_SOLVERS,
     RATES,
@@ -24,10 +23,17 @@ from fmjax.config.solving import (
     SOLVERS,
     can_adapt,
 )
-from fmjax.rates import AnyRate, SigmaRate
-from fmjax.schedules import AnySchedule, Linear, times_of_linear
-from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
-from fmjax.times import AnyDensity, LogitNormal, Shifted, Tabulated
+from fmjax.paths import (
+    AnyDensity,
+    AnySchedule,
+    Linear,
+    LogitNormal,
+    Shifted,
+    Tabulated,
+    times,
+    times_of_linear,
+)
+from fmjax.solvers import AdaptiveSteps, AnyRate, ErrorControl, FixedSteps, SigmaRate
 
 DensityConfig = AnyDensity | Shifted
 Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
@@ -54,7 +60,7 @@ class SamplingConfig:
         slots: Adaptive steps of an ODE only: so many samples are in flight on each device, and
             whenever one arrives the next of the batch takes its slot. None solves a batch at once.
         rate: Noise of an SDE along the way: sigma, that of the path; constant; increasing,
-            decreasing or increasing_decreasing (`fmjax.rates`).
+            decreasing or increasing_decreasing (`fmjax.solvers.diffusion_rates`).
         rate_scale: Its factor.
         rate_power: Of sigma only: 1/2 is SiT's.
         last_step: Least length of the step without noise that ends an SDE.

@@ -11,13 +11,12 @@ import cattrs
 from cattrs.strategies import configure_tagged_union
 
 from fmjax._json import Mismatch, make_converter, parse_json, structure
-from fmjax.config.fields import AnyCoupling, Config
+from fmjax.config.experiment import AnyCoupling, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
 from fmjax.data import DataConfig
 from fmjax.networks import NetworkConfig
-from fmjax.schedules import AnySchedule
-from fmjax.times import AnyDensity
+from fmjax.paths import AnyDensity, AnySchedule
 
 _UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
 

@@ -2,32 +2,32 @@
 
 from typing import TypeAlias
 
-from fmjax.data.arrays import ArrayData
-from fmjax.data.captioned_classes import CaptionedClasses
-from fmjax.data.captioned_images import CaptionedImages
-from fmjax.data.cifar10 import Cifar10Data
 from fmjax.data.dataset import Captions, Dataset, NoSuchSplit, Source, load
-from fmjax.data.digits import DigitsData
-from fmjax.data.emoji import EmojiData
-from fmjax.data.encoded import EncodedData, encoded_manifest
-from fmjax.data.manifest import (
+from fmjax.data.pipeline import BatchIterator, Examples, batches
+from fmjax.data.records.manifest import (
     RecordField,
     RecordManifest,
     has_records,
     missing_shards,
     prepare_records,
 )
-from fmjax.data.mnist import IdxData
-from fmjax.data.pairs import Pairs, open_pairs, pair_fields
-from fmjax.data.pipeline import BatchIterator, Examples, batches
-from fmjax.data.records import Records, open_records, write_shard
+from fmjax.data.records.pairs import Pairs, open_pairs, pair_fields
+from fmjax.data.records.records import Records, open_records, write_shard
+from fmjax.data.sources.arrays import ArrayData
+from fmjax.data.sources.captioned_classes import CaptionedClasses
+from fmjax.data.sources.captioned_images import CaptionedImages
+from fmjax.data.sources.cifar10 import Cifar10Data
+from fmjax.data.sources.digits import DigitsData
+from fmjax.data.sources.emoji import EmojiData
+from fmjax.data.sources.encoded import EncodedData, encoded_manifest
+from fmjax.data.sources.mnist import IdxData
+from fmjax.data.sources.toys import ToyData
 from fmjax.data.tokenizer import (
     TokenizerConfig,
     WordTokenizer,
     read_word_tokenizer,
     train_tokenizer,
 )
-from fmjax.data.toys import ToyData
 
 DataConfig: TypeAlias = (
     DigitsData | ToyData | IdxData | ArrayData | Cifar10Data

@@ -1,14 +1,5 @@
 """Losses: what a network is trained to do."""
 
-from fmjax.losses.built_in_guidance import BuiltInGuidance
-from fmjax.losses.flow import (
-    FlowExamples,
-    TimeWeight,
-    drop_condition,
-    drop_parts,
-    flow_matching_loss,
-    flow_matching_objective,
-)
 from fmjax.losses.flow_map import (
     FlowMapExamples,
     mean_flow_objective,
@@ -16,6 +7,15 @@ from fmjax.losses.flow_map import (
     shortcut_objective,
     shortcut_target,
 )
+from fmjax.losses.flow_matching import (
+    FlowExamples,
+    TimeWeight,
+    drop_condition,
+    drop_parts,
+    flow_matching_loss,
+    flow_matching_objective,
+)
+from fmjax.losses.guidance import BuiltInGuidance
 from fmjax.losses.objective import Objective
 
 __all__ = [

@@ -18,12 +18,10 @@ import jax.numpy as jnp
 from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_between, require_positive
 from fmjax._inputs import require_batch, require_like
-from fmjax.losses.built_in_guidance import BuiltInGuidance
-from fmjax.losses.flow import null_where, source_points
+from fmjax.losses.flow_matching import null_where, source_points
+from fmjax.losses.guidance import BuiltInGuidance
 from fmjax.losses.objective import Objective
-from fmjax.paths import AffinePath
-from fmjax.times import Density, LogitNormal, Uniform, sample_times
-from fmjax.velocity import FlowMapNet
+from fmjax.paths import AffinePath, Density, FlowMapNet, LogitNormal, Uniform, sample_times
 
 MapFn = Callable[..., Points]  # As a `FlowMapFn`.
 

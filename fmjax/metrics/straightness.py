@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, PerExample, Points, event_axes, safe_sqrt
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_points
-from fmjax.solvers.fixed import RK4, FixedStepSolver
-from fmjax.solvers.task import checked_velocity
-from fmjax.times import uniform_grid
-from fmjax.velocity import VelocityFn, evaluations
+from fmjax.paths import VelocityFn, evaluations, uniform_grid
+from fmjax.solvers.engine.vector_field import checked_velocity
+from fmjax.solvers.steppers.ode import RK4, FixedStepSolver
 
 
 class Straightness(NamedTuple):
@@ -72,7 +71,7 @@ def straightness(
         x0: Source points. bfloat16 is measured as float32.
         cond: Passed to `velocity_fn`, every leaf with a leading batch axis.
         num_steps: Equal steps of the solver, an even number.
-        solver: One of `fmjax.solvers.fixed`.
+        solver: One of `fmjax.solvers.steppers.ode`.
 
     Raises:
         ValueError: If `num_steps` is odd or below 2, the solver is another, `x0` is not floating
@@ -86,7 +85,7 @@ def straightness(
     even = num_steps >= 2 and num_steps % 2 == 0
     require(even, "num_steps", "be even and at least 2", num_steps)
     fits = isinstance(solver, FixedStepSolver)
-    require(fits, "solver", "be one of fmjax.solvers.fixed", type(solver).__name__)
+    require(fits, "solver", "be one of fmjax.solvers.steppers.ode", type(solver).__name__)
     require_function("velocity_fn", velocity_fn)
     require_points("x0", x0)
     require_cond(cond)

@@ -15,8 +15,12 @@ from fmjax._arrays import (
     Times,
     TokenShape,
 )
+from fmjax.networks.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, make_autoencoder
+from fmjax.networks.autoencoder.tiling import decode_tiled
 from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
-from fmjax.networks.clip import (
+from fmjax.networks.layers.lora import Adapters, LoRAConfig
+from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.text_encoders.clip import (
     CLIP_G,
     CLIP_L,
     CLIPOutput,
@@ -24,11 +28,16 @@ from fmjax.networks.clip import (
     CLIPTextConfig,
     make_clip_text,
 )
-from fmjax.networks.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
-from fmjax.networks.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
-from fmjax.networks.lora import Adapters, LoRAConfig
-from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
-from fmjax.networks.mmdit import (
+from fmjax.networks.text_encoders.layers import TextEncoder
+from fmjax.networks.text_encoders.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
+from fmjax.networks.text_encoders.word_encoder import (
+    TextEncoderConfig,
+    make_text_encoder,
+    with_encoder,
+)
+from fmjax.networks.transformers.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
+from fmjax.networks.transformers.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
+from fmjax.networks.transformers.mmdit import (
     SD3_MEDIUM,
     SD35_LARGE,
     SD35_MEDIUM,
@@ -36,13 +45,8 @@ from fmjax.networks.mmdit import (
     MMDiTConfig,
     make_mmdit,
 )
-from fmjax.networks.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
-from fmjax.networks.text import TextEncoderConfig, make_text_encoder, with_encoder
-from fmjax.networks.text_layers import TextEncoder
-from fmjax.networks.tiling import decode_tiled
 from fmjax.networks.unet import UNet, UNetConfig, make_unet
-from fmjax.networks.vae import Autoencoder, AutoencoderConfig, make_autoencoder
-from fmjax.velocity import FlowMapNet, VelocityNet
+from fmjax.paths import FlowMapNet, VelocityNet
 
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 

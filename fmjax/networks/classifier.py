@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require, require_at_least, require_numbers
-from fmjax.networks.convolution import conv_init
-from fmjax.networks.pure import purify
+from fmjax.networks.layers.convolution import conv_init
+from fmjax.networks.layers.functional import purify
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require_at_least
-from fmjax.networks.computation import require_computable
-from fmjax.networks.layers import (
+from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
+from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
@@ -18,8 +19,7 @@ from fmjax.networks.layers import (
     layer_norm,
     widened,
 )
-from fmjax.networks.pure import purify, run_blocks, stack_blocks
-from fmjax.velocity import VelocityNet
+from fmjax.paths import VelocityNet
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require, require_at_least
-from fmjax.networks.attention import attention
-from fmjax.networks.computation import require_computable
-from fmjax.networks.convolution import Conv, Resample, conv_init, resample
-from fmjax.networks.layers import (
+from fmjax.networks.layers.attention import attention
+from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.convolution import Conv, Resample, conv_init, resample
+from fmjax.networks.layers.functional import purify
+from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
@@ -28,8 +29,7 @@ from fmjax.networks.layers import (
     compute_dtype,
     widened,
 )
-from fmjax.networks.pure import purify
-from fmjax.velocity import VelocityNet
+from fmjax.paths import VelocityNet
 
 
 @dataclass(frozen=True)

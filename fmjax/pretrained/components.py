@@ -18,16 +18,16 @@ from fmjax.networks import (
     make_mmdit,
     make_t5_encoder,
 )
-from fmjax.pretrained.abouts import class_of, read_about
-from fmjax.pretrained.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
+from fmjax.pretrained.config_files import class_of, read_about
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
+from fmjax.pretrained.families.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
+from fmjax.pretrained.families.flux import PATCH, flux_config, flux_views
+from fmjax.pretrained.families.sd3 import sd3_config, sd3_views
+from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config, t5_views
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.flux import PATCH, flux_config, flux_views
-from fmjax.pretrained.lora_files import merge_lora
-from fmjax.pretrained.sd3 import sd3_config, sd3_views
-from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config, t5_views
-from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
+from fmjax.pretrained.lora.files import merge_lora
 from fmjax.pretrained.weights import check_tensors, load_params
-from fmjax.training import laid_out
+from fmjax.sharding import laid_out
 
 FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
 """Classes of transformers."""

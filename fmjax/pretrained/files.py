@@ -12,7 +12,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._json import read_json
-from fmjax.pretrained.views import Index
+from fmjax.pretrained.layouts import Index
 
 STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of a part of a model."""

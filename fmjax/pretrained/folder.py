@@ -13,8 +13,8 @@ from fmjax._checks import require, require_unicode
 from fmjax._files import is_hidden, require_exists, walk, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
-from fmjax.pretrained.abouts import ClassAbout, checked, class_of, read_about
 from fmjax.pretrained.components import Loaded, load_component
+from fmjax.pretrained.config_files import ClassAbout, checked, class_of, read_about
 from fmjax.pretrained.files import (
     STEMS,
     WEIGHTS,

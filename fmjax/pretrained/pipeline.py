@@ -14,11 +14,11 @@ import numpy as np
 from fmjax._arrays import Cond, Params, Points, Text, TextShape, Times
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
+from fmjax.paths import VelocityNet, reversed_time
 from fmjax.pretrained.components import Loaded, latent_channels, transformer_config
+from fmjax.pretrained.families.autoencoder import autoencoder_config
 from fmjax.pretrained.folder import FLUX, ModelFolder
-from fmjax.pretrained.sigmas import released_sigmas
-from fmjax.pretrained.vae import autoencoder_config
-from fmjax.velocity import VelocityNet, reversed_time
+from fmjax.pretrained.time_grid import released_sigmas
 
 
 class Kind(NamedTuple):

@@ -17,10 +17,10 @@ import numpy as np
 from fmjax._arrays import Text, TextPart, TextShape
 from fmjax._checks import require, require_at_least, require_unicode
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.networks.t5 import T5Config
+from fmjax.networks.text_encoders.t5 import T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
-from fmjax.pretrained.tokenizer import Tokenizer, read_tokenizer
-from fmjax.training import num_shares, replicated
+from fmjax.pretrained.tokenizers.tokenizers import Tokenizer, read_tokenizer
+from fmjax.sharding import num_shares, replicated
 
 MAX_TOKENS = {SD3: 256, FLUX: 512}
 """Tokens that T5 is given, unless others are asked for: as many as diffusers takes by default.

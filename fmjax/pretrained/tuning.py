@@ -1,6 +1,6 @@
 """A released transformer to be trained on: which of its parameters learn, and which stay.
 
-Either all learn, but a table of positions, or adapters alone (`networks/lora.py`).
+Either all learn, but a table of positions, or adapters alone (`networks/layers/lora.py`).
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax._trees import divided, named_leaves
 from fmjax.networks import FluxConfig, MMDiTConfig, NetworkConfig, make_flux, make_mmdit
-from fmjax.networks.lora import LORA, LoRAConfig
-from fmjax.networks.text_to_image import require_text
-from fmjax.pretrained.abouts import read_about
+from fmjax.networks.layers.lora import LORA, LoRAConfig
+from fmjax.networks.transformers.text_to_image import require_text
+from fmjax.paths import VelocityNet
 from fmjax.pretrained.components import transformer_config
+from fmjax.pretrained.config_files import read_about
+from fmjax.pretrained.families.flux import flux_about, flux_views
+from fmjax.pretrained.families.sd3 import sd3_about, sd3_views
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.flux import flux_about, flux_views
-from fmjax.pretrained.lora_files import lora_tensors
-from fmjax.pretrained.low_rank import adapter_views, chosen_adapters
+from fmjax.pretrained.layouts import all_tensors
+from fmjax.pretrained.lora.files import lora_tensors
+from fmjax.pretrained.lora.layouts import adapter_views, chosen_adapters
 from fmjax.pretrained.pipeline import towards_data
-from fmjax.pretrained.sd3 import sd3_about, sd3_views
-from fmjax.pretrained.views import all_tensors
 from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
-from fmjax.training import laid_out
-from fmjax.velocity import VelocityNet
+from fmjax.sharding import laid_out
 
 _FIXED = "positions"
 """A table among the weights of SD3 that is not trained."""

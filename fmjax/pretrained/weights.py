@@ -19,7 +19,7 @@ from fmjax._files import write_atomically
 from fmjax._locks import is_left
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
-from fmjax.pretrained.views import Index, View, all_tensors
+from fmjax.pretrained.layouts import Index, View, all_tensors
 
 _THREADS = 8  # That read and write layers side by side.
 _UNFINISHED = ".fmjax.unfinished"

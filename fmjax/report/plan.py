@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from fmjax.planning.collectives import Traffic
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure
-from fmjax.training.collectives import Traffic
 
 _GB = 1e9
 

@@ -8,10 +8,9 @@ from diffrax import Tsit5
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_count
 from fmjax._inputs import require_cond, require_function, require_points
+from fmjax.paths import Tabulated, VelocityFn
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, is_concrete
-from fmjax.times import Tabulated
-from fmjax.velocity import VelocityFn
 
 # Of the mean density: where the field stands still, steps are long but finite.
 _LEAST = 0.01
@@ -30,7 +29,7 @@ def calibrate(
     One Euler step of length h errs by `h^2 |dv/dt| / 2`, with dv/dt the velocity's change along
     the path. With `n(t)` steps per unit of time those errors add up to the integral of
     `|dv/dt| / (2 n)`, which for a given number of steps is least for this density
-    (`fmjax.times.quantile_grid` makes the grid). It is best for Euler's method as far as errors
+    (`fmjax.paths.quantile_grid` makes the grid). It is best for Euler's method as far as errors
     are carried along unchanged; other methods profit as far as theirs are large at the same times.
 
     Args:

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
-from fmjax.paths import AffinePath, Prediction, require_conversion
-from fmjax.solvers.diffusion_samplers import DDIM, Ancestral, DiffusionSampler, Stretch
-from fmjax.solvers.multistep import DPMSolverPP2M, UniPC
+from fmjax.paths import AffinePath, Prediction, evaluations, require_conversion
+from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSampler, Stretch
+from fmjax.solvers.steppers.multistep import DPMSolverPP2M, UniPC
+from fmjax.solvers.steppers.sde import standard_normal
 from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps, samples_on_grid
-from fmjax.solvers.stochastic import standard_normal
-from fmjax.velocity import evaluations
 
 DIFFUSION_SAMPLERS: dict[str, Callable[[], Any]] = {
     "ancestral": Ancestral,

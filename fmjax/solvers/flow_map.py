@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_points
-from fmjax.solvers.fixed import Step, solve_fixed
+from fmjax.paths import FlowMapFn, evaluations
+from fmjax.solvers.engine.vector_field import checked_velocity
+from fmjax.solvers.steppers.ode import Step, solve_fixed
 from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps
-from fmjax.solvers.task import checked_velocity
-from fmjax.velocity import FlowMapFn, evaluations
 
 
 @dataclass(frozen=True)

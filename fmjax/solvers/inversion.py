@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fmjax._arrays import Cond, Points, event_axes, safe_sqrt
 from fmjax._checks import require, require_between, require_count
 from fmjax._inputs import described, is_array, require_function, require_keys, require_points
-from fmjax.paths import AffinePath, Prediction, require_conversion
+from fmjax.paths import AffinePath, Prediction, over_interval, require_conversion, reversed_time
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import (
     AdaptiveSteps,
@@ -27,7 +27,6 @@ from fmjax.solvers.steps import (
     num_steps,
     require_steps,
 )
-from fmjax.velocity import over_interval, reversed_time
 
 
 class Encoded(NamedTuple):

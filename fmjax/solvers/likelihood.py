@@ -22,10 +22,10 @@ from jaxtyping import Array, Bool, Int, Key
 from fmjax._arrays import Cond, PerExample, Points, event_axes
 from fmjax._checks import require, require_count, require_positive
 from fmjax._inputs import require_function, require_keys, require_points
+from fmjax.paths import CountedField, evaluations, over_interval
+from fmjax.solvers.engine.vector_field import checked_velocity
 from fmjax.solvers.ode import sample
 from fmjax.solvers.steps import AdaptiveSteps, FixedSteps
-from fmjax.solvers.task import checked_velocity
-from fmjax.velocity import CountedField, evaluations, over_interval
 
 Keys = Key[Array, "batch"]
 

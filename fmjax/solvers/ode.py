@@ -13,10 +13,13 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
 from fmjax._inputs import described, is_array, require_cond, require_function, require_points
-from fmjax.solvers.adjoint import Adjoint, backsolved, check_backsolve
-from fmjax.solvers.catalog import check_solver, has_error_estimate
-from fmjax.solvers.diffeq import solve_each, solve_together
-from fmjax.solvers.fixed import FixedStepSolver, solve_fixed
+from fmjax.paths import evaluations
+from fmjax.solvers.engine.adjoint import Adjoint, backsolved, check_backsolve
+from fmjax.solvers.engine.batch_solve import solve_each, solve_together
+from fmjax.solvers.engine.diffrax_solvers import check_solver, has_error_estimate
+from fmjax.solvers.engine.streaming import solve_streaming
+from fmjax.solvers.engine.vector_field import checked_velocity
+from fmjax.solvers.steppers.ode import FixedStepSolver, solve_fixed
 from fmjax.solvers.steps import (
     AdaptiveSteps,
     ErrorControl,
@@ -26,9 +29,6 @@ from fmjax.solvers.steps import (
     is_concrete,
     require_steps,
 )
-from fmjax.solvers.streaming import solve_streaming
-from fmjax.solvers.task import checked_velocity
-from fmjax.velocity import evaluations
 
 
 def sample(
@@ -50,7 +50,7 @@ def sample(
         velocity_fn: The field `(t, x, cond) -> dx/dt`.
         x0: Source points. bfloat16 is solved, and returned, as float32.
         cond: Passed to `velocity_fn`, every leaf with a leading batch axis.
-        solver: Any ODE solver of Diffrax, or one of `fmjax.solvers.fixed` (fixed steps only).
+        solver: Any ODE solver of Diffrax, or a fixed-step one (`fmjax.solvers.steppers.ode`).
             IMEX solvers take the whole field as their explicit part.
         steps: Where to step.
         save_at: Rising times in [0, 1] at which to keep the points as well. They do not change

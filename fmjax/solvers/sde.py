@@ -10,10 +10,17 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
-from fmjax.paths import AffinePath, Prediction, require_conversion
-from fmjax.rates import DiffusionRate, SigmaRate
-from fmjax.solvers.brownian import solve_brownian
-from fmjax.solvers.catalog import has_error_estimate
+from fmjax.paths import AffinePath, CountedField, Prediction, evaluations, require_conversion
+from fmjax.solvers.diffusion_rates import DiffusionRate, SigmaRate
+from fmjax.solvers.engine.brownian import solve_brownian
+from fmjax.solvers.engine.diffrax_solvers import has_error_estimate
+from fmjax.solvers.steppers.sde import (
+    EulerMaruyama,
+    StochasticHeun,
+    StochasticSolver,
+    solve_stochastic,
+    with_last_step,
+)
 from fmjax.solvers.steps import (
     AdaptiveSteps,
     ErrorControl,
@@ -22,14 +29,6 @@ from fmjax.solvers.steps import (
     as_times,
     require_steps,
 )
-from fmjax.solvers.stochastic import (
-    EulerMaruyama,
-    StochasticHeun,
-    StochasticSolver,
-    solve_stochastic,
-    with_last_step,
-)
-from fmjax.velocity import CountedField, evaluations
 
 # Of Diffrax's stochastic Runge-Kutta methods all are taken; these are made for noise that does not
 # depend on the point, or (SPaRK) have an error estimate beside ShARK's and SRA1's.

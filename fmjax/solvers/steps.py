@@ -44,7 +44,7 @@ class FixedSteps:
     """Steps at given times, whatever the error.
 
     Attributes:
-        times: Rising from 0 to 1, one more than there are steps (`fmjax.times` has grids). The
+        times: Rising from 0 to 1, one more than there are steps (`fmjax.paths` has grids). The
             last time may be repeated: such steps are not taken, so that, given as an argument
             of a jitted function, grids of several lengths padded with ones share one program.
     """
@@ -97,7 +97,7 @@ class AdaptiveSteps:
         slots: Samples in flight on each device, for `PER_SAMPLE` only. None solves the whole
             batch at once, and waits for its slowest. A number streams: whenever a sample
             arrives, the next of those that wait takes its slot. So a large batch costs about
-            the mean of its samples' evaluations, not the most (`fmjax.solvers.streaming`).
+            the mean of its samples' evaluations, not the most (`fmjax.solvers.engine.streaming`).
 
     Source: Hairer and Wanner 1996, Solving ODEs II, section IV.2; Diffrax's `PIDController`.
     """

@@ -13,13 +13,13 @@ from fmjax._arrays import Batch, noun
 from fmjax._checks import require_at_least
 from fmjax._json import AnyFloat, check_json
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.hardware import CHIPS
-from fmjax.training.checkpoint import Checkpoints
+from fmjax.planning import CHIPS
+from fmjax.sharding.mesh import put_batch
+from fmjax.sharding.processes import is_main, together
+from fmjax.sharding.stopping import Interrupted, StopSignals
+from fmjax.training.checkpoints.manager import Checkpoints
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
-from fmjax.training.processes import is_main, together
-from fmjax.training.sharding import put_batch
-from fmjax.training.signals import Interrupted, StopSignals
 from fmjax.training.state import TrainState
 from fmjax.training.step import TrainStep
 

@@ -17,17 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
 from fmjax._inputs import require_key
-from fmjax._layout import BATCH_AXES
 from fmjax.losses.objective import Objective
+from fmjax.paths import FlowMapNet, VelocityNet
+from fmjax.sharding import BATCH_AXES
+from fmjax.sharding.mesh import batch_sharding, laid_out, replicated, require_batch_fits
 from fmjax.training.ema import update_ema
-from fmjax.training.sharding import (
-    batch_sharding,
-    laid_out,
-    replicated,
-    require_batch_fits,
-)
 from fmjax.training.state import StepMetrics, TrainState
-from fmjax.velocity import FlowMapNet, VelocityNet
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 """`step(state, batch)`, or `step(state, batch, frozen)`."""

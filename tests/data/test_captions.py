@@ -20,8 +20,8 @@ from fmjax.data import (
     batches,
     load,
 )
-from fmjax.data.captioned_classes import FASHION_NAMES
-from fmjax.data.emoji import Emoji
+from fmjax.data.sources.captioned_classes import FASHION_NAMES
+from fmjax.data.sources.emoji import Emoji
 from fmjax.data.tokenizer import TokenizerConfig
 from tests.data.test_mnist import write_set
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from fmjax.data import Dataset, DigitsData, Source, load
-from fmjax.data.arrays import ArrayData
-from fmjax.data.cifar10 import Cifar10Data
-from fmjax.data.mnist import IdxData
-from fmjax.data.toys import ToyData
+from fmjax.data.sources.arrays import ArrayData
+from fmjax.data.sources.cifar10 import Cifar10Data
+from fmjax.data.sources.mnist import IdxData
+from fmjax.data.sources.toys import ToyData
 
 X = np.zeros((3, 2), dtype=np.float32)
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from fmjax._progress import Silent
-from fmjax.data import IdxData, load, mnist
-from fmjax.data.download import DownloadError, download
-from fmjax.data.idx import read_idx
+from fmjax.data import IdxData, load
+from fmjax.data.sources import mnist
+from fmjax.data.sources.download import DownloadError, download
+from fmjax.data.sources.idx import read_idx
 
 IMAGES = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
 LABELS = np.array([0, 1, 2, 3, 9, 0], dtype=np.uint8)

@@ -353,7 +353,7 @@ def test_numbers_that_are_not_finite_are_reported_with_folder_and_index(
             with pytest.raises(ValueError, match=message):
                 write_shard(tmp_path, MANIFEST, number, arrays)
         with monkeypatch.context() as patch:  # As a version without the check wrote it.
-            patch.setattr("fmjax.data.records.require_finite", lambda *_: None)
+            patch.setattr("fmjax.data.records.records.require_finite", lambda *_: None)
             write_shard(tmp_path, MANIFEST, number, arrays)
     records = open_records(tmp_path)
     indices = np.array([5, 9, 0])

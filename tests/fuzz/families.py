@@ -393,7 +393,7 @@ def _(rng, world, folder):
     done = damage_json(rng, run / rng.choice(("config.json", "model.json", "model.json")))
 
     def call():
-        from fmjax.studies.run_folder import open_run
+        from fmjax.runs.folder import open_run
 
         open_run(run)
 
@@ -401,9 +401,9 @@ def _(rng, world, folder):
 
 
 RESULTS = {
-    "evaluation.json": ("fmjax.studies.evaluate", "read_evaluation"),
+    "evaluation.json": ("fmjax.jobs.evaluate.evaluate", "read_evaluation"),
     "comparison.json": ("fmjax.report.comparison", "read_json"),
-    "paths.json": ("fmjax.studies.paths", "read_paths"),
+    "paths.json": ("fmjax.jobs.evaluate.straightness", "read_paths"),
     "metrics.jsonl": ("fmjax.training", "read_metrics"),
 }
 
@@ -431,8 +431,8 @@ def _(rng, world, folder):
     done = damage_json(rng, run / rng.choice(names))
 
     def call():
-        from fmjax.studies.report import report_run
-        from fmjax.studies.run_folder import open_run
+        from fmjax.jobs.report.report import report_run
+        from fmjax.runs.folder import open_run
 
         report_run(open_run(run))
 
@@ -498,10 +498,10 @@ PARTS = ("model_index.json", "transformer/config.json", "vae/config.json",
 
 
 def _check(model, **settings):
-    from fmjax.config.generating import GenerateConfig
+    from fmjax.config.generate import GenerateConfig
+    from fmjax.jobs.released.request import check_request
     from fmjax.pretrained.folder import open_model
-    from fmjax.pretrained.whole import check_model
-    from fmjax.studies.request import check_request
+    from fmjax.pretrained.validate import check_model
 
     found = open_model(model)
     check_request(found, GenerateConfig(**settings))
@@ -549,9 +549,9 @@ def _(rng, world, folder):
     right = guidance in (0.0, 1.0, None)
 
     def call():
-        from fmjax.config.generating import GenerateConfig
+        from fmjax.config.generate import GenerateConfig
+        from fmjax.jobs.released.request import check_request
         from fmjax.pretrained.folder import open_model
-        from fmjax.studies.request import check_request
 
         check_request(open_model(model), GenerateConfig(guidance=guidance))
 
@@ -571,7 +571,7 @@ def _(rng, world, folder):
     done = damage_json(rng, file) if file.suffix == ".json" else damage_bytes(rng, file)
 
     def call():
-        from fmjax.pretrained.lora_files import read_lora
+        from fmjax.pretrained.lora.files import read_lora
 
         read_lora(lora)
 
@@ -596,7 +596,7 @@ def _(rng, world, folder):
         save_file(tensors, file)
 
     def call():
-        from fmjax.pretrained.lora_files import read_lora
+        from fmjax.pretrained.lora.files import read_lora
 
         read_lora(lora)
 

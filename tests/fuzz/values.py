@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.couplings import MinibatchOT
-from fmjax.guidance import classifier_free
 from fmjax.metrics import sliced_wasserstein
 from fmjax.metrics.classifier_cache import train_classifier
 from fmjax.metrics.classifier_training import ClassifierTraining
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Polynomial
-from fmjax.solvers import AdaptiveSteps, ErrorControl, log_density, sample
+from fmjax.paths import AffinePath, MinibatchOT, Polynomial, Prediction
+from fmjax.solvers import AdaptiveSteps, ErrorControl, classifier_free, log_density, sample
 from tests.metrics.test_classifier import SMALL, Lines, striped_set
 from tests.solvers import test_diffusion
 from tests.test_couplings import scipy_plan

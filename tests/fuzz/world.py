@@ -73,8 +73,8 @@ def _data(folder: Path) -> None:
 def _runs(folder: Path) -> None:
     from fmjax._progress import Silent
     from fmjax.cli.main import main
-    from fmjax.studies.configs import load_config
-    from fmjax.studies.train import train_folder
+    from fmjax.jobs.train.train import train_folder
+    from fmjax.runs.load_config import load_config
 
     def command(*words: object) -> None:
         with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmjax._arrays import Batch, Text, TextPart
-from fmjax.couplings import MinibatchOT
 from fmjax.losses import (
     FlowExamples,
     Objective,
@@ -19,10 +18,17 @@ from fmjax.losses import (
     flow_matching_loss,
     flow_matching_objective,
 )
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import Cosine, Linear, Polynomial, VarianceExploding
-from fmjax.times import LogitNormal
-from fmjax.velocity import VelocityNet
+from fmjax.paths import (
+    AffinePath,
+    Cosine,
+    Linear,
+    LogitNormal,
+    MinibatchOT,
+    Polynomial,
+    Prediction,
+    VarianceExploding,
+    VelocityNet,
+)
 from tests import oracles
 from tests.affine import SCHEDULES, Mixture
 

@@ -18,12 +18,18 @@ from fmjax.losses import (
 )
 from fmjax.losses.flow_map import adaptive_loss
 from fmjax.networks import MLPConfig, make_flow_map, make_network
-from fmjax.paths import AffinePath
-from fmjax.schedules import Cosine, Linear
+from fmjax.paths import (
+    AffinePath,
+    Cosine,
+    FlowMapFn,
+    FlowMapNet,
+    Linear,
+    Uniform,
+    uniform_grid,
+    velocity_of,
+)
 from fmjax.solvers import FixedSteps, sample, sample_flow_map
-from fmjax.solvers.fixed import RK4
-from fmjax.times import Uniform, uniform_grid
-from fmjax.velocity import FlowMapFn, FlowMapNet, velocity_of
+from fmjax.solvers.steppers.ode import RK4
 from tests.oracles import Gaussian
 
 SCHEDULES = [Linear(), Cosine()]

@@ -7,10 +7,7 @@ import pytest
 
 from fmjax._arrays import Batch
 from fmjax.losses import flow_matching_loss, flow_matching_objective
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import LinearBetas
-from fmjax.times import UniformSteps
-from fmjax.velocity import VelocityNet
+from fmjax.paths import AffinePath, LinearBetas, Prediction, UniformSteps, VelocityNet
 
 PATH = AffinePath(LinearBetas())
 X0 = Prediction.X0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fmjax.metrics import straightness
-from fmjax.schedules import Cosine, Linear
-from fmjax.solvers.fixed import RK4, AdamsBashforth2, Euler, Heun, Midpoint
+from fmjax.paths import Cosine, Linear
+from fmjax.solvers.steppers.ode import RK4, AdamsBashforth2, Euler, Heun, Midpoint
 from tests.oracles import Gaussian
 
 MEAN, STD = 1.0, 0.5
@@ -189,7 +189,7 @@ def test_numbers_of_steps_that_simpsons_rule_lacks_are_refused(num_steps):
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_measured_is_refused():
     x0, cond = noise(2, 2), jnp.ones(2)
-    with pytest.raises(ValueError, match="solver must be one of fmjax.solvers.fixed, got Tsit5"):
+    with pytest.raises(ValueError, match="solver must be one of fmjax.solvers.*, got Tsit5"):
         straightness(turning, x0, cond, solver=diffrax.Tsit5())  # pyright: ignore
     with pytest.raises(ValueError, match="x0 must be floating point, got int32"):
         straightness(turning, jnp.ones((2, 2), jnp.int32), cond)

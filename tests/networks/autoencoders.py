@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file
 
-from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
-from fmjax.pretrained.views import View
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
+from fmjax.pretrained.layouts import View
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-three-levels"}

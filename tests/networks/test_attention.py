@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fmjax.networks import attention as module
-from fmjax.networks.attention import attention
-from fmjax.training import MeshConfig, make_mesh
+from fmjax.networks.layers import attention as module
+from fmjax.networks.layers.attention import attention
+from fmjax.sharding import MeshConfig, make_mesh
 
 
 def normal(seed, *shape):

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from fmjax.networks import DIT_B, DIT_L, DIT_S, DIT_XL, DiTConfig, make_dit
-from fmjax.networks.dit import SelfAttention
-from fmjax.networks.patches import patchify, rotary_angles, unpatchify
+from fmjax.networks.layers.patches import patchify, rotary_angles, unpatchify
+from fmjax.networks.transformers.dit import SelfAttention
 
 CONFIG = DiTConfig(patch_size=2, width=16, num_layers=3, num_heads=2)
 

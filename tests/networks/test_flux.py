@@ -6,7 +6,7 @@ import pytest
 
 from fmjax._arrays import Text, TextShape
 from fmjax.networks import FLUX_DEV, FLUX_SCHNELL, FluxConfig, make_flux, make_network
-from fmjax.networks.dit import DiTConfig
+from fmjax.networks.transformers.dit import DiTConfig
 
 TEXT = TextShape(512, 4096, 768)
 

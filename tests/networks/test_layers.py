@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fmjax.networks.layers import (
-    ConditionEmbedding,
-    layer_norm,
-    rms_norm,
-    timestep_features,
-)
-from fmjax.networks.patches import rotary_angles, rotate, sincos_positions
+from fmjax.networks.layers.linear import ConditionEmbedding, layer_norm, rms_norm, timestep_features
+from fmjax.networks.layers.patches import rotary_angles, rotate, sincos_positions
 
 
 def normal(seed, *shape):

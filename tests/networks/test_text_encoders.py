@@ -17,9 +17,9 @@ from fmjax.networks import (
     make_clip_text,
     make_t5_encoder,
 )
-from fmjax.networks.t5 import distance_buckets
-from fmjax.training import MeshConfig, make_mesh
-from fmjax.training.sharding import batch_sharding, state_sharding
+from fmjax.networks.text_encoders.t5 import distance_buckets
+from fmjax.sharding import MeshConfig, make_mesh
+from fmjax.sharding.mesh import batch_sharding, state_sharding
 from tests.networks.text_encoders import CLIPS, ENCODERS, T5S, encoder, expected, read, weights
 
 CLOSE = 1e-5  # Of the largest state: both compute in float32.

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from fmjax.networks import AutoencoderConfig, decode_tiled, make_autoencoder
-from fmjax.networks.vae_blocks import Sizes
+from fmjax.networks.autoencoder.blocks import Sizes
 from tests.networks.autoencoders import MODELS, golden_config, golden_outputs, golden_params
 
 SMALL = AutoencoderConfig(latent_channels=4, widths=(8, 8), num_blocks=1, num_groups=4)

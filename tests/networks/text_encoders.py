@@ -8,9 +8,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from fmjax.networks import make_clip_text, make_t5_encoder
-from fmjax.pretrained.clip import clip_text_config, clip_text_views
-from fmjax.pretrained.t5 import t5_config, t5_views
-from fmjax.pretrained.views import View
+from fmjax.pretrained.families.clip import clip_text_config, clip_text_views
+from fmjax.pretrained.families.t5 import t5_config, t5_views
+from fmjax.pretrained.layouts import View
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENCODERS = GOLDEN / "text-encoders"

@@ -12,10 +12,10 @@ from fmjax._arrays import TextShape
 from fmjax.networks import LoRAConfig
 from fmjax.pretrained.components import load_component
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.lora_files import LORA_FILE, merge_lora, read_lora
-from fmjax.pretrained.low_rank import chosen_adapters
+from fmjax.pretrained.lora.files import LORA_FILE, merge_lora, read_lora
+from fmjax.pretrained.lora.layouts import chosen_adapters
 from fmjax.pretrained.tuning import save_lora
-from fmjax.training import MeshConfig, make_mesh
+from fmjax.sharding import MeshConfig, make_mesh
 from tests.golden_models import GOLDEN, golden_io, loaded, relative_error
 from tests.networks.test_released import inputs
 from tests.released import CASES, LAYERS, USUAL, outputs, released_params, tuned

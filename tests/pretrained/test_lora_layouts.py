@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax.pretrained.components import check_component, load_component
 from fmjax.pretrained.files import TensorFiles
-from fmjax.pretrained.lora_files import LORA_FILE, merge_lora, read_lora
+from fmjax.pretrained.lora.files import LORA_FILE, merge_lora, read_lora
 from fmjax.pretrained.weights import write_tensors
-from fmjax.training import make_mesh
+from fmjax.sharding import make_mesh
 from tests.golden_models import GOLDEN, loaded
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

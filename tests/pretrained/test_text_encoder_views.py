@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from fmjax._trees import named_leaves
-from fmjax.pretrained.clip import BUFFERS, clip_text_config, clip_text_views
-from fmjax.pretrained.t5 import EMBEDDING, TIED, t5_config
-from fmjax.pretrained.views import all_tensors
+from fmjax.pretrained.families.clip import BUFFERS, clip_text_config, clip_text_views
+from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config
+from fmjax.pretrained.layouts import all_tensors
 from tests.networks.text_encoders import CLIPS, T5S, about, encoder, read, weights
 
 FOLDERS = (*CLIPS, *T5S)

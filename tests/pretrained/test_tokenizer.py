@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fmjax.pretrained.tokenizer import read_tokenizer
+from fmjax.pretrained.tokenizers.tokenizers import read_tokenizer
 from tests.networks.text_encoders import ENCODERS, GOLDEN
 
 PROMPTS = json.loads((ENCODERS / "prompts.json").read_text())

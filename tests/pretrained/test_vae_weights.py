@@ -8,8 +8,8 @@ import pytest
 
 from fmjax._trees import named_leaves
 from fmjax.networks import AutoencoderConfig, make_autoencoder
-from fmjax.pretrained.vae import autoencoder_config, autoencoder_views
-from fmjax.pretrained.views import View, all_tensors
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
+from fmjax.pretrained.layouts import View, all_tensors
 from tests.networks.autoencoders import MODELS, golden_about, golden_config, golden_tensors
 
 ABOUT = golden_about("sd3-pipeline-tiny/vae")

@@ -10,7 +10,7 @@ import pytest
 from fmjax._trees import named_leaves
 from fmjax.pretrained.components import make_component
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.views import all_tensors, concatenated, stacked, tensor
+from fmjax.pretrained.layouts import all_tensors, concatenated, stacked, tensor
 from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, about
 
 COMPONENTS = [

@@ -14,7 +14,7 @@ from fmjax.pretrained.components import load_component
 from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.folder import open_model, save_component, save_model
 from fmjax.pretrained.weights import WeightsMismatch
-from fmjax.training import MeshConfig, make_mesh
+from fmjax.sharding import MeshConfig, make_mesh
 from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, loaded
 
 TINY = "sd35-medium-tiny"

@@ -4,7 +4,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from fmjax.schedules import Cosine
+from fmjax.paths import Cosine
 from fmjax.solvers import RK4, AdamsBashforth2, Euler, Heun, Midpoint
 from tests.oracles import Gaussian
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.guidance import classifier_free
-from fmjax.schedules import Cosine
+from fmjax.paths import Cosine, uniform_grid
 from fmjax.solvers import (
     RK4,
     AdamsBashforth2,
@@ -16,9 +15,9 @@ from fmjax.solvers import (
     Adjoint,
     ErrorControl,
     FixedSteps,
+    classifier_free,
     sample,
 )
-from fmjax.times import uniform_grid
 from tests.oracles import Gaussian
 from tests.solvers.table import GAUSSIAN, noise
 

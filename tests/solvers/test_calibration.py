@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.schedules import Linear
+from fmjax.paths import Linear, quantile_grid, uniform_grid
 from fmjax.solvers import Euler, FixedSteps, calibrate, sample
-from fmjax.times import quantile_grid, uniform_grid
 from tests.oracles import Gaussian, GaussianMixture
 
 GAUSSIAN = Gaussian(Linear(), mean=1.0, std=0.1)

@@ -6,9 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.guidance import classifier_free
-from fmjax.solvers import RK4, AdaptiveSteps, ErrorControl, FixedSteps, has_error_estimate, sample
-from fmjax.times import uniform_grid
+from fmjax.paths import uniform_grid
+from fmjax.solvers import (
+    RK4,
+    AdaptiveSteps,
+    ErrorControl,
+    FixedSteps,
+    classifier_free,
+    has_error_estimate,
+    sample,
+)
 from tests.solvers.table import EXPLICIT, GAUSSIAN, IMEX, IMPLICIT, PLAIN, CountedField, name, noise
 
 # At this tolerance every solver rejects some steps, most of them before the first is accepted.

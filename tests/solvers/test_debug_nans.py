@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from fmjax.metrics import straightness
-from fmjax.paths import AffinePath
-from fmjax.schedules import Cosine
+from fmjax.paths import AffinePath, Cosine, uniform_grid
 from fmjax.solvers import (
     DDIM,
     AdamsBashforth2,
@@ -33,7 +32,6 @@ from fmjax.solvers import (
     sample_flow_map,
     sample_sde,
 )
-from fmjax.times import uniform_grid
 from tests.solvers.table import GAUSSIAN, noise
 from tests.tiny_run import command, environment, write_config
 

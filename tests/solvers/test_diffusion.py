@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import (
+from fmjax.paths import (
+    AffinePath,
     Cosine,
     CosineBetas,
+    CountedField,
     Linear,
     LinearBetas,
     Polynomial,
+    Prediction,
     VariancePreserving,
     time_at_angle,
+    uniform_grid,
 )
 from fmjax.solvers import (
     DDIM,
@@ -30,9 +33,7 @@ from fmjax.solvers import (
     sample,
     sample_diffusion,
 )
-from fmjax.solvers.diffusion_samplers import Stretch
-from fmjax.times import uniform_grid
-from fmjax.velocity import CountedField
+from fmjax.solvers.steppers.ddim import Stretch
 from tests.oracles import Gaussian, GaussianMixture
 
 PATHS = {"linear": AffinePath(Linear()), "cosine": AffinePath(Cosine())}

@@ -10,7 +10,7 @@ import fmjax
 from fmjax.losses import flow_matching_loss
 from fmjax.metrics import sliced_wasserstein, straightness
 from fmjax.networks import MLPConfig, make_network
-from fmjax.paths import AffinePath
+from fmjax.paths import AffinePath, uniform_grid
 from fmjax.solvers import (
     AdamsBashforth2,
     AdaptiveSteps,
@@ -21,7 +21,6 @@ from fmjax.solvers import (
     log_density,
     sample,
 )
-from fmjax.times import uniform_grid
 
 X = jax.random.normal(jax.random.key(0), (4, 3))
 # x1 = exp(a) x: the derivative of its sum at a = 0, where nothing moves and no step errs.

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.guidance import classifier_free
-from fmjax.paths import AffinePath
-from fmjax.schedules import Cosine, Linear
+from fmjax.paths import AffinePath, Cosine, Linear, edm_grid, shifted_grid, uniform_grid
 from fmjax.solvers import (
     RK4,
     AdaptiveSteps,
@@ -19,12 +17,12 @@ from fmjax.solvers import (
     FixedSteps,
     Heun,
     Midpoint,
+    classifier_free,
     edit,
     encode,
     interpolate,
     sample,
 )
-from fmjax.times import edm_grid, shifted_grid, uniform_grid
 from tests.oracles import GaussianMixture
 from tests.solvers.table import GAUSSIAN, CountedField, ends, noise
 

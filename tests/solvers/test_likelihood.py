@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.guidance import classifier_free
-from fmjax.schedules import Linear
+from fmjax.paths import Linear, uniform_grid
 from fmjax.solvers import (
     RK4,
     AdaptiveSteps,
@@ -18,10 +17,10 @@ from fmjax.solvers import (
     Hutchinson,
     Probe,
     bits_per_dim,
+    classifier_free,
     dequantize,
     log_density,
 )
-from fmjax.times import uniform_grid
 from tests.oracles import GaussianMixture
 from tests.solvers.table import GAUSSIAN, noise
 

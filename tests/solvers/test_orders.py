@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.paths import shifted_grid
 from fmjax.solvers import FixedSteps, sample
-from fmjax.times import shifted_grid
 from tests.solvers.table import EXPLICIT, GAUSSIAN, IMEX, IMPLICIT, PLAIN, ends, name, noise
 
 # Order, and the numbers of steps between which the slope is taken: fine enough for the next

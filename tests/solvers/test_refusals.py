@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optimistix
 import pytest
 
+from fmjax.paths import uniform_grid
 from fmjax.solvers import AdaptiveSteps, Euler, FixedSteps, sample
-from fmjax.times import uniform_grid
 from tests.solvers.table import GAUSSIAN, noise
 
 GRID = FixedSteps(uniform_grid(2))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmjax.schedules import Cosine, Linear
+from fmjax.paths import Cosine, Linear, uniform_grid
 from fmjax.solvers import (
     RK4,
     AdamsBashforth2,
@@ -18,7 +18,6 @@ from fmjax.solvers import (
     Heun,
     sample,
 )
-from fmjax.times import uniform_grid
 from tests.oracles import GaussianMixture
 from tests.solvers.table import GAUSSIAN, ends, noise
 

@@ -10,30 +10,26 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import norm
 
-from fmjax.guidance import classifier_free
-from fmjax.paths import AffinePath, Prediction
-from fmjax.rates import (
-    ConstantRate,
-    DecreasingRate,
-    IncreasingDecreasingRate,
-    IncreasingRate,
-    SigmaRate,
-)
-from fmjax.schedules import Cosine, VariancePreserving
+from fmjax.paths import AffinePath, Cosine, Prediction, VariancePreserving, uniform_grid
 from fmjax.solvers import (
     SDE_SOLVERS,
     AdaptiveSteps,
+    ConstantRate,
+    DecreasingRate,
     ErrorControl,
     Euler,
     EulerMaruyama,
     FixedSteps,
     Heun,
+    IncreasingDecreasingRate,
+    IncreasingRate,
+    SigmaRate,
     StochasticHeun,
+    classifier_free,
     sample,
     sample_sde,
 )
-from fmjax.solvers.stochastic import with_last_step
-from fmjax.times import uniform_grid
+from fmjax.solvers.steppers.sde import with_last_step
 from tests.oracles import Gaussian, GaussianMixture
 from tests.solvers.table import GAUSSIAN, CountedField, name, noise
 

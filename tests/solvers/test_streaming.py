@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmjax.guidance import classifier_free
-from fmjax.schedules import Cosine
-from fmjax.solvers import AdaptiveSteps, ErrorControl, sample
+from fmjax.paths import Cosine
+from fmjax.solvers import AdaptiveSteps, ErrorControl, classifier_free, sample
 from tests.oracles import Gaussian, GaussianMixture
 from tests.solvers.table import noise
 

@@ -19,12 +19,12 @@ from fmjax.data import (
     read_word_tokenizer,
     train_tokenizer,
 )
-from fmjax.studies import evaluate
-from fmjax.studies.asked import asked_like, asked_of, conds_of
-from fmjax.studies.evaluate import read_evaluation
-from fmjax.studies.run_folder import open_run, read_captions, read_config, read_model
-from fmjax.studies.sample import grid_of, read_samples, settings_name
-from fmjax.studies.train import train_folder
+from fmjax.jobs.evaluate import evaluate
+from fmjax.jobs.evaluate.evaluate import read_evaluation
+from fmjax.jobs.sample.sample import grid_of, read_samples, settings_name
+from fmjax.jobs.train.train import train_folder
+from fmjax.runs.folder import open_run, read_captions, read_config, read_model
+from fmjax.runs.sampling.conditions import asked_like, asked_of, conds_of
 
 pytestmark = pytest.mark.slow
 

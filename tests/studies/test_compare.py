@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.jobs.compare.compare import Metric, compare
+from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings, ode_solve
+from fmjax.jobs.compare.reference import lower_reference, rmse, solve_reference
 from fmjax.report.comparison import read_json, write_json
 from fmjax.solvers import RK4, Euler, Midpoint
-from fmjax.studies.compare import Metric, compare
-from fmjax.studies.methods import Method, adaptive_settings, fixed_settings, ode_solve
-from fmjax.studies.reference import lower_reference, rmse, solve_reference
 
 MEAN, STD = 1.5, 0.5
 NUM_STEPS = (1, 8, 16, 32)

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from fmjax.jobs.released import request
 from fmjax.report.gallery import read_gallery
-from fmjax.studies import request
 from tests.golden_models import GOLDEN, PIPELINES
 from tests.released import on_one_device
 from tests.test_cli import run

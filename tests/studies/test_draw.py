@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from fmjax.config import SamplingConfig
+from fmjax.jobs.compare.methods import ode_solve
 from fmjax.paths import AffinePath
-from fmjax.studies.draw import draw_samples, even_batches
-from fmjax.studies.methods import ode_solve
-from fmjax.training import make_mesh
+from fmjax.runs.sampling.batches import draw_samples, even_batches
+from fmjax.sharding import make_mesh
 from tests.affine import SCHEDULES
 from tests.oracles import Gaussian
 

@@ -8,10 +8,10 @@ import pytest
 
 from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
 from fmjax.data import DigitsData, ToyData
+from fmjax.jobs.sample.sample import sample_run
+from fmjax.jobs.train.preview import training_pictures
+from fmjax.jobs.train.train import train
 from fmjax.networks import MLPConfig
-from fmjax.studies.draw_training import training_pictures
-from fmjax.studies.sample import sample_run
-from fmjax.studies.train import train
 from fmjax.training import OptimizerConfig, TrainState
 
 CONFIG = Config(
@@ -80,7 +80,7 @@ def test_too_little_memory_for_pictures_does_not_end_the_training(run, heard, mo
 
         return draw
 
-    monkeypatch.setattr("fmjax.studies.draw_training.make_draw_from", no_memory)
+    monkeypatch.setattr("fmjax.jobs.train.preview.make_draw_from", no_memory)
     failure = "RESOURCE_EXHAUSTED: out of memory"
     draw = pictures_of(run, heard)
     assert draw is not None

@@ -16,7 +16,7 @@ from fmjax.losses import drop_parts
 from fmjax.networks import MMDiTConfig
 from fmjax.pretrained.folder import open_model
 from fmjax.pretrained.prompts import encode_prompts
-from fmjax.training import make_mesh
+from fmjax.sharding import make_mesh
 from tests.golden_models import GOLDEN, PIPELINES, loaded
 from tests.test_cli import run
 

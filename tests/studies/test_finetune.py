@@ -15,15 +15,16 @@ from fmjax._arrays import TextShape
 from fmjax._progress import Silent
 from fmjax.cli import main
 from fmjax.config import build
+from fmjax.jobs.released.export import export_run
+from fmjax.jobs.train import train
+from fmjax.jobs.train.prepare import prepare
 from fmjax.networks import FluxConfig
-from fmjax.pretrained.lora_files import LORA_FILE, read_lora
+from fmjax.pretrained.lora.files import LORA_FILE, read_lora
 from fmjax.pretrained.tuning import released_network
-from fmjax.studies import train
-from fmjax.studies.export import export_run
-from fmjax.studies.finetune import started
-from fmjax.studies.prepare import prepare
-from fmjax.studies.run_folder import RunFolder, read_config
-from fmjax.training import Checkpoints, abstract_state, make_mesh
+from fmjax.runs.folder import RunFolder, read_config
+from fmjax.runs.released_weights import started
+from fmjax.sharding import make_mesh
+from fmjax.training import Checkpoints, abstract_state
 from tests.golden_models import GOLDEN, loaded
 from tests.released import EVENT, TEXT, on_one_device
 

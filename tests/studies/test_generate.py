@@ -12,7 +12,16 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fmjax.config import ODE_SOLVERS, guided
-from fmjax.config.generating import GenerateConfig
+from fmjax.config.generate import GenerateConfig
+from fmjax.jobs.released import request as asked_of
+from fmjax.jobs.released.generate import (
+    condition,
+    decode_latents,
+    encode_request,
+    generate,
+    released_experiment,
+)
+from fmjax.jobs.released.request import check_request
 from fmjax.pretrained import components
 from fmjax.pretrained import prompts as encoding
 from fmjax.pretrained.folder import open_model
@@ -22,19 +31,10 @@ from fmjax.pretrained.pipeline import (
     read_latents,
     released_times,
 )
-from fmjax.pretrained.sigmas import released_sigmas
+from fmjax.pretrained.time_grid import released_sigmas
+from fmjax.runs.sampling.batches import noise
+from fmjax.sharding import MeshConfig
 from fmjax.solvers import Euler, FixedSteps, sample
-from fmjax.studies import request as asked_of
-from fmjax.studies.draw import noise
-from fmjax.studies.generate import (
-    condition,
-    decode_latents,
-    encode_request,
-    generate,
-    released_experiment,
-)
-from fmjax.studies.request import check_request
-from fmjax.training import MeshConfig
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.released import on_one_device
 from tests.test_cli import run
@@ -123,7 +123,7 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
 def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
     model = open_model(GOLDEN / PIPELINES[0])
     seen = {}
-    from fmjax.studies import generate as module
+    from fmjax.jobs.released import generate as module
 
     def watched(*args, **kwargs):
         seen["bytes"] = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
@@ -238,7 +238,7 @@ def test_a_comparison_takes_the_guidance_that_a_picture_takes(
     def reached(*_, **__):
         raise ValueError("reached")
 
-    monkeypatch.setattr("fmjax.studies.compare_prompt.check_model", reached)
+    monkeypatch.setattr("fmjax.jobs.released.compare_prompt.check_model", reached)
     code = run("compare", schnell(tmp_path), "a cat", "--picture.guidance", scale,
                "--picture.height", 32, "--picture.width", 32, "--output", tmp_path)  # fmt: skip
     said = capsys.readouterr()

@@ -11,17 +11,17 @@ from PIL import Image
 
 from fmjax import cli
 from fmjax.config import Config, build
-from fmjax.config.inverting import InvertConfig
+from fmjax.config.invert import InvertConfig
 from fmjax.data import DigitsData, load
+from fmjax.jobs.invert import invert
+from fmjax.jobs.invert.invert import RoundTrip, described, invert_run
+from fmjax.jobs.invert.pictures import edit_all
 from fmjax.networks import DiTConfig
-from fmjax.schedules import Linear
-from fmjax.studies import invert, run_folder
-from fmjax.studies.image_examples import Examples, chosen_images, over_devices, read_image
-from fmjax.studies.invert import RoundTrip, described, invert_run
-from fmjax.studies.invert_pictures import edit_all
-from fmjax.studies.run_folder import Run, RunFolder
-from fmjax.training import make_mesh
-from fmjax.velocity import VelocityNet
+from fmjax.paths import Linear, VelocityNet
+from fmjax.runs import folder as run_folder
+from fmjax.runs.folder import Run, RunFolder
+from fmjax.runs.image_examples import Examples, chosen_images, over_devices, read_image
+from fmjax.sharding import make_mesh
 from tests.oracles import Gaussian
 
 STD = 0.2

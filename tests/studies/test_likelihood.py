@@ -10,11 +10,11 @@ from fmjax.cli.main import main
 from fmjax.config import Config, TrainingConfig
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset, DigitsData, ToyData
+from fmjax.jobs.evaluate.likelihood import level_width, likelihood_run
+from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig, MLPConfig
+from fmjax.runs.folder import open_run
 from fmjax.solvers import Euler, ExactDivergence, FixedSteps, Hutchinson, Probe
-from fmjax.studies.likelihood import level_width, likelihood_run
-from fmjax.studies.run_folder import open_run
-from fmjax.studies.train import train
 
 SMALL = TrainingConfig(num_steps=1, batch_size=16, log_every=1)
 FEW = LikelihoodConfig(20, "exact", solver="rk4", num_steps=8, batch_size=16)

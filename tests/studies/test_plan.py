@@ -11,15 +11,16 @@ import pytest
 from fmjax._arrays import Batch, TextShape
 from fmjax.config import Config, PlanConfig, SamplingConfig, TrainingConfig, build, to_json
 from fmjax.data import ArrayData, DigitsData
-from fmjax.hardware import Chip, count_flops
+from fmjax.jobs.planning import plan as module
+from fmjax.jobs.planning.plan import layouts, plan
+from fmjax.jobs.planning.workloads import sampling_batch, training_step
 from fmjax.networks import DiTConfig, FluxConfig, UNetConfig
+from fmjax.planning import Chip, count_flops
+from fmjax.planning.collectives import Traffic
+from fmjax.planning.compile import Compiled
 from fmjax.report.plan import plan_text, plans_json, plot_memory
-from fmjax.studies import plan as module
-from fmjax.studies.plan import layouts, plan
-from fmjax.studies.planned import sampling_batch, training_step
-from fmjax.training import MeshConfig, bytes_held, init_state, make_mesh, put_batch
-from fmjax.training.ahead import Compiled
-from fmjax.training.collectives import Traffic
+from fmjax.sharding import MeshConfig, bytes_held, make_mesh, put_batch
+from fmjax.training import init_state
 
 CONFIG = Config(
     name="planned",

@@ -28,28 +28,34 @@ from fmjax.config import (
     guided,
 )
 from fmjax.config.likelihood import LikelihoodConfig
-from fmjax.couplings import MinibatchOT
 from fmjax.data import ToyData, open_pairs
+from fmjax.jobs.compare.compare_run import run_methods
+from fmjax.jobs.evaluate.likelihood import likelihood_run
+from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
+from fmjax.jobs.report.report import report_run
+from fmjax.jobs.sample.sample import read_samples, write_samples
+from fmjax.jobs.train.pairs import make_pairs, pairs_folder
+from fmjax.jobs.train.prepare import prepare
+from fmjax.jobs.train.reflow import reflow_config
+from fmjax.jobs.train.train import train
 from fmjax.metrics import sliced_wasserstein, straightness
 from fmjax.networks import MLPConfig
-from fmjax.paths import AffinePath, Prediction
-from fmjax.schedules import LinearBetas
+from fmjax.paths import (
+    AffinePath,
+    LinearBetas,
+    MinibatchOT,
+    Prediction,
+    UniformSteps,
+    UShaped,
+    uniform_grid,
+)
+from fmjax.runs.folder import RunFolder, open_run
+from fmjax.runs.sampling.run_samples import draw_from
+from fmjax.runs.sampling.source_points import run_starts
+from fmjax.sharding import MeshConfig, make_mesh
 from fmjax.solvers import FixedSteps, encode, sample
-from fmjax.solvers.fixed import RK4
-from fmjax.studies.compare_run import run_methods
-from fmjax.studies.draw_run import draw_from
-from fmjax.studies.likelihood import likelihood_run
-from fmjax.studies.pairs import make_pairs, pairs_folder
-from fmjax.studies.paths import measure_paths, read_paths
-from fmjax.studies.prepare import prepare
-from fmjax.studies.reflow import reflow_config
-from fmjax.studies.report import report_run
-from fmjax.studies.run_folder import RunFolder, open_run
-from fmjax.studies.sample import read_samples, write_samples
-from fmjax.studies.starts import run_starts
-from fmjax.studies.train import train
-from fmjax.times import UniformSteps, UShaped, uniform_grid
-from fmjax.training import MeshConfig, OptimizerConfig, make_mesh
+from fmjax.solvers.steppers.ode import RK4
+from fmjax.training import OptimizerConfig
 from tests.tiny_run import environment
 
 pytestmark = pytest.mark.slow
@@ -196,7 +202,7 @@ def test_eight_devices_train_the_student_of_one(teacher, asked, pairs, tmp_path,
     config = dataclasses.replace(asked, training=training, optimizer=optimizer)
     eight = train(dataclasses.replace(config, mesh=MeshConfig(2, 2, 2)), tmp_path / "eight")
     alone = make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr("fmjax.studies.train.make_mesh", lambda config: alone)
+    monkeypatch.setattr("fmjax.jobs.train.train.make_mesh", lambda config: alone)
     one = train(config, tmp_path / "one")
     pairs_of = zip(*(jax.tree.leaves(run.params) for run in (eight, one, teacher)), strict=True)
     moved = []
@@ -363,8 +369,8 @@ def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
     script.write_text(
         "import json, sys\n"
         "from fmjax.config import ReflowConfig, SamplingConfig\n"
-        "from fmjax.studies.pairs import make_pairs\n"
-        "from fmjax.studies.run_folder import open_run\n"
+        "from fmjax.jobs.train.pairs import make_pairs\n"
+        "from fmjax.runs.folder import open_run\n"
         f"sampling = SamplingConfig(solver='rk4', num_steps=8, batch_size=100)\n"
         f"config = ReflowConfig({str(teacher.folder.path)!r}, {config.pairs!r}, 20_000,\n"
         "                      0.25, sampling)\n"

@@ -8,15 +8,15 @@ import pytest
 
 from fmjax.config import Config, SamplingConfig, StudyConfig, build
 from fmjax.data import ToyData
+from fmjax.jobs.evaluate.likelihood import LikelihoodResult
+from fmjax.jobs.invert.invert import RoundTrip
+from fmjax.jobs.report.report import report_run, report_study
 from fmjax.networks import MLPConfig
 from fmjax.report.comparison import write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.images import image_bytes, image_grid
-from fmjax.studies.invert import RoundTrip
-from fmjax.studies.likelihood import LikelihoodResult
-from fmjax.studies.report import report_run, report_study
-from fmjax.studies.run_folder import Run, RunFolder
-from fmjax.training import make_mesh
+from fmjax.runs.folder import Run, RunFolder
+from fmjax.sharding import make_mesh
 from tests.report.made_up import comparison, example, run
 
 CONFIG = Config(name="toy", data=ToyData(num_examples=16), network=MLPConfig(width=8))

@@ -22,25 +22,26 @@ from fmjax.config import (
     to_json,
 )
 from fmjax.data import ArrayData, DigitsData
-from fmjax.networks import DiTConfig
-from fmjax.studies.asked import chosen_labels
-from fmjax.studies.compare_run import compare_run
-from fmjax.studies.configs import load_config
-from fmjax.studies.draw import Drawn
-from fmjax.studies.evaluate import (
+from fmjax.jobs.compare.compare_run import compare_run
+from fmjax.jobs.evaluate.evaluate import (
     Evaluation,
     _Yardsticks,
     described,
     evaluate_run,
     read_evaluation,
 )
-from fmjax.studies.prepare import prepare
-from fmjax.studies.report import report_run
-from fmjax.studies.results import make_results
-from fmjax.studies.run_folder import RunFolder, open_run, read_config
-from fmjax.studies.sample import grid_of, in_words, read_samples, sample_run
-from fmjax.studies.train import train
-from fmjax.training import MeshConfig, OptimizerConfig
+from fmjax.jobs.report.report import report_run
+from fmjax.jobs.report.results import make_results
+from fmjax.jobs.sample.sample import grid_of, in_words, read_samples, sample_run
+from fmjax.jobs.train.prepare import prepare
+from fmjax.jobs.train.train import train
+from fmjax.networks import DiTConfig
+from fmjax.runs.folder import RunFolder, open_run, read_config
+from fmjax.runs.load_config import load_config
+from fmjax.runs.sampling.batches import Drawn
+from fmjax.runs.sampling.conditions import chosen_labels
+from fmjax.sharding import MeshConfig
+from fmjax.training import OptimizerConfig
 
 README = Path(__file__).parents[2] / "README.md"
 CONFIG = Config(
@@ -176,7 +177,7 @@ def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monk
     def refuse(*_, **__):
         raise AssertionError("no classifier may be trained")
 
-    monkeypatch.setattr("fmjax.studies.evaluate.trained_classifier", refuse)
+    monkeypatch.setattr("fmjax.jobs.evaluate.evaluate.trained_classifier", refuse)
     evaluation = dataclasses.replace(CONFIG.evaluation, classifier=False)
     config = dataclasses.replace(CONFIG, evaluation=evaluation)
     shutil.copytree(run.folder.path, tmp_path / "run")

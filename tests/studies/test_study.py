@@ -15,16 +15,16 @@ from fmjax.config import (
     TrainingConfig,
 )
 from fmjax.data import DigitsData, ToyData, open_pairs
+from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
+from fmjax.jobs.report.report import report_study
+from fmjax.jobs.study.seeds import mean_row
+from fmjax.jobs.study.study import run_study
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import Prediction
 from fmjax.report.comparison import SolverRun, read_json
 from fmjax.report.gallery import read_gallery
-from fmjax.studies.calibrate import run_grid
-from fmjax.studies.paths import measure_paths, read_paths
-from fmjax.studies.report import report_study
-from fmjax.studies.run_folder import open_run
-from fmjax.studies.seeds import mean_row
-from fmjax.studies.study import run_study
+from fmjax.runs.folder import open_run
+from fmjax.runs.sampling.calibrated_grid import run_grid
 from fmjax.training import OptimizerConfig
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 
 from fmjax._arrays import TextShape
 from fmjax.cli import main
-from fmjax.studies.run_folder import read_model
+from fmjax.runs.folder import read_model
 
 pytestmark = pytest.mark.slow
 

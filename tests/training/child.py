@@ -6,14 +6,13 @@ from pathlib import Path
 
 import jax
 
+from fmjax.sharding import Interrupted, make_mesh
 from fmjax.training import (
     Checkpoints,
-    Interrupted,
     OptimizerConfig,
     RunLogger,
     fit,
     init_state,
-    make_mesh,
     make_optimizer,
     make_train_step,
 )

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fmjax.training import laid_out, make_mesh
-from fmjax.training.ahead import compiled, executable_of
+from fmjax.planning.compile import compiled, executable_of
+from fmjax.sharding import laid_out, make_mesh
 
 
 def test_an_executable_runs_as_the_function_does_and_comes_with_the_same_figures():

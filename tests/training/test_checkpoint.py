@@ -6,22 +6,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fmjax.paths import VelocityNet
+from fmjax.sharding import MeshConfig, laid_out, make_mesh, put_batch
 from fmjax.training import (
     Checkpoints,
-    MeshConfig,
     OptimizerConfig,
     TrainState,
     init_state,
-    laid_out,
-    make_mesh,
     make_optimizer,
     make_train_step,
-    put_batch,
     restore_ema,
-    restoring,
 )
-from fmjax.training.digests import write_digests
-from fmjax.velocity import VelocityNet
+from fmjax.training.checkpoints import reader as restoring
+from fmjax.training.checkpoints.digests import write_digests
 from tests.training.tiny import Points, make_net, make_objective
 
 EXTRA = {"batches": {"position": 3}, "window": [[0.1, 2.0]]}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from fmjax.training import MeshConfig, make_mesh
-from fmjax.training.collectives import BETWEEN_SLICES, Traffic, collectives
+from fmjax.planning.collectives import BETWEEN_SLICES, Traffic, collectives
+from fmjax.sharding import MeshConfig, make_mesh
 
 
 def program(fn, mesh, in_specs, out_specs, *shapes):

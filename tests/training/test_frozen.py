@@ -11,16 +11,9 @@ from fmjax._trees import divided, joined, named_leaves
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import LoRAConfig
 from fmjax.paths import AffinePath
-from fmjax.training import (
-    Checkpoints,
-    MeshConfig,
-    flops_per_example,
-    init_state,
-    make_mesh,
-    make_train_step,
-    put_batch,
-    state_from,
-)
+from fmjax.planning import flops_per_example
+from fmjax.sharding import MeshConfig, make_mesh, put_batch
+from fmjax.training import Checkpoints, init_state, make_train_step, state_from
 from tests.golden_models import GOLDEN
 from tests.released import batch, tuned
 

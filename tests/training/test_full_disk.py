@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.studies.run_folder import open_run
+from fmjax.runs.folder import open_run
 from fmjax.training import Checkpoints, RunLogger, Unwritten
 from tests.tiny_run import command, environment, write_config
 from tests.training.child import run

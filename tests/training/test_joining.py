@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from fmjax.training import Processes, another_is_gone, join
-from fmjax.training.processes import _bind_address
+from fmjax.sharding import Processes, another_is_gone, join
+from fmjax.sharding.processes import _bind_address
 from tests.tiny_run import environment
 
 JOIN = "from fmjax.training import join; print('joined', join())"

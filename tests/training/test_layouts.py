@@ -25,7 +25,7 @@ from fmjax.networks import (
     make_network,
 )
 from fmjax.paths import AffinePath
-from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
+from fmjax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from fmjax.training.state import TrainState
 from fmjax.training.step import init_state, make_train_step
 

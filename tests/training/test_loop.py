@@ -14,15 +14,14 @@ import optax
 import pytest
 
 from fmjax._progress import Silent
+from fmjax.sharding import Interrupted, make_mesh
 from fmjax.training import (
     Checkpoints,
-    Interrupted,
     NonFiniteLoss,
     OptimizerConfig,
     fit,
     init_state,
     learning_rate_at,
-    make_mesh,
     make_train_step,
 )
 from tests.training.child import LEFT_CLEANLY, run

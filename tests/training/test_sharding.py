@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch
+from fmjax.paths import VelocityNet
+from fmjax.sharding.mesh import MeshConfig, make_mesh, put_batch, state_sharding
 from fmjax.training.optimizer import OptimizerConfig, make_optimizer
-from fmjax.training.sharding import MeshConfig, make_mesh, put_batch, state_sharding
 from fmjax.training.step import init_state
-from fmjax.velocity import VelocityNet
 
 
 def spec(shape, mesh):

@@ -11,8 +11,8 @@ from fmjax.losses import flow_matching_objective
 from fmjax.losses.objective import Objective
 from fmjax.networks import DiTConfig, make_network
 from fmjax.paths import AffinePath
+from fmjax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from fmjax.training.optimizer import OptimizerConfig, make_optimizer
-from fmjax.training.sharding import MeshConfig, make_mesh, put_batch
 from fmjax.training.step import init_state, make_train_step, state_from
 from tests.training.tiny import DIM, Points, make_net, make_objective
 

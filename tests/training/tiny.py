@@ -6,7 +6,7 @@ import numpy as np
 
 from fmjax._arrays import Batch
 from fmjax.losses.objective import Objective
-from fmjax.velocity import VelocityNet
+from fmjax.paths import VelocityNet
 
 DIM, WIDTH = 4, 64
 

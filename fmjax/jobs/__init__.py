@@ -1,0 +1,1 @@
+"""Whole jobs: one subpackage per command or group of commands."""

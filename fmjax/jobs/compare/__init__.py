@@ -1,0 +1,1 @@
+"""`fmjax compare RUN`: fixed and adaptive solvers on one velocity field."""

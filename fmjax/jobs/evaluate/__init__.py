@@ -1,0 +1,1 @@
+"""`fmjax evaluate` and `fmjax likelihood`: measuring a run against its data."""

@@ -1,0 +1,1 @@
+"""`fmjax invert`: data to noise and back."""

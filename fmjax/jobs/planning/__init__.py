@@ -1,0 +1,1 @@
+"""`fmjax plan`: compile training or sampling for devices that are not present."""

@@ -1,0 +1,1 @@
+"""`fmjax generate`, `encode`, `export` and `compare FOLDER PROMPT`: released models."""

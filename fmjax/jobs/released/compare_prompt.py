@@ -1,0 +1,227 @@
+"""Solvers compared on a prompt: fixed and adaptive ones, from the same noises, on one model."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax._checks import (
+    MAX_STEPS,
+    require,
+    require_between,
+    require_numbers,
+    require_one_of,
+    require_positive,
+)
+from fmjax._files import require_folder, require_outside, require_target
+from fmjax._locks import lock_folder
+from fmjax._progress import Progress, Silent
+from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
+from fmjax.config.generate import GenerateConfig
+from fmjax.jobs.compare.compare import compare
+from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings, ode_solve
+from fmjax.jobs.released.generate import (
+    condition,
+    decode_latents,
+    encode_request,
+    released_experiment,
+)
+from fmjax.jobs.released.request import Request, check_request, guidance_scale, products_of
+from fmjax.paths import CountedField, evaluations
+from fmjax.pretrained.folder import ModelFolder
+from fmjax.pretrained.pipeline import load_transformer, released_times
+from fmjax.pretrained.validate import check_model
+from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
+from fmjax.report.gallery import GalleryEntry, write_gallery
+from fmjax.report.page import Report, write_report
+from fmjax.runs.folder import require_no_run
+from fmjax.runs.sampling.batches import noise
+from fmjax.sharding import batch_sharding, num_shares
+
+_SHOWN = 256  # Pixels of a picture's longer side in the gallery, at most.
+
+
+@dataclass(frozen=True)
+class ComparePromptConfig:
+    """Which solvers are compared on a prompt, and at what settings.
+
+    Attributes:
+        fixed_solvers: Names of those that take each of `steps` steps on the model's own grid.
+        steps: Theirs.
+        adaptive_solvers: Names of those that adapt their steps to each of `tolerances`.
+        tolerances: Their rtol = atol.
+    """
+
+    fixed_solvers: tuple[str, ...] = ("euler", "heun", "adams_bashforth_2")
+    steps: tuple[int, ...] = (4, 8, 16, 28)
+    adaptive_solvers: tuple[str, ...] = ("bosh3", "tsit5")
+    tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
+        for solver in self.fixed_solvers:
+            require_one_of("fixed_solvers", solver, ODE_SOLVERS)
+        for solver in self.adaptive_solvers:
+            require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
+        for number in self.steps:
+            require_between("steps", number, 1, MAX_STEPS)
+        for tolerance in self.tolerances:
+            require_positive("tolerances", tolerance)
+        fixed = self.fixed_solvers and self.steps
+        some = fixed or (self.adaptive_solvers and self.tolerances)
+        require(bool(some), "comparison", "have a solver", "none")
+
+
+def compare_prompt(
+    model: ModelFolder,
+    prompt: str,
+    output: Path,
+    config: ComparePromptConfig = ComparePromptConfig(),  # noqa: B008 (frozen)
+    picture: GenerateConfig = GenerateConfig(),  # noqa: B008
+    *,
+    progress: Progress = Silent(),
+) -> Comparison:
+    """Solve for pictures of a prompt by every solver at every setting; write tables and a page.
+
+    Errors are those of the latents, against a tight solve of the same noises.
+
+    Args:
+        model: From `open_model`.
+        prompt: The text.
+        output: Folder of the results; what has their names is replaced.
+        config: Which solvers.
+        picture: Size, guidance, seed, number of pictures and the like; its solver, steps and batch
+            do not count: all pictures are solved at once.
+        progress: Hears of each row.
+
+    Raises:
+        ValueError: If the model cannot do what is asked, or there is nothing to compare.
+    """
+    euler = dataclasses.replace(picture, solver="euler", steps=1)
+    request = check_request(model, euler, progress)
+    check_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
+    require_folder(output)
+    require_no_run(output)
+    require_outside(output, model.path)
+    with lock_folder(output, "output folder"):
+        return _compare(request, prompt, output, config, progress)
+
+
+def _compare(
+    request: Request, prompt: str, output: Path, config: ComparePromptConfig, progress: Progress
+) -> Comparison:
+    """`compare_prompt`, while the output is held."""
+    for name in ("comparison.csv", "comparison.json", "gallery.npz", "report.html"):
+        require_target(output / name)
+    shares = num_shares(request.mesh)
+    num = -(-request.config.num_images // shares) * shares
+    with products_of(request.dtype):
+        rows, comparison = _solved(request, prompt, num, config, progress)
+        flat = np.concatenate([latents for _, latents in rows])
+        images = decode_latents(request, flat, progress)
+        images = images.reshape(len(rows), num, *images.shape[1:])
+    comparison = comparison._replace(guidance=1.0 if request.guidance is None else request.guidance)
+    write_csv(comparison, output / "comparison.csv")
+    write_json(comparison, output / "comparison.json")
+    gallery = [
+        GalleryEntry.of(run, _shrunk(shown)) for (run, _), shown in zip(rows, images, strict=True)
+    ]
+    write_gallery(gallery, output / "gallery.npz")
+    page = write_report(_report(request, prompt, num, config, comparison, gallery), output)
+    progress.say(f"wrote {page}")
+    return comparison
+
+
+def _solved(
+    request: Request, prompt: str, num: int, config: ComparePromptConfig, progress: Progress
+) -> tuple[list[tuple[SolverRun, np.ndarray]], Comparison]:
+    """Every row with its latents; the transformer lives no longer than this call."""
+    mesh = request.mesh
+    text, null = encode_request(request, [prompt], progress)
+    scale = guidance_scale(request, null)
+    loaded = load_transformer(
+        request.model, mesh=mesh, dtype=request.dtype, progress=progress,
+        lora=request.config.lora, lora_scale=request.config.lora_scale,
+    )  # fmt: skip
+    experiment = released_experiment(request, loaded, text, null)
+
+    def field(params: Any) -> Any:
+        velocity_fn = guided(experiment, params, scale)
+
+        def on_mesh(t: Any, x: Any, cond: Any = None) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return velocity_fn(t, x, cond)
+
+        return CountedField(on_mesh, partial(evaluations, velocity_fn))
+
+    place = batch_sharding(mesh)
+    x0 = noise(jax.random.key(request.config.seed), jnp.arange(num), request.latents.event_shape)
+    cond = jax.device_put(condition(request, text, np.zeros(num, int)), place)
+    found: list[tuple[SolverRun, np.ndarray]] = []
+    comparison = compare(
+        field, loaded.params, jax.device_put(x0, place), cond,
+        methods=_methods(request, config, field),
+        # Of bfloat16 a tighter solve would follow the rounding.
+        reference_tolerance=None if request.dtype == "float32" else 1e-3,
+        in_float64=request.dtype == "float32" and jax.default_backend() == "cpu",
+        on_row=lambda row: found.append((row.run, row.x1)), progress=progress,
+    )  # fmt: skip
+    return found, comparison
+
+
+def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[Method]:
+    def own_grid(num_steps: int) -> jax.Array:
+        return jnp.asarray(released_times(request.model, request.latents, num_steps))
+
+    methods = []
+    for name in config.fixed_solvers:
+        settings = fixed_settings(config.steps, own_grid)
+        solve = ode_solve(field, ODE_SOLVERS[name]())
+        methods.append(Method(f"{solver_title(name)}, the model's steps", "fixed", solve, settings))
+    for name in config.adaptive_solvers:
+        settings = adaptive_settings(config.tolerances)
+        solve = ode_solve(field, ODE_SOLVERS[name]())
+        methods.append(Method(solver_title(name), "adaptive", solve, settings))
+    return methods
+
+
+def _size(request: Request) -> tuple[int, int]:
+    height, width, _ = request.latents.event_shape
+    return height * request.latents.factor, width * request.latents.factor
+
+
+def _shrunk(images: np.ndarray) -> np.ndarray:
+    """Pictures small enough for a page, means of squares of their pixels."""
+    factor = -(-max(images.shape[1:3]) // _SHOWN)
+    height, width = (side // factor * factor for side in images.shape[1:3])
+    num, channels = len(images), images.shape[-1]
+    cut = images[:, :height, :width].reshape(num, height // factor, factor, -1, factor, channels)
+    return cut.mean((2, 4))
+
+
+def _report(
+    request: Request,
+    prompt: str,
+    num: int,
+    config: ComparePromptConfig,
+    comparison: Comparison,
+    gallery: list[GalleryEntry],
+) -> Report:
+    height, width = _size(request)
+    settings = {"picture": request.config, "solvers": config}
+    return Report(
+        title=f"“{prompt}”",
+        summary=f"{num} picture{'' if num == 1 else 's'} of {width}x{height} by "
+        f"{request.model.path.resolve().name}, by each solver from the same noise.",
+        comparison=comparison,
+        config=json.loads(json.dumps(
+            {name: dataclasses.asdict(part) for name, part in settings.items()}, default=str
+        )),
+        gallery=tuple(gallery),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`fmjax study`: several trainings, measured alike."""

@@ -1,0 +1,1 @@
+"""`fmjax train` and `fmjax reflow`."""

@@ -1,0 +1,73 @@
+"""Pictures of samples during a training."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from fmjax._arrays import Conditions, TextShape
+from fmjax._memory import is_out_of_memory
+from fmjax._progress import Progress
+from fmjax.config import Config, Experiment
+from fmjax.jobs.sample.sample import write_picture
+from fmjax.runs.folder import Run, RunFolder
+from fmjax.runs.sampling.batches import has_picture
+from fmjax.runs.sampling.conditions import asked_of
+from fmjax.runs.sampling.run_samples import make_draw_from
+from fmjax.sharding import is_main, together
+from fmjax.training import TrainState
+
+
+def training_pictures(
+    config: Config,
+    experiment: Experiment,
+    folder: RunFolder,
+    event_shape: tuple[int, ...],
+    conditions: Conditions,
+    mesh: jax.sharding.Mesh,
+    progress: Progress,
+) -> Callable[[TrainState], None] | None:
+    """Make the function that draws one batch of samples and writes `samples/stepNUMBER.png`.
+
+    The samples are those of `config.sampling`, on a uniform grid where it asks for a calibrated
+    one. All processes of a run must call the function; the first one writes.
+
+    Returns:
+        The function of the state, or None if `config.training.draw_samples` is off or the model's
+        samples have no picture: latents, text, trainings of released weights.
+    """
+    training, sampling = config.training, config.sampling
+    released = experiment.tuning is not None or isinstance(conditions, TextShape)
+    if not training.draw_samples or not has_picture(event_shape) or released:
+        return None
+    num = min(sampling.num_samples, sampling.batch_size)
+    sampling = dataclasses.replace(sampling, num_samples=num)
+    if sampling.num_steps is not None and sampling.grid == "calibrated":
+        sampling = dataclasses.replace(sampling, grid="uniform")
+    run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
+    requested = asked_of(run, num, (), sampling.prompts)
+    draw = make_draw_from(run, sampling, requested, progress=progress)
+    width = len(str(training.num_steps))
+    enabled = True
+
+    def write(state: TrainState) -> None:
+        nonlocal enabled
+        if not enabled:
+            return
+        try:
+            drawn = draw(state.ema_params)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            enabled = False
+            progress.say(
+                "warning: samples are not drawn during training: the devices have no memory for "
+                "sampling.batch_size samples beside the training state"
+            )
+            return
+        with together("writing a picture of samples"):
+            if is_main():
+                write_picture(drawn, folder.samples / f"step{int(state.step):0{width}}.png")
+        progress.part_done("samples")
+
+    return write

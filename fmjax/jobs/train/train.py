@@ -1,0 +1,231 @@
+"""Train from a config into a run folder."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fmjax._files import require_space, size_of
+from fmjax._memory import require_device_memory
+from fmjax._progress import Progress, Silent
+from fmjax.config import (
+    Config,
+    Experiment,
+    TrainingConfig,
+    build,
+    make_step,
+    num_parameters,
+)
+from fmjax.data import BatchIterator, Dataset, Examples, batches
+from fmjax.data.dataset import Captions
+from fmjax.jobs.compare.compare_run import require_comparable
+from fmjax.jobs.planning.workloads import step_flops
+from fmjax.jobs.train.prepare import own_run, prepare, rule_of
+from fmjax.jobs.train.preview import training_pictures
+from fmjax.jobs.train.reflow import pairs_for, started_from, teacher_of
+from fmjax.runs.folder import Run, RunFolder, open_run
+from fmjax.runs.released_weights import as_released, check_released, started
+from fmjax.sharding import (
+    abstract_batch,
+    is_main,
+    make_mesh,
+    require_batch_fits,
+    require_rows_by_process,
+    together,
+)
+from fmjax.training import (
+    Checkpoints,
+    RunLogger,
+    TrainState,
+    TrainStep,
+    abstract_state,
+    fit,
+    learning_rate_at,
+)
+
+
+def train(
+    config: Config, path: Path, *, overwrite: bool = False, progress: Progress = Silent()
+) -> Run:
+    """`train_folder`, and the run that it leaves, opened."""
+    train_folder(config, path, overwrite=overwrite, progress=progress)
+    return open_run(path)
+
+
+def train_folder(
+    config: Config,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+) -> None:
+    """Train, and leave a run folder with config, checkpoints and metrics.
+
+    A run that stands there with the same config is resumed where it stopped. Several processes
+    that were joined (`fmjax.sharding.join`) each load a share of the data, and all see the folder.
+
+    Args:
+        config: The experiment.
+        path: The run folder.
+        overwrite: Replace a run that stands there.
+        progress: Hears of every part.
+
+    Raises:
+        ValueError: If the parts of the config do not fit together or the data, or the folder
+            holds something else.
+        Interrupted: After SIGTERM or Ctrl-C, with everything saved.
+        NonFiniteLoss: If the loss was not finite.
+    """
+    with own_run(path, config, overwrite=overwrite):
+        _train(config, RunFolder(path), overwrite, progress)
+
+
+def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
+    """`train_folder`, while the folder is held."""
+    with together("reading the released model"):
+        config = as_released(config)
+    training, mesh = config.training, make_mesh(config.mesh)
+    teacher = teacher_of(config)
+    resumed = None if overwrite else folder
+    paired = teacher is not None
+    dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
+    event_shape, conditions = dataset.event_shape, dataset.conditions
+    like = abstract_state(experiment.net, experiment.optimizer, mesh)
+    batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
+    require_device_memory("network", like, "parameters, their average and the optimizer's state")
+    require_device_memory("training.batch_size", batch, "examples of a batch")
+    examples: Examples = dataset
+    if teacher is not None:
+        examples = pairs_for(config, teacher, dataset, progress)
+    with together("reading the data"):
+        feed = batches(
+            examples,
+            source=source,
+            source_noise=config.source_noise,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            flip=training.flip,
+            num_processes=jax.process_count(),
+            process_index=jax.process_index(),
+        )
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
+    step = make_step(config, experiment, mesh, sharding)
+    rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
+    flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,
+                       conditions=conditions)  # fmt: skip
+    # After all that can refuse the folder is made, not before.
+    with together("making the run folder"):
+        if is_main():
+            captions = dataset.captions
+            _require_space(folder, like, training)
+            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
+    state, frozen = started(config, experiment, mesh, sharding, folder.checkpoints, progress)
+    if teacher is not None:
+        state = started_from(teacher, config, state, folder.checkpoints)
+    teacher = None  # Its weights take memory.
+    more = f" beside {num_parameters(frozen):,} that stay" if frozen else ""
+    progress.say(
+        f"{config.name}: {num_parameters(state.params):,} parameters{more}, {len(examples):,} "
+        f"{'examples' if config.reflow is None else 'pairs'} of "
+        f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
+    )
+    bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
+    with together("preparing pictures of samples"):
+        draw = training_pictures(
+            config, experiment, folder, event_shape, conditions, mesh, progress
+        )
+    _fit(config, state, bound, feed, mesh, folder, flops, draw, progress)
+
+
+def _require_space(folder: RunFolder, like: TrainState, training: TrainingConfig) -> None:
+    """Raise unless the disk has room for the checkpoints, one more than is kept being written."""
+    saved = -(-training.num_steps // training.checkpoint_every)
+    count = min(training.checkpoints_kept + 1, saved)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    there = size_of(folder.checkpoints)
+    what = f"{count} checkpoint{'s' if count > 1 else ''}"
+    require_space(folder.path, max(0, count * num_bytes - there), what)
+
+
+def _read(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    progress: Progress,
+    *,
+    paired: bool,
+    resumed: RunFolder | None,
+) -> tuple[Dataset, Dataset | None, Experiment]:
+    """The data, where its flow starts from if that is data too, and what is built for them.
+
+    Whatever does not fit is refused here: not after hours of training.
+    """
+    training = config.training
+    with together("reading the data"):
+        dataset = config.data.load("train", progress=progress)
+        if not config.conditional:
+            dataset = dataset.unconditional()
+        if dataset.text is None:  # Of prompts that encoders read nothing is compared afterwards.
+            require_comparable(config.compare.num_samples, len(dataset))
+        source = None
+        if (captions := dataset.captions) is not None:
+            captions = captions if resumed is None else captions.by_rule(rule_of(resumed))
+            dataset = dataclasses.replace(dataset, captions=captions)
+            _say_what_is_cut(captions, progress)
+        if config.source is not None and not paired:
+            source = config.source.load("train", progress=progress)
+        experiment = build(config, dataset.event_shape, dataset.conditions)
+        check_released(config, experiment)
+        require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
+        require_rows_by_process(mesh)
+    return dataset, source, experiment
+
+
+def _say_what_is_cut(captions: Captions, progress: Progress) -> None:
+    long = captions.tokenizer.cut(captions.texts)
+    if long:
+        progress.say(
+            f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
+            f"{captions.config.num_tokens}; what is over is left out, the first of {long[0]!r}"
+        )
+    if wordless := captions.tokenizer.wordless(captions.tokens):
+        progress.say(
+            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word that the "
+            f"model learns and count as empty, the first is {captions.texts[wordless[0]]!r}"
+        )
+
+
+def _fit(
+    config: Config,
+    state: TrainState,
+    step: TrainStep,
+    feed: BatchIterator,
+    mesh: jax.sharding.Mesh,
+    folder: RunFolder,
+    flops: float,
+    draw: Callable[[TrainState], None] | None,
+    progress: Progress,
+) -> None:
+    training = config.training
+    with (
+        Checkpoints(folder.checkpoints, max_to_keep=training.checkpoints_kept) as checkpoints,
+        RunLogger(folder.path) as logger,
+    ):
+        fit(
+            state,
+            step,
+            feed,
+            mesh=mesh,
+            num_steps=training.num_steps,
+            checkpoints=checkpoints,
+            logger=logger,
+            flops_per_example=flops,
+            learning_rate=lambda n: np.asarray(
+                learning_rate_at(config.optimizer, training.num_steps, n)
+            ),
+            log_every=training.log_every,
+            checkpoint_every=training.checkpoint_every,
+            on_checkpoint=draw,
+            progress=progress,
+        )

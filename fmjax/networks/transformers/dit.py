@@ -1,0 +1,241 @@
+"""DiT: a transformer on patches of an image, conditioned through its norms (adaLN-zero).
+
+Source: Peebles and Xie 2023, arXiv:2212.09748; as a velocity network: Ma et al. 2024 (SiT),
+arXiv:2401.08740.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax.networks.layers.attention import attention
+from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
+from fmjax.networks.layers.linear import (
+    INPUTS,
+    OUTPUTS,
+    ConditionEmbedding,
+    Linear,
+    ToHeads,
+    compute_dtype,
+    modulate,
+    rms_norm,
+    widened,
+)
+from fmjax.networks.layers.patches import (
+    patchify,
+    rotary_angles,
+    rotate,
+    sincos_positions,
+    unpatchify,
+)
+from fmjax.paths import VelocityNet
+from fmjax.sharding import gathered, rows_apart
+
+POSITIONS = ("learned", "sincos", "rotary")
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes and choices of a DiT.
+
+    Attributes:
+        patch_size: Side of the square patches, in pixels.
+        width: Channels of a token.
+        num_layers: Blocks.
+        num_heads: Attention heads; they share `width` evenly.
+        mlp_ratio: Hidden channels of a block's MLP over `width`.
+        positions: "sincos" (fixed) or "learned", added to the tokens, or "rotary", which
+            turns queries and keys.
+        qk_norm: RMS norm of each head's queries and keys (steadies large or bfloat16 nets).
+        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Write every layer into the program instead of a scan: faster on the
+            CPU, slower to compile.
+        remat: What of a block is computed again in the backward pass to save memory: "none",
+            "full" (all of it: a third more work), "save_matmuls" (all but the linear layers) or
+            "offload" (all, with what goes into the blocks kept by the host; TPU and GPU).
+        attention: "auto" (the fastest on the device it runs on: splash on TPU, cuDNN on GPU, where
+            sizes and types let them), or "xla", which forward mode works through.
+    """
+
+    patch_size: int = 2
+    width: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    positions: str = "sincos"
+    qk_norm: bool = False
+    dtype: str = "float32"
+    unroll_layers: bool = False
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for name in ("patch_size", "width", "num_layers", "num_heads"):
+            require_at_least(name, getattr(self, name), 1)
+        require_positive("mlp_ratio", self.mlp_ratio)
+        require_one_of("positions", self.positions, POSITIONS)
+        require_computable(self)
+        require(
+            self.width % self.num_heads == 0,
+            "num_heads",
+            f"divide the width {self.width}",
+            self.num_heads,
+        )
+        if self.positions == "sincos":
+            require(self.width % 4 == 0, "width", "be a multiple of 4 for sincos", self.width)
+        if self.positions == "rotary":
+            head = self.width // self.num_heads
+            require(head % 4 == 0, "width / num_heads", "be a multiple of 4 for rotary", head)
+
+
+DIT_S = DiTConfig(width=384, num_layers=12, num_heads=6)
+"""DiT-S: 33 million parameters with patches of 2 (`dataclasses.replace` changes a field)."""
+DIT_B = DiTConfig(width=768, num_layers=12, num_heads=12)
+"""DiT-B: 130 million parameters."""
+DIT_L = DiTConfig(width=1024, num_layers=24, num_heads=16)
+"""DiT-L: 458 million parameters."""
+DIT_XL = DiTConfig(width=1152, num_layers=28, num_heads=16)
+"""DiT-XL: 675 million parameters."""
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of all tokens to all, in the layout [batch, head, token, dim]."""
+
+    def __init__(self, config: DiTConfig, grid: tuple[int, int], *, rngs: nnx.Rngs):
+        width, head = config.width, config.width // config.num_heads
+        xavier = nnx.initializers.xavier_uniform()
+        self.config, self.grid = config, grid
+        dtype = compute_dtype(config.dtype)
+        self.to_heads = ToHeads(width, config.num_heads, dtype=dtype, kernel_init=xavier, rngs=rngs)
+        self.out = Linear(width, width, split=INPUTS, dtype=dtype, kernel_init=xavier, rngs=rngs)
+        self.q_scale = nnx.Param(jnp.ones(head)) if config.qk_norm else None
+        self.k_scale = nnx.Param(jnp.ones(head)) if config.qk_norm else None
+
+    def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Give the tokens, each a mixture of all."""
+        batch, tokens, width = h.shape
+        heads = self.config.num_heads
+        q, k, v = self.to_heads.heads(h)
+        if self.q_scale is not None and self.k_scale is not None:
+            q = rms_norm(q, self.q_scale[...]).astype(v.dtype)
+            k = rms_norm(k, self.k_scale[...]).astype(v.dtype)
+        if self.config.positions == "rotary":
+            angles = rotary_angles(*self.grid, width // heads)
+            q, k = rotate(q, angles), rotate(k, angles)
+        mixed = (
+            attention(q, k, v, self.config.attention)
+            .transpose(0, 2, 1, 3)
+            .reshape(batch, tokens, width)
+        )
+        return self.out(mixed)
+
+
+class DiTBlock(nnx.Module):
+    """Attention and MLP, each behind a norm whose scale, shift and gate come from the condition.
+
+    The gates start at zero, so a block starts as the identity.
+    """
+
+    def __init__(self, config: DiTConfig, grid: tuple[int, int], *, rngs: nnx.Rngs):
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
+        dtype = compute_dtype(config.dtype)
+        self.attention = SelfAttention(config, grid, rngs=rngs)
+        mlp = dict(dtype=dtype, kernel_init=xavier, rngs=rngs)
+        self.mlp_in = Linear(width, hidden, split=OUTPUTS, **mlp)
+        self.mlp_out = Linear(hidden, width, split=INPUTS, **mlp)
+        self.modulation = Linear(
+            width, 6 * width, split=OUTPUTS, dtype=dtype, kernel_init=zeros, rngs=rngs
+        )
+
+    def __call__(
+        self, h: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]
+    ) -> Float[Array, "batch tokens width"]:
+        """Give the tokens after this block."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+            rows_apart(self.modulation(c))[:, None, :], 6, axis=-1
+        )
+        h = h + gate_a * rows_apart(self.attention(modulate(h, shift_a, scale_a)))
+        hidden = nnx.gelu(self.mlp_in(modulate(h, shift_m, scale_m)), approximate=True)
+        return h + gate_m * rows_apart(self.mlp_out(hidden))
+
+
+class DiT(nnx.Module):
+    """Patches in, blocks, patches out; see the module's docstring."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        event_shape: tuple[int, ...],
+        conditions: int | FlowMapConditions | None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = event_shape
+        size, dtype = config.patch_size, compute_dtype(config.dtype)
+        xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
+        patch = size * size * channels
+        self.config, self.grid = config, (height // size, width // size)
+        self.embed = ConditionEmbedding(config.width, conditions, rngs=rngs)
+        self.patches = Linear(patch, config.width, dtype=dtype, kernel_init=xavier, rngs=rngs)
+        table = (self.grid[0] * self.grid[1], config.width)
+        self.positions = (
+            nnx.Param(0.02 * jax.random.normal(rngs.params(), table))
+            if config.positions == "learned"
+            else None
+        )
+        self.blocks = stack_blocks(
+            lambda rngs: DiTBlock(config, self.grid, rngs=rngs), config.num_layers, rngs
+        )
+        self.modulation = Linear(
+            config.width, 2 * config.width, dtype=dtype, kernel_init=zeros, rngs=rngs
+        )
+        self.out = Linear(config.width, patch, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
+        """Give the prediction, float32, shaped like x."""
+        config = self.config
+        c = nnx.silu(self.embed(t, cond))
+        h = self.patches(patchify(x, config.patch_size))
+        if self.positions is not None:
+            h = h + gathered(self.positions[...].astype(h.dtype))[None]
+        elif config.positions == "sincos":
+            h = h + sincos_positions(*self.grid, config.width)[None].astype(h.dtype)
+        h = run_blocks(self.blocks, h, c, unroll=config.unroll_layers, remat=config.remat)
+        shift, scale = jnp.split(self.modulation(c)[:, None, :], 2, axis=-1)
+        tokens = widened(self.out(modulate(h, shift, scale)))
+        return unpatchify(tokens, config.patch_size, x.shape[1:])
+
+
+def make_dit(
+    config: DiTConfig,
+    event_shape: tuple[int, ...],
+    conditions: int | FlowMapConditions | None = None,
+) -> VelocityNet:
+    """A DiT for images of `event_shape` = (height, width, channel) as pure functions.
+
+    Its output is zero at the start. With classes, label `num_classes` is the null class.
+
+    Raises:
+        ValueError: If the event is no image or its sides are no multiples of the patch; if a
+            label comes to a network without classes, or none to one with classes.
+    """
+    require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
+    height, width, _ = event_shape
+    require(
+        height % config.patch_size == 0 and width % config.patch_size == 0,
+        "patch_size",
+        f"divide the image size {height}x{width}",
+        config.patch_size,
+    )
+
+    def build(rngs: nnx.Rngs) -> DiT:
+        return DiT(config, event_shape, conditions, rngs=rngs)
+
+    return VelocityNet(*purify(build))

@@ -1,0 +1,1 @@
+"""One module per family of released networks: its config.json and its tensor names."""

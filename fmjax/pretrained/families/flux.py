@@ -1,0 +1,126 @@
+"""FLUX.1's transformer: its config.json, and where its weights stand in diffusers' files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fmjax._arrays import TextShape
+from fmjax._checks import require
+from fmjax.networks import FluxConfig
+from fmjax.networks.transformers.text_to_image import TIME_FEATURES
+from fmjax.pretrained.config_files import FluxAbout, checked
+from fmjax.pretrained.families.joint_blocks import (
+    IMAGE,
+    TEXT,
+    Views,
+    around_blocks,
+    embedding,
+    heads,
+    require_class,
+    stream,
+)
+from fmjax.pretrained.layouts import View, concatenated, linear, stacked, tensor
+
+PATCH = 2
+"""Side of a patch, which diffusers cuts before the network."""
+
+
+def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
+    """The network of a config.json.
+
+    Args:
+        about: The parsed file of a FluxTransformer2DModel.
+        settings: Of how it is computed (dtype, remat, attention, ...).
+
+    Raises:
+        ValueError: If it is of something else.
+    """
+    require_class(about, "FluxTransformer2DModel")
+    about = checked(about, FluxAbout)
+    patch, out = about.get("patch_size", 1), about.get("out_channels")
+    require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
+    require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
+    return FluxConfig(
+        patch_size=PATCH,
+        num_heads=about["num_attention_heads"],
+        head_width=about["attention_head_dim"],
+        num_double=about["num_layers"],
+        num_single=about["num_single_layers"],
+        rotary_axes=about.get("axes_dims_rope", (16, 56, 56)),
+        guidance=3.5 if about["guidance_embeds"] else None,
+        **settings,
+    )
+
+
+def flux_about(config: FluxConfig, channels: int, text: TextShape) -> dict[str, Any]:
+    """The config.json of a network: what `flux_config` reads.
+
+    Args:
+        config: The network.
+        channels: Of its latents.
+        text: Sizes of its condition.
+
+    Raises:
+        ValueError: If no such file can describe it.
+    """
+    require(config.patch_size == PATCH, "patch_size", f"be {PATCH} in FLUX", config.patch_size)
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": channels * PATCH**2,
+        "out_channels": None,
+        "num_layers": config.num_double,
+        "num_single_layers": config.num_single,
+        "attention_head_dim": config.head_width,
+        "num_attention_heads": config.num_heads,
+        "joint_attention_dim": text.width,
+        "pooled_projection_dim": text.pooled_width,
+        "guidance_embeds": config.guidance is not None,
+        "axes_dims_rope": list(config.rotary_axes),
+    }
+
+
+def flux_views(about: Mapping[str, Any]) -> Views:
+    """Params of `make_flux`, as parts of the file's tensors."""
+    config, sizes = flux_config(about), flux_config(about).sizes
+    width, patch = config.width, about["in_channels"]
+    doubles, singles = range(config.num_double), range(config.num_single)
+    patches, out = linear("x_embedder", patch, width), linear("proj_out", width, patch)
+    found: Views = {
+        **around_blocks(about, width),
+        "patches": {"kernel": _rows_first(patches["kernel"], 0), "bias": patches["bias"]},
+        "double": stacked(
+            [
+                {
+                    "image": stream(sizes, f"transformer_blocks.{i}", IMAGE, rotary=True),
+                    "text": stream(sizes, f"transformer_blocks.{i}", TEXT, rotary=True),
+                }
+                for i in doubles
+            ]
+        ),
+        "single": stacked([_single(config, f"single_transformer_blocks.{i}") for i in singles]),
+        "out": {"kernel": _rows_first(out["kernel"], 1), "bias": _rows_first(out["bias"], 0)},
+    }
+    if config.guidance is not None:
+        found["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
+    return found
+
+
+def _rows_first(view: View, axis: int) -> View:
+    """A patch as fmjax has it, `[row, column, channel]`; diffusers has the channel first."""
+    every = (slice(None),) * axis
+    parts = [view[(*every, slice(place, None, PATCH**2))] for place in range(PATCH**2)]
+    return concatenated(parts, axis)
+
+
+def _single(config: FluxConfig, block: str) -> Views:
+    """A block on all tokens alike: its output is one layer of attention and MLP together."""
+    sizes, width = config.sizes, config.width
+    query, key, value = (f"{block}.attn.to_{name}" for name in "qkv")
+    out = tensor(f"{block}.proj_out.weight", width, 5 * width).T
+    return {
+        "modulation": linear(f"{block}.norm.linear", width, 3 * width),
+        "to_heads": heads(sizes, (query, key, value), f"{block}.attn.norm_{{}}", rotary=True),
+        "mlp_in": linear(f"{block}.proj_mlp", width, 4 * width),
+        "out": {"kernel": out[:width], "bias": tensor(f"{block}.proj_out.bias", width)},
+        "mlp_out": {"kernel": out[width:]},
+    }

@@ -1,0 +1,1 @@
+"""LoRA files: tensor names, layouts, reading and writing."""

@@ -1,0 +1,1 @@
+"""Sampling a run: its conditions, source points and batches."""

@@ -1,0 +1,71 @@
+"""Arrays on many devices: the mesh, which axis splits what, and several processes."""
+
+from fmjax.sharding.layout import (
+    AXES,
+    BATCH_AXES,
+    all_but_gathered,
+    batch_axes,
+    gathered,
+    gathers,
+    heads_apart,
+    heads_spec,
+    rows_apart,
+    stored_spec,
+)
+from fmjax.sharding.mesh import (
+    MeshConfig,
+    abstract_batch,
+    batch_sharding,
+    bytes_held,
+    laid_out,
+    make_mesh,
+    num_shares,
+    put_batch,
+    replicated,
+    require_batch_fits,
+    require_rows_by_process,
+    state_sharding,
+)
+from fmjax.sharding.processes import (
+    Processes,
+    another_is_gone,
+    is_main,
+    join,
+    together,
+)
+from fmjax.sharding.stopping import (
+    Interrupted,
+    stop_together,
+)
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "Interrupted",
+    "MeshConfig",
+    "Processes",
+    "abstract_batch",
+    "all_but_gathered",
+    "another_is_gone",
+    "batch_axes",
+    "batch_sharding",
+    "bytes_held",
+    "gathered",
+    "gathers",
+    "heads_apart",
+    "heads_spec",
+    "is_main",
+    "join",
+    "laid_out",
+    "make_mesh",
+    "num_shares",
+    "put_batch",
+    "replicated",
+    "require_batch_fits",
+    "require_rows_by_process",
+    "rows_apart",
+    "state_sharding",
+    "stop_together",
+    "stored_spec",
+    "together",
+]

@@ -1,0 +1,1 @@
+"""Solving with Diffrax: batched vector fields, exact evaluation counts, adjoints."""

@@ -1,0 +1,1 @@
+"""Checkpoints: writing, reading, and detecting damage and full disks."""
