@@ -8,10 +8,16 @@ multipliers 1 2 2 2, attention at 16, heads of 64 channels, batch 256, 391,000 s
 an FID of 6.35 with 142 evaluations (OT path).
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import Cifar10Data
-from fmjax.networks import UNetConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Cifar10Data,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
 
 
 def get_config() -> Config:

@@ -14,10 +14,16 @@ features, where here it is the squared error. Not trained by us: it takes an acc
 
 import dataclasses
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import Cifar10Data
-from fmjax.networks import UNetConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Cifar10Data,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
 
 
 def get_config() -> Config:

@@ -6,11 +6,17 @@ On two CPU cores 40 s of training, 1 min 34 s with samples, comparison and page.
 then have a Frechet distance of 4.39 to the training set (355 real test images: 2.70).
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import DigitsData
-from fmjax.networks import DiTConfig
-from fmjax.paths import LogitNormal
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    DigitsData,
+    DiTConfig,
+    EvaluationConfig,
+    LogitNormal,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -12,15 +12,16 @@ come out, also of pictures that it has not seen; sunglasses on a cat do not.
 from fmjax.config import (
     CompareConfig,
     Config,
+    EmojiData,
     EvaluationConfig,
+    LogitNormal,
     LossConfig,
+    MMDiTConfig,
+    OptimizerConfig,
     SamplingConfig,
+    TextEncoderConfig,
     TrainingConfig,
 )
-from fmjax.data import EmojiData
-from fmjax.networks import MMDiTConfig, TextEncoderConfig
-from fmjax.paths import LogitNormal
-from fmjax.training import OptimizerConfig
 
 TRAINED_ON = (
     "red heart", "pizza", "smiling cat with heart-eyes", "loudly crying face", "tropical fish",

@@ -10,17 +10,18 @@ many steps give 93.6 % and 5.45.
 """
 
 from fmjax.config import (
+    CaptionedClasses,
     CompareConfig,
     Config,
     EvaluationConfig,
+    LogitNormal,
     LossConfig,
+    MMDiTConfig,
+    OptimizerConfig,
     SamplingConfig,
+    TextEncoderConfig,
     TrainingConfig,
 )
-from fmjax.data import CaptionedClasses
-from fmjax.networks import MMDiTConfig, TextEncoderConfig
-from fmjax.paths import LogitNormal
-from fmjax.training import OptimizerConfig
 
 PROMPTS = (
     "a t-shirt",

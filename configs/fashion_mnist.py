@@ -9,15 +9,15 @@ have a Frechet distance of 6.62 to the training set (2,000 real test images: 1.2
 from fmjax.config import (
     CompareConfig,
     Config,
+    DiTConfig,
     EvaluationConfig,
+    IdxData,
+    LogitNormal,
     LossConfig,
+    OptimizerConfig,
     SamplingConfig,
     TrainingConfig,
 )
-from fmjax.data import IdxData
-from fmjax.networks import DiTConfig
-from fmjax.paths import LogitNormal
-from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

@@ -12,28 +12,26 @@ of the others. Eight to twelve minutes each on two CPU cores; what was found is 
 import dataclasses
 
 from fmjax.config import (
+    AffinePath,
+    BuiltInGuidance,
     Config,
+    DiTConfig,
+    IdxData,
+    LinearBetas,
     LossConfig,
     MeanFlowConfig,
+    MinibatchOT,
+    OptimizerConfig,
+    Prediction,
     ReflowConfig,
     SamplingConfig,
     ShortcutConfig,
     StudyConfig,
     TrainingConfig,
-)
-from fmjax.data import IdxData
-from fmjax.losses import BuiltInGuidance
-from fmjax.networks import DiTConfig
-from fmjax.paths import (
-    AffinePath,
-    LinearBetas,
-    MinibatchOT,
-    Prediction,
     Uniform,
     UniformSteps,
     UShaped,
 )
-from fmjax.training import OptimizerConfig
 
 EVALUATIONS = (1, 2, 4, 8, 32)
 

@@ -8,7 +8,10 @@ steps on each grid.
 
 from pathlib import Path
 
-from fmjax.config import SamplingConfig, StudyConfig
+from fmjax.config import (
+    SamplingConfig,
+    StudyConfig,
+)
 from fmjax.runs.load_config import load_study
 
 

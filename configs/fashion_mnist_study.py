@@ -10,20 +10,24 @@ which divide the 1,000 times that DDPM is trained at.
 
 import dataclasses
 
-from fmjax.config import Config, LossConfig, SamplingConfig, StudyConfig, TrainingConfig
-from fmjax.data import IdxData
-from fmjax.networks import DiTConfig
-from fmjax.paths import (
+from fmjax.config import (
     AffinePath,
+    Config,
     Cosine,
     CosineBetas,
+    DiTConfig,
+    IdxData,
     LinearBetas,
+    LossConfig,
     MinibatchOT,
+    OptimizerConfig,
     Prediction,
+    SamplingConfig,
+    StudyConfig,
+    TrainingConfig,
     UniformSteps,
     VariancePreserving,
 )
-from fmjax.training import OptimizerConfig
 
 
 def get_study() -> StudyConfig:

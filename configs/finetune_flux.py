@@ -13,13 +13,21 @@ scale of 1, at which its field is that of the images themselves. The layers are 
 It has not been trained to a figure.
 """
 
-from fmjax import TextShape
-from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
-from fmjax.data import EncodedData
-from fmjax.networks import FluxConfig, LoRAConfig
-from fmjax.paths import LogitNormal, Shifted
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    EncodedData,
+    FluxConfig,
+    LogitNormal,
+    LoRAConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PretrainedConfig,
+    SamplingConfig,
+    Shifted,
+    TextShape,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -15,13 +15,20 @@ All weights learn but the table of positions, in float32. It has not been traine
 
 import dataclasses
 
-from fmjax import TextShape
-from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
-from fmjax.data import EncodedData
-from fmjax.networks import SD35_MEDIUM
-from fmjax.paths import LogitNormal, Shifted
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    SD35_MEDIUM,
+    Config,
+    EncodedData,
+    LogitNormal,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PretrainedConfig,
+    SamplingConfig,
+    Shifted,
+    TextShape,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -14,13 +14,21 @@ Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, veloc
 logit-normal times, shifted by 3 towards the noise. It has not been trained to a figure.
 """
 
-from fmjax import TextPart, TextShape
-from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
-from fmjax.data import EncodedData
-from fmjax.networks import FluxConfig
-from fmjax.paths import LogitNormal, Shifted
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    EncodedData,
+    FluxConfig,
+    LogitNormal,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PretrainedConfig,
+    SamplingConfig,
+    Shifted,
+    TextPart,
+    TextShape,
+    TrainingConfig,
+)
 
 # Of 512 tokens; T5's are the tokens, CLIP's the pooled vector.
 TEXT = TextShape(

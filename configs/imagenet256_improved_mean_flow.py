@@ -18,18 +18,18 @@ of 1,024 for B/2. Not trained by us: it takes an accelerator.
 import dataclasses
 
 from fmjax.config import (
+    DIT_B,
+    ArrayData,
+    BuiltInGuidance,
     CompareConfig,
     Config,
     EvaluationConfig,
     MeanFlowConfig,
+    MeshConfig,
+    OptimizerConfig,
     SamplingConfig,
     TrainingConfig,
 )
-from fmjax.data import ArrayData
-from fmjax.losses import BuiltInGuidance
-from fmjax.networks import DIT_B
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

@@ -18,18 +18,18 @@ evaluation, M/2 5.01, L/2 3.84 and XL/2 3.43 (table 2). Not trained by us: it ta
 import dataclasses
 
 from fmjax.config import (
+    DIT_B,
+    ArrayData,
+    BuiltInGuidance,
     CompareConfig,
     Config,
     EvaluationConfig,
     MeanFlowConfig,
+    MeshConfig,
+    OptimizerConfig,
     SamplingConfig,
     TrainingConfig,
 )
-from fmjax.data import ArrayData
-from fmjax.losses import BuiltInGuidance
-from fmjax.networks import DIT_B
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

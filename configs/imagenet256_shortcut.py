@@ -17,17 +17,17 @@ guidance and take it from outside. Not trained by us: it takes an accelerator.
 import dataclasses
 
 from fmjax.config import (
+    DIT_B,
+    ArrayData,
     CompareConfig,
     Config,
     EvaluationConfig,
+    MeshConfig,
+    OptimizerConfig,
     SamplingConfig,
     ShortcutConfig,
     TrainingConfig,
 )
-from fmjax.data import ArrayData
-from fmjax.networks import DIT_B
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
 
 
 def get_config() -> Config:

@@ -15,11 +15,17 @@ guidance 1.5.
 
 import dataclasses
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import ArrayData
-from fmjax.networks import DIT_B
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    DIT_B,
+    ArrayData,
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -20,13 +20,21 @@ has not been trained to a figure.
 
 import dataclasses
 
-from fmjax import TextPart, TextShape
-from fmjax.config import Config, LossConfig, PretrainedConfig, SamplingConfig, TrainingConfig
-from fmjax.data import EncodedData
-from fmjax.networks import SD35_LARGE
-from fmjax.paths import LogitNormal, Shifted
-from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    SD35_LARGE,
+    Config,
+    EncodedData,
+    LogitNormal,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PretrainedConfig,
+    SamplingConfig,
+    Shifted,
+    TextPart,
+    TextShape,
+    TrainingConfig,
+)
 
 TEXT = TextShape(
     333, 4096, 2048,

@@ -9,10 +9,16 @@ pairs of. On two CPU cores some six minutes of training each; figures and a pict
 docs/few_steps.md.
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import IdxData
-from fmjax.networks import DiTConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    DiTConfig,
+    EvaluationConfig,
+    IdxData,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 
 SNEAKER, ANKLE_BOOT = 7, 9
 

@@ -4,10 +4,16 @@ fmjax train configs/toy2d.py
 fmjax train configs/toy2d.py --data.name spirals --run runs/spirals
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import ToyData
-from fmjax.networks import MLPConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    MLPConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    ToyData,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -6,10 +6,16 @@ fmjax reflow runs/transport2d
 The page of either run draws its paths, and says how straight they are.
 """
 
-from fmjax.config import Config, EvaluationConfig, LossConfig, SamplingConfig, TrainingConfig
-from fmjax.data import ToyData
-from fmjax.networks import MLPConfig
-from fmjax.training import OptimizerConfig
+from fmjax.config import (
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    MLPConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    ToyData,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:

@@ -15,7 +15,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-from fmjax import keep_freed_memory  # noqa: E402
+from fmjax._memory import keep_freed_memory  # noqa: E402
 from fmjax._progress import Silent  # noqa: E402
 
 keep_freed_memory()

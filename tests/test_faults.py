@@ -24,7 +24,7 @@ from fmjax.pretrained.weights import filling, require_new, write_tensors
 from fmjax.runs.folder import RunFolder, open_run, read_config
 from tests.faults import Faults, copying, failing, watching
 from tests.tiny_run import CONFIG
-from tests.training.test_full_disk import losses
+from tests.training.checkpoints.test_full_disk import losses
 
 RANDOM = {"seconds", "images_per_second", "teraflops_per_device", "share_of_peak"}
 

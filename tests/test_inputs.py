@@ -9,19 +9,10 @@ import optax
 import pytest
 
 import fmjax
-from fmjax import (
-    AdaptiveSteps,
-    AffinePath,
-    Batch,
-    ErrorControl,
-    FixedSteps,
-    Hutchinson,
-    MLPConfig,
-    make_mesh,
-)
+from fmjax import AdaptiveSteps, AffinePath, Batch, FixedSteps, MLPConfig, make_mesh
 from fmjax.data import Dataset
 from fmjax.sharding.mesh import put_batch
-from fmjax.solvers import DDIM, SDE_SOLVERS
+from fmjax.solvers import DDIM, SDE_SOLVERS, ErrorControl, Hutchinson
 
 X = np.ones((4, 2), np.float32)
 KEYS = jax.random.split(jax.random.key(1), 4)
@@ -55,8 +46,10 @@ FUNCTIONS = {
     "sample adaptive": lambda v, x, k, c: fmjax.sample(v, x, c),
     "sample each": lambda v, x, k, c: fmjax.sample(v, x, c, steps=PER_SAMPLE),
     "sample streaming": lambda v, x, k, c: fmjax.sample(v, x, c, steps=STREAMING),
-    "over_interval": lambda v, x, k, c: fmjax.sample(fmjax.over_interval(v, 0.0, 0.5), x, c),
-    "reversed_time": lambda v, x, k, c: fmjax.sample(fmjax.reversed_time(v), x, c, steps=FIXED),
+    "over_interval": lambda v, x, k, c: fmjax.sample(fmjax.paths.over_interval(v, 0.0, 0.5), x, c),
+    "reversed_time": lambda v, x, k, c: fmjax.sample(
+        fmjax.paths.reversed_time(v), x, c, steps=FIXED
+    ),
     "classifier_free": lambda v, x, k, c: guided(v, x, LABELS if c is None else c),
     "in an interval": lambda v, x, k, c: guided(v, x, LABELS if c is None else c, (0.2, 0.8)),
     "sample_sde": lambda v, x, k, c: fmjax.sample_sde(v, PATH, x, k, c, steps=FIXED),
@@ -73,8 +66,8 @@ FUNCTIONS = {
     ),
     "encode": lambda v, x, k, c: fmjax.encode(v, x, c, steps=FIXED),
     "edit": lambda v, x, k, c: fmjax.edit(v, PATH, x, k, 0.5, c, steps=FIXED),
-    "calibrate": lambda v, x, k, c: fmjax.calibrate(v, x, c, num_pieces=2),
-    "straightness": lambda v, x, k, c: fmjax.straightness(v, x, c, num_steps=2),
+    "calibrate": lambda v, x, k, c: fmjax.solvers.calibrate(v, x, c, num_pieces=2),
+    "straightness": lambda v, x, k, c: fmjax.metrics.straightness(v, x, c, num_steps=2),
     "flow_matching_loss": lambda v, x, k, c: loss(v, x, c),
 }
 KEYED = ("sample_sde", "sde each", "sample_diffusion", "hutchinson", "edit")
@@ -188,8 +181,8 @@ def test_wrong_settings_of_an_sde_are_refused(settings, message, unchecked):
         (lambda: fmjax.interpolate([[1.0]], X, 3), "a must be an array .*, got a list"),
         (lambda: fmjax.interpolate(X, "x", 3), "b must be an array .*, got 'x'"),
         (lambda: fmjax.interpolate(X, X, "3"), "num must be at least 2, got 3"),
-        (lambda: fmjax.dequantize(KEYS[:3], X, 0.1), "keys must be typed keys of shape"),
-        (lambda: fmjax.dequantize(KEYS, X, None), "bin_width must be positive, got None"),
+        (lambda: fmjax.solvers.dequantize(KEYS[:3], X, 0.1), "keys must be typed keys of shape"),
+        (lambda: fmjax.solvers.dequantize(KEYS, X, None), "bin_width must be positive, got None"),
         (lambda: fmjax.bits_per_dim(1.0, None, 0.1), "num_dims must be at least 1, got None"),
         (lambda: fmjax.classifier_free(velocity, 1, "2"), "scale must be at least 0.0, got 2"),
         (lambda: fmjax.classifier_free(velocity, 1, 2.0, 0.5), "must be a pair of times, got 0.5"),
@@ -201,13 +194,28 @@ def test_wrong_settings_of_an_sde_are_refused(settings, message, unchecked):
         ),
         (lambda: fmjax.frechet_distance(X + 1j, X), "features must be an array .*, got complex"),
         (lambda: fmjax.frechet_distance([[1.0], [1.0, 2.0]], X), "features must be an array"),
-        (lambda: fmjax.precision_recall(None, X), "samples must be an array .*, got None"),
-        (lambda: fmjax.precision_recall(X, X[:, 0]), r"real must be \[n, d\], got shape \(4,\)"),
-        (lambda: fmjax.precision_recall(X, X * np.nan), "real must be finite, got inf or nan"),
-        (lambda: fmjax.sliced_wasserstein(0, X, X), "key must be one key .*, got 0"),
-        (lambda: fmjax.sliced_wasserstein(KEYS[0], X, [1.0]), "y must be an array .*, got a list"),
-        (lambda: fmjax.high_frequency_share("x"), "images must be an array of numbers, got 'x'"),
-        (lambda: fmjax.radial_spectrum([[1.0]]), "images must be an array of numbers, got a list"),
+        (lambda: fmjax.metrics.precision_recall(None, X), "samples must be an array .*, got None"),
+        (
+            lambda: fmjax.metrics.precision_recall(X, X[:, 0]),
+            r"real must be \[n, d\], got shape \(4,\)",
+        ),
+        (
+            lambda: fmjax.metrics.precision_recall(X, X * np.nan),
+            "real must be finite, got inf or nan",
+        ),
+        (lambda: fmjax.metrics.sliced_wasserstein(0, X, X), "key must be one key .*, got 0"),
+        (
+            lambda: fmjax.metrics.sliced_wasserstein(KEYS[0], X, [1.0]),
+            "y must be an array .*, got a list",
+        ),
+        (
+            lambda: fmjax.metrics.high_frequency_share("x"),
+            "images must be an array of numbers, got 'x'",
+        ),
+        (
+            lambda: fmjax.metrics.radial_spectrum([[1.0]]),
+            "images must be an array of numbers, got a list",
+        ),
         (lambda: fmjax.batches(X, batch_size=2), "dataset must be a Dataset or Pairs, got float32"),
         (lambda: fmjax.batches(Dataset(X), batch_size="2"), "batch_size must be at least 1, got 2"),
         (lambda: Dataset([[1.0]]), "x must be an array, got a list"),

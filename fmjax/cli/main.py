@@ -51,8 +51,8 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
         _stopping.install(then)
         try:
             code = _run_forgivingly(given)
-        except Exception:  # noqa: BLE001
-            sys.excepthook(*sys.exc_info())
+        except Exception as error:  # noqa: BLE001
+            sys.excepthook(type(error), error, error.__traceback__)
             code = 1
         _exit(code)
     # Within another program, which gets its signals back.

@@ -13,8 +13,8 @@ from fmjax.metrics.classifier_training import ClassifierTraining
 from fmjax.paths import AffinePath, MinibatchOT, Polynomial, Prediction
 from fmjax.solvers import AdaptiveSteps, ErrorControl, classifier_free, log_density, sample
 from tests.metrics.test_classifier import SMALL, Lines, striped_set
+from tests.paths.test_couplings import scipy_plan
 from tests.solvers import test_diffusion
-from tests.test_couplings import scipy_plan
 
 
 def _normal(rng: Random, *shape: int) -> jax.Array:

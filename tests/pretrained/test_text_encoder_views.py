@@ -8,7 +8,7 @@ from fmjax._trees import named_leaves
 from fmjax.pretrained.families.clip import BUFFERS, clip_text_config, clip_text_views
 from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config
 from fmjax.pretrained.layouts import all_tensors
-from tests.networks.text_encoders import CLIPS, T5S, about, encoder, read, weights
+from tests.networks.text_encoders.golden_encoders import CLIPS, T5S, about, encoder, read, weights
 
 FOLDERS = (*CLIPS, *T5S)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmjax.pretrained.tokenizers.tokenizers import read_tokenizer
-from tests.networks.text_encoders import ENCODERS, GOLDEN
+from tests.networks.text_encoders.golden_encoders import ENCODERS, GOLDEN
 
 PROMPTS = json.loads((ENCODERS / "prompts.json").read_text())
 VARIANTS = json.loads((ENCODERS / "variants.json").read_text())

@@ -10,7 +10,12 @@ from fmjax._trees import named_leaves
 from fmjax.networks import AutoencoderConfig, make_autoencoder
 from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
 from fmjax.pretrained.layouts import View, all_tensors
-from tests.networks.autoencoders import MODELS, golden_about, golden_config, golden_tensors
+from tests.networks.autoencoder.golden_autoencoders import (
+    MODELS,
+    golden_about,
+    golden_config,
+    golden_tensors,
+)
 
 ABOUT = golden_about("sd3-pipeline-tiny/vae")
 

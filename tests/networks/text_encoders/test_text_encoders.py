@@ -20,7 +20,15 @@ from fmjax.networks import (
 from fmjax.networks.text_encoders.t5 import distance_buckets
 from fmjax.sharding import MeshConfig, make_mesh
 from fmjax.sharding.mesh import batch_sharding, state_sharding
-from tests.networks.text_encoders import CLIPS, ENCODERS, T5S, encoder, expected, read, weights
+from tests.networks.text_encoders.golden_encoders import (
+    CLIPS,
+    ENCODERS,
+    T5S,
+    encoder,
+    expected,
+    read,
+    weights,
+)
 
 CLOSE = 1e-5  # Of the largest state: both compute in float32.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = ["--network.num-layers", "2", "--training.batch-size", "64"]
 FSDP = ["--mesh.data", "1", "--mesh.fsdp", "-1"]
 

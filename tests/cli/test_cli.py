@@ -18,7 +18,7 @@ import pytest
 from fmjax import cli
 from tests.holder import holder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
     "--network.width", "16", "--network.num-layers", "1", "--training.num-steps", "4",
     "--training.batch-size", "16", "--training.log-every", "2", "--optimizer.warmup-steps", "1",

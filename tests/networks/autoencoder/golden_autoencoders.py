@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
 from fmjax.pretrained.layouts import View
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-three-levels"}
 """Folders of outputs, and of the models that gave them."""
 

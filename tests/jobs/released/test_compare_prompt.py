@@ -8,9 +8,9 @@ import pytest
 
 from fmjax.jobs.released import request
 from fmjax.report.gallery import read_gallery
+from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES
 from tests.released import on_one_device
-from tests.test_cli import run
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ from tests.released import EVENT, TEXT, on_one_device
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 FILE = "diffusion_pytorch_model.safetensors"
 PIPELINE = GOLDEN / "sd3-pipeline-tiny"
 

@@ -35,9 +35,9 @@ from fmjax.pretrained.time_grid import released_sigmas
 from fmjax.runs.sampling.batches import noise
 from fmjax.sharding import MeshConfig
 from fmjax.solvers import Euler, FixedSteps, sample
+from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.released import on_one_device
-from tests.test_cli import run
 
 SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
 

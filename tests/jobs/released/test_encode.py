@@ -17,8 +17,8 @@ from fmjax.networks import MMDiTConfig
 from fmjax.pretrained.folder import open_model
 from fmjax.pretrained.prompts import encode_prompts
 from fmjax.sharding import make_mesh
+from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES, loaded
-from tests.test_cli import run
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from fmjax.data import (
 from fmjax.data.sources.captioned_classes import FASHION_NAMES
 from fmjax.data.sources.emoji import Emoji
 from fmjax.data.tokenizer import TokenizerConfig
-from tests.data.test_mnist import write_set
+from tests.data.sources.test_mnist import write_set
 
 WORDS = TokenizerConfig(4, 16)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

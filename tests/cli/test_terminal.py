@@ -13,7 +13,7 @@ from fmjax.cli.suggestions import nearest
 from tests.quick import COMPILATION
 from tests.terminal import COLOUR, commands_in_terminal, in_terminal
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOY = ["train", str(ROOT / "configs" / "toy2d.py")]
 WIDTHS = (20, 80, 200)
 ERRORS = [

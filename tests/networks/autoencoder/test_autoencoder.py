@@ -10,7 +10,12 @@ from flax import nnx
 
 from fmjax.networks import AutoencoderConfig, decode_tiled, make_autoencoder
 from fmjax.networks.autoencoder.blocks import Sizes
-from tests.networks.autoencoders import MODELS, golden_config, golden_outputs, golden_params
+from tests.networks.autoencoder.golden_autoencoders import (
+    MODELS,
+    golden_config,
+    golden_outputs,
+    golden_params,
+)
 
 SMALL = AutoencoderConfig(latent_channels=4, widths=(8, 8), num_blocks=1, num_groups=4)
 

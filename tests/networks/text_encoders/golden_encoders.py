@@ -12,7 +12,7 @@ from fmjax.pretrained.families.clip import clip_text_config, clip_text_views
 from fmjax.pretrained.families.t5 import t5_config, t5_views
 from fmjax.pretrained.layouts import View
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 ENCODERS = GOLDEN / "text-encoders"
 
 CLIPS = {

@@ -54,7 +54,7 @@ from fmjax.sharding import make_mesh
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.training import OptimizerConfig, init_state
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 # Event shape and classes of each config's data, and a network of the same kind that is small.
 SHAPES = {
     "digits": ((8, 8, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
