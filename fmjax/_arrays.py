@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from fmjax._arrays import Params, PRNGKey
 from fmjax._json import Count, Size
 
 Times: TypeAlias = Float[Array, " batch"]
@@ -153,3 +154,8 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 def event_axes(x: jax.Array) -> tuple[int, ...]:
     """All axes of `x` but the leading batch axis."""
     return tuple(range(1, x.ndim))
+
+
+def is_image(event_shape: tuple[int, ...]) -> bool:
+    """Whether an example is (height, width, channel), grey or of three colours."""
+    return len(event_shape) == 3 and event_shape[-1] in (1, 3)

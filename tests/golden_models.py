@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fmjax.pretrained.components import load_component
-from fmjax.training import make_mesh
+from fmjax.sharding import make_mesh
 
 GOLDEN = Path(__file__).parent / "golden"
 PIPELINES = ("sd3-pipeline-tiny", "flux-dev-pipeline-tiny")

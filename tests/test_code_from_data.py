@@ -11,7 +11,7 @@ import pytest
 
 from fmjax.cli.work import _compilation_cache
 from fmjax.data.sources.image_files import ImageFiles, open_image
-from fmjax.runs.image_examples import read_image
+from fmjax.jobs.invert.image_examples import read_image
 
 PACKAGE = Path(__file__).parents[1] / "fmjax"
 RUNS_CODE = {

@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from fmjax._arrays import Text, TextPart, TextShape
 from fmjax.data.dataset import Captions, Dataset, NoSuchSplit, Source, load
 from fmjax.data.pipeline import BatchIterator, Examples, batches
 from fmjax.data.records.manifest import (
@@ -55,6 +56,9 @@ __all__ = [
     "Records",
     "Source",
     "WordTokenizer",
+    "Text",
+    "TextPart",
+    "TextShape",
     "TokenizerConfig",
     "ToyData",
     "batches",

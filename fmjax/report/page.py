@@ -14,8 +14,8 @@ from typing import Any
 
 import jinja2
 
-import fmjax
 from fmjax._files import own_files, write_atomically
+from fmjax._version import __version__
 from fmjax.report.advice import sentences
 from fmjax.report.charts import (
     comparison_charts,
@@ -107,7 +107,7 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
         style=style,
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
-        version=fmjax.__version__,
+        version=__version__,
     )
 
 

@@ -32,7 +32,9 @@ from fmjax.jobs.evaluate.evaluate import (
 )
 from fmjax.jobs.report.report import report_run
 from fmjax.jobs.report.results import make_results
-from fmjax.jobs.sample.sample import grid_of, in_words, read_samples, sample_run
+from fmjax.jobs.sample.sample import (
+    sample_run,
+)
 from fmjax.jobs.train.prepare import prepare
 from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig
@@ -40,6 +42,11 @@ from fmjax.runs.folder import RunFolder, open_run, read_config
 from fmjax.runs.load_config import load_config
 from fmjax.runs.sampling.batches import Drawn
 from fmjax.runs.sampling.conditions import chosen_labels
+from fmjax.runs.sampling.files import (
+    grid_of,
+    in_words,
+    read_samples,
+)
 from fmjax.sharding import MeshConfig
 from fmjax.training import OptimizerConfig
 

@@ -11,7 +11,7 @@ from fmjax.sharding import Processes, another_is_gone, join
 from fmjax.sharding.processes import _bind_address
 from tests.tiny_run import environment
 
-JOIN = "from fmjax.training import join; print('joined', join())"
+JOIN = "from fmjax.sharding import join; print('joined', join())"
 
 
 def join_in(**more):
@@ -50,7 +50,7 @@ def test_a_coordinator_that_is_taken_is_refused():
 
 LISTEN = """
 import pathlib, sys
-from fmjax.training import Processes, another_is_gone, join
+from fmjax.sharding import Processes, another_is_gone, join
 join(*(Processes(argument, 1, 0) for argument in sys.argv[1:]))
 import jax
 jax.devices()  # The transport between devices listens too.

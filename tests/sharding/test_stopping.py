@@ -236,7 +236,7 @@ def test_two_signals_within_a_moment_are_one():
     [
         ("ValueError('x')", "fmjax: error: x\n"),
         (
-            "training.Interrupted('SIGINT', 3, True)",
+            "sharding.Interrupted('SIGINT', 3, True)",
             "fmjax: stopped by SIGINT after step 3; its checkpoint is saved; the same command goes "
             "on\n",
         ),
@@ -244,7 +244,7 @@ def test_two_signals_within_a_moment_are_one():
 )
 def test_a_signal_after_the_last_line_of_a_command_adds_none(error, said):
     code, _, found, _ = scene(f"""
-        from fmjax import training
+        from fmjax import sharding
         from fmjax.cli import commands
         from fmjax.cli.main import _run
         def work(arguments):

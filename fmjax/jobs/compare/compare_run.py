@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import (
+    is_image,
+)
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
@@ -25,7 +28,6 @@ from fmjax.config import (
 )
 from fmjax.jobs.compare.compare import Metric, Row, compare
 from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings
-from fmjax.jobs.evaluate.evaluate import data_classifier
 from fmjax.metrics import (
     FeatureExtractor,
     PrecisionRecall,
@@ -36,7 +38,13 @@ from fmjax.metrics import (
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.runs.folder import Run, writes
-from fmjax.runs.sampling.batches import is_image, noise_keys, require_samples_fit
+from fmjax.runs.real_data import (
+    data_classifier,
+)
+from fmjax.runs.sampling.batches import (
+    noise_keys,
+    require_samples_fit,
+)
 from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_starts

@@ -14,24 +14,27 @@ from fmjax._checks import require, require_at_least
 from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
-from fmjax.data import CaptionedClasses, DataConfig, Dataset, IdxData, NoSuchSplit
+from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.straightness import measure_paths
-from fmjax.jobs.sample.sample import in_words
 from fmjax.metrics import (
     FeatureExtractor,
-    ImageClassifier,
     frechet_distance,
     sliced_wasserstein,
-    trained_classifier,
 )
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.sampling.batches import is_image, require_samples_fit
+from fmjax.runs.real_data import (
+    MAX_REAL,
+    data_classifier,
+)
+from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import asked_like
+from fmjax.runs.sampling.files import (
+    in_words,
+)
 from fmjax.runs.sampling.run_samples import draw_from
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices.
 Distance = Callable[[np.ndarray, np.ndarray], float]
-MAX_REAL = 60_000  # Real examples that samples are held against, at most.
 
 
 class Evaluation(NamedTuple):
@@ -100,28 +103,6 @@ def read_evaluation(path: Path) -> Evaluation:
         missing = needed and getattr(found, each) is None
         require(not missing, str(path), f"hold {each} along with frechet", "none")
     return found
-
-
-def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
-    """The classifier of some data, trained once and kept; None for what has no classes."""
-    if isinstance(data, CaptionedClasses):
-        data = data.data
-    if isinstance(data, IdxData):  # It learns to tell all classes apart, whichever are asked for.
-        data = dataclasses.replace(data, classes=())
-    train = data.load("train", progress=progress)
-    if train.num_classes is None or not is_image(train.event_shape):
-        return None
-    test = test_split(data, progress)
-    return None if test is None else trained_classifier(train, test, progress=progress)
-
-
-def test_split(data: DataConfig, progress: Progress) -> Dataset | None:
-    """The test data, or None, and that is said, where there are none."""
-    try:
-        return data.load("test", progress=progress)
-    except NoSuchSplit as error:
-        progress.say(f"without test data: {error}")
-        return None
 
 
 @writes("evaluation.json", "paths.json")

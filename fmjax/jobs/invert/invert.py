@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import TokenShape
+from fmjax._arrays import (
+    TokenShape,
+    is_image,
+)
 from fmjax._checks import require
 from fmjax._files import require_target, write_atomically
 from fmjax._json import (
@@ -23,10 +26,7 @@ from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
-from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
-from fmjax.report.images import image_bytes
-from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.image_examples import (
+from fmjax.jobs.invert.image_examples import (
     Examples,
     check_classes,
     chosen_images,
@@ -34,7 +34,9 @@ from fmjax.runs.image_examples import (
     over_devices,
     rms,
 )
-from fmjax.runs.sampling.batches import is_image
+from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
+from fmjax.report.images import image_bytes
+from fmjax.runs.folder import Run, write_text, writes
 from fmjax.solvers import encode, sample
 
 

@@ -10,9 +10,9 @@ from fmjax._arrays import expand_like
 from fmjax._json import AnyFloat, Count, NonNegative, Share
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.invert import InvertConfig
+from fmjax.jobs.invert.image_examples import Examples, over_devices, rms
 from fmjax.report.images import image_grid
 from fmjax.runs.folder import Run
-from fmjax.runs.image_examples import Examples, over_devices, rms
 from fmjax.solvers import AdaptiveSteps, Samples, edit, encode, interpolate, sample
 
 

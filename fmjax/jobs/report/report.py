@@ -4,12 +4,14 @@ import json
 import math
 from pathlib import Path
 
+from fmjax._arrays import (
+    is_image,
+)
 from fmjax._progress import Progress, Silent
 from fmjax.config import StudyConfig, num_parameters, to_json
 from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_evaluation
 from fmjax.jobs.evaluate.straightness import read_paths
 from fmjax.jobs.report.tables import likelihood_tables, path_tables, round_trip_tables
-from fmjax.jobs.sample.sample import grid_of, in_words, read_samples
 from fmjax.report.comparison import Comparison, read_json
 from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import (
@@ -23,7 +25,11 @@ from fmjax.report.page import (
     write_report,
 )
 from fmjax.runs.folder import Run, RunFolder
-from fmjax.runs.sampling.batches import is_image
+from fmjax.runs.sampling.files import (
+    grid_of,
+    in_words,
+    read_samples,
+)
 from fmjax.training import read_metrics
 
 GRID = "grid"  # The samples that the page shows: samples/grid.png and samples/grid.npz.

@@ -24,9 +24,7 @@ from fmjax.config import (
 )
 from fmjax.jobs.compare.compare import device_in_words
 from fmjax.jobs.compare.compare_run import NUM_SHOWN
-from fmjax.jobs.evaluate.evaluate import MAX_REAL, data_classifier, test_split
 from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
-from fmjax.jobs.sample.sample import settings_name
 from fmjax.jobs.study.seeds import mean_row
 from fmjax.jobs.train.prepare import own_run
 from fmjax.jobs.train.train import train
@@ -49,8 +47,16 @@ from fmjax.report.comparison import (
 )
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.runs.folder import Run, RunFolder, require_no_run, write_text
+from fmjax.runs.real_data import (
+    MAX_REAL,
+    data_classifier,
+    test_split,
+)
 from fmjax.runs.sampling.batches import Drawn, require_samples_fit
 from fmjax.runs.sampling.conditions import Asked, labels_like
+from fmjax.runs.sampling.files import (
+    settings_name,
+)
 from fmjax.runs.sampling.run_samples import draw_from
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")

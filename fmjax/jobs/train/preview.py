@@ -9,10 +9,12 @@ from fmjax._arrays import Conditions, TextShape
 from fmjax._memory import is_out_of_memory
 from fmjax._progress import Progress
 from fmjax.config import Config, Experiment
-from fmjax.jobs.sample.sample import write_picture
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.batches import has_picture
 from fmjax.runs.sampling.conditions import asked_of
+from fmjax.runs.sampling.files import (
+    write_picture,
+)
 from fmjax.runs.sampling.run_samples import make_draw_from
 from fmjax.sharding import is_main, together
 from fmjax.training import TrainState

@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fmjax._arrays import Params, PRNGKey
+from fmjax._arrays import (
+    Params,
+    PRNGKey,
+    is_image,
+)
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
@@ -63,11 +67,6 @@ def require_samples_fit(name: str, num: int, event_shape: tuple[int, ...]) -> No
     """
     # float32 points; int64 labels and order, int32 evaluations, and whether they arrived.
     require_host_memory(name, num * (4.0 * math.prod(event_shape) + 21.0), "samples")
-
-
-def is_image(event_shape: tuple[int, ...]) -> bool:
-    """Whether an example is (height, width, channel), grey or of three colours."""
-    return len(event_shape) == 3 and event_shape[-1] in (1, 3)
 
 
 def has_picture(event_shape: tuple[int, ...]) -> bool:

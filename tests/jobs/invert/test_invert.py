@@ -14,13 +14,13 @@ from fmjax.config import Config, build
 from fmjax.config.invert import InvertConfig
 from fmjax.data import DigitsData, load
 from fmjax.jobs.invert import invert
+from fmjax.jobs.invert.image_examples import Examples, chosen_images, over_devices, read_image
 from fmjax.jobs.invert.invert import RoundTrip, described, invert_run
 from fmjax.jobs.invert.pictures import edit_all
 from fmjax.networks import DiTConfig
 from fmjax.paths import Linear, VelocityNet
 from fmjax.runs import folder as run_folder
 from fmjax.runs.folder import Run, RunFolder
-from fmjax.runs.image_examples import Examples, chosen_images, over_devices, read_image
 from fmjax.sharding import make_mesh
 from tests.oracles import Gaussian
 

@@ -21,10 +21,14 @@ from fmjax.data import (
 )
 from fmjax.jobs.evaluate import evaluate
 from fmjax.jobs.evaluate.evaluate import read_evaluation
-from fmjax.jobs.sample.sample import grid_of, read_samples, settings_name
 from fmjax.jobs.train.train import train_folder
 from fmjax.runs.folder import open_run, read_captions, read_config, read_model
 from fmjax.runs.sampling.conditions import asked_like, asked_of, conds_of
+from fmjax.runs.sampling.files import (
+    grid_of,
+    read_samples,
+    settings_name,
+)
 
 pytestmark = pytest.mark.slow
 

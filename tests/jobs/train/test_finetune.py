@@ -39,7 +39,7 @@ CONFIG = """
 import dataclasses
 import runpy
 
-from fmjax import TextShape
+from fmjax.config import TextShape
 from fmjax.data import ArrayData
 
 

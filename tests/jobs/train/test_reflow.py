@@ -33,7 +33,6 @@ from fmjax.jobs.compare.compare_run import run_methods
 from fmjax.jobs.evaluate.likelihood import likelihood_run
 from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
 from fmjax.jobs.report.report import report_run
-from fmjax.jobs.sample.sample import read_samples, write_samples
 from fmjax.jobs.train.pairs import make_pairs, pairs_folder
 from fmjax.jobs.train.prepare import prepare
 from fmjax.jobs.train.reflow import reflow_config
@@ -50,6 +49,10 @@ from fmjax.paths import (
     uniform_grid,
 )
 from fmjax.runs.folder import RunFolder, open_run
+from fmjax.runs.sampling.files import (
+    read_samples,
+    write_samples,
+)
 from fmjax.runs.sampling.run_samples import draw_from
 from fmjax.runs.sampling.source_points import run_starts
 from fmjax.sharding import MeshConfig, make_mesh

@@ -10,11 +10,7 @@ from fmjax.runs.folder import read_model
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-from fmjax import TextShape
 from fmjax.config import *
-from fmjax.data import ArrayData
-from fmjax.networks import FluxConfig
-from fmjax.training import MeshConfig
 
 def get_config():
     return Config(

@@ -1,4 +1,4 @@
-"""The library's floors: imports go down only, and each great dependency has one home."""
+"""The layers of the library, and which package may import each heavy dependency."""
 
 import ast
 import importlib
@@ -14,34 +14,26 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fmjax"
 MAX_FUNCTION_LINES = 60  # Without its docstring; a file is as long as its subject.
 
-# A package's or module's floor; what it imports of fmjax stands lower, or in its own package.
-FLOORS = {
-    **dict.fromkeys(("_checks", "_stopping"), -1),
-    "_locks": -0.8,
-    "_files": -0.6,
-    "_json": -0.3,
-    **dict.fromkeys(
-        (
-            "_arrays",
-            "_jaxprs",
-            "_layout",
-            "_memory",
-            "_progress",
-            "_trees",
-        ),
-        0,
-    ),
-    "_inputs": 0.5,
-    **dict.fromkeys(("schedules", "velocity", "times", "couplings", "manifolds", "hardware"), 1),
-    **dict.fromkeys(("paths", "rates", "guidance", "networks"), 2),
-    **dict.fromkeys(("losses", "solvers"), 3),
-    **dict.fromkeys(("training", "data", "metrics"), 4),
-    "pretrained": 4.5,  # Lays weights over a mesh.
-    "config": 5,
-    "report": 6,
-    "studies": 6.5,  # Writes reports.
-    "cli": 7,
-}
+# Lowest first. A module imports from lower layers and from its own package only.
+LAYERS = (
+    ("_checks", "_jaxprs", "_json", "_progress", "_stopping", "_trees", "_version"),
+    ("_arrays", "_locks", "_memory"),
+    ("_files", "_inputs"),
+    ("sharding",),
+    ("paths",),
+    ("data", "losses", "networks", "solvers"),
+    ("metrics", "planning", "pretrained"),
+    ("report", "training"),
+    ("config",),
+    ("runs",),
+    ("runs.sampling",),
+    ("jobs.evaluate", "jobs.planning", "jobs.sample"),
+    ("jobs.compare",),
+    ("jobs.invert", "jobs.released", "jobs.train"),
+    ("jobs.report", "jobs.study"),
+    ("cli",),
+)
+LAYER_OF = {package: index for index, layer in enumerate(LAYERS) for package in layer}
 
 # Who may import what: packages or modules of fmjax.
 HOMES = {
@@ -86,20 +78,25 @@ def module(request):
     return request.param
 
 
-def test_every_module_has_a_floor():
-    assert {home(path) for path in MODULES} - set(FLOORS) == {"__init__"}
+def package_of(name: str) -> str:
+    """The entry of `LAYERS` that a module belongs to, such as `jobs.train`."""
+    parts = name.removeprefix("fmjax.").split(".")
+    longest = ".".join(parts[:2])
+    return longest if longest in LAYER_OF else parts[0]
 
 
-def test_imports_go_down_only(module):
-    here = home(module)
-    if here == "__init__":  # The public face shows what it likes.
-        return
+def test_every_module_has_a_layer(module):
+    name = ".".join(module.relative_to(PACKAGE).with_suffix("").parts)
+    assert package_of(name) in LAYER_OF or name in ("__init__", "jobs.__init__")
+
+
+def test_imports_go_to_lower_layers_only(module):
+    here = package_of(".".join(module.relative_to(PACKAGE).with_suffix("").parts))
     for name in imports(module):
-        top, *rest = name.split(".")
-        if top != "fmjax" or rest in ([], ["__version__"]):
+        there = package_of(name)
+        if not name.startswith("fmjax.") or here == there or name == "fmjax.__version__":
             continue
-        there = rest[0]
-        assert there == here or FLOORS[there] < FLOORS[here], f"{here} imports {name}"
+        assert here == "__init__" or LAYER_OF[there] < LAYER_OF[here], f"{here} imports {name}"
 
 
 def test_each_dependency_is_imported_at_home_only(module):
@@ -121,14 +118,14 @@ def test_functions_are_short_enough_to_read(module):
             assert node.end_lineno - body[0].lineno < MAX_FUNCTION_LINES, node.name
 
 
-def test_the_public_face_names_for_type_checkers_what_it_loads_when_asked():
-    named = [name for name in imports(PACKAGE / "__init__.py") if name.startswith("fmjax.")]
-    homes = fmjax._HOMES.items()
-    loaded = [f"fmjax.{where}.{name}" for where, names in homes for name in names]
-    assert sorted(named) == sorted(loaded)
-    for name in dir(fmjax):
+def test_each_public_name_is_imported_on_first_use():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    names = [a.name for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names]
+    assert len(names) == len(set(names)) <= 60
+    assert set(names) == set(fmjax.__all__)
+    for name in names:
         getattr(fmjax, name)
-    with pytest.raises(AttributeError, match="module 'fmjax' has no attribute 'denoiser'"):
+    with pytest.raises(AttributeError, match="No fmjax attribute denoiser"):
         _ = fmjax.denoiser
 
 

@@ -1,1 +1,0 @@
-"""Whole jobs on a run folder: train, sample, compare, evaluate, report."""
