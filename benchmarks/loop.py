@@ -120,11 +120,21 @@ def first_step_seconds(cache: str, run: Path) -> float:
     before = metrics.read_text().count("\n") if metrics.exists() else 0
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "fmjax.cli", "train", str(CONFIG), "--run", str(run),
-         "--training.log-every", "1"],
+        [
+            sys.executable,
+            "-m",
+            "fmjax.cli",
+            "train",
+            str(CONFIG),
+            "--run",
+            str(run),
+            "--training.log-every",
+            "1",
+        ],
         env=environment | {"FMJAX_CACHE": cache},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (metrics.exists() and metrics.read_text().count("\n") > before):
         if process.poll() is not None:
             raise SystemExit(f"fmjax train ended with {process.returncode}")

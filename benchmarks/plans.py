@@ -54,28 +54,62 @@ RELEASED = [
     for grid, num in (("v5e:16x16", 256), ("v5p:2x4x4", 64), ("v6e:8x8", 64), ("h100:8", 8))
     for work in (
         [],
-        ["--work", "sampling", "--sampling.batch-size", str(num), "--sampling.num-samples",
-         str(num)],
+        [
+            "--work",
+            "sampling",
+            "--sampling.batch-size",
+            str(num),
+            "--sampling.num-samples",
+            str(num),
+        ],
     )
-]  # fmt: skip
+]
 # One slice up to 256 chips, then several: weights never leave theirs.
 SCALING = [
-    (f"{slices} x {grid}", SIT, grid,
-     [*XL, "--mesh.data", str(slices), "--mesh.fsdp", str(chips), *batch(8 * slices * chips),
-      "--network.remat", "full", "--num-slices", str(slices)])
+    (
+        f"{slices} x {grid}",
+        SIT,
+        grid,
+        [
+            *XL,
+            "--mesh.data",
+            str(slices),
+            "--mesh.fsdp",
+            str(chips),
+            *batch(8 * slices * chips),
+            "--network.remat",
+            "full",
+            "--num-slices",
+            str(slices),
+        ],
+    )
     for grid, chips, slices in [
-        ("v5e:2x4", 8, 1), ("v5e:8x8", 64, 1), ("v5e:16x16", 256, 1), ("v5e:16x16", 256, 4),
+        ("v5e:2x4", 8, 1),
+        ("v5e:8x8", 64, 1),
+        ("v5e:16x16", 256, 1),
+        ("v5e:16x16", 256, 4),
         ("v5e:16x16", 256, 16),
     ]
-]  # fmt: skip
+]
 
 
 def plan(config: str, topology: str, options: list[str]) -> dict[str, Any]:
     """What `fmjax plan` says of one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
-        command = [sys.executable, "-m", "fmjax.cli", "plan", ROOT / "configs" / f"{config}.py",
-                   "--topology", topology, "--no-search", "--json", file, *options]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "fmjax.cli",
+            "plan",
+            ROOT / "configs" / f"{config}.py",
+            "--topology",
+            topology,
+            "--no-search",
+            "--json",
+            file,
+            *options,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not file.is_file():
             raise SystemExit(done.stderr)
@@ -95,8 +129,10 @@ def memory(found: dict[str, Any]) -> str:
 
 def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Memory and speed."""
-    print("| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
-          "TFLOP each | sent, GB | at most, examples/s | compiled in |")  # fmt: skip
+    print(
+        "| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
+        "TFLOP each | sent, GB | at most, examples/s | compiled in |"
+    )
     print("| --- " * 9 + "|")
     for name, config, topology, options in rows:
         found = plan(config, topology, options)
@@ -104,28 +140,37 @@ def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
         sent = sum(traffic["sent"] for traffic in found["traffic"].values())
         layout = f"{mesh}, {found['batch_size']}, {found['remat']}"
         rate = found["examples_per_second"]
-        print(f"| {name} | {topology} | {layout} | {memory(found)} | "
-              f"{found['flops'] / 1e12:.1f} | {gb(sent)} | "
-              f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |", flush=True)  # fmt: skip
+        print(
+            f"| {name} | {topology} | {layout} | {memory(found)} | "
+            f"{found['flops'] / 1e12:.1f} | {gb(sent)} | "
+            f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |",
+            flush=True,
+        )
 
 
 def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Memory, and the attention kernels of the program."""
-    print("| model | work | devices | batch | arguments / temporaries / peak, GB | of | attention "
-          "by | compiled in |")  # fmt: skip
+    print(
+        "| model | work | devices | batch | arguments / temporaries / peak, GB | of | attention "
+        "by | compiled in |"
+    )
     print("| --- " * 8 + "|")
     for name, config, topology, options in rows:
         found = plan(config, topology, options)
         kernels = ", ".join(f"`{kernel}`" for kernel in found["kernels"]) or "plain products"
-        print(f"| {name} | {found['work']} | {topology} | {found['batch_size']} | "
-              f"{memory(found)} | {kernels} | {found['compile_seconds']:.0f} s |",
-              flush=True)  # fmt: skip
+        print(
+            f"| {name} | {found['work']} | {topology} | {found['batch_size']} | "
+            f"{memory(found)} | {kernels} | {found['compile_seconds']:.0f} s |",
+            flush=True,
+        )
 
 
 def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """What each chip receives of every kind of collective, at 8 images a chip."""
-    print("| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
-          "compute / links / network, ms |")  # fmt: skip
+    print(
+        "| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
+        "compute / links / network, ms |"
+    )
     print("| --- " * 7 + "|")
     for _, config, topology, options in rows:
         found = plan(config, topology, options)
@@ -136,13 +181,19 @@ def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
         sent = sum(each["sent"] for each in traffic.values())
         across = sum(each["across"] for each in traffic.values())
         busy = (1e3 * found["roofline"][part] for part in ("compute", "links", "network"))
-        print(f"| {found['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
-              f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in busy)} |",
-              flush=True)  # fmt: skip
+        print(
+            f"| {found['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
+            f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in busy)} |",
+            flush=True,
+        )
 
 
-TABLES = {"dit": (table, DIT), "flux": (table, LARGE), "released": (released, RELEASED),
-          "scaling": (scaling, SCALING)}  # fmt: skip
+TABLES = {
+    "dit": (table, DIT),
+    "flux": (table, LARGE),
+    "released": (released, RELEASED),
+    "scaling": (scaling, SCALING),
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TABLES:

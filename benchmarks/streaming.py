@@ -138,8 +138,9 @@ def at_tolerance(
 
 def at_equal_error(rows: list[dict[str, Any]], names: Any) -> list[dict[str, Any]]:
     """Each way's seconds at errors that all of them reach, on the line between tolerances."""
-    logs = {n: sorted((math.log(r["error"][n]), math.log(r["seconds"][n])) for r in rows)
-            for n in names}  # fmt: skip
+    logs = {
+        n: sorted((math.log(r["error"][n]), math.log(r["seconds"][n])) for r in rows) for n in names
+    }
     low = max(each[0][0] for each in logs.values())
     high = min(each[-1][0] for each in logs.values())
     errors = [e for e in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5) if low <= math.log(e) <= high]

@@ -27,16 +27,25 @@ def get_config() -> Config:
         data=Cifar10Data("cifar-10-batches-bin"),
         conditional=False,
         network=UNetConfig(
-            width=256, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,),
-            head_width=64, dtype="bfloat16",
+            width=256,
+            multipliers=(1, 2, 2, 2),
+            num_blocks=2,
+            attention_resolutions=(16,),
+            head_width=64,
+            dtype="bfloat16",
         ),
         loss=LossConfig(label_drop=0.0),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=45_000, schedule="linear",
-                                  clip_norm=None),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, warmup_steps=45_000, schedule="linear", clip_norm=None
+        ),
         training=TrainingConfig(
-            num_steps=391_000, batch_size=256, flip=True, ema_decay=0.9999, log_every=100,
+            num_steps=391_000,
+            batch_size=256,
+            flip=True,
+            ema_decay=0.9999,
+            log_every=100,
             checkpoint_every=10_000,
         ),
         sampling=SamplingConfig(solver="dopri5", rtol=1e-5, atol=1e-5),
         evaluation=EvaluationConfig(num_samples=50_000),
-    )  # fmt: skip
+    )

@@ -34,15 +34,23 @@ def get_config() -> Config:
         data=Cifar10Data("cifar-10-batches-bin"),
         conditional=False,
         network=UNetConfig(
-            width=128, multipliers=(1, 2, 2, 2), num_blocks=4, attention_resolutions=(16,),
-            head_width=64, dtype="bfloat16",
+            width=128,
+            multipliers=(1, 2, 2, 2),
+            num_blocks=4,
+            attention_resolutions=(16,),
+            head_width=64,
+            dtype="bfloat16",
         ),
         loss=LossConfig(label_drop=0.0),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=5_000, schedule="constant"),
         training=TrainingConfig(
-            num_steps=800_000, batch_size=128, flip=True, ema_decay=0.999999, log_every=100,
+            num_steps=800_000,
+            batch_size=128,
+            flip=True,
+            ema_decay=0.999999,
+            log_every=100,
             checkpoint_every=10_000,
         ),
         sampling=dataclasses.replace(sampling, num_samples=100),
         evaluation=EvaluationConfig(num_samples=50_000),
-    )  # fmt: skip
+    )

@@ -24,13 +24,21 @@ from fmjax.config import (
 )
 
 TRAINED_ON = (
-    "red heart", "pizza", "smiling cat with heart-eyes", "loudly crying face", "tropical fish",
-    "evergreen tree", "police car", "green apple",
-)  # fmt: skip
+    "red heart",
+    "pizza",
+    "smiling cat with heart-eyes",
+    "loudly crying face",
+    "tropical fish",
+    "evergreen tree",
+    "police car",
+    "green apple",
+)
 HELD_OUT = (
-    "woman firefighter with dark skin tone", "astronaut with light skin tone",
-    "man with medium-dark skin tone and white hair", "Santa Claus with light skin tone",
-)  # fmt: skip
+    "woman firefighter with dark skin tone",
+    "astronaut with light skin tone",
+    "man with medium-dark skin tone and white hair",
+    "Santa Claus with light skin tone",
+)
 MADE_UP = ("pink square", "blue apple", "cat with sunglasses", "cat with halo")
 
 
@@ -40,7 +48,11 @@ def get_config() -> Config:
         name="emoji",
         data=EmojiData(repeats=3),
         network=MMDiTConfig(
-            patch_size=4, num_heads=4, head_width=32, num_layers=4, qk_norm=True,
+            patch_size=4,
+            num_heads=4,
+            head_width=32,
+            num_layers=4,
+            qk_norm=True,
             unroll_layers=True,
         ),
         text_encoder=TextEncoderConfig(width=128, num_layers=2, num_heads=4),
@@ -49,16 +61,26 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=150
         ),
         training=TrainingConfig(
-            num_steps=1_300, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            num_steps=1_300,
+            batch_size=128,
+            accumulation_steps=4,
+            ema_decay=0.998,
+            log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(
-            num_samples=96, solver="heun", num_steps=16, guidance=3.0,
+            num_samples=96,
+            solver="heun",
+            num_steps=16,
+            guidance=3.0,
             prompts=(*TRAINED_ON, *HELD_OUT, *MADE_UP),
         ),
         compare=CompareConfig(
-            num_samples=8, fixed_solvers=("euler", "heun"), num_steps=(1, 2, 4, 8, 16),
-            adaptive_solvers=("tsit5",), tolerances=(1e-2, 1e-3),
+            num_samples=8,
+            fixed_solvers=("euler", "heun"),
+            num_steps=(1, 2, 4, 8, 16),
+            adaptive_solvers=("tsit5",),
+            tolerances=(1e-2, 1e-3),
         ),
         evaluation=EvaluationConfig(num_samples=500),
-    )  # fmt: skip
+    )

@@ -43,7 +43,11 @@ def get_config() -> Config:
         name="fashion_captions",
         data=CaptionedClasses(),
         network=MMDiTConfig(
-            patch_size=4, num_heads=4, head_width=32, num_layers=4, qk_norm=True,
+            patch_size=4,
+            num_heads=4,
+            head_width=32,
+            num_layers=4,
+            qk_norm=True,
             unroll_layers=True,
         ),
         text_encoder=TextEncoderConfig(width=64, num_layers=1, num_heads=4),
@@ -52,15 +56,22 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
         ),
         training=TrainingConfig(
-            num_steps=1_200, batch_size=128, accumulation_steps=4, ema_decay=0.996, log_every=50,
+            num_steps=1_200,
+            batch_size=128,
+            accumulation_steps=4,
+            ema_decay=0.996,
+            log_every=50,
             checkpoint_every=400,
         ),
         sampling=SamplingConfig(
             num_samples=100, solver="heun", num_steps=16, guidance=1.5, prompts=PROMPTS
         ),
         compare=CompareConfig(
-            num_samples=8, fixed_solvers=("euler", "heun"), num_steps=(1, 2, 4, 8, 16),
-            adaptive_solvers=("tsit5",), tolerances=(1e-2, 1e-3),
+            num_samples=8,
+            fixed_solvers=("euler", "heun"),
+            num_steps=(1, 2, 4, 8, 16),
+            adaptive_solvers=("tsit5",),
+            tolerances=(1e-2, 1e-3),
         ),
         evaluation=EvaluationConfig(num_samples=2_000),
-    )  # fmt: skip
+    )

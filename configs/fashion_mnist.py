@@ -31,10 +31,14 @@ def get_config() -> Config:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=200
         ),
         training=TrainingConfig(
-            num_steps=3_000, batch_size=128, accumulation_steps=4, ema_decay=0.998, log_every=50,
+            num_steps=3_000,
+            batch_size=128,
+            accumulation_steps=4,
+            ema_decay=0.998,
+            log_every=50,
             checkpoint_every=500,
         ),
         sampling=SamplingConfig(num_samples=100, solver="heun", num_steps=16, guidance=1.5),
         compare=CompareConfig(all=True),
         evaluation=EvaluationConfig(num_samples=2_000),
-    )  # fmt: skip
+    )

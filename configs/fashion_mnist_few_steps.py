@@ -47,10 +47,13 @@ def get_study() -> StudyConfig:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
         ),
         training=TrainingConfig(
-            num_steps=1_500, batch_size=128, ema_decay=0.998, log_every=50,
+            num_steps=1_500,
+            batch_size=128,
+            ema_decay=0.998,
+            log_every=50,
             checkpoint_every=500,
         ),
-    )  # fmt: skip
+    )
     different = dataclasses.replace
     # The pairs of a teacher: 10,000 noises and images, 16 evaluations each.
     pairs = ReflowConfig(
@@ -59,11 +62,14 @@ def get_study() -> StudyConfig:
     rectified = different(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
     one_step = LossConfig(label_drop=0.1, density=UniformSteps(1))
     simple = LossConfig(
-        prediction=Prediction.X0, space=Prediction.X0, density=UniformSteps(1_000),
-        label_drop=0.1, stratified=True,
-    )  # fmt: skip
+        prediction=Prediction.X0,
+        space=Prediction.X0,
+        density=UniformSteps(1_000),
+        label_drop=0.1,
+        stratified=True,
+    )
     # Uniform, for a jump from t = 0 is asked for that LogitNormal(0.4, 1) hardly ever teaches.
-    mean_flow = MeanFlowConfig(share_apart=0.5, density=Uniform())
+    mean_flow = MeanFlowConfig(ratio_r_neq_t=0.5, density=Uniform())
     guided = different(mean_flow, improved=True, guidance=BuiltInGuidance(1.5))
     runs = (
         flow,

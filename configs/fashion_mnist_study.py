@@ -41,15 +41,22 @@ def get_study() -> StudyConfig:
             name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=100
         ),
         training=TrainingConfig(
-            num_steps=1_000, batch_size=128, accumulation_steps=4, ema_decay=0.995, log_every=50,
+            num_steps=1_000,
+            batch_size=128,
+            accumulation_steps=4,
+            ema_decay=0.995,
+            log_every=50,
             checkpoint_every=500,
         ),
-    )  # fmt: skip
+    )
     # Ho et al. 2020, arXiv:2006.11239: noise is predicted, at one of 1,000 times, unweighted.
     simple = LossConfig(
-        prediction=Prediction.X0, space=Prediction.X0, density=UniformSteps(1_000),
-        label_drop=0.1, stratified=True,
-    )  # fmt: skip
+        prediction=Prediction.X0,
+        space=Prediction.X0,
+        density=UniformSteps(1_000),
+        label_drop=0.1,
+        stratified=True,
+    )
     different = dataclasses.replace
     return StudyConfig(
         name="fashion_mnist_study",
@@ -66,10 +73,14 @@ def get_study() -> StudyConfig:
         samplings=tuple(
             SamplingConfig(solver=solver, num_steps=nfe // evaluations, clip=clip)
             for solver, evaluations, clip in (
-                ("ddim", 1, 1.0), ("heun", 2, None), ("dpm_solver_pp_2m", 1, 1.0),
-                ("unipc", 1, 1.0), ("euler_maruyama", 1, None), ("ancestral", 1, 1.0),
+                ("ddim", 1, 1.0),
+                ("heun", 2, None),
+                ("dpm_solver_pp_2m", 1, 1.0),
+                ("unipc", 1, 1.0),
+                ("euler_maruyama", 1, None),
+                ("ancestral", 1, 1.0),
             )
             for nfe in (8, 40)
         ),
         num_samples=1_000,
-    )  # fmt: skip
+    )

@@ -40,9 +40,14 @@ def get_config() -> Config:
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=100),
         training=TrainingConfig(
-            num_steps=2_000, batch_size=8, ema_decay=0.99, log_every=10, checkpoint_every=250,
+            num_steps=2_000,
+            batch_size=8,
+            ema_decay=0.99,
+            log_every=10,
+            checkpoint_every=250,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
-                                batch_size=8),
-    )  # fmt: skip
+        sampling=SamplingConfig(
+            solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8
+        ),
+    )

@@ -42,9 +42,14 @@ def get_config() -> Config:
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=500, weight_decay=1e-2),
         training=TrainingConfig(
-            num_steps=5_000, batch_size=32, ema_decay=0.999, log_every=10, checkpoint_every=500,
+            num_steps=5_000,
+            batch_size=32,
+            ema_decay=0.999,
+            log_every=10,
+            checkpoint_every=500,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
-                                batch_size=8),
-    )  # fmt: skip
+        sampling=SamplingConfig(
+            solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8
+        ),
+    )

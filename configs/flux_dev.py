@@ -32,9 +32,11 @@ from fmjax.config import (
 
 # Of 512 tokens; T5's are the tokens, CLIP's the pooled vector.
 TEXT = TextShape(
-    512, 4096, 768,
+    512,
+    4096,
+    768,
     (TextPart((0, 0), (0, 0), (0, 768)), TextPart((0, 512), (0, 4096), (0, 0))),
-)  # fmt: skip
+)
 
 
 def get_config() -> Config:
@@ -47,10 +49,14 @@ def get_config() -> Config:
         loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1_000),
         training=TrainingConfig(
-            num_steps=100_000, batch_size=256, ema_decay=0.9999, log_every=10,
+            num_steps=100_000,
+            batch_size=256,
+            ema_decay=0.9999,
+            log_every=10,
             checkpoint_every=1_000,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
-                                batch_size=16),
-    )  # fmt: skip
+        sampling=SamplingConfig(
+            solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=16
+        ),
+    )

@@ -39,15 +39,16 @@ def get_config() -> Config:
         data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),
         network=dataclasses.replace(DIT_B, dtype="bfloat16"),
         loss=MeanFlowConfig(guidance=BuiltInGuidance(2.0, mix=0.5), label_drop=0.1),
-        optimizer=OptimizerConfig(
-            learning_rate=1e-4, schedule="constant", b2=0.95, clip_norm=None
-        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", b2=0.95, clip_norm=None),
         training=TrainingConfig(
-            num_steps=1_200_000, batch_size=256, ema_decay=0.9999, log_every=100,
+            num_steps=1_200_000,
+            batch_size=256,
+            ema_decay=0.9999,
+            log_every=100,
             checkpoint_every=10_000,
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         sampling=SamplingConfig(solver="flow_map", num_steps=1, batch_size=64),
         compare=CompareConfig(fixed_solvers=("flow_map", "euler"), num_steps=(1, 2, 4, 8)),
         evaluation=EvaluationConfig(num_samples=50_000),
-    )  # fmt: skip
+    )

@@ -36,12 +36,15 @@ def get_config() -> Config:
         name="imagenet256_shortcut",
         data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),
         network=dataclasses.replace(DIT_B, dtype="bfloat16"),
-        loss=ShortcutConfig(num_steps=128, share_apart=0.25, guidance=1.5, label_drop=0.1),
+        loss=ShortcutConfig(num_steps=128, bootstrap_ratio=0.25, guidance=1.5, label_drop=0.1),
         optimizer=OptimizerConfig(
             learning_rate=1e-4, schedule="constant", weight_decay=0.1, clip_norm=None
         ),
         training=TrainingConfig(
-            num_steps=800_000, batch_size=256, ema_decay=0.999, log_every=100,
+            num_steps=800_000,
+            batch_size=256,
+            ema_decay=0.999,
+            log_every=100,
             checkpoint_every=10_000,
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
@@ -50,4 +53,4 @@ def get_config() -> Config:
             fixed_solvers=("flow_map", "euler"), num_steps=(1, 2, 4, 8, 16, 32, 64, 128)
         ),
         evaluation=EvaluationConfig(num_samples=50_000),
-    )  # fmt: skip
+    )

@@ -37,10 +37,13 @@ def get_config() -> Config:
         loss=LossConfig(label_drop=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", clip_norm=None),
         training=TrainingConfig(
-            num_steps=400_000, batch_size=256, ema_decay=0.9999, log_every=100,
+            num_steps=400_000,
+            batch_size=256,
+            ema_decay=0.9999,
+            log_every=100,
             checkpoint_every=10_000,
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         sampling=SamplingConfig(solver="heun", num_steps=125, guidance=1.5, batch_size=64),
         evaluation=EvaluationConfig(num_samples=50_000),
-    )  # fmt: skip
+    )

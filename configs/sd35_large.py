@@ -37,13 +37,15 @@ from fmjax.config import (
 )
 
 TEXT = TextShape(
-    333, 4096, 2048,
+    333,
+    4096,
+    2048,
     (
         TextPart((0, 77), (0, 768), (0, 768)),
         TextPart((0, 77), (768, 2048), (768, 2048)),
         TextPart((77, 333), (0, 4096), (0, 0)),
     ),
-)  # fmt: skip
+)
 
 
 def get_config() -> Config:
@@ -53,15 +55,17 @@ def get_config() -> Config:
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),
         network=dataclasses.replace(SD35_LARGE, dtype="bfloat16", remat="full"),
         pretrained=PretrainedConfig("stable-diffusion-3.5-large", weights=False),
-        loss=LossConfig(
-            density=Shifted(LogitNormal(), 3.0), label_drop=0.0, encoder_drop=0.464
-        ),
+        loss=LossConfig(density=Shifted(LogitNormal(), 3.0), label_drop=0.0, encoder_drop=0.464),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup_steps=1_000),
         training=TrainingConfig(
-            num_steps=100_000, batch_size=256, ema_decay=0.9999, log_every=10,
+            num_steps=100_000,
+            batch_size=256,
+            ema_decay=0.9999,
+            log_every=10,
             checkpoint_every=1_000,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(solver="euler", num_steps=28, grid="shifted", shift=3.0,
-                                guidance=5.0, batch_size=16),
-    )  # fmt: skip
+        sampling=SamplingConfig(
+            solver="euler", num_steps=28, grid="shifted", shift=3.0, guidance=5.0, batch_size=16
+        ),
+    )

@@ -46,8 +46,8 @@ from .solvers import Samples as Samples
 from .solvers import bits_per_dim as bits_per_dim
 from .solvers import classifier_free as classifier_free
 from .solvers import edit as edit
-from .solvers import encode as encode
 from .solvers import interpolate as interpolate
+from .solvers import invert as invert
 from .solvers import log_density as log_density
 from .solvers import sample as sample
 from .solvers import sample_diffusion as sample_diffusion

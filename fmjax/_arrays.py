@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from fmjax._arrays import Params, PRNGKey
 from fmjax._json import Count, Size
 
 Times: TypeAlias = Float[Array, " batch"]

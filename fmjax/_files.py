@@ -186,7 +186,7 @@ def require_target(
 
 
 @contextmanager
-def own_files(
+def lock_outputs(
     *paths: Path, name: str = "output", on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Hold the files that are to be written together, after `require_target` of each.

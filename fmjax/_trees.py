@@ -1,19 +1,20 @@
 """Nested dicts with dotted names: taken apart by name, and put together again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaves of nested dicts, by dotted name."""
+def flatten_dict(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return all leaves of nested dicts, keyed by dotted name, in order."""
     if not isinstance(tree, Mapping):
-        yield prefix, tree
-        return
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
     for name, part in tree.items():
-        yield from named_leaves(part, f"{prefix}.{name}" if prefix else name)
+        leaves |= flatten_dict(part, f"{prefix}.{name}" if prefix else name)
+    return leaves
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_dict(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts of leaves by dotted name; without leaves an empty one."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
@@ -25,20 +26,19 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def divided(tree: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any]:
-    """The leaves whose dotted names are `chosen`, and the others, both as nested dicts."""
-    leaves = dict(named_leaves(tree))
-    parts = ({name: leaf for name, leaf in leaves.items() if chosen(name) == wanted}
-             for wanted in (True, False))  # fmt: skip
-    first, second = map(nested, parts)
-    return first, second
+def partition(tree: Any, chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split nested dicts into the leaves whose dotted names are `chosen` and the others."""
+    selected, others = {}, {}
+    for name, leaf in flatten_dict(tree).items():
+        (selected if chosen(name) else others)[name] = leaf
+    return unflatten_dict(selected), unflatten_dict(others)
 
 
-def joined(*trees: Any) -> dict[str, Any]:
-    """What `divided` took apart; no leaf may stand in two of them."""
-    leaves: dict[str, Any] = {}
+def combine(*trees: Any) -> dict[str, Any]:
+    """Merge nested dicts, the inverse of `partition`; no leaf may be in two of them."""
+    merged: dict[str, Any] = {}
     for tree in trees:
-        own = dict(named_leaves(tree)) if tree else {}
-        assert not leaves.keys() & own.keys(), "a leaf in two trees"
-        leaves |= own
-    return nested(leaves)
+        leaves = flatten_dict(tree) if tree else {}
+        assert not merged.keys() & leaves.keys(), "a leaf is in two trees"
+        merged |= leaves
+    return unflatten_dict(merged)

@@ -98,10 +98,12 @@ def copying(root, to):
 def looks(folder):
     """Names and contents, without what is random in names: equal states are tried once."""
     return frozenset(
-        (re.sub(r"[0-9a-f]{12}\.fmjax", "", str(path.relative_to(folder))),
-         path.read_bytes() if path.is_file() else None)
+        (
+            re.sub(r"[0-9a-f]{12}\.fmjax", "", str(path.relative_to(folder))),
+            path.read_bytes() if path.is_file() else None,
+        )
         for path in folder.rglob("*")
-    )  # fmt: skip
+    )
 
 
 def failing(at, code):
@@ -122,15 +124,19 @@ class Faults:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | {
+            [sys.executable, "-m", "tests.faults"],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ
+            | {
                 "PYTHONPATH": str(ROOT),
                 "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             },
-        )  # fmt: skip
+        )
         return self
 
     def __exit__(self, *_):
@@ -148,8 +154,13 @@ class Faults:
             fault: The name of an error, such as "ENOSPC".
             at: Which write fails with it, from 1.
         """
-        work = {"arguments": [*map(str, arguments)], "root": str(root), "fault": fault, "at": at,
-                "copies": None if copies is None else str(copies)}  # fmt: skip
+        work = {
+            "arguments": [*map(str, arguments)],
+            "root": str(root),
+            "fault": fault,
+            "at": at,
+            "copies": None if copies is None else str(copies),
+        }
         print(json.dumps(work), file=self._process.stdin, flush=True)
         return Outcome(**json.loads(self._process.stdout.readline()))
 

@@ -23,9 +23,12 @@ def holder(path, lock="lock_folder", within="pass", before=""):
     """The process, once it holds the lock of `path`."""
     program = HOLD.format(lock=lock, within=within, before=before)
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", program, str(path)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         try:
             assert process.stdout.readline() == "held\n"
             yield process

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fmjax._arrays import Batch, Text, TextShape
-from fmjax._trees import joined
+from fmjax._trees import combine
 from fmjax.networks import LoRAConfig, MLPConfig
 from fmjax.pretrained.tuning import make_tuning, released_network
 from fmjax.sharding import make_mesh
@@ -16,19 +16,31 @@ EVENT, TEXT = (8, 8, 4), TextShape(4, 32, 24)
 ONE = make_mesh(devices=jax.devices()[:1])
 # By model, layers of every kind beside the usual ones: joined inputs, other orders of columns.
 LAYERS = {
-    "flux-dev-tiny": ("to_q", "to_v", "proj_out", "ff.net.2", "proj_mlp", "linear_1", "linear",
-                      "x_embedder"),
+    "flux-dev-tiny": (
+        "to_q",
+        "to_v",
+        "proj_out",
+        "ff.net.2",
+        "proj_mlp",
+        "linear_1",
+        "linear",
+        "x_embedder",
+    ),
     "sd3-medium-tiny": ("to_k", "norm1.linear", "norm_out.linear", "ff_context.net.0.proj"),
     "sd35-medium-tiny": ("attn.add_v_proj", "attn2.to_q", "attn2.to_out.0", "proj_out", "linear"),
-}  # fmt: skip
+}
 
 
 def on_one_device(patch, *modules):
     """Whoever asks these modules for a layout of all devices gets one: eight compile slowly."""
     for module in modules:
-        patch.setattr(module, "make_mesh", lambda layout: make_mesh(
-            layout, jax.devices()[: 1 if -1 in dataclasses.astuple(layout) else None]
-        ))  # fmt: skip
+        patch.setattr(
+            module,
+            "make_mesh",
+            lambda layout: make_mesh(
+                layout, jax.devices()[: 1 if -1 in dataclasses.astuple(layout) else None]
+            ),
+        )
 
 
 def tuned(model, lora, **settings):
@@ -64,7 +76,7 @@ def outputs(tuning, *params):
     """The velocity of a batch at several times."""
     data = batch(4)
     t = np.linspace(0.1, 0.9, 4, dtype=np.float32)
-    return np.asarray(jax.jit(tuning.net.apply)(joined(*params), t, data.x1, data.cond))
+    return np.asarray(jax.jit(tuning.net.apply)(combine(*params), t, data.x1, data.cond))
 
 
 USUAL = LoRAConfig(rank=3, alpha=6.0)

@@ -55,8 +55,12 @@ def test_an_image_that_is_postscript_runs_no_program(tmp_path):
         "ImageFiles([Path(sys.argv[1])], 8)[:]"
     )
     path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run([sys.executable, "-c", read, str(picture)], capture_output=True,
-                          text=True, env=os.environ | {"PATH": path})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", read, str(picture)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+    )
     assert "photo.png must be a whole image file" in done.stderr
     assert not ran.exists()
     with pytest.raises(ValueError, match="must be a whole image file, got cannot identify"):

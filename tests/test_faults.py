@@ -74,8 +74,9 @@ def test_a_kill_while_a_run_is_replaced_leaves_what_the_same_command_replaces(
         (run.path / name / "file").write_text("old")
     (run.path / "metrics.jsonl").write_text("old")
     prepare(RunFolder(tmp_path / "new"), config, (2,), None)
-    found = states(folder, tmp_path / "states", lambda: prepare(
-        run, config, (2,), None, overwrite=True))  # fmt: skip
+    found = states(
+        folder, tmp_path / "states", lambda: prepare(run, config, (2,), None, overwrite=True)
+    )
     assert len(found) > 10, "states between the first removal and the last write"
     assert not hidden(folder)
     for state in found:
@@ -200,9 +201,10 @@ def names(root):
     return {
         str(path.relative_to(root))
         for path in root.rglob("*")
-        if path.is_file() and not {"events", "d"} & set(path.relative_to(root).parts)
+        if path.is_file()
+        and not {"events", "d"} & set(path.relative_to(root).parts)
         and "ocdbt" not in str(path)
-    }  # fmt: skip
+    }
 
 
 def plain(value):
@@ -234,10 +236,23 @@ COMMANDS = {
     "evaluate": (("checkpoints",), ("evaluate-only", "run"), 6),
     "compare": (("checkpoints",), ("compare-only", "run"), 4),
     "likelihood": (("checkpoints",), ("likelihood-only", "run", "--num-examples", "8"), 5),
-    "reflow": (("checkpoints",), (
-        "reflow-only", "run", "--run", "next", "--reflow.num-pairs", "2048",
-        "--reflow.sampling.solver", "euler", "--reflow.sampling.num-steps", "2"), 12),
-}  # fmt: skip
+    "reflow": (
+        ("checkpoints",),
+        (
+            "reflow-only",
+            "run",
+            "--run",
+            "next",
+            "--reflow.num-pairs",
+            "2048",
+            "--reflow.sampling.solver",
+            "euler",
+            "--reflow.sampling.num-steps",
+            "2",
+        ),
+        12,
+    ),
+}
 
 
 def start_of(trained, parts, to):

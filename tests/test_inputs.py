@@ -64,7 +64,7 @@ FUNCTIONS = {
     "hutchinson": lambda v, x, k, c: fmjax.log_density(
         v, x, c, divergence=Hutchinson(), keys=k, steps=FIXED
     ),
-    "encode": lambda v, x, k, c: fmjax.encode(v, x, c, steps=FIXED),
+    "encode": lambda v, x, k, c: fmjax.invert(v, x, c, steps=FIXED),
     "edit": lambda v, x, k, c: fmjax.edit(v, PATH, x, k, 0.5, c, steps=FIXED),
     "calibrate": lambda v, x, k, c: fmjax.solvers.calibrate(v, x, c, num_pieces=2),
     "straightness": lambda v, x, k, c: fmjax.metrics.straightness(v, x, c, num_steps=2),

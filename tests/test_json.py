@@ -56,8 +56,13 @@ class Document:
 RIGHT: dict[str, Any] = {
     "rows": [{"nfe": 4, "worst": "inf", "times": [0, 0.5], "pair": [1, 2], "metrics": {"a": 1}}],
     "part": {"size": 3, "names": ["x"]},
-    "setting": "x", "family": "adaptive", "kind": "one", "share": 0.5, "flag": True, "rest": [{}],
-}  # fmt: skip
+    "setting": "x",
+    "family": "adaptive",
+    "kind": "one",
+    "share": 0.5,
+    "flag": True,
+    "rest": [{}],
+}
 
 
 def test_values_become_the_types_of_their_places():
@@ -65,8 +70,13 @@ def test_values_become_the_types_of_their_places():
     assert found == Document(
         rows=(Row(4.0, math.inf, (0.0, 0.5), (1.0, 2.0), {"a": 1.0}),),
         part={"size": 3, "names": ["x"]},
-        setting="x", family="adaptive", kind=Kind.ONE, share=0.5, flag=True, rest=[{}],
-    )  # fmt: skip
+        setting="x",
+        family="adaptive",
+        kind=Kind.ONE,
+        share=0.5,
+        flag=True,
+        rest=[{}],
+    )
     assert type(found.rows[0].nfe) is float
     assert check_json({"rows": [], "part": {"size": 0}}, Document, "F").setting is None
 

@@ -37,8 +37,19 @@ from tests.golden_models import GOLDEN
 from tests.report.made_up import example
 
 WRONG: list = [[], None, "x", {}, 0, -1, 1.5, True, 10**30, 2**63, "7", [[]], {"x": 1}, [None], ""]
-TEXTS = ["[" * 100_000, '{"a":' * 100_000, "1e400", '{"a": 1e400}', "NaN", '{"a"', "\x00\xff", "",
-         '{"a": 1, "a": 2}', '"\\ud800"', "9" * 10_000]  # fmt: skip
+TEXTS = [
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    "1e400",
+    '{"a": 1e400}',
+    "NaN",
+    '{"a"',
+    "\x00\xff",
+    "",
+    '{"a": 1, "a": 2}',
+    '"\\ud800"',
+    "9" * 10_000,
+]
 
 
 def places(value, found):
@@ -79,21 +90,44 @@ def text(document):
 
 
 CONFIG = json.loads(to_json(Config("x")))
-PATHS = PathsResult(3, 8, 1.0, 0.1, 0.01, 1.1, (0.0, 0.5), (0.1, 0.2), (0.25,), (0.3,),
-                    (((0.0, 1.0), (0.5, 0.5)),), 2.0)  # fmt: skip
+PATHS = PathsResult(
+    3,
+    8,
+    1.0,
+    0.1,
+    0.01,
+    1.1,
+    (0.0, 0.5),
+    (0.1, 0.2),
+    (0.25,),
+    (0.3,),
+    (((0.0, 1.0), (0.5, 0.5)),),
+    2.0,
+)
 EVALUATION = Evaluation(3, 8, 0, 8, "heun", 16.0, 4, 0.1, 0.2, 1.0, 2.0, 3.0, 4, 0.5, 0.9)
 LIKELIHOOD = LikelihoodResult(7, 20, 1, -93.5, 0.5, 2.345, 0.012, 0.125, 520.0, "rk4")
-INVERSION = Inversion(3, 2, (RoundTrip("heun", 8, None, 32.0, 0.015, 0.02, 0.7, 0),),
-                      (Edits(0.5, 12.0, 0.1, 0),))  # fmt: skip
-MODEL = {"event_shape": [8, 8, 4], "num_classes": None, "captions": ["a"],
-         "text": {"num_tokens": 4, "width": 8, "pooled_width": 8,
-                  "parts": [{"tokens": [0, 4], "channels": [0, 8], "pooled": [0, 8]}]}}  # fmt: skip
+INVERSION = Inversion(
+    3, 2, (RoundTrip("heun", 8, None, 32.0, 0.015, 0.02, 0.7, 0),), (Edits(0.5, 12.0, 0.1, 0),)
+)
+MODEL = {
+    "event_shape": [8, 8, 4],
+    "num_classes": None,
+    "captions": ["a"],
+    "text": {
+        "num_tokens": 4,
+        "width": 8,
+        "pooled_width": 8,
+        "parts": [{"tokens": [0, 4], "channels": [0, 8], "pooled": [0, 8]}],
+    },
+}
 
 
 def inversion_document():
-    nested = {"round_trips": [INVERSION.round_trips[0]._asdict()],
-              "edits": [INVERSION.edits[0]._asdict()]}  # fmt: skip
-    return INVERSION._asdict() | nested
+    unflatten_dict = {
+        "round_trips": [INVERSION.round_trips[0]._asdict()],
+        "edits": [INVERSION.edits[0]._asdict()],
+    }
+    return INVERSION._asdict() | unflatten_dict
 
 
 def of_run(name, read):
@@ -187,8 +221,9 @@ def index(folder):
 
 CASES = {
     "config": config,
-    "model": lambda folder: (documents(MODEL)("model.json", lambda path: (
-        read_model(path.parent), read_captions(path.parent)))(folder)),
+    "model": lambda folder: documents(MODEL)(
+        "model.json", lambda path: (read_model(path.parent), read_captions(path.parent))
+    )(folder),
     "comparison": comparison,
     "row": row,
     "paths": documents(PATHS._asdict())("paths.json", read_paths),
@@ -209,7 +244,7 @@ CASES = {
     "tokenizer_config": released("tokenizer", "tokenizer_config.json"),
     "vocab": released("tokenizer", "vocab.json"),
     "whole tokenizer": released("tokenizer_3", "tokenizer.json"),
-}  # fmt: skip
+}
 
 
 # These open a whole released model each time.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fmjax._trees import named_leaves
+from fmjax._trees import flatten_dict
 from fmjax.metrics.classifier import build
 from fmjax.metrics.classifier_cache import load_classifier
 from fmjax.networks.classifier import ClassifierConfig
@@ -19,11 +19,23 @@ from fmjax.runs.sampling.calibrated_grid import _read as read_grid
 from tests.golden_models import GOLDEN
 from tests.test_json_files import TEXTS, WRONG, mutated, text
 
-ROWS = [{"model": "", "solver": "heun", "setting": "4 steps", "family": "fixed", "nfe_mean": 8.0,
-         "images": None}]  # fmt: skip
+ROWS = [
+    {
+        "model": "",
+        "solver": "heun",
+        "setting": "4 steps",
+        "family": "fixed",
+        "nfe_mean": 8.0,
+        "images": None,
+    }
+]
 SMALL = ClassifierConfig(2, 4)
-CLASSIFIER = {"config": asdict(SMALL), "event_shape": [8, 8, 1], "num_classes": 2,
-              "test_accuracy": 0.5}  # fmt: skip
+CLASSIFIER = {
+    "config": asdict(SMALL),
+    "event_shape": [8, 8, 1],
+    "num_classes": 2,
+    "test_accuracy": 0.5,
+}
 ADAPTER = {"r": 4, "lora_alpha": 8, "transformer.alpha_pattern": {"to_q": 2}, "use_rslora": False}
 
 
@@ -38,7 +50,9 @@ def gallery(folder):
 
 def classifier(folder):
     params = build(SMALL, (8, 8, 1), 2).init(jax.random.key(0))
-    arrays = {f"params/{k.replace('.', '/')}": np.asarray(v) for k, v in named_leaves(params)}
+    arrays = {
+        f"params/{k.replace('.', '/')}": np.asarray(v) for k, v in flatten_dict(params).items()
+    }
 
     def read(document):
         np.savez(folder / "classifier.npz", about=np.asarray(document), **arrays)

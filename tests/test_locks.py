@@ -189,9 +189,12 @@ def test_what_a_living_process_writes_is_not_removed(tmp_path):
     program = f"import sys\nfrom pathlib import Path\n{within}\nprint('held', flush=True)\n"
     program += "sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", program, "", str(target)], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", program, "", str(target)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout.readline() == "held\n"
         (left,) = tmp_path.iterdir()
         for name in ("b.npz", "c.npz"):

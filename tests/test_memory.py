@@ -30,8 +30,11 @@ def page_faults(what):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, what],
-        env=clean, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     kept, faults = ran.stdout.split()
     return kept == "True", int(faults)
 

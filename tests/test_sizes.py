@@ -38,12 +38,33 @@ from fmjax.sharding import MeshConfig, batch_sharding, make_mesh
 from fmjax.training import OptimizerConfig
 
 KINDS = (
-    CompareConfig, EvaluationConfig, TrainingConfig, SamplingConfig, PlanConfig, LikelihoodConfig,
-    InvertConfig, GenerateConfig, ComparePromptConfig, EncodeConfig, ToyData, EmojiData,
-    TokenizerConfig, TextEncoderConfig, MLPConfig, UNetConfig, DiTConfig, FluxConfig, MMDiTConfig,
-    LoRAConfig, OptimizerConfig, MeshConfig, ShortcutConfig, MeanFlowConfig, LinearBetas,
+    CompareConfig,
+    EvaluationConfig,
+    TrainingConfig,
+    SamplingConfig,
+    PlanConfig,
+    LikelihoodConfig,
+    InvertConfig,
+    GenerateConfig,
+    ComparePromptConfig,
+    EncodeConfig,
+    ToyData,
+    EmojiData,
+    TokenizerConfig,
+    TextEncoderConfig,
+    MLPConfig,
+    UNetConfig,
+    DiTConfig,
+    FluxConfig,
+    MMDiTConfig,
+    LoRAConfig,
+    OptimizerConfig,
+    MeshConfig,
+    ShortcutConfig,
+    MeanFlowConfig,
+    LinearBetas,
     CosineBetas,
-)  # fmt: skip
+)
 
 
 def numbers():
@@ -91,8 +112,10 @@ def test_seeds_are_not_negative_and_as_large_as_64_bits():
     ("make", "message"),
     [
         (lambda: CompareConfig(num_steps=(4,) * 10**6), "num_steps must have at most 10,000 ent"),
-        (lambda: StudyConfig("s", (Config("a"),), (SamplingConfig(),), num_seeds=10**9),
-         r"num_seeds must lie in \[1, 1000\], got 1000000000"),
+        (
+            lambda: StudyConfig("s", (Config("a"),), (SamplingConfig(),), num_seeds=10**9),
+            r"num_seeds must lie in \[1, 1000\], got 1000000000",
+        ),
         (lambda: MLPConfig(num_layers=10**9), r"num_layers must lie in \[0, 1024\]"),
         (lambda: UNetConfig(num_blocks=10**9), r"num_blocks must lie in \[0, 1024\]"),
         (lambda: FluxConfig(num_single=10**6), r"num_single must lie in \[0, 1024\]"),
@@ -106,7 +129,7 @@ def test_seeds_are_not_negative_and_as_large_as_64_bits():
         (lambda: Config("x", source_noise=math.inf), "source_noise must be finite, got inf"),
         (lambda: SamplingConfig(num_samples=10**5000), "num_samples must lie in .* bits"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_cannot_be_traced_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

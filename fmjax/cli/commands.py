@@ -195,7 +195,7 @@ def _plan(arguments: list[str]) -> int:
     default = Plan(PlanConfig(), load_config(path))
     asked = parse(Plan, default, rest, f"fmjax plan {path}")
     from fmjax._checks import require
-    from fmjax._files import own_files, require_target, same_place
+    from fmjax._files import lock_outputs, require_target, same_place
     from fmjax.jobs.planning.plan import plan
     from fmjax.report.plan import plan_text, plans_json, plot_memory
     from fmjax.report.style import png_bytes, save_png
@@ -210,7 +210,7 @@ def _plan(arguments: list[str]) -> int:
         require(apart, "picture", "be another file than json", asked.picture)
     files = [each for each in (asked.json, asked.picture) if each is not None]
     # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
-    with console() as progress, own_files(*files):
+    with console() as progress, lock_outputs(*files):
         plans = plan(asked.config, asked.plan, progress=progress)
         for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
             progress.say(plan_text(each))

@@ -137,13 +137,13 @@ def _run(arguments: list[str]) -> int:
             print(USAGE, end="")
             return 0
         from fmjax._memory import is_out_of_memory
-        from fmjax.sharding import Interrupted, another_is_gone
-        from fmjax.training import NonFiniteLoss, Unwritten
+        from fmjax.sharding import Interrupted, is_peer_failure
+        from fmjax.training import CheckpointWriteError, NonFiniteLoss
     except ValueError as error:
         return _complain(error)
     try:
         return COMMANDS[arguments[0]](arguments[1:]) or 0
-    except (NonFiniteLoss, Unwritten) as error:
+    except (NonFiniteLoss, CheckpointWriteError) as error:
         return _complain(error, code=1)
     except Interrupted as error:
         conclude()
@@ -154,7 +154,7 @@ def _run(arguments: list[str]) -> int:
     except RuntimeError as error:
         # JAX's own. Of its failures these are the user's to mend: a smaller batch, more devices; a
         # process that is gone.
-        if another_is_gone(error):
+        if is_peer_failure(error):
             _leave_at_once(error)
         if not is_out_of_memory(error):
             raise
@@ -170,8 +170,9 @@ def _leave_at_once(error: Exception) -> "NoReturn":
     print(
         f"fmjax: error: another process of the run is gone ({said}); started again in all of "
         "them, the same command goes on from the last checkpoint",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     sys.stdout.flush()
     os._exit(1)
 

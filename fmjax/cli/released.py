@@ -12,16 +12,18 @@ def generate(arguments: list[str]) -> int:
     path, rest = path_and_rest("generate", "FOLDER", arguments)
     prompt, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
     if (path / "model.json").is_file():
-        raise Refused(f"{path} is a run, not a released model: fmjax sample {path} --prompts "
-                      '"red heart" "cat"')  # fmt: skip
+        raise Refused(
+            f"{path} is a run, not a released model: fmjax sample {path} --prompts "
+            '"red heart" "cat"'
+        )
     import dataclasses
 
     import tyro
 
     from fmjax.config.generate import GenerateConfig
     from fmjax.jobs.released.generate import generate as make
-    from fmjax.jobs.released.pictures import PictureWriter, read_prompts
-    from fmjax.jobs.released.request import check_request
+    from fmjax.jobs.released.pictures import PictureWriter
+    from fmjax.jobs.released.request import validate_request
     from fmjax.pretrained.folder import open_model
 
     @dataclasses.dataclass(frozen=True)
@@ -41,17 +43,11 @@ def generate(arguments: list[str]) -> int:
         output: Path | None = None
 
     asked = parse(Generate, Generate(GenerateConfig()), rest, f"fmjax generate {path}")
-    if asked.prompts is not None and prompt is None:
-        texts = read_prompts(asked.prompts)
-    elif asked.prompts is None and prompt is not None:
-        texts = [prompt]
-    else:
-        raise Refused('fmjax generate needs a prompt after the folder, or --prompts FILE: fmjax '
-                      'generate FOLDER "a red fox in the snow"')  # fmt: skip
+    texts = _one_prompt_or_file(prompt, asked.prompts)
     with working() as progress:
         model = open_model(path)
         each = [text for text in texts for _ in range(asked.config.num_images)]
-        request = check_request(model, asked.config)
+        request = validate_request(model, asked.config)
         inputs = [file for file in (asked.prompts, asked.latents) if file is not None]
         writer = PictureWriter(request, each, asked.output, latents=asked.latents, inputs=inputs)
         with writer.holding():
@@ -69,12 +65,28 @@ def generate(arguments: list[str]) -> int:
     return 0 if pictures.succeeded.all() else 1
 
 
+def _one_prompt_or_file(prompt: str | None, file: Path | None) -> list[str]:
+    """Return the prompts of a command that takes one prompt or a file of them."""
+    from fmjax.jobs.released.pictures import read_prompts
+
+    if file is not None and prompt is None:
+        return read_prompts(file)
+    if file is None and prompt is not None:
+        return [prompt]
+    raise Refused(
+        "fmjax generate needs a prompt after the folder, or --prompts FILE: "
+        'fmjax generate FOLDER "a red fox in the snow"'
+    )
+
+
 def encode(arguments: list[str]) -> None:
     """Write latents and encoded captions of images."""
     path, rest = path_and_rest("encode", "FOLDER", arguments)
     if not rest or rest[0].startswith("-"):
-        raise Refused("fmjax encode needs a folder of images after that of the model: "
-                      "fmjax encode FOLDER IMAGES --output OUTPUT")  # fmt: skip
+        raise Refused(
+            "fmjax encode needs a folder of images after that of the model: "
+            "fmjax encode FOLDER IMAGES --output OUTPUT"
+        )
     images, rest = Path(rest[0]).resolve(), rest[1:]
     import dataclasses
 
@@ -105,8 +117,10 @@ def compare_prompt(path: Path, arguments: list[str]) -> None:
     """Compare solvers on a prompt."""
     prompt, rest = (arguments[0], arguments[1:]) if arguments else ("-", [])
     if prompt.startswith("-"):
-        raise Refused("fmjax compare needs a prompt after the folder of a released model: "
-                      'fmjax compare FOLDER "a red fox in the snow"')  # fmt: skip
+        raise Refused(
+            "fmjax compare needs a prompt after the folder of a released model: "
+            'fmjax compare FOLDER "a red fox in the snow"'
+        )
     import dataclasses
 
     import tyro

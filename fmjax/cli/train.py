@@ -58,15 +58,15 @@ def _train_and_show(
     At the end it prints the time of each part since `start`, of `time.perf_counter()`.
     """
     from fmjax._arrays import TextShape
-    from fmjax.jobs.train.prepare import own_run
+    from fmjax.jobs.train.prepare import lock_run
     from fmjax.jobs.train.train import train_folder
     from fmjax.runs.folder import open_run, read_model
-    from fmjax.sharding import is_main, together
+    from fmjax.sharding import all_or_none, is_main
 
     folder = Path("runs") / config.name if run is None else run
-    with working(processes, start) as progress, own_run(folder, config, overwrite=overwrite):
+    with working(processes, start) as progress, lock_run(folder, config, overwrite=overwrite):
         train_folder(config, folder, overwrite=overwrite, progress=progress)
-        with together("making the results"):
+        with all_or_none("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
                 progress.say("trained; samples of a model of text need prompts: none are drawn")
                 if config.pretrained is not None:
@@ -150,7 +150,11 @@ def export(arguments: list[str]) -> None:
     output = path / "export" if asked.output is None else asked.output
     with working() as progress:
         written = export_run(
-            path, output, merged=asked.merged, pipeline=asked.pipeline,
-            overwrite=asked.overwrite, progress=progress,
-        )  # fmt: skip
+            path,
+            output,
+            merged=asked.merged,
+            pipeline=asked.pipeline,
+            overwrite=asked.overwrite,
+            progress=progress,
+        )
         progress.say(f"wrote {written}")

@@ -25,10 +25,10 @@ def working(processes: "Processes | None" = None, since: float | None = None) ->
         since: `time.perf_counter()` at the start of the command, to print at its end how long each
             part took; None prints no times.
     """
-    from fmjax.sharding import is_main, join, stop_together
+    from fmjax.sharding import forward_preemption, is_main, join
 
     if processes is not None and join(processes):
-        stop_together()
+        forward_preemption()
     _prepare_jax()
     if not is_main():
         yield Silent()

@@ -98,16 +98,24 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     if not isinstance(loss, LossConfig):
         flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
         require_flow_map_samplings(config, flow_map)
-        return Experiment(flow_map.velocity_net(), objective, optimizer, path,
-                          Prediction.VELOCITY, null_cond, flow_map)  # fmt: skip
+        return Experiment(
+            flow_map.velocity_net(),
+            objective,
+            optimizer,
+            path,
+            Prediction.VELOCITY,
+            null_cond,
+            flow_map,
+        )
     require_flow_map_samplings(config, None)
     tuning, released = None, config.pretrained
     if released is None:
         encoder = config.text_encoder
         net = make_network(config.network, event_shape, conditions, text_encoder=encoder)
     else:
-        tuning = make_tuning(config.network, event_shape, conditions, released.lora,
-                             dtype=released.dtype)  # fmt: skip
+        tuning = make_tuning(
+            config.network, event_shape, conditions, released.lora, dtype=released.dtype
+        )
         net = tuning.net
     parts = conditions.parts if isinstance(conditions, TextShape) else ()
     known = bool(parts) or loss.encoder_drop == 0.0
@@ -123,10 +131,10 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         space=loss.space,
         weight_fn=None if loss.weight == TimeWeight() else loss.weight,
         huber=loss.huber,
-        drop_rate=loss.label_drop,
+        label_drop=loss.label_drop,
         null_cond=null_cond,
         parts=parts,
-        parts_drop_rate=loss.encoder_drop,
+        encoder_drop=loss.encoder_drop,
     )
     return Experiment(net, objective, optimizer, path, loss.prediction, null_cond, tuning=tuning)
 
@@ -220,16 +228,30 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
         path, prediction = experiment.path, experiment.prediction
         if sampling.solver in SDE_SOLVERS:
             return sample_sde(
-                predict_fn, path, x0, keys, cond, prediction=prediction,
-                rate=sampling.make_rate(path.schedule), solver=solver, steps=steps,
+                predict_fn,
+                path,
+                x0,
+                keys,
+                cond,
+                prediction=prediction,
+                rate=sampling.make_rate(path.schedule),
+                solver=solver,
+                steps=steps,
                 last_step=sampling.last_step,
-            )  # fmt: skip
+            )
         if sampling.solver in DIFFUSION_SAMPLERS:
             assert isinstance(steps, FixedSteps)  # They estimate no error: refused by the config.
             return sample_diffusion(
-                predict_fn, path, x0, keys, cond, prediction=prediction, sampler=solver,
-                steps=steps, clip=sampling.clip,
-            )  # fmt: skip
+                predict_fn,
+                path,
+                x0,
+                keys,
+                cond,
+                prediction=prediction,
+                sampler=solver,
+                steps=steps,
+                clip=sampling.clip,
+            )
         velocity_fn = path.velocity_fn(predict_fn, prediction)
         return sample(velocity_fn, x0, cond, solver=solver, steps=steps)
 

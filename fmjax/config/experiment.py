@@ -134,8 +134,12 @@ class Config:
         require_numbers(self)
         # The name becomes a folder under runs/.
         plain = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
-        require(plain and not self.name.startswith("."), "name",
-                "be letters, digits, '-', '_' and '.'", repr(self.name))  # fmt: skip
+        require(
+            plain and not self.name.startswith("."),
+            "name",
+            "be letters, digits, '-', '_' and '.'",
+            repr(self.name),
+        )
         require_at_least("source_noise", self.source_noise, 0.0)
         noisy = self.source is not None or self.source_noise == 0.0
         require(noisy, "source_noise", "be 0 without a source", self.source_noise)

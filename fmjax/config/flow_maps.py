@@ -58,7 +58,7 @@ class TrainedMap(NamedTuple):
             require(seen, "guidance_interval", rule, interval)
         elif scale != 1.0:
             rule = f"be 1 for a network in which a scale of {built_in.scale:g} is built in"
-            plain = not built_in.acts or (self.num_steps is not None and not jumps)
+            plain = not built_in.enabled or (self.num_steps is not None and not jumps)
             require(plain, "guidance", rule, scale)
             rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
             require(self.null_cond is not None, "guidance", rule, scale)
@@ -100,9 +100,14 @@ class TrainedMap(NamedTuple):
         )
 
     def _jump(
-        self, params: Params, asked: jax.Array | None, r: Times, t: Times, x: Points,
+        self,
+        params: Params,
+        asked: jax.Array | None,
+        r: Times,
+        t: Times,
+        x: Points,
         cond: Cond = None,
-    ) -> Points:  # fmt: skip
+    ) -> Points:
         if self.num_steps is not None:  # Its finest steps were learned as the velocity.
             r = jnp.where(r - t > 1.5 / self.num_steps, r, t)
         if asked is not None:
@@ -122,27 +127,39 @@ def build_flow_map(
     assert not isinstance(loss, LossConfig)
     rule = "be Independent for a flow map"
     require(isinstance(config.coupling, Independent), "coupling", rule, config.coupling)
-    dropped: dict[str, Any] = dict(drop_rate=loss.label_drop, null_cond=null_cond)
+    dropped: dict[str, Any] = dict(label_drop=loss.label_drop, null_cond=null_cond)
     if null_cond is None:
-        dropped["drop_rate"] = 0.0
+        dropped["label_drop"] = 0.0
     if isinstance(loss, ShortcutConfig):
         rule = "be 1 for a network without classes, or trained with loss.label_drop 0"
-        able = loss.guidance == 1.0 or dropped["drop_rate"] > 0.0
+        able = loss.guidance == 1.0 or dropped["label_drop"] > 0.0
         require(able, "loss.guidance", rule, loss.guidance)
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
-            net, config.path, num_steps=loss.num_steps, share_apart=loss.share_apart,
-            density=loss.density, stratified=loss.stratified, guidance=loss.guidance, **dropped,
-        )  # fmt: skip
+            net,
+            config.path,
+            num_steps=loss.num_steps,
+            bootstrap_ratio=loss.bootstrap_ratio,
+            density=loss.density,
+            stratified=loss.stratified,
+            guidance=loss.guidance,
+            **dropped,
+        )
         built_in = BuiltInGuidance(loss.guidance)
         return TrainedMap(net, built_in, null_cond, loss.num_steps), objective
     network = _differentiable_forwards(config.network)
     net = make_flow_map(network, event_shape, conditions, guided=loss.guidance.is_input)
     objective = mean_flow_objective(
-        net, config.path, improved=loss.improved, density=loss.density,
-        share_apart=loss.share_apart, power=loss.power, floor=loss.floor, guidance=loss.guidance,
+        net,
+        config.path,
+        improved=loss.improved,
+        density=loss.density,
+        ratio_r_neq_t=loss.ratio_r_neq_t,
+        power=loss.power,
+        floor=loss.floor,
+        guidance=loss.guidance,
         **dropped,
-    )  # fmt: skip
+    )
     return TrainedMap(net, loss.guidance, null_cond, None), objective
 
 

@@ -56,7 +56,7 @@ class MeanFlowConfig:
     Attributes:
         improved: Differentiate along the network's own velocity (improved MeanFlow).
         density: Of both times; the earlier is where the point is, the later where it is to go.
-        share_apart: Share of examples whose times differ; the others learn the velocity.
+        ratio_r_neq_t: Share of examples whose times differ; the others learn the velocity.
         power: Of the adaptive loss: 1 lets every example pull alike, 0 is the squared error.
         floor: Of the adaptive loss, in squared data units of a whole example.
         guidance: What of it the network learns.
@@ -65,7 +65,7 @@ class MeanFlowConfig:
 
     improved: bool = False
     density: DensityConfig = LogitNormal(0.4, 1.0)
-    share_apart: float = 0.25
+    ratio_r_neq_t: float = 0.25
     power: float = 1.0
     floor: float = 1e-2
     guidance: BuiltInGuidance = BuiltInGuidance()
@@ -73,7 +73,7 @@ class MeanFlowConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self, "loss.")
-        for name in ("share_apart", "label_drop"):
+        for name in ("ratio_r_neq_t", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)
         require_at_least("loss.power", self.power, 0.0)
         require_positive("loss.floor", self.floor)
@@ -85,7 +85,7 @@ class ShortcutConfig:
 
     Attributes:
         num_steps: Of the finest grid, a power of two. Samples take 1, 2, 4, .. of them.
-        share_apart: Share of examples that learn steps; the others learn the velocity.
+        bootstrap_ratio: Share of examples that learn steps; the others learn the velocity.
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
         guidance: Scale of classifier-free guidance that steps learn; 1 is none. The finest steps
@@ -94,7 +94,7 @@ class ShortcutConfig:
     """
 
     num_steps: int = 128
-    share_apart: float = 0.25
+    bootstrap_ratio: float = 0.25
     density: DensityConfig = Uniform()
     stratified: bool = False
     guidance: float = 1.0
@@ -103,7 +103,7 @@ class ShortcutConfig:
     def __post_init__(self) -> None:
         require_numbers(self, "loss.")
         require_positive("loss.guidance", self.guidance)
-        for name in ("share_apart", "label_drop"):
+        for name in ("bootstrap_ratio", "label_drop"):
             require_between(f"loss.{name}", getattr(self, name), 0.0, 1.0)
         power_of_two = self.num_steps >= 2 and self.num_steps & (self.num_steps - 1) == 0
         require(power_of_two, "loss.num_steps", "be a power of two, at least 2", self.num_steps)

@@ -124,8 +124,12 @@ class SamplingConfig:
         require_positive("atol", self.atol)
         require_at_least("guidance", self.guidance, 0.0)
         low, high = self.guidance_interval
-        require(0.0 <= low <= high <= 1.0, "guidance_interval", "be low <= high in [0, 1]",
-                self.guidance_interval)  # fmt: skip
+        require(
+            0.0 <= low <= high <= 1.0,
+            "guidance_interval",
+            "be low <= high in [0, 1]",
+            self.guidance_interval,
+        )
 
     def make_solver(self) -> Any:
         """The solver object that the name means."""

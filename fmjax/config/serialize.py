@@ -21,6 +21,13 @@ from fmjax.paths import AnyDensity, AnySchedule
 _UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
 
 
+# Fields of run folders written before they were renamed: (type, old name) to new name.
+_RENAMED_FIELDS = {
+    ("MeanFlowConfig", "share_apart"): "ratio_r_neq_t",
+    ("ShortcutConfig", "share_apart"): "bootstrap_ratio",
+}
+
+
 def _make_converter() -> cattrs.Converter:
     converter = make_converter()
     # What a config file calls 1e4 steps is a float there, and so in the JSON of its run.
@@ -52,8 +59,12 @@ def _read_tags(union: Any, converter: cattrs.Converter) -> None:
         name = value.get("type")
         if not isinstance(name, str) or name not in kinds:
             raise Mismatch(f"an object of type {', '.join(kinds)}", name)
-        rest = {key: item for key, item in value.items() if key != "type"}
-        return converter.structure(rest, kinds[name])
+        fields = {
+            _RENAMED_FIELDS.get((name, key), key): item
+            for key, item in value.items()
+            if key != "type"
+        }
+        return converter.structure(fields, kinds[name])
 
     converter.register_structure_hook_func(lambda kind: kind == union, hook)
 

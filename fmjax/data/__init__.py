@@ -31,9 +31,16 @@ from fmjax.data.tokenizer import (
 )
 
 DataConfig: TypeAlias = (
-    DigitsData | ToyData | IdxData | ArrayData | Cifar10Data
-    | CaptionedClasses | CaptionedImages | EmojiData | EncodedData
-)  # fmt: skip
+    DigitsData
+    | ToyData
+    | IdxData
+    | ArrayData
+    | Cifar10Data
+    | CaptionedClasses
+    | CaptionedImages
+    | EmojiData
+    | EncodedData
+)
 
 __all__ = [
     "ArrayData",

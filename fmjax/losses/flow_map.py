@@ -27,9 +27,14 @@ MapFn = Callable[..., Points]  # As a `FlowMapFn`.
 
 
 def mean_flow_target(
-    map_fn: MapFn, r: Times, t: Times, x: Points, velocity: Points, tangent: Points,
+    map_fn: MapFn,
+    r: Times,
+    t: Times,
+    x: Points,
+    velocity: Points,
+    tangent: Points,
     cond: Cond = None,
-) -> tuple[Points, Points]:  # fmt: skip
+) -> tuple[Points, Points]:
     """The mean velocity that a map gives, and what MeanFlow's identity says that it should be.
 
     `target = velocity + (r - t) (d/dt + tangent . d/dx) u`: on the true map, with the true velocity
@@ -58,9 +63,14 @@ def mean_flow_target(
 
 
 def shortcut_target(
-    map_fn: MapFn, t: Times, step: Times, x: Points, cond: Cond = None,
-    *, least_step: float = 0.0,
-) -> Points:  # fmt: skip
+    map_fn: MapFn,
+    t: Times,
+    step: Times,
+    x: Points,
+    cond: Cond = None,
+    *,
+    least_step: float = 0.0,
+) -> Points:
     """The mean velocity of two steps of a map, one after the other: what one of both should give.
 
     Args:
@@ -107,12 +117,12 @@ class FlowMapExamples(NamedTuple):
 
 
 def _drawn(
-    keys: jax.Array, batch: Batch, r: Times, t: Times, drop_rate: float, null_cond: Any
+    keys: jax.Array, batch: Batch, r: Times, t: Times, label_drop: float, null_cond: Any
 ) -> FlowMapExamples:
     """Examples between times that were drawn: source points, and conditions some of them lose."""
     require_batch(batch)
-    dropped = jax.random.bernoulli(keys[1], drop_rate, t.shape)
-    cond = null_where(dropped, batch.cond, null_cond) if drop_rate > 0.0 else batch.cond
+    dropped = jax.random.bernoulli(keys[1], label_drop, t.shape)
+    cond = null_where(dropped, batch.cond, null_cond) if label_drop > 0.0 else batch.cond
     x0 = source_points(keys[0], batch)
     return FlowMapExamples(r, t, x0, batch.x1, cond, dropped)
 
@@ -123,11 +133,11 @@ def mean_flow_objective(
     *,
     improved: bool = False,
     density: Density = LogitNormal(0.4, 1.0),  # noqa: B008 (frozen)
-    share_apart: float = 0.25,
+    ratio_r_neq_t: float = 0.25,
     power: float = 1.0,
     floor: float = 1e-2,
     guidance: BuiltInGuidance = BuiltInGuidance(),  # noqa: B008 (frozen)
-    drop_rate: float = 0.0,
+    label_drop: float = 0.0,
     null_cond: Any = None,
 ) -> Objective:
     """MeanFlow, as the training step wants it.
@@ -138,27 +148,27 @@ def mean_flow_objective(
         improved: Differentiate along the map's own velocity, not along the draw's: the target's
             noise is then that of flow matching (improved MeanFlow).
         density: Of both times, of which the earlier is where the point is.
-        share_apart: Share of examples whose two times differ; the others learn the velocity.
+        ratio_r_neq_t: Share of examples whose two times differ; the others learn the velocity.
         power: Of the adaptive loss.
         floor: Of the adaptive loss.
         guidance: What of it is built into the target.
-        drop_rate: Share of examples that train without their condition.
+        label_drop: Share of examples that train without their condition.
         null_cond: What stands for no condition.
 
     Source: arXiv:2505.13447, algorithm 1 and table 4, with t counted from the noise (its
     logit-normal(-0.4, 1) is `LogitNormal(0.4, 1)`); arXiv:2512.02012, algorithm 1.
     """
-    require_between("share_apart", share_apart, 0.0, 1.0)
+    require_between("ratio_r_neq_t", ratio_r_neq_t, 0.0, 1.0)
     require_at_least("power", power, 0.0)
     require_positive("floor", floor)
-    guidance.check(net.guided, null_cond if drop_rate > 0.0 else None)
+    guidance.check(net.guided, null_cond if label_drop > 0.0 else None)
 
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         first, second = (sample_times(k, num, density) for k in keys[:2])
-        t, apart = jnp.minimum(first, second), jax.random.bernoulli(keys[2], share_apart, (num,))
+        t, apart = jnp.minimum(first, second), jax.random.bernoulli(keys[2], ratio_r_neq_t, (num,))
         r, asked = jnp.where(apart, jnp.maximum(first, second), t), guidance.draw(keys[5], num)
-        return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)._replace(guidance=asked)
+        return _drawn(keys[3:5], batch, r, t, label_drop, null_cond)._replace(guidance=asked)
 
     def loss(params: Any, examples: FlowMapExamples) -> PerExample:
         r, t, x0, x1, cond, dropped, asked, _ = examples
@@ -168,9 +178,11 @@ def mean_flow_objective(
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
             return net.apply(params, r, t, x, cond, seen)
 
-        own = jax.lax.stop_gradient(map_fn(t, t, x_t, cond)) if guidance.acts or improved else u_t
+        own = (
+            jax.lax.stop_gradient(map_fn(t, t, x_t, cond)) if guidance.enabled or improved else u_t
+        )
         velocity = u_t
-        if guidance.acts:
+        if guidance.enabled:
             null = null_where(jnp.ones_like(dropped), cond, null_cond)
             without = jax.lax.stop_gradient(map_fn(t, t, x_t, null))
             velocity = guidance.target(t, u_t, own, without, asked, dropped)
@@ -186,11 +198,11 @@ def shortcut_objective(
     path: AffinePath,
     *,
     num_steps: int = 128,
-    share_apart: float = 0.25,
+    bootstrap_ratio: float = 0.25,
     density: Density = Uniform(),  # noqa: B008 (frozen)
     stratified: bool = False,
     guidance: float = 1.0,
-    drop_rate: float = 0.0,
+    label_drop: float = 0.0,
     null_cond: Any = None,
 ) -> Objective:
     """Shortcut models, as the training step wants it.
@@ -200,36 +212,36 @@ def shortcut_objective(
         path: The path between noise and data.
         num_steps: Of the finest grid, a power of two: its steps follow the velocity, and every
             step of 2, 4, .. of them has to agree with two of half its length.
-        share_apart: Share of examples that learn steps; the others learn the velocity.
+        bootstrap_ratio: Share of examples that learn steps; the others learn the velocity.
         density: Of the times of those others.
         stratified: Spread these evenly over the density.
         guidance: Scale of classifier-free guidance that finest steps follow in targets; 1 is none.
             The velocity itself stays unguided. Any other scale doubles what targets cost.
-        drop_rate: Share of examples that train without their condition.
+        label_drop: Share of examples that train without their condition.
         null_cond: What stands for no condition.
 
     Targets come from averaged weights.
 
     Source: arXiv:2410.12557, algorithm 1 and table 3.
     """
-    require_between("share_apart", share_apart, 0.0, 1.0)
+    require_between("bootstrap_ratio", bootstrap_ratio, 0.0, 1.0)
     power_of_two = num_steps >= 2 and num_steps & (num_steps - 1) == 0
     require(power_of_two, "num_steps", "be a power of two, at least 2", num_steps)
     rule = "be 1 without examples that lose their condition (drop_rate)"
-    require(guidance == 1.0 or drop_rate > 0.0, "guidance", rule, guidance)
+    require(guidance == 1.0 or label_drop > 0.0, "guidance", rule, guidance)
     num_levels = num_steps.bit_length() - 1
 
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         span = 2.0 ** -jax.random.randint(keys[0], (num,), 0, num_levels)
         place = jax.random.uniform(keys[1], (num,))  # Which of the 1 / span steps of this length.
-        apart = jax.random.bernoulli(keys[2], share_apart, (num,))
+        apart = jax.random.bernoulli(keys[2], bootstrap_ratio, (num,))
         t_alone = sample_times(keys[5], num, density, stratified=stratified)
         t = jnp.where(apart, jnp.floor(place / span) * span, t_alone)
         r = jnp.where(apart, t + span, t)
-        return _drawn(keys[3:5], batch, r, t, drop_rate, null_cond)
+        return _drawn(keys[3:5], batch, r, t, label_drop, null_cond)
 
-    def teach(average: Any, examples: FlowMapExamples) -> FlowMapExamples:
+    def make_targets(average: Any, examples: FlowMapExamples) -> FlowMapExamples:
         r, t, x0, x1, cond, dropped, *_ = examples
         x_t, u_t = path(t, x0, x1)
 
@@ -253,4 +265,4 @@ def shortcut_objective(
         error = prediction.astype(jnp.float32) - examples.target
         return jnp.mean(jnp.square(error), axis=event_axes(x_t))
 
-    return Objective(draw, loss, teach)
+    return Objective(draw, loss, make_targets)

@@ -225,10 +225,10 @@ def flow_matching_objective(
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
     huber: float | None = None,
-    drop_rate: float = 0.0,
+    label_drop: float = 0.0,
     null_cond: Any = None,
     parts: Sequence[TextPart] = (),
-    parts_drop_rate: float = 0.0,
+    encoder_drop: float = 0.0,
 ) -> Objective:
     """Flow matching, from normal noise or a batch's own source points, for the training step.
 
@@ -242,10 +242,10 @@ def flow_matching_objective(
         space: The quantity whose error counts.
         weight_fn: Weight of each time.
         huber: As of `flow_matching_loss`.
-        drop_rate: Share of examples that train without their condition.
+        label_drop: Share of examples that train without their condition.
         null_cond: What stands for no condition (class labels: `num_classes`).
         parts: What of a text is which encoder's.
-        parts_drop_rate: As of `drop_parts`.
+        encoder_drop: As of `drop_parts`.
 
     Returns:
         The objective; its `draw` takes a `Batch`.
@@ -259,16 +259,23 @@ def flow_matching_objective(
         x0 = coupling(x0, batch.x1, batch.cond)
         cond = batch.cond
         if cond is not None:
-            cond = drop_condition(drop_key, cond, null_cond, drop_rate)
+            cond = drop_condition(drop_key, cond, null_cond, label_drop)
         if isinstance(cond, Text):
-            cond = drop_parts(jax.random.fold_in(drop_key, 1), cond, parts, parts_drop_rate)
+            cond = drop_parts(jax.random.fold_in(drop_key, 1), cond, parts, encoder_drop)
         return FlowExamples(t, x0, batch.x1, cond)
 
     def loss(params: Any, examples: FlowExamples) -> PerExample:
         return flow_matching_loss(
             lambda t, x, cond: net.apply(params, t, x, cond),
-            path, examples.t, examples.x0, examples.x1, examples.cond,
-            prediction=prediction, space=space, weight_fn=weight_fn, huber=huber,
-        )  # fmt: skip
+            path,
+            examples.t,
+            examples.x0,
+            examples.x1,
+            examples.cond,
+            prediction=prediction,
+            space=space,
+            weight_fn=weight_fn,
+            huber=huber,
+        )
 
     return Objective(draw, loss)

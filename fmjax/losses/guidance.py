@@ -55,7 +55,7 @@ class BuiltInGuidance:
         require(self.first <= self.last, "guidance.first", rule, self.first)
 
     @property
-    def acts(self) -> bool:
+    def enabled(self) -> bool:
         """Whether any target is guided."""
         return self.is_input or self.scale != 1.0
 
@@ -69,8 +69,12 @@ class BuiltInGuidance:
         right = guided == self.is_input
         require(right, "net", "have guidance for an input if it is drawn, and only then", guided)
         rule = "be 1 for a network without classes, or trained with loss.label_drop 0"
-        require(null_cond is not None or not self.acts, "loss.guidance.scale", rule,
-                self.scale if self.max_scale is None else self.max_scale)  # fmt: skip
+        require(
+            null_cond is not None or not self.enabled,
+            "loss.guidance.scale",
+            rule,
+            self.scale if self.max_scale is None else self.max_scale,
+        )
 
     def draw(self, key: PRNGKey, num: int) -> Float[Array, "batch 3"]:
         """Scale, first and last guided time of each example."""
@@ -88,9 +92,9 @@ class BuiltInGuidance:
         self,
         t: Times,
         draw: Points,
-        own: Points,
-        without: Points,
-        asked: Float[Array, "batch 3"],
+        v_cond: Points,
+        v_uncond: Points,
+        guidance_input: Float[Array, "batch 3"],
         dropped: Bool[Array, " batch"],
     ) -> Points:
         """The velocity to learn.
@@ -98,14 +102,14 @@ class BuiltInGuidance:
         Args:
             t: Times.
             draw: The velocity u of the path.
-            own: The network's guided velocity, with the condition.
-            without: Its velocity without.
-            asked: As `draw` gave it.
+            v_cond: The network's guided velocity, with the condition.
+            v_uncond: Its velocity without.
+            guidance_input: As `draw` gave it.
             dropped: Which examples have no condition: these learn the draw's velocity.
         """
-        scale, first, last = asked[:, 0], asked[:, 1], asked[:, 2]
+        scale, first, last = guidance_input[:, 0], guidance_input[:, 1], guidance_input[:, 2]
         mix = 1.0 - 1.0 / scale if self.mix is None else jnp.full_like(scale, self.mix)
         w, mix = (expand_like(number, draw) for number in (scale * (1.0 - mix), mix))
-        guided = w * draw + mix * own + (1.0 - w - mix) * without
+        guided = w * draw + mix * v_cond + (1.0 - w - mix) * v_uncond
         here = (t >= first) & (t <= last) & ~dropped
         return jnp.where(expand_like(here, draw), guided, draw)

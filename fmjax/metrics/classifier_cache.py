@@ -16,7 +16,7 @@ from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._json import EventShape, Share, Size, check_json, parse_json
 from fmjax._locks import lock_file
 from fmjax._progress import Progress, Silent
-from fmjax._trees import named_leaves, nested
+from fmjax._trees import flatten_dict, unflatten_dict
 from fmjax.metrics.classifier import ImageClassifier, build
 from fmjax.metrics.classifier_training import (
     ClassifierTraining,
@@ -90,7 +90,7 @@ def save_classifier(path: Path, classifier: ImageClassifier) -> None:
         "num_classes": classifier.num_classes,
         "test_accuracy": classifier.test_accuracy,
     }
-    arrays = {_key(name): value for name, value in named_leaves(classifier.params)}
+    arrays = {_key(name): value for name, value in flatten_dict(classifier.params).items()}
     with write_atomically(path) as temporary:
         np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
@@ -114,7 +114,7 @@ def load_classifier(path: Path) -> ImageClassifier:
     try:
         arrays = read_npz(path)
         about = check_json(parse_json(str(arrays.pop(_ABOUT)), _ABOUT), _About, _ABOUT)
-        params = nested({_name(key): a for key, a in arrays.items()})
+        params = unflatten_dict({_name(key): a for key, a in arrays.items()})
         classifier = ImageClassifier(params=params, **about._asdict())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must {rule}, got {error!r}") from error
@@ -146,7 +146,7 @@ def _fingerprint(
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in named_leaves(params)}
+    return {name: tuple(value.shape) for name, value in flatten_dict(params).items()}
 
 
 def _key(name: str) -> str:

@@ -183,10 +183,16 @@ def train_classifier(
     best = _Best(images[held], labels[held], training.max_shift) if len(held) else None
     every = max(stopping.check_every, math.ceil(len(kept) / training.batch_size))
     params, taken = _fit(
-        untrained, images[kept], labels[kept], training, num_steps,
-        every=every if best else _REPORT_EVERY, best=best, patience=stopping.patience,
+        untrained,
+        images[kept],
+        labels[kept],
+        training,
+        num_steps,
+        every=every if best else _REPORT_EVERY,
+        best=best,
+        patience=stopping.patience,
         progress=progress,
-    )  # fmt: skip
+    )
     trained = dataclasses.replace(untrained, params=params)
     accuracy = trained.accuracy(test_images, test_labels)
     early = f" of at most {num_steps}" if best else ""

@@ -66,15 +66,19 @@ def _covered(
     num_neighbours: int,
 ) -> Bool[np.ndarray, " num"]:
     """Whether each point lies within the balls around the manifold's points."""
-    squared_radii = np.concatenate([
-        # A point is its own nearest: the k-th neighbour comes k + 1st.
-        np.partition(squared, num_neighbours, axis=1)[:, num_neighbours]
-        for squared in _squared_distances(manifold, manifold)
-    ])  # fmt: skip
-    return np.concatenate([
-        np.any(squared <= squared_radii[None], axis=1)
-        for squared in _squared_distances(points, manifold)
-    ])  # fmt: skip
+    squared_radii = np.concatenate(
+        [
+            # A point is its own nearest: the k-th neighbour comes k + 1st.
+            np.partition(squared, num_neighbours, axis=1)[:, num_neighbours]
+            for squared in _squared_distances(manifold, manifold)
+        ]
+    )
+    return np.concatenate(
+        [
+            np.any(squared <= squared_radii[None], axis=1)
+            for squared in _squared_distances(points, manifold)
+        ]
+    )
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:

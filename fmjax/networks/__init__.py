@@ -129,8 +129,9 @@ def make_network(
         return with_encoder(make_text_encoder(text_encoder, conditions), net)
     if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
-            raise ValueError("network must be an MLP, a UNet or a DiT for a flow map, got one of "
-                             "text")  # fmt: skip
+            raise ValueError(
+                "network must be an MLP, a UNet or a DiT for a flow map, got one of text"
+            )
         make = make_flux if isinstance(config, FluxConfig) else make_mmdit
         return make(config, event_shape, conditions)  # type: ignore[arg-type]
     if isinstance(conditions, TextShape):

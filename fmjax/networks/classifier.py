@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax.networks.layers.convolution import conv_init
-from fmjax.networks.layers.functional import purify
+from fmjax.networks.layers.functional import functionalize
 
 
 @dataclass(frozen=True)
@@ -111,5 +111,5 @@ def make_classifier(
     def build(rngs: nnx.Rngs) -> ConvNet:
         return ConvNet(config, event_shape, num_classes, rngs=rngs)
 
-    pure = purify(build)
+    pure = functionalize(build)
     return Classifier(pure.init, pure.apply)

@@ -9,15 +9,15 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require_at_least
 from fmjax.networks.layers.computation import require_computable
-from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
+from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
     Linear,
+    at_least_float32,
     compute_dtype,
     layer_norm,
-    widened,
 )
 from fmjax.paths import VelocityNet
 
@@ -88,7 +88,7 @@ class MLP(nnx.Module):
         c = nnx.silu(self.embed(t, cond))
         h = self.inputs(x.reshape(x.shape[0], -1))
         h = run_blocks(self.blocks, h, c, unroll=self.config.unroll_layers)
-        return widened(self.out(layer_norm(h))).reshape(x.shape)
+        return at_least_float32(self.out(layer_norm(h))).reshape(x.shape)
 
 
 def make_mlp(
@@ -105,4 +105,4 @@ def make_mlp(
     def build(rngs: nnx.Rngs) -> MLP:
         return MLP(config, event_shape, conditions, rngs=rngs)
 
-    return VelocityNet(*purify(build))
+    return VelocityNet(*functionalize(build))

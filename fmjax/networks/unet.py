@@ -19,15 +19,15 @@ from fmjax._checks import require, require_at_least
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.convolution import Conv, Resample, conv_init, resample
-from fmjax.networks.layers.functional import purify
+from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
     Linear,
     ToHeads,
+    at_least_float32,
     compute_dtype,
-    widened,
 )
 from fmjax.paths import VelocityNet
 
@@ -209,7 +209,7 @@ class UNet(nnx.Module):
         for name in self.way_up:
             joined = h if name.endswith("_up") else jnp.concatenate([h, skips.pop()], axis=-1)
             h = self.up[name](joined, c)
-        return widened(self.out(nnx.silu(self.norm(h))))
+        return at_least_float32(self.out(nnx.silu(self.norm(h))))
 
 
 def make_unet(
@@ -239,13 +239,19 @@ def make_unet(
     def build(rngs: nnx.Rngs) -> UNet:
         return UNet(config, event_shape, conditions, rngs=rngs)
 
-    return VelocityNet(*purify(build))
+    return VelocityNet(*functionalize(build))
 
 
 def conv(
-    before: int, after: int, size: int, config: UNetConfig, *, zeros: bool = False,
-    split: int | None = None, rngs: nnx.Rngs,
-) -> Conv:  # fmt: skip
+    before: int,
+    after: int,
+    size: int,
+    config: UNetConfig,
+    *,
+    zeros: bool = False,
+    split: int | None = None,
+    rngs: nnx.Rngs,
+) -> Conv:
     """Convolution of `size` x `size` pixels that keeps the resolution."""
     return Conv(
         before,

@@ -177,8 +177,11 @@ def _groups(line: str) -> np.ndarray:
         return np.array([_numbers(group) for group in re.findall(r"\{([\d, ]+)\}", match[1])])
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+)", line):
         return _ids(match[3]).reshape(int(match[1]), int(match[2]))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))?[^{]*"
-                          r"\{([^}]*)\}", line):  # fmt: skip
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))?[^{]*"
+        r"\{([^}]*)\}",
+        line,
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         total, names = math.prod(sizes.values()), list(sizes)
         ids = _ids(match[2] or f"[{total}]").reshape(list(sizes.values()))

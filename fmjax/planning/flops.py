@@ -27,14 +27,14 @@ def flops_per_example(
     """
 
     def loss(parts: Any, examples: Any) -> Any:
-        return objective.beside(parts[1]).loss(parts[0], examples)
+        return objective.with_frozen(parts[1]).loss(parts[0], examples)
 
-    def taught(parts: Any, examples: Any) -> Any:
-        return objective.beside(parts[1]).taught(parts[0], examples)
+    def with_targets(parts: Any, examples: Any) -> Any:
+        return objective.with_frozen(parts[1]).with_targets(parts[0], examples)
 
     parts, num = (params, frozen), jax.tree.leaves(batch)[0].shape[0]
     examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
-    learned = jax.eval_shape(taught, parts, examples)
+    learned = jax.eval_shape(with_targets, parts, examples)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts]
     flops = (2.0 + sizes[0] / sum(sizes)) * count_flops(loss, parts, learned)
-    return (flops + count_flops(taught, parts, examples)) / num
+    return (flops + count_flops(with_targets, parts, examples)) / num

@@ -69,15 +69,23 @@ device_description_str: "{self.name}"
 """
 
 
-_HOPPER = {"cores": 132, "clock_ghz": 1.98, "l2_cache": 52428800, "shared_per_core": 233472,
-           "shared_per_block": 232448, "capability": 9}  # fmt: skip
+_HOPPER = {
+    "cores": 132,
+    "clock_ghz": 1.98,
+    "l2_cache": 52428800,
+    "shared_per_core": 233472,
+    "shared_per_block": 232448,
+    "capability": 9,
+}
 GPUS = {
-    "a100": _Gpu("NVIDIA A100-SXM4-80GB", 108, 1.41, 85094825984, 2039000000000, 41943040,
-                 167936, 166912, 8),
-    "h100": _Gpu("NVIDIA H100 80GB HBM3", memory=84929347584, memory_bandwidth=3352320000000,
-                 **_HOPPER),
+    "a100": _Gpu(
+        "NVIDIA A100-SXM4-80GB", 108, 1.41, 85094825984, 2039000000000, 41943040, 167936, 166912, 8
+    ),
+    "h100": _Gpu(
+        "NVIDIA H100 80GB HBM3", memory=84929347584, memory_bandwidth=3352320000000, **_HOPPER
+    ),
     "h200": _Gpu("NVIDIA H200", memory=150754820096, memory_bandwidth=4917600000000, **_HOPPER),
-}  # fmt: skip
+}
 GPUS_PER_NODE = 8
 FAMILIES = (*TPUS, *GPUS, "cpu")
 

@@ -211,15 +211,29 @@ def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, An
     config = _with(clip_text_config(about), settings)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     network, views = make_clip_text(config), clip_text_views(config, prefix=prefix)
-    return Component(about, config, views, network.init, network.tensor_axes, network,
-                     buffers=tuple(prefix + name for name in BUFFERS))  # fmt: skip
+    return Component(
+        about,
+        config,
+        views,
+        network.init,
+        network.tensor_axes,
+        network,
+        buffers=tuple(prefix + name for name in BUFFERS),
+    )
 
 
 def _t5(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
     config = _with(t5_config(about), settings)
     network = make_t5_encoder(config)
-    return Component(about, config, t5_views(config), network.init, network.tensor_axes, network,
-                     aliases={TIED: EMBEDDING})  # fmt: skip
+    return Component(
+        about,
+        config,
+        t5_views(config),
+        network.init,
+        network.tensor_axes,
+        network,
+        aliases={TIED: EMBEDDING},
+    )
 
 
 def _with(config: Any, settings: Mapping[str, Any]) -> Any:

@@ -19,12 +19,25 @@ STEMS = ("diffusion_pytorch_model", "model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = (".safetensors", *_PICKLES)
 """Endings of files of weights."""
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-           "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-           "BOOL": "bool"}  # fmt: skip
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
-_EXPONENTS = {"float64": 0x7FF0 << 48, "float32": 0x7F80 << 16, "float16": 0x7C00,
-              "bfloat16": 0x7F80}  # fmt: skip
+_EXPONENTS = {
+    "float64": 0x7FF0 << 48,
+    "float32": 0x7F80 << 16,
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
+}
 
 
 class TensorFiles:
@@ -125,8 +138,9 @@ def find_files(folder: Path) -> tuple[Path, ...]:
             f"{folder} must hold safetensors, got {pickles[0]}: a pickle, which can run any code "
             "when it is opened"
         )
-    raise ValueError(f"{folder} must hold {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, "
-                     "got neither")  # fmt: skip
+    raise ValueError(
+        f"{folder} must hold {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, got neither"
+    )
 
 
 def plain_name(name: Any) -> bool:
@@ -152,8 +166,12 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     require(right, str(index), "map tensors to files beside it", repr(wrong or places))
     paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
     for path in paths:
-        require(path.is_file(), f"{index.parent}", f"hold {path.name}, which its index names", "no"
-                " such file")  # fmt: skip
+        require(
+            path.is_file(),
+            f"{index.parent}",
+            f"hold {path.name}, which its index names",
+            "no such file",
+        )
     return paths
 
 

@@ -233,13 +233,23 @@ def save_component(
     require_apart(source, folder)
     component, params = loaded
     with TensorFiles(find_files(source)) as files:
-        save_params(params, component.views, files, folder, aliases=component.aliases, dtype=dtype,
-                    progress=progress)  # fmt: skip
+        save_params(
+            params,
+            component.views,
+            files,
+            folder,
+            aliases=component.aliases,
+            dtype=dtype,
+            progress=progress,
+        )
     if jax.process_index() == 0:
         _copy_plain(source, folder)
         kept = {file.name for file in files.paths}
-        indexes = [path for path in source.glob("*.safetensors.index*.json")
-                   if set(weight_map(path).values()) == kept]  # fmt: skip
+        indexes = [
+            path
+            for path in source.glob("*.safetensors.index*.json")
+            if set(weight_map(path).values()) == kept
+        ]
         for path in indexes:
             _copy(path, folder / path.name)
         _remove_other_weights(folder, kept | {path.name for path in indexes})

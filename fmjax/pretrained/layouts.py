@@ -1,9 +1,9 @@
 """Where in a file's tensors the numbers of a parameter stand.
 
 Released weights have other names and layouts than the parameters here: matrices the other way
-round, queries and keys apart, layers one by one. A `View` says of one parameter which part of which
-tensor each part of it is. It is read both ways: from files, any slice of a parameter by itself, and
-back into tensors.
+round, queries and keys apart, layers one by one. A `TensorLayout` maps each part of one parameter
+to a part of a tensor. It works both ways: any slice of a parameter can be read from files, and
+parameters can be written back into tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmjax._trees import named_leaves
+from fmjax._trees import flatten_dict
 
 Index = tuple[slice, ...]
 
@@ -43,12 +43,12 @@ class _Axis(NamedTuple):
         return _Axis(self.of, start, self.step, last - first, first)
 
     @property
-    def taken(self) -> slice:
+    def source_slice(self) -> slice:
         """Its places along the tensor's axis."""
         return slice(self.start, self.start + (self.size - 1) * self.step + 1, self.step)
 
     @property
-    def placed(self) -> slice:
+    def target_slice(self) -> slice:
         """Its places along the parameter's axis."""
         return slice(self.place, self.place + self.size)
 
@@ -72,25 +72,25 @@ class _Block(NamedTuple):
         return _Block(self.name, kept, self.fixed) if len(kept) == len(axes) else None
 
     @property
-    def taken(self) -> Index:
+    def source_slice(self) -> Index:
         """What of the tensor it is, axis by axis."""
-        found = {axis.of: axis.taken for axis in self.axes if axis.of is not None}
+        found = {axis.of: axis.source_slice for axis in self.axes if axis.of is not None}
         found |= {axis: slice(place, place + 1) for axis, place in self.fixed}
         return tuple(found[axis] for axis in range(len(found)))
 
     @property
-    def placed(self) -> Index:
+    def target_slice(self) -> Index:
         """Where in the parameter it stands."""
-        return tuple(axis.placed for axis in self.axes)
+        return tuple(axis.target_slice for axis in self.axes)
 
-    def laid(self, part: np.ndarray) -> np.ndarray:
+    def to_param(self, part: np.ndarray) -> np.ndarray:
         """What was taken of the tensor, as it stands in the parameter."""
         own = [axis.of for axis in self.axes if axis.of is not None]
         part = part.transpose(own + [axis for axis, _ in self.fixed])
         return part.reshape([axis.size for axis in self.axes])
 
-    def unlaid(self, part: np.ndarray) -> np.ndarray:
-        """The inverse of `laid`."""
+    def from_param(self, part: np.ndarray) -> np.ndarray:
+        """The inverse of `to_param`."""
         own = [axis.of for axis in self.axes if axis.of is not None]
         order = own + [axis for axis, _ in self.fixed]
         sizes = [axis.size for axis in self.axes if axis.of is not None] + [1] * len(self.fixed)
@@ -98,7 +98,7 @@ class _Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class TensorLayout:
     """A parameter, as parts of tensors. Make one by `tensor`, and others from it.
 
     Attributes:
@@ -112,16 +112,16 @@ class View:
     blocks: tuple[_Block, ...]
 
     @property
-    def T(self) -> "View":
+    def T(self) -> "TensorLayout":
         """Its axes the other way round."""
         return self.transposed(*reversed(range(len(self.shape))))
 
-    def transposed(self, *axes: int) -> "View":
+    def transposed(self, *axes: int) -> "TensorLayout":
         """With its axes in this order, as `numpy.transpose`."""
         blocks = (b._replace(axes=tuple(b.axes[axis] for axis in axes)) for b in self.blocks)
-        return View(tuple(self.shape[axis] for axis in axes), self.tensors, tuple(blocks))
+        return TensorLayout(tuple(self.shape[axis] for axis in axes), self.tensors, tuple(blocks))
 
-    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> "View":
+    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> "TensorLayout":
         """Part of a view of one tensor: integers and slices, as of a NumPy array."""
         index = index if isinstance(index, tuple) else (index,)
         assert len(self.blocks) == 1, "only parts of one tensor"
@@ -136,7 +136,7 @@ class View:
             size = len(range(start, stop, step))
             axes.append(_Axis(axis.of, axis.start + start * axis.step, axis.step * step, size, 0))
         shape = tuple(axis.size for axis in axes)
-        return View(shape, self.tensors, (_Block(block.name, tuple(axes), tuple(fixed)),))
+        return TensorLayout(shape, self.tensors, (_Block(block.name, tuple(axes), tuple(fixed)),))
 
     def read(
         self, read_part: Callable[[str, Index], np.ndarray], index: Index, dtype: Any
@@ -153,8 +153,8 @@ class View:
         for block in self.blocks:
             part = block.within(index)
             if part is not None:
-                found = read_part(part.name, part.taken).astype(dtype, copy=False)
-                _copy(out[_within(part.placed, index)], part.laid(found))
+                found = read_part(part.name, part.source_slice).astype(dtype, copy=False)
+                _copy(out[_within(part.target_slice, index)], part.to_param(found))
         return out
 
     def write(self, array: np.ndarray, index: Index, out: Mapping[str, np.ndarray]) -> None:
@@ -163,13 +163,13 @@ class View:
             part = block.within(index) if block.name in out else None
             if part is not None:
                 tensor = out[part.name]
-                found = part.unlaid(array[_within(part.placed, index)])
-                _copy(tensor[part.taken], found.astype(tensor.dtype, copy=False))
+                found = part.from_param(array[_within(part.target_slice, index)])
+                _copy(tensor[part.source_slice], found.astype(tensor.dtype, copy=False))
 
 
-def _within(placed: Index, index: Index) -> Index:
+def _within(target_slice: Index, index: Index) -> Index:
     """Places of the parameter as places of the part of it at `index`."""
-    pairs = zip(placed, index, strict=True)
+    pairs = zip(target_slice, index, strict=True)
     return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in pairs)
 
 
@@ -190,13 +190,13 @@ def _copy(out: np.ndarray, array: np.ndarray) -> None:
         out[..., first : first + _STRIP] = array[..., first : first + _STRIP]
 
 
-def tensor(name: str, *shape: int) -> View:
+def tensor(name: str, *shape: int) -> TensorLayout:
     """A tensor of a file as it is."""
     axes = tuple(_Axis(axis, 0, 1, size, 0) for axis, size in enumerate(shape))
-    return View(shape, {name: shape}, (_Block(name, axes),))
+    return TensorLayout(shape, {name: shape}, (_Block(name, axes),))
 
 
-def concatenated(views: Sequence[View], axis: int = 0) -> View:
+def concatenated(views: Sequence[TensorLayout], axis: int = 0) -> TensorLayout:
     """One after the other along an axis, as `numpy.concatenate`."""
     first, tensors, blocks, place = views[0], {}, [], 0
     axis %= len(first.shape)
@@ -210,7 +210,7 @@ def concatenated(views: Sequence[View], axis: int = 0) -> View:
             blocks.append(block._replace(axes=axes))
         place += view.shape[axis]
     shape = (*first.shape[:axis], place, *first.shape[axis + 1 :])
-    return View(shape, tensors, tuple(blocks))
+    return TensorLayout(shape, tensors, tuple(blocks))
 
 
 def stacked(trees: Sequence[Any]) -> Any:
@@ -221,26 +221,26 @@ def stacked(trees: Sequence[Any]) -> Any:
     raised = []
     for view in trees:
         blocks = (b._replace(axes=(_Axis(None, 0, 1, 1, 0), *b.axes)) for b in view.blocks)
-        raised.append(View((1, *view.shape), view.tensors, tuple(blocks)))
+        raised.append(TensorLayout((1, *view.shape), view.tensors, tuple(blocks)))
     return concatenated(raised)
 
 
 def all_tensors(tree: Any) -> dict[str, tuple[int, ...]]:
     """The tensors that a model's files must hold: shapes by name."""
     found: dict[str, tuple[int, ...]] = {}
-    for _, view in named_leaves(tree):
+    for _, view in flatten_dict(tree).items():
         for name, shape in view.tensors.items():
             assert found.setdefault(name, shape) == shape, f"two shapes of {name}"
     return found
 
 
-def linear(name: str, before: int, after: int, *, bias: bool = True) -> dict[str, View]:
+def linear(name: str, before: int, after: int, *, bias: bool = True) -> dict[str, TensorLayout]:
     """A linear layer: its tensor is `[after, before]`, its kernel multiplies from the right."""
     layer = {"kernel": tensor(f"{name}.weight", after, before).T}
     return layer | ({"bias": tensor(f"{name}.bias", after)} if bias else {})
 
 
-def convolution(name: str, before: int, after: int, size: int) -> dict[str, View]:
+def convolution(name: str, before: int, after: int, size: int) -> dict[str, TensorLayout]:
     """A convolution: its tensor is `[after, before, size, size]`, its kernel the other order."""
     kernel = tensor(f"{name}.weight", after, before, size, size).transposed(2, 3, 1, 0)
     return {"kernel": kernel, "bias": tensor(f"{name}.bias", after)}

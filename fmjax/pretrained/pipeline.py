@@ -106,10 +106,10 @@ def velocity_net(loaded: Loaded, event_shape: tuple[int, ...], text: Text) -> Ve
     """
     (_, num_tokens, width), pooled_width = text.tokens.shape, text.pooled.shape[-1]
     shape = TextShape(num_tokens, width, pooled_width)
-    return towards_data(loaded.component.network(event_shape, shape))
+    return reverse_network_time(loaded.component.network(event_shape, shape))
 
 
-def towards_data(net: VelocityNet) -> VelocityNet:
+def reverse_network_time(net: VelocityNet) -> VelocityNet:
     """A network that was trained with t = 1 at the noise, in fmjax's time."""
 
     def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:

@@ -174,10 +174,10 @@ def encode_prompts(
         return load_encoder(model, part, few, mesh=mesh, progress=progress)(prompts, progress)
 
     outputs = [outputs_of(part) if model.has(part) else None for part in model.encoders]
-    return joined(model, outputs, encoding)
+    return combine_encodings(model, outputs, encoding)
 
 
-def joined(
+def combine_encodings(
     model: ModelFolder, outputs: Sequence[Any], encoding: PromptEncoding
 ) -> tuple[Text, TextShape]:
     """The text that a model's encoders make together, and its sizes.

@@ -18,11 +18,21 @@ from fmjax.pretrained.config_files import SchedulerAbout, checked
 
 _FILE = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
-_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas",
-                "stochastic_sampling")  # fmt: skip
+_OTHER_GRIDS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 # What diffusers takes where a file says nothing.
-_USUAL = {"num_train_timesteps": 1000, "base_image_seq_len": 256, "max_image_seq_len": 4096,
-          "base_shift": 0.5, "max_shift": 1.15}  # fmt: skip
+_USUAL = {
+    "num_train_timesteps": 1000,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+}
 
 
 def released_sigmas(

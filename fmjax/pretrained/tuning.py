@@ -16,20 +16,20 @@ from jax.sharding import Mesh
 from fmjax._arrays import Conditions, Params, PRNGKey
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
-from fmjax._trees import divided, named_leaves
+from fmjax._trees import flatten_dict, partition
 from fmjax.networks import FluxConfig, MMDiTConfig, NetworkConfig, make_flux, make_mmdit
 from fmjax.networks.layers.lora import LORA, LoRAConfig
 from fmjax.networks.transformers.text_to_image import require_text
 from fmjax.paths import VelocityNet
 from fmjax.pretrained.components import transformer_config
 from fmjax.pretrained.config_files import read_about
-from fmjax.pretrained.families.flux import flux_about, flux_views
-from fmjax.pretrained.families.sd3 import sd3_about, sd3_views
+from fmjax.pretrained.families.flux import flux_config_json, flux_views
+from fmjax.pretrained.families.sd3 import sd3_config_json, sd3_views
 from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.layouts import all_tensors
 from fmjax.pretrained.lora.files import lora_tensors
 from fmjax.pretrained.lora.layouts import adapter_views, chosen_adapters
-from fmjax.pretrained.pipeline import towards_data
+from fmjax.pretrained.pipeline import reverse_network_time
 from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
 from fmjax.sharding import laid_out
 
@@ -48,7 +48,7 @@ class Tuning(NamedTuple):
     """A released network that is trained on.
 
     Attributes:
-        net: Its parameters are those that learn and those that stay, `joined`; its `init` gives
+        net: Its parameters are those that learn and those that stay, `combine`; its `init` gives
             those that learn. It is a velocity from noise at t = 0 to data, as every network here.
         init: `init(key) -> params`, all of them.
         views: Of the network's own parameters, those of adapters aside.
@@ -73,7 +73,7 @@ class Tuning(NamedTuple):
 
     def frozen(self, mesh: Mesh) -> Any:
         """What stays as it is, as `jax.ShapeDtypeStruct`s that say where it lies."""
-        _, rest = divided(jax.eval_shape(self.init, jax.random.key(0)), self.learns)
+        _, rest = partition(jax.eval_shape(self.init, jax.random.key(0)), self.learns)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), rest)
         return laid_out(like, mesh, self.net.tensor_axes)
 
@@ -107,8 +107,8 @@ class Tuning(NamedTuple):
         Raises:
             ValueError: If the files lack something, or are of another network.
         """
-        wanted = dict(named_leaves(like))
-        views, _ = divided(self.views, wanted.__contains__)
+        wanted = flatten_dict(like)
+        views, _ = partition(self.views, wanted.__contains__)
         with TensorFiles(find_files(transformer_folder(folder))) as files:
             check_tensors(files, self.views)
             return load_params(files, views, like, dtype=dtype, progress=progress)
@@ -137,23 +137,25 @@ def make_tuning(
     """
     text = require_text(conditions, "a released")
     if isinstance(network, FluxConfig):
-        about = flux_about(network, event_shape[-1], text)
+        about = flux_config_json(network, event_shape[-1], text)
         make, views = partial(make_flux, network), flux_views(about)
     elif isinstance(network, MMDiTConfig):
-        about = sd3_about(network, event_shape[-1], text)
+        about = sd3_config_json(network, event_shape[-1], text)
         make, views = partial(make_mmdit, network), sd3_views(about)
     else:
-        raise ValueError("network must be a FluxConfig or an MMDiTConfig with released weights, "
-                         f"got {type(network).__name__}")  # fmt: skip
+        raise ValueError(
+            "network must be a FluxConfig or an MMDiTConfig with released weights, "
+            f"got {type(network).__name__}"
+        )
     adapters = None if lora is None else chosen_adapters(views, lora)
     whole = make(event_shape, text, adapters)
     own = {} if adapters is None else adapter_views(views, adapters)
     # What little stays of a network that learns itself is worth its bytes.
     dtype = "float32" if lora is None else dtype
-    tuning = Tuning(towards_data(whole), whole.init, views, lora, own, about, dtype)
+    tuning = Tuning(reverse_network_time(whole), whole.init, views, lora, own, about, dtype)
 
     def init(key: PRNGKey) -> Params:
-        return divided(whole.init(key), tuning.learns)[0]
+        return partition(whole.init(key), tuning.learns)[0]
 
     return tuning._replace(net=tuning.net._replace(init=init))
 
@@ -202,8 +204,8 @@ def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
         tuning: Whose they are.
     """
     assert tuning.lora is not None
-    shapes, leaves = all_tensors(tuning.adapters), dict(named_leaves(params))
+    shapes, leaves = all_tensors(tuning.adapters), flatten_dict(params)
     tensors = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    for name, view in named_leaves(tuning.adapters):
+    for name, view in flatten_dict(tuning.adapters).items():
         view.write(np.asarray(leaves[name]), tuple(slice(0, n) for n in view.shape), tensors)
     write_tensors(path, *lora_tensors(tensors, tuning.lora.rank, tuning.lora.scale))

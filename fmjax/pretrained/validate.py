@@ -8,7 +8,7 @@ from fmjax.pretrained.folder import FLUX, ModelFolder
 from fmjax.pretrained.prompts import num_tokens, tokenizer_of
 
 
-def check_model(
+def validate_model(
     model: ModelFolder,
     *,
     transformer: bool = True,
@@ -40,8 +40,12 @@ def check_model(
     rule = f"have the {channels} channels of latents of the transformer"
     require(vae == channels, str(model.path / "vae"), rule, vae)
     *clips, t5 = (configs.get(part) for part in model.encoders)
-    _require_width(model, "pooled_projection_dim", "the pooled vectors of its CLIP encoders",
-                   sum(clip.projection or clip.width for clip in clips if clip))  # fmt: skip
+    _require_width(
+        model,
+        "pooled_projection_dim",
+        "the pooled vectors of its CLIP encoders",
+        sum(clip.projection or clip.width for clip in clips if clip),
+    )
     if t5 is not None:
         _require_width(model, "joint_attention_dim", "the tokens of its T5 encoder", t5.width)
     if model.kind != FLUX:
@@ -54,5 +58,6 @@ def check_model(
 
 def _require_width(model: ModelFolder, name: str, of: str, found: int) -> None:
     wanted = model.about("transformer")[name]
-    require(found == wanted, f"{model.path}", f"have a transformer with {name} {found}, as {of}",
-            wanted)  # fmt: skip
+    require(
+        found == wanted, f"{model.path}", f"have a transformer with {name} {found}, as {of}", wanted
+    )

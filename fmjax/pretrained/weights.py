@@ -19,7 +19,7 @@ from fmjax._files import write_atomically
 from fmjax._locks import is_left
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
-from fmjax.pretrained.layouts import Index, View, all_tensors
+from fmjax.pretrained.layouts import Index, TensorLayout, all_tensors
 
 _THREADS = 8  # That read and write layers side by side.
 _UNFINISHED = ".fmjax.unfinished"
@@ -39,8 +39,9 @@ class WeightsMismatch(ValueError):
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
         parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
-        super().__init__(f"{where} must hold the tensors of its config.json, got "
-                         f"{'; '.join(parts)}")  # fmt: skip
+        super().__init__(
+            f"{where} must hold the tensors of its config.json, got {'; '.join(parts)}"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -82,7 +83,7 @@ def load_params(
 
     Args:
         files: That `check_tensors` has seen.
-        views: Nested dicts of `View`, of the structure of the parameters.
+        views: Nested dicts of `TensorLayout`, of the structure of the parameters.
         like: Their shapes and shardings (`jax.ShapeDtypeStruct`).
         dtype: Of the parameters; None keeps that of the files.
         progress: Hears of each.
@@ -123,7 +124,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _read(
-    view: View, files: TensorFiles, index: Index, *, dtype: Any, pool: ThreadPoolExecutor
+    view: TensorLayout, files: TensorFiles, index: Index, *, dtype: Any, pool: ThreadPoolExecutor
 ) -> np.ndarray:
     """Part of a parameter; layers, or other rows of its first axis, side by side."""
     if len(view.shape) < 3:
@@ -139,7 +140,7 @@ def _read(
     return out
 
 
-def dtype_of(files: TensorFiles, view: View) -> Any:
+def dtype_of(files: TensorFiles, view: TensorLayout) -> Any:
     """The type of a parameter that loses nothing of what its tensors hold."""
     kinds = (jnp.dtype(files.dtypes[name]) for name in view.tensors)
     return jnp.result_type(*dict.fromkeys(kinds))
@@ -172,19 +173,26 @@ def save_params(
     """
     pairs = list(zip(jax.tree.leaves(views), jax.tree.leaves(params), strict=True))
     known = {name for view, _ in pairs for name in view.tensors}
-    kinds = {name: _kind(source, view, leaf, name, dtype)
-             for view, leaf in pairs for name in view.tensors}  # fmt: skip
+    kinds = {
+        name: _kind(source, view, leaf, name, dtype)
+        for view, leaf in pairs
+        for name in view.tensors
+    }
     with progress.task("writing weights", len(source.paths)) as advance, _one_or_many() as pool:
         for path in source.paths:
             names = [name for name in source.shapes if source.file_of[name] == path]
             # What is no parameter stays as it is: a buffer.
             out = {name: source.read(name) for name in names if name not in known}
             out = {name: np.array(array) for name, array in out.items()}
-            own = {name: np.empty(source.shapes[name], kinds[name])
-                   for name in names if name in known}  # fmt: skip
+            own = {
+                name: np.empty(source.shapes[name], kinds[name]) for name in names if name in known
+            }
             wanted = {name: of for name, of in (aliases or {}).items() if name in out}
-            own |= {of: np.empty(source.shapes[of], kinds[of])
-                    for of in wanted.values() if of not in own}  # fmt: skip
+            own |= {
+                of: np.empty(source.shapes[of], kinds[of])
+                for of in wanted.values()
+                if of not in own
+            }
             _fill(own, pairs, pool)
             out |= {name: own[of] for name, of in wanted.items()}
             out |= {name: array for name, array in own.items() if name in names}
@@ -207,19 +215,21 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[
         save_file(dict(tensors), temporary, dict(about))
 
 
-def _kind(source: TensorFiles, view: View, leaf: Any, name: str, dtype: Any) -> Any:
+def _kind(source: TensorFiles, view: TensorLayout, leaf: Any, name: str, dtype: Any) -> Any:
     if dtype is not None:
         return jnp.dtype(dtype)
     same = jnp.dtype(leaf.dtype) == dtype_of(source, view)
     return jnp.dtype(source.dtypes[name]) if same else jnp.dtype(leaf.dtype)
 
 
-def _write_layer(view: View, leaf: Any, out: Mapping[str, np.ndarray], layer: int) -> None:
+def _write_layer(view: TensorLayout, leaf: Any, out: Mapping[str, np.ndarray], layer: int) -> None:
     index = (slice(layer, layer + 1), *(slice(0, n) for n in view.shape[1:]))
     view.write(_on_host(leaf[layer : layer + 1]), index, out)
 
 
-def _fill(out: Mapping[str, np.ndarray], pairs: Sequence[tuple[View, Any]], pool: Any) -> None:
+def _fill(
+    out: Mapping[str, np.ndarray], pairs: Sequence[tuple[TensorLayout, Any]], pool: Any
+) -> None:
     """Put into tensors what of the parameters belongs there; layer by layer, where stacked."""
     for view, leaf in pairs:
         blocks = [block for block in view.blocks if block.name in out]

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from fmjax._files import own_files, write_atomically
+from fmjax._files import lock_outputs, write_atomically
 from fmjax._version import __version__
 from fmjax.report.advice import sentences
 from fmjax.report.charts import (
@@ -69,7 +69,7 @@ def write_report(report: Report, folder: Path) -> Path:
     pictures = draw(report)
     page = folder / "report.html"
     # Another command may be writing the page: of other results, or of the same.
-    with own_files(page, on_wait=lambda _: None):
+    with lock_outputs(page, on_wait=lambda _: None):
         for picture in pictures.values():
             save_png(picture.light, folder / "figures" / f"{picture.name}.png")
         with write_atomically(page) as temporary:

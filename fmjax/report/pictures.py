@@ -131,8 +131,11 @@ def _comparison_pictures(comparison: Comparison) -> list[Picture]:
 
 
 def _families_in_words(comparison: Comparison) -> str:
-    lines = {"fixed": "dashed: fixed steps", "adaptive": "solid: adaptive steps",
-             "stochastic": "dotted: with noise along the way"}  # fmt: skip
+    lines = {
+        "fixed": "dashed: fixed steps",
+        "adaptive": "solid: adaptive steps",
+        "stochastic": "dotted: with noise along the way",
+    }
     families = {run.family for run in comparison.runs}
     words = "; ".join(words for family, words in lines.items() if family in families)
     return f"{words[:1].upper()}{words[1:]}."

@@ -62,12 +62,22 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
     """How far paths are from straight lines at constant speed, and how they bend, along t."""
     figure = new_figure(WIDTH, 3.2, theme)
     left, right = figure.subplots(1, 2)
-    dress(left, theme, xlabel="t (0: noise, 1: data)", ylabel="squared deviation of the velocity",
-          title="Straightness")  # fmt: skip
+    dress(
+        left,
+        theme,
+        xlabel="t (0: noise, 1: data)",
+        ylabel="squared deviation of the velocity",
+        title="Straightness",
+    )
     left.fill_between(paths.times, paths.deviation, color=theme.cool[1], alpha=0.25, linewidth=0)
     left.plot(paths.times, paths.deviation, color=theme.cool[1], linewidth=2.0)
-    dress(right, theme, xlabel="t (0: noise, 1: data)", ylabel="second derivative, rms",
-          title="Curvature")  # fmt: skip
+    dress(
+        right,
+        theme,
+        xlabel="t (0: noise, 1: data)",
+        ylabel="second derivative, rms",
+        title="Curvature",
+    )
     right.plot(paths.midpoints, paths.curvature, color=theme.warm[1], linewidth=2.0)
     for axes in (left, right):
         axes.set_xlim(0.0, 1.0)

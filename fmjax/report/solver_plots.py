@@ -136,9 +136,15 @@ def plot_steps(comparison: Comparison, *, theme: Theme = LIGHT) -> Figure:
     handles = [Line2D([], [], color=colours[t], linewidth=2.2) for t in tolerances]
     names = [power_of_ten(t) for t in tolerances]
     legend = figure.legend(
-        handles, names, title="tolerance", loc="outside upper center", ncols=len(names),
-        frameon=False, fontsize=9, labelcolor=theme.ink,
-    )  # fmt: skip
+        handles,
+        names,
+        title="tolerance",
+        loc="outside upper center",
+        ncols=len(names),
+        frameon=False,
+        fontsize=9,
+        labelcolor=theme.ink,
+    )
     legend.get_title().set_color(theme.faint)
     return figure
 
@@ -204,18 +210,30 @@ def _legend(figure: Figure, comparison: Comparison, theme: Theme) -> None:
             names.append(entry.name)
     if names:
         figure.legend(
-            handles, names, loc="outside lower left", ncols=3, frameon=False, fontsize=9,
-            labelcolor=theme.ink, handlelength=2.8, columnspacing=1.2,
-        )  # fmt: skip
+            handles,
+            names,
+            loc="outside lower left",
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+            labelcolor=theme.ink,
+            handlelength=2.8,
+            columnspacing=1.2,
+        )
 
 
 def _note(axes: Axes, theme: Theme, y: float, text: str, *, above: bool) -> None:
     """Small text at the left end of a horizontal line."""
     axes.annotate(
-        text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -3),
-        textcoords="offset points", va="bottom" if above else "top", fontsize=8.5,
+        text,
+        (0.01, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3 if above else -3),
+        textcoords="offset points",
+        va="bottom" if above else "top",
+        fontsize=8.5,
         color=theme.faint,
-    )  # fmt: skip
+    )
 
 
 def _draw_density(
@@ -238,10 +256,19 @@ def _draw_rug(axes: Axes, solves: Sequence[StepEnds], colours: dict, theme: Them
     axes.spines["left"].set_visible(False)
     for row, ends in enumerate(reversed(solves)):
         axes.vlines(
-            ends.times, row - 0.36, row + 0.36, color=colours[ends.tolerance],
+            ends.times,
+            row - 0.36,
+            row + 0.36,
+            color=colours[ends.tolerance],
             linewidth=max(0.4, min(1.4, 60 / len(ends.times))),
-        )  # fmt: skip
+        )
         axes.annotate(
-            f"{len(ends.times)}", (1.0, row), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=7, color=theme.faint, annotation_clip=False,
-        )  # fmt: skip
+            f"{len(ends.times)}",
+            (1.0, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=theme.faint,
+            annotation_clip=False,
+        )

@@ -58,11 +58,19 @@ LIGHT = Theme(
     warm=("#f2a93b", "#d9601a", "#7d1d12"),
     fresh=("#5bbf93", "#2a8a5f", "#0f4a31"),
     hues=(
-        "#2b6cb0", "#d9601a", "#2a8a5f", "#b3327a", "#7b5cc4",
-        "#9a6a10", "#128a9c", "#c53b3b", "#5f6b78", "#64801e",
+        "#2b6cb0",
+        "#d9601a",
+        "#2a8a5f",
+        "#b3327a",
+        "#7b5cc4",
+        "#9a6a10",
+        "#128a9c",
+        "#c53b3b",
+        "#5f6b78",
+        "#64801e",
     ),
     ramp=("#e8b04a", "#d4643c", "#9c2f6b", "#3b1f6e"),
-)  # fmt: skip
+)
 DARK = Theme(
     background="#14181d",
     ink="#e6e9ed",
@@ -72,11 +80,19 @@ DARK = Theme(
     warm=("#ffd28a", "#f58a3c", "#d04a35"),
     fresh=("#b9f0d4", "#5cc795", "#2c9a69"),
     hues=(
-        "#6cabf0", "#f5935a", "#62c893", "#ee7ab8", "#ac92ee",
-        "#dcb05a", "#4cc4d6", "#f07b7b", "#a9b4c0", "#a9c95e",
+        "#6cabf0",
+        "#f5935a",
+        "#62c893",
+        "#ee7ab8",
+        "#ac92ee",
+        "#dcb05a",
+        "#4cc4d6",
+        "#f07b7b",
+        "#a9b4c0",
+        "#a9c95e",
     ),
     ramp=("#7d5bc4", "#c95a9b", "#ee8a5c", "#fbdc8f"),
-)  # fmt: skip
+)
 
 
 def shades(stops: Sequence[str], count: int) -> list[tuple[float, float, float, float]]:

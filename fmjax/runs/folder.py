@@ -12,7 +12,7 @@ import numpy as np
 
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
-from fmjax._files import own_files, require_exists, write_atomically
+from fmjax._files import lock_outputs, require_exists, write_atomically
 from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
@@ -246,8 +246,10 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     folder, config = RunFolder(path), read_config(path)
     event_shape, conditions = read_model(path)
     if isinstance(conditions, TextShape):
-        raise ValueError(f"run folder {path} must be of a model of classes or of none, got one of "
-                         "text, for which there are no prompts here")  # fmt: skip
+        raise ValueError(
+            f"run folder {path} must be of a model of classes or of none, got one of "
+            "text, for which there are no prompts here"
+        )
     experiment = build(config, event_shape, conditions)
     apart = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if apart else _mesh_for(config.mesh)
@@ -273,7 +275,7 @@ def writes(
     ) -> Callable[Concatenate[Run, Rest], Result]:
         @functools.wraps(job)
         def holding(run: Run, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
-            with own_files(*(run.folder.path / name for name in names), name="run folder"):
+            with lock_outputs(*(run.folder.path / name for name in names), name="run folder"):
                 return job(run, *args, **kwargs)
 
         return holding

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from fmjax._progress import Progress
 from fmjax.config import Config, Experiment
 from fmjax.pretrained.tuning import released_network
-from fmjax.sharding import together
+from fmjax.sharding import all_or_none
 from fmjax.training import Checkpoints, TrainState, init_state, state_from
 
 
@@ -36,7 +36,7 @@ def check_released(config: Config, experiment: Experiment) -> None:
         experiment.tuning.check(config.pretrained.path)
 
 
-def started(
+def initial_state(
     config: Config,
     experiment: Experiment,
     mesh: Mesh,
@@ -58,7 +58,7 @@ def started(
     if config.pretrained is None or tuning is None:
         return init_state(experiment.net, experiment.optimizer, key, mesh)[0], ()
     folder, like = config.pretrained.path, tuning.frozen(mesh)
-    with together("reading the released weights"):
+    with all_or_none("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
         anew = tuning.lora is not None or not config.pretrained.weights
         if anew or _resumes(checkpoints):
@@ -67,8 +67,9 @@ def started(
         places = jax.eval_shape(experiment.net.init, key)
         places = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            places, sharding.params,
-        )  # fmt: skip
+            places,
+            sharding.params,
+        )
         params = tuning.load(folder, places, dtype="float32", progress=progress)
     return state_from(params, experiment.optimizer, key, sharding), (frozen,)
 

@@ -3,13 +3,13 @@
 from fmjax.sharding.layout import (
     AXES,
     BATCH_AXES,
-    all_but_gathered,
+    all_gather_fsdp,
     batch_axes,
-    gathered,
-    gathers,
-    heads_apart,
     heads_spec,
-    rows_apart,
+    is_fsdp_sharded,
+    save_all_but_gathered,
+    shard_batch,
+    shard_heads,
     stored_spec,
 )
 from fmjax.sharding.mesh import (
@@ -28,14 +28,14 @@ from fmjax.sharding.mesh import (
 )
 from fmjax.sharding.processes import (
     Processes,
-    another_is_gone,
+    all_or_none,
     is_main,
+    is_peer_failure,
     join,
-    together,
 )
 from fmjax.sharding.stopping import (
     Interrupted,
-    stop_together,
+    forward_preemption,
 )
 
 __all__ = [
@@ -45,14 +45,14 @@ __all__ = [
     "MeshConfig",
     "Processes",
     "abstract_batch",
-    "all_but_gathered",
-    "another_is_gone",
+    "save_all_but_gathered",
+    "is_peer_failure",
     "batch_axes",
     "batch_sharding",
     "bytes_held",
-    "gathered",
-    "gathers",
-    "heads_apart",
+    "all_gather_fsdp",
+    "is_fsdp_sharded",
+    "shard_heads",
     "heads_spec",
     "is_main",
     "join",
@@ -63,9 +63,9 @@ __all__ = [
     "replicated",
     "require_batch_fits",
     "require_rows_by_process",
-    "rows_apart",
+    "shard_batch",
     "state_sharding",
-    "stop_together",
+    "forward_preemption",
     "stored_spec",
-    "together",
+    "all_or_none",
 ]

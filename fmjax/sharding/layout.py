@@ -59,7 +59,7 @@ def stored_spec(
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
 
-def gathered(weight: jax.Array, tensor_axis: int | None = None) -> jax.Array:
+def all_gather_fsdp(weight: jax.Array, tensor_axis: int | None = None) -> jax.Array:
     """A layer's weight as it is used: whole, but for the part that `tensor` splits.
 
     Cast it first to the type it is used in: half the numbers' bytes are half of what travels.
@@ -72,17 +72,17 @@ def gathered(weight: jax.Array, tensor_axis: int | None = None) -> jax.Array:
     return jax.lax.with_sharding_constraint(weight, PartitionSpec(*spec))
 
 
-def gathers() -> bool:
+def is_fsdp_sharded() -> bool:
     """Whether weights are split along `fsdp` on the mesh in context."""
     return _size("fsdp") > 1
 
 
-def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy of `jax.checkpoint`: what `gathered` gives is not kept, but gathered again."""
+def save_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A `jax.checkpoint` policy: save all values but gathered weights, which are gathered again."""
     return primitive.name != "sharding_constraint"
 
 
-def rows_apart(h: jax.Array) -> jax.Array:
+def shard_batch(h: jax.Array) -> jax.Array:
     """Each device along `data` and `fsdp` on rows of its own, whole along their other axes."""
     axes = batch_axes()
     return jax.lax.with_sharding_constraint(h, PartitionSpec(axes)) if axes else h
@@ -110,7 +110,7 @@ def heads_spec(
     return (PartitionSpec(axes, None, "tensor") if _splits(shape, 2, parts) else whole), whole
 
 
-def heads_apart(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def shard_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values where `heads_spec` has them."""
     spec_q, spec_kv = heads_spec(q.shape)
     if spec_q is None:

@@ -43,8 +43,9 @@ class Processes:
         if len(missing) == len(vars(self)):
             return
         names = ", ".join(vars(self))
-        require(not missing, missing[0] if missing else "", f"be given: all of {names}, or none",
-                "none")  # fmt: skip
+        require(
+            not missing, missing[0] if missing else "", f"be given: all of {names}, or none", "none"
+        )
         assert self.coordinator is not None
         assert self.num_processes is not None
         assert self.process_index is not None
@@ -53,8 +54,9 @@ class Processes:
         require(bool(host) and is_port, "coordinator", "be HOST:PORT", self.coordinator)
         require_at_least("num_processes", self.num_processes, 1)
         one_of_them = 0 <= self.process_index < self.num_processes
-        require(one_of_them, "process_index", f"lie in [0, {self.num_processes})",
-                self.process_index)  # fmt: skip
+        require(
+            one_of_them, "process_index", f"lie in [0, {self.num_processes})", self.process_index
+        )
 
 
 def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
@@ -73,8 +75,9 @@ def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
     """
     initialize = partial(
         jax.distributed.initialize,
-        heartbeat_timeout_seconds=_DEAD_AFTER, shutdown_timeout_seconds=_END_WITHIN,
-    )  # fmt: skip
+        heartbeat_timeout_seconds=_DEAD_AFTER,
+        shutdown_timeout_seconds=_END_WITHIN,
+    )
     if jax.distributed.is_initialized():
         return True
     if is_installed():  # JAX's service would take SIGTERM, and leave Ctrl-C to each process.
@@ -145,9 +148,11 @@ def _require_free(coordinator: str, bind: str) -> None:
     errors: list[OSError] = []
     try:
         found = socket.getaddrinfo(
-            None if host == "::" else host, port,
-            type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
-        )  # fmt: skip
+            None if host == "::" else host,
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
     except OSError as error:
         found, errors = [], [error]
     for family, *_, address in found:
@@ -171,14 +176,14 @@ def is_main() -> bool:
 _GONE = ("gloo", "connection", "unavailable", "heartbeat", "coordination", "peer", "barrier")
 
 
-def another_is_gone(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
     """Whether an error of JAX says that a process of the run does not answer any more."""
     text = str(error).lower()
     return jax.process_count() > 1 and any(word in text for word in _GONE)
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
+def all_or_none(what: str) -> Iterator[None]:
     """All processes leave the block as one: an error of one of them ends all.
 
     Args:
@@ -200,7 +205,9 @@ def together(what: str) -> Iterator[None]:
             raise RuntimeError(str(error)) from error
         if failed is None and np.any(outcomes):
             first = int(np.argmax(outcomes != 0))
-            raise ValueError(f"{what} must go well in all processes, got an error in process "
-                             f"{first}, which says more")  # fmt: skip
+            raise ValueError(
+                f"{what} must go well in all processes, got an error in process "
+                f"{first}, which says more"
+            )
     if failed is not None:
         raise failed

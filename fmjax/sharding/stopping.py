@@ -177,7 +177,7 @@ def decide(positions: Sequence[str]) -> str:
 _agreement: Agreement | None = None
 
 
-def stop_together() -> None:
+def forward_preemption() -> None:
     """From now on a signal to one process of the run stops all."""
     global _agreement
     run = distributed.global_state  # Not `jax.process_count`, which waits for the others' devices.

@@ -31,10 +31,10 @@ from fmjax.solvers.guidance import (
     classifier_free,
 )
 from fmjax.solvers.inversion import (
-    Encoded,
+    Inverted,
     edit,
-    encode,
     interpolate,
+    invert,
 )
 from fmjax.solvers.likelihood import (
     ExactDivergence,
@@ -97,7 +97,7 @@ __all__ = [
     "DecreasingRate",
     "DiffusionRate",
     "DiffusionSampler",
-    "Encoded",
+    "Inverted",
     "ErrorControl",
     "Euler",
     "EulerMaruyama",
@@ -124,9 +124,9 @@ __all__ = [
     "classifier_free",
     "dequantize",
     "edit",
-    "encode",
     "has_error_estimate",
     "interpolate",
+    "invert",
     "log_density",
     "sample",
     "sample_diffusion",

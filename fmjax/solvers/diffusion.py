@@ -10,7 +10,7 @@ from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
 from fmjax.paths import AffinePath, Prediction, evaluations, require_conversion
-from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSampler, Stretch
+from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSampler, StepCoefficients
 from fmjax.solvers.steppers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.steppers.sde import standard_normal
 from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps, samples_on_grid
@@ -97,7 +97,7 @@ def sample_diffusion(
     def take(carry: Any, n: jax.Array) -> Any:
         x, memory, nfe = carry
         t = jnp.broadcast_to(times[n], x.shape[:1])
-        step = Stretch(
+        step = StepCoefficients(
             n=n,
             last=times[n + 1] >= 1.0,
             alpha=(alphas[n], alphas[n + 1]),

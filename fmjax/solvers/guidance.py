@@ -30,8 +30,10 @@ class ClassifierFree:
             jnp.any(self._inside(t)),
             self._guided,
             lambda t, x, cond: self.velocity_fn(t, x, cond),
-            t, x, cond,
-        )  # fmt: skip
+            t,
+            x,
+            cond,
+        )
 
     def evaluations(self, t: Times) -> Int[Array, " batch"]:
         """Two network evaluations inside the interval, one outside."""

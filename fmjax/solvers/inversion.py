@@ -29,7 +29,7 @@ from fmjax.solvers.steps import (
 )
 
 
-class Encoded(NamedTuple):
+class Inverted(NamedTuple):
     """Where data come from, and at what cost.
 
     Attributes:
@@ -43,14 +43,14 @@ class Encoded(NamedTuple):
     succeeded: Bool[Array, " batch"]
 
 
-def encode(
+def invert(
     velocity_fn: Callable[..., Any],
     x1: Points,
     cond: Cond = None,
     *,
     solver: Any = diffrax.Tsit5(),  # noqa: B008 (frozen)
     steps: FixedSteps | AdaptiveSteps = AdaptiveSteps(1e-5, 1e-5),  # noqa: B008 (frozen)
-) -> Encoded:
+) -> Inverted:
     """Carry data along the field from t = 1 back to t = 0; `sample` carries them there again.
 
     The way there and back ends where it began up to the error of both solves. A point that is
@@ -74,7 +74,7 @@ def encode(
     if isinstance(steps, FixedSteps):
         steps = _backwards(steps)
     solved = sample(reversed_time(velocity_fn), x1, cond, solver=solver, steps=steps)
-    return Encoded(solved.x1, solved.nfe, solved.succeeded)
+    return Inverted(solved.x1, solved.nfe, solved.succeeded)
 
 
 def _backwards(steps: FixedSteps) -> FixedSteps:

@@ -55,8 +55,12 @@ class FixedSteps:
         if not hasattr(self.times, "shape") and not isinstance(self.times, (list, tuple)):
             return  # a placeholder that JAX puts into the tree
         shape = np.shape(self.times)
-        require(len(shape) == 1 and shape[0] >= 2, "times",
-                "be one row of at least 2 times (1 step)", f"shape {shape}")  # fmt: skip
+        require(
+            len(shape) == 1 and shape[0] >= 2,
+            "times",
+            "be one row of at least 2 times (1 step)",
+            f"shape {shape}",
+        )
         if is_concrete(self.times):
             times = np.asarray(self.times)
             ends = bool(times[0] == 0.0 and times[-1] == 1.0)

@@ -1,7 +1,7 @@
 """Training: a sharded step, the loop around it, and checkpoints."""
 
 from fmjax.training.checkpoints.errors import (
-    Unwritten,
+    CheckpointWriteError,
 )
 from fmjax.training.checkpoints.manager import (
     Checkpoints,
@@ -52,7 +52,7 @@ __all__ = [
     "StepMetrics",
     "TrainState",
     "TrainStep",
-    "Unwritten",
+    "CheckpointWriteError",
     "abstract_state",
     "ema_decay_at",
     "fit",

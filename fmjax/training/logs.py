@@ -147,6 +147,8 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
     if damaged and damaged[-1][0] == last and not damaged[-1][1].endswith(b"\n"):
         damaged.pop()  # That half line.
     if damaged:
-        warnings.warn(f"{path} has {len(damaged)} damaged lines, which are left out: "
-                      f"{damaged[0][2]}", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{path} has {len(damaged)} damaged lines, which are left out: {damaged[0][2]}",
+            stacklevel=2,
+        )
     return found

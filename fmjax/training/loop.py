@@ -15,7 +15,7 @@ from fmjax._json import AnyFloat, check_json
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.planning import CHIPS
 from fmjax.sharding.mesh import put_batch
-from fmjax.sharding.processes import is_main, together
+from fmjax.sharding.processes import all_or_none, is_main
 from fmjax.sharding.stopping import Interrupted, StopSignals
 from fmjax.training.checkpoints.manager import Checkpoints
 from fmjax.training.logs import Logger
@@ -130,7 +130,7 @@ def fit(
                 feed.fetch(step)
             ended = step == num_steps
             if step == 1 or step % log_every == 0 or ended:
-                with together("writing the log"):
+                with all_or_none("writing the log"):
                     report(step, jax.tree.leaves(batch)[0].shape)
             cause = signals.cause(step)
             saves = step % checkpoint_every == 0
@@ -189,8 +189,10 @@ def _resumed(
         saved = check_json(extra, _Extra, "it")
         batches.set_state(saved["batches"])
     except ValueError as error:
-        raise ValueError(f"checkpoint of step {int(state.step)} must hold where the data and the "
-                         f"log stand, got one that does not: {error}") from error  # fmt: skip
+        raise ValueError(
+            f"checkpoint of step {int(state.step)} must hold where the data and the "
+            f"log stand, got one that does not: {error}"
+        ) from error
     if logger is not None:
         logger.rewind(int(state.step))
     progress.say(f"resumed from step {int(state.step)}")
@@ -281,7 +283,7 @@ def _settled(checkpoints: Checkpoints | None) -> Iterator[None]:
         if checkpoints is None:
             raise
         checkpoints.wait()
-        raise checkpoints.unwritten(error) from error
+        raise checkpoints.write_error(error) from error
     finally:
         if checkpoints is not None and not isinstance(sys.exception(), KeyboardInterrupt):
             checkpoints.wait()

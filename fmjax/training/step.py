@@ -118,7 +118,7 @@ def make_train_step(
         accumulation_steps: Microbatches one after another, for batches too big for memory.
         frozen_sharding: Of parameters that are not trained, nested dicts: the step then takes
             them as a third argument, which it neither changes nor donates, and the state holds
-            the others alone. The objective sees all of them, `joined`.
+            the others alone. The objective sees all of them, `combine`.
 
     Returns:
         The jitted step. It donates its state: the one passed in cannot be used again.
@@ -137,7 +137,9 @@ def make_train_step(
             require_batch_fits(batch_size, mesh, accumulation_steps)
             examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
             loss, grads = _loss_and_grads(
-                objective.beside(frozen), state, _microbatches(examples, accumulation_steps, mesh)
+                objective.with_frozen(frozen),
+                state,
+                _microbatches(examples, accumulation_steps, mesh),
             )
             # Gradients laid out like the weights: the sum over devices then becomes a
             # reduce-scatter instead of an all-reduce of whole arrays.
@@ -188,8 +190,8 @@ def _loss_and_grads(
     num = jax.tree.leaves(microbatches)[0].shape[0]
 
     def value_and_grad(examples):
-        taught = objective.taught(state.ema_params, examples)
-        return jax.value_and_grad(mean_loss)(state.params, taught)
+        with_targets = objective.with_targets(state.ema_params, examples)
+        return jax.value_and_grad(mean_loss)(state.params, with_targets)
 
     if num == 1:
         return value_and_grad(jax.tree.map(lambda leaf: leaf[0], microbatches))

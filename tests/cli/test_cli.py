@@ -20,13 +20,41 @@ from tests.holder import holder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
-    "--network.width", "16", "--network.num-layers", "1", "--training.num-steps", "4",
-    "--training.batch-size", "16", "--training.log-every", "2", "--optimizer.warmup-steps", "1",
-    "--data.num-examples", "256", "--sampling.num-samples", "16", "--sampling.batch-size", "16",
-    "--evaluation.num-samples", "32", "--evaluation.num-projections", "8",
-    "--compare.num-samples", "8", "--compare.num-steps", "1", "2", "--compare.tolerances", "1e-2",
-    "--compare.fixed-solvers", "euler", "heun", "--compare.adaptive-solvers", "tsit5",
-]  # fmt: skip
+    "--network.width",
+    "16",
+    "--network.num-layers",
+    "1",
+    "--training.num-steps",
+    "4",
+    "--training.batch-size",
+    "16",
+    "--training.log-every",
+    "2",
+    "--optimizer.warmup-steps",
+    "1",
+    "--data.num-examples",
+    "256",
+    "--sampling.num-samples",
+    "16",
+    "--sampling.batch-size",
+    "16",
+    "--evaluation.num-samples",
+    "32",
+    "--evaluation.num-projections",
+    "8",
+    "--compare.num-samples",
+    "8",
+    "--compare.num-steps",
+    "1",
+    "2",
+    "--compare.tolerances",
+    "1e-2",
+    "--compare.fixed-solvers",
+    "euler",
+    "heun",
+    "--compare.adaptive-solvers",
+    "tsit5",
+]
 
 
 def run(*arguments: object) -> int:
@@ -43,9 +71,20 @@ def toy_run(tmp_path_factory):
 
 
 def test_train_leaves_a_whole_run_folder(toy_run):
-    for name in ("config.json", "model.json", "checkpoints/4", "metrics.jsonl", "evaluation.json",
-                 "samples/grid.png", "samples/grid.npz", "comparison.csv", "comparison.json",
-                 "figures/error.png", "figures/steps.png", "report.html"):  # fmt: skip
+    for name in (
+        "config.json",
+        "model.json",
+        "checkpoints/4",
+        "metrics.jsonl",
+        "evaluation.json",
+        "samples/grid.png",
+        "samples/grid.npz",
+        "comparison.csv",
+        "comparison.json",
+        "figures/error.png",
+        "figures/steps.png",
+        "report.html",
+    ):
         assert (toy_run / name).exists(), name
     assert list((toy_run / "events").glob("events.*"))
     lines = (toy_run / "metrics.jsonl").read_text().splitlines()
@@ -94,8 +133,18 @@ def test_a_backend_that_there_is_not_is_one_line(toy_run, platform):
 def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_path):
     options = ["--num-samples", 24, "--solver", "rk4", "--num-steps", 2]
     for size in (8, 24):
-        assert run("sample", toy_run, *options, "--batch-size", size,
-                   "--output", tmp_path / f"by{size}") == 0  # fmt: skip
+        assert (
+            run(
+                "sample",
+                toy_run,
+                *options,
+                "--batch-size",
+                size,
+                "--output",
+                tmp_path / f"by{size}",
+            )
+            == 0
+        )
     with np.load(tmp_path / "by8.npz") as eight, np.load(tmp_path / "by24.npz") as all_at_once:
         np.testing.assert_allclose(eight["x1"], all_at_once["x1"], rtol=1e-5, atol=1e-5)
 
@@ -106,8 +155,18 @@ def test_the_same_command_resumes_and_another_config_is_refused(toy_run, capsys)
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run) == 0
     assert (toy_run / "metrics.jsonl").read_text() == before
     capsys.readouterr()
-    assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run,
-               "--optimizer.learning-rate", "0.5") == 2  # fmt: skip
+    assert (
+        run(
+            "train",
+            CONFIGS / "toy2d.py",
+            *SMALL,
+            "--run",
+            toy_run,
+            "--optimizer.learning-rate",
+            "0.5",
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "another optimizer.learning_rate" in error
     assert error.count("\n") == 1
@@ -140,8 +199,9 @@ def test_help_without_a_path_is_the_usage(command, capsys):
         (["sample", "absent"], "run folder must exist, got absent"),
     ],
 )
-def test_bad_arguments_get_one_line_and_exit_code_2(arguments, message, capsys, tmp_path,
-                                                     monkeypatch):  # fmt: skip
+def test_bad_arguments_get_one_line_and_exit_code_2(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     error = capsys.readouterr().err
@@ -345,8 +405,7 @@ def test_a_run_that_is_trained_is_sampled_and_not_trained_twice(toy_run, tmp_pat
             told = f"run folder {toy_run} must have one writer at a time, got {who}"
             assert capsys.readouterr().err == f"fmjax: error: {told}\n"
             assert {path: path.stat().st_mtime_ns for path in toy_run.rglob("*")} == before
-        assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun",
-                   "--num-steps", 2) == 0  # fmt: skip
+        assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
     with holder(tmp_path / "six.npz", lock="lock_file") as process:
         assert run("sample", toy_run, "--num-samples", 6, "--output", tmp_path / "six") == 2
         assert f"got process {process.pid} on host" in capsys.readouterr().err
@@ -375,10 +434,19 @@ def test_a_link_to_a_file_stays_one_when_the_file_is_replaced(toy_run, tmp_path)
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     command = [
-        sys.executable, "-m", "fmjax.cli", "train", str(CONFIGS / "toy2d.py"), *SMALL,
-        "--training.num-steps", "1000000", "--training.log-every", "1",
-        "--run", str(tmp_path / "toy"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fmjax.cli",
+        "train",
+        str(CONFIGS / "toy2d.py"),
+        *SMALL,
+        "--training.num-steps",
+        "1000000",
+        "--training.log-every",
+        "1",
+        "--run",
+        str(tmp_path / "toy"),
+    ]
     first = stop_after(command, tmp_path / "toy" / "metrics.jsonl", step=3)
     second = stop_after(command, tmp_path / "toy" / "metrics.jsonl", step=first[0] + 3)
     assert f"resumed from step {first[0]}\n" in second[1]

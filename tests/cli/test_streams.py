@@ -32,8 +32,13 @@ main()
 def shell(redirection):
     """Exit code and standard error of work that prints 6,000 lines."""
     script = f'set -o pipefail; "$0" -c "$1" {redirection}'
-    done = subprocess.run(["bash", "-c", script, sys.executable, PRINTS], env=environment(),
-                          capture_output=True, text=True, timeout=100)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, PRINTS],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     return done.returncode, done.stderr
 
 
@@ -49,11 +54,14 @@ def shell(redirection):
         ("2> /dev/full", (0, "")),
         (
             "> /dev/full",
-            (1, "finished\nfmjax: error: standard output must take the text, got No space left on "
-                "device\n"),
+            (
+                1,
+                "finished\nfmjax: error: standard output must take the text, got No space left on "
+                "device\n",
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_work_goes_on_when_standard_output_takes_no_more(redirection, expected):
     assert shell(redirection) == expected
 
@@ -98,8 +106,9 @@ def test_what_is_not_written_is_an_error_only_if_it_is_read(number, lost, monkey
 def test_a_training_into_head_ends_with_its_checkpoint_and_its_page(tmp_path):
     words = command(write_config(tmp_path), tmp_path / "run")
     script = 'set -o pipefail; "$@" | head -2'
-    done = subprocess.run(["bash", "-c", script, "bash", *words], env=environment(),
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words], env=environment(), capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 2
     assert (tmp_path / "run" / "checkpoints" / "24").is_dir()

@@ -61,29 +61,78 @@ SHAPES = {
     "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "sneakers_to_boots": ((28, 28, 1), None, {"width": 16, "num_layers": 2, "num_heads": 2}),
     **dict.fromkeys(("toy2d", "transport2d"), ((2,), None, {"width": 16})),
-    "cifar10": ((8, 8, 3), None, {"width": 8, "multipliers": (1, 2), "num_blocks": 1,
-                                     "attention_resolutions": (8,), "head_width": 8}),
+    "cifar10": (
+        (8, 8, 3),
+        None,
+        {
+            "width": 8,
+            "multipliers": (1, 2),
+            "num_blocks": 1,
+            "attention_resolutions": (8,),
+            "head_width": 8,
+        },
+    ),
     "imagenet256_sit": ((8, 8, 4), 1000, {"width": 16, "num_layers": 2, "num_heads": 2}),
-    "cifar10_rectified_flow": ((8, 8, 3), None, {"width": 8, "multipliers": (1,), "num_blocks": 1,
-                                                 "attention_resolutions": (), "head_width": 8}),
-    **{f"imagenet256_{kind}": ((8, 8, 4), 1000, {"width": 16, "num_layers": 1, "num_heads": 2})
-       for kind in ("shortcut", "mean_flow", "improved_mean_flow")},
-    "flux_dev": ((4, 4, 4), TextShape(3, 8, 6),
-                 {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
-                  "rotary_axes": (4, 2, 2)}),
-    "fashion_captions": ((28, 28, 1), TokenShape(8, 64),
-                         {"num_heads": 2, "head_width": 8, "num_layers": 1}),
-    "emoji": ((8, 8, 3), TokenShape(12, 2048),
-              {"num_heads": 2, "head_width": 8, "num_layers": 1}),
-    "finetune_flux": ((4, 4, 4), TextShape(3, 8, 6),
-                      {"num_heads": 2, "head_width": 8, "num_double": 1, "num_single": 2,
-                       "rotary_axes": (4, 2, 2)}),
-    "finetune_sd3": ((4, 4, 4), TextShape(3, 8, 6),
-                     {"num_heads": 2, "head_width": 8, "num_layers": 3, "dual_layers": (0,),
-                      "position_table": 8}),
-    "sd35_large": ((4, 4, 4), TextShape(3, 8, 6, (TextPart((0, 3), (0, 8), (0, 6)),)),
-                   {"num_heads": 2, "head_width": 8, "num_layers": 2, "position_table": 8}),
-}  # fmt: skip
+    "cifar10_rectified_flow": (
+        (8, 8, 3),
+        None,
+        {
+            "width": 8,
+            "multipliers": (1,),
+            "num_blocks": 1,
+            "attention_resolutions": (),
+            "head_width": 8,
+        },
+    ),
+    **{
+        f"imagenet256_{kind}": ((8, 8, 4), 1000, {"width": 16, "num_layers": 1, "num_heads": 2})
+        for kind in ("shortcut", "mean_flow", "improved_mean_flow")
+    },
+    "flux_dev": (
+        (4, 4, 4),
+        TextShape(3, 8, 6),
+        {
+            "num_heads": 2,
+            "head_width": 8,
+            "num_double": 1,
+            "num_single": 2,
+            "rotary_axes": (4, 2, 2),
+        },
+    ),
+    "fashion_captions": (
+        (28, 28, 1),
+        TokenShape(8, 64),
+        {"num_heads": 2, "head_width": 8, "num_layers": 1},
+    ),
+    "emoji": ((8, 8, 3), TokenShape(12, 2048), {"num_heads": 2, "head_width": 8, "num_layers": 1}),
+    "finetune_flux": (
+        (4, 4, 4),
+        TextShape(3, 8, 6),
+        {
+            "num_heads": 2,
+            "head_width": 8,
+            "num_double": 1,
+            "num_single": 2,
+            "rotary_axes": (4, 2, 2),
+        },
+    ),
+    "finetune_sd3": (
+        (4, 4, 4),
+        TextShape(3, 8, 6),
+        {
+            "num_heads": 2,
+            "head_width": 8,
+            "num_layers": 3,
+            "dual_layers": (0,),
+            "position_table": 8,
+        },
+    ),
+    "sd35_large": (
+        (4, 4, 4),
+        TextShape(3, 8, 6, (TextPart((0, 3), (0, 8), (0, 6)),)),
+        {"num_heads": 2, "head_width": 8, "num_layers": 2, "position_table": 8},
+    ),
+}
 STUDIES = ("fashion_mnist_study", "fashion_mnist_grids", "fashion_mnist_few_steps")
 UNUSUAL = Config(
     name="unusual",
@@ -273,8 +322,12 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
     assert len(default.compared_fixed) + len(default.compared_adaptive) <= 4
     everything = CompareConfig(all=True)
     assert sorted(everything.compared_fixed) == [
-        "adams_bashforth_2", "euler", "heun", "midpoint", "rk4",
-    ]  # fmt: skip
+        "adams_bashforth_2",
+        "euler",
+        "heun",
+        "midpoint",
+        "rk4",
+    ]
     assert sorted(everything.compared_adaptive) == ["bosh3", "dopri5", "dopri8", "tsit5"]
     other = CompareConfig(fixed_solvers=("dopri5", "ralston"), adaptive_solvers=(), all=True)
     assert other.compared_fixed[:2] == ("dopri5", "ralston")

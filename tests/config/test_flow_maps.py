@@ -102,9 +102,9 @@ def test_other_maps_are_guided_from_outside_at_twice_the_cost():
 
 @pytest.mark.slow
 def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
-    taught = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
+    with_targets = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
     asked = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)
-    experiment, params, samples, x, cond = built(taught, asked)
+    experiment, params, samples, x, cond = built(with_targets, asked)
     t = jnp.zeros(5)
     given, without = (
         experiment.flow_map.net.apply(params, t, t, x, c) for c in (cond, jnp.full(5, 3))
@@ -112,7 +112,7 @@ def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
     expected = x + without + 3.0 * (given - without)
     np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="guidance must be 1 for a network in which a scale of 1"):
-        built(taught, dataclasses.replace(JUMPS, guidance=3.0))
+        built(with_targets, dataclasses.replace(JUMPS, guidance=3.0))
 
 
 @pytest.mark.parametrize("config", [SHORTCUT, ASKED])
@@ -122,10 +122,18 @@ def test_jumps_on_eight_devices_are_those_on_one(config):
     solve, drawn = make_solve(experiment, asked), []
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
-        drawn.append(draw_samples(
-            AffinePath(), solve, asked.make_steps(), jax.device_put(params, replicated(mesh)), (2,),
-            np.arange(20) % 3, asked, mesh,
-        ))  # fmt: skip
+        drawn.append(
+            draw_samples(
+                AffinePath(),
+                solve,
+                asked.make_steps(),
+                jax.device_put(params, replicated(mesh)),
+                (2,),
+                np.arange(20) % 3,
+                asked,
+                mesh,
+            )
+        )
     assert drawn[0].x1.shape == (20, 2)
     np.testing.assert_allclose(drawn[0].x1, drawn[1].x1, atol=1e-5)
 
@@ -218,10 +226,10 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         ),
         (lambda: ShortcutConfig(guidance=0.0), "loss.guidance must"),
         (lambda: ShortcutConfig(num_steps=12), "loss.num_steps must be a power of two, at least 2"),
-        (lambda: MeanFlowConfig(share_apart=1.5), "loss.share_apart must lie in"),
+        (lambda: MeanFlowConfig(ratio_r_neq_t=1.5), "loss.ratio_r_neq_t must lie in"),
         (lambda: MeanFlowConfig(floor=0.0), "loss.floor must be positive, got 0.0"),
     ],
-)  # fmt: skip
+)
 def test_what_a_flow_map_cannot_do_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -85,26 +85,52 @@ def _stratum_of(number: int) -> Stratum:
 # --- Arguments ---------------------------------------------------------------------------------
 
 RUN_COMMANDS = ("sample", "compare", "evaluate", "likelihood", "invert", "reflow", "export")
-NUMBERS = ("0", "-1", "nan", "inf", "-inf", "1e400", "x", "", " ", "None", "1.5", "0x10", "1_0",
-           "\u0663", str(2**31), str(2**63), str(2**64), "-" + str(2**63), "9" * 4_400,
-           "1e308", "true", "[1]", "1,2", "\ud800", "a\x1b[31mb\n")  # fmt: skip
+NUMBERS = (
+    "0",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "x",
+    "",
+    " ",
+    "None",
+    "1.5",
+    "0x10",
+    "1_0",
+    "\u0663",
+    str(2**31),
+    str(2**63),
+    str(2**64),
+    "-" + str(2**63),
+    "9" * 4_400,
+    "1e308",
+    "true",
+    "[1]",
+    "1,2",
+    "\ud800",
+    "a\x1b[31mb\n",
+)
 WRONG_NUMBERS = ("x", "", "1e400x", "[1]", "1,2", "true", "0x10", "one", "--", "9" * 5_000, "1e3x")
 
 
 @stratum("27: unknown options are named alone, with what was meant", 8)
 def _(rng, world, folder):
-    wrong, meant = rng.next_of((
-        ("--optimizer.lr", "--optimizer.learning-rate"),
-        ("--lr", "--optimizer.learning-rate"),
-        ("--optimizer.learnin-rate", "--optimizer.learning-rate"),
-        ("--trainin.num-steps", "--training.num-steps"),
-        ("--training.steps", "--training.num-steps"),
-        ("--training-num-steps", "--training.num-steps"),
-        ("--sampling.solvr", "--sampling.solver"),
-        ("--optimizer.warmup", "--optimizer.warmup-steps"),
-        ("--network.widht", "--network.width"),
-        ("--overwrit", "--overwrite"),
-    ))  # fmt: skip
+    wrong, meant = rng.next_of(
+        (
+            ("--optimizer.lr", "--optimizer.learning-rate"),
+            ("--lr", "--optimizer.learning-rate"),
+            ("--optimizer.learnin-rate", "--optimizer.learning-rate"),
+            ("--trainin.num-steps", "--training.num-steps"),
+            ("--training.steps", "--training.num-steps"),
+            ("--training-num-steps", "--training.num-steps"),
+            ("--sampling.solvr", "--sampling.solver"),
+            ("--optimizer.warmup", "--optimizer.warmup-steps"),
+            ("--network.widht", "--network.width"),
+            ("--overwrit", "--overwrite"),
+        )
+    )
     value = rng.choice(("3e-4", "-1", "x", "1 2"))
     words = rng.next_of(([wrong, value], [f"{wrong}={value}"], [wrong]))
     message = f"unrecognized option {wrong} (did you mean {meant}?)\n"
@@ -123,10 +149,14 @@ def _(rng, world, folder):
 def _(rng, world, folder):
     (folder / "digits.py").write_text(config_text("x"))
     (folder / "inner").mkdir()
-    name, near = rng.next_of((
-        ("digit.py", "digits.py"), ("inner/x.py", None), ("digts.py", "digits.py"),
-        ("away/inner/digits.py", "digits.py"),
-    ))  # fmt: skip
+    name, near = rng.next_of(
+        (
+            ("digit.py", "digits.py"),
+            ("inner/x.py", None),
+            ("digts.py", "digits.py"),
+            ("away/inner/digits.py", "digits.py"),
+        )
+    )
     command = rng.choice(("train", "study", "plan"))
     hint = f" (did you mean {near}?)" if near else ""
     return Case([command, name], **refused(f"config must exist, got {name}{hint}"))
@@ -146,33 +176,65 @@ def _(rng, world, folder):
 @stratum("17: wrong values of options of all commands", 12)
 def _(rng, world, folder):
     run = str(world / rng.choice(("toy", "classes")))
-    command, options = rng.choice((
-        (["sample", run], ("--num-samples", "--seed", "--num-steps", "--batch-size", "--rtol")),
-        (["evaluate", run], ("--num-samples", "--num-projections", "--sampling.seed")),
-        (["compare", run], ("--num-samples", "--num-steps", "--seed", "--guidance")),
-        (["likelihood", run], ("--num-examples", "--probes", "--rtol", "--batch-size")),
-        (["train", str(world / "toy.py")], ("--training.num-steps", "--network.width",
-         "--optimizer.learning-rate", "--training.seed", "--mesh.data", "--sampling.num-samples")),
-        (["plan", str(world / "toy.py")], ("--num-slices", "--training.num-steps")),
-        (["reflow", run], ("--reflow.num-pairs", "--training.num-steps")),
-    ))  # fmt: skip
+    command, options = rng.choice(
+        (
+            (["sample", run], ("--num-samples", "--seed", "--num-steps", "--batch-size", "--rtol")),
+            (["evaluate", run], ("--num-samples", "--num-projections", "--sampling.seed")),
+            (["compare", run], ("--num-samples", "--num-steps", "--seed", "--guidance")),
+            (["likelihood", run], ("--num-examples", "--probes", "--rtol", "--batch-size")),
+            (
+                ["train", str(world / "toy.py")],
+                (
+                    "--training.num-steps",
+                    "--network.width",
+                    "--optimizer.learning-rate",
+                    "--training.seed",
+                    "--mesh.data",
+                    "--sampling.num-samples",
+                ),
+            ),
+            (["plan", str(world / "toy.py")], ("--num-slices", "--training.num-steps")),
+            (["reflow", run], ("--reflow.num-pairs", "--training.num-steps")),
+        )
+    )
     return Case([*command, rng.choice(options), rng.choice(WRONG_NUMBERS)], **refused())
 
 
 @stratum("17: missing, doubled and stray arguments", 8)
 def _(rng, world, folder):
     run, config = str(world / "toy"), str(world / "toy.py")
-    words = rng.next_of((
-        [], ["trane"], ["--nonsense"], ["train"], ["sample"], ["train", "--run", "x"],
-        ["train", config, "stray"], ["train", config, "--training.num-steps"],
-        ["train", config, "--training.num-steps", "1", "2"], ["sample", run, "--", "x"],
-        ["sample", run, "-x"], ["sample", run, "--classes", "a"], ["sample", run, "--solver"],
-        ["sample", run, "--control", "no"], ["sample", run, "--solver", "tsit6"],
-        ["train", config, "--tyro-print-completion", "x"], ["train", config, "--name", "a/b"],
-        ["generate"], ["generate", run, "x"], ["encode", run], ["plan"], ["study", config],
-        ["invert", run, "absent.png"], ["compare", run, "a prompt"], ["", ""], ["sample", ""],
-        ["train", config, "--data", "x"], ["train", config, "\x1b[31m"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            [],
+            ["trane"],
+            ["--nonsense"],
+            ["train"],
+            ["sample"],
+            ["train", "--run", "x"],
+            ["train", config, "stray"],
+            ["train", config, "--training.num-steps"],
+            ["train", config, "--training.num-steps", "1", "2"],
+            ["sample", run, "--", "x"],
+            ["sample", run, "-x"],
+            ["sample", run, "--classes", "a"],
+            ["sample", run, "--solver"],
+            ["sample", run, "--control", "no"],
+            ["sample", run, "--solver", "tsit6"],
+            ["train", config, "--tyro-print-completion", "x"],
+            ["train", config, "--name", "a/b"],
+            ["generate"],
+            ["generate", run, "x"],
+            ["encode", run],
+            ["plan"],
+            ["study", config],
+            ["invert", run, "absent.png"],
+            ["compare", run, "a prompt"],
+            ["", ""],
+            ["sample", ""],
+            ["train", config, "--data", "x"],
+            ["train", config, "\x1b[31m"],
+        )
+    )
     return Case(words, **refused())
 
 
@@ -187,15 +249,29 @@ def _(rng, world, folder):
 
 @stratum("15: settings of samples that do not go together", 8)
 def _(rng, world, folder):
-    options = rng.next_of((
-        ["--solver", "euler", "--num-steps", "None"], ["--rtol", "0"], ["--rtol", "-1"],
-        ["--num-steps", "0"], ["--num-steps", "4", "--rtol", "1e-3"], ["--classes", "3"],
-        ["--guidance", "2"], ["--num-samples", "0"], ["--guidance", "nan"], ["--shift", "0"],
-        ["--prompts", "a cat"], ["--grid", "unifrm"], ["--solver", "flow_map", "--num-steps", "1"],
-        ["--solver", "ddim", "--num-steps", "0"], ["--rate", "x"], ["--slots", "0"],
-        ["--solver", ""],
-        ["--classes", "-1"], ["--control", "PER_SAMPLE", "--slots", "-3"],
-    ))  # fmt: skip
+    options = rng.next_of(
+        (
+            ["--solver", "euler", "--num-steps", "None"],
+            ["--rtol", "0"],
+            ["--rtol", "-1"],
+            ["--num-steps", "0"],
+            ["--num-steps", "4", "--rtol", "1e-3"],
+            ["--classes", "3"],
+            ["--guidance", "2"],
+            ["--num-samples", "0"],
+            ["--guidance", "nan"],
+            ["--shift", "0"],
+            ["--prompts", "a cat"],
+            ["--grid", "unifrm"],
+            ["--solver", "flow_map", "--num-steps", "1"],
+            ["--solver", "ddim", "--num-steps", "0"],
+            ["--rate", "x"],
+            ["--slots", "0"],
+            ["--solver", ""],
+            ["--classes", "-1"],
+            ["--control", "PER_SAMPLE", "--slots", "-3"],
+        )
+    )
     return Case(["sample", str(world / "toy"), *options], **refused())
 
 
@@ -204,30 +280,32 @@ def _(rng, world, folder):
     huge = str(rng.choice((2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**12, 10**15, 10**30)))
     run, config = str(world / "toy"), str(world / "toy.py")
     most = str(rng.choice((10**12, 10**15, 2**62, 2**63, 10**30)))
-    words = rng.next_of((
-        ["sample", run, "--num-samples", most],
-        ["sample", run, "--num-samples", most, "--batch-size", most],
-        ["sample", run, "--seed", str(rng.choice((2**63, 2**64, 10**30, -1)))],
-        ["sample", run, "--solver", "euler", "--num-steps", most],
-        ["evaluate", run, "--num-samples", most],
-        ["evaluate", run, "--num-projections", most],
-        ["compare", run, "--num-samples", most],
-        ["compare", run, "--num-steps", most],
-        ["likelihood", run, "--seed", str(2**64)],
-        ["train", config, "--network.width", most],
-        ["train", config, "--network.num-layers", most],
-        ["train", config, "--training.batch-size", most],
-        ["train", config, "--training.seed", str(rng.choice((2**63, 2**64, 10**30)))],
-        ["train", config, "--training.accumulation-steps", most],
-        ["train", config, "--data.num-examples", most],
-        ["train", config, "--sampling.num-samples", most],
-        ["train", config, "--sampling.seed", str(2**64)],
-        ["train", config, "--compare.num-samples", most],
-        ["train", config, "--evaluation.num-samples", most],
-        ["train", config, "--mesh.data", huge],
-        ["reflow", run, "--reflow.num-pairs", most],
-        ["plan", config, "--num-slices", most],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["sample", run, "--num-samples", most],
+            ["sample", run, "--num-samples", most, "--batch-size", most],
+            ["sample", run, "--seed", str(rng.choice((2**63, 2**64, 10**30, -1)))],
+            ["sample", run, "--solver", "euler", "--num-steps", most],
+            ["evaluate", run, "--num-samples", most],
+            ["evaluate", run, "--num-projections", most],
+            ["compare", run, "--num-samples", most],
+            ["compare", run, "--num-steps", most],
+            ["likelihood", run, "--seed", str(2**64)],
+            ["train", config, "--network.width", most],
+            ["train", config, "--network.num-layers", most],
+            ["train", config, "--training.batch-size", most],
+            ["train", config, "--training.seed", str(rng.choice((2**63, 2**64, 10**30)))],
+            ["train", config, "--training.accumulation-steps", most],
+            ["train", config, "--data.num-examples", most],
+            ["train", config, "--sampling.num-samples", most],
+            ["train", config, "--sampling.seed", str(2**64)],
+            ["train", config, "--compare.num-samples", most],
+            ["train", config, "--evaluation.num-samples", most],
+            ["train", config, "--mesh.data", huge],
+            ["reflow", run, "--reflow.num-pairs", most],
+            ["plan", config, "--num-slices", most],
+        )
+    )
     return Case(words, **refused())
 
 
@@ -240,27 +318,38 @@ def _(rng, world, folder):
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
     (folder / "full" / "x").write_text("x")
-    words = rng.next_of((
-        ["sample", run, "--output", "o"], ["sample", run, "--output", "n"],
-        ["sample", run, "--output", "file/x"], ["sample", run, "--output", "/proc/x"],
-        ["sample", run, "--output", "a" * 300],
-        ["plan", str(world / "toy.py"), "--picture", "x.txt"],
-        ["plan", str(world / "toy.py"), "--json", "o.png"],
-        ["plan", str(world / "toy.py"), "--picture", "o.png"],
-        ["plan", str(world / "toy.py"), "--json", "file/x.json"],
-        ["reflow", run, "--run", "run", "--reflow.num-pairs", "8"],
-        ["reflow", run, "--run", "file"],
-        ["train", str(world / "toy.py"), "--run", "file"],
-        ["train", str(world / "toy.py"), "--run", "full"],
-        ["train", str(world / "toy.py"), "--run", "file/x"],
-        ["train", str(world / "toy.py"), "--run", "/proc/x"],
-        ["train", str(world / "toy.py"), "--run", "r\udcff"],
-        ["encode", str(copy(world, "sd3-pipeline-tiny", folder, "model")), str(world / "images"),
-         "--output", "file", "--size", "32"],
-        ["encode", str(folder / "model"), str(world / "images"), "--output", "run"],
-        ["generate", str(folder / "model"), "x", "--output", "x.jpg"],
-        ["export", run, "--output", "full"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["sample", run, "--output", "o"],
+            ["sample", run, "--output", "n"],
+            ["sample", run, "--output", "file/x"],
+            ["sample", run, "--output", "/proc/x"],
+            ["sample", run, "--output", "a" * 300],
+            ["plan", str(world / "toy.py"), "--picture", "x.txt"],
+            ["plan", str(world / "toy.py"), "--json", "o.png"],
+            ["plan", str(world / "toy.py"), "--picture", "o.png"],
+            ["plan", str(world / "toy.py"), "--json", "file/x.json"],
+            ["reflow", run, "--run", "run", "--reflow.num-pairs", "8"],
+            ["reflow", run, "--run", "file"],
+            ["train", str(world / "toy.py"), "--run", "file"],
+            ["train", str(world / "toy.py"), "--run", "full"],
+            ["train", str(world / "toy.py"), "--run", "file/x"],
+            ["train", str(world / "toy.py"), "--run", "/proc/x"],
+            ["train", str(world / "toy.py"), "--run", "r\udcff"],
+            [
+                "encode",
+                str(copy(world, "sd3-pipeline-tiny", folder, "model")),
+                str(world / "images"),
+                "--output",
+                "file",
+                "--size",
+                "32",
+            ],
+            ["encode", str(folder / "model"), str(world / "images"), "--output", "run"],
+            ["generate", str(folder / "model"), "x", "--output", "x.jpg"],
+            ["export", run, "--output", "full"],
+        )
+    )
     return Case(words, **refused())
 
 
@@ -317,12 +406,14 @@ def _(rng, world, folder):
 def _(rng, world, folder):
     copy(world, "toy", folder, "run")
     toy = str(world / "toy.py")
-    words, code = rng.next_of((
-        (["train", toy, "--run", "run"], 2),
-        (["train", toy, "--run", "run", "--overwrite"], 2),
-        (["sample", "run", "--output", "o"], 0),
-        (["reflow", str(world / "toy"), "--run", "run", "--reflow.num-pairs", "8"], 2),
-    ))  # fmt: skip
+    words, code = rng.next_of(
+        (
+            (["train", toy, "--run", "run"], 2),
+            (["train", toy, "--run", "run", "--overwrite"], 2),
+            (["sample", "run", "--output", "o"], 0),
+            (["reflow", str(world / "toy"), "--run", "run", "--reflow.num-pairs", "8"], 2),
+        )
+    )
 
     def call():
         from fmjax._locks import lock_folder
@@ -491,21 +582,27 @@ def _(rng, world, folder):
 
 # --- Released models ---------------------------------------------------------------------------
 
-PARTS = ("model_index.json", "transformer/config.json", "vae/config.json",
-         "text_encoder/config.json", "text_encoder_2/config.json",
-         "scheduler/scheduler_config.json",
-         "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json")  # fmt: skip
+PARTS = (
+    "model_index.json",
+    "transformer/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer_2/tokenizer_config.json",
+)
 
 
 def _check(model, **settings):
     from fmjax.config.generate import GenerateConfig
-    from fmjax.jobs.released.request import check_request
+    from fmjax.jobs.released.request import validate_request
     from fmjax.pretrained.folder import open_model
-    from fmjax.pretrained.validate import check_model
+    from fmjax.pretrained.validate import validate_model
 
     found = open_model(model)
-    check_request(found, GenerateConfig(**settings))
-    check_model(found)
+    validate_request(found, GenerateConfig(**settings))
+    validate_model(found)
 
 
 @stratum("22: JSON of a released model's folder", 12)
@@ -523,8 +620,13 @@ def _(rng, world, folder):
     path = model / rng.choice(PARTS[:3])
     wrong = (b"[]", b"null", b"x", b"[" * 100_000, b"{", b"5", b"1e400", b'""')
     path.write_bytes(rng.choice(wrong))
-    command = rng.choice((["generate", "model", "x"], ["encode", "model", str(world / "images")],
-                          ["compare", "model", "x"]))  # fmt: skip
+    command = rng.choice(
+        (
+            ["generate", "model", "x"],
+            ["encode", "model", str(world / "images")],
+            ["compare", "model", "x"],
+        )
+    )
     return Case(command, shown=f"# {path.name} = {path.read_bytes()[:8]!r}", **refused())
 
 
@@ -532,9 +634,12 @@ def _(rng, world, folder):
 def _(rng, world, folder):
     name = rng.choice(("sd3-pipeline-tiny", "flux-dev-pipeline-tiny"))
     model = copy(world, name, folder, "model")
-    files = [path for path in sorted(model.rglob("*"))
-             if path.suffix == ".safetensors" or path.name in
-             ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")]  # fmt: skip
+    files = [
+        path
+        for path in sorted(model.rglob("*"))
+        if path.suffix == ".safetensors"
+        or path.name in ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+    ]
     done = damage_bytes(rng, rng.choice(files))
     return Case(lambda: _check(model), shown=f"check_model {name}: {done}")
 
@@ -550,16 +655,20 @@ def _(rng, world, folder):
 
     def call():
         from fmjax.config.generate import GenerateConfig
-        from fmjax.jobs.released.request import check_request
+        from fmjax.jobs.released.request import validate_request
         from fmjax.pretrained.folder import open_model
 
-        check_request(open_model(model), GenerateConfig(guidance=guidance))
+        validate_request(open_model(model), GenerateConfig(guidance=guidance))
 
     return Case(call, codes=(0,) if right else (2,), shown=f"schnell with guidance {guidance}")
 
 
-LORAS = {"lora-flux-diffusers": "flux-dev-tiny", "lora-sd35-diffusers": "sd35-medium-tiny",
-         "lora-sd3-peft": "sd3-medium-tiny", "lora-flux-kohya": "flux-dev-tiny"}  # fmt: skip
+LORAS = {
+    "lora-flux-diffusers": "flux-dev-tiny",
+    "lora-sd35-diffusers": "sd35-medium-tiny",
+    "lora-sd3-peft": "sd3-medium-tiny",
+    "lora-flux-kohya": "flux-dev-tiny",
+}
 
 
 @stratum("13: LoRA files, damaged", 8)
@@ -651,11 +760,22 @@ def _(rng, world, folder):
     data = folder / "data"
     data.mkdir()
     x = np.zeros((4, 2), np.float32)
-    labels = rng.next_of((
-        np.full(4, np.inf), np.full(4, np.nan), np.zeros(4, "V4"), np.zeros(4, complex),
-        np.full(4, 2**60), np.full(4, -1), np.array(["cat"] * 4), np.zeros((4, 2), int),
-        np.zeros(3, int), np.array(0), np.zeros(4, "M8[s]"), np.full(4, 0.5),
-    ))  # fmt: skip
+    labels = rng.next_of(
+        (
+            np.full(4, np.inf),
+            np.full(4, np.nan),
+            np.zeros(4, "V4"),
+            np.zeros(4, complex),
+            np.full(4, 2**60),
+            np.full(4, -1),
+            np.array(["cat"] * 4),
+            np.zeros((4, 2), int),
+            np.zeros(3, int),
+            np.array(0),
+            np.zeros(4, "M8[s]"),
+            np.full(4, 0.5),
+        )
+    )
     num_classes = rng.choice((None, None, 3, 0, -1, 10**12, 2**63))
     np.savez(data / "train.npz", x=x, labels=labels)
     shown = f"labels {labels.dtype} {labels.shape}, num_classes={num_classes}"
@@ -793,8 +913,17 @@ def _size(images, split):
 
 @stratum("4: words of other scripts, of emoji and of signs")
 def _(rng, world, folder):
-    pair = rng.next_of((("か", "が"), ("и", "й"), ("🐱", "🐶"), ("c++", "c#"), ("c", "c++"),
-                       ("क", "कि"), ("!!", "🎉")))  # fmt: skip
+    pair = rng.next_of(
+        (
+            ("か", "が"),
+            ("и", "й"),
+            ("🐱", "🐶"),
+            ("c++", "c#"),
+            ("c", "c++"),
+            ("क", "कि"),
+            ("!!", "🎉"),
+        )
+    )
 
     def call():
         from fmjax.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -829,12 +958,14 @@ def _(rng, world, folder):
 @stratum("3: names that are not UTF-8")
 def _(rng, world, folder):
     name = rng.choice(("r\udcff", "\udc80x", "r\ud800"))
-    words = rng.next_of((
-        ["train", str(world / "toy.py"), "--run", name],
-        ["reflow", str(world / "toy"), "--run", name],
-        ["sample", name],
-        ["train", name + ".py"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["train", str(world / "toy.py"), "--run", name],
+            ["reflow", str(world / "toy"), "--run", name],
+            ["sample", name],
+            ["train", name + ".py"],
+        )
+    )
     return Case(words, **refused())
 
 
@@ -851,9 +982,11 @@ def _(rng, world, folder):
     if kind == "keys" and name not in test_inputs.KEYED:
         kind = "points"
     table, place = {
-        "points": (test_inputs.POINTS, 1), "field": (test_inputs.VELOCITIES, 0),
-        "cond": (test_inputs.CONDITIONS, 3), "keys": (test_inputs.WRONG_KEYS, 2),
-    }[kind]  # fmt: skip
+        "points": (test_inputs.POINTS, 1),
+        "field": (test_inputs.VELOCITIES, 0),
+        "cond": (test_inputs.CONDITIONS, 3),
+        "keys": (test_inputs.WRONG_KEYS, 2),
+    }[kind]
     wrong = rng.choice(tuple(table))
     arguments = [*good[:place], table[wrong][0], *good[place + 1 :]]
     return Case(lambda: fn(*arguments), codes=(2,), shown=f"{name}: {kind} {wrong}")
@@ -870,11 +1003,13 @@ def _(rng, world, folder):
 @stratum("0: right commands", 2)
 def _(rng, world, folder):
     copy(world, "toy", folder, "run")
-    words = rng.next_of((
-        ["sample", "run", "--num-samples", "8", "--seed", str(rng.randrange(9))],
-        ["sample", "run", "--num-samples", "4", "--output", "o"],
-        ["train", str(world / "toy.py"), "--run", "run"],
-        ["--version"],
-        ["--help"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["sample", "run", "--num-samples", "8", "--seed", str(rng.randrange(9))],
+            ["sample", "run", "--num-samples", "4", "--output", "o"],
+            ["train", str(world / "toy.py"), "--run", "run"],
+            ["--version"],
+            ["--help"],
+        )
+    )
     return Case(words, codes=(0,))

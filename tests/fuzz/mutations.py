@@ -7,16 +7,52 @@ from random import Random
 from typing import Any
 
 WHOLE = (
-    b"[]", b"null", b"{}", b'""', b'"x"', b"-1", b"1e400", b"true", b"", b"\0\0\0\0", b"\xff\xfe{",
-    b"[" * 100_000, b'{"a":' * 100_000, b"[1, 2", b"NaN", b"{'a': 1}", b"\xef\xbb\xbf[]", b"\n",
+    b"[]",
+    b"null",
+    b"{}",
+    b'""',
+    b'"x"',
+    b"-1",
+    b"1e400",
+    b"true",
+    b"",
+    b"\0\0\0\0",
+    b"\xff\xfe{",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"[1, 2",
+    b"NaN",
+    b"{'a': 1}",
+    b"\xef\xbb\xbf[]",
+    b"\n",
     b"9" * 5_000,
-)  # fmt: skip
+)
 """Files whose whole content is wrong."""
 
 VALUES = (
-    None, [], {}, "x", "", -1, 0, 2**63, 2**1024, 1e308, True, [[[]]], {"x": None}, "1", "nan",
-    [None], -2**70, 1.5, "\ud800", "../../etc", {"_type": "x"}, [1, "a"],
-)  # fmt: skip
+    None,
+    [],
+    {},
+    "x",
+    "",
+    -1,
+    0,
+    2**63,
+    2**1024,
+    1e308,
+    True,
+    [[[]]],
+    {"x": None},
+    "1",
+    "nan",
+    [None],
+    -(2**70),
+    1.5,
+    "\ud800",
+    "../../etc",
+    {"_type": "x"},
+    [1, "a"],
+)
 RAW = ("1e400", "-1e400", "NaN", "Infinity", "9" * 4_400, "[" * 2_000 + "]" * 2_000)
 _MARK = "@@RAW@@"
 
@@ -129,19 +165,47 @@ def damage_bytes(rng: Random, path: Path) -> str:
 
 def npy_header(rng: Random) -> bytes:
     """A .npy file whose header is wrong in a way that the format has names for."""
-    descr = rng.choice(("'<f4'", "'|O'", "'<c8'", "'|V8'", "'<U4'", "'<f999'", "3", "None", "''",
-                        "[('a', '<f4')]", "'<M8[s]'"))  # fmt: skip
-    shape = rng.choice(("(4, 2)", "(4,)", "()", "(-4, 2)", "(10**12,)", "'x'", "(4.5, 2)", "None",
-                        f"({2**63}, 2)", "(0, 2)", "(4, 0)"))  # fmt: skip
+    descr = rng.choice(
+        (
+            "'<f4'",
+            "'|O'",
+            "'<c8'",
+            "'|V8'",
+            "'<U4'",
+            "'<f999'",
+            "3",
+            "None",
+            "''",
+            "[('a', '<f4')]",
+            "'<M8[s]'",
+        )
+    )
+    shape = rng.choice(
+        (
+            "(4, 2)",
+            "(4,)",
+            "()",
+            "(-4, 2)",
+            "(10**12,)",
+            "'x'",
+            "(4.5, 2)",
+            "None",
+            f"({2**63}, 2)",
+            "(0, 2)",
+            "(4, 0)",
+        )
+    )
     order = rng.choice(("False", "True", "3", "'no'"))
-    text = rng.choice((
-        f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}",
-        f"{{'descr': {descr}, 'shape': {shape}}}",
-        "{" * 3000,
-        "(" * 300,
-        "print(1)",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), 'x': 1}",
-    ))  # fmt: skip
+    text = rng.choice(
+        (
+            f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}",
+            f"{{'descr': {descr}, 'shape': {shape}}}",
+            "{" * 3000,
+            "(" * 300,
+            "print(1)",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), 'x': 1}",
+        )
+    )
     header = text.encode() + b"\n"
     version = rng.choice((b"\x01\x00", b"\x02\x00", b"\x09\x00"))
     length = len(header) if rng.random() < 0.8 else rng.choice((0, 7, 65535))

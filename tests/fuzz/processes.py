@@ -19,8 +19,14 @@ from tests.terminal import COLOUR, in_terminal
 
 ROOT = Path(__file__).parents[2]
 EVERY = ("--training.checkpoint-every", "1")
-LONG = ("--training.num-steps", "1000000", "--training.checkpoint-every", "200",
-        "--training.log-every", "50")  # fmt: skip
+LONG = (
+    "--training.num-steps",
+    "1000000",
+    "--training.checkpoint-every",
+    "200",
+    "--training.log-every",
+    "50",
+)
 
 
 class Place(NamedTuple):
@@ -65,9 +71,13 @@ class Running:
     def __init__(self, words: list[str], folder: Path, **more: str) -> None:
         self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         self.child = subprocess.Popen(
-            words, cwd=folder, stdout=self.out, stderr=self.err, stdin=subprocess.DEVNULL,
+            words,
+            cwd=folder,
+            stdout=self.out,
+            stderr=self.err,
+            stdin=subprocess.DEVNULL,
             env=environment(**more),
-        )  # fmt: skip
+        )
 
     def wait_until(self, there: Callable[[], bool], most: float = 60.0) -> bool:
         """Wait for something that it does; False if it ended before."""
@@ -128,14 +138,16 @@ Kind = Callable[[Place], tuple[str, list[str]]]
 def terminal_errors(place: Place) -> tuple[str, list[str]]:
     """17: an error on a terminal is one plain line."""
     width, toy = place.rng.choice((20, 80, 200)), str(place.world / "toy.py")
-    words, says = place.rng.next_of((
-        (["train", toy, "--optimizer.lr", "1"], "(did you mean --optimizer.learning-rate?)"),
-        (["train", toy, "--training.num-steps", "x"], "must be an integer, got 'x'"),
-        (["train", toy, "--sampling.control", "no"], "must be one of LARGEST_SAMPLE"),
-        (["train", toy, "--sampling.solver", "tsit6"], "(did you mean 'tsit5'?)"),
-        (["train", "digit.py"], "config must exist, got digit.py"),
-        (["sample", "absent"], "run folder must exist, got absent"),
-    ))  # fmt: skip
+    words, says = place.rng.next_of(
+        (
+            (["train", toy, "--optimizer.lr", "1"], "(did you mean --optimizer.learning-rate?)"),
+            (["train", toy, "--training.num-steps", "x"], "must be an integer, got 'x'"),
+            (["train", toy, "--sampling.control", "no"], "must be one of LARGEST_SAMPLE"),
+            (["train", toy, "--sampling.solver", "tsit6"], "(did you mean 'tsit5'?)"),
+            (["train", "digit.py"], "config must exist, got digit.py"),
+            (["sample", "absent"], "run folder must exist, got absent"),
+        )
+    )
     colour = place.rng.random() < 0.7
     more = environment(**(COLOUR if colour else {"TERM": "dumb"}))
     code, screen = in_terminal(
@@ -152,8 +164,14 @@ def platforms(place: Place) -> tuple[str, list[str]]:
     """15: a platform that is not there."""
     name = place.rng.next_of(("cuda", "tpu", "rocm", "abacus", "gpu", "cuda,tpu"))
     run = shutil.copytree(place.world / "toy", place.folder / "run")
-    words = place.rng.next_of((["sample", "run"], ["evaluate", "run"], ["compare", "run"],
-                              ["train", str(place.world / "toy.py"), "--run", "new"]))  # fmt: skip
+    words = place.rng.next_of(
+        (
+            ["sample", "run"],
+            ["evaluate", "run"],
+            ["compare", "run"],
+            ["train", str(place.world / "toy.py"), "--run", "new"],
+        )
+    )
     del run
     case = Case(words, (2,), ("JAX must find its devices",))
     return f"JAX_PLATFORMS={name} {case}", simply(place, case, JAX_PLATFORMS=name)
@@ -170,12 +188,14 @@ def leaving_configs(place: Place) -> tuple[str, list[str]]:
 def pipes(place: Place) -> tuple[str, list[str]]:
     """20: a reader that leaves."""
     toy, lines = place.world / "toy.py", place.rng.choice((0, 1, 2, 3))
-    words, whole = place.rng.next_of((
-        (["train", toy, "--run", "r"], True),
-        (["train", toy, "--run", "r", "--training.log-every", "2"], True),
-        (["train", toy, "--help"], False),
-        (["--help"], False),
-    ))  # fmt: skip
+    words, whole = place.rng.next_of(
+        (
+            (["train", toy, "--run", "r"], True),
+            (["train", toy, "--run", "r", "--training.log-every", "2"], True),
+            (["train", toy, "--help"], False),
+            (["--help"], False),
+        )
+    )
     reader = "true" if lines == 0 else f"head -{lines}"
     text = " ".join(f"'{word}'" for word in command(*words))
     script = f"{text} 2> err | {reader} > /dev/null; exit ${{PIPESTATUS[0]}}"
@@ -193,14 +213,34 @@ def signals(place: Place) -> tuple[str, list[str]]:
     """18: a signal at any moment ends the process."""
     rng = place.rng
     number = (signal.SIGTERM, signal.SIGINT)[rng.turn // 4 % 2]
-    words = rng.next_of((
-        ["train", place.world / "toy.py", "--run", "r", *LONG],
-        ["train", place.world / "toy.py", "--run", "r", *LONG],
-        ["sample", place.world / "toy", "--output", "o", "--num-samples", "20000",
-         "--solver", "euler", "--num-steps", "2000"],
-        ["evaluate", "run", "--num-samples", "20000", "--sampling.solver", "euler",
-         "--sampling.num-steps", "2000"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["train", place.world / "toy.py", "--run", "r", *LONG],
+            ["train", place.world / "toy.py", "--run", "r", *LONG],
+            [
+                "sample",
+                place.world / "toy",
+                "--output",
+                "o",
+                "--num-samples",
+                "20000",
+                "--solver",
+                "euler",
+                "--num-steps",
+                "2000",
+            ],
+            [
+                "evaluate",
+                "run",
+                "--num-samples",
+                "20000",
+                "--sampling.solver",
+                "euler",
+                "--sampling.num-steps",
+                "2000",
+            ],
+        )
+    )
     if words[1] == "run":
         shutil.copytree(place.world / "toy", place.folder / "run")
     before = files_in(place.folder)
@@ -227,12 +267,14 @@ def signals(place: Place) -> tuple[str, list[str]]:
 def kills(place: Place) -> tuple[str, list[str]]:
     """19: the same command after a kill."""
     rng, toy = place.rng, place.world / "toy.py"
-    words = rng.next_of((
-        ["train", toy, "--run", "r", "--training.num-steps", "6", *EVERY],
-        ["train", toy, "--run", "run", "--overwrite", "--training.num-steps", "3"],
-        ["sample", place.world / "toy", "--output", "o"],
-        ["evaluate", "run"],
-    ))  # fmt: skip
+    words = rng.next_of(
+        (
+            ["train", toy, "--run", "r", "--training.num-steps", "6", *EVERY],
+            ["train", toy, "--run", "run", "--overwrite", "--training.num-steps", "3"],
+            ["sample", place.world / "toy", "--output", "o"],
+            ["evaluate", "run"],
+        )
+    )
     if "run" in words:
         shutil.copytree(place.world / "toy", place.folder / "run")
     delay = rng.uniform(1.5, 7.0)
@@ -271,18 +313,32 @@ def two_writers(place: Place) -> tuple[str, list[str]]:
 def plain_errors(place: Place) -> tuple[str, list[str]]:
     """17: errors of real processes, whatever the locale."""
     toy = str(place.world / "toy.py")
-    words = place.rng.next_of((["trane"], [], ["train", toy, "--zzz"], ["sample", "absent"],
-                              ["train", toy, "--name", "é\n"], ["train", "é.py"],
-                              ["sample", "\udcff"]))  # fmt: skip
+    words = place.rng.next_of(
+        (
+            ["trane"],
+            [],
+            ["train", toy, "--zzz"],
+            ["sample", "absent"],
+            ["train", toy, "--name", "é\n"],
+            ["train", "é.py"],
+            ["sample", "\udcff"],
+        )
+    )
     locale = place.rng.choice(("C", "C.UTF-8", "POSIX"))
     case = Case(words, (2,))
     return f"LC_ALL={locale} {case}", simply(place, case, LC_ALL=locale, PYTHONUTF8="0")
 
 
 KINDS: tuple[tuple[Kind, int], ...] = (
-    (terminal_errors, 22), (platforms, 8), (leaving_configs, 14), (pipes, 12), (signals, 24),
-    (kills, 8), (two_writers, 3), (plain_errors, 9),
-)  # fmt: skip
+    (terminal_errors, 22),
+    (platforms, 8),
+    (leaving_configs, 14),
+    (pipes, 12),
+    (signals, 24),
+    (kills, 8),
+    (two_writers, 3),
+    (plain_errors, 9),
+)
 
 
 def kind_of(number: int) -> Kind:

@@ -108,11 +108,31 @@ class Scene:
             "reflow": ["reflow", run, "--run", work / "next", "--training.num-steps", 100],
             "study": ["study", self.study, "--output", work / "study"],
             "plan": ["plan", self.tiny, "--topology", "cpu:2", "--json", work / "plan.json"],
-            "encode": ["encode", PIPELINE, self.images, "--size", 32, "--examples-per-shard", 4,
-                       "--output", work / "encoded"],
-            "generate": ["generate", PIPELINE, "a dog", "--height", 32, "--width", 32,
-                         "--num-steps", 4, "--output", work / "dog.png"],
-        }  # fmt: skip
+            "encode": [
+                "encode",
+                PIPELINE,
+                self.images,
+                "--size",
+                32,
+                "--examples-per-shard",
+                4,
+                "--output",
+                work / "encoded",
+            ],
+            "generate": [
+                "generate",
+                PIPELINE,
+                "a dog",
+                "--height",
+                32,
+                "--width",
+                32,
+                "--num-steps",
+                4,
+                "--output",
+                work / "dog.png",
+            ],
+        }
 
     def prepare(self) -> None:
         """Train the runs that the other commands read."""
@@ -133,9 +153,13 @@ class Scene:
                 shutil.copytree(self.folder / run, work / run)
         words = self.commands(work)[name]
         with subprocess.Popen(
-            command(words), env=environment(**more), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, cwd=work,
-        ) as child:  # fmt: skip
+            command(words),
+            env=environment(**more),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=work,
+        ) as child:
             try:
                 time.sleep(after)
                 began = time.monotonic()

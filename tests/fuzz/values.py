@@ -121,7 +121,13 @@ def short_training_of_a_classifier(rng: Random) -> None:
 
 
 CHECKS: tuple[Callable[[Random], None], ...] = (
-    plan_of_far_points, solves_without_nan, null_of_labels, infinite_at_the_end, gradient_at_rest,
-    conversion_at_the_ends, orders_of_unipc, distance_of_close_points,
+    plan_of_far_points,
+    solves_without_nan,
+    null_of_labels,
+    infinite_at_the_end,
+    gradient_at_rest,
+    conversion_at_the_ends,
+    orders_of_unipc,
+    distance_of_close_points,
     short_training_of_a_classifier,
-)  # fmt: skip
+)

@@ -34,8 +34,14 @@ def main() -> None:
             name, case = case_number(seed, number, world, folder)
             tell(begun=number, name=name, case=str(case), folder=str(folder))
             outcome = run_here(case, folder)
-            tell(ended=number, wrong=wrong(case, outcome), out=outcome.out, err=outcome.err,
-                 traceback=outcome.traceback, code=outcome.code)  # fmt: skip
+            tell(
+                ended=number,
+                wrong=wrong(case, outcome),
+                out=outcome.out,
+                err=outcome.err,
+                traceback=outcome.traceback,
+                code=outcome.code,
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -148,11 +148,23 @@ def test_real_examples_are_compared_with_as_many_samples(samples, test, expected
 
 def test_distances_of_real_examples_are_printed_with_those_of_as_many_samples():
     numbers = Evaluation(
-        step=1, num_samples=900, num_failed=0, num_examples=1_442, solver="heun", nfe=4.0,
-        num_half=721, num_test=355, wasserstein=0.5, wasserstein_halves=0.25,
-        wasserstein_as_half=0.75, frechet=3.0, frechet_halves=5.0, frechet_as_half=6.0,
-        frechet_test=4.0, frechet_as_test=7.0,
-    )  # fmt: skip
+        step=1,
+        num_samples=900,
+        num_failed=0,
+        num_examples=1_442,
+        solver="heun",
+        nfe=4.0,
+        num_half=721,
+        num_test=355,
+        wasserstein=0.5,
+        wasserstein_halves=0.25,
+        wasserstein_as_half=0.75,
+        frechet=3.0,
+        frechet_halves=5.0,
+        frechet_as_half=6.0,
+        frechet_test=4.0,
+        frechet_as_test=7.0,
+    )
     halves = "to half of the training examples, 721 samples"
     assert described(numbers)[1:] == [
         f"  sliced Wasserstein distance 0.5000 ({halves}: 0.7500, the other half: 0.2500)",
@@ -293,9 +305,11 @@ def test_without_test_data_the_rest_is_measured(run, tmp_path):
     (tmp_path / "test.npz").unlink()
     # Somebody's own features need no classifier.
     found = evaluate_run(
-        blind, CONFIG.evaluation, CONFIG.sampling,
+        blind,
+        CONFIG.evaluation,
+        CONFIG.sampling,
         extractor=lambda images: np.asarray(images).reshape(len(images), -1)[:, :8],
-    )  # fmt: skip
+    )
     assert found.frechet > 0
     assert (found.frechet_test, found.num_test) == (None, 0)
 

@@ -1,7 +1,5 @@
 """Flow maps against the one that is known: N(0, I) to N(m, s^2 I), pointwise."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,13 +80,14 @@ def oracle_net(schedule):
 
 
 def objectives(net, path):
-    few: dict[str, Any] = dict(share_apart=0.5)
     return {
-        "mean_flow": mean_flow_objective(net, path, power=0.0, density=Uniform(), **few),
-        "improved": mean_flow_objective(
-            net, path, power=0.0, improved=True, density=Uniform(), **few
+        "mean_flow": mean_flow_objective(
+            net, path, power=0.0, density=Uniform(), ratio_r_neq_t=0.5
         ),
-        "shortcut": shortcut_objective(net, path, num_steps=1024, **few),
+        "improved": mean_flow_objective(
+            net, path, power=0.0, improved=True, density=Uniform(), ratio_r_neq_t=0.5
+        ),
+        "shortcut": shortcut_objective(net, path, num_steps=1024, bootstrap_ratio=0.5),
     }
 
 
@@ -104,14 +103,14 @@ def test_no_other_map_near_the_true_one_has_less_loss(name):
 
     def gradients(off):
         one = jax.grad(lambda off, each: objective.loss({"off": off}, each)[0])
-        taught = objective.taught({"off": off}, examples)
-        rows = jax.tree.map(lambda leaf: leaf[:, None], taught)
+        with_targets = objective.with_targets({"off": off}, examples)
+        rows = jax.tree.map(lambda leaf: leaf[:, None], with_targets)
         return jax.jit(jax.vmap(one, in_axes=(None, 0)))(off, rows)
 
-    at_truth, beside = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
+    at_truth, off_truth = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
     error = np.std(at_truth) / np.sqrt(len(at_truth))
     assert abs(np.mean(at_truth)) < 4 * error
-    assert abs(np.mean(beside)) > 10 * error
+    assert abs(np.mean(off_truth)) > 10 * error
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -139,8 +138,10 @@ def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs()
     params = flow_map.init(keys[0])
     # Some output: it is zero at the start.
     params["out"]["kernel"] = jax.random.normal(keys[1], params["out"]["kernel"].shape)
-    plain = {**params, "embed": {k: v for k, v in params["embed"].items() if k in
-                                 velocity.init(keys[0])["embed"]}}  # fmt: skip
+    plain = {
+        **params,
+        "embed": {k: v for k, v in params["embed"].items() if k in velocity.init(keys[0])["embed"]},
+    }
     assert jax.tree.structure(plain) == jax.tree.structure(velocity.init(keys[0]))
     t, r, cond = jnp.full(5, 0.2), jnp.full(5, 0.7), jnp.arange(5) % 4
     x = jax.random.normal(keys[2], (5, 3))
@@ -166,11 +167,15 @@ def test_training_reaches_the_true_map(name):
     path, oracle = AffinePath(), Gaussian(Linear(), std=0.7)
     net = make_flow_map(MLPConfig(width=64, num_layers=2, unroll_layers=True), (2,))
     objective = {
-        "mean_flow": mean_flow_objective(net, path, density=Uniform(), share_apart=0.5, power=0.0),
-        "improved": mean_flow_objective(
-            net, path, density=Uniform(), share_apart=0.5, power=0.0, improved=True
+        "mean_flow": mean_flow_objective(
+            net, path, density=Uniform(), ratio_r_neq_t=0.5, power=0.0
         ),
-        "shortcut": shortcut_objective(net, path, num_steps=64, share_apart=0.5, stratified=True),
+        "improved": mean_flow_objective(
+            net, path, density=Uniform(), ratio_r_neq_t=0.5, power=0.0, improved=True
+        ),
+        "shortcut": shortcut_objective(
+            net, path, num_steps=64, bootstrap_ratio=0.5, stratified=True
+        ),
     }[name]
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, 2000))
 
@@ -181,8 +186,8 @@ def test_training_reaches_the_true_map(name):
             draw_key, data_key = jax.random.split(key)
             x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (128, 2))
             examples = objective.draw(draw_key, Batch(x1))
-            taught = objective.taught(average, examples)
-            grads = jax.grad(lambda p: jnp.mean(objective.loss(p, taught)))(params)
+            with_targets = objective.with_targets(average, examples)
+            grads = jax.grad(lambda p: jnp.mean(objective.loss(p, with_targets)))(params)
             updates, state = optimizer.update(grads, state)
             params = optax.apply_updates(params, updates)
             return (params, state, optax.incremental_update(params, average, 0.01)), None
@@ -205,7 +210,7 @@ def test_training_reaches_the_true_map(name):
 
 def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
     net = oracle_net(Linear())
-    objective = shortcut_objective(net, AffinePath(), num_steps=16, share_apart=0.5)
+    objective = shortcut_objective(net, AffinePath(), num_steps=16, bootstrap_ratio=0.5)
     drawn = objective.draw(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
     span = np.asarray(drawn.r - drawn.t)
     assert set(span) == {0.0, 1 / 8, 1 / 4, 1 / 2, 1.0}
@@ -222,19 +227,25 @@ def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_step
 
     net = FlowMapNet(lambda key: {"v": jnp.zeros(3)}, apply)
     objective = shortcut_objective(
-        net, AffinePath(), num_steps=4, share_apart=0.7, guidance=2.5, drop_rate=0.4, null_cond=2
+        net,
+        AffinePath(),
+        num_steps=4,
+        bootstrap_ratio=0.7,
+        guidance=2.5,
+        label_drop=0.4,
+        null_cond=2,
     )
     labels = jnp.arange(512) % 2
     examples = objective.draw(jax.random.key(0), Batch(jnp.ones((512, 1)), labels))
-    taught = objective.taught({"v": jnp.array([1.0, 2.0, 5.0])}, examples)
+    with_targets = objective.with_targets({"v": jnp.array([1.0, 2.0, 5.0])}, examples)
     span, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
     own = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
     guided = np.where(dropped, 5.0, 5.0 + 2.5 * (own - 5.0))
     velocity = np.asarray(examples.x1 - examples.x0)[:, 0]
     target = np.select([span == 1.0, span == 0.5], [own + 10.0, guided], velocity)
     assert len(set(zip(span, dropped, strict=True))) == 6
-    np.testing.assert_allclose(taught.target[:, 0], target, rtol=1e-6)
-    loss = objective.loss({"v": jnp.zeros(3)}, taught)
+    np.testing.assert_allclose(with_targets.target[:, 0], target, rtol=1e-6)
+    loss = objective.loss({"v": jnp.zeros(3)}, with_targets)
     np.testing.assert_allclose(loss, (target - 10.0 * (span > 0)) ** 2, rtol=1e-5)
 
 
@@ -282,7 +293,10 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
             lambda net: shortcut_objective(net, AffinePath(), guidance=1.5),
             "be 1 without examples that lose their condition",
         ),
-        (lambda net: mean_flow_objective(net, AffinePath(), share_apart=2.0), "share_apart must"),
+        (
+            lambda net: mean_flow_objective(net, AffinePath(), ratio_r_neq_t=2.0),
+            "ratio_r_neq_t must",
+        ),
         (
             lambda net: mean_flow_objective(net, AffinePath(), guidance=BuiltInGuidance(2.0)),
             "be 1 for a network without classes",

@@ -79,8 +79,13 @@ def test_the_loss_of_the_true_conditional_mean_is_the_least_there_is(name, targe
         def loss(prediction, space):
             return flow_matching_loss(
                 lambda t, x, cond: getattr(target.posterior(formula(t), x), prediction),
-                path, t, x0, x1, prediction=prediction, space=space,
-            )  # fmt: skip
+                path,
+                t,
+                x0,
+                x1,
+                prediction=prediction,
+                space=space,
+            )
 
         return [jnp.dot(weights, loss(*kinds)) for kinds in KINDS]
 
@@ -147,8 +152,13 @@ def test_a_scale_that_grows_without_bound_is_that_of_a_thousandth_before_the_end
         truth = {"x1": x1, "x0": x0, "velocity": path(t, x0, x1)[1]}[prediction]
         loss = flow_matching_loss(
             lambda t, x, cond: truth + offset,
-            path, t, x0, x1, prediction=prediction, space=space,
-        )  # fmt: skip
+            path,
+            t,
+            x0,
+            x1,
+            prediction=prediction,
+            space=space,
+        )
         return np.sqrt(loss)
 
     # The data as a velocity, 1 / (1 - t), and the noise as one, 1 / t: at their ends 1,000.
@@ -182,8 +192,13 @@ def test_the_truth_has_no_loss_in_any_space_and_none_is_infinite_at_the_ends(pre
         for offset in (0.0, 1.0):
             loss = flow_matching_loss(
                 lambda t, x, cond, offset=offset: truth[prediction] + offset,
-                path, t, x0, x1, prediction=prediction, space=space,
-            )  # fmt: skip
+                path,
+                t,
+                x0,
+                x1,
+                prediction=prediction,
+                space=space,
+            )
             assert np.isfinite(loss).all()
             if offset == 0.0:
                 np.testing.assert_array_equal(loss, 0.0)
@@ -199,9 +214,14 @@ def test_x1_prediction_with_velocity_loss_is_jits():
         return jnp.tanh(x) + t[:, None]
 
     loss = flow_matching_loss(
-        predict, AffinePath(min_divisor=0.05), t, x0, x1,
-        prediction=Prediction.X1, space=Prediction.VELOCITY,
-    )  # fmt: skip
+        predict,
+        AffinePath(min_divisor=0.05),
+        t,
+        x0,
+        x1,
+        prediction=Prediction.X1,
+        space=Prediction.VELOCITY,
+    )
     x_t = t[:, None] * x1 + (1 - t[:, None]) * x0
     rest = jnp.maximum(1 - t, 0.05)[:, None]
     # As the paper writes it: both velocities over the clipped time that is left.
@@ -297,7 +317,7 @@ def expand(cond, x):
 
 
 def objective(**settings):
-    defaults = {"density": LogitNormal(), "stratified": True, "drop_rate": 0.3, "null_cond": 3}
+    defaults = {"density": LogitNormal(), "stratified": True, "label_drop": 0.3, "null_cond": 3}
     return flow_matching_objective(NET, AffinePath(Linear()), **{**defaults, **settings})
 
 
@@ -365,13 +385,20 @@ def test_draws_are_the_same_on_eight_devices(drawn):
 
 def test_the_objectives_loss_is_the_flow_matching_loss_of_its_net(drawn):
     settings = {
-        "prediction": Prediction.X1, "space": Prediction.X0, "weight_fn": TimeWeight(1.0, 2.0)
-    }  # fmt: skip
+        "prediction": Prediction.X1,
+        "space": Prediction.X0,
+        "weight_fn": TimeWeight(1.0, 2.0),
+    }
     losses = objective(**settings).loss({"scale": jnp.array(0.5)}, drawn)
     expected = flow_matching_loss(
         lambda t, x, cond: 0.5 * x + expand(cond, x),
-        AffinePath(), drawn.t, drawn.x0, drawn.x1, drawn.cond, **settings,
-    )  # fmt: skip
+        AffinePath(),
+        drawn.t,
+        drawn.x0,
+        drawn.x1,
+        drawn.cond,
+        **settings,
+    )
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 

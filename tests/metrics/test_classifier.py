@@ -137,14 +137,14 @@ class Lines(Silent):
     def task(self, description, total):
         recorder = self
 
-        class Task:
+        class BatchedField:
             def __enter__(self):
                 return lambda n=1, note="": recorder.lines.append((n, total, note))
 
             def __exit__(self, *_):
                 pass
 
-        return Task()
+        return BatchedField()
 
 
 def test_other_images_or_another_training_make_another_classifier():

@@ -243,10 +243,14 @@ def test_ddim_of_an_exact_network_is_ddim_in_float64_whatever_it_predicts(name, 
     path, noise = AffinePath(schedule), jnp.array([[1.0], [-2.0]])
     samples = jax.jit(
         lambda x: sample_diffusion(
-            exact_network(formula, prediction), path, x, prediction=prediction, sampler=DDIM(),
+            exact_network(formula, prediction),
+            path,
+            x,
+            prediction=prediction,
+            sampler=DDIM(),
             steps=FixedSteps(np.linspace(0.0, 1.0, 9)),
         )
-    )(path.start(noise))  # fmt: skip
+    )(path.start(noise))
     assert samples.succeeded.all()
     # Noise predicted on the cosine betas is divided by alpha(0), 5e-5: so are roundings of 6e-8.
     np.testing.assert_allclose(samples.x1, scale * noise, rtol=2e-3)
@@ -287,9 +291,13 @@ def test_samplers_pass_times_whose_signal_is_too_small_for_float32(sampler):
     @jax.jit
     def solve(x):
         return sample_diffusion(
-            predict, AffinePath(schedule), x, prediction=X1, sampler=sampler,
+            predict,
+            AffinePath(schedule),
+            x,
+            prediction=X1,
+            sampler=sampler,
             steps=FixedSteps(np.linspace(0.0, 1.0, 21)),
-        )  # fmt: skip
+        )
 
     noise = np.array([[1.0], [-2.0]])
     samples = solve(jnp.asarray(noise, jnp.float32))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._trees import named_leaves
+from fmjax._trees import flatten_dict
 from fmjax.pretrained.components import make_component
 from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.layouts import all_tensors, concatenated, stacked, tensor
@@ -15,10 +15,13 @@ from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, about
 
 COMPONENTS = [
     *TRANSFORMERS,
-    *(f"{folder}/{part}" for folder in PIPELINES
-      for part in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+    *(
+        f"{folder}/{part}"
+        for folder in PIPELINES
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+    ),
     "sd3-pipeline-tiny/text_encoder_3",
-]  # fmt: skip
+]
 A = np.arange(48.0).reshape(6, 8)
 B = -np.arange(60.0).reshape(5, 3, 2, 2)
 TENSORS = {"a": A, "b": B}
@@ -77,14 +80,14 @@ def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
         component = make_component(about(folder), tuple(files.shapes))
         assert all_tensors(component.views) == files.shapes
     times_used = {name: np.zeros(shape, int) for name, shape in files.shapes.items()}
-    for _, view in named_leaves(component.views):
+    for _, view in flatten_dict(component.views).items():
         for block in view.blocks:
             times_used[block.name][block.taken] += 1
     assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
         name: {1: used.size} for name, used in times_used.items()
     }
     like = jax.eval_shape(component.init, jax.random.key(0))
-    shapes = {name: view.shape for name, view in named_leaves(component.views)}
+    shapes = {name: view.shape for name, view in flatten_dict(component.views).items()}
     leaves = jax.tree_util.tree_leaves_with_path(like)
     keys = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     assert shapes == dict(zip(keys, (leaf.shape for _, leaf in leaves), strict=True))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._trees import named_leaves
+from fmjax._trees import flatten_dict
 from fmjax.pretrained.families.clip import BUFFERS, clip_text_config, clip_text_views
 from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config
 from fmjax.pretrained.layouts import all_tensors
@@ -18,7 +18,7 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
     _, views = encoder(folder)
     held = {name: tensor.shape for name, tensor in weights(folder).items()}
     assert all_tensors(views) == held
-    sizes = sum(np.prod(view.shape) for _, view in named_leaves(views))
+    sizes = sum(np.prod(view.shape) for _, view in flatten_dict(views).items())
     assert sizes == sum(np.prod(shape) for shape in held.values())
     assert EMBEDDING in held or folder in CLIPS
     assert not {TIED, *BUFFERS} & set(held)
@@ -34,7 +34,7 @@ def test_parameters_read_from_a_file_are_shaped_as_those_drawn(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_tensor_parallel_axes_are_of_parameters_that_there_are(folder):
     net, views = encoder(folder)
-    shapes = {name: view.shape for name, view in named_leaves(views)}
+    shapes = {name: view.shape for name, view in flatten_dict(views).items()}
     assert len(net.tensor_axes) >= 6
     for name, axis in net.tensor_axes.items():
         assert len(shapes[name]) >= -axis
@@ -77,17 +77,23 @@ def test_what_files_say_of_the_mlp_is_read(said, gated, activation):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: clip_text_config(CLIP | {"architectures": ["CLIPModel"]}),
-         "architectures must be one of CLIPTextModel, CLIPTextModelWithProjection, got CLIPModel"),
-        (lambda: clip_text_config(CLIP | {"hidden_act": "relu"}),
-         "hidden_act must be one of quick_gelu, gelu, got relu"),
-        (lambda: clip_text_config({"architectures": ["CLIPTextModel"]}),
-         "json must hold a value at vocab_size"),
+        (
+            lambda: clip_text_config(CLIP | {"architectures": ["CLIPModel"]}),
+            "architectures must be one of CLIPTextModel, CLIPTextModelWithProjection, got CLIP",
+        ),
+        (
+            lambda: clip_text_config(CLIP | {"hidden_act": "relu"}),
+            "hidden_act must be one of quick_gelu, gelu, got relu",
+        ),
+        (
+            lambda: clip_text_config({"architectures": ["CLIPTextModel"]}),
+            "json must hold a value at vocab_size",
+        ),
         (lambda: t5_config(T5 | {"model_type": "umt5"}), "model_type must be t5, got umt5"),
         (lambda: t5_config(T5 | {"dense_act_fn": "tanh"}), "feed_forward_proj must be of relu, "),
         (lambda: t5_config({"model_type": "t5"}), "json must hold a value at vocab_size"),
     ],
-)  # fmt: skip
+)
 def test_models_of_other_kinds_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

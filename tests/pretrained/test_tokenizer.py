@@ -102,8 +102,10 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
     ("make", "message"),
     [
         (lambda to: to, "or spiece.model, got none of them"),
-        (lambda to: (to / "tokenizer.json").write_text("version ") and to,
-         "tokenizer.json must be JSON, got Expecting value"),
+        (
+            lambda to: (to / "tokenizer.json").write_text("version ") and to,
+            "tokenizer.json must be JSON, got Expecting value",
+        ),
         (lambda to: broken(to, lambda data: data[:900]), "must be a model of SentencePiece, got"),
         (lambda to: broken(to, lambda data: b"{}"), "must be a model of SentencePiece, got other"),
         (lambda to: broken(to, lambda data: b""), "must hold a piece for what is unknown"),
@@ -112,7 +114,7 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
         (lambda to: copied(MERGES, to, bos_token="<none>"), "bos_token must be one of the tokens"),
         (lambda to: copied(MERGES, to, without=["merges.txt"]), "must hold tokenizer.json, or"),
     ],
-)  # fmt: skip
+)
 def test_folders_that_cannot_be_read_are_refused(make, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read_tokenizer(make(tmp_path))

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax._trees import named_leaves
+from fmjax._trees import flatten_dict
 from fmjax.networks import AutoencoderConfig, make_autoencoder
 from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
-from fmjax.pretrained.layouts import View, all_tensors
+from fmjax.pretrained.layouts import TensorLayout, all_tensors
 from tests.networks.autoencoder.golden_autoencoders import (
     MODELS,
     golden_about,
@@ -25,9 +25,15 @@ def test_a_config_is_read_whole():
         latent_channels=4, widths=(16, 32), num_blocks=1, num_groups=4, scale=0.3611, shift=0.1159
     )
     assert golden_config("vae-three-levels") == AutoencoderConfig(
-        latent_channels=4, widths=(8, 12, 16), num_blocks=2, num_groups=4,
-        quant=True, post_quant=True, scale=0.18215, shift=0.0,
-    )  # fmt: skip
+        latent_channels=4,
+        widths=(8, 12, 16),
+        num_blocks=2,
+        num_groups=4,
+        quant=True,
+        post_quant=True,
+        scale=0.18215,
+        shift=0.0,
+    )
 
 
 @pytest.mark.parametrize("folder", [*MODELS.values(), "flux-dev-pipeline-tiny/vae"])
@@ -35,18 +41,24 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
     views = autoencoder_views(autoencoder_config(golden_about(folder)))
     shapes = {tensor: array.shape for tensor, array in golden_tensors(folder).items()}
     assert all_tensors(views) == shapes
-    counts = collections.Counter(t for _, view in named_leaves(views) for t in view.tensors)
+    counts = collections.Counter(t for _, view in flatten_dict(views).items() for t in view.tensors)
     assert set(counts.values()) == {1}
 
 
 CONFIGS = {
     "released": AutoencoderConfig(),
     "odd": AutoencoderConfig(
-        channels_in=1, channels_out=2, latent_channels=3, widths=(4, 8, 8), num_blocks=1,
-        num_groups=2, attend=False, post_quant=True,
+        channels_in=1,
+        channels_out=2,
+        latent_channels=3,
+        widths=(4, 8, 8),
+        num_blocks=1,
+        num_groups=2,
+        attend=False,
+        post_quant=True,
     ),
     "one level": AutoencoderConfig(widths=(32,), quant=True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -54,7 +66,9 @@ CONFIGS = {
 def test_views_have_the_structure_and_shapes_of_params(config):
     params = jax.eval_shape(make_autoencoder(config).init, jax.random.key(0))
     views = autoencoder_views(config)
-    shapes = jax.tree.map(lambda v: v.shape, views, is_leaf=lambda node: isinstance(node, View))
+    shapes = jax.tree.map(
+        lambda v: v.shape, views, is_leaf=lambda node: isinstance(node, TensorLayout)
+    )
     assert shapes == jax.tree.map(np.shape, params)
 
 

@@ -110,8 +110,9 @@ def test_a_round_trip_of_shards_keeps_them_apart(folder, tmp_path):
 
 def test_types_that_are_mixed_are_written_as_they_were(folder, tmp_path):
     mixed = tensors(folder)
-    mixed = {name: array.astype(np.float16) if "norm" in name else array
-             for name, array in mixed.items()}  # fmt: skip
+    mixed = {
+        name: array.astype(np.float16) if "norm" in name else array for name, array in mixed.items()
+    }
     save_file(mixed, folder / FILE, {"format": "pt"})
     save_component(folder, tmp_path / "out", load_component(folder, mesh=ONE))
     assert (tmp_path / "out" / FILE).read_bytes() == (folder / FILE).read_bytes()
@@ -145,14 +146,21 @@ def test_a_whole_model_is_written_back(name, tmp_path):
 def test_no_other_weights_are_written_beside_the_new_ones(tmp_path):
     """Of another precision they would be the old ones, and be loaded without a word."""
     source = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "source")
-    for name in ("transformer/diffusion_pytorch_model.fp16.safetensors", "whole.safetensors",
-                 ".cache/blob", "transformer/old.bin"):  # fmt: skip
+    for name in (
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "whole.safetensors",
+        ".cache/blob",
+        "transformer/old.bin",
+    ):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(b"old")
     model = open_model(source)
     save_model(model, tmp_path / "out", {"transformer": model.load("transformer", mesh=ONE)})
-    written = {path.relative_to(tmp_path / "out").as_posix()
-               for path in (tmp_path / "out").rglob("*") if path.is_file()}  # fmt: skip
+    written = {
+        path.relative_to(tmp_path / "out").as_posix()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     assert "model_index.json" in written
     assert f"transformer/{FILE}" in written
     assert "vae/diffusion_pytorch_model.safetensors" in written
@@ -169,8 +177,10 @@ def test_what_is_written_over_leaves_no_weights_that_would_be_read_in_its_place(
     for part, other in (("transformer", f"{FILE}.index.json"), ("vae", f"{FILE}.index.json")):
         (out / part / other).write_text("{}")
     (out / "transformer" / "model.fp16.safetensors").write_bytes(b"x")
-    mine = [out / "transformer" / name for name in ("mine.safetensors", "model_best.safetensors",
-                                                    "model.ckpt")]  # fmt: skip
+    mine = [
+        out / "transformer" / name
+        for name in ("mine.safetensors", "model_best.safetensors", "model.ckpt")
+    ]
     for path in mine:
         path.write_bytes(b"x")
     parts = {"transformer": model.load("transformer", mesh=ONE)}

@@ -83,8 +83,10 @@ def test_the_pointer_reads_a_points_values(open_page):
     page.mouse.move(*middle(markers.nth(3)))  # 4 steps.
     tip = chart.locator(".tip").inner_text().splitlines()
     assert tip == [
-        "Euler, 4 steps", "network evaluations per sample: 4", "RMSE of the worst sample: 0.25"
-    ]  # fmt: skip
+        "Euler, 4 steps",
+        "network evaluations per sample: 4",
+        "RMSE of the worst sample: 0.25",
+    ]
     page.mouse.move(2, 2)
     assert chart.locator(".tip").is_hidden()
 
@@ -117,9 +119,13 @@ def test_arrow_keys_go_from_point_to_point_and_from_curve_to_curve(open_page):
         page.keyboard.press(key)
         seen.append(chart.locator(".tip").inner_text().splitlines()[0])
     assert seen == [
-        "Euler, 1 step", "Euler, 2 steps", "RK4, 2 steps", "Euler, 2 steps", "Euler, 1 step",
         "Euler, 1 step",
-    ]  # fmt: skip
+        "Euler, 2 steps",
+        "RK4, 2 steps",
+        "Euler, 2 steps",
+        "Euler, 1 step",
+        "Euler, 1 step",
+    ]
     page.keyboard.press("Escape")
     assert chart.locator(".tip").is_hidden()
 

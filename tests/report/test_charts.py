@@ -35,8 +35,11 @@ def test_the_error_chart_holds_the_rows_numbers_and_settings():
     chart = comparison_charts(example())["error"]
     (euler,) = [series for series in chart["series"] if series["name"] == "Euler"]
     assert euler["points"] == [
-        (1.0, 1.0, "1 step"), (2.0, 0.5, "2 steps"), (4.0, 0.25, "4 steps"), (8.0, 0.125, "8 steps")
-    ]  # fmt: skip
+        (1.0, 1.0, "1 step"),
+        (2.0, 0.5, "2 steps"),
+        (4.0, 0.25, "4 steps"),
+        (8.0, 0.125, "8 steps"),
+    ]
     assert chart["levels"][0]["y"] == 2e-8
 
 
@@ -83,8 +86,11 @@ def test_models_differ_in_hue_solvers_in_marker_and_families_in_line():
     same = [look for name, look in found.items() if "Tsit5" in name]
     assert {(look.marker, look.family) for look in same} == {(same[0].marker, "adaptive")}
     assert [group.title for group in legend(study(), DARK)] == [
-        "Models", "Fixed steps", "Adaptive steps", "With noise"
-    ]  # fmt: skip
+        "Models",
+        "Fixed steps",
+        "Adaptive steps",
+        "With noise",
+    ]
 
 
 def test_a_solver_with_fixed_and_with_adaptive_steps_has_a_curve_for_each():

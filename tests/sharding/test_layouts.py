@@ -79,7 +79,7 @@ class Trained(NamedTuple):
 def make(name):
     """The network, and its loss."""
     conditions, path = CONDITIONS[name], AffinePath()
-    dropped = dict(drop_rate=0.1, null_cond=NULL[name])
+    dropped = dict(label_drop=0.1, null_cond=NULL[name])
     if name not in MAPS:
         net = make_network(*NETWORKS[name], conditions, text_encoder=ENCODER)
         return net, flow_matching_objective(net, path, **dropped)
@@ -87,9 +87,9 @@ def make(name):
     net = make_flow_map(*NETWORKS[name], conditions, guided=guided)
     if guided:  # Not the power 1, which blows up what rounding does to a small error.
         return net, mean_flow_objective(
-            net, path, improved=True, share_apart=0.5, power=0.0, guidance=GUIDANCE, **dropped
+            net, path, improved=True, ratio_r_neq_t=0.5, power=0.0, guidance=GUIDANCE, **dropped
         )
-    return net, shortcut_objective(net, path, share_apart=0.5, guidance=1.5, **dropped)
+    return net, shortcut_objective(net, path, bootstrap_ratio=0.5, guidance=1.5, **dropped)
 
 
 def train(name, layout):

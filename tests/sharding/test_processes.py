@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fmjax.sharding import Processes, another_is_gone, join
+from fmjax.sharding import Processes, is_peer_failure, join
 from fmjax.sharding.processes import _bind_address
 from tests.tiny_run import environment
 
@@ -17,9 +17,12 @@ JOIN = "from fmjax.sharding import join; print('joined', join())"
 def join_in(**more):
     """What a process says that joins its run in such surroundings."""
     return subprocess.run(
-        [sys.executable, "-c", JOIN], env=environment(**more),
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", JOIN],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_without_a_cluster_a_process_is_alone():
@@ -30,8 +33,14 @@ def test_without_a_cluster_a_process_is_alone():
 def test_where_the_clusters_port_is_taken_it_does_not_go_on_alone():
     job = 1234
     with socket.create_server(("", job % 2**12 + 65535 - 2**12 + 1)):  # JAX's, under Slurm.
-        done = join_in(SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2",
-                       SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0", SLURM_LOCALID="0")  # fmt: skip
+        done = join_in(
+            SLURM_JOB_ID=str(job),
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="2",
+            SLURM_STEP_NUM_TASKS="2",
+            SLURM_PROCID="0",
+            SLURM_LOCALID="0",
+        )
     assert done.returncode != 0
     assert "joined" not in done.stdout
     # jaxlib may crash over it before it comes back to us, and has then said this.
@@ -72,9 +81,12 @@ def free_port():
 def listening(port, *arguments, **more):
     """The addresses at which process 0 listens: at the coordinator's port, and at all ports."""
     done = subprocess.run(
-        [sys.executable, "-c", LISTEN, *arguments], env=environment(**more),
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", LISTEN, *arguments],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     words = [line.split() for line in done.stdout.splitlines() if line.startswith("listens")]
     found = [address_of(word) for _, word in words]
     assert found, done.stderr
@@ -94,9 +106,14 @@ def test_a_coordinator_on_loopback_listens_on_loopback_alone(found_by):
     port = free_port()
     if found_by == "slurm":
         where, everywhere = listening(
-            port, JAX_COORDINATOR_PORT=str(port), SLURM_JOB_ID="1", SLURM_PROCID="0",
-            SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="1", SLURM_LOCALID="0",
-        )  # fmt: skip
+            port,
+            JAX_COORDINATOR_PORT=str(port),
+            SLURM_JOB_ID="1",
+            SLURM_PROCID="0",
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="1",
+            SLURM_LOCALID="0",
+        )
     else:
         where, everywhere = listening(port, f"{found_by}:{port}")
     assert where
@@ -110,18 +127,23 @@ def test_the_address_to_bind_is_that_of_the_coordinator(monkeypatch):
         socket, "getaddrinfo", lambda host, port, **_: [(0, 0, 0, "", (known[host], port))]
     )
     for coordinator, expected in {
-        "localhost:1234": "localhost:1234", "10.0.0.7:1234": "10.0.0.7:1234",
-        "[::1]:1234": "[::1]:1234", "0.0.0.0:1234": "0.0.0.0:1234",
-        "node0:1234": "node0:1234", "debian:1234": "[::]:1234",
-    }.items():  # fmt: skip
+        "localhost:1234": "localhost:1234",
+        "10.0.0.7:1234": "10.0.0.7:1234",
+        "[::1]:1234": "[::1]:1234",
+        "0.0.0.0:1234": "0.0.0.0:1234",
+        "node0:1234": "node0:1234",
+        "debian:1234": "[::]:1234",
+    }.items():
         assert _bind_address(coordinator) == expected
     assert _bind_address(None) is None
     monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "10.0.0.8:99")
     assert _bind_address("localhost:1234") == "10.0.0.8:99"
 
 
-@pytest.mark.parametrize("coordinator", [":1234", "localhost", "localhost:0", "localhost:65536",
-                                         "localhost:\u00b2", "localhost:1e3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "coordinator",
+    [":1234", "localhost", "localhost:0", "localhost:65536", "localhost:\u00b2", "localhost:1e3"],
+)
 def test_a_coordinator_that_is_no_address_is_refused(coordinator):
     with pytest.raises(ValueError, match="coordinator must be HOST:PORT, got"):
         Processes(coordinator, 2, 0)
@@ -146,6 +168,6 @@ def test_a_coordinator_that_is_not_this_machine_is_refused():
     ],
 )
 def test_an_error_of_the_transport_says_that_another_process_is_gone(text, gone, monkeypatch):
-    assert not another_is_gone(RuntimeError(text)), "a process that is alone"
+    assert not is_peer_failure(RuntimeError(text)), "a process that is alone"
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    assert another_is_gone(RuntimeError(text)) == gone
+    assert is_peer_failure(RuntimeError(text)) == gone

@@ -60,10 +60,16 @@ def undisturbed(config, tmp_path_factory):
 def train(config, run, begun=None, **more):
     """Exit code, output, errors; SIGTERM is sent as soon as `begun`."""
     out = run.parent / "out.txt"
-    with out.open("w") as file, subprocess.Popen(
-        command(config, run), env=environment(**more), text=True, stdout=file,
-        stderr=subprocess.PIPE,
-    ) as child:  # fmt: skip
+    with (
+        out.open("w") as file,
+        subprocess.Popen(
+            command(config, run),
+            env=environment(**more),
+            text=True,
+            stdout=file,
+            stderr=subprocess.PIPE,
+        ) as child,
+    ):
         try:
             while begun is not None and not begun(run, out.read_text()):
                 assert child.poll() is None, (out.read_text(), child.communicate())
@@ -124,8 +130,11 @@ def losses(run):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, tmp_path, number):
     child = subprocess.Popen(
-        command(config, tmp_path / "run"), env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command(config, tmp_path / "run"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     # The worst moment: NumPy's C code prints the exception and raises another.
     while "numpy" not in Path(f"/proc/{child.pid}/maps").read_text():
         assert child.poll() is None, child.communicate()
@@ -185,9 +194,12 @@ def scene(body, number=signal.SIGTERM, *more, wait=0.0):
     """Exit code, output, errors and seconds of code that gets signals once it says "begun"."""
     code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
     child = subprocess.Popen(
-        [sys.executable, "-c", code + textwrap.dedent(body)], env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code + textwrap.dedent(body)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     line = child.stdout.readline()
     began = time.monotonic()
@@ -317,8 +329,11 @@ main()
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (code, "exit function\n")
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n" if code == 1 else "")
     assert bool(done.stderr) == (code == 1)
@@ -508,9 +523,12 @@ def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
     code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
     parent, terminal = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", code + textwrap.dedent(body)], env=environment(TERM="xterm"),
-        stdout=terminal, stderr=terminal, stdin=terminal,
-    ) as child:  # fmt: skip
+        [sys.executable, "-c", code + textwrap.dedent(body)],
+        env=environment(TERM="xterm"),
+        stdout=terminal,
+        stderr=terminal,
+        stdin=terminal,
+    ) as child:
         os.close(terminal)
         shown = b""
         while b"compiling" not in shown:

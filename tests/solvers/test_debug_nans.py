@@ -85,8 +85,9 @@ def test_fixed_and_padded_steps_compute_no_nan(solver):
 @pytest.mark.parametrize("sampler", [Ancestral(), DDIM(1.0), DPMSolverPP2M(), UniPC(3)], ids=repr)
 def test_samplers_of_diffusion_models_compute_no_nan(sampler):
     path = AffinePath(Cosine())
-    samples = sample_diffusion(GAUSSIAN.velocity, path, noise(), KEYS, sampler=sampler,
-                               steps=FixedSteps(uniform_grid(4)))  # fmt: skip
+    samples = sample_diffusion(
+        GAUSSIAN.velocity, path, noise(), KEYS, sampler=sampler, steps=FixedSteps(uniform_grid(4))
+    )
     assert samples.succeeded.all()
 
 
@@ -113,7 +114,8 @@ def test_training_and_comparison_make_no_nan(tmp_path):
     config, run = write_config(tmp_path), tmp_path / "run"
     compare = [sys.executable, "-m", "fmjax.cli", "compare", str(run), "--num-samples", "8"]
     for words in (command(config, run), compare):
-        done = subprocess.run(words, env=environment(JAX_DEBUG_NANS="1"), capture_output=True,
-                              text=True)  # fmt: skip
+        done = subprocess.run(
+            words, env=environment(JAX_DEBUG_NANS="1"), capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (0, "")
     assert (run / "comparison.json").is_file()

@@ -33,7 +33,7 @@ from fmjax.solvers import (
     sample,
     sample_diffusion,
 )
-from fmjax.solvers.steppers.ddim import Stretch
+from fmjax.solvers.steppers.ddim import StepCoefficients
 from tests.oracles import Gaussian, GaussianMixture
 
 PATHS = {"linear": AffinePath(Linear()), "cosine": AffinePath(Cosine())}
@@ -70,7 +70,7 @@ def solve(path, sampler, times, x0=X0, keys=KEYS, prediction=Prediction.X0, **se
             sampler=sampler,
             steps=steps,
             **settings,
-        )  # fmt: skip
+        )
     )
     return run(x0, keys)
 
@@ -132,10 +132,14 @@ def test_errors_fall_at_the_samplers_order(sampler, order):
         x0 = jnp.asarray(X0, jnp.float64)
         exact = Gaussian(schedule, MEAN, STD).flow_map(jnp.ones(16), x0)
         errors = [
-            jnp.abs(solve(AffinePath(schedule), sampler, grid(num), x0,
-                          prediction=Prediction.VELOCITY).x1 - exact).max()
+            jnp.abs(
+                solve(
+                    AffinePath(schedule), sampler, grid(num), x0, prediction=Prediction.VELOCITY
+                ).x1
+                - exact
+            ).max()
             for num in (64, 128)
-        ]  # fmt: skip
+        ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
@@ -160,7 +164,7 @@ def test_dpm_solver_pp_2m_takes_the_papers_steps():
                 mixed = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before
             before = data
             x = s[n + 1] / s[n] * x - a[n + 1] * np.expm1(-h) * np.asarray(mixed)
-            stretch = Stretch(
+            stretch = StepCoefficients(
                 jnp.asarray(n),
                 jnp.asarray(False),
                 *((jnp.asarray(v[n]), jnp.asarray(v[n + 1])) for v in (a, s)),
@@ -191,8 +195,12 @@ def test_unipc_has_the_exact_solution_for_polynomials_of_its_order(order, degree
         x = jnp.zeros((1, 1))
         memory, corrected, predicted = sampler.start(x), [], []
         for n in range(5):
-            stretch = Stretch(jnp.asarray(n), jnp.asarray(False), (alpha[n], alpha[n + 1]),
-                              (sigma[n], sigma[n + 1]))  # fmt: skip
+            stretch = StepCoefficients(
+                jnp.asarray(n),
+                jnp.asarray(False),
+                (alpha[n], alpha[n + 1]),
+                (sigma[n], sigma[n + 1]),
+            )
             x1 = jnp.full((1, 1), data(float(lam[n])))
             x, memory = sampler.advance(stretch, x, x1, x1, None, memory)
             corrected.append(float(memory.x[0, 0]) / float(sigma[n]))
@@ -281,8 +289,15 @@ def test_grids_padded_with_ones_and_eight_devices_change_nothing(name):
 
     @jax.jit
     def padded(x0, keys, times):
-        return sample_diffusion(predictor(path), path, x0, keys, prediction=Prediction.X0,
-                                sampler=sampler, steps=FixedSteps(times))  # fmt: skip
+        return sample_diffusion(
+            predictor(path),
+            path,
+            x0,
+            keys,
+            prediction=Prediction.X0,
+            sampler=sampler,
+            steps=FixedSteps(times),
+        )
 
     plain = solve(path, sampler, uniform_grid(5))
     times = jnp.concatenate([uniform_grid(5), jnp.ones(3)])
@@ -305,8 +320,9 @@ def test_clipped_data_stay_within_the_bound_and_the_noise_follows():
 
 def test_guided_predictions_cost_what_they_say():
     twice = CountedField(predictor(PATHS["linear"]), lambda t: jnp.full(t.shape, 2, jnp.int32))
-    found = sample_diffusion(twice, PATHS["linear"], X0, prediction=Prediction.X0,
-                             steps=FixedSteps(uniform_grid(3)))  # fmt: skip
+    found = sample_diffusion(
+        twice, PATHS["linear"], X0, prediction=Prediction.X0, steps=FixedSteps(uniform_grid(3))
+    )
     assert (found.nfe == 6).all()
 
 
@@ -330,27 +346,38 @@ def test_a_noise_that_is_not_a_number_is_flagged_alone():
             r"keys must be typed keys of shape \(16,\), one per sample, got .* of shape \(3,\)",
         ),
         (
-            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"], X0,
-                                     sampler=Ancestral(), steps=FixedSteps(uniform_grid(2))),
+            lambda: sample_diffusion(
+                predictor(PATHS["linear"]),
+                PATHS["linear"],
+                X0,
+                sampler=Ancestral(),
+                steps=FixedSteps(uniform_grid(2)),
+            ),
             "keys must be typed keys of shape .*, got None",
         ),
         (
-            lambda: sample_diffusion(lambda t, x, cond: x[:1], PATHS["linear"], X0,
-                                     steps=FixedSteps(uniform_grid(2))),
+            lambda: sample_diffusion(
+                lambda t, x, cond: x[:1], PATHS["linear"], X0, steps=FixedSteps(uniform_grid(2))
+            ),
             r"predict_fn must return shape \(16, 2\), got \(1, 2\)",
         ),
         (
-            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"], X0,
-                                     steps=AdaptiveSteps()),
+            lambda: sample_diffusion(
+                predictor(PATHS["linear"]), PATHS["linear"], X0, steps=AdaptiveSteps()
+            ),
             "steps must be FixedSteps for a sampler of diffusion models",
         ),
         (
-            lambda: sample_diffusion(predictor(PATHS["linear"]), PATHS["linear"],
-                                     jnp.zeros((2, 2), int), steps=FixedSteps(uniform_grid(2))),
+            lambda: sample_diffusion(
+                predictor(PATHS["linear"]),
+                PATHS["linear"],
+                jnp.zeros((2, 2), int),
+                steps=FixedSteps(uniform_grid(2)),
+            ),
             "x0 must be floating point",
         ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("unchecked")
 def test_what_has_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
@@ -383,7 +410,7 @@ def test_every_step_is_that_of_diffusers(name, sampler):
         memory = sampler.start(x)
         for n in range(len(sigmas) - 1):
             slope = x @ matrix.T + (b * sigmas[n] + c)[None]
-            stretch = Stretch(
+            stretch = StepCoefficients(
                 n=jnp.asarray(n),
                 last=jnp.asarray(n == len(sigmas) - 2),
                 alpha=(jnp.asarray(1 - sigmas[n]), jnp.asarray(1 - sigmas[n + 1])),
@@ -407,7 +434,7 @@ def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
     for n in range(5):
         alpha, sigma = (alphas[n], alphas[n + 1]), (sigmas[n], sigmas[n + 1])
         last, before_last = jnp.asarray(n == 4), jnp.asarray(n == 3)
-        stretch = Stretch(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
+        stretch = StepCoefficients(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
         t = jnp.full(16, times[n])
         noise = predict(t, x)
         x1 = path.convert(t, x, noise, source=Prediction.X0, target=Prediction.X1)
@@ -437,7 +464,7 @@ def test_noisy_steps_are_those_of_ddpm_and_ddim(last):
     x, eps, z = rng.normal(size=(3, 4, 2))
     data = (x - np.sqrt(1 - bar_t) * eps) / np.sqrt(bar_t)
     with jax.enable_x64(True):
-        stretch = Stretch(
+        stretch = StepCoefficients(
             n=jnp.asarray(3),
             last=jnp.asarray(last),
             alpha=(jnp.sqrt(bar_t), jnp.sqrt(bar_s)),
@@ -472,8 +499,9 @@ def test_steps_on_pure_noise_change_no_answer(sampler):
     def predict(t, x, cond=None):
         return jnp.full_like(x, 0.5)
 
-    found = sample_diffusion(predict, path, X0, prediction=Prediction.X1, sampler=sampler,
-                             steps=FixedSteps(times))  # fmt: skip
+    found = sample_diffusion(
+        predict, path, X0, prediction=Prediction.X1, sampler=sampler, steps=FixedSteps(times)
+    )
     np.testing.assert_allclose(found.x1, np.full(X0.shape, 0.5), rtol=1e-6)
 
 
@@ -484,8 +512,9 @@ def test_a_grids_gradient_is_that_of_finite_differences(sampler):
 
     def total(inner):
         times = jnp.concatenate([jnp.zeros(1), inner, jnp.ones(2)])
-        return sample_diffusion(lambda t, x, cond=None: x, path, X0, KEYS, sampler=sampler,
-                                steps=FixedSteps(times)).x1.sum()  # fmt: skip
+        return sample_diffusion(
+            lambda t, x, cond=None: x, path, X0, KEYS, sampler=sampler, steps=FixedSteps(times)
+        ).x1.sum()
 
     with jax.enable_x64(True):
         inner, total = jnp.asarray([0.3, 0.6]), jax.jit(total)

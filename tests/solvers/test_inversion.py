@@ -19,8 +19,8 @@ from fmjax.solvers import (
     Midpoint,
     classifier_free,
     edit,
-    encode,
     interpolate,
+    invert,
     sample,
 )
 from tests.oracles import GaussianMixture
@@ -33,7 +33,7 @@ KEYS = jax.random.split(jax.random.key(3), 6)
 
 def test_to_encode_is_to_invert_the_flow_map():
     x0 = noise()
-    found = jax.jit(partial(encode, GAUSSIAN.velocity, steps=TIGHT))(ends(x0))
+    found = jax.jit(partial(invert, GAUSSIAN.velocity, steps=TIGHT))(ends(x0))
     np.testing.assert_allclose(found.x0, x0, rtol=0, atol=2e-5)
     assert found.succeeded.all()
 
@@ -54,7 +54,7 @@ def test_data_come_back_from_the_noise_they_were_encoded_to(solver, steps, allow
 
     @jax.jit
     def there_and_back(x1):
-        there = encode(MIXTURE.velocity, x1, solver=solver, steps=steps)
+        there = invert(MIXTURE.velocity, x1, solver=solver, steps=steps)
         return there, sample(MIXTURE.velocity, there.x0, solver=solver, steps=steps)
 
     there, back = there_and_back(x1)
@@ -75,7 +75,7 @@ def test_a_grid_is_walked_backwards_over_its_own_times(padding):
         return 0.0 * x
 
     def run(times):
-        return encode(field, jnp.ones((2, 3)), solver=Midpoint(), steps=FixedSteps(times)).nfe
+        return invert(field, jnp.ones((2, 3)), solver=Midpoint(), steps=FixedSteps(times)).nfe
 
     nfe = (jax.jit(run) if padding else run)(times)
     jax.effects_barrier()
@@ -89,7 +89,7 @@ def test_a_grid_is_walked_backwards_over_its_own_times(padding):
 
 def test_encoding_counts_the_calls_and_guidance_inside_its_interval_twice():
     field, steps = CountedField(GAUSSIAN.velocity), FixedSteps(uniform_grid(4))
-    fn = jax.jit(partial(encode, field, solver=Heun(), steps=steps))
+    fn = jax.jit(partial(invert, field, solver=Heun(), steps=steps))
     found, calls = field.counted(fn, noise())
     np.testing.assert_array_equal(found.nfe, calls)
 
@@ -98,7 +98,7 @@ def test_encoding_counts_the_calls_and_guidance_inside_its_interval_twice():
 
     # Euler's backward steps begin at 1, 3/4, 1/2 and 1/4, the last of them alone inside.
     guided = classifier_free(scaled, 0.0, 2.0, (0.0, 0.3))
-    found = encode(guided, noise(), jnp.ones(6), solver=Euler(), steps=steps)
+    found = invert(guided, noise(), jnp.ones(6), solver=Euler(), steps=steps)
     np.testing.assert_array_equal(found.nfe, 5)
 
 
@@ -106,7 +106,7 @@ def test_encoding_counts_the_calls_and_guidance_inside_its_interval_twice():
 def test_a_point_that_is_not_finite_is_flagged_and_spoils_no_other():
     x1 = noise().at[2, 0].set(jnp.nan)
     steps = AdaptiveSteps(1e-3, 1e-3, ErrorControl.PER_SAMPLE, max_steps=64)
-    fn = jax.jit(partial(encode, GAUSSIAN.velocity, solver=diffrax.Bosh3(), steps=steps))
+    fn = jax.jit(partial(invert, GAUSSIAN.velocity, solver=diffrax.Bosh3(), steps=steps))
     found, alone = fn(x1), fn(noise())
     np.testing.assert_array_equal(found.succeeded, np.arange(6) != 2)
     np.testing.assert_array_equal(np.delete(found.x0, 2, 0), np.delete(alone.x0, 2, 0))
@@ -116,11 +116,11 @@ def test_what_is_no_point_is_refused(unchecked):
     steps = FixedSteps(uniform_grid(2))
     whole = jnp.zeros((2, 3), jnp.uint8)
     with pytest.raises(ValueError, match="x1 must be floating point, got uint8"):
-        encode(GAUSSIAN.velocity, whole, solver=RK4(), steps=steps)
+        invert(GAUSSIAN.velocity, whole, solver=RK4(), steps=steps)
     with pytest.raises(ValueError, match="x1 must be floating point, got uint8"):
         edit(GAUSSIAN.velocity, AffinePath(), whole, KEYS[:2], 0.5)
     with pytest.raises(ValueError, match=r"velocity_fn must return shape \(6, 3\), got \(6, 1\)"):
-        encode(lambda t, x, cond: x[:, :1], noise(), solver=RK4(), steps=steps)
+        invert(lambda t, x, cond: x[:, :1], noise(), solver=RK4(), steps=steps)
 
 
 def test_an_arc_joins_its_ends_and_its_norms_go_evenly():
@@ -142,10 +142,16 @@ def test_an_arc_turns_evenly():
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [([2.0], [-1.0]), ([1.0], [3.0]), ([1.0, 2.0], [2.0, 4.0]), ([1.0, 2.0], [-1.0, -2.0]),
-     ([0.0, 0.0], [1.0, 2.0]), ([0.0], [0.0])],
+    [
+        ([2.0], [-1.0]),
+        ([1.0], [3.0]),
+        ([1.0, 2.0], [2.0, 4.0]),
+        ([1.0, 2.0], [-1.0, -2.0]),
+        ([0.0, 0.0], [1.0, 2.0]),
+        ([0.0], [0.0]),
+    ],
     ids=["opposite", "along", "parallel", "half-circle", "from-zero", "nothing"],
-)  # fmt: skip
+)
 def test_where_there_is_no_one_arc_the_way_is_straight(a, b):
     a, b = jnp.array([a]), jnp.array([b])
     np.testing.assert_allclose(interpolate(a, b, 3)[1], (a + b) / 2, rtol=1e-6, atol=1e-7)
@@ -223,9 +229,10 @@ def test_an_edit_does_not_depend_on_the_devices():
     steps = FixedSteps(uniform_grid(4))
 
     def both(x1, keys):
-        there = encode(GAUSSIAN.velocity, x1, solver=RK4(), steps=steps)
-        return there.x0, edit(GAUSSIAN.velocity, AffinePath(Linear()), x1, keys, 0.5,
-                              solver=RK4(), steps=steps).x1  # fmt: skip
+        there = invert(GAUSSIAN.velocity, x1, solver=RK4(), steps=steps)
+        return there.x0, edit(
+            GAUSSIAN.velocity, AffinePath(Linear()), x1, keys, 0.5, solver=RK4(), steps=steps
+        ).x1
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))

@@ -87,8 +87,13 @@ def test_hutchinson_is_unbiased(probe):
     num = 1024
     x1 = jnp.broadcast_to(jnp.array([-0.6, 1.2]), (num, 2))
     keys = jax.random.split(jax.random.key(1), num)
-    fn = partial(log_density, MIXTURE.velocity, divergence=Hutchinson(1, probe), solver=RK4(),
-                 steps=FixedSteps(uniform_grid(64)))  # fmt: skip
+    fn = partial(
+        log_density,
+        MIXTURE.velocity,
+        divergence=Hutchinson(1, probe),
+        solver=RK4(),
+        steps=FixedSteps(uniform_grid(64)),
+    )
     found = np.asarray(jax.jit(lambda x1: fn(x1, keys=keys))(x1).log_density, np.float64)
     # Of 1,024 independent draws: four standard errors.
     error, allowed = found.mean() - float(exact(MIXTURE, x1)[0]), 4 * found.std() / num**0.5

@@ -14,8 +14,13 @@ GRID = FixedSteps(uniform_grid(2))
 
 
 def solve(solver=None, steps=GRID, field=GAUSSIAN.velocity, x0=None, save_at=None):
-    return sample(field, noise() if x0 is None else x0, solver=solver or diffrax.Heun(),
-                  steps=steps, save_at=save_at)  # fmt: skip
+    return sample(
+        field,
+        noise() if x0 is None else x0,
+        solver=solver or diffrax.Heun(),
+        steps=steps,
+        save_at=save_at,
+    )
 
 
 def test_a_split_solver():

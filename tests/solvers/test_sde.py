@@ -149,8 +149,16 @@ def for_every_rate(oracle, solver, steps, num, **settings):
 
     @jax.jit
     def solve(i, x0, keys):
-        solved = sample_sde(oracle.velocity, PATH, x0, keys, rate=one_of_all(i), solver=solver,
-                            steps=steps, **settings)  # fmt: skip
+        solved = sample_sde(
+            oracle.velocity,
+            PATH,
+            x0,
+            keys,
+            rate=one_of_all(i),
+            solver=solver,
+            steps=steps,
+            **settings,
+        )
         return solved.x1[:, 0], solved.succeeded
 
     solved = [solve(i, noise(num, 1, seed=i), keys(num, i)) for i in range(len(RATES))]
@@ -236,8 +244,11 @@ def test_adaptive_steps_follow_the_path_of_the_key_within_the_tolerance(solver):
     x0 = noise(16, 2)
 
     def solve(steps):
-        return jax.jit(partial(sample_sde, GAUSSIAN.velocity, PATH, rate=ConstantRate(),
-                               solver=solver, steps=steps))(x0, keys(16))  # fmt: skip
+        return jax.jit(
+            partial(
+                sample_sde, GAUSSIAN.velocity, PATH, rate=ConstantRate(), solver=solver, steps=steps
+            )
+        )(x0, keys(16))
 
     want = solve(FixedSteps(uniform_grid(512)))
     got = solve(OWN(1e-3, 1e-3))
@@ -280,8 +291,9 @@ class TestOfEachSampleAlone:
         def field(t, x, cond):
             return GAUSSIAN.velocity(t, x) + cond[:, None]
 
-        return jax.jit(partial(sample_sde, field, PATH, rate=ConstantRate(), solver=solver,
-                               steps=steps))  # fmt: skip
+        return jax.jit(
+            partial(sample_sde, field, PATH, rate=ConstantRate(), solver=solver, steps=steps)
+        )
 
     @pytest.mark.slow
     def test_its_noise_is_its_own_whoever_stands_beside_it(self, solver, steps):
@@ -331,8 +343,11 @@ def test_fixed_steps_cost_what_the_field_counts(solver):
 @pytest.mark.parametrize("solver", [diffrax.ShARK(), SLOW_SPARK], ids=name)
 def test_adaptive_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
-    solve = jax.jit(lambda x, k: sample_sde(field, PATH, x, k, rate=ConstantRate(), solver=solver,
-                                            steps=OWN(1e-3, 1e-3)))  # fmt: skip
+    solve = jax.jit(
+        lambda x, k: sample_sde(
+            field, PATH, x, k, rate=ConstantRate(), solver=solver, steps=OWN(1e-3, 1e-3)
+        )
+    )
     samples, calls = field.counted(solve, noise(1, 2), keys(1))
     assert samples.nfe.tolist() == [calls]
     assert int(samples.num_rejected[0]) > 0
@@ -368,8 +383,15 @@ def test_guidance_costs_two_evaluations_inside_its_interval(solver, nfe):
 def test_the_last_step_is_at_least_so_long_and_without_noise(times, last_step, want):
     def solve(keys):
         steps = FixedSteps(jnp.asarray(times))
-        return sample_sde(lambda t, x, cond: 0.0 * x, PATH, noise(), keys, rate=at_the_start,
-                          steps=steps, last_step=last_step)  # fmt: skip
+        return sample_sde(
+            lambda t, x, cond: 0.0 * x,
+            PATH,
+            noise(),
+            keys,
+            rate=at_the_start,
+            steps=steps,
+            last_step=last_step,
+        )
 
     def at_the_start(t):
         return jnp.where(t < want[-2] if len(want) > 1 else False, 0.0, 1.0)
@@ -417,30 +439,49 @@ def test_half_precision_is_solved_in_float32():
 def refused(match, x0=None, k=None, field=GAUSSIAN.velocity, **settings):
     x0 = noise() if x0 is None else x0
     with pytest.raises(ValueError, match=match):
-        sample_sde.__wrapped__(field, PATH, x0, keys(6) if k is None else k,
-                               **{"steps": FixedSteps(uniform_grid(4)), **settings})  # fmt: skip
+        sample_sde.__wrapped__(
+            field,
+            PATH,
+            x0,
+            keys(6) if k is None else k,
+            **{"steps": FixedSteps(uniform_grid(4)), **settings},
+        )
 
 
 def test_refusals_are_one_clear_line():
     refused("x0 must be floating point, got int32", x0=jnp.ones((6, 2), jnp.int32))
-    refused(r"keys must be typed keys of shape \(6,\), one per sample, got .* of shape \(5,\)",
-            k=keys(5))  # fmt: skip
+    refused(
+        r"keys must be typed keys of shape \(6,\), one per sample, got .* of shape \(5,\)",
+        k=keys(5),
+    )
     refused("keys must be typed keys .*, got uint32 of shape", k=jax.random.key_data(keys(6)))
     refused(r"predict_fn must return shape \(6, 3\), got \(6, 1\)", field=lambda t, x, c: x[:, :1])
     refused(r"last_step must lie in \[0, 1\), got 1.0", last_step=1.0)
-    refused("last_step must be positive with AdaptiveSteps, got 0.0", last_step=0.0, steps=LOOSE,
-            solver=diffrax.ShARK())  # fmt: skip
-    refused("control must be PER_SAMPLE without slots for an SDE, got LARGEST_SAMPLE",
-            solver=diffrax.ShARK(), steps=AdaptiveSteps())  # fmt: skip
+    refused(
+        "last_step must be positive with AdaptiveSteps, got 0.0",
+        last_step=0.0,
+        steps=LOOSE,
+        solver=diffrax.ShARK(),
+    )
+    refused(
+        "control must be PER_SAMPLE without slots for an SDE, got LARGEST_SAMPLE",
+        solver=diffrax.ShARK(),
+        steps=AdaptiveSteps(),
+    )
 
 
-@pytest.mark.parametrize("solver", [Euler(), diffrax.Tsit5(), "shark", diffrax.ShARK,
-                                    diffrax.HalfSolver(diffrax.ShARK())])  # fmt: skip
+@pytest.mark.parametrize(
+    "solver",
+    [Euler(), diffrax.Tsit5(), "shark", diffrax.ShARK, diffrax.HalfSolver(diffrax.ShARK())],
+)
 def test_what_is_no_sde_solver_is_refused(solver):
     refused("solver must be one of fmjax.solvers.SDE_SOLVERS, got", solver=solver)
 
 
 @pytest.mark.parametrize("solver", [*FIXED, diffrax.SEA()], ids=name)
 def test_adaptive_steps_need_an_error_estimate(solver):
-    refused(f"steps must be FixedSteps for {type(solver).__name__}, which estimates no error",
-            solver=solver, steps=LOOSE)  # fmt: skip
+    refused(
+        f"steps must be FixedSteps for {type(solver).__name__}, which estimates no error",
+        solver=solver,
+        steps=LOOSE,
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax._trees import divided, joined, named_leaves
+from fmjax._trees import combine, flatten_dict, partition
 from fmjax.losses import flow_matching_objective
 from fmjax.networks import LoRAConfig
 from fmjax.paths import AffinePath
@@ -32,14 +32,18 @@ def made(model, lora, layout, remat="full"):
     optimizer = optax.adamw(1e-3, eps=1e-3, weight_decay=0.1)
     state, sharding = init_state(tuning.net, optimizer, jax.random.key(0), mesh)
     if lora is None:
-        places = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
-                              state.params)  # fmt: skip
+        places = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state.params
+        )
         params = tuning.load(GOLDEN / model, places, dtype="float32")
         state = state_from(params, optimizer, jax.random.key(0), sharding)
     step = make_train_step(
-        flow_matching_objective(tuning.net, AffinePath()), optimizer, mesh=mesh,
-        state_sharding=sharding, frozen_sharding=jax.tree.map(lambda a: a.sharding, like),
-    )  # fmt: skip
+        flow_matching_objective(tuning.net, AffinePath()),
+        optimizer,
+        mesh=mesh,
+        state_sharding=sharding,
+        frozen_sharding=jax.tree.map(lambda a: a.sharding, like),
+    )
     return step, state, tuning.load(GOLDEN / model, like, dtype="float32"), mesh
 
 
@@ -55,12 +59,12 @@ def steps(step, state, frozen, mesh, first=0, last=NUM_STEPS):
 def test_what_learns_moves_and_what_stays_keeps_its_bits(model, lora):
     step, state, frozen, mesh = made(model, lora, MeshConfig(1, 1, 1))
     start, stays = jax.device_get((state.params, frozen))
-    names = dict(named_leaves(start))
+    names = flatten_dict(start)
     wanted = {n for n in names if "lora" in n.split(".")} if lora else set(names) - {"positions"}
     assert set(names) == wanted
     state, _ = steps(step, state, frozen, mesh)
     jax.tree.map(np.testing.assert_array_equal, frozen, stays)
-    for name, leaf in named_leaves(jax.device_get(state.params)):
+    for name, leaf in flatten_dict(jax.device_get(state.params)).items():
         if "blocks_1.text.to_heads.linear.lora.q" in name:
             continue  # Of the last block's text nothing comes, so nobody sees its queries.
         assert not np.array_equal(leaf, names[name]), name
@@ -81,7 +85,9 @@ def test_what_learns_moves_and_what_stays_keeps_its_bits(model, lora):
 def test_eight_devices_give_the_numbers_of_one(model, layout):
     one, losses = steps(*made(model, LORA, MeshConfig(1, 1, 1)))
     step, state, frozen, mesh = made(model, LORA, layout)
-    split = [n for n, leaf in named_leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    split = [
+        n for n, leaf in flatten_dict(state.params).items() if not leaf.sharding.is_fully_replicated
+    ]
     assert split
     eight, found = steps(step, state, frozen, mesh)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
@@ -102,8 +108,9 @@ def test_stopped_and_resumed_is_never_stopped(lora, tmp_path):
     resumed, _ = steps(step, restored, frozen, mesh, first=2)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)),
-        resumed._replace(key=0), whole._replace(key=0),
-    )  # fmt: skip
+        resumed._replace(key=0),
+        whole._replace(key=0),
+    )
 
 
 def test_the_gradient_is_that_of_the_whole_network():
@@ -112,9 +119,9 @@ def test_the_gradient_is_that_of_the_whole_network():
     tuning = tuned(FLUX, LORA)
     objective, data = flow_matching_objective(tuning.net, AffinePath()), put_batch(batch(), mesh)
     examples = objective.draw(jax.random.fold_in(state.key, 0), data)
-    whole = joined(state.params, frozen)
+    whole = combine(state.params, frozen)
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, examples).mean()))(whole)
-    norm = optax.tree.norm(divided(grads, tuning.learns)[0])
+    norm = optax.tree.norm(partition(grads, tuning.learns)[0])
     _, metrics = step(state, data, frozen)
     np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-4)
 
@@ -123,7 +130,7 @@ def test_frozen_weights_have_no_gradient_to_count():
     tuning, plain = tuned(FLUX, dataclasses.replace(LORA, rank=1, alpha=1.0)), tuned(FLUX, None)
     params = jax.eval_shape(plain.init, jax.random.key(0))
     whole = flops_per_example(flow_matching_objective(plain.net, AffinePath()), params, batch())
-    parts = divided(jax.eval_shape(tuning.init, jax.random.key(0)), tuning.learns)
+    parts = partition(jax.eval_shape(tuning.init, jax.random.key(0)), tuning.learns)
     objective = flow_matching_objective(tuning.net, AffinePath())
-    beside = flops_per_example(objective, parts[0], batch(), parts[1])
-    assert 0.66 < beside / whole < 0.72
+    frozen_flops = flops_per_example(objective, parts[0], batch(), parts[1])
+    assert 0.66 < frozen_flops / whole < 0.72

@@ -62,9 +62,22 @@ def test_a_line_that_was_cut_off_goes(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [5]
 
 
-BAD_LINES = ("null", "[]", '"x"', "3", "{}", '{"step": "4"}', '{"step": -1}',
-             '{"step": 4, "loss": "x"}', '{"step": 4, "loss": [1]}', '{"step": 4, "loss": 1e400}',
-             '{"step": 4, "loss": 1', "[" * 100_000, '{"a":' * 100_000, "\xff\x00")  # fmt: skip
+BAD_LINES = (
+    "null",
+    "[]",
+    '"x"',
+    "3",
+    "{}",
+    '{"step": "4"}',
+    '{"step": -1}',
+    '{"step": 4, "loss": "x"}',
+    '{"step": 4, "loss": [1]}',
+    '{"step": 4, "loss": 1e400}',
+    '{"step": 4, "loss": 1',
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    "\xff\x00",
+)
 
 
 def test_damaged_lines_are_left_out_and_said_once(tmp_path):

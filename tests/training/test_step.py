@@ -121,15 +121,19 @@ def test_what_is_taught_comes_from_the_average(accumulation_steps):
     objective = Objective(
         draw=lambda key, batch: {"x": batch.x1[:, 0]},
         loss=lambda params, examples: (params["w"] - examples["target"]) ** 2,
-        teach=lambda average, examples: examples | {"target": average["w"] + examples["x"]},
+        make_targets=lambda average, examples: examples | {"target": average["w"] + examples["x"]},
     )
     net = make_net()._replace(init=lambda key: {"w": jnp.ones((1,))})
     mesh, optimizer = make_mesh(devices=jax.devices()[:2]), optax.sgd(0.1)
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
     step = make_train_step(
-        objective, optimizer, mesh=mesh, state_sharding=sharding, ema_decay=0.5,
+        objective,
+        optimizer,
+        mesh=mesh,
+        state_sharding=sharding,
+        ema_decay=0.5,
         accumulation_steps=accumulation_steps,
-    )  # fmt: skip
+    )
     w = average = 1.0
     for n, batch in zip(range(2), Points(), strict=False):
         state, metrics = step(state, put_batch(batch, mesh))

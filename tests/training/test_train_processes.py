@@ -31,11 +31,13 @@ def start(config, run, num_processes, *options):
         subprocess.Popen(
             command(config, run, *options)
             + ([*meeting, "--process-index", str(index)] if num_processes > 1 else []),
-            env=environment(JAX_NUM_CPU_DEVICES=devices), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment(JAX_NUM_CPU_DEVICES=devices),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for index in range(num_processes)
-    ]  # fmt: skip
+    ]
 
 
 def finish(processes, timeout=240):
@@ -115,8 +117,11 @@ def test_ctrl_c_to_one_process_saves_the_same_step_in_all(config, tmp_path, whic
     codes, said = finish(processes)
     assert codes == [128 + signal.SIGINT] * 2, said
     assert said[0][1] == said[1][1]
-    step = re.fullmatch(r"fmjax: stopped by SIGINT after step (\d+); its checkpoint is saved; "
-                        r"the same command goes on\n", said[0][1])[1]  # fmt: skip
+    step = re.fullmatch(
+        r"fmjax: stopped by SIGINT after step (\d+); its checkpoint is saved; "
+        r"the same command goes on\n",
+        said[0][1],
+    )[1]
     assert (run / "checkpoints" / step).is_dir()
 
 

@@ -25,9 +25,16 @@ from fmjax.data.sources.image_files import open_image, squared
 from fmjax.data.tokenizer import TokenizerConfig
 
 GROUPS = (
-    "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places",
-    "Activities", "Objects", "Symbols", "Flags",
-)  # fmt: skip
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+    "Flags",
+)
 _FONT, _NAMES = "NotoColorEmoji.ttf", "emoji-test.txt"
 _INSTALLED = {
     _FONT: Path("/usr/share/fonts/truetype/noto"),

@@ -57,8 +57,9 @@ class EncodedData:
         require_exists("data.folder", folder)
         require(folder.is_dir(), "data.folder", "be a folder that fmjax encode wrote", folder)
         if not (folder / split).is_dir():
-            raise NoSuchSplit(f"data.folder must hold {split}, as fmjax encode writes it, got "
-                              f"{folder}")  # fmt: skip
+            raise NoSuchSplit(
+                f"data.folder must hold {split}, as fmjax encode writes it, got {folder}"
+            )
         records = open_records(folder / split)
         fields = {one.name for one in records.manifest.fields}
         wanted = {LATENTS, TOKENS, POOLED}

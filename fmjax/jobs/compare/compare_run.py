@@ -47,7 +47,7 @@ from fmjax.runs.sampling.batches import (
 )
 from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.run_samples import run_steps
-from fmjax.runs.sampling.source_points import run_starts
+from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import batch_sharding, num_shares
 from fmjax.solvers import ErrorControl, FixedSteps, Samples
 
@@ -77,7 +77,7 @@ def compare_run(
     num_samples = -(-config.num_samples // shares) * shares
     rows = batch_sharding(run.mesh)
     key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
-    x0 = run_starts(run, progress)(config.seed, indices)
+    x0 = run_source_points(run, progress)(config.seed, indices)
     conds = even_conds(run, num_samples)
     gallery: list[GalleryEntry] = []
 
@@ -171,8 +171,12 @@ def _on_mesh(run: Run, solve: SolveFn) -> SolveFn:
 
 def require_comparable(num_samples: int, num_examples: int) -> None:
     """Raise unless as many real examples can be held against the rest of them."""
-    require(num_samples <= num_examples // 2, "compare.num_samples",
-            f"be at most half of the {num_examples} real examples", num_samples)  # fmt: skip
+    require(
+        num_samples <= num_examples // 2,
+        "compare.num_samples",
+        f"be at most half of the {num_examples} real examples",
+        num_samples,
+    )
 
 
 def _metrics(

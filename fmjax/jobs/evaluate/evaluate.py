@@ -27,7 +27,7 @@ from fmjax.runs.real_data import (
     data_classifier,
 )
 from fmjax.runs.sampling.batches import require_samples_fit
-from fmjax.runs.sampling.conditions import asked_like
+from fmjax.runs.sampling.conditions import data_conditions
 from fmjax.runs.sampling.files import (
     in_words,
 )
@@ -134,7 +134,7 @@ def evaluate_run(
         require_samples_fit(f"evaluation.{name}", number or 0, run.event_shape)
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
-    asked = asked_like(run, train, num_samples, sampling.seed)
+    asked = data_conditions(run, train, num_samples, sampling.seed)
     drawn = draw_from(
         run, dataclasses.replace(sampling, num_samples=num_samples), asked, progress=progress
     )

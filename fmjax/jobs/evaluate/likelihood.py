@@ -128,9 +128,13 @@ def level_width(dataset: Dataset) -> float | None:
 
 
 def _solve_all(
-    run: Run, config: LikelihoodConfig, x: np.ndarray, conds: Any,
-    width: float | None, progress: Progress,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    run: Run,
+    config: LikelihoodConfig,
+    x: np.ndarray,
+    conds: Any,
+    width: float | None,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-density (float64), evaluations and success of each example, batch after batch."""
     scale = float(run.config.path.start(jnp.ones((1,)))[0])
     plain = differentiable_forwards(run.config)  # The divergence is a derivative forwards.
@@ -142,11 +146,15 @@ def _solve_all(
             if width is not None:
                 x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
             return log_density(
-                experiment.velocity_fn(params), x1, cond,
+                experiment.velocity_fn(params),
+                x1,
+                cond,
                 divergence=config.make_divergence(),
                 keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
-                solver=config.make_solver(), steps=config.make_steps(), source_scale=scale,
-            )  # fmt: skip
+                solver=config.make_solver(),
+                steps=config.make_steps(),
+                source_scale=scale,
+            )
 
     jitted, laid = jax.jit(solve), batch_sharding(run.mesh)
     parts = []
@@ -155,8 +163,9 @@ def _solve_all(
         for rows, kept in even_batches(len(x), config.batch_size, run.mesh):
             cond = None if conds is None else conds[rows]
             found = jitted(run.params, *jax.device_put((rows, x[rows], cond), laid))
-            parts.append([np.asarray(a)[kept] for a in (found.log_density, found.nfe,
-                                                        found.succeeded)])  # fmt: skip
+            parts.append(
+                [np.asarray(a)[kept] for a in (found.log_density, found.nfe, found.succeeded)]
+            )
             advance(kept.stop)
     nats, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
     return nats.astype(np.float64), nfe, succeeded

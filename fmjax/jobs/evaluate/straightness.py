@@ -24,7 +24,7 @@ from fmjax.metrics import Straightness, straightness
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.batches import even_batches
 from fmjax.runs.sampling.conditions import even_conds
-from fmjax.runs.sampling.source_points import run_starts
+from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import batch_sharding
 
 _TOGETHER = 64
@@ -79,7 +79,7 @@ def measure_paths(
         progress: Hears of each batch.
     """
     mesh, rows, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
-    conds, starts = even_conds(run, num_paths), run_starts(run, progress)
+    conds, starts = even_conds(run, num_paths), run_source_points(run, progress)
 
     @jax.jit
     def measured(params, x0, cond):

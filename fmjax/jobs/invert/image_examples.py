@@ -96,10 +96,15 @@ def read_image(path: Path, event_shape: tuple[int, ...]) -> np.ndarray:
     try:
         with open_image(path) as image:
             sized = image.size == (width, height)
-            require(sized, f"image {path}", f"be {width} x {height} pixels, as the model's",
-                    f"{image.width} x {image.height}")  # fmt: skip
-            require(image.mode in modes, f"image {path}", f"be of mode {' or '.join(modes)}",
-                    image.mode)  # fmt: skip
+            require(
+                sized,
+                f"image {path}",
+                f"be {width} x {height} pixels, as the model's",
+                f"{image.width} x {image.height}",
+            )
+            require(
+                image.mode in modes, f"image {path}", f"be of mode {' or '.join(modes)}", image.mode
+            )
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
     except FileNotFoundError:
         raise

@@ -37,7 +37,7 @@ from fmjax.jobs.invert.image_examples import (
 from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
 from fmjax.report.images import image_bytes
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.solvers import encode, sample
+from fmjax.solvers import invert, sample
 
 
 class RoundTrip(NamedTuple):
@@ -194,7 +194,7 @@ def _round_trips(
 def _there_and_back(run: Run, solver: Any) -> Callable[..., Any]:
     def solve(params: Any, x1: Any, labels: Any, steps: Any) -> Any:
         velocity_fn = run.experiment.velocity_fn(params)
-        there = encode(velocity_fn, x1, labels, solver=solver, steps=steps)
+        there = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
         back = sample(velocity_fn, there.x0, labels, solver=solver, steps=steps)
         return there.x0, back.x1, there.nfe + back.nfe, there.succeeded & back.succeeded
 

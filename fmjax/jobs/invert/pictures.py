@@ -13,7 +13,7 @@ from fmjax.config.invert import InvertConfig
 from fmjax.jobs.invert.image_examples import Examples, over_devices, rms
 from fmjax.report.images import image_grid
 from fmjax.runs.folder import Run
-from fmjax.solvers import AdaptiveSteps, Samples, edit, encode, interpolate, sample
+from fmjax.solvers import AdaptiveSteps, Samples, edit, interpolate, invert, sample
 
 
 class Edits(NamedTuple):
@@ -45,7 +45,7 @@ def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Any:
     """
 
     def encoded(params: Any, x1: Any, labels: Any) -> Any:
-        return encode(run.experiment.velocity_fn(params), x1, labels, **_pictured(config)).x0
+        return invert(run.experiment.velocity_fn(params), x1, labels, **_pictured(config)).x0
 
     def decoded(params: Any, x0: Any, labels: Any) -> Any:
         return _arrived(sample(run.experiment.velocity_fn(params), x0, labels, **_pictured(config)))

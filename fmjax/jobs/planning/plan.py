@@ -34,7 +34,7 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
     config = as_released(config, needed=False)
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
-    devices, started = devices_of(asked.topology, asked.num_slices), time.monotonic()
+    devices, started_at = devices_of(asked.topology, asked.num_slices), time.monotonic()
     make_work = partial(_WORK[asked.work], event_shape=event_shape, conditions=conditions)
     tried: list[Plan] = []
     seen: set[str] = set()
@@ -47,7 +47,7 @@ def plan(config: Config, asked: PlanConfig, *, progress: Progress = Silent()) ->
         progress.say(f"compiling for {asked.topology}: {_in_words(each, mesh, asked)}")
         work = make_work(each, make_mesh(each.mesh, devices))
         tried.append(_plan_one(each, asked, work))
-        if tried[-1].fits or time.monotonic() - started > asked.patience:
+        if tried[-1].fits or time.monotonic() - started_at > asked.patience:
             break
     return tried
 
@@ -196,9 +196,11 @@ def layouts(num_devices: int, asked: tuple[int, int, int]) -> list[MeshConfig]:
     sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
     found = [
         MeshConfig(num_devices // (f * t), f, t)
-        for t in sizes if t >= tensor
-        for f in sizes if f >= fsdp and num_devices % (f * t) == 0
-    ]  # fmt: skip
+        for t in sizes
+        if t >= tensor
+        for f in sizes
+        if f >= fsdp and num_devices % (f * t) == 0
+    ]
     return sorted(found, key=lambda mesh: (mesh.tensor, mesh.fsdp))
 
 

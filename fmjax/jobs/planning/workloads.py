@@ -67,8 +67,9 @@ def training_step(
     rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
 
     def count() -> Counted:
-        flops = num * step_flops(config, state.params, batch, *rest, event_shape=event_shape,
-                                 conditions=conditions)  # fmt: skip
+        flops = num * step_flops(
+            config, state.params, batch, *rest, event_shape=event_shape, conditions=conditions
+        )
         return Counted(flops, "step", config.training.num_steps)
 
     step = make_step(config, experiment, mesh, sharding)

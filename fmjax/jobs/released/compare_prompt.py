@@ -32,11 +32,16 @@ from fmjax.jobs.released.generate import (
     encode_request,
     released_experiment,
 )
-from fmjax.jobs.released.request import Request, check_request, guidance_scale, products_of
+from fmjax.jobs.released.request import (
+    GenerationRequest,
+    guidance_scale,
+    products_of,
+    validate_request,
+)
 from fmjax.paths import CountedField, evaluations
 from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import load_transformer, released_times
-from fmjax.pretrained.validate import check_model
+from fmjax.pretrained.validate import validate_model
 from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.page import Report, write_report
@@ -104,8 +109,8 @@ def compare_prompt(
         ValueError: If the model cannot do what is asked, or there is nothing to compare.
     """
     euler = dataclasses.replace(picture, solver="euler", steps=1)
-    request = check_request(model, euler, progress)
-    check_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
+    request = validate_request(model, euler, progress)
+    validate_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
     require_folder(output)
     require_no_run(output)
     require_outside(output, model.path)
@@ -114,7 +119,11 @@ def compare_prompt(
 
 
 def _compare(
-    request: Request, prompt: str, output: Path, config: ComparePromptConfig, progress: Progress
+    request: GenerationRequest,
+    prompt: str,
+    output: Path,
+    config: ComparePromptConfig,
+    progress: Progress,
 ) -> Comparison:
     """`compare_prompt`, while the output is held."""
     for name in ("comparison.csv", "comparison.json", "gallery.npz", "report.html"):
@@ -139,16 +148,24 @@ def _compare(
 
 
 def _solved(
-    request: Request, prompt: str, num: int, config: ComparePromptConfig, progress: Progress
+    request: GenerationRequest,
+    prompt: str,
+    num: int,
+    config: ComparePromptConfig,
+    progress: Progress,
 ) -> tuple[list[tuple[SolverRun, np.ndarray]], Comparison]:
     """Every row with its latents; the transformer lives no longer than this call."""
     mesh = request.mesh
     text, null = encode_request(request, [prompt], progress)
     scale = guidance_scale(request, null)
     loaded = load_transformer(
-        request.model, mesh=mesh, dtype=request.dtype, progress=progress,
-        lora=request.config.lora, lora_scale=request.config.lora_scale,
-    )  # fmt: skip
+        request.model,
+        mesh=mesh,
+        dtype=request.dtype,
+        progress=progress,
+        lora=request.config.lora,
+        lora_scale=request.config.lora_scale,
+    )
     experiment = released_experiment(request, loaded, text, null)
 
     def field(params: Any) -> Any:
@@ -165,17 +182,21 @@ def _solved(
     cond = jax.device_put(condition(request, text, np.zeros(num, int)), place)
     found: list[tuple[SolverRun, np.ndarray]] = []
     comparison = compare(
-        field, loaded.params, jax.device_put(x0, place), cond,
+        field,
+        loaded.params,
+        jax.device_put(x0, place),
+        cond,
         methods=_methods(request, config, field),
         # Of bfloat16 a tighter solve would follow the rounding.
         reference_tolerance=None if request.dtype == "float32" else 1e-3,
         in_float64=request.dtype == "float32" and jax.default_backend() == "cpu",
-        on_row=lambda row: found.append((row.run, row.x1)), progress=progress,
-    )  # fmt: skip
+        on_row=lambda row: found.append((row.run, row.x1)),
+        progress=progress,
+    )
     return found, comparison
 
 
-def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[Method]:
+def _methods(request: GenerationRequest, config: ComparePromptConfig, field: Any) -> list[Method]:
     def own_grid(num_steps: int) -> jax.Array:
         return jnp.asarray(released_times(request.model, request.latents, num_steps))
 
@@ -191,7 +212,7 @@ def _methods(request: Request, config: ComparePromptConfig, field: Any) -> list[
     return methods
 
 
-def _size(request: Request) -> tuple[int, int]:
+def _size(request: GenerationRequest) -> tuple[int, int]:
     height, width, _ = request.latents.event_shape
     return height * request.latents.factor, width * request.latents.factor
 
@@ -206,7 +227,7 @@ def _shrunk(images: np.ndarray) -> np.ndarray:
 
 
 def _report(
-    request: Request,
+    request: GenerationRequest,
     prompt: str,
     num: int,
     config: ComparePromptConfig,
@@ -220,8 +241,10 @@ def _report(
         summary=f"{num} picture{'' if num == 1 else 's'} of {width}x{height} by "
         f"{request.model.path.resolve().name}, by each solver from the same noise.",
         comparison=comparison,
-        config=json.loads(json.dumps(
-            {name: dataclasses.asdict(part) for name, part in settings.items()}, default=str
-        )),
+        config=json.loads(
+            json.dumps(
+                {name: dataclasses.asdict(part) for name, part in settings.items()}, default=str
+            )
+        ),
         gallery=tuple(gallery),
-    )  # fmt: skip
+    )

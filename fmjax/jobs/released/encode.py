@@ -38,8 +38,8 @@ from fmjax.networks.layers.linear import DTYPES
 from fmjax.pretrained.files import find_files
 from fmjax.pretrained.folder import ModelFolder, tokenizer_part
 from fmjax.pretrained.pipeline import latents_of
-from fmjax.pretrained.prompts import PromptEncoding, joined, load_encoder
-from fmjax.pretrained.validate import check_model
+from fmjax.pretrained.prompts import PromptEncoding, combine_encodings, load_encoder
+from fmjax.pretrained.validate import validate_model
 from fmjax.runs.folder import require_no_run
 from fmjax.sharding import MeshConfig, batch_sharding, make_mesh, num_shares
 
@@ -126,7 +126,7 @@ def _encode(
 ) -> None:
     """`encode`, while the output is held."""
     latents = latents_of(model, config.size, config.size)
-    check_model(model, transformer=False, max_tokens=config.max_tokens)
+    validate_model(model, transformer=False, max_tokens=config.max_tokens)
     source = CaptionedImages(str(images), config.size, config.test_every)
     found: dict[str, Dataset] = {}
     for split in SPLITS:
@@ -165,9 +165,13 @@ def _write_splits(
             "images": fingerprint(dataset.x.paths, pieces=2),
         }
         manifest = encoded_manifest(
-            event_shape, text, len(dataset), dtype=config.dtype,
-            examples_per_shard=config.examples_per_shard, about=about,
-        )  # fmt: skip
+            event_shape,
+            text,
+            len(dataset),
+            dtype=config.dtype,
+            examples_per_shard=config.examples_per_shard,
+            about=about,
+        )
         folder = output / split
         prepare_records(folder, manifest)
         missing = missing_shards(folder, manifest)
@@ -222,7 +226,7 @@ def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Enco
     said = _Warnings(progress)
 
     def text(captions: list[str]) -> tuple[Text, Any]:
-        return joined(model, [one and one(captions, said) for one in encoders], encoding)
+        return combine_encodings(model, [one and one(captions, said) for one in encoders], encoding)
 
     component, params = model.load("vae", mesh=mesh, dtype="float32", progress=progress)
     place, shares = batch_sharding(mesh), num_shares(mesh)

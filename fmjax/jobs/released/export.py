@@ -15,7 +15,7 @@ from fmjax._files import require_folder, require_space, require_target, size_of
 from fmjax._locks import lock_file, lock_folder
 from fmjax._progress import Progress, Silent
 from fmjax._stopping import at_stop
-from fmjax._trees import joined, named_leaves, nested
+from fmjax._trees import combine, flatten_dict, unflatten_dict
 from fmjax.config import Config, build
 from fmjax.pretrained.components import Loaded, load_component, make_component
 from fmjax.pretrained.config_files import read_about
@@ -66,11 +66,14 @@ def export_run(
     """
     config = read_config(path)
     if config.pretrained is None:
-        raise ValueError(f"run {path} must be of a released network (pretrained.folder) to "
-                         "be exported, got one of its own")  # fmt: skip
+        raise ValueError(
+            f"run {path} must be of a released network (pretrained.folder) to "
+            "be exported, got one of its own"
+        )
     source, lora = config.pretrained.path, config.pretrained.lora
-    require(lora is not None or not merged, "merged", "be left out for a run without adapters",
-            merged)  # fmt: skip
+    require(
+        lora is not None or not merged, "merged", "be left out for a run without adapters", merged
+    )
     tensors = merged or lora is None
     require(tensors or not pipeline, "pipeline", "go with merged, of a run of adapters", pipeline)
     if pipeline:
@@ -78,8 +81,12 @@ def export_run(
     if not tensors:
         file = output if output.suffix == ".safetensors" else output / LORA_FILE
         require_target(file)
-        require(overwrite or not file.exists(), f"file {file}",
-                "be new (--overwrite replaces it)", "one that exists")  # fmt: skip
+        require(
+            overwrite or not file.exists(),
+            f"file {file}",
+            "be new (--overwrite replaces it)",
+            "one that exists",
+        )
         with lock_file(file):
             mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
             tuning, params = _trained(path, config, mesh)
@@ -139,9 +146,9 @@ def _whole(source: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: P
     """All weights of a network that learned itself, in the types of its files."""
     where = transformer_folder(source)
     rest = tuning.load(source, tuning.frozen(mesh), dtype=tuning.dtype, progress=progress)
-    views, leaves = dict(named_leaves(tuning.views)), dict(named_leaves(joined(params, rest)))
+    views, leaves = flatten_dict(tuning.views), flatten_dict(combine(params, rest))
     with TensorFiles(find_files(where)) as files:
         cast: dict[str, Any] = {
             name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()
         }
-    return Loaded(make_component(read_about(where / "config.json")), nested(cast))
+    return Loaded(make_component(read_about(where / "config.json")), unflatten_dict(cast))

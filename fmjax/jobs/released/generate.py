@@ -16,7 +16,12 @@ from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import Experiment, SamplingConfig, make_solve
 from fmjax.config.generate import GenerateConfig
-from fmjax.jobs.released.request import Request, check_request, guidance_scale, products_of
+from fmjax.jobs.released.request import (
+    GenerationRequest,
+    guidance_scale,
+    products_of,
+    validate_request,
+)
 from fmjax.networks import decode_tiled
 from fmjax.paths import AffinePath, Prediction
 from fmjax.pretrained.components import Loaded
@@ -27,9 +32,9 @@ from fmjax.pretrained.pipeline import (
     velocity_net,
 )
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
-from fmjax.pretrained.validate import check_model
+from fmjax.pretrained.validate import validate_model
 from fmjax.runs.sampling.batches import even_batches, make_draw
-from fmjax.runs.sampling.solve_progress import Watch
+from fmjax.runs.sampling.solve_progress import SolveProgress
 from fmjax.sharding import batch_sharding
 
 
@@ -76,7 +81,7 @@ def generate(
     Raises:
         ValueError: If the model cannot do what is asked, or a part of it is missing or damaged.
     """
-    request = check_request(model, config, progress)
+    request = validate_request(model, config, progress)
     require_at_least("the number of prompts", len(prompts), 1)
     height, width, _ = request.latents.event_shape
     # Pixels as bytes, and latents of 4 bytes.
@@ -89,7 +94,7 @@ def generate(
         starts = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
         rule = f"hold noise for the {len(asked)} pictures"
         require(len(starts) == len(asked), "init_latents", rule, len(starts))
-    check_model(model, lora=config.lora, max_tokens=config.max_tokens)
+    validate_model(model, lora=config.lora, max_tokens=config.max_tokens)
     with products_of(request.dtype):
         cond, null = encode_request(request, prompts, progress)
         solved = _solved(request, asked, cond, null, starts, progress)
@@ -98,7 +103,7 @@ def generate(
 
 
 def encode_request(
-    request: Request, prompts: Sequence[str], progress: Progress = Silent()
+    request: GenerationRequest, prompts: Sequence[str], progress: Progress = Silent()
 ) -> tuple[Text, Text | None]:
     """The prompts' text, and that of the negative prompt, where guidance asks for it."""
     encoding = PromptEncoding(request.config.max_tokens, request.dtype)
@@ -113,7 +118,11 @@ def encode_request(
 
 
 def released_experiment(
-    request: Request, loaded: Loaded, cond: Text, null: Text | None, watch: Watch | None = None
+    request: GenerationRequest,
+    loaded: Loaded,
+    cond: Text,
+    null: Text | None,
+    watch: SolveProgress | None = None,
 ) -> Experiment:
     """A released transformer as an experiment that solvers take.
 
@@ -131,7 +140,7 @@ def released_experiment(
     return Experiment(net, nothing, nothing, AffinePath(), Prediction.VELOCITY, null)
 
 
-def condition(request: Request, cond: Text, rows: np.ndarray) -> Text:
+def condition(request: GenerationRequest, cond: Text, rows: np.ndarray) -> Text:
     """The text of some pictures, with the scale for models that take it as an input."""
     picked = Text(cond.tokens[rows], cond.pooled[rows])
     if not request.distilled or request.guidance is None:
@@ -140,7 +149,7 @@ def condition(request: Request, cond: Text, rows: np.ndarray) -> Text:
 
 
 def _solved(
-    request: Request,
+    request: GenerationRequest,
     asked: tuple[str, ...],
     cond: Text,
     null: Text | None,
@@ -158,16 +167,23 @@ def _solved(
         lora_scale=config.lora_scale,
     )
     batches = list(even_batches(len(asked), config.batch_size, mesh))
-    with Watch(progress, "sampling", len(batches)) as watch:
+    with SolveProgress(progress, "sampling", len(batches)) as watch:
         experiment = released_experiment(request, loaded, cond, null, watch)
         sampling = SamplingConfig(
-            num_samples=len(asked), solver=config.solver, num_steps=config.steps or 1,
-            guidance=guidance_scale(request, null), seed=config.seed,
-        )  # fmt: skip
+            num_samples=len(asked),
+            solver=config.solver,
+            num_steps=config.steps or 1,
+            guidance=guidance_scale(request, null),
+            seed=config.seed,
+        )
         draw = make_draw(
-            experiment.path, make_solve(experiment, sampling), request.steps,
-            request.latents.event_shape, config.seed, mesh,
-        )  # fmt: skip
+            experiment.path,
+            make_solve(experiment, sampling),
+            request.steps,
+            request.latents.event_shape,
+            config.seed,
+            mesh,
+        )
         place, parts = batch_sharding(mesh), []
         for indices, kept in batches:
             rows = jax.device_put(condition(request, cond, indices // config.num_images), place)
@@ -180,7 +196,7 @@ def _solved(
 
 
 def decode_latents(
-    request: Request,
+    request: GenerationRequest,
     latents: np.ndarray,
     progress: Progress = Silent(),
     on_image: Callable[[int, np.ndarray], None] = lambda number, image: None,

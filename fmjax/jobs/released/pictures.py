@@ -14,7 +14,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._files import (
-    own_files,
+    lock_outputs,
     require_exists,
     require_folder,
     require_space,
@@ -22,7 +22,7 @@ from fmjax._files import (
     write_atomically,
 )
 from fmjax._locks import is_left, lock_folder
-from fmjax.jobs.released.request import Request
+from fmjax.jobs.released.request import GenerationRequest
 from fmjax.solvers import FixedSteps
 
 _FOLDER = Path("pictures")
@@ -39,7 +39,7 @@ class PictureWriter:
 
     def __init__(
         self,
-        request: Request,
+        request: GenerationRequest,
         prompts: Sequence[str],
         output: Path | None = None,
         *,
@@ -87,7 +87,7 @@ class PictureWriter:
     def holding(self) -> Iterator[None]:
         """Hold the files that were named, so that no other process writes them meanwhile."""
         named = () if self._output is None else (self._path(0),)
-        with own_files(*named):
+        with lock_outputs(*named):
             yield
 
     def __call__(self, number: int, image: np.ndarray) -> None:
@@ -112,7 +112,7 @@ class PictureWriter:
 
 
 def _about(
-    request: Request, number: int, prompt: str, image: np.ndarray, noise: dict[str, Any]
+    request: GenerationRequest, number: int, prompt: str, image: np.ndarray, noise: dict[str, Any]
 ) -> dict[str, Any]:
     config = dataclasses.asdict(request.config)
     lora = request.config.lora

@@ -18,7 +18,7 @@ from fmjax.sharding import make_mesh
 from fmjax.solvers import SDE_SOLVERS, AdaptiveSteps, ErrorControl, FixedSteps
 
 
-class Request(NamedTuple):
+class GenerationRequest(NamedTuple):
     """What is asked of a model, checked against it before any weights are read.
 
     Attributes:
@@ -45,10 +45,10 @@ class Request(NamedTuple):
         return kind_of(self.model).distilled
 
 
-def check_request(
+def validate_request(
     model: ModelFolder, config: GenerateConfig, progress: Progress = Silent()
-) -> Request:
-    """Raise for what a model cannot do, by its configs alone; `check_model` looks at its files.
+) -> GenerationRequest:
+    """Raise for what a model cannot do, by its configs alone; `validate_model` looks at its files.
 
     Args:
         model: From `open_model`.
@@ -81,7 +81,7 @@ def check_request(
     steps: Steps = AdaptiveSteps(config.rtol, config.atol, control)
     if config.steps is not None or config.solver == "euler":
         steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
-    return Request(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))
+    return GenerationRequest(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))
 
 
 def _guidance(kind: Kind, scale: float | None, progress: Progress) -> float | None:
@@ -102,7 +102,7 @@ def _guidance(kind: Kind, scale: float | None, progress: Progress) -> float | No
     return 1.0
 
 
-def guidance_scale(request: Request, null: Text | None) -> float:
+def guidance_scale(request: GenerationRequest, null: Text | None) -> float:
     """Of classifier-free guidance; 1 is none."""
     return 1.0 if null is None or request.guidance is None else float(request.guidance)
 

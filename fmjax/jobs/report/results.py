@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from fmjax._files import own_files
+from fmjax._files import lock_outputs
 from fmjax._progress import Progress, Silent
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import evaluate_run, read_evaluation
@@ -23,15 +23,15 @@ def make_results(run: Run, *, progress: Progress = Silent()) -> None:
     folder, config = run.folder, run.config
     grid = folder.samples / f"{GRID}.npz"
     # Each is held before it is looked at: another command may be making it.
-    with own_files(grid, on_wait=progress.say):
+    with lock_outputs(grid, on_wait=progress.say):
         if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
             sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
             progress.part_done("samples")
-    with own_files(folder.evaluation, on_wait=progress.say):
+    with lock_outputs(folder.evaluation, on_wait=progress.say):
         if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
             evaluate_run(run, config.evaluation, config.sampling, progress=progress)
             progress.part_done("evaluation")
-    with own_files(folder.comparison, on_wait=progress.say):
+    with lock_outputs(folder.comparison, on_wait=progress.say):
         if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
             compare_run(run, config.compare, progress=progress)
             progress.part_done("comparison")

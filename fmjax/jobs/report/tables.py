@@ -19,11 +19,16 @@ def path_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
     known = [(path.name, RunFolder(path).paths) for path in runs]
     found = [(name, read_paths(path)) for name, path in known if path.is_file()]
     rows = [
-        (name, Cell(f"{paths.s:.4g}", paths.s), Cell(f"{paths.s_error:.1g}", paths.s_error),
-         Cell(f"{paths.length_ratio:.5g}", paths.length_ratio), number(paths.cost),
-         Cell(f"{paths.num_paths:,}", paths.num_paths))
+        (
+            name,
+            Cell(f"{paths.s:.4g}", paths.s),
+            Cell(f"{paths.s_error:.1g}", paths.s_error),
+            Cell(f"{paths.length_ratio:.5g}", paths.length_ratio),
+            number(paths.cost),
+            Cell(f"{paths.num_paths:,}", paths.num_paths),
+        )
         for name, paths in found
-    ]  # fmt: skip
+    ]
     note = (
         "Integral of E |(x1 - x0) - v|², and the length of a path over the distance of its ends: 0 "
         "and 1 are straight at constant speed. The cost is E |x1 - x0|²."
@@ -58,8 +63,15 @@ def round_trip_tables(folder: RunFolder) -> tuple[Table, ...]:
     found = read_inversion(folder.inversion)
     num_images = found.num_images
     rows = [_trip_row(trip, num_images) for trip in found.round_trips]
-    columns = ("solver", "setting", "evaluations", "RMSE, mean", "RMSE, worst", "rms of the noise",
-               "arrived")  # fmt: skip
+    columns = (
+        "solver",
+        "setting",
+        "evaluations",
+        "RMSE, mean",
+        "RMSE, worst",
+        "rms of the noise",
+        "arrived",
+    )
     note = (
         f"What differs after the way to noise and back, of {num_images:,} images with "
         "pixels in [-1, 1]; evaluations are of both directions together."

@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
-from fmjax._files import own_files, require_space
+from fmjax._files import lock_outputs, require_space
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig
 from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import Drawn, require_samples_fit
-from fmjax.runs.sampling.conditions import asked_of
+from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import (
     described,
     sample_files,
@@ -49,9 +49,9 @@ def sample_run(
     sides = 1 if run.config.source is None else 2
     num_bytes = 4 * sides * sampling.num_samples * math.prod(run.event_shape)
     require_space(stem.parent, num_bytes, f"{sampling.num_samples} samples")
-    with own_files(*sample_files(stem, run.event_shape)):
+    with lock_outputs(*sample_files(stem, run.event_shape)):
         prompts = sampling.prompts
-        asked = asked_of(run, sampling.num_samples, classes, prompts, progress=progress)
+        asked = requested_conditions(run, sampling.num_samples, classes, prompts, progress=progress)
         drawn = draw_from(run, sampling, asked, progress=progress)
         paths = write_samples(drawn, run.step, stem)
     progress.say(described(drawn))

@@ -26,7 +26,7 @@ from fmjax.jobs.compare.compare import device_in_words
 from fmjax.jobs.compare.compare_run import NUM_SHOWN
 from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
 from fmjax.jobs.study.seeds import mean_row
-from fmjax.jobs.train.prepare import own_run
+from fmjax.jobs.train.prepare import lock_run
 from fmjax.jobs.train.train import train
 from fmjax.metrics import (
     ImageClassifier,
@@ -53,14 +53,14 @@ from fmjax.runs.real_data import (
     test_split,
 )
 from fmjax.runs.sampling.batches import Drawn, require_samples_fit
-from fmjax.runs.sampling.conditions import Asked, labels_like
+from fmjax.runs.sampling.conditions import SampleConditions, labels_like
 from fmjax.runs.sampling.files import (
     settings_name,
 )
 from fmjax.runs.sampling.run_samples import draw_from
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")
-FEWEST = 4  # Samples that have a third neighbour, and so precision and recall.
+MIN_FEATURE_SAMPLES = 4  # Samples that have a third neighbour, and so precision and recall.
 
 
 def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Comparison:
@@ -92,7 +92,7 @@ def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent())
     require_no_run(path)
     with lock_folder(path, "study folder"):
         for training in config.all_trainings:
-            with own_run(path / training.name, _in_study(training, config, path)):
+            with lock_run(path / training.name, _in_study(training, config, path)):
                 pass
         return _run_study(config, path, progress)
 
@@ -112,10 +112,16 @@ def _run_study(config: StudyConfig, path: Path, progress: Progress) -> Compariso
         runs = [_trained(each, config, path, progress) for each in config.trainings(run_config)]
         for sampling in config.ways(run_config):
             found = [
-                _row(run, replace(sampling, seed=sampling.seed + nth), config.num_samples,
-                     path / "rows", measure, progress)
+                _row(
+                    run,
+                    replace(sampling, seed=sampling.seed + nth),
+                    config.num_samples,
+                    path / "rows",
+                    measure,
+                    progress,
+                )
                 for nth, run in enumerate(runs)
-            ]  # fmt: skip
+            ]
             rows.append(mean_row([row for row, _ in found]))
             gallery.append(GalleryEntry.of(*found[0]))
         # After each: a study that is stopped leaves a table of what it has.
@@ -166,9 +172,13 @@ class _Measure(NamedTuple):
 
     def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """The metrics of finite samples; the worst if they are too few to tell."""
-        if len(x1) < FEWEST:
-            worst = {"Frechet distance": float("inf"), "Precision": 0.0, "Recall": 0.0,
-                     AS_REAL: float("nan")}  # fmt: skip
+        if len(x1) < MIN_FEATURE_SAMPLES:
+            worst = {
+                "Frechet distance": float("inf"),
+                "Precision": 0.0,
+                "Recall": 0.0,
+                AS_REAL: float("nan"),
+            }
             return worst if labels is None else worst | {"Recognised": 0.0}
         features = self.classifier.features(x1)
         shares = precision_recall(features, self.as_many)
@@ -191,8 +201,12 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
     experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:
         guided = sampling.guidance == 1.0 or (run.conditional and run.loss.label_drop > 0)
-        require(guided, "samplings", f"be without guidance for {run.name}, which knows no "
-                "\"no class\"", sampling.guidance)  # fmt: skip
+        require(
+            guided,
+            "samplings",
+            f'be without guidance for {run.name}, which knows no "no class"',
+            sampling.guidance,
+        )
         make_solve(experiment, sampling)
         sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
 
@@ -236,7 +250,7 @@ def _row(
         pass  # Not there, or cut short: drawn again.
     progress.say(f"{run.config.name}: {settings_name(asked)}")
     labels = None if run.num_classes is None else measure.labels
-    drawn = draw_from(run, asked, Asked.of_classes(labels), progress=progress)
+    drawn = draw_from(run, asked, SampleConditions.of_classes(labels), progress=progress)
     row = _figures(run, asked, drawn, measure)
     # One of each class, where the labels come in random order.
     first = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]

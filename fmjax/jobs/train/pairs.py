@@ -31,9 +31,9 @@ from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import even_batches, noise_keys
 from fmjax.runs.sampling.conditions import labels_like
 from fmjax.runs.sampling.run_samples import run_steps
-from fmjax.runs.sampling.source_points import run_starts
-from fmjax.sharding import batch_sharding, is_main, together
-from fmjax.solvers import encode
+from fmjax.runs.sampling.source_points import run_source_points
+from fmjax.sharding import all_or_none, batch_sharding, is_main
+from fmjax.solvers import invert
 from fmjax.training.checkpoints.digests import sealed_as
 
 _STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
@@ -61,20 +61,20 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
     """
     folder, manifest = pairs_folder(config), _manifest(teacher, config)
     with ExitStack() as stack:
-        with together("preparing the pairs"):
+        with all_or_none("preparing the pairs"):
             if is_main() and (not has_records(folder) or missing_shards(folder, manifest)):
                 require_folder(folder, "reflow.pairs")
                 stack.enter_context(lock_folder(folder, "pairs folder"))
             if is_main():
                 prepare_records(folder, manifest)
                 require_space(folder, manifest.num_bytes(missing_shards(folder, manifest)), "pairs")
-        with together("listing the pairs"):  # Before any process adds to them.
+        with all_or_none("listing the pairs"):  # Before any process adds to them.
             missing = missing_shards(folder, manifest)
-        with together("making pairs"):
+        with all_or_none("making pairs"):
             mine = missing[jax.process_index() :: jax.process_count()]
             if mine:
                 _make_shards(teacher, config, folder, manifest, mine, progress)
-    with together("opening the pairs"):
+    with all_or_none("opening the pairs"):
         return open_pairs(folder, teacher.event_shape, teacher.num_classes)
 
 
@@ -136,8 +136,9 @@ def _make_shards(
                 if len(kind)
             ]
             order = np.argsort(np.concatenate(kinds))
-            arrays = {name: np.concatenate([part[name] for part in parts])[order]
-                      for name in parts[0]}  # fmt: skip
+            arrays = {
+                name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]
+            }
             write_shard(folder, manifest, shard, arrays)
 
 
@@ -168,7 +169,7 @@ def _from_source(teacher: Run, config: ReflowConfig, data: Dataset, progress: Pr
     sampling, mesh = config.sampling, teacher.mesh
     solve, steps = make_solve(teacher.experiment, sampling), run_steps(teacher, sampling, progress)
     # Noises and source examples that no sample of the teacher or the student starts from.
-    starts, key = run_starts(teacher, progress, split="train"), jax.random.key(sampling.seed)
+    starts, key = run_source_points(teacher, progress, split="train"), jax.random.key(sampling.seed)
     number = _noise_numbers if teacher.config.source is None else np.asarray
     all_labels = None
     if teacher.num_classes is not None:
@@ -201,9 +202,10 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Way:
     def backwards(params: Any, x1: Any, numbers: Any, cond: Any) -> tuple[Any, Any, Any]:
         del numbers
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            field = guided(teacher.experiment, params, sampling.guidance,
-                           sampling.guidance_interval)  # fmt: skip
-            found = encode(field, x1, cond, solver=sampling.make_solver(), steps=steps)
+            field = guided(
+                teacher.experiment, params, sampling.guidance, sampling.guidance_interval
+            )
+            found = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
         return found.x0, x1, found.succeeded
 
     return _Way(

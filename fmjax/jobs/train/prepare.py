@@ -18,7 +18,7 @@ from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.pairs import pairs_folder
 from fmjax.runs.folder import RunFolder, as_read, read_config, some_texts, write_text
 from fmjax.runs.released_weights import as_released
-from fmjax.sharding import MeshConfig, is_main, together
+from fmjax.sharding import MeshConfig, all_or_none, is_main
 
 _CAPTIONS_KEPT = 64
 _FIRST = {"model.json", "tokenizer.json"}
@@ -27,7 +27,7 @@ _REPLACED = ".replaced.json"
 
 
 @contextmanager
-def own_run(path: Path, config: Config, *, overwrite: bool = False) -> Iterator[None]:
+def lock_run(path: Path, config: Config, *, overwrite: bool = False) -> Iterator[None]:
     """Hold a run folder for its training and results; of several processes the first does.
 
     Whatever the folder can refuse is refused here, before data are read or pairs are made.
@@ -45,7 +45,7 @@ def own_run(path: Path, config: Config, *, overwrite: bool = False) -> Iterator[
     folder = RunFolder(path)
     check_texts(config)
     with ExitStack() as stack:
-        with together("opening the run folder"):
+        with all_or_none("opening the run folder"):
             config = as_released(config)
             if is_main():
                 require_folder(path, "run folder")

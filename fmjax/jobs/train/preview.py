@@ -11,12 +11,12 @@ from fmjax._progress import Progress
 from fmjax.config import Config, Experiment
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.batches import has_picture
-from fmjax.runs.sampling.conditions import asked_of
+from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import (
     write_picture,
 )
 from fmjax.runs.sampling.run_samples import make_draw_from
-from fmjax.sharding import is_main, together
+from fmjax.sharding import all_or_none, is_main
 from fmjax.training import TrainState
 
 
@@ -47,7 +47,7 @@ def training_pictures(
     if sampling.num_steps is not None and sampling.grid == "calibrated":
         sampling = dataclasses.replace(sampling, grid="uniform")
     run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
-    requested = asked_of(run, num, (), sampling.prompts)
+    requested = requested_conditions(run, num, (), sampling.prompts)
     draw = make_draw_from(run, sampling, requested, progress=progress)
     width = len(str(training.num_steps))
     enabled = True
@@ -67,7 +67,7 @@ def training_pictures(
                 "sampling.batch_size samples beside the training state"
             )
             return
-        with together("writing a picture of samples"):
+        with all_or_none("writing a picture of samples"):
             if is_main():
                 write_picture(drawn, folder.samples / f"step{int(state.step):0{width}}.png")
         progress.part_done("samples")

@@ -15,7 +15,7 @@ from fmjax.data import Dataset, Pairs
 from fmjax.jobs.train.pairs import make_pairs
 from fmjax.paths import AffinePath, Independent, Linear, Prediction, UniformSteps, UShaped
 from fmjax.runs.folder import Run, open_run
-from fmjax.sharding import together
+from fmjax.sharding import all_or_none
 from fmjax.training import Checkpoints, TrainState, restore_ema
 
 
@@ -81,7 +81,7 @@ def teacher_of(config: Config) -> Run | None:
     """The run that makes the pairs of a training, on this process's devices; None without pairs."""
     if config.reflow is None:
         return None
-    with together("opening the teacher"):
+    with all_or_none("opening the teacher"):
         return open_run(config.reflow.teacher, alone=True)
 
 
@@ -93,7 +93,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
             pairs were made otherwise.
     """
     assert config.reflow is not None
-    with together("comparing with the teacher"):
+    with all_or_none("comparing with the teacher"):
         about = f"run {config.reflow.teacher}"
         wanted = (dataset.event_shape, dataset.conditions)
         found = (teacher.event_shape, teacher.conditions)
@@ -108,7 +108,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
     return make_pairs(teacher, config.reflow, progress=progress)
 
 
-def started_from(teacher: Run, config: Config, state: TrainState, checkpoints: Path) -> TrainState:
+def warm_start(teacher: Run, config: Config, state: TrainState, checkpoints: Path) -> TrainState:
     """The state with the teacher's averaged weights, if the training is to start from them.
 
     Args:
@@ -123,7 +123,7 @@ def started_from(teacher: Run, config: Config, state: TrainState, checkpoints: P
     assert config.reflow is not None
     if not config.reflow.warm_start:
         return state
-    with together("starting from the teacher"):
+    with all_or_none("starting from the teacher"):
         if checkpoints.is_dir():
             with Checkpoints(checkpoints) as own:
                 if own.latest_step() is not None:

@@ -22,18 +22,18 @@ from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.data.dataset import Captions
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
-from fmjax.jobs.train.prepare import own_run, prepare, rule_of
+from fmjax.jobs.train.prepare import lock_run, prepare, rule_of
 from fmjax.jobs.train.preview import training_pictures
-from fmjax.jobs.train.reflow import pairs_for, started_from, teacher_of
+from fmjax.jobs.train.reflow import pairs_for, teacher_of, warm_start
 from fmjax.runs.folder import Run, RunFolder, open_run
-from fmjax.runs.released_weights import as_released, check_released, started
+from fmjax.runs.released_weights import as_released, check_released, initial_state
 from fmjax.sharding import (
     abstract_batch,
+    all_or_none,
     is_main,
     make_mesh,
     require_batch_fits,
     require_rows_by_process,
-    together,
 )
 from fmjax.training import (
     Checkpoints,
@@ -78,13 +78,13 @@ def train_folder(
         Interrupted: After SIGTERM or Ctrl-C, with everything saved.
         NonFiniteLoss: If the loss was not finite.
     """
-    with own_run(path, config, overwrite=overwrite):
+    with lock_run(path, config, overwrite=overwrite):
         _train(config, RunFolder(path), overwrite, progress)
 
 
 def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
     """`train_folder`, while the folder is held."""
-    with together("reading the released model"):
+    with all_or_none("reading the released model"):
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
@@ -99,7 +99,7 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     examples: Examples = dataset
     if teacher is not None:
         examples = pairs_for(config, teacher, dataset, progress)
-    with together("reading the data"):
+    with all_or_none("reading the data"):
         feed = batches(
             examples,
             source=source,
@@ -113,17 +113,18 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
     step = make_step(config, experiment, mesh, sharding)
     rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
-    flops = step_flops(config, like.params, batch, *rest, event_shape=event_shape,
-                       conditions=conditions)  # fmt: skip
+    flops = step_flops(
+        config, like.params, batch, *rest, event_shape=event_shape, conditions=conditions
+    )
     # After all that can refuse the folder is made, not before.
-    with together("making the run folder"):
+    with all_or_none("making the run folder"):
         if is_main():
             captions = dataset.captions
             _require_space(folder, like, training)
             prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
-    state, frozen = started(config, experiment, mesh, sharding, folder.checkpoints, progress)
+    state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
-        state = started_from(teacher, config, state, folder.checkpoints)
+        state = warm_start(teacher, config, state, folder.checkpoints)
     teacher = None  # Its weights take memory.
     more = f" beside {num_parameters(frozen):,} that stay" if frozen else ""
     progress.say(
@@ -132,7 +133,7 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
     bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
-    with together("preparing pictures of samples"):
+    with all_or_none("preparing pictures of samples"):
         draw = training_pictures(
             config, experiment, folder, event_shape, conditions, mesh, progress
         )
@@ -162,7 +163,7 @@ def _read(
     Whatever does not fit is refused here: not after hours of training.
     """
     training = config.training
-    with together("reading the data"):
+    with all_or_none("reading the data"):
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()

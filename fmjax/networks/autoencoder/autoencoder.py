@@ -20,8 +20,8 @@ from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require, require_at_least, require_positive
 from fmjax.networks.autoencoder.blocks import Level, Middle, Sizes
 from fmjax.networks.layers.computation import require_computable
-from fmjax.networks.layers.functional import purify
-from fmjax.networks.layers.linear import widened
+from fmjax.networks.layers.functional import functionalize
+from fmjax.networks.layers.linear import at_least_float32
 
 _LEAST_LOG_VARIANCE, _MOST_LOG_VARIANCE = -30.0, 20.0
 
@@ -132,13 +132,17 @@ class Encoder(nnx.Module):
         (_, height, width, channels), factor = images.shape, self.config.downsampling
         divides = height % factor == 0 and width % factor == 0
         require(divides, "image size", f"be a multiple of {factor}", f"{height}x{width}")
-        require(channels == self.config.channels_in, "images",
-                f"have {self.config.channels_in} channels", channels)  # fmt: skip
+        require(
+            channels == self.config.channels_in,
+            "images",
+            f"have {self.config.channels_in} channels",
+            channels,
+        )
         h = self.inputs(images)
         for name in self.way_down:
             h = self.down[name](h)
         h = self.out(nnx.silu(self.norm(self.middle(h))))
-        h = widened(h if self.quant is None else self.quant(h))
+        h = at_least_float32(h if self.quant is None else self.quant(h))
         mean, log_variance = jnp.split(h, 2, axis=-1)
         return mean, jnp.clip(log_variance, _LEAST_LOG_VARIANCE, _MOST_LOG_VARIANCE)
 
@@ -172,7 +176,7 @@ class Decoder(nnx.Module):
         h = self.middle(h)
         for name in self.way_up:
             h = self.up[name](h)
-        return widened(self.out(nnx.silu(self.norm(h))))
+        return at_least_float32(self.out(nnx.silu(self.norm(h))))
 
 
 def make_autoencoder(config: AutoencoderConfig) -> Autoencoder:
@@ -186,8 +190,8 @@ def make_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         ValueError: When called, if an image's sides are no multiples of `config.downsampling`, or
             images or latents have other channels than the config says.
     """
-    encoder = purify(lambda rngs: Encoder(config, rngs=rngs))
-    decoder = purify(lambda rngs: Decoder(config, rngs=rngs))
+    encoder = functionalize(lambda rngs: Encoder(config, rngs=rngs))
+    decoder = functionalize(lambda rngs: Decoder(config, rngs=rngs))
 
     def init(key: PRNGKey) -> Params:
         of_encoder, of_decoder = jax.random.split(key)

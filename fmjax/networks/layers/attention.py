@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmjax._checks import require
-from fmjax.sharding import heads_apart, heads_spec
+from fmjax.sharding import heads_spec, shard_heads
 
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
@@ -50,12 +50,16 @@ def attention(
     if kind == "auto":
         kind = _fastest(q, k, v) if bias is None else "xla"
     require(bias is None or kind == "xla", "attention", "be 'xla' where it has a bias", kind)
-    q, k, v = heads_apart(q, k, v)
+    q, k, v = shard_heads(q, k, v)
     if kind == "splash":
         return _splash(q, k, v)
     if kind == "cudnn":
-        require(_fits_cudnn(q), "attention", "be given bfloat16 heads of at most 128 channels, a "
-                "multiple of 8, for cudnn", f"{q.dtype} and {q.shape[-1]}")  # fmt: skip
+        require(
+            _fits_cudnn(q),
+            "attention",
+            "be given bfloat16 heads of at most 128 channels, a multiple of 8, for cudnn",
+            f"{q.dtype} and {q.shape[-1]}",
+        )
         return _each_device(_cudnn, q, k, v)
     return _plain(q, k, v, bias)
 
@@ -122,13 +126,21 @@ def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = 
     assert block_q is not None
     assert block_kv is not None
     sizes = splash.BlockSizes(
-        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv, block_q_dkv=block_q,
-        block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=block_kv,
+        use_fused_bwd_kernel=True,
+    )
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
-        block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
-    )  # fmt: skip
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
     segments = None
     if keys != num_keys:  # Only tokens of one segment see each other.
         real = (jnp.arange(keys) >= num_keys).astype(jnp.int32)

@@ -35,8 +35,16 @@ class Conv(nnx.Conv):
             odd pixel of it at the bottom and on the right.
     """
 
-    def __init__(self, before: int, after: int, size: int, *, split: int | None = None,
-                 stride: int = 1, **settings: Any):  # fmt: skip
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        size: int,
+        *,
+        split: int | None = None,
+        stride: int = 1,
+        **settings: Any,
+    ):
         super().__init__(before, after, (size, size), **settings)
         self.split, self.stride = split, stride
 

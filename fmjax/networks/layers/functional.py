@@ -8,13 +8,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fmjax._arrays import Params, PRNGKey
-from fmjax.sharding import all_but_gathered, gathers, rows_apart
+from fmjax.sharding import is_fsdp_sharded, save_all_but_gathered, shard_batch
 
 Block = TypeVar("Block", bound=nnx.Module)
 Tokens = TypeVar("Tokens")
 
 
-class Pure(NamedTuple):
+class PureModule(NamedTuple):
     """A module as functions.
 
     Attributes:
@@ -28,7 +28,7 @@ class Pure(NamedTuple):
     tensor_axes: Mapping[str, int]
 
 
-def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
+def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> PureModule:
     """Split a module into pure functions.
 
     Params are a nested dict of arrays with string keys. The structure of the module
@@ -49,7 +49,7 @@ def purify(build: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
     def apply(params: Params, *args: Any) -> Any:
         return nnx.merge(graph, params)(*args)
 
-    return Pure(jax.jit(init), apply, tensor_axes)
+    return PureModule(jax.jit(init), apply, tensor_axes)
 
 
 def stack_blocks(build: Callable[[nnx.Rngs], Block], num_layers: int, rngs: nnx.Rngs) -> Block:
@@ -66,10 +66,12 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[_BETWEEN],
-        offload_src="device", offload_dst="pinned_host",
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BETWEEN],
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
-}  # fmt: skip
+}
 """Rematerialisation of a stack of blocks, by name.
 
 - none: everything that a block computes stays in memory for the backward pass (but not weights
@@ -93,13 +95,13 @@ def run_blocks(
     graph, layers = nnx.split(blocks)
 
     def layer(h: Tokens, params: Params) -> tuple[Tokens, None]:
-        h = jax.tree.map(lambda part: checkpoint_name(rows_apart(part), _BETWEEN), h)
+        h = jax.tree.map(lambda part: checkpoint_name(shard_batch(part), _BETWEEN), h)
         return nnx.merge(graph, params)(h, *args), None
 
     policy = REMAT[remat]
-    if policy is None and gathers():
+    if policy is None and is_fsdp_sharded():
         # Or every layer's whole weights would be kept for the backward pass, on each device.
-        policy = all_but_gathered
+        policy = save_all_but_gathered
     if policy is not None:
         # In a scan nothing can undo it: it needs no fence against that.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)

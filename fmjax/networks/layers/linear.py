@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
 from fmjax._checks import require
-from fmjax.sharding import gathered, rows_apart
+from fmjax.sharding import all_gather_fsdp, shard_batch
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
@@ -28,7 +28,7 @@ def compute_dtype(name: str) -> str | None:
     return None if name == "float32" else name
 
 
-def widened(x: jax.Array) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
     """`x` in float32, or in float64 if it is that already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -52,9 +52,9 @@ def gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, ja
     """Inputs, kernel and bias in the type that the layer computes in, gathered in that type."""
     kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
     dtype = layer.dtype or jnp.result_type(inputs, kernel)
-    kernel = gathered(kernel.astype(dtype), layer.split)
+    kernel = all_gather_fsdp(kernel.astype(dtype), layer.split)
     if bias is not None:
-        bias = gathered(bias.astype(dtype), -1 if layer.split == OUTPUTS else None)
+        bias = all_gather_fsdp(bias.astype(dtype), -1 if layer.split == OUTPUTS else None)
     return inputs.astype(dtype), kernel, bias
 
 
@@ -98,7 +98,7 @@ def timestep_features(t: Times, num_features: int) -> Float[Array, "batch featur
     half = num_features // 2
     # Rounded to float32 also where t is float64, so that both are one function.
     decay = np.exp(-math.log(_FASTEST / _SLOWEST) * np.arange(half, dtype=np.float32) / half)
-    angles = _FASTEST * widened(t)[:, None] * decay[None, :]
+    angles = _FASTEST * at_least_float32(t)[:, None] * decay[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -111,7 +111,7 @@ def ddpm_features(t: Times, num_features: int) -> Float[Array, "batch features"]
     exponents = -math.log(10_000.0) * np.arange(half, dtype=np.float32) / half
     # An error in the last bit of a frequency would be 1e-3 rad at a guidance scale of 5.
     decay = np.exp(exponents, dtype=np.float64).astype(np.float32)
-    angles = (1000.0 * widened(t))[:, None] * decay[None, :]
+    angles = (1000.0 * at_least_float32(t))[:, None] * decay[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -166,16 +166,16 @@ class ConditionEmbedding(nnx.Module):
         embedding = self.out(nnx.silu(hidden))
         if self.labels is not None and cond is not None:
             # Not `self.labels(cond)`: that would round float64 params to float32.
-            table = gathered(self.labels.embedding[...])
+            table = all_gather_fsdp(self.labels.embedding[...])
             embedding = embedding + jnp.take(table, cond, axis=0)
-        return rows_apart(embedding)
+        return shard_batch(embedding)
 
 
 def layer_norm(
     x: Float[Array, "*shape width"], epsilon: float = 1e-6
 ) -> Float[Array, "*shape width"]:
     """Zero mean and unit variance over the last axis, without parameters, in float32."""
-    x = widened(x)
+    x = at_least_float32(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + epsilon)
@@ -188,7 +188,7 @@ def rms_norm(
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
-    x = widened(x)
+    x = at_least_float32(x)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(mean_square + epsilon) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -216,8 +216,15 @@ class ToHeads(Linear):
     on: a device that holds some of the columns holds whole heads.
     """
 
-    def __init__(self, width: int, num_heads: int, *, kernel_init: Any,
-                 dtype: str | None = None, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        kernel_init: Any,
+        dtype: str | None = None,
+        rngs: nnx.Rngs,
+    ):
 
         def init(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             # Drawn as thirds, so that a key starts the same network as before heads were apart.

@@ -111,8 +111,14 @@ class LowRank(nnx.Module):
     Of several layers, whose outputs are added, x stands for their inputs side by side.
     """
 
-    def __init__(self, layers: Mapping[str, Linear], adapters: Adapters, *,
-                 after: int | None = None, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        layers: Mapping[str, Linear],
+        adapters: Adapters,
+        *,
+        after: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.names, self.scale = tuple(layers), adapters.scale
         first = next(iter(layers.values()))
         widths = {name: layer.kernel.shape[-2] for name, layer in layers.items()}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fmjax.networks.layers.linear import widened
+from fmjax.networks.layers.linear import at_least_float32
 
 
 def patchify(
@@ -35,8 +35,9 @@ def sincos_positions(height: int, width: int, dim: int) -> Float[Array, "tokens 
         arXiv:1706.03762, section 3.5.
     """
     rows, columns = axis_angles(height, 1, dim // 4)[0], axis_angles(1, width, dim // 4)[1]
-    waves = [np.concatenate([np.sin(a), np.cos(a)], axis=-1, dtype=np.float32)
-             for a in (rows, columns)]  # fmt: skip
+    waves = [
+        np.concatenate([np.sin(a), np.cos(a)], axis=-1, dtype=np.float32) for a in (rows, columns)
+    ]
     shape = (height, width, 2 * (dim // 4))
     halves = [jnp.broadcast_to(waves[0][:, None], shape), jnp.broadcast_to(waves[1][None], shape)]
     return jnp.concatenate(halves, axis=-1).reshape(height * width, -1)
@@ -62,7 +63,7 @@ def rotate(
     Source: Su et al. 2021, arXiv:2104.09864, equation 34.
     """
     cos, sin = np.cos(angles)[None, None], np.sin(angles)[None, None]
-    first, second = jnp.split(widened(x), 2, axis=-1)
+    first, second = jnp.split(at_least_float32(x), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 

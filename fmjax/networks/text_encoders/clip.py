@@ -14,10 +14,17 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax.networks.layers.computation import require_computable
-from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
-from fmjax.networks.layers.linear import INPUTS, OUTPUTS, Linear, compute_dtype, layer_norm, widened
+from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
+from fmjax.networks.layers.linear import (
+    INPUTS,
+    OUTPUTS,
+    Linear,
+    at_least_float32,
+    compute_dtype,
+    layer_norm,
+)
 from fmjax.networks.text_encoders.layers import ACTIVATIONS, BiasedAttention, Table, TextEncoder
-from fmjax.sharding import gathered, rows_apart
+from fmjax.sharding import all_gather_fsdp, shard_batch
 
 _XAVIER = nnx.initializers.xavier_uniform()
 
@@ -70,8 +77,9 @@ class CLIPTextConfig:
 
 CLIP_L = CLIPTextConfig()
 """CLIP ViT-L/14, of FLUX: 123 million parameters. SD3's has a projection to 768 channels."""
-CLIP_G = CLIPTextConfig(width=1280, num_layers=32, num_heads=20, mlp_width=5120,
-                        activation="gelu", projection=1280)  # fmt: skip
+CLIP_G = CLIPTextConfig(
+    width=1280, num_layers=32, num_heads=20, mlp_width=5120, activation="gelu", projection=1280
+)
 """OpenCLIP ViT-bigG/14, SD3's second: 695 million parameters."""
 
 
@@ -99,7 +107,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Give the normalised tokens."""
-        scale, bias = gathered(self.scale[...]), gathered(self.bias[...])
+        scale, bias = all_gather_fsdp(self.scale[...]), all_gather_fsdp(self.bias[...])
         return layer_norm(x, self.epsilon) * scale[None, None] + bias[None, None]
 
 
@@ -124,9 +132,9 @@ class CLIPBlock(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Give the tokens before and after this block, of those before and after the last one."""
         _, before = h
-        after = before + rows_apart(self.attention(self.attention_norm(before), mask))
+        after = before + shard_batch(self.attention(self.attention_norm(before), mask))
         hidden = ACTIVATIONS[self.config.activation](self.mlp_in(self.mlp_norm(after)))
-        return before, after + rows_apart(self.mlp_out(hidden))
+        return before, after + shard_batch(self.mlp_out(hidden))
 
 
 class CLIPText(nnx.Module):
@@ -150,7 +158,7 @@ class CLIPText(nnx.Module):
         num, most = tokens.shape[1], self.config.max_tokens
         require(num <= most, "tokens", f"be at most {most} for this encoder", num)
         h = self.tokens(tokens) + self.positions(np.arange(num))[None]
-        h = widened(rows_apart(h))
+        h = at_least_float32(shard_batch(h))
         mask = jnp.asarray(np.triu(np.full((1, num, num), -np.inf, np.float32), 1))
         hidden, last = run_blocks(self.blocks, (h, h), mask)
         last = self.norm(last)
@@ -159,7 +167,7 @@ class CLIPText(nnx.Module):
         )
         pooled = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
         if self.projection is not None:
-            pooled = widened(self.projection(pooled))
+            pooled = at_least_float32(self.projection(pooled))
         return CLIPOutput(hidden, last, pooled)
 
 
@@ -173,4 +181,4 @@ def make_clip_text(config: CLIPTextConfig) -> TextEncoder:
     def build(rngs: nnx.Rngs) -> CLIPText:
         return CLIPText(config, rngs=rngs)
 
-    return TextEncoder(*purify(build))
+    return TextEncoder(*functionalize(build))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from fmjax._arrays import Params
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.linear import INPUTS, OUTPUTS, Linear
-from fmjax.sharding import gathered
+from fmjax.sharding import all_gather_fsdp
 
 _XAVIER = nnx.initializers.xavier_uniform()
 
@@ -59,7 +59,7 @@ class Table(nnx.Module):
 
     def __call__(self, numbers: Int[Any, "*shape"]) -> Float[Array, "*shape width"]:
         """Give the vectors of these numbers."""
-        return gathered(self.table[...])[numbers]
+        return all_gather_fsdp(self.table[...])[numbers]
 
 
 class BiasedAttention(nnx.Module):
@@ -69,8 +69,16 @@ class BiasedAttention(nnx.Module):
     so on: a device that holds some of them holds whole heads.
     """
 
-    def __init__(self, width: int, num_heads: int, head_width: int, *, use_bias: bool = True,
-                 dtype: str | None = None, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_width: int,
+        *,
+        use_bias: bool = True,
+        dtype: str | None = None,
+        rngs: nnx.Rngs,
+    ):
         settings: dict[str, Any] = dict(
             use_bias=use_bias, dtype=dtype, kernel_init=_XAVIER, rngs=rngs
         )

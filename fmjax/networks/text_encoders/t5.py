@@ -15,10 +15,17 @@ from jaxtyping import Array, Float, Int
 
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax.networks.layers.computation import require_computable
-from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
-from fmjax.networks.layers.linear import INPUTS, OUTPUTS, Linear, compute_dtype, rms_norm, widened
+from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
+from fmjax.networks.layers.linear import (
+    INPUTS,
+    OUTPUTS,
+    Linear,
+    at_least_float32,
+    compute_dtype,
+    rms_norm,
+)
 from fmjax.networks.text_encoders.layers import ACTIVATIONS, BiasedAttention, Table, TextEncoder
-from fmjax.sharding import gathered, rows_apart
+from fmjax.sharding import all_gather_fsdp, shard_batch
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Give the normalised tokens, float32."""
-        return rms_norm(x, gathered(self.scale[...]), self.epsilon)
+        return rms_norm(x, all_gather_fsdp(self.scale[...]), self.epsilon)
 
 
 class T5Block(nnx.Module):
@@ -126,12 +133,12 @@ class T5Block(nnx.Module):
         """Give the tokens after this block."""
         # The logits are not scaled: the weights were drawn, and trained, small instead.
         unscaled = math.sqrt(self.config.head_width)
-        h = h + rows_apart(self.attention(self.attention_norm(h), bias, unscaled))
+        h = h + shard_batch(self.attention(self.attention_norm(h), bias, unscaled))
         normed = self.mlp_norm(h)
         hidden = ACTIVATIONS[self.config.activation](self.mlp_in(normed))
         if self.mlp_gate is not None:
             hidden = hidden * self.mlp_gate(normed)
-        return h + rows_apart(self.mlp_out(hidden))
+        return h + shard_batch(self.mlp_out(hidden))
 
 
 class T5Encoder(nnx.Module):
@@ -147,7 +154,7 @@ class T5Encoder(nnx.Module):
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
         """Give the states of these prompts; padding is seen like any other token."""
         config = self.config
-        h = widened(rows_apart(self.tokens(tokens)))
+        h = at_least_float32(shard_batch(self.tokens(tokens)))
         buckets = distance_buckets(tokens.shape[1], config.num_buckets, config.max_distance)
         bias = self.distances(buckets).transpose(2, 0, 1)
         return self.norm(run_blocks(self.blocks, h, bias))
@@ -159,4 +166,4 @@ def make_t5_encoder(config: T5Config) -> TextEncoder:
     def build(rngs: nnx.Rngs) -> T5Encoder:
         return T5Encoder(config, rngs=rngs)
 
-    return TextEncoder(*purify(build))
+    return TextEncoder(*functionalize(build))

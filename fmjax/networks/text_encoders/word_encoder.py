@@ -19,19 +19,19 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
 from fmjax._checks import require, require_at_least, require_numbers, require_one_of
 from fmjax.networks.layers.attention import attention
-from fmjax.networks.layers.functional import Pure, purify, run_blocks, stack_blocks
+from fmjax.networks.layers.functional import PureModule, functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
     DTYPES,
     INPUTS,
     OUTPUTS,
     Linear,
     ToHeads,
+    at_least_float32,
     compute_dtype,
     layer_norm,
-    widened,
 )
 from fmjax.paths import VelocityNet
-from fmjax.sharding import gathered, rows_apart
+from fmjax.sharding import all_gather_fsdp, shard_batch
 
 _MLP_RATIO = 4
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -86,9 +86,9 @@ class TextBlock(nnx.Module):
         # So few tokens are fastest as plain products, on any device.
         q, k, v = self.to_heads.heads(layer_norm(h))
         mixed = attention(q, k, v)
-        h = h + rows_apart(self.out(mixed.transpose(0, 2, 1, 3).reshape(h.shape)))
+        h = h + shard_batch(self.out(mixed.transpose(0, 2, 1, 3).reshape(h.shape)))
         hidden = nnx.gelu(self.mlp_in(layer_norm(h)), approximate=True)
-        return h + rows_apart(self.mlp_out(hidden))
+        return h + shard_batch(self.mlp_out(hidden))
 
 
 class TextEncoder(nnx.Module):
@@ -110,15 +110,15 @@ class TextEncoder(nnx.Module):
         """Give a vector for each word, and the mean over those that are not padding."""
         tokens = self._checked(cond)
         # Not `self.words(tokens)`: that would round float64 params to float32.
-        table = gathered(self.words.embedding[...])
-        h = jnp.take(table, tokens, axis=0) + gathered(self.positions[...])[None]
-        h = rows_apart(layer_norm(h))
+        table = all_gather_fsdp(self.words.embedding[...])
+        h = jnp.take(table, tokens, axis=0) + all_gather_fsdp(self.positions[...])[None]
+        h = shard_batch(layer_norm(h))
         if self.blocks is not None:
             h = run_blocks(self.blocks, h, unroll=self.config.unroll_layers)
         h = layer_norm(h)
         says = (tokens > 0).astype(h.dtype)[:, :, None]
         pooled = jnp.sum(says * h, axis=1) / jnp.maximum(jnp.sum(says, axis=1), 1.0)
-        return Text(widened(h), widened(pooled))
+        return Text(at_least_float32(h), at_least_float32(pooled))
 
     def _checked(self, cond: Any) -> jax.Array:
         rule = f"be token ids [batch, {self.shape.num_tokens}] for a network of captions"
@@ -128,16 +128,16 @@ class TextEncoder(nnx.Module):
         return cond
 
 
-def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> Pure:
+def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> PureModule:
     """The encoder as pure functions: `apply(params, tokens) -> Text`."""
 
     def build(rngs: nnx.Rngs) -> TextEncoder:
         return TextEncoder(config, shape, rngs=rngs)
 
-    return purify(build)
+    return functionalize(build)
 
 
-def with_encoder(encoder: Pure, image: VelocityNet) -> VelocityNet:
+def with_encoder(encoder: PureModule, image: VelocityNet) -> VelocityNet:
     """A network of text, conditioned on tokens by an encoder that is trained along.
 
     Its parameters are `{"encoder": .., "image": ..}`.

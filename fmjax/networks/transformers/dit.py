@@ -15,17 +15,17 @@ from fmjax._arrays import Cond, FlowMapConditions, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
-from fmjax.networks.layers.functional import purify, run_blocks, stack_blocks
+from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
     ConditionEmbedding,
     Linear,
     ToHeads,
+    at_least_float32,
     compute_dtype,
     modulate,
     rms_norm,
-    widened,
 )
 from fmjax.networks.layers.patches import (
     patchify,
@@ -35,7 +35,7 @@ from fmjax.networks.layers.patches import (
     unpatchify,
 )
 from fmjax.paths import VelocityNet
-from fmjax.sharding import gathered, rows_apart
+from fmjax.sharding import all_gather_fsdp, shard_batch
 
 POSITIONS = ("learned", "sincos", "rotary")
 
@@ -159,11 +159,11 @@ class DiTBlock(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Give the tokens after this block."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
-            rows_apart(self.modulation(c))[:, None, :], 6, axis=-1
+            shard_batch(self.modulation(c))[:, None, :], 6, axis=-1
         )
-        h = h + gate_a * rows_apart(self.attention(modulate(h, shift_a, scale_a)))
+        h = h + gate_a * shard_batch(self.attention(modulate(h, shift_a, scale_a)))
         hidden = nnx.gelu(self.mlp_in(modulate(h, shift_m, scale_m)), approximate=True)
-        return h + gate_m * rows_apart(self.mlp_out(hidden))
+        return h + gate_m * shard_batch(self.mlp_out(hidden))
 
 
 class DiT(nnx.Module):
@@ -204,12 +204,12 @@ class DiT(nnx.Module):
         c = nnx.silu(self.embed(t, cond))
         h = self.patches(patchify(x, config.patch_size))
         if self.positions is not None:
-            h = h + gathered(self.positions[...].astype(h.dtype))[None]
+            h = h + all_gather_fsdp(self.positions[...].astype(h.dtype))[None]
         elif config.positions == "sincos":
             h = h + sincos_positions(*self.grid, config.width)[None].astype(h.dtype)
         h = run_blocks(self.blocks, h, c, unroll=config.unroll_layers, remat=config.remat)
         shift, scale = jnp.split(self.modulation(c)[:, None, :], 2, axis=-1)
-        tokens = widened(self.out(modulate(h, shift, scale)))
+        tokens = at_least_float32(self.out(modulate(h, shift, scale)))
         return unpatchify(tokens, config.patch_size, x.shape[1:])
 
 
@@ -238,4 +238,4 @@ def make_dit(
     def build(rngs: nnx.Rngs) -> DiT:
         return DiT(config, event_shape, conditions, rngs=rngs)
 
-    return VelocityNet(*purify(build))
+    return VelocityNet(*functionalize(build))

@@ -23,7 +23,7 @@ from fmjax.networks.layers.linear import (
     rms_norm,
 )
 from fmjax.networks.layers.patches import rotate
-from fmjax.sharding import rows_apart
+from fmjax.sharding import shard_batch
 
 _MLP_RATIO = 4
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -133,13 +133,13 @@ class Stream(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Give the tokens after attention, which gave `mixed`, and MLP."""
         _, _, gate_a, shift, scale, gate_m, *of_alone = modulations
-        attended = gate_a * rows_apart(self.out(mixed))
+        attended = gate_a * shard_batch(self.out(mixed))
         if self.alone is not None:
             shift_b, scale_b, gate_b = of_alone
-            attended = attended + gate_b * rows_apart(self.alone(modulate(h, shift_b, scale_b)))
+            attended = attended + gate_b * shard_batch(self.alone(modulate(h, shift_b, scale_b)))
         h = h + attended
         hidden = nnx.gelu(self.mlp_in(modulate(h, shift, scale)), approximate=True)
-        return h + gate_m * rows_apart(self.mlp_out(hidden))
+        return h + gate_m * shard_batch(self.mlp_out(hidden))
 
 
 class LastText(nnx.Module):
@@ -147,9 +147,13 @@ class LastText(nnx.Module):
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         self.modulation = Linear(
-            sizes.width, 2 * sizes.width, split=OUTPUTS, dtype=compute_dtype(sizes.dtype),
-            kernel_init=_ZEROS, rngs=rngs,
-        )  # fmt: skip
+            sizes.width,
+            2 * sizes.width,
+            split=OUTPUTS,
+            dtype=compute_dtype(sizes.dtype),
+            kernel_init=_ZEROS,
+            rngs=rngs,
+        )
         self.to_heads = Heads(sizes, rngs=rngs)
 
     def modulations(self, c: Float[Array, "batch width"]) -> list[jax.Array]:
@@ -159,7 +163,7 @@ class LastText(nnx.Module):
 
 def modulations_of(layer: Linear, c: Float[Array, "batch width"]) -> list[jax.Array]:
     """What a linear layer makes of the condition, in parts as wide as that, `[batch, 1, width]`."""
-    out = rows_apart(layer(c))[:, None, :]
+    out = shard_batch(layer(c))[:, None, :]
     return jnp.split(out, out.shape[-1] // c.shape[-1], axis=-1)
 
 
@@ -228,7 +232,7 @@ class SingleBlock(nnx.Module):
         hidden = nnx.gelu(self.mlp_in(normed), approximate=True)
         out = self.out(mixed) + self.mlp_out(hidden)
         out = out if self.lora is None else out + self.lora(mixed, hidden)
-        return h + gate * rows_apart(out)
+        return h + gate * shard_batch(out)
 
 
 def _mixed(

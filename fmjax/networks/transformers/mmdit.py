@@ -31,7 +31,7 @@ from fmjax.networks.transformers.text_to_image import (
     make_text_to_image,
 )
 from fmjax.paths import VelocityNet
-from fmjax.sharding import gathered
+from fmjax.sharding import all_gather_fsdp
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class MMDiT(TextToImage):
         rows, columns = self.grid
         if self.positions is None:
             return sincos_positions(rows, columns, self.config.width)
-        table = jax.lax.stop_gradient(gathered(self.positions[...]))
+        table = jax.lax.stop_gradient(all_gather_fsdp(self.positions[...]))
         top, left = (table.shape[0] - rows) // 2, (table.shape[1] - columns) // 2
         middle = table[top : top + rows, left : left + columns]
         return middle.reshape(rows * columns, -1)

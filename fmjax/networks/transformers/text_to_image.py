@@ -8,13 +8,19 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Conditions, Points, Text, TextShape, Times
 from fmjax._checks import require
-from fmjax.networks.layers.functional import purify
-from fmjax.networks.layers.linear import Linear, compute_dtype, ddpm_features, modulate, widened
+from fmjax.networks.layers.functional import functionalize
+from fmjax.networks.layers.linear import (
+    Linear,
+    at_least_float32,
+    compute_dtype,
+    ddpm_features,
+    modulate,
+)
 from fmjax.networks.layers.lora import Adapters, with_adapters
 from fmjax.networks.layers.patches import patchify, unpatchify
 from fmjax.networks.transformers.joint_blocks import VectorEmbedding, modulations_of
 from fmjax.paths import VelocityNet
-from fmjax.sharding import rows_apart
+from fmjax.sharding import shard_batch
 
 TIME_FEATURES = 256
 """Sines and cosines of a time, and of a guidance scale."""
@@ -76,12 +82,12 @@ class TextToImage(nnx.Module):
     def __call__(self, t: Times, x: Points, cond: Text | None) -> Points:
         """Give the prediction, float32, shaped like x."""
         cond = checked_text(cond, self.text)
-        c = rows_apart(nnx.silu(self.embedded(t, cond)))
+        c = shard_batch(nnx.silu(self.embedded(t, cond)))
         size = self.config.patch_size
         text, image = self.tokens(cond.tokens), self.patches(patchify(x, size))
         image = self.through_blocks(text, image, c)
         shift, scale = modulations_of(self.modulation, c)
-        tokens = widened(self.out(modulate(image, shift, scale)))
+        tokens = at_least_float32(self.out(modulate(image, shift, scale)))
         return unpatchify(tokens, size, x.shape[1:])
 
 
@@ -116,7 +122,7 @@ def make_text_to_image(
     def build(rngs: nnx.Rngs) -> TextToImage:
         return kind(config, event_shape, shape, rngs=rngs)
 
-    return VelocityNet(*purify(with_adapters(build, adapters)))
+    return VelocityNet(*functionalize(with_adapters(build, adapters)))
 
 
 def require_text(conditions: Conditions, network: str) -> TextShape:

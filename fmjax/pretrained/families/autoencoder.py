@@ -6,7 +6,7 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.autoencoder.autoencoder import AutoencoderConfig
 from fmjax.pretrained.config_files import AutoencoderAbout, checked
-from fmjax.pretrained.layouts import View, convolution, linear, tensor
+from fmjax.pretrained.layouts import TensorLayout, convolution, linear, tensor
 
 _MADE_OF = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
@@ -54,10 +54,15 @@ def _encoder(config: AutoencoderConfig) -> Views:
     widths, moments = config.widths, 2 * config.latent_channels
     last = len(widths) - 1
     down = {
-        f"level{i}": _level(f"encoder.down_blocks.{i}", widths[max(i - 1, 0)], after,
-                            config.num_blocks, "downsamplers" if i < last else None)
+        f"level{i}": _level(
+            f"encoder.down_blocks.{i}",
+            widths[max(i - 1, 0)],
+            after,
+            config.num_blocks,
+            "downsamplers" if i < last else None,
+        )
         for i, after in enumerate(widths)
-    }  # fmt: skip
+    }
     quant = {"quant": convolution("quant_conv", moments, moments, 1)} if config.quant else {}
     return quant | {
         "inputs": convolution("encoder.conv_in", config.channels_in, widths[0], 3),
@@ -72,10 +77,15 @@ def _decoder(config: AutoencoderConfig) -> Views:
     widths, latent = config.widths, config.latent_channels
     last = len(widths) - 1
     up = {
-        f"level{i}": _level(f"decoder.up_blocks.{last - i}", widths[min(i + 1, last)], after,
-                            config.num_blocks + 1, "upsamplers" if i > 0 else None)
+        f"level{i}": _level(
+            f"decoder.up_blocks.{last - i}",
+            widths[min(i + 1, last)],
+            after,
+            config.num_blocks + 1,
+            "upsamplers" if i > 0 else None,
+        )
         for i, after in enumerate(widths)
-    }  # fmt: skip
+    }
     has = config.post_quant
     quant = {"quant": convolution("post_quant_conv", latent, latent, 1)} if has else {}
     return quant | {
@@ -122,5 +132,5 @@ def _attention(name: str, channels: int) -> Views:
     return views | {"norm": _norm(f"{name}.group_norm", channels)}
 
 
-def _norm(name: str, channels: int) -> dict[str, View]:
+def _norm(name: str, channels: int) -> dict[str, TensorLayout]:
     return {"scale": tensor(f"{name}.weight", channels), "bias": tensor(f"{name}.bias", channels)}

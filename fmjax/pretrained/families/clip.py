@@ -6,7 +6,7 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.text_encoders.clip import CLIPTextConfig
 from fmjax.pretrained.config_files import ClassAbout, CLIPAbout, checked
-from fmjax.pretrained.layouts import View, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, linear, stacked, tensor
 
 PREFIX = "text_model."
 """Of most files' names. Some have none, and the projection never has it."""
@@ -84,5 +84,5 @@ def _block(config: CLIPTextConfig, name: str) -> dict[str, Any]:
     }
 
 
-def _norm(name: str, width: int) -> dict[str, View]:
+def _norm(name: str, width: int) -> dict[str, TensorLayout]:
     return {"scale": tensor(f"{name}.weight", width), "bias": tensor(f"{name}.bias", width)}

@@ -18,7 +18,7 @@ from fmjax.pretrained.families.joint_blocks import (
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import View, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, stacked, tensor
 
 PATCH = 2
 """Side of a patch, which diffusers cuts before the network."""
@@ -51,7 +51,7 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
     )
 
 
-def flux_about(config: FluxConfig, channels: int, text: TextShape) -> dict[str, Any]:
+def flux_config_json(config: FluxConfig, channels: int, text: TextShape) -> dict[str, Any]:
     """The config.json of a network: what `flux_config` reads.
 
     Args:
@@ -105,7 +105,7 @@ def flux_views(about: Mapping[str, Any]) -> Views:
     return found
 
 
-def _rows_first(view: View, axis: int) -> View:
+def _rows_first(view: TensorLayout, axis: int) -> TensorLayout:
     """A patch as fmjax has it, `[row, column, channel]`; diffusers has the channel first."""
     every = (slice(None),) * axis
     parts = [view[(*every, slice(place, None, PATCH**2))] for place in range(PATCH**2)]

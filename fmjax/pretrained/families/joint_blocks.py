@@ -5,14 +5,21 @@ from typing import Any
 
 from fmjax.networks.transformers.joint_blocks import Sizes
 from fmjax.networks.transformers.text_to_image import TIME_FEATURES
-from fmjax.pretrained.layouts import View, concatenated, linear, tensor
+from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, tensor
 
 Views = dict[str, Any]
 
 # Of one kind of token in a joint block: norm, queries, keys, values, output, MLP, their norms.
 IMAGE = ("norm1", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff", "attn.norm_{}")
-TEXT = ("norm1_context", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
-        "attn.to_add_out", "ff_context", "attn.norm_added_{}")  # fmt: skip
+TEXT = (
+    "norm1_context",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "ff_context",
+    "attn.norm_added_{}",
+)
 ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
 
 
@@ -49,7 +56,7 @@ def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool)
     """
     width, dim = sizes.width, sizes.head_width
 
-    def turned(view: View, axis: int) -> View:
+    def turned(view: TensorLayout, axis: int) -> TensorLayout:
         if not rotary:
             return view
         every = (slice(None),) * axis

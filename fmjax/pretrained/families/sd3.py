@@ -15,7 +15,7 @@ from fmjax.pretrained.families.joint_blocks import (
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import View, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, stacked, tensor
 
 
 def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
@@ -48,7 +48,7 @@ def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
     return config
 
 
-def sd3_about(config: MMDiTConfig, channels: int, text: TextShape) -> dict[str, Any]:
+def sd3_config_json(config: MMDiTConfig, channels: int, text: TextShape) -> dict[str, Any]:
     """The config.json of a network: what `sd3_config` reads.
 
     Args:
@@ -107,7 +107,7 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
     return found
 
 
-def _patches(convolution: View) -> View:
+def _patches(convolution: TensorLayout) -> TensorLayout:
     """A convolution from patch to patch is a linear layer of their pixels, row by row."""
     size = convolution.shape[-1]
     pixels = [convolution[:, :, r, c].T for r in range(size) for c in range(size)]

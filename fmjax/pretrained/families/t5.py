@@ -6,7 +6,7 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.text_encoders.t5 import T5Config
 from fmjax.pretrained.config_files import T5About, checked
-from fmjax.pretrained.layouts import View, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, linear, stacked, tensor
 
 EMBEDDING = "shared.weight"
 """The table of tokens."""
@@ -76,14 +76,15 @@ def _block(config: T5Config, name: str) -> dict[str, Any]:
             "out": linear(out, inner, width, bias=False),
         },
         "mlp_norm": _norm(f"{mlp}.layer_norm", width),
-        "mlp_in": linear(f"{dense}.wi_0" if config.gated else f"{dense}.wi", width, hidden,
-                         bias=False),
+        "mlp_in": linear(
+            f"{dense}.wi_0" if config.gated else f"{dense}.wi", width, hidden, bias=False
+        ),
         "mlp_out": linear(f"{dense}.wo", hidden, width, bias=False),
-    }  # fmt: skip
+    }
     if config.gated:
         layers["mlp_gate"] = linear(f"{dense}.wi_1", width, hidden, bias=False)
     return layers
 
 
-def _norm(name: str, width: int) -> dict[str, View]:
+def _norm(name: str, width: int) -> dict[str, TensorLayout]:
     return {"scale": tensor(f"{name}.weight", width)}

@@ -218,8 +218,10 @@ class MergedFiles(TensorFiles):
 
     def __init__(self, files: TensorFiles, adapters: Mapping[str, Adapter], scale: float) -> None:
         super().__init__(files.paths)
-        self._adapters = {f"{layer}.weight": adapter._replace(scale=scale * adapter.scale)
-                          for layer, adapter in adapters.items()}  # fmt: skip
+        self._adapters = {
+            f"{layer}.weight": adapter._replace(scale=scale * adapter.scale)
+            for layer, adapter in adapters.items()
+        }
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Part of a tensor, float32 where something was added."""
@@ -257,8 +259,10 @@ def merge_lora(
     ]
     if wrong:
         some = ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
-        raise ValueError(f"LoRA file {path} must be of layers of {files.paths[0].parent}, got "
-                         f"{len(wrong)} others of {len(adapters)} ({some})")  # fmt: skip
+        raise ValueError(
+            f"LoRA file {path} must be of layers of {files.paths[0].parent}, got "
+            f"{len(wrong)} others of {len(adapters)} ({some})"
+        )
     return MergedFiles(files, adapters, scale)
 
 
@@ -275,8 +279,10 @@ def lora_tensors(
         rank: Of all.
         scale: Of all.
     """
-    tensors = {f"transformer.{name}": scale * array if ".lora_B." in name else array
-               for name, array in sorted(found.items())}  # fmt: skip
+    tensors = {
+        f"transformer.{name}": scale * array if ".lora_B." in name else array
+        for name, array in sorted(found.items())
+    }
     layers = sorted({name.rpartition(".lora_")[0] for name in found})
     about = {"r": rank, "lora_alpha": rank, "target_modules": layers}
     stated = {f"transformer.{key}": value for key, value in about.items()}

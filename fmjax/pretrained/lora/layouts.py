@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fmjax._checks import require
-from fmjax._trees import named_leaves, nested
+from fmjax._trees import flatten_dict, unflatten_dict
 from fmjax.networks.layers.linear import HEADS
 from fmjax.networks.layers.lora import LORA, Adapters, LoRAConfig
-from fmjax.pretrained.layouts import View
+from fmjax.pretrained.layouts import TensorLayout
 
 
 class _Layer(NamedTuple):
@@ -24,7 +24,7 @@ class _Layer(NamedTuple):
     path: str
     part: str | None
     modules: tuple[str, ...]
-    kernel: View
+    kernel: TensorLayout
 
 
 def chosen_adapters(views: Any, config: LoRAConfig) -> Adapters:
@@ -68,7 +68,7 @@ def adapter_views(views: Any, adapters: Adapters) -> dict[str, Any]:
         views: Of the network's own parameters.
         adapters: From `chosen_adapters`.
     """
-    found: dict[str, View] = {}
+    found: dict[str, TensorLayout] = {}
     layers = list(_layers(views))
     sharing = _sharing(layers)
     for layer in layers:
@@ -83,15 +83,17 @@ def adapter_views(views: Any, adapters: Adapters) -> dict[str, Any]:
             continue
         where = ".".join(filter(None, (layer.path, LORA, layer.part)))
         found |= {f"{where}.down.kernel": down, f"{where}.up.kernel": up}
-    return nested(found)
+    return unflatten_dict(found)
 
 
 def _layers(views: Any) -> Iterator[_Layer]:
     """The layers whose kernels are matrices of the files: not convolutions, nor tables."""
-    for name, view in named_leaves(views):
+    for name, view in flatten_dict(views).items():
         path, _, leaf = name.rpartition(".")
-        plain = all(not block.fixed and [axis.of for axis in block.axes[-2:]] == [1, 0]
-                    for block in view.blocks)  # fmt: skip
+        plain = all(
+            not block.fixed and [axis.of for axis in block.axes[-2:]] == [1, 0]
+            for block in view.blocks
+        )
         if leaf != "kernel" or not plain:
             continue
         by_block: dict[int, dict[str, int]] = {}
@@ -111,7 +113,9 @@ def _sharing(layers: Sequence[_Layer]) -> set[tuple[str, ...]]:
     return {modules for modules in every if every.count(modules) > 1}
 
 
-def _factors(kernel: View, modules: tuple[str, ...], rank: int) -> tuple[View, View]:
+def _factors(
+    kernel: TensorLayout, modules: tuple[str, ...], rank: int
+) -> tuple[TensorLayout, TensorLayout]:
     """A `[.., in, rank]` and B `[.., rank, out]` of those rows of a kernel that modules give.
 
     Where a kernel's columns are a layer's in another order, so are those of B, and the rows of A.
@@ -143,8 +147,8 @@ def _factors(kernel: View, modules: tuple[str, ...], rank: int) -> tuple[View, V
             place += column.size
     stack, before = kernel.shape[:-2], kernel.shape[-2]
     after = max(block.axes[-1].place + block.axes[-1].size for block in raised)
-    down = View((*stack, before, rank), tensors[0], tuple(downs.values()))
-    return down, View((*stack, rank, after), tensors[1], tuple(raised))
+    down = TensorLayout((*stack, before, rank), tensors[0], tuple(downs.values()))
+    return down, TensorLayout((*stack, rank, after), tensors[1], tuple(raised))
 
 
 def _means(wanted: str, module: str) -> bool:

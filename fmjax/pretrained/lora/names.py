@@ -129,8 +129,9 @@ class Layer(NamedTuple):
             return
         widths = [4 if name.endswith("proj_mlp") else 1 for name in self.names]
         if total != sum(widths) * width:
-            raise ValueError(f"must have {sum(widths)} times {width} rows "
-                             f"({', '.join(self.names)}), got {total}")  # fmt: skip
+            raise ValueError(
+                f"must have {sum(widths)} times {width} rows ({', '.join(self.names)}), got {total}"
+            )
         start = 0
         for name, share in zip(self.names, widths, strict=True):
             yield name, slice(start, start + share * width)

@@ -212,9 +212,15 @@ def _clip(folder: Path, about: Mapping[str, Any]) -> Any:
     for name in ("bos_token", "eos_token"):
         require(about[name] in vocabulary, name, f"be one of the tokens in {folder}", about[name])
     backend = Backend(
-        BPE(vocabulary, merges, unk_token=about["unk_token"], end_of_word_suffix="</w>",
-            continuing_subword_prefix="", fuse_unk=False)
-    )  # fmt: skip
+        BPE(
+            vocabulary,
+            merges,
+            unk_token=about["unk_token"],
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+            fuse_unk=False,
+        )
+    )
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     pieces = pre_tokenizers.Split(Regex(_CLIP_PIECES), "removed", invert=True)
@@ -222,7 +228,9 @@ def _clip(folder: Path, about: Mapping[str, Any]) -> Any:
         [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.post_processor = processors.RobertaProcessing(
-        (end, vocabulary[end]), (start, vocabulary[start]), trim_offsets=False,
+        (end, vocabulary[end]),
+        (start, vocabulary[start]),
+        trim_offsets=False,
         add_prefix_space=False,
-    )  # fmt: skip
+    )
     return backend

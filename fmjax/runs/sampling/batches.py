@@ -204,7 +204,7 @@ def make_draw_samples(
         with progress.task("sampling", num) as advance:
             advance(0, COMPILING)
             for indices, kept in even_batches(num, at_once, mesh):
-                started = time.perf_counter()
+                began = time.perf_counter()
                 cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)
                 x0 = None
                 if starts is not None:
@@ -214,7 +214,7 @@ def make_draw_samples(
                 solved = program(params, jax.device_put(indices, rows), cond, x0)
                 found = (solved.x1, solved.nfe, solved.succeeded)
                 parts.append([on_host(array)[kept] for array in found])
-                seconds.append((time.perf_counter() - started) / len(indices))
+                seconds.append((time.perf_counter() - began) / len(indices))
                 advance(kept.stop)
         x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
         # The first batch waits for the compiler.

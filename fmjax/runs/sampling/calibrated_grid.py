@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fmjax._files import own_files
+from fmjax._files import lock_outputs
 from fmjax._json import Count, NonNegative, Share, read_json
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.paths import Tabulated
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.conditions import even_conds
-from fmjax.runs.sampling.source_points import run_starts
+from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.solvers import calibrate
 
 NUM_PATHS = 32
@@ -48,7 +48,7 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
     kept = _read(run.folder.grid, asked)
     if kept is not None:
         return kept
-    with own_files(run.folder.grid, on_wait=progress.say):
+    with lock_outputs(run.folder.grid, on_wait=progress.say):
         kept = _read(run.folder.grid, asked)  # Another process may have measured it.
         return _measured(run, sampling, asked, progress) if kept is None else kept
 
@@ -60,7 +60,7 @@ def _measured(
     with progress.task("calibrating the grid", 1) as advance:
         advance(0, COMPILING)
         # Others than those of seed 0 that samples are drawn from.
-        x0 = run_starts(run, progress)(1, jnp.arange(NUM_PATHS))
+        x0 = run_source_points(run, progress)(1, jnp.arange(NUM_PATHS))
         conds = even_conds(run, NUM_PATHS)
         velocity_fn = guided(
             run.experiment, run.params, sampling.guidance, sampling.guidance_interval

@@ -15,7 +15,7 @@ from fmjax.runs.sampling.batches import even_labels
 _FOR_EACH = 8  # Samples of a prompt, where nobody says which.
 
 
-class Asked(NamedTuple):
+class SampleConditions(NamedTuple):
     """What each sample is asked to be.
 
     Attributes:
@@ -29,19 +29,19 @@ class Asked(NamedTuple):
     prompts: tuple[str, ...] = ()
 
     @classmethod
-    def of_classes(cls, labels: np.ndarray | None) -> "Asked":
+    def of_classes(cls, labels: np.ndarray | None) -> "SampleConditions":
         """To be of these classes."""
         return cls(labels, labels)
 
 
-def asked_of(
+def requested_conditions(
     run: Run,
     num: int,
     classes: tuple[int, ...] = (),
     prompts: Sequence[str] = (),
     *,
     progress: Progress = Silent(),
-) -> Asked:
+) -> SampleConditions:
     """What `num` samples are asked to be: these classes or prompts in turn, in rising order.
 
     Args:
@@ -57,7 +57,7 @@ def asked_of(
     if not isinstance(run.conditions, TokenShape):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
-        return Asked.of_classes(chosen_labels(num, run.num_classes, classes))
+        return SampleConditions.of_classes(chosen_labels(num, run.num_classes, classes))
     require(not classes, "classes", "be left out for a model of captions", classes)
     some = some_texts(run.captions, min(num, max(4, num // _FOR_EACH)))
     prompts = tuple(prompts or some)
@@ -73,13 +73,13 @@ def asked_of(
         progress.say(f"warning: prompts without a word that the run knows: {', '.join(wordless)}")
     labels = even_labels(num, len(prompts))
     assert labels is not None
-    return Asked(tokens[labels], labels, prompts)
+    return SampleConditions(tokens[labels], labels, prompts)
 
 
 def even_conds(run: Run, num: int) -> Any:
     """A condition for each of `num` samples, spread over classes or captions; None without."""
     texts = some_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
-    return asked_of(run, num, (), texts).cond
+    return requested_conditions(run, num, (), texts).cond
 
 
 def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Any:
@@ -92,15 +92,15 @@ def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Any:
     return run.tokenizer.encode([texts[int(index)] for index in indices])
 
 
-def asked_like(run: Run, dataset: Dataset, num: int, seed: int) -> Asked:
+def data_conditions(run: Run, dataset: Dataset, num: int, seed: int) -> SampleConditions:
     """To be what the data are: their conditions in a random order, over and over.
 
     The labels are known of captions too, if the data have both.
     """
     if run.conditions is None:
-        return Asked()
+        return SampleConditions()
     which = _random_order(dataset, num, seed)
-    return Asked(conds_of(run, dataset, which), dataset.classes(which))
+    return SampleConditions(conds_of(run, dataset, which), dataset.classes(which))
 
 
 def labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:

@@ -8,12 +8,16 @@ from fmjax.config import SamplingConfig, Steps, make_solve
 from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import Drawn, make_draw_samples
 from fmjax.runs.sampling.calibrated_grid import run_grid
-from fmjax.runs.sampling.conditions import Asked
-from fmjax.runs.sampling.source_points import run_starts
+from fmjax.runs.sampling.conditions import SampleConditions
+from fmjax.runs.sampling.source_points import run_source_points
 
 
 def draw_from(
-    run: Run, sampling: SamplingConfig, asked: Asked | None = None, *, progress: Progress = Silent()
+    run: Run,
+    sampling: SamplingConfig,
+    asked: SampleConditions | None = None,
+    *,
+    progress: Progress = Silent(),
 ) -> Drawn:
     """Draw `sampling.num_samples` samples of a run that are asked to be this.
 
@@ -23,12 +27,16 @@ def draw_from(
 
 
 def make_draw_from(
-    run: Run, sampling: SamplingConfig, asked: Asked | None = None, *, progress: Progress = Silent()
+    run: Run,
+    sampling: SamplingConfig,
+    asked: SampleConditions | None = None,
+    *,
+    progress: Progress = Silent(),
 ) -> Callable[[Params], Drawn]:
     """Make `draw_from` as a function of the weights, compiled once. `run.params` are not used."""
-    asked = Asked() if asked is None else asked
+    asked = SampleConditions() if asked is None else asked
     steps = run_steps(run, sampling, progress)
-    starts = None if run.config.source is None else run_starts(run, progress)
+    starts = None if run.config.source is None else run_source_points(run, progress)
     solve = make_solve(run.experiment, sampling)
     draw = make_draw_samples(
         run.config.path, solve, steps, run.event_shape, sampling, run.mesh, starts=starts

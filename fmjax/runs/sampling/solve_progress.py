@@ -13,7 +13,7 @@ from fmjax._progress import COMPILING, Progress
 _WHOLE = 100  # Units of progress in one solve.
 
 
-class Watch:
+class SolveProgress:
     """Hears of the times at which a network is asked, and tells how far the solve is, in percent.
 
     Use it as a context manager. Times may come out of order: the latest counts.
@@ -25,7 +25,7 @@ class Watch:
         self._stack = ExitStack()
         self._advance: Callable[..., None] = lambda n=1, note="": None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "SolveProgress":
         task = self._progress.task(f"{self._description} (%)", self._total)
         self._advance = self._stack.enter_context(task)
         self._advance(0, COMPILING)

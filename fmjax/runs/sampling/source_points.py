@@ -13,7 +13,7 @@ from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import noise
 
 
-def run_starts(
+def run_source_points(
     run: Run, progress: Progress = Silent(), *, split: Split = "test"
 ) -> Callable[[int, np.ndarray | jax.Array], jax.Array]:
     """What gives the points at t = 0 of some numbers, `(seed, indices) -> [indices, *event]`.

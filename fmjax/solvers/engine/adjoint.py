@@ -23,7 +23,7 @@ from fmjax._arrays import Cond, expand_like
 from fmjax._checks import require
 from fmjax.solvers.engine.diffrax_solvers import is_implicit
 from fmjax.solvers.engine.nfe_counter import ToTimes
-from fmjax.solvers.engine.vector_field import hoisted, largest_sample_norm
+from fmjax.solvers.engine.vector_field import closure_convert, largest_sample_norm
 from fmjax.solvers.steppers.ode import FixedStepSolver, solve_fixed
 from fmjax.solvers.steps import AdaptiveSteps, FixedSteps, Samples, as_times
 
@@ -78,7 +78,7 @@ def backsolved(
     samples = _constant(solve, x0, cond)
     # A gradient rule may close over no array: what can have a gradient, and what is only data,
     # are handed over.
-    field = hoisted(velocity_fn, x0, cond, x0.shape[0])
+    field = closure_convert(velocity_fn, x0, cond, x0.shape[0])
     adaptive = isinstance(steps, AdaptiveSteps)
     numbers = (steps.rtol, steps.atol) if adaptive else jnp.asarray(as_times(steps), x0.dtype)
     wanted, rest = eqx.partition((field, cond), eqx.is_inexact_array)
@@ -133,7 +133,7 @@ def without_rejected(
 
     differentiable = jax.custom_vjp(evaluate)
     differentiable.defvjp(partial(jax.vjp, evaluate), backward)
-    return partial(differentiable, hoisted(velocity_fn, x0, cond, x0.shape[0]))
+    return partial(differentiable, closure_convert(velocity_fn, x0, cond, x0.shape[0]))
 
 
 def _constant(fn: Callable[..., Any], *args: Any) -> Any:
@@ -188,17 +188,31 @@ def _diffeqsolve_back(back: Any, y: Any, solver: Any, steps: Any, numbers: Any) 
     dtype = y[0].dtype
     if isinstance(steps, AdaptiveSteps):
         rtol, atol = numbers
-        controller, max_steps = diffrax.PIDController(
-            rtol=rtol, atol=atol, norm=_largest_norm,
-            pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
-        ), steps.max_steps  # fmt: skip
+        controller, max_steps = (
+            diffrax.PIDController(
+                rtol=rtol,
+                atol=atol,
+                norm=_largest_norm,
+                pcoeff=steps.pcoeff,
+                icoeff=steps.icoeff,
+                dcoeff=steps.dcoeff,
+            ),
+            steps.max_steps,
+        )
     else:
         controller, max_steps = ToTimes(_reversed(numbers)), len(numbers) - 1
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(back), solver, jnp.zeros((), dtype), jnp.ones((), dtype), None, y,
-        stepsize_controller=controller, max_steps=max_steps,
-        adjoint=diffrax.ForwardMode(), throw=False,
-    )  # fmt: skip
+        diffrax.ODETerm(back),
+        solver,
+        jnp.zeros((), dtype),
+        jnp.ones((), dtype),
+        None,
+        y,
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        adjoint=diffrax.ForwardMode(),
+        throw=False,
+    )
     ends: Any = solution.ys
     return jax.tree.map(lambda a: a[0], ends), solution.result == diffrax.RESULTS.successful
 

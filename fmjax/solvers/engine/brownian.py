@@ -15,8 +15,14 @@ import lineax
 from fmjax._arrays import event_axes
 from fmjax.paths import VelocityFn
 from fmjax.solvers.diffusion_rates import ConstantRate, DiffusionRate
-from fmjax.solvers.engine.nfe_counter import NUM_ENDS, Books, Counting, Nodes, ToTimes
-from fmjax.solvers.engine.vector_field import Task, task_of_one
+from fmjax.solvers.engine.nfe_counter import (
+    NUM_ENDS,
+    NFECountingController,
+    Nodes,
+    SolveStats,
+    ToTimes,
+)
+from fmjax.solvers.engine.vector_field import BatchedField, make_sample_field
 from fmjax.solvers.steppers.sde import DriftField, StochasticHeun
 from fmjax.solvers.steps import AdaptiveSteps, Samples
 
@@ -48,14 +54,32 @@ class OnRaster(diffrax.AbstractStepSizeController):
         del direction
         return self
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
-             error_order: Any) -> tuple[Any, Any]:  # fmt: skip
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
         """The first step's end, and the state."""
         end, state = self.inner.init(terms, t0, t1, y0, dt0, args, func, error_order)
         return _on_raster(t0, end), state
 
-    def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
-                        y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
         """What `inner` says, rounded."""
         keep, next_t0, next_t1, *rest = self.inner.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -82,31 +106,31 @@ def solve_brownian(
 
     `steps` are adaptive, or the times of a grid; `drift_fn` is the drift as a counted field.
     """
-    drift = task_of_one(drift_fn, solver, x0, cond, len(x0))
+    drift = make_sample_field(drift_fn, solver, x0, cond, len(x0))
 
     def solve(x0: jax.Array, key: jax.Array, cond: Any) -> Any:
         return _solve_one(drift, rate, x0, key, cond, solver, steps, start)
 
-    x, arrived, books = jax.vmap(solve)(x0, keys, cond)
+    x, arrived, stats = jax.vmap(solve)(x0, keys, cond)
     x1, spent = StochasticHeun().advance_with_noise(
         field, ConstantRate(0.0), start, jnp.ones_like(start), x, 0.0
     )
-    num_accepted = books.num_accepted + 1
+    num_accepted = stats.num_accepted + 1
     rows = jnp.arange(len(x0))
-    last = jnp.where(arrived, books.num_accepted, books.ends.shape[1])
+    last = jnp.where(arrived, stats.num_accepted, stats.ends.shape[1])
     return Samples(
         x1=x1,
-        nfe=books.nfe + spent,
+        nfe=stats.nfe + spent,
         num_accepted=num_accepted,
-        num_rejected=books.num_rejected,
+        num_rejected=stats.num_rejected,
         succeeded=arrived & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=books.ends.at[rows, last].set(1.0, mode="drop"),
+        times=stats.ends.at[rows, last].set(1.0, mode="drop"),
         trajectory=None,
     )
 
 
 def _solve_one(
-    drift: Task,
+    drift: BatchedField,
     rate: DiffusionRate,
     x0: jax.Array,
     key: jax.Array,
@@ -118,21 +142,30 @@ def _solve_one(
     """One sample at `start`, whether it arrived, and its books."""
     if isinstance(steps, AdaptiveSteps):
         control = diffrax.PIDController(
-            rtol=steps.rtol, atol=steps.atol, dtmin=_RASTER,
-            force_dtmin=False, pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
-        )  # fmt: skip
+            rtol=steps.rtol,
+            atol=steps.atol,
+            dtmin=_RASTER,
+            force_dtmin=False,
+            pcoeff=steps.pcoeff,
+            icoeff=steps.icoeff,
+            dcoeff=steps.dcoeff,
+        )
         inner, dt0 = OnRaster(control), jnp.minimum(_FIRST_STEP, start)
         max_steps, num_ends = steps.max_steps, min(steps.max_steps + 1, NUM_ENDS)
     else:
         max_steps = num_ends = len(steps) - 1
         inner, dt0 = ToTimes(steps), None
-    books = Books.opened(jnp.zeros((), jnp.int32), num_ends, x0.dtype)
-    controller = Counting(inner, books, drift.cost, drift_nodes(solver), False, False)
+    stats = SolveStats.initial(jnp.zeros((), jnp.int32), num_ends, x0.dtype)
+    controller = NFECountingController(inner, stats, drift.cost, drift_nodes(solver), False, False)
     with_area = solver.tableau.coeffs_hh is not None
     path = diffrax.VirtualBrownianTree(
-        0.0, 1.0, 0.5 * _RASTER, jax.ShapeDtypeStruct(x0.shape, x0.dtype), key,
+        0.0,
+        1.0,
+        0.5 * _RASTER,
+        jax.ShapeDtypeStruct(x0.shape, x0.dtype),
+        key,
         diffrax.SpaceTimeLevyArea if with_area else diffrax.BrownianIncrement,
-    )  # fmt: skip
+    )
 
     def noise(t: Any, x: Any, cond: Any) -> lineax.AbstractLinearOperator:
         del cond
@@ -151,6 +184,6 @@ def _solve_one(
         max_steps=max_steps,
         throw=False,
     )
-    _, books = cast(Any, solution.controller_state)
+    _, stats = cast(Any, solution.controller_state)
     x = cast(jax.Array, solution.ys)[0]
-    return x, solution.result == diffrax.RESULTS.successful, books
+    return x, solution.result == diffrax.RESULTS.successful, stats

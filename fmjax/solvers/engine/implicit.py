@@ -55,15 +55,16 @@ class _Metered(optimistix.AbstractRootFinder):
         failed = done & ~(state.diffsize < _NEAR)
         return done, optimistix.RESULTS.where(failed, result, optimistix.RESULTS.successful)
 
-    def postprocess(self, fn: Any, y: Any, aux: Any, args: Any, options: Any, state: Any,
-                    tags: Any, result: Any) -> Any:  # fmt: skip
+    def postprocess(
+        self, fn: Any, y: Any, aux: Any, args: Any, options: Any, state: Any, tags: Any, result: Any
+    ) -> Any:
         """Leave the number of iterations, each of them one call, on the meter."""
         y, aux, stats = self.inner.postprocess(fn, y, aux, args, options, state, tags, result)
-        points, meter = y
-        return (points, state.step.astype(meter.dtype)), aux, stats
+        points, evaluations = y
+        return (points, state.step.astype(evaluations.dtype)), aux, stats
 
 
-class EachSample(diffrax.AbstractAdaptiveSolver):
+class PerSampleImplicit(diffrax.AbstractAdaptiveSolver):
     """An implicit solver's step, for each sample by itself, all over the same interval.
 
     Attributes:
@@ -86,20 +87,20 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
         return self.inner.interpolation_cls
 
     @property
-    def metered(self) -> bool:
+    def counts_evaluations(self) -> bool:
         """Whether the field is the implicit part, so that only the root finder knows the cost."""
         return not isinstance(self.inner, IMEX)
 
     @property
     def _terms(self) -> Any:
-        if not self.metered:
+        if not self.counts_evaluations:
             # All of the field is explicit.
             nothing = diffrax.ODETerm(lambda t, x, cond: jnp.zeros_like(x))
             return diffrax.MultiTerm(diffrax.ODETerm(self.field), nothing)
 
         def with_meter(t: Any, at: Any, cond: Any) -> Any:
-            x, meter = at
-            return self.field(t, x, cond), jnp.zeros_like(meter)
+            x, evaluations = at
+            return self.field(t, x, cond), jnp.zeros_like(evaluations)
 
         return diffrax.ODETerm(with_meter)
 
@@ -114,7 +115,7 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
         return self.inner.error_order(self._terms)
 
     def _state(self, x: jax.Array) -> Any:
-        return (x, jnp.zeros((), x.dtype)) if self.metered else x
+        return (x, jnp.zeros((), x.dtype)) if self.counts_evaluations else x
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
         """Inner's memory for each sample."""
@@ -125,11 +126,12 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
 
         return jax.vmap(one)(y0, args) if self.batched else one(y0, args)
 
-    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any,
-             made_jump: Any) -> Any:  # fmt: skip
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> Any:
         """Step each sample; where its root was not found, error and x1 are infinite.
 
-        In place of the error stands (error, evaluations), for `Counting` to take apart.
+        In place of the error stands (error, evaluations), as `NFECountingController` expects.
         """
         del terms, made_jump
 
@@ -139,7 +141,7 @@ class EachSample(diffrax.AbstractAdaptiveSolver):
             )
             k = dense.get("k")
             spent = jnp.zeros((), jnp.int32)
-            if self.metered:
+            if self.counts_evaluations:
                 spent = self._bill(t0, t1, x.size, y1[1], None if k is None else k[1], memory)
                 y1, error, k = y1[0], error[0], None if k is None else k[0]
             y1 = jnp.where(result == diffrax.RESULTS.successful, y1, jnp.inf)
@@ -180,8 +182,8 @@ def _rounded(number: jax.Array) -> jax.Array:
 
 def each_sample(
     solver: Any, field: Any, cost: Any, steps: Any, norm: Any, dtype: Any, *, batched: bool
-) -> EachSample:
-    """`solver` as an `EachSample`, its root finder told how exact to be unless it was.
+) -> PerSampleImplicit:
+    """`solver` as an `PerSampleImplicit`, its root finder told how exact to be unless it was.
 
     As exact as adaptive steps are, but within what the precision can tell; under fixed steps
     that limit itself, so that the error is that of the steps.
@@ -204,4 +206,4 @@ def each_sample(
         # The meter is no part of the answer's exactness.
         finder = dataclasses.replace(finder, norm=lambda at: norm(at[0]))
         finder = _Metered(finder, rtol, atol, finder.norm)
-    return EachSample(dataclasses.replace(solver, root_finder=finder), field, cost, batched)
+    return PerSampleImplicit(dataclasses.replace(solver, root_finder=finder), field, cost, batched)

@@ -6,14 +6,20 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from fmjax.solvers.engine.implicit import EachSample
-from fmjax.solvers.engine.nfe_counter import NUM_ENDS, Books, Counting, Nodes, nodes_of
-from fmjax.solvers.engine.non_finite import SHORTEST, Guarded
-from fmjax.solvers.engine.vector_field import Task
+from fmjax.solvers.engine.implicit import PerSampleImplicit
+from fmjax.solvers.engine.nfe_counter import (
+    NUM_ENDS,
+    NFECountingController,
+    Nodes,
+    SolveStats,
+    nodes_of,
+)
+from fmjax.solvers.engine.non_finite import MIN_STEP_ULPS, Guarded
+from fmjax.solvers.engine.vector_field import BatchedField
 from fmjax.solvers.steps import AdaptiveSteps
 
 
-class Opening(NamedTuple):
+class InitialStep(NamedTuple):
     """What is known before the first step.
 
     Attributes:
@@ -27,37 +33,51 @@ class Opening(NamedTuple):
     nfe: jax.Array
 
 
-def open_adaptive(
-    task: Task, x0: jax.Array, cond: Any, solver: Any, steps: AdaptiveSteps
-) -> Opening:
+def make_initial_step(
+    batched_field: BatchedField, x0: jax.Array, cond: Any, solver: Any, steps: AdaptiveSteps
+) -> InitialStep:
     """Choose the first step, at two evaluations."""
-    order = solver.error_order(diffrax.ODETerm(task.field))
-    dt0, slope, second = _first_step(task, x0, cond, order, steps)
-    nfe = task.cost(jnp.zeros((), x0.dtype)) + task.cost(second)
-    return Opening(dt0, _known_slope(solver, nodes_of(solver), x0, slope), nfe)
+    order = solver.error_order(diffrax.ODETerm(batched_field.field))
+    dt0, slope, second = _first_step(batched_field, x0, cond, order, steps)
+    nfe = batched_field.cost(jnp.zeros((), x0.dtype)) + batched_field.cost(second)
+    return InitialStep(dt0, _known_slope(solver, nodes_of(solver), x0, slope), nfe)
 
 
-def adaptive_control(
-    opening: Opening, task: Task, solver: Any, steps: AdaptiveSteps, dtype: Any
-) -> Counting:
-    """What decides the steps, as `steps` asks, and counts from `opening` on."""
+def adaptive_controller(
+    initial: InitialStep, batched_field: BatchedField, solver: Any, steps: AdaptiveSteps, dtype: Any
+) -> NFECountingController:
+    """What decides the steps, as `steps` asks, and counts from `initial` on."""
     by_error = diffrax.PIDController(
-        rtol=steps.rtol, atol=steps.atol, norm=task.norm, force_dtmin=False,
-        dtmin=SHORTEST * float(jnp.finfo(dtype).eps),
-        pcoeff=steps.pcoeff, icoeff=steps.icoeff, dcoeff=steps.dcoeff,
-    )  # fmt: skip
-    guarded = Guarded(by_error, batched=bool(task.batch))
-    return counting_from(opening, guarded, task, solver, min(steps.max_steps, NUM_ENDS), dtype)
+        rtol=steps.rtol,
+        atol=steps.atol,
+        norm=batched_field.norm,
+        force_dtmin=False,
+        dtmin=MIN_STEP_ULPS * float(jnp.finfo(dtype).eps),
+        pcoeff=steps.pcoeff,
+        icoeff=steps.icoeff,
+        dcoeff=steps.dcoeff,
+    )
+    guarded = Guarded(by_error, batched=bool(batched_field.batch))
+    return counting_controller(
+        initial, guarded, batched_field, solver, min(steps.max_steps, NUM_ENDS), dtype
+    )
 
 
-def counting_from(
-    opening: Opening, inner: Any, task: Task, solver: Any, num_ends: int, dtype: Any
-) -> Counting:
-    """`inner`, with books that start from `opening` and have room for `num_ends` steps."""
-    books = Books.opened(opening.nfe, num_ends, dtype)
-    slope_known = opening.solver_state is not None
-    metered = isinstance(solver, EachSample)
-    return Counting(inner, books, task.cost, nodes_of(solver), slope_known, metered)
+def counting_controller(
+    initial: InitialStep,
+    inner: Any,
+    batched_field: BatchedField,
+    solver: Any,
+    num_ends: int,
+    dtype: Any,
+) -> NFECountingController:
+    """`inner`, with books that start from `initial` and have room for `num_ends` steps."""
+    stats = SolveStats.initial(initial.nfe, num_ends, dtype)
+    slope_known = initial.solver_state is not None
+    counts_evaluations = isinstance(solver, PerSampleImplicit)
+    return NFECountingController(
+        inner, stats, batched_field.cost, nodes_of(solver), slope_known, counts_evaluations
+    )
 
 
 def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) -> Any:
@@ -72,7 +92,7 @@ def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) ->
 
 
 def _first_step(
-    task: Task, x0: jax.Array, cond: Any, order: Any, steps: AdaptiveSteps
+    batched_field: BatchedField, x0: jax.Array, cond: Any, order: Any, steps: AdaptiveSteps
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first step's length, the slope at t = 0, and the time of the second evaluation.
 
@@ -82,12 +102,12 @@ def _first_step(
     Source: Hairer, Norsett and Wanner 1993, Solving ODEs I, section II.4.
     """
     scale = steps.atol + steps.rtol * jnp.abs(x0)
-    size = task.norm(x0 / scale)
+    size = batched_field.norm(x0 / scale)
 
     def probe(at: Any, _: None) -> Any:
         t, x = at
-        slope = task.field(t, x, cond)
-        steepness = task.norm(slope / scale)
+        slope = batched_field.field(t, x, cond)
+        steepness = batched_field.norm(slope / scale)
         flat = (size < 1e-5) | (steepness < 1e-5)
         h = jnp.where(flat, 1e-6, 0.01 * size / jnp.where(flat, 1.0, steepness))
         h = jnp.minimum(h, 0.1).astype(x0.dtype)
@@ -95,7 +115,7 @@ def _first_step(
 
     start = (jnp.zeros((), x0.dtype), x0)
     _, (slopes, steepness, h) = jax.lax.scan(probe, start, length=2)
-    curvature = task.norm((slopes[1] - slopes[0]) / scale) / h[0]
+    curvature = batched_field.norm((slopes[1] - slopes[0]) / scale) / h[0]
     bend = jnp.maximum(steepness[0], curvature)
     still = bend <= 1e-15
     guess = (0.01 / jnp.where(still, 1.0, bend)) ** (1.0 / order)

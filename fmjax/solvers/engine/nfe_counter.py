@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from fmjax.solvers.engine.implicit import IMEX, EachSample
+from fmjax.solvers.engine.implicit import IMEX, PerSampleImplicit
 
 # Step ends kept for `Samples.times`.
 NUM_ENDS = 1024
@@ -33,7 +33,7 @@ class Nodes(NamedTuple):
 
 def nodes_of(solver: Any) -> Nodes | None:
     """When `solver` evaluates the field, None if only its root finder knows."""
-    if isinstance(solver, EachSample):
+    if isinstance(solver, PerSampleImplicit):
         return nodes_of(solver.inner)
     if isinstance(solver, (diffrax.Euler, diffrax.LeapfrogMidpoint)):
         return Nodes((0.0,), False)
@@ -50,7 +50,7 @@ def nodes_of(solver: Any) -> Nodes | None:
     return None
 
 
-class Books(NamedTuple):
+class SolveStats(NamedTuple):
     """Counts of a solve so far.
 
     Attributes:
@@ -66,13 +66,13 @@ class Books(NamedTuple):
     ends: jax.Array
 
     @classmethod
-    def opened(cls, nfe: jax.Array, num_ends: int, dtype: Any) -> "Books":
+    def initial(cls, nfe: jax.Array, num_ends: int, dtype: Any) -> "SolveStats":
         """Before the first step, with room for `num_ends` ends."""
         count = jnp.zeros((), jnp.int32)
         return cls(nfe, count, count, jnp.full((num_ends,), jnp.inf, dtype))
 
 
-class Counting(diffrax.AbstractStepSizeController):
+class NFECountingController(diffrax.AbstractStepSizeController):
     """Decides as `inner` does and counts.
 
     Attributes:
@@ -81,50 +81,71 @@ class Counting(diffrax.AbstractStepSizeController):
         cost: `cost(t) -> evaluations` of one call at time t.
         nodes: Of the solver, None if only its steps can tell.
         slope_known: The first step is given the slope at its start.
-        metered: The solver is an `EachSample`, which puts (error, evaluations) for the error.
+        counts_evaluations: Whether the solver is a `PerSampleImplicit`, whose error is the pair
+            (error, evaluations).
     """
 
     inner: diffrax.AbstractStepSizeController
-    opening: Books
+    initial: SolveStats
     cost: Callable[[jax.Array], jax.Array] = eqx.field(static=True)
     nodes: Nodes | None = eqx.field(static=True)
     slope_known: bool = eqx.field(static=True)
-    metered: bool = eqx.field(static=True)
+    counts_evaluations: bool = eqx.field(static=True)
 
-    def wrap(self, direction: Any) -> "Counting":
+    def wrap(self, direction: Any) -> "NFECountingController":
         """Diffrax asks; time always runs forwards here."""
         del direction
         return self
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
-             error_order: Any) -> tuple[Any, Any]:  # fmt: skip
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
         """The first step's end, and the state."""
         t1, state = self.inner.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        return t1, (state, self.opening)
+        return t1, (state, self.initial)
 
-    def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
-                        y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
         """What `inner` says, with the step entered in the books."""
-        state, books = controller_state
-        y_error, bill = y_error if self.metered else (y_error, 0)
-        spent = self._spent(t0, t1, books.num_accepted == 0, bill)
+        state, stats = controller_state
+        y_error, evaluations = y_error if self.counts_evaluations else (y_error, 0)
+        spent = self._spent(t0, t1, stats.num_accepted == 0, evaluations)
         keep, next_t0, next_t1, jump, state, result = self.inner.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state
         )
         keep_array = jnp.asarray(keep)
-        place = jnp.where(keep_array, books.num_accepted, books.ends.shape[0])
-        books = Books(
-            nfe=books.nfe + spent,
-            num_accepted=books.num_accepted + keep_array,
-            num_rejected=books.num_rejected + ~keep_array,
-            ends=books.ends.at[place].set(t1, mode="drop"),
+        place = jnp.where(keep_array, stats.num_accepted, stats.ends.shape[0])
+        stats = SolveStats(
+            nfe=stats.nfe + spent,
+            num_accepted=stats.num_accepted + keep_array,
+            num_rejected=stats.num_rejected + ~keep_array,
+            ends=stats.ends.at[place].set(t1, mode="drop"),
         )
-        return keep, next_t0, next_t1, jump, (state, books), result
+        return keep, next_t0, next_t1, jump, (state, stats), result
 
-    def _spent(self, t0: jax.Array, t1: jax.Array, before_first: jax.Array, bill: Any) -> Any:
+    def _spent(
+        self, t0: jax.Array, t1: jax.Array, before_first: jax.Array, evaluations: Any
+    ) -> Any:
         if self.nodes is None:
-            return bill.astype(jnp.int32)
-        total = jnp.zeros_like(self.opening.nfe)
+            return evaluations.astype(jnp.int32)
+        total = jnp.zeros_like(self.initial.nfe)
         for i, node in enumerate(self.nodes.nodes):
             # As Diffrax writes it, so that a time on the edge of an interval falls alike.
             cost = self.cost(t1 if node == 1.0 else t0 + node * (t1 - t0))
@@ -148,14 +169,32 @@ class ToTimes(diffrax.AbstractStepSizeController):
         del direction
         return self
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
-             error_order: Any) -> tuple[Any, Any]:  # fmt: skip
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
         """The first time, and the number of the next."""
         del terms, t0, t1, y0, dt0, args, func, error_order
         return self.times[1], jnp.asarray(2, jnp.int32)
 
-    def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
-                        y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
         """The next time."""
         del t0, y0, y1_candidate, args, y_error, error_order
         next_t1 = self.times[controller_state]  # past the end JAX gives the last

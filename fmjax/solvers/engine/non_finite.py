@@ -8,16 +8,17 @@ import jax.numpy as jnp
 
 from fmjax._arrays import event_axes, expand_like
 
-# In units in the last place of t = 1: a sample of a batch that is not finite after a step so short
-# is given up. Five times it, the most that a rejection shortens a step by, is above `SHORTEST`.
-LOST = 256
-# Steps shorter than this lead nowhere: the solve fails, at once and not after `max_steps`
-# rejections of a field that is not finite.
-SHORTEST = 16
-# After a step to t = 1 that was not finite, the next one ends this much before t = 1. If the last
-# step, which is then shorter than `LOST`, is not finite either, only the velocity at t = 1 can be
-# the reason. Above the 50 from which on Diffrax ends a step at t = 1.
-_BEFORE_END = 128
+# In units in the last place (ulp) of t = 1. A sample that is not finite after a step shorter than
+# this is given up. A rejection shortens a step at most five times, so the next step is still longer
+# than `MIN_STEP_ULPS`.
+GIVE_UP_STEP_ULPS = 256
+# A step shorter than this ends the solve as failed, instead of `max_steps` rejections of a field
+# that is not finite.
+MIN_STEP_ULPS = 16
+# After a step to t = 1 that was not finite, the next step ends this far before t = 1. The last step
+# is then shorter than `GIVE_UP_STEP_ULPS`; if it is not finite either, the velocity at t = 1 is the
+# cause. Larger than 50, below which Diffrax extends a step to t = 1.
+_END_MARGIN_ULPS = 128
 
 
 class Guarded(diffrax.AbstractStepSizeController):
@@ -41,21 +42,39 @@ class Guarded(diffrax.AbstractStepSizeController):
         del direction
         return self
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any,
-             error_order: Any) -> tuple[Any, Any]:  # fmt: skip
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
         """The end of the first step, and (the state of `inner`, whether t = 1 is blocked)."""
         t1, state = self.inner.init(terms, t0, t1, y0, dt0, args, func, error_order)
         return t1, (state, jnp.asarray(False))
 
-    def adapt_step_size(self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any,
-                        y_error: Any, error_order: Any, controller_state: Any) -> Any:  # fmt: skip
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
         """The decision of `inner`, without the samples given up and blocked steps to t = 1."""
         state, blocked = controller_state
         eps = float(jnp.finfo(y0.dtype).eps)
         axes = event_axes(y0) if self.batched else None
         was_finite = jnp.all(jnp.isfinite(y0), axis=axes)
         goes_wrong = ~jnp.all(jnp.isfinite(y1_candidate) & jnp.isfinite(y_error), axis=axes)
-        lost = ~was_finite | (goes_wrong & (t1 - t0 < LOST * eps))
+        lost = ~was_finite | (goes_wrong & (t1 - t0 < GIVE_UP_STEP_ULPS * eps))
         blocked |= (t1 >= 1.0) & jnp.any(goes_wrong & was_finite)
         if self.batched:
             y0, y1_candidate, y_error = (
@@ -64,7 +83,7 @@ class Guarded(diffrax.AbstractStepSizeController):
         keep, t0, t1, jump, state, result = self.inner.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state
         )
-        before_end = 1.0 - _BEFORE_END * eps
+        before_end = 1.0 - _END_MARGIN_ULPS * eps
         t1 = jnp.where(blocked & (t0 < before_end), jnp.minimum(t1, before_end), t1)
         if not self.batched:
             result = diffrax.RESULTS.where(lost, diffrax.RESULTS.dt_min_reached, result)

@@ -30,9 +30,9 @@ from fmjax.sharding import batch_axes
 from fmjax.solvers.engine.adjoint import Adjoint
 from fmjax.solvers.engine.batch_solve import samples_of
 from fmjax.solvers.engine.diffrax_solvers import is_implicit
-from fmjax.solvers.engine.initial_step import Opening, adaptive_control, open_adaptive
-from fmjax.solvers.engine.nfe_counter import Books
-from fmjax.solvers.engine.vector_field import Task, task_of_one
+from fmjax.solvers.engine.initial_step import InitialStep, adaptive_controller, make_initial_step
+from fmjax.solvers.engine.nfe_counter import SolveStats
+from fmjax.solvers.engine.vector_field import BatchedField, make_sample_field
 from fmjax.solvers.steps import AdaptiveSteps, Samples
 
 # Diffrax ends a step at t = 1 that would end within 100 units in the last place of it. Below 1
@@ -41,9 +41,14 @@ _ALMOST_THERE = 50
 
 
 def solve_streaming(
-    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: AdaptiveSteps, saved: Any,
+    velocity_fn: Any,
+    x0: Any,
+    cond: Any,
+    solver: Any,
+    steps: AdaptiveSteps,
+    saved: Any,
     adjoint: Adjoint,
-) -> Samples:  # fmt: skip
+) -> Samples:
     """Solve a batch of any size in `steps.slots` slots on each device.
 
     On a mesh in context (`jax.set_mesh`) each device takes an equal share of the batch and loops
@@ -67,8 +72,12 @@ def solve_streaming(
         return stream(x0, cond)
     num_shards = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
     fits = x0.shape[0] % num_shards == 0
-    require(fits, "x0", f"hold a multiple of {num_shards} samples, one share for each device",
-            x0.shape[0])  # fmt: skip
+    require(
+        fits,
+        "x0",
+        f"hold a multiple of {num_shards} samples, one share for each device",
+        x0.shape[0],
+    )
     rows = PartitionSpec(axes)
     return jax.shard_map(stream, in_specs=(rows, rows), out_specs=rows, check_vma=False)(x0, cond)
 
@@ -83,7 +92,7 @@ class _Slot(NamedTuple):
         x: Its point at t0.
         cond: Its condition.
         solver_state: The slope at t0, for solvers that reuse it.
-        controller_state: Of `Counting`: what decides its steps, and its books.
+        controller_state: Of `NFECountingController`: what decides its steps, and its books.
     """
 
     index: jax.Array
@@ -92,7 +101,7 @@ class _Slot(NamedTuple):
     x: jax.Array
     cond: Any
     solver_state: Any
-    controller_state: tuple[Any, Books]
+    controller_state: tuple[Any, SolveStats]
 
 
 class _Outcome(NamedTuple):
@@ -100,7 +109,7 @@ class _Outcome(NamedTuple):
 
     x1: jax.Array
     arrived: jax.Array
-    books: Books
+    stats: SolveStats
 
 
 class _Stream(NamedTuple):
@@ -114,7 +123,7 @@ class _Stream(NamedTuple):
         cond: Their conditions.
     """
 
-    task: Task
+    batched_field: BatchedField
     solver: Any
     steps: AdaptiveSteps
     x0: jax.Array
@@ -124,63 +133,66 @@ class _Stream(NamedTuple):
         """A sample and its condition."""
         return jax.tree.map(lambda a: a[index], (self.x0, self.cond))
 
-    def open(self, index: jax.Array) -> Opening:
+    def open(self, index: jax.Array) -> InitialStep:
         """Choose a sample's first step."""
         x0, cond = self.row(index)
-        return open_adaptive(self.task, x0, cond, self.solver, self.steps)
+        return make_initial_step(self.batched_field, x0, cond, self.solver, self.steps)
 
-    def enter(self, openings: Opening, index: jax.Array) -> _Slot:
+    def enter(self, openings: InitialStep, index: jax.Array) -> _Slot:
         """Put a sample into a slot; past the last one the slot is idle."""
         num, dtype = self.x0.shape[0], self.x0.dtype
         row = jnp.minimum(index, num - 1)
-        (x0, cond), opening = self.row(row), jax.tree.map(lambda a: a[row], openings)
+        (x0, cond), initial = self.row(row), jax.tree.map(lambda a: a[row], openings)
         # An idle slot stands at t = 1, where no guidance asks for a second network's sake.
         t0 = jnp.where(index < num, 0.0, 1.0).astype(dtype)
         terms, order = self._terms_and_order()
-        control = adaptive_control(opening, self.task, self.solver, self.steps, dtype)
+        control = adaptive_controller(initial, self.batched_field, self.solver, self.steps, dtype)
         t1, controller_state = control.init(
-            terms, t0, 1.0, x0, opening.dt0, cond, self.solver.func, order
+            terms, t0, 1.0, x0, initial.dt0, cond, self.solver.func, order
         )
-        t1, solver_state = jnp.minimum(t1, 1.0), opening.solver_state
+        t1, solver_state = jnp.minimum(t1, 1.0), initial.solver_state
         if solver_state is None:
             solver_state = self.solver.init(terms, t0, t1, x0, cond)
         return _Slot(index, t0, t1, x0, cond, solver_state, controller_state)
 
     def attempt(self, slot: _Slot) -> tuple[_Slot, jax.Array, _Outcome]:
         """Try a step, as Diffrax's own loop does: the slot, whether that was all, the outcome."""
-        t0, t1, x, cond, (_, books) = *slot[1:5], slot.controller_state
+        t0, t1, x, cond, (_, stats) = *slot[1:5], slot.controller_state
         terms, order = self._terms_and_order()
         x_next, error, _, solver_state, _ = self.solver.step(
             terms, t0, t1, x, cond, slot.solver_state, False
         )
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
-        here = Opening(None, slot.solver_state, books.nfe)
-        control = adaptive_control(here, self.task, self.solver, self.steps, x.dtype)
+        here = InitialStep(None, slot.solver_state, stats.nfe)
+        control = adaptive_controller(here, self.batched_field, self.solver, self.steps, x.dtype)
         keep, t0, t1, _, controller_state, verdict = control.adapt_step_size(
             t0, t1, x, x_next, cond, error, order, slot.controller_state
         )
         x, solver_state = jax.tree.map(
             lambda new, old: jnp.where(keep, new, old),
-            (x_next, solver_state), (x, slot.solver_state),
-        )  # fmt: skip
+            (x_next, solver_state),
+            (x, slot.solver_state),
+        )
         t0 = jnp.minimum(t0, 1.0)
         almost = 1.0 - _ALMOST_THERE * float(jnp.finfo(x.dtype).eps)
         t1 = jnp.where(t1 > almost, jnp.where(keep, 1.0, t0 + 0.5 * (1.0 - t0)), t1)
-        failed, (_, books) = verdict != diffrax.RESULTS.successful, controller_state
-        worn_out = books.num_accepted + books.num_rejected >= self.steps.max_steps
-        outcome = _Outcome(x, (t0 >= 1.0) & ~failed, books)
+        failed, (_, stats) = verdict != diffrax.RESULTS.successful, controller_state
+        worn_out = stats.num_accepted + stats.num_rejected >= self.steps.max_steps
+        outcome = _Outcome(x, (t0 >= 1.0) & ~failed, stats)
         slot = _Slot(slot.index, t0, t1, x, cond, solver_state, controller_state)
         return slot, (t0 >= 1.0) | failed | worn_out, outcome
 
     def _terms_and_order(self) -> tuple[Any, Any]:
-        terms = diffrax.ODETerm(self.task.field)
+        terms = diffrax.ODETerm(self.batched_field.field)
         return terms, self.solver.error_order(terms)
 
 
 def _stream(velocity_fn: Any, solver: Any, steps: Any, x0: jax.Array, cond: Any) -> Samples:
     """Solve the batch of one device."""
     num, num_slots = x0.shape[0], steps.slots
-    stream = _Stream(task_of_one(velocity_fn, solver, x0, cond, num_slots), solver, steps, x0, cond)
+    stream = _Stream(
+        make_sample_field(velocity_fn, solver, x0, cond, num_slots), solver, steps, x0, cond
+    )
     openings = _in_chunks(jax.vmap(stream.open), num, num_slots)
     enter = jax.vmap(partial(stream.enter, openings))
     attempt = jax.vmap(stream.attempt)
@@ -195,8 +207,9 @@ def _stream(velocity_fn: Any, solver: Any, steps: Any, x0: jax.Array, cond: Any)
         upcoming = num_entered + jnp.cumsum(done, dtype=jnp.int32) - 1
         slots = jax.tree.map(
             lambda new, old: jnp.where(expand_like(done, new), new, old),
-            enter(jnp.minimum(upcoming, num)), slots,
-        )  # fmt: skip
+            enter(jnp.minimum(upcoming, num)),
+            slots,
+        )
         return slots, num_entered + jnp.sum(done, dtype=jnp.int32), outcomes
 
     def busy(state: Any) -> jax.Array:
@@ -207,7 +220,7 @@ def _stream(velocity_fn: Any, solver: Any, steps: Any, x0: jax.Array, cond: Any)
     outcomes = jax.tree.map(lambda a: jnp.zeros((num, *a.shape[1:]), a.dtype), outcome)
     start = (slots, jnp.asarray(num_slots, jnp.int32), outcomes)
     *_, outcomes = jax.lax.while_loop(busy, advance, start)
-    return samples_of([outcomes.x1[None]], outcomes.arrived, outcomes.books)
+    return samples_of([outcomes.x1[None]], outcomes.arrived, outcomes.stats)
 
 
 def _in_chunks(fn: Any, num: int, size: int) -> Any:

@@ -47,7 +47,7 @@ def _rms(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes))
 
 
-class Task(NamedTuple):
+class BatchedField(NamedTuple):
     """What is solved: the points of a batch together, or one sample by itself.
 
     Attributes:
@@ -69,9 +69,9 @@ class Task(NamedTuple):
         return jnp.broadcast_to(self.evaluations(t), self.batch)
 
 
-def task_of_all(velocity_fn: Any, batch: tuple[int, ...], norm: Any) -> Task:
+def make_batched_field(velocity_fn: Any, batch: tuple[int, ...], norm: Any) -> BatchedField:
     """The points of a batch, all at one time."""
-    return Task(
+    return BatchedField(
         field=lambda t, x, cond: checked_velocity(velocity_fn, jnp.broadcast_to(t, batch), x, cond),
         field_of_one=partial(_velocity_of_one, velocity_fn),
         evaluations=partial(_evaluations_of_one, velocity_fn),
@@ -89,7 +89,7 @@ def _evaluations_of_one(velocity_fn: Any, t: jax.Array) -> jax.Array:
     return evaluations(velocity_fn, t[None])[0].astype(jnp.int32)
 
 
-def hoisted(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> Any:
+def closure_convert(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> Any:
     """The field of `size` samples like these: a pytree of all arrays that it closes over.
 
     As `equinox.filter_closure_convert`, which refuses arguments on a mesh, for it compares
@@ -106,7 +106,9 @@ def hoisted(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> Any:
     return jax.tree_util.Partial(field, closed.consts)
 
 
-def task_of_one(velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: int) -> Task:
+def make_sample_field(
+    velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: int
+) -> BatchedField:
     """One of the samples `x0`; `num` of them, under vmap, call the field together again.
 
     Without that, `vmap` would turn a choice between two networks (guidance inside its interval)
@@ -114,7 +116,7 @@ def task_of_one(velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: in
     """
     field_of_one = partial(_velocity_of_one, velocity_fn)
     # Batching rules may close over no array that is traced, such as parameters under `jit`.
-    fields = {size: hoisted(velocity_fn, x0, cond, size) for size in {1, num}}
+    fields = {size: closure_convert(velocity_fn, x0, cond, size) for size in {1, num}}
     arrays, static = eqx.partition(fields, eqx.is_array)
 
     @jax.custom_batching.custom_vmap
@@ -129,7 +131,7 @@ def task_of_one(velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: in
         t, x, cond = jax.tree.map(spread, (t, x, cond), tuple(batched[1:]))
         return eqx.combine(arrays, static)[axis_size](t, x, cond), True
 
-    return Task(
+    return BatchedField(
         # A Jacobian cannot be taken through the rejoined field.
         field=field_of_one if is_implicit(solver) else partial(rejoined, arrays),
         field_of_one=field_of_one,

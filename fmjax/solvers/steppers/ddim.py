@@ -20,7 +20,7 @@ from fmjax._arrays import safe_sqrt
 from fmjax._checks import require_between
 
 
-class Stretch(NamedTuple):
+class StepCoefficients(NamedTuple):
     """One step, all scalars.
 
     Attributes:
@@ -68,7 +68,13 @@ class DiffusionSampler(Protocol):
         ...
 
     def advance(
-        self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any, memory: Any
+        self,
+        step: StepCoefficients,
+        x: jax.Array,
+        x1: jax.Array,
+        x0: jax.Array,
+        noise: Any,
+        memory: Any,
     ) -> tuple[jax.Array, Any]:
         """The points at the step's end, from the data and the noise predicted at its start."""
         ...
@@ -99,7 +105,13 @@ class DDIM:
         """Nothing to remember."""
 
     def advance(
-        self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any, memory: Any
+        self,
+        step: StepCoefficients,
+        x: jax.Array,
+        x1: jax.Array,
+        x0: jax.Array,
+        noise: Any,
+        memory: Any,
     ) -> tuple[jax.Array, Any]:
         """Put the predictions in, and what is drawn anew."""
         fresh = self.eta**2 * step.share_anew
@@ -142,7 +154,13 @@ class Ancestral:
         """Nothing to remember."""
 
     def advance(
-        self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any, memory: Any
+        self,
+        step: StepCoefficients,
+        x: jax.Array,
+        x1: jax.Array,
+        x0: jax.Array,
+        noise: Any,
+        memory: Any,
     ) -> tuple[jax.Array, Any]:
         """The posterior's mean, and noise."""
         mean = step.alpha[1] * x1 + step.sigma[1] * step.q * x0

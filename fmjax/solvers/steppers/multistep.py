@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._checks import require_between, require_count
-from fmjax.solvers.steppers.ddim import Stretch
+from fmjax.solvers.steppers.ddim import StepCoefficients
 
 
 class _History(NamedTuple):
@@ -51,9 +51,14 @@ class DPMSolverPP2M:
         return _History.empty(x0, 1)
 
     def advance(
-        self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any,
+        self,
+        step: StepCoefficients,
+        x: jax.Array,
+        x1: jax.Array,
+        x0: jax.Array,
+        noise: Any,
         memory: _History,
-    ) -> tuple[jax.Array, _History]:  # fmt: skip
+    ) -> tuple[jax.Array, _History]:
         """The algorithm's step, which is that of UniPC's predictor of order 2."""
         order = jnp.where((step.n == 0) | step.last, 1, 2)
         return _predict(step, x, x1, memory, order), memory.pushed(x1, _lambdas(step)[0])
@@ -63,7 +68,7 @@ class _UniMemory(NamedTuple):
     """Of the step before: where it started, what it was, and the predictions before its end."""
 
     x: jax.Array
-    step: Stretch
+    step: StepCoefficients
     order: jax.Array
     history: _History
 
@@ -99,13 +104,18 @@ class UniPC:
         zero = jnp.zeros((), x0.dtype)
         one = zero + 1.0
         first, no = jnp.zeros((), jnp.int32), zero > 0
-        none = Stretch(first, no, (one, one), (one, one), no)
+        none = StepCoefficients(first, no, (one, one), (one, one), no)
         return _UniMemory(x0, none, first, _History.empty(x0, self.order))
 
     def advance(
-        self, step: Stretch, x: jax.Array, x1: jax.Array, x0: jax.Array, noise: Any,
+        self,
+        step: StepCoefficients,
+        x: jax.Array,
+        x1: jax.Array,
+        x0: jax.Array,
+        noise: Any,
         memory: _UniMemory,
-    ) -> tuple[jax.Array, _UniMemory]:  # fmt: skip
+    ) -> tuple[jax.Array, _UniMemory]:
         """Correct the step before by what was predicted here, then predict the next."""
         history, here = memory.history, _lambdas(step)[0]
         corrected = _correct(memory.step, memory.x, x1, here, history, memory.order)
@@ -117,7 +127,7 @@ class UniPC:
 
 
 def _predict(
-    step: Stretch, x: jax.Array, x1: jax.Array, history: _History, order: jax.Array
+    step: StepCoefficients, x: jax.Array, x1: jax.Array, history: _History, order: jax.Array
 ) -> jax.Array:
     """Go on from x with x1 and `order - 1` earlier predictions."""
     start, end = _lambdas(step)
@@ -127,7 +137,7 @@ def _predict(
 
 
 def _correct(
-    step: Stretch,
+    step: StepCoefficients,
     x: jax.Array,
     x1_end: jax.Array,
     lambda_end: jax.Array,
@@ -142,7 +152,11 @@ def _correct(
 
 
 def _exact_step(
-    step: Stretch, x: jax.Array, x1: jax.Array, others: tuple[jax.Array, ...], weights: jax.Array
+    step: StepCoefficients,
+    x: jax.Array,
+    x1: jax.Array,
+    others: tuple[jax.Array, ...],
+    weights: jax.Array,
 ) -> jax.Array:
     """The solution for data that go on in lambda as their predictions say."""
     mean = x1
@@ -156,7 +170,7 @@ def _exact_step(
 _MAX_LAMBDA = 20.0
 
 
-def _lambdas(step: Stretch) -> tuple[jax.Array, jax.Array]:
+def _lambdas(step: StepCoefficients) -> tuple[jax.Array, jax.Array]:
     """`log(alpha / sigma)` at both ends, held within what float32 can tell."""
     least = math.exp(-_MAX_LAMBDA - 1.0)
 

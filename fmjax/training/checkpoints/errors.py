@@ -16,7 +16,7 @@ _numbers = itertools.count()
 _LOOK_EVERY = 0.05
 
 
-class Unwritten(Exception):
+class CheckpointWriteError(Exception):
     """The disk did not take what a run wrote; its last whole checkpoint is as it was.
 
     Attributes:
@@ -55,7 +55,7 @@ class _AnotherFailed(ValueError):
     """A process did its part of a checkpoint, and another could not."""
 
 
-def meet(*, key: str, timeout_ms: int) -> None:
+def barrier(*, key: str, timeout_ms: int) -> None:
     """Where the processes' background threads wait for one another while they save.
 
     Orbax's own barriers keep waiting for a process that failed to write, up to 20 minutes. Here it

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 
 from fmjax._arrays import Params
 from fmjax._checks import require_at_least
-from fmjax.sharding.processes import is_main, together
+from fmjax.sharding.processes import all_or_none, is_main
 from fmjax.training.checkpoints.digests import write_digests
-from fmjax.training.checkpoints.errors import Unwritten, disk_error, meet
+from fmjax.training.checkpoints.errors import CheckpointWriteError, barrier, disk_error
 from fmjax.training.checkpoints.named_arrays import flat_arrays, key_impl
 from fmjax.training.checkpoints.reader import Reader, check_step_metadata, described, warn_of
 from fmjax.training.state import TrainState
@@ -124,7 +124,7 @@ class Checkpoints:
         if not damage:
             return restored
         aside = self.folder / DAMAGED
-        with together("setting damaged checkpoints aside"):
+        with all_or_none("setting damaged checkpoints aside"):
             if is_main():
                 aside.mkdir(exist_ok=True)
                 for each in damage:
@@ -158,9 +158,9 @@ class Checkpoints:
         with self._writing():
             self._manager.close()
 
-    def unwritten(self, error: OSError) -> Unwritten:
+    def write_error(self, error: OSError) -> CheckpointWriteError:
         """The same error, of something that this run wrote; it says where the run can go on."""
-        return Unwritten(error, self.latest_step() or 0)
+        return CheckpointWriteError(error, self.latest_step() or 0)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -172,7 +172,7 @@ class Checkpoints:
                 raise error.__cause__ from None  # What JAX says of a process that is gone.
             if (refused := disk_error(error, self.folder)) is None:
                 raise
-            raise self.unwritten(refused) from error
+            raise self.write_error(refused) from error
 
 
 def restore_ema(
@@ -235,7 +235,7 @@ def _manager(
         create=False,
         async_options=ocp.AsyncOptions(
             post_finalization_callback=lambda: _seal(folder),
-            barrier_sync_fn=None if alone else meet,
+            barrier_sync_fn=None if alone else barrier,
         ),
     )
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()

@@ -29,8 +29,9 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    config = Config(name="toy", data=ToyData(num_examples=256), network=MLPConfig(width=8),
-                    training=SMALL)  # fmt: skip
+    config = Config(
+        name="toy", data=ToyData(num_examples=256), network=MLPConfig(width=8), training=SMALL
+    )
     return train(config, tmp_path_factory.mktemp("runs") / "toy")
 
 
@@ -57,8 +58,20 @@ def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
 @pytest.mark.slow
 def test_points_of_the_plane_have_nats_alone(toy, capsys):
     with pytest.raises(SystemExit, match="0"):
-        main(["likelihood", str(toy.folder.path), "--num-examples", "20", "--divergence", "exact",
-              "--rtol", "1e-2", "--atol", "1e-2"])  # fmt: skip
+        main(
+            [
+                "likelihood",
+                str(toy.folder.path),
+                "--num-examples",
+                "20",
+                "--divergence",
+                "exact",
+                "--rtol",
+                "1e-2",
+                "--atol",
+                "1e-2",
+            ]
+        )
     said = capsys.readouterr().out
     assert "bits" not in said
     assert "nats over 20 test examples by tsit5 at tolerance 0.01, exact divergence" in said
@@ -67,9 +80,10 @@ def test_points_of_the_plane_have_nats_alone(toy, capsys):
     # The same examples whatever the batch.
     again = likelihood_run(
         open_run(toy.folder.path),
-        LikelihoodConfig(num_examples=20, divergence="exact", solver="rk4", num_steps=8,
-                         batch_size=8),
-    )  # fmt: skip
+        LikelihoodConfig(
+            num_examples=20, divergence="exact", solver="rk4", num_steps=8, batch_size=8
+        ),
+    )
     assert again.nats == pytest.approx(written["nats"], abs=0.01)
 
 

@@ -26,14 +26,23 @@ from tests.oracles import Gaussian
 
 STD = 0.2
 ONE = jax.make_mesh(
-    (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    (1, 1),
+    ("data", "fsdp"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[:1],
-)  # fmt: skip
+)
 CONFIG = Config("oracle", DigitsData(), network=DiTConfig(width=16, num_layers=1, num_heads=2))
 SMALL = InvertConfig(
-    num_images=4, fixed_solvers=("rk4",), num_steps=(4, 64), adaptive_solvers=("bosh3",),
-    tolerances=(1e-4,), num_shown=3, num_between=3, strengths=(0.0, 1.0), solver="bosh3",
-)  # fmt: skip
+    num_images=4,
+    fixed_solvers=("rk4",),
+    num_steps=(4, 64),
+    adaptive_solvers=("bosh3",),
+    tolerances=(1e-4,),
+    num_shown=3,
+    num_between=3,
+    strengths=(0.0, 1.0),
+    solver="bosh3",
+)
 
 
 def mean_of(labels):

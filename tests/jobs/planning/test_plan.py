@@ -177,16 +177,22 @@ def test_a_roofline_pays_for_what_remat_does_again_in_training_only():
     traffic = {"all-gather": Traffic(1, 5e9, 4e9, 1e9)}
     program = Compiled(1e9, 2e9, 3e9, 6e9, traffic, 0.0)
     assert module._roofline(chip, "full", 3e12, program) == {
-        "compute": pytest.approx(4.0), "memory": pytest.approx(0.09),
-        "links": pytest.approx(0.3), "network": pytest.approx(1.0),
-    }  # fmt: skip
+        "compute": pytest.approx(4.0),
+        "memory": pytest.approx(0.09),
+        "links": pytest.approx(0.3),
+        "network": pytest.approx(1.0),
+    }
     assert module._roofline(chip, "none", 3e12, program)["compute"] == pytest.approx(3.0)
 
 
 def test_layouts_come_from_the_nearest_to_the_farthest():
     found = layouts(8, (8, 1, 1))
-    assert found[:4] == [MeshConfig(8, 1, 1), MeshConfig(4, 2, 1), MeshConfig(2, 4, 1),
-                         MeshConfig(1, 8, 1)]  # fmt: skip
+    assert found[:4] == [
+        MeshConfig(8, 1, 1),
+        MeshConfig(4, 2, 1),
+        MeshConfig(2, 4, 1),
+        MeshConfig(1, 8, 1),
+    ]
     assert layouts(8, (2, 2, 2)) == [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2), MeshConfig(1, 2, 4)]
 
 

@@ -26,10 +26,23 @@ def plans_of(tmp_path, topology, *options):
     file = tmp_path / "plan.json"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "fmjax.cli", "plan", ROOT / "configs/imagenet256_sit.py",
-         "--topology", topology, "--json", file, *options],
-        env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "fmjax.cli",
+            "plan",
+            ROOT / "configs/imagenet256_sit.py",
+            "--topology",
+            topology,
+            "--json",
+            file,
+            *options,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert file.is_file(), done.stderr
     return json.loads(file.read_text())["plans"]
 

@@ -14,8 +14,21 @@ from tests.released import on_one_device
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ["--picture.height", 32, "--picture.width", 32, "--steps", 2, 8, "--fixed-solvers",
-           "euler", "--adaptive-solvers", "tsit5", "--tolerances", "1e-2"]  # fmt: skip
+OPTIONS = [
+    "--picture.height",
+    32,
+    "--picture.width",
+    32,
+    "--steps",
+    2,
+    8,
+    "--fixed-solvers",
+    "euler",
+    "--adaptive-solvers",
+    "tsit5",
+    "--tolerances",
+    "1e-2",
+]
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,20 @@ def images(tmp_path_factory):
 def encoded(request, images, tmp_path_factory):
     """The command's output, and the model that made it."""
     output = tmp_path_factory.mktemp("encoded") / "out"
-    options = ["--size", 32, "--test-every", 3, "--batch-size", 4, "--examples-per-shard", 4,
-               "--dtype", "float32", "--output", output]  # fmt: skip
+    options = [
+        "--size",
+        32,
+        "--test-every",
+        3,
+        "--batch-size",
+        4,
+        "--examples-per-shard",
+        4,
+        "--dtype",
+        "float32",
+        "--output",
+        output,
+    ]
     assert run("encode", GOLDEN / request.param, images, *options) in (0, None)
     return request.param, output, options
 
@@ -122,10 +134,12 @@ def test_each_encoder_is_dropped_by_a_coin_of_its_own():
     num = 4000
     text = Text(np.ones((num, 5, 6), np.float32), np.ones((num, 3), np.float32))
     out = jax.jit(lambda key, text: drop_parts(key, text, PARTS, 0.464))(jax.random.key(0), text)
-    gone = np.stack([
-        np.asarray(out.tokens[:, slice(*part.tokens), slice(*part.channels)].sum((1, 2)) == 0)
-        for part in PARTS
-    ])  # fmt: skip
+    gone = np.stack(
+        [
+            np.asarray(out.tokens[:, slice(*part.tokens), slice(*part.channels)].sum((1, 2)) == 0)
+            for part in PARTS
+        ]
+    )
     np.testing.assert_allclose(gone.mean(axis=1), 0.464, atol=0.04)
     assert abs(gone.all(axis=0).mean() - 0.464**3) < 0.04
     np.testing.assert_array_equal(out.pooled[:, :2].sum(axis=1) == 0, gone[0])

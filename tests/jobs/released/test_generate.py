@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.generate import GenerateConfig
-from fmjax.jobs.released import request as asked_of
+from fmjax.jobs.released import request as requested_conditions
 from fmjax.jobs.released.generate import (
     condition,
     decode_latents,
@@ -21,7 +21,7 @@ from fmjax.jobs.released.generate import (
     generate,
     released_experiment,
 )
-from fmjax.jobs.released.request import check_request
+from fmjax.jobs.released.request import validate_request
 from fmjax.pretrained import components
 from fmjax.pretrained import prompts as encoding
 from fmjax.pretrained.folder import open_model
@@ -45,7 +45,7 @@ SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """But where a layout names all of its axes."""
-    on_one_device(monkeypatch, asked_of)
+    on_one_device(monkeypatch, requested_conditions)
 
 
 def call(folder):
@@ -75,7 +75,7 @@ def test_sigmas_are_those_of_diffusers(folder):
 def test_latents_after_every_step_and_the_image_are_those_of_diffusers(folder):
     """Euler keeps every point; the tolerance is the issue's, the errors are near 1e-5."""
     model, (prompt, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
-    request, packed = check_request(model, config), folder.startswith("flux")
+    request, packed = validate_request(model, config), folder.startswith("flux")
     cond, null = encode_request(request, [prompt])
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
     experiment = released_experiment(request, loaded, cond, null)
@@ -103,11 +103,23 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
     negative = ["--negative", asked["negative_prompt"]] if asked["negative_prompt"] else []
     output = tmp_path / "out" / "picture.png"
     code = run(
-        "generate", GOLDEN / folder, asked["prompt"], "--height", asked["height"], "--width",
-        asked["width"], "--steps", asked["num_inference_steps"], "--guidance",
-        asked["guidance_scale"], *negative, "--latents", GOLDEN / folder / "io.npz",
-        "--output", output,
-    )  # fmt: skip
+        "generate",
+        GOLDEN / folder,
+        asked["prompt"],
+        "--height",
+        asked["height"],
+        "--width",
+        asked["width"],
+        "--steps",
+        asked["num_inference_steps"],
+        "--guidance",
+        asked["guidance_scale"],
+        *negative,
+        "--latents",
+        GOLDEN / folder / "io.npz",
+        "--output",
+        output,
+    )
     assert code == 0
     picture = Image.open(output)
     levels = 255 * golden_io(folder)["image"][0]
@@ -167,7 +179,7 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
     """With fixed steps on the model's grid, or adaptive ones."""
     model = open_model(GOLDEN / PIPELINES[0])
     config = replace(SMALL, solver=solver, steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
-    request = check_request(model, config)
+    request = validate_request(model, config)
     cond, null = encode_request(request, ["a cat"])
     assert null is None
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
@@ -175,10 +187,13 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
     x0 = noise(jax.random.key(0), jnp.arange(1), request.latents.event_shape)
     expected = jax.jit(
         lambda params, x0, cond: sample(
-            guided(experiment, params, 1.0), x0, cond,
-            solver=ODE_SOLVERS[solver](), steps=request.steps,
+            guided(experiment, params, 1.0),
+            x0,
+            cond,
+            solver=ODE_SOLVERS[solver](),
+            steps=request.steps,
         )
-    )(loaded.params, x0, cond)  # fmt: skip
+    )(loaded.params, x0, cond)
     found = generate(model, ["a cat"], config)
     # The two programs round differently: a step at the edge of the tolerance may go either way.
     assert abs(int(found.nfe[0]) / int(expected.nfe[0]) - 1.0) < (0.05 if steps is None else 1e-9)
@@ -199,7 +214,7 @@ def test_solvers_of_the_sde_arrive(solver, steps):
 @pytest.mark.parametrize(("scale", "said"), [(0.0, 1), (0.5, 1), (1.0, 0)])
 def test_guidance_of_one_or_less_is_none(scale, said, heard):
     model = open_model(GOLDEN / PIPELINES[0])
-    request = check_request(model, replace(SMALL, guidance=scale), heard)
+    request = validate_request(model, replace(SMALL, guidance=scale), heard)
     _, null = encode_request(request, ["a cat"])
     assert null is None
     assert request.guidance == 1.0
@@ -210,7 +225,7 @@ def test_guidance_of_one_or_less_is_none(scale, said, heard):
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 3.5])
 def test_a_model_with_guidance_as_an_input_takes_any_scale_as_it_is(scale, heard):
     model = open_model(GOLDEN / PIPELINES[1])
-    request = check_request(model, replace(SMALL, guidance=scale), heard)
+    request = validate_request(model, replace(SMALL, guidance=scale), heard)
     cond, null = encode_request(request, ["a cat"])
     assert (request.guidance, null, heard.lines) == (scale, None, [])
     assert condition(request, cond, np.zeros(2, int)).guidance.tolist() == [scale] * 2
@@ -238,9 +253,20 @@ def test_a_comparison_takes_the_guidance_that_a_picture_takes(
     def reached(*_, **__):
         raise ValueError("reached")
 
-    monkeypatch.setattr("fmjax.jobs.released.compare_prompt.check_model", reached)
-    code = run("compare", schnell(tmp_path), "a cat", "--picture.guidance", scale,
-               "--picture.height", 32, "--picture.width", 32, "--output", tmp_path)  # fmt: skip
+    monkeypatch.setattr("fmjax.jobs.released.compare_prompt.validate_model", reached)
+    code = run(
+        "compare",
+        schnell(tmp_path),
+        "a cat",
+        "--picture.guidance",
+        scale,
+        "--picture.height",
+        32,
+        "--picture.width",
+        32,
+        "--output",
+        tmp_path,
+    )
     said = capsys.readouterr()
     assert code == 2
     assert said.err.endswith(f"{end}\n")
@@ -275,7 +301,7 @@ def test_a_model_without_its_third_encoder_does_without(tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "text_encoder_3")
     text, shape = encoding.encode_prompts(
-        open_model(folder), ["a cat"], mesh=check_request(open_model(folder), SMALL).mesh
+        open_model(folder), ["a cat"], mesh=validate_request(open_model(folder), SMALL).mesh
     )
     assert text.tokens.shape == (1, 77 + 256, 64)
     np.testing.assert_array_equal(text.tokens[:, 77:], 0)
@@ -299,14 +325,30 @@ def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
 def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a photo of a cat\n\nthe lazy dog, Ünïcode!\n")
-    code = run("generate", GOLDEN / PIPELINES[1], "--prompts", "prompts.txt", "--height", 32,
-               "--width", 32, "--steps", 1, "--num-images", 2, "--seed", 3)  # fmt: skip
+    code = run(
+        "generate",
+        GOLDEN / PIPELINES[1],
+        "--prompts",
+        "prompts.txt",
+        "--height",
+        32,
+        "--width",
+        32,
+        "--steps",
+        1,
+        "--num-images",
+        2,
+        "--seed",
+        3,
+    )
     assert code == 0
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == [
-        "a-photo-of-a-cat-seed3-0.png", "a-photo-of-a-cat-seed3-1.png",
-        "the-lazy-dog-ünïcode-seed3-2.png", "the-lazy-dog-ünïcode-seed3-3.png",
-    ]  # fmt: skip
+        "a-photo-of-a-cat-seed3-0.png",
+        "a-photo-of-a-cat-seed3-1.png",
+        "the-lazy-dog-ünïcode-seed3-2.png",
+        "the-lazy-dog-ünïcode-seed3-3.png",
+    ]
 
 
 def schnell(tmp_path):
@@ -462,8 +504,17 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 def test_noise_of_another_size_is_refused(tmp_path, capsys):
     np.savez(tmp_path / "noise.npz", init_latents=np.zeros((1, 4, 8, 8), np.float32))
-    code = run("generate", GOLDEN / PIPELINES[0], "a cat", "--height", 32, "--width", 32,
-               "--latents", tmp_path / "noise.npz")  # fmt: skip
+    code = run(
+        "generate",
+        GOLDEN / PIPELINES[0],
+        "a cat",
+        "--height",
+        32,
+        "--width",
+        32,
+        "--latents",
+        tmp_path / "noise.npz",
+    )
     assert code == 2
     assert "init_latents must be of shape ('images', 4, 16, 16), got" in capsys.readouterr().err
 

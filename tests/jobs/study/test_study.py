@@ -98,8 +98,9 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_drawn_again(folder):
     damaged.write_text(damaged.read_text()[:20])
     run_study(STUDY, folder)
     assert {path for path, stamp in stamps(folder).items() if stamp != before[path]} == {
-        damaged, damaged.with_suffix(".npz")
-    }  # fmt: skip
+        damaged,
+        damaged.with_suffix(".npz"),
+    }
     again, first = (json.loads(text) for text in ((folder / "comparison.json").read_bytes(), table))
     for row in (*again["runs"], *first["runs"]):
         row["seconds"] = 0.0  # The time is another; the samples are the same.
@@ -128,10 +129,12 @@ def test_a_study_has_a_page(folder):
 
 def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path):
     toy = Config(
-        name="toy", data=ToyData("moons", num_examples=64), network=MLPConfig(width=8),
-        training=TrainingConfig(num_steps=1, batch_size=8), loss=dataclasses.replace(
-            FIRST.loss, label_drop=0.0),
-    )  # fmt: skip
+        name="toy",
+        data=ToyData("moons", num_examples=64),
+        network=MLPConfig(width=8),
+        training=TrainingConfig(num_steps=1, batch_size=8),
+        loss=dataclasses.replace(FIRST.loss, label_drop=0.0),
+    )
     with pytest.raises(ValueError, match="study data must be images with classes and a test set"):
         run_study(StudyConfig("toy", (toy,), STUDY.samplings, 16), tmp_path)
     many = dataclasses.replace(STUDY, num_samples=400)

@@ -23,7 +23,7 @@ from fmjax.jobs.evaluate import evaluate
 from fmjax.jobs.evaluate.evaluate import read_evaluation
 from fmjax.jobs.train.train import train_folder
 from fmjax.runs.folder import open_run, read_captions, read_config, read_model
-from fmjax.runs.sampling.conditions import asked_like, asked_of, conds_of
+from fmjax.runs.sampling.conditions import conds_of, data_conditions, requested_conditions
 from fmjax.runs.sampling.files import (
     grid_of,
     read_samples,
@@ -111,7 +111,7 @@ def test_prompts_are_asked_for_at_the_command_line(trained, capsys):
 
 
 def test_without_prompts_some_captions_of_the_training_are_asked_for(run):
-    asked = asked_of(run, 6)
+    asked = requested_conditions(run, 6)
     assert asked.prompts == run.captions
     np.testing.assert_array_equal(asked.labels, [0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(run.captions)[asked.labels])
@@ -119,7 +119,7 @@ def test_without_prompts_some_captions_of_the_training_are_asked_for(run):
 
 def test_data_are_asked_for_in_the_words_that_the_run_knows(run):
     train = run.config.data.load("train")
-    asked = asked_like(run, train, 50, seed=0)
+    asked = data_conditions(run, train, 50, seed=0)
     assert asked.cond.shape == (50, 4)
     counts = np.unique(asked.cond, axis=0, return_counts=True)[1]
     assert sorted(counts) == [16, 17, 17] or sum(counts) == 50
@@ -158,7 +158,7 @@ def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_pat
 
 
 def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard, tmp_path, capsys):
-    asked_of(run, 3, (), ("red 🎉", "🎉", "!"), progress=heard)
+    requested_conditions(run, 3, (), ("red 🎉", "🎉", "!"), progress=heard)
     assert heard.lines[1] == "warning: prompts without a word that the run knows: '🎉', '!'"
     shutil.copytree(trained / "images", tmp_path / "images")
     for place, text in enumerate(("...", "?", "the")):
@@ -171,7 +171,7 @@ def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard
 
 def test_prompts_that_are_no_unicode_are_refused(run):
     with pytest.raises(ValueError, match=r"prompts must be text in UTF-8, got 'caf\\udce9'"):
-        asked_of(run, 1, (), ("caf\udce9",))
+        requested_conditions(run, 1, (), ("caf\udce9",))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_is_cut_of_the_captions_is_said_before_the_training(trained, capsys
 
 def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
     long = "a red blue red blue red"
-    asked = asked_of(run, 1, (), (long,), progress=heard)
+    asked = requested_conditions(run, 1, (), (long,), progress=heard)
     np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(["red blue red blue"]))
     assert heard.lines == [f"warning: of {long!r} the run sees 4 words, no more"]
 
@@ -209,7 +209,7 @@ def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
 def test_prompts_are_refused_of_a_model_without_captions(trained, run, capsys):
     plain = run._replace(conditions=3)
     with pytest.raises(ValueError, match="prompts must be left out for a model that was not"):
-        asked_of(plain, 4, (), ("red",))
+        requested_conditions(plain, 4, (), ("red",))
     options = ("--no-conditional", "--sampling.guidance", "1")
     assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
     assert "sampling.prompts must be left out for data without captions" in capsys.readouterr().err
@@ -247,8 +247,10 @@ def test_of_classes_in_words_it_is_measured_whether_the_prompts_were_met(
     found = evaluate.evaluate_run(run, evaluation, run.config.sampling)
     assert found.prompted
     assert found.accuracy == 0.25
-    assert any("recognised as what the prompt asked for: 25.00 %" in line
-               for line in evaluate.described(found))  # fmt: skip
+    assert any(
+        "recognised as what the prompt asked for: 25.00 %" in line
+        for line in evaluate.described(found)
+    )
     assert read_evaluation(run.folder.evaluation) == found
 
 

@@ -48,8 +48,16 @@ def get_config():
     data = ArrayData({folder!r}, event_shape={event}, text=TextShape({text}))
     return dataclasses.replace(config, data=data)
 """
-QUICK = ["--training.batch-size", "8", "--training.num-steps", "2", "--training.checkpoint-every",
-         "1", "--optimizer.warmup-steps", "1"]  # fmt: skip
+QUICK = [
+    "--training.batch-size",
+    "8",
+    "--training.num-steps",
+    "2",
+    "--training.checkpoint-every",
+    "1",
+    "--optimizer.warmup-steps",
+    "1",
+]
 
 
 def with_data(name, folder, event=EVENT, text=TEXT):

@@ -54,9 +54,9 @@ from fmjax.runs.sampling.files import (
     write_samples,
 )
 from fmjax.runs.sampling.run_samples import draw_from
-from fmjax.runs.sampling.source_points import run_starts
+from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import MeshConfig, make_mesh
-from fmjax.solvers import FixedSteps, encode, sample
+from fmjax.solvers import FixedSteps, invert, sample
 from fmjax.solvers.steppers.ode import RK4
 from fmjax.training import OptimizerConfig
 from tests.tiny_run import environment
@@ -112,7 +112,7 @@ def test_pairs_are_ends_of_the_teachers_paths_and_a_share_of_them_ends_at_real_d
     assert len(np.unique(found.x1[real], axis=0)) == 750  # None of them twice.
     forwards = sample(field_of(teacher), jnp.asarray(found.x0[~real]), solver=RK4(), steps=STEPS)
     np.testing.assert_allclose(forwards.x1, found.x1[~real], atol=1e-5)
-    backwards = encode(field_of(teacher), jnp.asarray(found.x1[real]), solver=RK4(), steps=STEPS)
+    backwards = invert(field_of(teacher), jnp.asarray(found.x1[real]), solver=RK4(), steps=STEPS)
     np.testing.assert_allclose(backwards.x0, found.x0[real], atol=1e-5)
 
 
@@ -170,7 +170,7 @@ def test_paths_in_the_plane_are_kept_and_drawn(student):
     found = measure_paths(student, TEACHER.sampling, 40)
     lines = np.asarray(read_paths(student.folder.paths).lines)
     np.testing.assert_array_equal(lines, np.asarray(found.lines))
-    x0 = run_starts(student)(TEACHER.sampling.seed, np.arange(40))
+    x0 = run_source_points(student)(TEACHER.sampling.seed, np.arange(40))
     np.testing.assert_array_equal(lines[:, 0], x0)
     ends = sample(field_of(student), x0, solver=RK4(), steps=FixedSteps(uniform_grid(16))).x1
     np.testing.assert_allclose(lines[:, -1], ends, atol=1e-5)
@@ -195,8 +195,9 @@ def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp
     shutil.copytree(tmp_path / "new", tmp_path / "killed", dirs_exist_ok=True)
     for name, overwrite in (("new", False), ("new", True), ("killed", False)):
         run = train(config, tmp_path / name, overwrite=overwrite)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params,
-                     teacher.params)  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run.params, teacher.params
+        )
 
 
 def test_eight_devices_train_the_student_of_one(teacher, asked, pairs, tmp_path, monkeypatch):
@@ -238,7 +239,7 @@ def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_p
     # In batches that do not divide them: what fills the last one up is not among them.
     asked = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
     drawn = draw_from(teacher, asked)
-    x0 = run_starts(teacher)(TEACHER.sampling.seed, np.arange(20))
+    x0 = run_source_points(teacher)(TEACHER.sampling.seed, np.arange(20))
     rows = {tuple(row) for row in TEACHER.source.load("test").points()}
     assert {tuple(row) for row in np.asarray(x0)} <= rows
     expected = sample(field_of(teacher), x0, solver=RK4(), steps=STEPS).x1
@@ -254,9 +255,9 @@ def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_p
 def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
     noisy = teacher._replace(config=dataclasses.replace(TEACHER, source_noise=0.5))
     numbers = np.arange(2000)
-    plain, found = (np.asarray(run_starts(run)(1, numbers)) for run in (teacher, noisy))
+    plain, found = (np.asarray(run_source_points(run)(1, numbers)) for run in (teacher, noisy))
     assert (found - plain).std() == pytest.approx(0.5, rel=0.05)
-    np.testing.assert_array_equal(run_starts(noisy)(1, numbers[7:9]), found[7:9])
+    np.testing.assert_array_equal(run_source_points(noisy)(1, numbers[7:9]), found[7:9])
     assert reflow_config(noisy.config, teacher.folder.path).source_noise == 0.5
     with pytest.raises(ValueError, match="source_noise must be 0 without a source, got 0.5"):
         dataclasses.replace(TEACHER, source=None, source_noise=0.5)
@@ -265,9 +266,11 @@ def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
 
 
 def test_one_device_follows_the_paths_of_eight(teacher, tmp_path):
-    alone = teacher._replace(mesh=make_mesh(devices=jax.devices()[:1]),
-                             params=jax.device_put(teacher.params, jax.devices()[0]),
-                             folder=RunFolder(tmp_path))  # fmt: skip
+    alone = teacher._replace(
+        mesh=make_mesh(devices=jax.devices()[:1]),
+        params=jax.device_put(teacher.params, jax.devices()[0]),
+        folder=RunFolder(tmp_path),
+    )
     found, others = (measure_paths(run, TEACHER.sampling, 20) for run in (alone, teacher))
     for name in ("s", "length_ratio", "cost", "deviation", "curvature"):
         np.testing.assert_allclose(getattr(found, name), getattr(others, name), rtol=1e-4)
@@ -339,7 +342,7 @@ def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, 
 
 
 def test_pairs_start_from_other_points_than_samples_do(teacher, pairs):
-    starts = np.asarray(run_starts(teacher)(TEACHER.sampling.seed, np.arange(3000)))
+    starts = np.asarray(run_source_points(teacher)(TEACHER.sampling.seed, np.arange(3000)))
     found = pairs.examples(np.arange(3000)).x0
     generated = found[np.arange(3000) % 4 != 3]
     assert not {tuple(row) for row in starts} & {tuple(row) for row in generated}
@@ -348,14 +351,18 @@ def test_pairs_start_from_other_points_than_samples_do(teacher, pairs):
 
 def test_the_next_flow_is_one_of_straight_lines_whatever_the_teacher_was(tmp_path):
     ddpm = dataclasses.replace(
-        TEACHER, path=AffinePath(LinearBetas()), source=None,
+        TEACHER,
+        path=AffinePath(LinearBetas()),
+        source=None,
         loss=LossConfig(prediction=Prediction.X0, space=Prediction.X0),
         sampling=SamplingConfig(slots=4, clip=None),
-    )  # fmt: skip
+    )
     flow_map = dataclasses.replace(
-        TEACHER, loss=MeanFlowConfig(), compare=CompareConfig(fixed_solvers=("flow_map", "euler")),
+        TEACHER,
+        loss=MeanFlowConfig(),
+        compare=CompareConfig(fixed_solvers=("flow_map", "euler")),
         sampling=SamplingConfig(solver="flow_map", num_steps=1),
-    )  # fmt: skip
+    )
     for other in (ddpm, flow_map):
         for distill in (False, True):
             config = reflow_config(other, tmp_path, distill=distill)

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
-from fmjax.pretrained.layouts import View
+from fmjax.pretrained.layouts import TensorLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-three-levels"}
@@ -37,7 +37,7 @@ def golden_params(name):
         return view.read(part, (slice(None),) * len(view.shape), np.float32)
 
     views = autoencoder_views(golden_config(name))
-    return jax.tree.map(whole, views, is_leaf=lambda node: isinstance(node, View))
+    return jax.tree.map(whole, views, is_leaf=lambda node: isinstance(node, TensorLayout))
 
 
 def golden_outputs(name):

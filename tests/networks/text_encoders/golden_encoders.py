@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from fmjax.networks import make_clip_text, make_t5_encoder
 from fmjax.pretrained.families.clip import clip_text_config, clip_text_views
 from fmjax.pretrained.families.t5 import t5_config, t5_views
-from fmjax.pretrained.layouts import View
+from fmjax.pretrained.layouts import TensorLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 ENCODERS = GOLDEN / "text-encoders"
@@ -54,7 +54,7 @@ def expected(folder):
 
 def read(views, tensors):
     """Parameters, from tensors by name."""
-    if isinstance(views, View):
+    if isinstance(views, TensorLayout):
         whole = (slice(None),) * len(views.shape)
         return views.read(lambda name, index: tensors[name][index], whole, np.float32)
     return {name: read(part, tensors) for name, part in views.items()}

@@ -136,14 +136,22 @@ def renamed(old, new):
         (lambda t: {n: a[:, :1] for n, a in t.items()}, r"must have A \[rank, in\] and B"),
         (lambda t: {n: a[..., None] for n, a in t.items()}, r"must have A \[rank, in\] and B"),
         (lambda _: {}, "must hold adapters, got none"),
-        (lambda _: {"lora_unet_x.lora_up.weight": np.ones((4, 2), np.float32),
-                    "lora_unet_x.lora_down.weight": np.ones((2, 4), np.float32)},
-         "layers must be those of a FLUX or SD3 transformer, got lora_unet_x"),
-        (lambda _: {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": np.ones((4, 2)),
-                    "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": np.ones((2, 4))},
-         "must have 3 times 4 rows .*, got 4"),
+        (
+            lambda _: {
+                "lora_unet_x.lora_up.weight": np.ones((4, 2), np.float32),
+                "lora_unet_x.lora_down.weight": np.ones((2, 4), np.float32),
+            },
+            "layers must be those of a FLUX or SD3 transformer, got lora_unet_x",
+        ),
+        (
+            lambda _: {
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": np.ones((4, 2)),
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": np.ones((2, 4)),
+            },
+            "must have 3 times 4 rows .*, got 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_something_else_is_one_clear_line(change, message, tmp_path):
     save_file(change(load_file(GOLDEN / "lora-flux-diffusers" / LORA_FILE)), tmp_path / LORA_FILE)
     with pytest.raises(ValueError, match=message) as raised:
@@ -173,9 +181,11 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("about", "message"),
-    [('{"transformer.use_dora": true}', "adapters must be plain ones, got DoRA"),
-     ("{", "metadata must be JSON")],
-)  # fmt: skip
+    [
+        ('{"transformer.use_dora": true}', "adapters must be plain ones, got DoRA"),
+        ("{", "metadata must be JSON"),
+    ],
+)
 def test_metadata_that_cannot_be_followed_is_refused(about, message, tmp_path):
     tensors = load_file(GOLDEN / "lora-flux-diffusers" / LORA_FILE)
     save_file(tensors, tmp_path / LORA_FILE, {"lora_adapter_metadata": about})
@@ -186,8 +196,10 @@ def test_metadata_that_cannot_be_followed_is_refused(about, message, tmp_path):
 def test_alphas_are_found_wherever_they_stand(tmp_path):
     """In metadata, in a file beside, in tensors; else they are the rank."""
     layer = "transformer_blocks.0.attn.to_q"
-    pair = {f"{layer}.lora_A.weight": np.ones((2, 32), np.float32),
-            f"{layer}.lora_B.weight": np.ones((32, 2), np.float32)}  # fmt: skip
+    pair = {
+        f"{layer}.lora_A.weight": np.ones((2, 32), np.float32),
+        f"{layer}.lora_B.weight": np.ones((32, 2), np.float32),
+    }
     file = tmp_path / "adapter_model.safetensors"
     save_file(pair, file)
     assert read_lora(file)[layer].scale == 1.0

@@ -23,39 +23,57 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 QKV = "attn.to_q attn.to_k attn.to_v"
 ADDED = "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 DOUBLE = {
-    "img_mod.lin": "norm1.linear", "img_attn.qkv": QKV, "img_attn.proj": "attn.to_out.0",
-    "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2", "txt_mod.lin": "norm1_context.linear",
-    "txt_attn.qkv": ADDED, "txt_attn.proj": "attn.to_add_out",
-    "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
-}  # fmt: skip
+    "img_mod.lin": "norm1.linear",
+    "img_attn.qkv": QKV,
+    "img_attn.proj": "attn.to_out.0",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mod.lin": "norm1_context.linear",
+    "txt_attn.qkv": ADDED,
+    "txt_attn.proj": "attn.to_add_out",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
 SINGLE = {"modulation.lin": "norm.linear", "linear1": f"{QKV} proj_mlp", "linear2": "proj_out"}
 JOINT = {
-    "x_block.adaLN_modulation.1": "norm1.linear", "x_block.attn.qkv": QKV,
-    "x_block.attn.proj": "attn.to_out.0", "x_block.mlp.fc1": "ff.net.0.proj",
-    "x_block.mlp.fc2": "ff.net.2", "context_block.adaLN_modulation.1": "norm1_context.linear",
-    "context_block.attn.qkv": ADDED, "x_block.attn2.qkv": QKV.replace("attn", "attn2"),
-    "x_block.attn2.proj": "attn2.to_out.0", "context_block.attn.proj": "attn.to_add_out",
-    "context_block.mlp.fc1": "ff_context.net.0.proj", "context_block.mlp.fc2": "ff_context.net.2",
-}  # fmt: skip
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "x_block.attn.qkv": QKV,
+    "x_block.attn.proj": "attn.to_out.0",
+    "x_block.mlp.fc1": "ff.net.0.proj",
+    "x_block.mlp.fc2": "ff.net.2",
+    "context_block.adaLN_modulation.1": "norm1_context.linear",
+    "context_block.attn.qkv": ADDED,
+    "x_block.attn2.qkv": QKV.replace("attn", "attn2"),
+    "x_block.attn2.proj": "attn2.to_out.0",
+    "context_block.attn.proj": "attn.to_add_out",
+    "context_block.mlp.fc1": "ff_context.net.0.proj",
+    "context_block.mlp.fc2": "ff_context.net.2",
+}
 TIME, POOLED = "time_text_embed.timestep_embedder", "time_text_embed.text_embedder"
 GUIDANCE = "time_text_embed.guidance_embedder"
 AROUND = {"final_layer.adaLN_modulation.1": "norm_out.linear", "final_layer.linear": "proj_out"}
 MODELS = {
     "flux-dev-tiny": AROUND
     | {
-        "img_in": "x_embedder", "txt_in": "context_embedder",
-        "time_in.in_layer": f"{TIME}.linear_1", "time_in.out_layer": f"{TIME}.linear_2",
-        "vector_in.in_layer": f"{POOLED}.linear_1", "vector_in.out_layer": f"{POOLED}.linear_2",
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "time_in.in_layer": f"{TIME}.linear_1",
+        "time_in.out_layer": f"{TIME}.linear_2",
+        "vector_in.in_layer": f"{POOLED}.linear_1",
+        "vector_in.out_layer": f"{POOLED}.linear_2",
         "guidance_in.in_layer": f"{GUIDANCE}.linear_1",
         "guidance_in.out_layer": f"{GUIDANCE}.linear_2",
     },
     "sd35-medium-tiny": AROUND
     | {
-        "context_embedder": "context_embedder", "x_embedder.proj": "pos_embed.proj",
-        "t_embedder.mlp.0": f"{TIME}.linear_1", "t_embedder.mlp.2": f"{TIME}.linear_2",
-        "y_embedder.mlp.0": f"{POOLED}.linear_1", "y_embedder.mlp.2": f"{POOLED}.linear_2",
+        "context_embedder": "context_embedder",
+        "x_embedder.proj": "pos_embed.proj",
+        "t_embedder.mlp.0": f"{TIME}.linear_1",
+        "t_embedder.mlp.2": f"{TIME}.linear_2",
+        "y_embedder.mlp.0": f"{POOLED}.linear_1",
+        "y_embedder.mlp.2": f"{POOLED}.linear_2",
     },
-}  # fmt: skip
+}
 
 
 def in_blocks(released, diffusers, layers, number):
@@ -222,10 +240,16 @@ def test_parts_of_a_convolution_are_those_of_its_sum():
     with TensorFiles([GOLDEN / model / WEIGHTS]) as files:
         path = GOLDEN / "lora-sd35-diffusers"
         merged = merge_lora(files, path)
-        adapter = read_lora(path).popitem()[1]._replace(
-            down=rng.standard_normal((2, 16), np.float32),
-            up=rng.standard_normal((32, 2), np.float32), scale=3.0, kernel=shape[1:],
-        )  # fmt: skip
+        adapter = (
+            read_lora(path)
+            .popitem()[1]
+            ._replace(
+                down=rng.standard_normal((2, 16), np.float32),
+                up=rng.standard_normal((32, 2), np.float32),
+                scale=3.0,
+                kernel=shape[1:],
+            )
+        )
         merged._adapters[name] = adapter
         assert adapter.shape == shape
         whole = files.read(name) + 3.0 * (adapter.up @ adapter.down).reshape(shape)
@@ -294,31 +318,57 @@ QKV_KEY = "diffusion_model.double_blocks.0.img_attn.qkv"
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((97, 2))},
-         rf"layer {QKV_KEY[16:]} must have 3 times 32 rows \(.*to_q, .*to_v\), got 97"),
-        ({"lora_unet_x.lora_down.weight": ONES, "lora_unet_x.lora_up.weight": ONES.T},
-         "layers must be those of a FLUX or SD3 transformer, got lora_unet_x"),
-        ({"lora_unet_down_blocks_0_q.lora_down.weight": ONES,
-          "lora_unet_down_blocks_0_q.lora_up.weight": ONES.T},
-         "must be of a FLUX or SD3 transformer, got a UNet's"),
-        ({"unet.mid_block.q.lora_A.weight": ONES, "unet.mid_block.q.lora_B.weight": ONES.T},
-         "must be of a FLUX or SD3 transformer, got a UNet's"),
-        ({"x_embedder.lora_A.weight": ONES, "x_embedder.lora_B.weight": ONES.T,
-          "img_in.lora_A.weight": ONES, "img_in.lora_B.weight": ONES.T},
-         r"layer x_embedder must have one adapter, got two"),
-        ({"img_in.lora_A.a.weight": ONES, "img_in.lora_A.b.weight": ONES},
-         r"layer img_in must have one adapter, got two"),
+        (
+            {f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((97, 2))},
+            rf"layer {QKV_KEY[16:]} must have 3 times 32 rows \(.*to_q, .*to_v\), got 97",
+        ),
+        (
+            {"lora_unet_x.lora_down.weight": ONES, "lora_unet_x.lora_up.weight": ONES.T},
+            "layers must be those of a FLUX or SD3 transformer, got lora_unet_x",
+        ),
+        (
+            {
+                "lora_unet_down_blocks_0_q.lora_down.weight": ONES,
+                "lora_unet_down_blocks_0_q.lora_up.weight": ONES.T,
+            },
+            "must be of a FLUX or SD3 transformer, got a UNet's",
+        ),
+        (
+            {"unet.mid_block.q.lora_A.weight": ONES, "unet.mid_block.q.lora_B.weight": ONES.T},
+            "must be of a FLUX or SD3 transformer, got a UNet's",
+        ),
+        (
+            {
+                "x_embedder.lora_A.weight": ONES,
+                "x_embedder.lora_B.weight": ONES.T,
+                "img_in.lora_A.weight": ONES,
+                "img_in.lora_B.weight": ONES.T,
+            },
+            r"layer x_embedder must have one adapter, got two",
+        ),
+        (
+            {"img_in.lora_A.a.weight": ONES, "img_in.lora_A.b.weight": ONES},
+            r"layer img_in must have one adapter, got two",
+        ),
         ({"img_in.dora_scale": ONES}, "adapters must be plain ones, got DoRA"),
         ({"img_in.lora_magnitude_vector.weight": ONES}, "adapters must be plain ones, got DoRA"),
         ({"img_in.lokr_w1": ONES}, "tensors must be lora_A and lora_B of linear layers, or alpha"),
         ({"img_in.diff_b": ONES}, "tensors must be lora_A and lora_B of linear layers, or alpha"),
         ({"img_in.lora_B.bias": ONES}, "tensors must be lora_A and lora_B of linear layers"),
-        ({"img_in.lora_A.weight": ONES, "img_in.lora_B.weight": ONES.T,
-          "img_in.alpha": np.ones(3, np.float32)}, "layer img_in must have one alpha, got 3"),
-        ({"img_in.lora_A.weight": ONES[:0], "img_in.lora_B.weight": ONES.T[:, :0]},
-         r"layer img_in must have A \[rank, in\] and B"),
+        (
+            {
+                "img_in.lora_A.weight": ONES,
+                "img_in.lora_B.weight": ONES.T,
+                "img_in.alpha": np.ones(3, np.float32),
+            },
+            "layer img_in must have one alpha, got 3",
+        ),
+        (
+            {"img_in.lora_A.weight": ONES[:0], "img_in.lora_B.weight": ONES.T[:, :0]},
+            r"layer img_in must have A \[rank, in\] and B",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_plain_adapter_of_a_transformer_is_one_line(tensors, message, tmp_path):
     save_file({name: np.float32(array) for name, array in tensors.items()}, tmp_path / LORA_FILE)
     with pytest.raises(ValueError, match=message) as raised:

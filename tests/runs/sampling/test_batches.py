@@ -33,8 +33,9 @@ def test_exact_fields_of_every_path_give_the_mean_and_spread_of_the_data(name):
     field = Gaussian(schedule, mean=1.0, std=0.5).velocity
     sampling = SamplingConfig(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
     solve = ode_solve(lambda params: field, sampling.make_solver())
-    drawn = draw_samples(AffinePath(schedule), solve, sampling.make_steps(), {}, (8,), None,
-                         sampling, make_mesh())  # fmt: skip
+    drawn = draw_samples(
+        AffinePath(schedule), solve, sampling.make_steps(), {}, (8,), None, sampling, make_mesh()
+    )
     assert drawn.succeeded.all()
     np.testing.assert_allclose(drawn.x1.mean(), 1.0, atol=0.03)
     np.testing.assert_allclose(drawn.x1.std(), 0.5, atol=0.02)

@@ -99,8 +99,11 @@ def test_checkpointing_is_exact_for_the_steps_and_backsolving_up_to_their_error(
         x0, h = noise(4, 2), 1e-5
 
         def how(num_steps, adjoint=Adjoint.RECURSIVE_CHECKPOINT):
-            return {"solver": solver, "steps": FixedSteps(uniform_grid(num_steps)),
-                    "adjoint": adjoint}  # fmt: skip
+            return {
+                "solver": solver,
+                "steps": FixedSteps(uniform_grid(num_steps)),
+                "adjoint": adjoint,
+            }
 
         value = jax.jit(partial(total, **how(8)))
         exact = jax.jit(partial(gradients, **how(8)))(x0, 1.0)

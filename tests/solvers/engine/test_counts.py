@@ -27,8 +27,9 @@ TIGHT = {"rtol": 1e-3, "atol": 1e-3}
 def test_fixed_steps_cost_what_the_field_counts(solver):
     field = CountedField(GAUSSIAN.velocity)
     steps = FixedSteps(jnp.asarray([0.0, 0.3, 0.5, 1.0]))
-    samples, calls = field.counted(jax.jit(lambda x: sample(field, x, solver=solver, steps=steps)),
-                                   noise())  # fmt: skip
+    samples, calls = field.counted(
+        jax.jit(lambda x: sample(field, x, solver=solver, steps=steps)), noise()
+    )
     assert samples.nfe.tolist() == [calls] * 6
     assert samples.num_accepted.tolist() == [3] * 6
     assert samples.times.tolist() == pytest.approx([0.3, 0.5, 1.0])
@@ -101,12 +102,14 @@ def test_guidance_costs_two_evaluations_inside_its_interval():
     # Stages of the four steps at 0, 1/8, 1/4 | 1/4, 3/8, 1/2 | 1/2, 5/8, 3/4 | 3/4, 7/8, 1, the
     # middle ones twice: 1 + 1 + 1 + 2, then all eight inside, then 2 + 1 + 1 + 1.
     for solver in (RK4(),):
-        samples = sample(guided_field(), noise(), labels, solver=solver,
-                         steps=FixedSteps(uniform_grid(4)))  # fmt: skip
+        samples = sample(
+            guided_field(), noise(), labels, solver=solver, steps=FixedSteps(uniform_grid(4))
+        )
         assert samples.nfe.tolist() == [5 + 16 + 5] * 6
     # Heun by Diffrax: both ends of each step.
-    samples = sample(guided_field(), noise(), labels, solver=diffrax.Heun(),
-                     steps=FixedSteps(uniform_grid(4)))  # fmt: skip
+    samples = sample(
+        guided_field(), noise(), labels, solver=diffrax.Heun(), steps=FixedSteps(uniform_grid(4))
+    )
     assert samples.nfe.tolist() == [(1 + 2) + 4 + 4 + (2 + 1)] * 6
 
 
@@ -120,7 +123,7 @@ def test_guidance_costs_the_same_by_shared_and_by_own_steps():
             labels,
             solver=diffrax.Bosh3(),
             steps=AdaptiveSteps(1e-3, 1e-3, control),
-        )  # fmt: skip
+        )
         for control in (ErrorControl.LARGEST_SAMPLE, ErrorControl.PER_SAMPLE)
     )
     assert shared.nfe.tolist() == own.nfe.tolist()
@@ -129,6 +132,7 @@ def test_guidance_costs_the_same_by_shared_and_by_own_steps():
 
 
 def test_adams_bashforth_costs_one_evaluation_a_step_and_one_to_start():
-    samples = sample(GAUSSIAN.velocity, noise(), solver=PLAIN[-1],
-                     steps=FixedSteps(uniform_grid(7)))  # fmt: skip
+    samples = sample(
+        GAUSSIAN.velocity, noise(), solver=PLAIN[-1], steps=FixedSteps(uniform_grid(7))
+    )
     assert samples.nfe.tolist() == [8] * 6

@@ -286,8 +286,11 @@ def test_eight_devices_loop_by_themselves_to_the_answers_of_one(alone):
 def test_eight_devices_have_the_answers_of_one_with_as_many_slots_in_float32():
     with jax.enable_x64(False):
         x0 = noise(NUM, 2)
-        one = jax.jit(lambda x0, cond: sample(MIXTURE.velocity, x0, cond, solver=diffrax.Dopri5(),
-                                              steps=streaming(2)))  # fmt: skip
+        one = jax.jit(
+            lambda x0, cond: sample(
+                MIXTURE.velocity, x0, cond, solver=diffrax.Dopri5(), steps=streaming(2)
+            )
+        )
         found, wanted = (solve(x0, jnp.zeros(NUM)) for solve in (on_eight_devices(2), one))
         assert_same_in_float32(found, wanted, x1=5e-4, times=1e-2)
 
@@ -308,16 +311,24 @@ def refused(message, steps, x0=None, **settings):
 def test_what_cannot_stream_is_refused():
     four = partial(streaming, 4)
     refused("slots must be at least 1, got 0", partial(streaming, 0))
-    refused("control must be PER_SAMPLE with slots, got LARGEST_SAMPLE",
-            partial(AdaptiveSteps, slots=4))  # fmt: skip
-    refused(r"solver must be explicit to stream \(slots\), got Kvaerno3", four,
-            solver=diffrax.Kvaerno3())  # fmt: skip
-    refused(r"solver must be explicit to stream \(slots\), got KenCarp3", four,
-            solver=diffrax.KenCarp3())  # fmt: skip
+    refused(
+        "control must be PER_SAMPLE with slots, got LARGEST_SAMPLE", partial(AdaptiveSteps, slots=4)
+    )
+    refused(
+        r"solver must be explicit to stream \(slots\), got Kvaerno3",
+        four,
+        solver=diffrax.Kvaerno3(),
+    )
+    refused(
+        r"solver must be explicit to stream \(slots\), got KenCarp3",
+        four,
+        solver=diffrax.KenCarp3(),
+    )
     refused("save_at must be None with slots", four, save_at=[0.5])
     refused("x0 must hold at least one sample, got shape", four, x0=jnp.zeros((0, 2)))
-    refused("steps must be FixedSteps for Euler, which estimates no error", four,
-            solver=diffrax.Euler())  # fmt: skip
+    refused(
+        "steps must be FixedSteps for Euler, which estimates no error", four, solver=diffrax.Euler()
+    )
 
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused():

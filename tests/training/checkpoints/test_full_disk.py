@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fmjax.runs.folder import open_run
-from fmjax.training import Checkpoints, RunLogger, Unwritten
+from fmjax.training import Checkpoints, CheckpointWriteError, RunLogger
 from tests.tiny_run import command, environment, write_config
 from tests.training.child import run
 from tests.training.test_loop import NUM_STEPS, assert_same_run
@@ -74,7 +74,9 @@ class Fills(Points):
 def test_the_checkpoint_before_stays_whole_and_the_run_goes_on_from_it(disk, unbroken, leave):
     folder = disk / "run"
     # Lines come at 3, 6, 9 and 12, checkpoints at 4, 8 and 12.
-    with pytest.raises(Unwritten, match="No space left on device: .*; once there is room") as error:
+    with pytest.raises(
+        CheckpointWriteError, match="No space left on device: .*; once there is room"
+    ) as error:
         run(folder, NUM_STEPS, batches=Fills(disk, leave))
     assert error.value.step == 4
     assert str(folder) in str(error.value)
@@ -92,7 +94,9 @@ def test_a_line_of_the_log_that_finds_no_room_is_told_alike(disk):
     folder.mkdir()
     (folder / "checkpoints").symlink_to(kept)
     settings = {"batches": Fills(disk, 0), "log_every": 1}
-    with pytest.raises(Unwritten, match=f"{folder}/(metrics.jsonl|events); .* from step \\d+"):
+    with pytest.raises(
+        CheckpointWriteError, match=f"{folder}/(metrics.jsonl|events); .* from step \\d+"
+    ):
         run(folder, 1000, **settings)
 
 
@@ -145,16 +149,28 @@ def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
     """The disk has bytes enough, or the command would not begin, but no room for more files."""
     subprocess.run(["mount", "-o", f"remount,size=8m,nr_inodes={num_files}", disk], check=True)
     folder = disk / "run"
-    child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
-                           text=True, timeout=120, check=False)  # fmt: skip
+    child = subprocess.run(
+        command(config, folder),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert child.returncode == 1, child
     told = TOLD.fullmatch(child.stderr)
     assert told, child.stderr
     assert told[1].startswith(str(folder))
     assert int(told[2]) == step
     subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
-    child = subprocess.run(command(config, folder), env=environment(), capture_output=True,
-                           text=True, timeout=120, check=False)  # fmt: skip
+    child = subprocess.run(
+        command(config, folder),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert (child.returncode, child.stderr) == (0, "")
     assert (f"resumed from step {step}\n" in child.stdout) == (step > 0)
     assert_ends_alike(folder, undisturbed)
@@ -163,8 +179,14 @@ def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
 @pytest.mark.slow
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(disk, config):
     subprocess.run(["mount", "-o", "remount,size=100k", disk], check=True)
-    child = subprocess.run(command(config, disk / "run"), env=environment(), capture_output=True,
-                           text=True, timeout=120, check=False)  # fmt: skip
+    child = subprocess.run(
+        command(config, disk / "run"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert child.returncode == 2, child
     told = (
         rf"fmjax: error: disk of {disk}/run must have [\d.]+ MB of free space for 3 checkpoints, "
@@ -188,13 +210,24 @@ def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_pa
     began = time.monotonic()
     processes = [
         subprocess.Popen(
-            command(config, tmp_path / "run", "--coordinator", meeting, "--num-processes", "2",
-                    "--process-index", str(index)),
-            env=environment(JAX_NUM_CPU_DEVICES="1"), text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, preexec_fn=no_long_files if index == failing else None,
+            command(
+                config,
+                tmp_path / "run",
+                "--coordinator",
+                meeting,
+                "--num-processes",
+                "2",
+                "--process-index",
+                str(index),
+            ),
+            env=environment(JAX_NUM_CPU_DEVICES="1"),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=no_long_files if index == failing else None,
         )
         for index in range(2)
-    ]  # fmt: skip
+    ]
     codes, said = finish(processes, timeout=120)
     assert time.monotonic() - began < 90
     assert codes[failing] == 1
