@@ -1,6 +1,6 @@
-"""The shape vocabulary that every other module speaks.
+"""Array type aliases, and containers for batches and conditions.
 
-Batched throughout: times are `[batch]`, points are `[batch, *event]`.
+Everything is batched: times have shape `[batch]`, points have shape `[batch, *event]`.
 """
 
 import json
@@ -18,51 +18,52 @@ Points: TypeAlias = Float[Array, " batch *event"]
 PerExample: TypeAlias = Float[Array, " batch"]
 PRNGKey: TypeAlias = Key[Array, ""]
 Cond: TypeAlias = PyTree | None
-Params: TypeAlias = Any
+Params: TypeAlias = PyTree
 
 
 def noun(event_shape: tuple[int, ...]) -> str:
-    """What examples of a shape are called: images, points, or else examples."""
+    """Return the word for examples of a shape: "points", "images" or "examples"."""
     return {1: "points", 3: "images"}.get(len(event_shape), "examples")
 
 
 class Batch(NamedTuple):
-    """Data of one training step: targets and what they are conditioned on.
+    """Data of one training step: data points, conditions and optional source points.
 
     Attributes:
-        x1: Target points, `[batch, *event]`, images in [-1, 1].
-        cond: The condition, a pytree with leading axis batch (class labels: int32 `[batch]`),
-            or None for an unconditional model.
-        x0: Source points that belong to them, shaped like x1, or None: noise is drawn.
+        x1: Data points, `[batch, *event]`; images have values in [-1, 1].
+        cond: Condition, a pytree with leading axis `batch` (class labels: int32 `[batch]`), or
+            None for an unconditional model.
+        x0: Source points paired with `x1`, of the same shape, or None to sample them from the
+            source distribution.
     """
 
-    x1: Any
-    cond: Any = None
-    x0: Any = None
+    x1: PyTree
+    cond: Cond = None
+    x0: PyTree = None
 
 
 class Text(NamedTuple):
-    """Prompts as their encoders gave them: the condition of text-to-image models.
+    """Encoded prompts: the condition of text-to-image models.
 
     Attributes:
-        tokens: One vector for each token, `[batch, tokens, width]`.
-        pooled: One vector for the whole prompt, `[batch, pooled_width]`.
-        guidance: The scale that a guidance-distilled network is asked for, `[batch]`, or None.
+        tokens: One embedding per token, `[batch, tokens, width]`.
+        pooled: One embedding per prompt, `[batch, pooled_width]`.
+        guidance: Guidance scale, an input of guidance-distilled networks, `[batch]`, or None.
     """
 
-    tokens: Any
-    pooled: Any
-    guidance: Any = None
+    tokens: PyTree
+    pooled: PyTree
+    guidance: PyTree = None
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """What one of several text encoders has in a `Text`, each from a first place to before a last.
+    """Slices of a `Text` that one text encoder fills, each as `(start, stop)`.
 
     Attributes:
-        tokens: Its tokens.
-        channels: The channels of these.
-        pooled: Its channels of the pooled vector.
+        tokens: Slice of the token axis of `Text.tokens`.
+        channels: Slice of the last axis of `Text.tokens`.
+        pooled: Slice of the last axis of `Text.pooled`.
     """
 
     tokens: tuple[Count, Count]
@@ -75,10 +76,10 @@ class TextShape:
     """Sizes of a `Text`.
 
     Attributes:
-        num_tokens: Of a prompt, padded or cut.
-        width: Of a token's vector.
-        pooled_width: Of the prompt's.
-        parts: What of it is whose, where several encoders made it and that is known.
+        num_tokens: Number of tokens per prompt, after padding or truncation.
+        width: Length of a token embedding.
+        pooled_width: Length of the pooled embedding.
+        parts: One `TextPart` per text encoder; empty if unknown.
     """
 
     num_tokens: Size
@@ -87,17 +88,17 @@ class TextShape:
     parts: tuple[TextPart, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON has it; `fmjax._json.check_json` reads it back."""
+        """Convert to plain JSON values; `fmjax._json.check_json` reads them back."""
         return json.loads(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)
 class TokenShape:
-    """Sizes of captions as numbers of words, int32 `[batch, num_tokens]`; all zeros is none.
+    """Sizes of tokenized captions, int32 `[batch, num_tokens]`; the null condition is all zeros.
 
     Attributes:
-        num_tokens: Of a caption, padded or cut.
-        vocab_size: How many numbers there are; 0 is padding.
+        num_tokens: Number of tokens per caption, after padding or truncation.
+        vocab_size: Number of token ids; id 0 is padding.
     """
 
     num_tokens: Size
@@ -105,27 +106,27 @@ class TokenShape:
 
 
 class FlowMapCond(NamedTuple):
-    """The condition of a network that is a flow map: of what, to where, how much guided.
+    """The condition of a flow-map network: a data condition, an end time and guidance.
 
     Attributes:
-        cond: As of a velocity network: class labels, or None.
-        end: The time that the point is to be carried to, `[batch]`.
-        guidance: Scale, and the first and last time at which it holds, `[batch, 3]`; None for a
-            network without that input.
+        cond: Condition as for a velocity field: class labels, or None.
+        end: Time to which the flow map transports the points, `[batch]`.
+        guidance: Guidance scale and the start and end of its time interval, `[batch, 3]`; None
+            for a network without that input.
     """
 
-    cond: Any
-    end: Any
-    guidance: Any = None
+    cond: Cond
+    end: PyTree
+    guidance: PyTree = None
 
 
 @dataclass(frozen=True)
 class FlowMapConditions:
-    """What a network that is a flow map is conditioned on, beside a time to go to.
+    """Conditions that a flow-map network takes in addition to the end time.
 
     Attributes:
-        num_classes: As of a velocity network.
-        guided: Whether guidance is one of its inputs.
+        num_classes: Number of class labels, or None for an unconditional network.
+        guided: Whether the network takes the guidance scale and interval as an input.
     """
 
     num_classes: int | None = None
@@ -133,28 +134,28 @@ class FlowMapConditions:
 
 
 Conditions: TypeAlias = int | TextShape | TokenShape | None
-"""What a model is conditioned on: classes (so many), text, captions as tokens, or nothing."""
+"""Conditions of a model: a number of classes, encoded text, caption tokens, or None."""
 
 
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:
-    """`t` of shape `[batch]` with trailing axes of length one, as many as `x` has."""
+    """Append axes of length one to `t`, shape `[batch]`, until it has as many axes as `x`."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with the derivative zero at zero, where that of `jnp.sqrt` is infinite.
+    """Compute the square root, with derivative 0 instead of infinity at 0.
 
-    A norm of zeros then has the gradient zero and not NaN (infinity times zero).
+    The gradient of the norm of a zero vector is then zero instead of NaN (infinity times zero).
     """
     zero = x == 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def event_axes(x: jax.Array) -> tuple[int, ...]:
-    """All axes of `x` but the leading batch axis."""
+    """Return all axes of `x` except the leading batch axis."""
     return tuple(range(1, x.ndim))
 
 
 def is_image(event_shape: tuple[int, ...]) -> bool:
-    """Whether an example is (height, width, channel), grey or of three colours."""
+    """Return whether the shape is (height, width, channels) with one or three channels."""
     return len(event_shape) == 3 and event_shape[-1] in (1, 3)

@@ -1,22 +1,22 @@
-"""The few checks of user input. Each raises `ValueError("<name> must <rule>, got <value>")`."""
+"""Checks of user input. Each raises `ValueError("<name> must <rule>, got <value>")`."""
 
 import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 
-def require(ok: bool, name: str, rule: str, value: Any) -> None:
-    """Raise unless `ok`: `<name> must <rule>, got <value>`."""
+def require(ok: bool, name: str, rule: str, value: object) -> None:
+    """Raise `ValueError("<name> must <rule>, got <value>")` unless `ok`."""
     if not ok:
         raise ValueError(f"{name} must {rule}, got {value}")
 
 
-def _holds(compare: Callable[[], bool]) -> bool:
-    """The result of a comparison; False for what is no number, such as None or a text."""
+def _is_true(compare: Callable[[], bool]) -> bool:
+    """Return the result of a comparison, or False if the operands are not numbers."""
     try:
         return bool(compare())
     except TypeError:
@@ -25,28 +25,28 @@ def _holds(compare: Callable[[], bool]) -> bool:
 
 def require_positive(name: str, value: float | int) -> None:
     """Raise unless `value` is greater than zero and finite (NaN is neither)."""
-    require(_holds(lambda: 0 < value < math.inf), name, "be positive", value)
+    require(_is_true(lambda: 0 < value < math.inf), name, "be positive", value)
 
 
 def require_at_least(name: str, value: float | int, low: float | int) -> None:
     """Raise unless `value` is at least `low` and finite (NaN is neither)."""
-    require(_holds(lambda: low <= value < math.inf), name, f"be at least {low}", value)
+    require(_is_true(lambda: low <= value < math.inf), name, f"be at least {low}", value)
 
 
 def require_count(name: str, value: float | int, low: int) -> None:
-    """Raise unless `value` is a whole number of at least `low`: nothing rounds a fraction."""
-    fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
-    require(not fraction and not isinstance(value, bool), name, "be a whole number", value)
+    """Raise unless `value` is a whole number of at least `low`; fractions are not rounded."""
+    is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
+    require(not is_fraction and not isinstance(value, bool), name, "be a whole number", value)
     require_at_least(name, value, low)
 
 
 def require_between(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Raise unless `low <= value <= high`."""
-    require(_holds(lambda: low <= value <= high), name, f"lie in [{low}, {high}]", value)
+    require(_is_true(lambda: low <= value <= high), name, f"lie in [{low}, {high}]", value)
 
 
 def require_unicode(name: str, *values: object) -> None:
-    """Raise unless the texts or paths can be written as UTF-8: no bytes of another encoding."""
+    """Raise unless all strings or file paths can be encoded as UTF-8."""
     for value in map(str, values):
         try:
             value.encode()
@@ -55,48 +55,55 @@ def require_unicode(name: str, *values: object) -> None:
 
 
 def require_one_of(name: str, value: str, options: Iterable[str]) -> None:
-    """Raise unless `value` is one of `options`; a near miss is suggested."""
+    """Raise unless `value` is one of `options`; the message suggests the closest option."""
     options = tuple(options)
     if value not in options:
-        near = difflib.get_close_matches(str(value), options, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        matches = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" (did you mean {matches[0]!r}?)" if matches else ""
         require(False, name, f"be one of {', '.join(options)}", f"{value!r}{hint}")
 
 
 MAX_STEPS = 2**24
-"""Steps of a fixed grid on [0, 1]: float32 tells no more times apart."""
+"""Maximum number of steps on [0, 1]: float32 cannot resolve a finer time grid."""
 MAX_SIDE = 2**14
-"""Pixels of an image's side."""
+"""Maximum side of an image in pixels."""
 MAX_VALUES = 10_000
-"""Entries in a list of numbers of a config."""
+"""Maximum number of entries of a list in a config."""
 
 
-def require_numbers(config: Any, prefix: str = "") -> None:
-    """Raise unless every number of a config dataclass fits what computes with it.
+@runtime_checkable
+class DataclassInstance(Protocol):
+    """An instance of any dataclass."""
 
-    Integers lie in (-2**31, 2**31), since counters and indices on devices have 32 bits. Seeds lie
-    in [0, 2**63); where JAX's 64-bit types are off, its noise depends on their low 32 bits alone.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+def require_numbers(config: DataclassInstance, prefix: str = "") -> None:
+    """Raise unless every number of a config dataclass is in the range that fmjax supports.
+
+    Integers lie in (-2**31, 2**31), because counters and indices on devices have 32 bits. Seeds lie
+    in [0, 2**63); without JAX's 64-bit types, only their low 32 bits affect random numbers.
     Floats are finite. Lists have at most `MAX_VALUES` entries.
 
     Args:
-        config: The dataclass; call this first in its `__post_init__`.
-        prefix: Put before the names of fields in messages.
+        config: A dataclass instance; call this first in its `__post_init__`.
+        prefix: Prefix of field names in messages.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         values = value if isinstance(value, tuple | list) else (value,)
-        few = len(values) <= MAX_VALUES
-        require(few, name, f"have at most {MAX_VALUES:,} entries", f"{len(values):,}")
-        for each in values:
-            _require_number(each, name, is_seed=field.name == "seed")
+        fits = len(values) <= MAX_VALUES
+        require(fits, name, f"have at most {MAX_VALUES:,} entries", f"{len(values):,}")
+        for item in values:
+            _require_number(item, name, is_seed=field.name == "seed")
 
 
-def _require_number(value: Any, name: str, *, is_seed: bool) -> None:
+def _require_number(value: object, name: str, *, is_seed: bool) -> None:
     if isinstance(value, int):
         low, high = (-1, 63) if is_seed else (-(2**31), 31)
         rule = "lie in [0, 2**63)" if is_seed else "lie in (-2**31, 2**31)"
-        # Python writes out no integer of more than 4,300 digits.
-        got = value if value.bit_length() < 256 else f"one of {value.bit_length()} bits"
-        require(low < value < 2**high, name, rule, got)
+        # Python refuses to format integers of more than 4,300 digits.
+        shown = value if value.bit_length() < 256 else f"an integer of {value.bit_length()} bits"
+        require(low < value < 2**high, name, rule, shown)
     if isinstance(value, float):
         require(math.isfinite(value), name, "be finite", value)

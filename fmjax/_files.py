@@ -1,4 +1,4 @@
-"""Files: atomic writes, careful reads, and where fmjax keeps what it makes once and uses often."""
+"""Atomic file writes, checked reads, checks of output files, and the cache folder."""
 
 import difflib
 import hashlib
@@ -22,13 +22,13 @@ from fmjax._stopping import at_stop
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes `path` if the block ends without an exception.
+    """Yield a temporary file that replaces `path` if the block ends without an exception.
 
-    A reader of `path` sees the old file or the whole new one, never a part. The
-    temporary file is in the same folder, because a rename across file systems copies.
-    It keeps the suffix of `path`, by which many writers choose their format. Temporary files that
-    killed processes have left in the folder are removed. A link stays a link: the file that it
-    leads to is replaced.
+    A reader of `path` sees the old file or the complete new one, never a part of it. The temporary
+    file is in the same folder, because a rename across file systems copies. It keeps the suffix of
+    `path`, because many writers choose their format by suffix. Temporary files that killed
+    processes left in the folder are removed. If `path` is a link, the link is kept and its target
+    is replaced.
     """
     if path.is_symlink():
         path = path.resolve()
@@ -38,7 +38,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         try:
             with naming(path):
                 yield temporary
-                # On the disk before it has the name: a power cut may leave the name, no content.
+                # Sync before the rename: else a power failure may leave an empty file.
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 temporary.replace(path)
@@ -48,7 +48,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an `OSError` the name of the file, if it has none: that of a full disk does not say."""
+    """Add the file name to an `OSError` without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -58,43 +58,43 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def require_exists(name: str, path: Path) -> None:
-    """Raise a `ValueError` unless a file or folder exists; the nearest name that does is named."""
+    """Raise a `ValueError` unless a file or folder exists; the message suggests a similar name."""
     if path.exists():
         return
-    near = _nearest_path(path)
-    hint = "" if near is None else f" (did you mean {near}?)"
+    similar = _similar_path(path)
+    hint = "" if similar is None else f" (did you mean {similar}?)"
     raise ValueError(f"{name} must exist, got {path}{hint}")
 
 
-def _nearest_path(path: Path) -> Path | None:
-    """The path next to it, or one folder further down, with the most similar name."""
+def _similar_path(path: Path) -> Path | None:
+    """Return the path with the most similar name, in the same folder or one level deeper."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
-        inner = [one for one in folder.iterdir() if not one.name.startswith(".")]
-        below = [one for each in inner if each.is_dir() for one in each.iterdir()]
+        children = [child for child in folder.iterdir() if not child.name.startswith(".")]
+        grandchildren = [path for child in children if child.is_dir() for path in child.iterdir()]
     except OSError:
-        return None  # A folder that cannot be read has no names to offer.
-    for found in (inner, below):
-        by_name = {one.name: one for one in found if one.suffix == path.suffix}
-        near = difflib.get_close_matches(path.name, by_name, n=1)
-        if near:
-            return by_name[near[0]]
+        return None
+    for candidates in (children, grandchildren):
+        by_name = {item.name: item for item in candidates if item.suffix == path.suffix}
+        matches = difflib.get_close_matches(path.name, by_name, n=1)
+        if matches:
+            return by_name[matches[0]]
     return None
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file's name, or that of a folder on the way to it, begins with a dot."""
+    """Return whether any component of a relative path begins with a dot."""
     return any(name.startswith(".") for name in path.parts)
 
 
 class Found(NamedTuple):
-    """What is below a folder, without what is hidden.
+    """The visible files below a folder.
 
     Attributes:
-        files: The files, within the folder.
-        skipped: What could not be followed, within the folder, with the reason.
+        files: Paths of the files, relative to the folder.
+        skipped: Reason for each path, relative to the folder, that could not be followed.
     """
 
     files: list[Path]
@@ -102,7 +102,7 @@ class Found(NamedTuple):
 
 
 def walk(folder: Path) -> Found:
-    """Find all files below a folder, through links too; a link to a folder above it is skipped.
+    """Find all files below a folder, following links except those to a parent folder.
 
     Raises:
         OSError: If the folder cannot be read.
@@ -111,38 +111,38 @@ def walk(folder: Path) -> Found:
     skipped: dict[Path, str] = {}
     pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(Path(), frozenset())]
     while pending:
-        below, above = pending.pop()
+        subfolder, parents = pending.pop()
         try:
-            status = (folder / below).stat()
+            status = (folder / subfolder).stat()
             identity = (status.st_dev, status.st_ino)
-            if identity in above:
-                skipped[below] = "links to a folder above them"
+            if identity in parents:
+                skipped[subfolder] = "links to a parent folder"
                 continue
-            with os.scandir(folder / below) as entries:
+            with os.scandir(folder / subfolder) as entries:
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError:
-            if not below.parts:
+            if not subfolder.parts:
                 raise
-            skipped[below] = "folders that cannot be read"
+            skipped[subfolder] = "unreadable folders"
             continue
         for entry in visible:
-            path = below / entry.name
+            path = subfolder / entry.name
             try:
                 is_dir, is_file = entry.is_dir(), entry.is_file()
-            except OSError:  # A link to itself, or into a folder that cannot be read.
+            except OSError:  # A link to itself, or into an unreadable folder.
                 is_dir = is_file = False
             if is_dir:
-                pending.append((path, above | {identity}))
+                pending.append((path, parents | {identity}))
             elif is_file:
                 files.append(path)
             else:
-                skipped[path] = "links that lead nowhere" if entry.is_symlink() else "devices"
+                skipped[path] = "broken links" if entry.is_symlink() else "devices"
     return Found(sorted(files), skipped)
 
 
 def require_writable(folder: Path) -> None:
-    """Raise an `OSError` unless files can be made in a folder, or in what there is of its path."""
-    folder = _nearest(folder)
+    """Raise an `OSError` unless files can be created in a folder or its nearest existing parent."""
+    folder = _existing_parent(folder)
     with writing_in(folder):
         probe = temporary_name(folder / "probe")
         probe.touch()
@@ -150,8 +150,8 @@ def require_writable(folder: Path) -> None:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether only this user, or root, can have written what a folder holds."""
-    if not hasattr(os, "getuid"):  # Windows: rights are of another kind.
+    """Return whether only this user or root can write to a folder."""
+    if not hasattr(os, "getuid"):  # Windows has no POSIX permissions.
         return True
     status = folder.stat()
     return status.st_uid in (0, os.getuid()) and not status.st_mode & stat.S_IWOTH
@@ -160,28 +160,28 @@ def is_private(folder: Path) -> bool:
 def require_target(
     path: Path, name: str = "output", *, suffix: str = "", inputs: Iterable[Path] = ()
 ) -> None:
-    """Raise unless a file can be written at `path`; to be called before any work.
+    """Raise unless a file can be written at `path`. Call this before any work.
 
     Args:
-        path: The file, which may exist.
-        name: Of the option, in the error.
-        suffix: The one that the file must have: ".png".
-        inputs: Files that are read, which it must not replace.
+        path: The output file, which may exist.
+        name: Name of the option, for error messages.
+        suffix: Required suffix, such as ".png"; empty for any.
+        inputs: Input files that the output must not overwrite.
 
     Raises:
-        ValueError: If it is a folder, a device or a link to nothing, has no name or another suffix,
-            is an input, or lies in a file or in the checkpoints of a run.
-        OSError: If no file can be made in its folder.
+        ValueError: If `path` is a folder, a device, a broken link or an input, has no name or
+            another suffix, or is inside a file or the checkpoints of a run.
+        OSError: If no file can be created in its folder.
     """
     require(path.name not in ("", ".."), name, "be the name of a file", path)
     require(path.suffix.lower() == suffix or not suffix, name, f"end in {suffix}", path)
     require(not path.is_dir(), name, "be the name of a file", f"the folder {path}")
-    nothing = path.is_symlink() and not path.exists()
-    require(not nothing, name, "be the name of a file", f"{path}, a link to nothing")
-    plain = path.is_file() or not path.exists()
-    require(plain, name, "be the name of a file", f"{path}, which is a device or a pipe")
-    for each in inputs:
-        require(not same_place(path, each), name, "be another file than the input", path)
+    is_broken_link = path.is_symlink() and not path.exists()
+    require(not is_broken_link, name, "be the name of a file", f"the broken link {path}")
+    is_regular = path.is_file() or not path.exists()
+    require(is_regular, name, "be the name of a file", f"{path}, which is a device or a pipe")
+    for input_file in inputs:
+        require(not same_place(path, input_file), name, "differ from the input file", path)
     require_folder(path.parent, name)
 
 
@@ -189,16 +189,18 @@ def require_target(
 def lock_outputs(
     *paths: Path, name: str = "output", on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the files that are to be written together, after `require_target` of each.
+    """Check output files with `require_target` and lock them against other processes.
 
     Args:
-        paths: The files; the first one's lock is taken. None hold nothing.
-        name: As of `require_target`.
-        on_wait: As of `fmjax._locks.lock_file`.
+        paths: Files that are written together. Only the first one is locked; without files
+            nothing is locked.
+        name: Name of the option, for error messages.
+        on_wait: Called once with a message if the lock is taken, before waiting for it; None
+            raises instead, see `fmjax._locks.lock_file`.
 
     Raises:
-        ValueError: If a file cannot be written, or another process is writing them.
-        OSError: If no file can be made in one of the folders.
+        ValueError: If a file cannot be written, or another process is writing it.
+        OSError: If no file can be created in one of the folders.
     """
     for path in paths:
         require_target(path, name)
@@ -210,121 +212,121 @@ def require_folder(folder: Path, name: str = "output") -> None:
     """Raise unless files can be written in `folder`, which may not exist yet.
 
     Raises:
-        ValueError: If it or a folder above is a file or a link to nothing, or it lies in the
-            checkpoints of a run.
-        OSError: If no file can be made there.
+        ValueError: If the folder or one of its parents is a file or a broken link, or it is
+            inside the checkpoints of a run.
+        OSError: If no file can be created in it.
     """
-    for each in (folder, *folder.parents):
-        nothing = each.is_symlink() and not each.exists()
-        require(not nothing, name, "be in a folder", f"{each}, a link to nothing")
-        if each.exists():
-            require(each.is_dir(), name, "be in a folder", f"the file {each}")
+    for parent in (folder, *folder.parents):
+        is_broken_link = parent.is_symlink() and not parent.exists()
+        require(not is_broken_link, name, "be in a folder", f"the broken link {parent}")
+        if parent.exists():
+            require(parent.is_dir(), name, "be in a folder", f"the file {parent}")
             break
-    real = folder.resolve()
-    for each in (real, *real.parents):
-        inside = each.name == "checkpoints" and (each.parent / "config.json").is_file()
-        require(not inside, name, "be outside the checkpoints of a run", folder)
+    resolved = folder.resolve()
+    for parent in (resolved, *resolved.parents):
+        is_inside = parent.name == "checkpoints" and (parent.parent / "config.json").is_file()
+        require(not is_inside, name, "be outside the checkpoints of a run", folder)
     require_writable(folder)
 
 
 def require_outside(path: Path, source: Path, name: str = "output") -> None:
-    """Raise a `ValueError` if `path` is `source` or in it, by whatever names and links."""
-    inside = path.resolve().is_relative_to(source.resolve())
-    require(not inside, name, f"be outside {source}", path)
+    """Raise a `ValueError` if `path` is the folder `source` or inside it, after following links."""
+    is_inside = path.resolve().is_relative_to(source.resolve())
+    require(not is_inside, name, f"be outside {source}", path)
 
 
 def same_place(path: Path, other: Path) -> bool:
-    """Whether two names lead to one file or folder, or would if it existed."""
+    """Return whether two paths refer to the same file or folder, which may not exist yet."""
     if path.exists() and other.exists():
         return path.samefile(other)
     return path.resolve() == other.resolve()
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Raise a `ValueError` unless the disk of `folder` has room; to be called before long work.
+    """Raise a `ValueError` unless the disk of `folder` has enough space. Call before long work.
 
     Args:
-        folder: It may not exist yet.
-        num_bytes: How much is to be written.
-        what: In the error: "2 checkpoints".
+        folder: Output folder, which may not exist yet.
+        num_bytes: Number of bytes to be written.
+        what: Description of the output for the error message, such as "2 checkpoints".
     """
-    free = shutil.disk_usage(_nearest(folder)).free
-    rule = f"have {_in_units(num_bytes)} of free space for {what}"
-    require(num_bytes <= free, f"disk of {folder}", rule, _in_units(free))
+    free = shutil.disk_usage(_existing_parent(folder)).free
+    rule = f"have {_format_bytes(num_bytes)} of free space for {what}"
+    require(num_bytes <= free, f"disk of {folder}", rule, _format_bytes(free))
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder; 0 if there is none."""
+    """Return the size of all files below a folder in bytes; 0 if the folder does not exist."""
     total = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # Removed meanwhile.
+        with suppress(FileNotFoundError):  # Another process removed the file.
             total += path.stat().st_size if path.is_file() else 0
     return total
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or what there is of its path."""
+def _existing_parent(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
-def _in_units(num_bytes: int) -> str:
-    """Bytes in the largest unit of which there is one."""
+def _format_bytes(num_bytes: int) -> str:
+    """Format a number of bytes with the largest unit that gives a value of at least 1."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes} bytes"
 
 
-_PIECE = 4096
+_PIECE_BYTES = 4096
 
 
 def fingerprint(paths: Iterable[Path], pieces: int = 64) -> str:
-    """A digest of files' names and sizes, and of pieces of 4 KiB spread over what they hold.
+    """Compute a digest of files from their names, sizes and evenly spaced pieces of 4 KiB.
 
-    It tells other pictures and other weights apart without reading them whole; that a file was
-    changed in a few bytes it may not see.
+    It distinguishes different images or weights without reading entire files, but may miss a
+    change of a few bytes.
 
     Args:
-        paths: The files, in their order.
-        pieces: Of each, at least two: from its start to its end.
+        paths: The files; their order matters.
+        pieces: Number of pieces read from each file, at least two, from its start to its end.
     """
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
         digest.update(os.fsencode(f"{path.name}\0{size}\0"))
         with path.open("rb") as file:
-            if size <= pieces * _PIECE:
+            if size <= pieces * _PIECE_BYTES:
                 digest.update(file.read())
                 continue
             for piece in range(pieces):
-                file.seek((size - _PIECE) * piece // (pieces - 1))
-                digest.update(file.read(_PIECE))
+                file.seek((size - _PIECE_BYTES) * piece // (pieces - 1))
+                digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()
 
 
 def open_npy(path: Path) -> np.ndarray:
-    """Map the array of an .npy file into memory; never a pickle.
+    """Memory-map the array of an .npy file, without unpickling.
 
     Raises:
-        ValueError: If the file is damaged or something else.
+        ValueError: If the file is not a valid .npy file.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Headers that Python 2 wrote.
+            warnings.simplefilter("ignore")  # Headers written by Python 2.
             return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # noqa: BLE001 - a wrong byte in a header raises a dozen kinds
-        found = "an .npz file" if _starts(path, b"PK\x03\x04") else _first_line(error)
-        raise ValueError(f"file {path} must be a whole .npy file, got {found}") from error
+    except Exception as error:  # noqa: BLE001 - damaged headers raise many types of errors
+        reason = "an .npz file" if _starts_with(path, b"PK\x03\x04") else _first_line(error)
+        raise ValueError(f"file {path} must be a valid .npy file, got {reason}") from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _starts(path: Path, magic: bytes) -> bool:
-    """Whether a file can be read and begins with these bytes, which tell formats apart."""
+def _starts_with(path: Path, magic: bytes) -> bool:
+    """Return whether a file is readable and begins with the magic bytes of a format."""
     try:
         with path.open("rb") as file:
             return file.read(len(magic)) == magic
@@ -333,37 +335,37 @@ def _starts(path: Path, magic: bytes) -> bool:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, by name; never a pickle.
+    """Read all arrays of an .npz file, by name, without unpickling.
 
     Raises:
-        ValueError: If the file is missing, damaged or something else.
+        ValueError: If the file is missing or not a valid .npz file.
     """
     if not zipfile.is_zipfile(path):
-        found = "an .npy file" if _starts(path, b"\x93NUMPY") else "no zip archive"
-        raise ValueError(f"file {path} must be a whole .npz file, got {found}")
+        reason = "an .npy file" if _starts_with(path, b"\x93NUMPY") else "no zip archive"
+        raise ValueError(f"file {path} must be a valid .npz file, got {reason}")
     try:
-        # Opened here: NumPy leaves a file open that it finds damaged.
+        # Pass an open file, because NumPy does not close a damaged file that it opened itself.
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # Headers that Python 2 wrote.
+            warnings.simplefilter("ignore")  # Headers written by Python 2.
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # noqa: BLE001 - a wrong byte makes zipfile raise a dozen kinds
-        found = _first_line(error)
-        raise ValueError(f"file {path} must be a whole .npz file, got {found}") from error
+    except Exception as error:  # noqa: BLE001 - damaged archives raise many types of errors
+        reason = _first_line(error)
+        raise ValueError(f"file {path} must be a valid .npz file, got {reason}") from error
     for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of any other file.
-            raise ValueError(f"file {path} must be a whole .npz file, got no array in {key!r}")
+        if not isinstance(array, np.ndarray):  # NumPy returns bytes for members without an array.
+            raise ValueError(f"file {path} must be a valid .npz file, got no array in {key!r}")
     return arrays
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Write arrays by name, compressed; the file is there whole or not at all."""
+    """Write named arrays to a compressed .npz file, atomically."""
     with write_atomically(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def cache_dir() -> Path:
-    """`$FMJAX_CACHE`, or `~/.cache/fmjax` (under `$XDG_CACHE_HOME` if that is set)."""
+    """Return the cache folder: `$FMJAX_CACHE`, `$XDG_CACHE_HOME/fmjax` or `~/.cache/fmjax`."""
     if named := os.environ.get("FMJAX_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fmjax"

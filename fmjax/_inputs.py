@@ -1,72 +1,72 @@
-"""Checks of the arrays, keys and functions that users pass; each raises one plain line."""
-
-from typing import Any
+"""Checks of the arrays, keys and functions that users pass."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from fmjax._arrays import Batch
 from fmjax._checks import require
 
 
-def described(value: Any) -> str:
-    """What a value is, in a few words: `int32 of shape (4,)`, `None`, `a list`."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
+def described(value: object) -> str:
+    """Describe a value for a message: `int32 of shape (4,)`, `None`, `a list`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and shape is not None:
+        return f"{dtype} of shape {tuple(shape)}"
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return repr(value)
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+    type_name = type(value).__name__
+    return f"{'an' if type_name[0] in 'aeiouAEIOU' else 'a'} {type_name}"
 
 
-def is_array(value: Any) -> bool:
-    """Whether it is an array of numbers of JAX or NumPy, traced or not."""
+def is_array(value: object) -> bool:
+    """Return whether a value is a numeric array of JAX (also a tracer) or NumPy."""
     return isinstance(value, (jax.Array, np.ndarray, np.generic)) and (
         jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
     )
 
 
-def require_points(name: str, x: Any) -> None:
-    """Raise unless `x` is an array `[batch, *event]` of floating point with at least one number."""
+def require_points(name: str, x: PyTree) -> None:
+    """Raise unless `x` is a non-empty floating-point array `[batch, *event]`."""
     require(is_array(x), name, "be an array [batch, *event]", described(x))
     require(jnp.issubdtype(x.dtype, jnp.floating), name, "be floating point", x.dtype)
     require(x.ndim >= 1, name, "have a batch axis", f"shape {x.shape}")
     require(0 not in x.shape, name, "hold at least one sample", f"shape {x.shape}")
 
 
-def require_real(name: str, x: Any) -> None:
-    """Raise unless `x` is an array of real numbers with a leading axis, and not empty."""
+def require_real(name: str, x: PyTree) -> None:
+    """Raise unless `x` is a non-empty array of real numbers with at least one axis."""
     real = is_array(x) and not jnp.issubdtype(x.dtype, jnp.complexfloating)
     require(real, name, "be an array of real numbers", described(x))
     require(x.ndim >= 1 and 0 not in x.shape, name, "hold at least one sample", f"shape {x.shape}")
 
 
 def require_batch(batch: Batch) -> None:
-    """Raise unless a batch of training data holds points, and a condition and source for each."""
+    """Raise unless `batch` holds points, and conditions and source points of the same number."""
     require(isinstance(batch, Batch), "batch", "be a Batch(x1, cond, x0)", described(batch))
     require_real("batch.x1", batch.x1)
     require_cond(batch.cond, batch.x1.shape[0])
     if batch.x0 is not None:
         require_real("batch.x0", batch.x0)
-        same = batch.x0.shape == batch.x1.shape
-        require(same, "batch.x0", f"have the shape of x1, {batch.x1.shape}", batch.x0.shape)
+        same_shape = batch.x0.shape == batch.x1.shape
+        require(same_shape, "batch.x0", f"have the shape of x1, {batch.x1.shape}", batch.x0.shape)
 
 
-def require_ends(t: Any, x0: Any, x1: Any) -> None:
-    """Raise unless `x0` and `x1` are real points of one shape, with a time in `t` for each."""
+def require_ends(t: PyTree, x0: PyTree, x1: PyTree) -> None:
+    """Raise unless `x0` and `x1` are real arrays of equal shape, with one time in `t` per row."""
     for name, x in (("t", t), ("x0", x0), ("x1", x1)):
         require_real(name, x)
     require(x0.shape == x1.shape, "x0", f"have the shape of x1, {x1.shape}", x0.shape)
     require(t.shape == x1.shape[:1], "t", f"have shape {x1.shape[:1]}, one per example", t.shape)
 
 
-def as_features(name: str, features: Any) -> np.ndarray:
-    """The features `[n, d]` as a NumPy array.
+def as_features(name: str, features: PyTree) -> np.ndarray:
+    """Convert features `[n, d]` to a NumPy array.
 
     Raises:
-        ValueError: If they are no such array of real numbers, or hold inf or nan.
+        ValueError: If the features are not an array `[n, d]` of finite real numbers.
     """
     try:
         x = np.asarray(features)
@@ -79,27 +79,27 @@ def as_features(name: str, features: Any) -> np.ndarray:
     return x
 
 
-def require_like(name: str, value: Any, x: Any) -> None:
-    """Raise unless what the function `name` returned is shaped like the points `x`, and real."""
+def require_like(name: str, value: PyTree, x: PyTree) -> None:
+    """Raise unless `value`, the result of function `name`, is a float array shaped like `x`."""
     require(is_array(value), name, f"return an array of shape {x.shape}", described(value))
     require(value.shape == x.shape, name, f"return shape {x.shape}", value.shape)
     require(jnp.issubdtype(value.dtype, jnp.floating), name, "return floating point", value.dtype)
 
 
-def require_function(name: str, fn: Any) -> None:
-    """Raise unless `fn` can be called."""
+def require_function(name: str, fn: object) -> None:
+    """Raise unless `fn` is callable."""
     require(callable(fn), name, "be a function", described(fn))
 
 
-def require_keys(keys: Any, x: Any) -> None:
-    """Raise unless there is a typed key for each sample of `x`."""
-    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+def require_keys(keys: PyTree, x: PyTree) -> None:
+    """Raise unless `keys` holds one typed PRNG key per sample of `x`."""
+    is_typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     rule = f"be typed keys of shape {x.shape[:1]}, one per sample"
-    require(typed and keys.shape == x.shape[:1], "keys", rule, described(keys))
+    require(is_typed and keys.shape == x.shape[:1], "keys", rule, described(keys))
 
 
-def require_key(key: Any) -> None:
-    """Raise unless `key` is one key of JAX."""
+def require_key(key: object) -> None:
+    """Raise unless `key` is a single PRNG key, typed or raw."""
     is_key = isinstance(key, jax.Array) and (
         (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
         or (key.dtype == jnp.uint32 and key.ndim == 1)
@@ -107,68 +107,71 @@ def require_key(key: Any) -> None:
     require(is_key, "key", "be one key (jax.random.key)", described(key))
 
 
-def _require_kept(name: str, value: Any) -> None:
-    """Raise if JAX would drop the upper bits of an integer array of NumPy."""
+def _require_representable(name: str, value: object) -> None:
+    """Raise if JAX's conversion of a NumPy integer array would drop its upper bits."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size:
         limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
         low, high = int(value.min()), int(value.max())
-        kept = limits.min <= low and high <= limits.max
-        require(kept, name, f"hold integers of {limits.dtype}", f"{low} to {high}")
+        fits = limits.min <= low and high <= limits.max
+        require(fits, name, f"hold integers of {limits.dtype}", f"{low} to {high}")
 
 
-def require_cond(cond: Any, num: int | None = None) -> None:
-    """Raise unless a condition is a pytree of numbers.
+def require_cond(cond: PyTree, num: int | None = None) -> None:
+    """Raise unless a condition is a pytree of numbers, arrays of numbers or keys.
 
     Args:
         cond: The condition, or None.
-        num: The samples that each leaf must have one row for; None if any shape will do.
+        num: Number of samples, the required length of each leaf's leading axis; None to allow
+            any shape.
     """
     for leaf in jax.tree.leaves(cond):
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        number = is_array(leaf) or is_key or isinstance(leaf, (bool, int, float))
-        require(number, "cond", "hold arrays of numbers", described(leaf))
-        _require_kept("cond", leaf)
+        is_number = is_array(leaf) or is_key or isinstance(leaf, (bool, int, float))
+        require(is_number, "cond", "hold arrays of numbers", described(leaf))
+        _require_representable("cond", leaf)
         if num is not None:
-            rows = jnp.shape(leaf)[:1]
+            leading = jnp.shape(leaf)[:1]
             rule = f"hold arrays with a leading batch axis of {num}"
-            require(rows == (num,), "cond", rule, described(leaf))
+            require(leading == (num,), "cond", rule, described(leaf))
 
 
-def null_like(cond: Any, null_cond: Any) -> Any:
-    """The null condition in arrays of the shapes and dtypes of `cond`, with unchanged values.
+def null_like(cond: PyTree, null_cond: PyTree) -> PyTree:
+    """Broadcast the null condition to the shapes and dtypes of `cond`, without changing values.
 
     Args:
-        cond: A condition, a pytree of arrays.
-        null_cond: A pytree like it, each leaf broadcast to that of `cond`.
+        cond: Condition, a pytree of arrays.
+        null_cond: Pytree with the structure of `cond`, whose leaves broadcast to those of `cond`.
 
     Raises:
-        ValueError: If it is another pytree, or a leaf has another shape or holds what the leaf of
-            `cond` cannot hold: no class label is 0.5.
+        ValueError: If the structures differ, a leaf does not broadcast, or the dtype of `cond`
+            cannot represent a value, such as 0.5 for a class label.
     """
     leaves, structure = jax.tree.flatten(cond)
     try:
         nulls = structure.flatten_up_to(null_cond)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"null_cond must be like the condition, {structure}, got {described(null_cond)}"
+            f"null_cond must have the structure of the condition, {structure}, "
+            f"got {described(null_cond)}"
         ) from error
     return structure.unflatten(map(_null_leaf, leaves, nulls))
 
 
-def _null_leaf(leaf: Any, null: Any) -> jax.Array:
+def _null_leaf(leaf: PyTree, null: PyTree) -> jax.Array:
+    """Broadcast one leaf of the null condition to the shape and dtype of `leaf`."""
     dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(null, shape)
-    known = is_array(null) or isinstance(null, (bool, int, float))
-    require(known, "null_cond", "hold numbers like the condition", described(null))
+    is_number = is_array(null) or isinstance(null, (bool, int, float))
+    require(is_number, "null_cond", "hold numbers like the condition", described(null))
     try:
         broadcasts = np.broadcast_shapes(jnp.shape(null), shape) == shape
     except ValueError:
         broadcasts = False
     require(broadcasts, "null_cond", f"broadcast to shape {shape}", described(null))
     if isinstance(null, Tracer):
-        like = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(null.dtype, dtype)
-        require(like, "null_cond", f"hold {dtype} like the condition", null.dtype)
+        fits = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(null.dtype, dtype)
+        require(fits, "null_cond", f"hold {dtype} values like the condition", null.dtype)
         return jnp.broadcast_to(jnp.asarray(null, dtype), shape)
     value = np.asarray(null)
     fits = (value.dtype.kind == "b") == jnp.issubdtype(dtype, jnp.bool_)
@@ -179,5 +182,5 @@ def _null_leaf(leaf: Any, null: Any) -> jax.Array:
     elif jnp.issubdtype(dtype, jnp.floating):
         largest = float(jnp.finfo(dtype).max)
         fits = fits and not np.any(np.isfinite(value) & (np.abs(value) > largest))
-    require(fits, "null_cond", f"hold {dtype} like the condition", null)
+    require(fits, "null_cond", f"hold {dtype} values like the condition", null)
     return jnp.broadcast_to(jnp.asarray(value.astype(dtype)), shape)

@@ -1,11 +1,12 @@
-"""Reading programs: the equations that JAX traces a function to."""
+"""Iterate over the equations of jaxprs, including nested ones."""
 
 from collections.abc import Iterator
-from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn
 
 
-def inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """The programs that an equation holds: bodies of loops, branches, inner calls."""
+def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yield the jaxprs nested in an equation: loop bodies, branches and called functions."""
     for value in equation.params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(inner, "jaxpr", inner)
@@ -13,8 +14,8 @@ def inner_jaxprs(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of scans, conditionals and inner calls included."""
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yield all equations of a jaxpr, including those of nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in inner_jaxprs(equation):

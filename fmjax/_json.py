@@ -1,8 +1,8 @@
-"""Reading JSON that others may have written: text to values, and values to checked types.
+"""Read and check JSON files, which may come from other programs.
 
 `parse_json` turns text into plain values, `check_json` turns plain values into dataclasses, named
-tuples, typed dicts and collections of them, and `read_json` does both for a file. Every refusal is
-a `ValueError` of one line: `<file> must hold <what> at <place>, got <value>`.
+tuples, typed dicts and collections of them, and `read_json` does both for a file. Every error is a
+`ValueError` of one line: `<file> must hold <type> at <place>, got <value>`.
 """
 
 import json
@@ -29,21 +29,21 @@ T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 
 MAX_DEPTH = 100
-"""Levels of nested arrays and objects in a document."""
+"""Maximum nesting depth of a document."""
 MAX_BYTES = 2**28
-"""Size of a file."""
-_MAX_DIGITS = 1_000  # Of an integer. Tokenizers state "no limit" as 10**30.
-_MAX_ERRORS = 4  # Named in one message.
+"""Maximum size of a file in bytes."""
+_MAX_DIGITS = 1_000  # Digits of an integer. Tokenizers write "no limit" as 10**30.
+_MAX_ERRORS = 4  # Errors listed in one message.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Rule(NamedTuple):
-    """A rule that `Annotated[kind, Rule(...)]` adds to a type.
+    """A condition on values, added to a type with `Annotated[type, Rule(...)]`.
 
     Attributes:
-        what: What the value must be, in words.
-        holds: Whether a value of the type is so.
+        what: Description of valid values, such as "a number in [0, 1]".
+        holds: Returns whether a value of the type is valid.
     """
 
     what: str
@@ -51,16 +51,16 @@ class Rule(NamedTuple):
 
 
 def one_of(*values: str) -> Rule:
-    """The rule of a string that is one of some."""
+    """Return the rule that a string is one of `values`."""
     return Rule(f"one of {', '.join(values)}", lambda value: value in values)
 
 
 def require_lengths(name: str, **lists: Sized) -> None:
-    """Raise unless lists of a document, by their names, are of one length."""
+    """Raise unless lists of a document, passed by name, have equal length."""
     lengths = [len(items) for items in lists.values()]
     if len(set(lengths)) > 1:
-        wanted, got = " and ".join(lists), " and ".join(map(str, lengths))
-        raise ValueError(f"{name} must hold {wanted} of one length, got {got}")
+        names, got = " and ".join(lists), " and ".join(map(str, lengths))
+        raise ValueError(f"{name} must hold {names} of equal length, got {got}")
 
 
 Count = Annotated[int, Rule("an integer of at least 0", lambda value: value >= 0)]
@@ -74,11 +74,11 @@ Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule("a number of at least 0", lambda value: value >= 0)]
 _MAY_BE_INFINITE = "may be infinite or NaN"
 AnyFloat = Annotated[float, _MAY_BE_INFINITE]
-"""A float that may be infinite or NaN, in JSON also as the strings "inf", "-inf" and "nan"."""
+"""A float that may be infinite or NaN; JSON may write it as "inf", "-inf" or "nan"."""
 
 
 class Mismatch(ValueError):
-    """A value of another kind than its place holds."""
+    """A JSON value that does not have the type of its place."""
 
     def __init__(self, what: str, value: Any) -> None:
         self.what, self.got = what, shown(value)
@@ -86,16 +86,16 @@ class Mismatch(ValueError):
 
 
 def parse_json(text: str | bytes, name: str, *, nonfinite: bool = False) -> Any:
-    """The values of a JSON document.
+    """Parse a JSON document to plain Python values.
 
     Args:
         text: The document; bytes are UTF-8, with or without a byte order mark.
-        name: What the message calls it.
-        nonfinite: Whether `NaN`, `Infinity` and `-Infinity` are numbers.
+        name: Name of the document in error messages.
+        nonfinite: Whether `NaN`, `Infinity` and `-Infinity` are accepted as numbers.
 
     Raises:
-        ValueError: If it is no JSON, is nested deeper than `MAX_DEPTH`, repeats a key in an
-            object, or holds a number that no float64 and no integer of 1,000 digits can hold.
+        ValueError: If the text is not JSON, is nested deeper than `MAX_DEPTH`, repeats a key in an
+            object, or holds a float beyond float64 or an integer of more than 1,000 digits.
     """
     try:
         if isinstance(text, bytes):
@@ -109,7 +109,7 @@ def parse_json(text: str | bytes, name: str, *, nonfinite: bool = False) -> Any:
             parse_float=_finite,
             parse_constant=float if nonfinite else _no_constant,
         )
-        if _SURROGATE.search(text):  # Half a character, which no file and no terminal takes.
+        if _SURROGATE.search(text):  # A lone surrogate cannot be encoded as UTF-8.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise ValueError(f"{name} must be UTF-8 text, got {error}") from error
@@ -121,7 +121,7 @@ def parse_json(text: str | bytes, name: str, *, nonfinite: bool = False) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Count brackets outside strings: `json.loads` ends in a RecursionError or deeper trouble."""
+    """Raise if brackets outside strings nest too deep, which would crash `json.loads`."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
@@ -132,11 +132,11 @@ def _check_depth(text: str) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"with each key once, got {shown(repeated)} twice")
-    return found
+    return result
 
 
 def _integer(digits: str) -> int:
@@ -156,7 +156,7 @@ def _no_constant(word: str) -> float:
 
 
 def shown(value: Any) -> str:
-    """A JSON value in a message: short, and on one line."""
+    """Format a JSON value for a message, short and on one line."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):
@@ -168,89 +168,92 @@ def shown(value: Any) -> str:
 
 
 def read_json(
-    path: Path, kind: Callable[..., T], *, nonfinite: bool = False, extra: bool = False
+    file: Path, target: Callable[..., T], *, nonfinite: bool = False, extra: bool = False
 ) -> T:
-    """The document in a file, as a value of type `kind`.
+    """Read a JSON file as a value of type `target`.
 
     Args:
-        path: The file.
-        kind: The type, as for `check_json`.
-        nonfinite: As for `parse_json`.
-        extra: As for `check_json`.
+        file: The file.
+        target: Type of the document; see `check_json`.
+        nonfinite: Whether `NaN`, `Infinity` and `-Infinity` are accepted as numbers.
+        extra: Whether objects may have unknown keys.
 
     Raises:
-        ValueError: If the file is missing or too large, or as `parse_json` and `check_json`.
+        ValueError: If the file is missing or too large, is not JSON (see `parse_json`), or has
+            another type (see `check_json`).
     """
-    value = parse_json(_bytes_of(path), str(path), nonfinite=nonfinite)
-    return check_json(value, kind, str(path), extra=extra)
+    value = parse_json(_read_bytes(file), str(file), nonfinite=nonfinite)
+    return check_json(value, target, str(file), extra=extra)
 
 
-def _bytes_of(path: Path) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path.parent} must hold {path.name}, got no such file")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} must hold at most {MAX_BYTES:,} bytes of JSON, got {size:,}")
-    return path.read_bytes()
+def _read_bytes(file: Path) -> bytes:
+    if not file.is_file():
+        raise ValueError(f"{file.parent} must hold {file.name}, got no such file")
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{file} must hold at most {MAX_BYTES:,} bytes of JSON, got {size:,}")
+    return file.read_bytes()
 
 
-def check_json(value: Any, kind: Callable[..., T], name: str, *, extra: bool = False) -> T:
-    """A parsed document as a value of type `kind`.
+def check_json(value: Any, target: Callable[..., T], name: str, *, extra: bool = False) -> T:
+    """Convert a parsed document to a value of type `target`.
 
-    Types are strict: a string is no number, a bool is no integer, a float must be finite (but for
-    `AnyFloat`), an integer must fit 64 bits.
+    Types are strict: strings are not converted to numbers, nor bools to integers. Floats must be
+    finite, except `AnyFloat`, and integers must fit 64 bits.
 
     Args:
-        value: From `parse_json`.
-        kind: A dataclass, a `NamedTuple`, a `TypedDict`, `dict[str, ...]`, `list[...]` or
-            `tuple[...]`, of these, of str, int, float, bool, `Literal`, enums, unions and `Any`.
-            `Annotated[..., Rule(...)]` narrows a type.
-        name: What the message calls the document.
-        extra: Whether objects may hold keys that their type does not have.
+        value: Result of `parse_json`.
+        target: A dataclass, `NamedTuple`, `TypedDict`, `dict[str, ...]`, `list[...]` or
+            `tuple[...]`, whose items are such types, str, int, float, bool, `Literal`, enums,
+            unions or `Any`. `Annotated[..., Rule(...)]` adds a condition to a type.
+        name: Name of the document in error messages.
+        extra: Whether objects may have unknown keys.
 
     Raises:
-        ValueError: If it is of another type; the message names each place, up to four.
+        ValueError: If the value has another type. The message lists up to four errors with their
+            place in the document.
     """
-    return structure(_CONVERTERS[extra], value, kind, name)
+    return structure(_CONVERTERS[extra], value, target, name)
 
 
-def structure(converter: cattrs.Converter, value: Any, kind: Callable[..., T], name: str) -> T:
-    """`check_json` with a converter from `make_converter`, to which hooks may have been added."""
+def structure(converter: cattrs.Converter, value: Any, target: Callable[..., T], name: str) -> T:
+    """Convert a parsed document like `check_json`, with a converter from `make_converter`."""
     try:
-        return converter.structure(value, typing.cast("type[T]", kind))
+        return converter.structure(value, typing.cast("type[T]", target))
     except cattrs.BaseValidationError as error:
-        lines = cattrs.transform_error(error, path="", format_exception=_in_words)
-        first = "; ".join(_placed(line) for line in lines[:_MAX_ERRORS])
-        more = f"; and {len(lines) - _MAX_ERRORS} more" if len(lines) > _MAX_ERRORS else ""
-        raise ValueError(f"{name} {first}{more}") from error
+        lines = cattrs.transform_error(error, path="", format_exception=_error_template)
+        shown_errors = "; ".join(_insert_place(line) for line in lines[:_MAX_ERRORS])
+        suffix = f"; and {len(lines) - _MAX_ERRORS} more" if len(lines) > _MAX_ERRORS else ""
+        raise ValueError(f"{name} {shown_errors}{suffix}") from error
     except ValueError as error:
-        raise ValueError(f"{name} {_in_words(error, None).format('')}") from error
+        raise ValueError(f"{name} {_error_template(error, None).format('')}") from error
 
 
-def _in_words(error: BaseException, _: object) -> str:
-    """A refusal with `{}` for the place."""
+def _error_template(error: BaseException, _: object) -> str:
+    """Return the message of an error as a format string, with `{}` for the place."""
     if isinstance(error, Mismatch):
-        return _braces(f"must hold {error.what}") + "{}" + _braces(f", got {error.got}")
+        return _escape(f"must hold {error.what}") + "{}" + _escape(f", got {error.got}")
     if isinstance(error, KeyError):
         return "must hold a value{}, got none"
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         names = ", ".join(shown(name) for name in sorted(error.extra_fields)[:_MAX_ERRORS])
-        return "must hold known keys alone{}, got " + _braces(names)
-    # What a type itself refuses says which of its fields that is.
-    return _braces(f"must be valid, got {error}")
+        return "must hold only known keys{}, got " + _escape(names)
+    # An error raised by the type itself names the invalid field.
+    return _escape(f"must be valid, got {error}")
 
 
-def _braces(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _placed(line: str) -> str:
-    words, _, place = line.rpartition(" @ ")
+def _insert_place(line: str) -> str:
+    """Insert the place, which cattrs appends after " @ ", into an error template."""
+    template, _, place = line.rpartition(" @ ")
     place = place.lstrip(".")
-    return words.format(f" at {place}" if place else "")
+    return template.format(f" at {place}" if place else "")
 
 
 def plain_json(value: Any) -> Any:
-    """A value for `json.dumps`: infinity and NaN, which JSON lacks, as `AnyFloat` reads them."""
+    """Replace infinity and NaN, which JSON lacks, by the strings that `AnyFloat` reads."""
     if isinstance(value, Mapping):
         return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -259,25 +262,25 @@ def plain_json(value: Any) -> Any:
 
 
 def make_converter(*, extra: bool = False) -> cattrs.Converter:
-    """A cattrs converter that takes no value for one of another type.
+    """Create a strict cattrs converter, which does not convert between types.
 
     Args:
-        extra: As for `check_json`.
+        extra: Whether objects may have unknown keys.
     """
     converter = cattrs.Converter(forbid_extra_keys=not extra)
-    for kind, hook in _PRIMITIVES.items():
-        converter.register_structure_hook(kind, partial(_unless_enum, hook))
+    for target, hook in _PRIMITIVES.items():
+        converter.register_structure_hook(target, partial(_unless_enum, hook))
     converter.register_structure_hook(Enum, _enum_hook)
     factories: Mapping[Callable[[Any], bool], Callable[..., Hook]] = {
         _is(Mapping, dict): _mapping_hook,
         _is(list, Sequence): _list_hook,
-        lambda kind: typing.get_origin(kind) is tuple: _tuple_hook,
+        lambda cls: typing.get_origin(cls) is tuple: _tuple_hook,
         _is_union: _union_hook,
-        lambda kind: typing.get_origin(kind) is typing.Literal: _literal_hook,
-        lambda kind: isinstance(kind, type) and is_dataclass(kind): _object_hook,
-        lambda kind: isinstance(kind, type) and hasattr(kind, "_field_defaults"): _object_hook,
+        lambda cls: typing.get_origin(cls) is typing.Literal: _literal_hook,
+        lambda cls: isinstance(cls, type) and is_dataclass(cls): _object_hook,
+        lambda cls: isinstance(cls, type) and hasattr(cls, "_field_defaults"): _object_hook,
         typing.is_typeddict: _object_hook,
-        lambda kind: typing.get_origin(kind) is Annotated: _annotated_hook,
+        lambda cls: typing.get_origin(cls) is Annotated: _annotated_hook,
     }
     for predicate, factory in factories.items():
         converter.register_structure_hook_factory(predicate)(factory)
@@ -285,16 +288,16 @@ def make_converter(*, extra: bool = False) -> cattrs.Converter:
 
 
 def _is(*origins: type) -> Callable[[Any], bool]:
-    return lambda kind: typing.get_origin(kind) in origins
+    return lambda target: typing.get_origin(target) in origins
 
 
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+def _is_union(target: Any) -> bool:
+    return typing.get_origin(target) in (typing.Union, types.UnionType)
 
 
-def _primitive(kind: type, what: str) -> Hook:
+def _primitive(target: type, what: str) -> Hook:
     def hook(value: Any, _: Any) -> Any:
-        if type(value) is not kind:
+        if type(value) is not target:
             raise Mismatch(what, value)
         return value
 
@@ -315,10 +318,10 @@ def _float_hook(value: Any, _: Any) -> float:
     return float(value)
 
 
-def _any_float_hook(value: Any, kind: Any) -> float:
+def _any_float_hook(value: Any, target: Any) -> float:
     if value in ("inf", "-inf", "nan") or (type(value) is float and not math.isfinite(value)):
         return float(value)
-    return _float_hook(value, kind)
+    return _float_hook(value, target)
 
 
 _PRIMITIVES: Mapping[Any, Hook] = {
@@ -330,115 +333,117 @@ _PRIMITIVES: Mapping[Any, Hook] = {
 }
 
 
-def _only(kind: type, what: str, inner: Hook) -> Hook:
-    """`inner` for values of one type."""
+def _only(target: type, what: str, inner: Hook) -> Hook:
+    """Wrap a hook so that it raises `Mismatch` for values that are not a `target`."""
 
     def hook(value: Any, to: Any) -> Any:
-        if not isinstance(value, kind):
+        if not isinstance(value, target):
             raise Mismatch(what, value)
         return inner(value, to)
 
     return hook
 
 
-def _list_hook(kind: Any, converter: cattrs.Converter) -> Hook:
-    return _only(list, "a list", list_structure_factory(kind, converter))
+def _list_hook(target: Any, converter: cattrs.Converter) -> Hook:
+    return _only(list, "a list", list_structure_factory(target, converter))
 
 
-def _mapping_hook(kind: Any, converter: cattrs.Converter) -> Hook:
-    arguments = typing.get_args(kind)
+def _mapping_hook(target: Any, converter: cattrs.Converter) -> Hook:
+    arguments = typing.get_args(target)
     assert arguments[0] is str, "keys of JSON are strings"
     return _only(
         dict, "an object", mapping_structure_factory(typing.cast(Any, dict)[arguments], converter)
     )
 
 
-def _tuple_hook(kind: Any, converter: cattrs.Converter) -> Hook:
-    arguments = typing.get_args(kind)
+def _tuple_hook(target: Any, converter: cattrs.Converter) -> Hook:
+    arguments = typing.get_args(target)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         items = converter.get_structure_hook(list[arguments[0]])
         return lambda value, _: tuple(items(value, list[arguments[0]]))
-    # A tuple of a fixed length: each element has its type.
+    # A tuple of a fixed length has one type per element.
     hooks = [converter.get_structure_hook(argument) for argument in arguments]
 
     def hook(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or len(value) != len(arguments):
             raise Mismatch(f"a list of {len(arguments)} values", value)
-        return tuple(each(item, to) for each, item, to in zip(hooks, value, arguments, strict=True))
+        return tuple(
+            item_hook(item, to) for item_hook, item, to in zip(hooks, value, arguments, strict=True)
+        )
 
     return hook
 
 
-def _union_hook(kind: Any, converter: cattrs.Converter) -> Hook:
-    """The first member that takes the value."""
-    members = typing.get_args(kind)
-    rest = [member for member in members if member is not type(None)]
-    if len(rest) < len(members):  # Errors are those of the one type that it is besides null.
-        some = reduce(operator.or_, rest)
-        inner = converter.get_structure_hook(some)
-        return lambda value, _: None if value is None else inner(value, some)
-    hooks = [(converter.get_structure_hook(member), member) for member in rest]
+def _union_hook(target: Any, converter: cattrs.Converter) -> Hook:
+    """Return a hook that uses the first member of a union that accepts the value."""
+    members = typing.get_args(target)
+    not_null = [member for member in members if member is not type(None)]
+    if len(not_null) < len(members):  # Error messages then name only the types other than null.
+        optional = reduce(operator.or_, not_null)
+        inner = converter.get_structure_hook(optional)
+        return lambda value, _: None if value is None else inner(value, optional)
+    hooks = [(converter.get_structure_hook(member), member) for member in not_null]
 
     def hook(value: Any, _: Any) -> Any:
-        wanted = []
+        expected = []
         for inner, member in hooks:
             try:
                 return inner(value, member)
             except Mismatch as error:
-                wanted.append(error.what)
+                expected.append(error.what)
             except cattrs.BaseValidationError:
-                wanted.append(f"a valid {getattr(member, '__name__', 'value')}")
-        raise Mismatch(" or ".join(dict.fromkeys(wanted)), value)
+                expected.append(f"a valid {getattr(member, '__name__', 'value')}")
+        raise Mismatch(" or ".join(dict.fromkeys(expected)), value)
 
     return hook
 
 
-def _literal_hook(kind: Any, _: cattrs.Converter) -> Hook:
-    values = typing.get_args(kind)
+def _literal_hook(target: Any, _: cattrs.Converter) -> Hook:
+    values = typing.get_args(target)
 
     def hook(value: Any, _: Any) -> Any:
-        if not any(type(value) is type(each) and value == each for each in values):
+        if not any(type(value) is type(item) and value == item for item in values):
             raise Mismatch(f"one of {', '.join(map(str, values))}", value)
         return value
 
     return hook
 
 
-def _unless_enum(hook: Hook, value: Any, kind: Any) -> Any:
-    """A hook of a class is that of its subclasses: an enum of texts is one of str."""
-    return _enum_hook(value, kind) if issubclass(kind, Enum) else hook(value, kind)
+def _unless_enum(hook: Hook, value: Any, target: Any) -> Any:
+    """Use the enum hook for enums, because cattrs applies the hook of str to string enums."""
+    return _enum_hook(value, target) if issubclass(target, Enum) else hook(value, target)
 
 
-def _enum_hook(value: Any, kind: Any) -> Any:
-    values = {each.value: each for each in kind}
+def _enum_hook(value: Any, target: Any) -> Any:
+    values = {member.value: member for member in target}
     if not isinstance(value, str | int) or value not in values:
         raise Mismatch(f"one of {', '.join(map(str, values))}", value)
     return values[value]
 
 
-def _object_hook(kind: Any, converter: cattrs.Converter) -> Hook:
+def _object_hook(target: Any, converter: cattrs.Converter) -> Hook:
     inner: Hook
-    if is_dataclass(kind):
-        inner = make_dataclass_hook(typing.cast("type", kind), converter)
-    elif typing.is_typeddict(kind):
-        inner = make_typed_dict_hook(kind, converter)
+    if is_dataclass(target):
+        inner = make_dataclass_hook(typing.cast("type", target), converter)
+    elif typing.is_typeddict(target):
+        inner = make_typed_dict_hook(target, converter)
     else:
         forbid = converter.forbid_extra_keys
-        inner = make_namedtuple_hook(kind, converter, "from_converter", forbid)
+        inner = make_namedtuple_hook(target, converter, "from_converter", forbid)
     return _only(dict, "an object", inner)
 
 
-def _annotated_hook(kind: Any, converter: cattrs.Converter) -> Hook:
-    base, *notes = typing.get_args(kind)
-    rules = [note for note in notes if isinstance(note, Rule)]
-    inner = _any_float_hook if _MAY_BE_INFINITE in notes else converter.get_structure_hook(base)
+def _annotated_hook(target: Any, converter: cattrs.Converter) -> Hook:
+    base, *metadata = typing.get_args(target)
+    rules = [item for item in metadata if isinstance(item, Rule)]
+    inner = _any_float_hook if _MAY_BE_INFINITE in metadata else converter.get_structure_hook(base)
 
     def hook(value: Any, _: Any) -> Any:
-        found = inner(value, base)
+        result = inner(value, base)
         for rule in rules:
-            if not rule.holds(found):
+            if not rule.holds(result):
                 raise Mismatch(rule.what, value)
-        return found
+        return result
 
     return hook
 

@@ -1,9 +1,10 @@
 """Locks between processes: one writer of a folder or file at a time.
 
-A lock is `flock` on a small hidden file, which names its holder. The system releases it when the
-process ends, however it ends. `flock` belongs to an open file, not to a process as `lockf` does:
-it excludes threads of one process too, and reading the holder's name does not release it. On NFS
-Linux turns it into a lock that other machines see, if the file is open for writing, as here.
+A lock is `flock` on a small hidden file that contains the name of its holder. The system releases
+it whenever the process ends. Unlike `lockf`, `flock` belongs to an open file, not to a process: it
+also excludes threads of one process, and reading the holder's name does not release it. On NFS,
+Linux converts it to a lock visible to other machines if the file is open for writing, as it is
+here.
 """
 
 import errno
@@ -27,26 +28,26 @@ try:
 except ImportError:  # Windows.
     fcntl = None
 
-_ENDING = ".fmjax.lock"
-_LOOK_EVERY = 0.05
-_TRIES = 4  # Another process may have taken it for a moment, to see whether it is free.
-_MOST_ATTEMPTS = 1000  # To make a folder; in vain if a link on the way leads to nothing.
+_SUFFIX = ".fmjax.lock"
+_LOOK_EVERY = 0.05  # Seconds between attempts to take a lock.
+_TRIES = 4  # Another process may hold the lock briefly, to check whether it is free.
+_MAX_ATTEMPTS = 1000  # Attempts to create a folder, which always fail below a broken link.
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-_LONGEST_STEM = 100  # Characters of a file's name that the names of hidden files repeat.
+_MAX_STEM = 100  # Characters of a file's name that the names of hidden files repeat.
 
 
 class Locked(ValueError):
-    """Another process, or another thread of this one, holds the lock."""
+    """Raised when another process, or another thread of this process, holds a lock."""
 
 
 class _Held:
-    """A lock of this process.
+    """A lock held by this process.
 
     Attributes:
-        fd: Of the open lock file.
-        thread: Which holds the lock, and may take it again.
-        count: How often it has taken it.
+        fd: File descriptor of the open lock file.
+        thread: Identifier of the thread that holds the lock; only it may acquire it again.
+        count: Number of times that the thread has acquired the lock.
     """
 
     def __init__(self, fd: int) -> None:
@@ -62,21 +63,22 @@ _warned: set[int] = set()
 def lock_folder(
     folder: Path, name: str = "folder", *, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock of all that a folder holds, except files with locks of their own.
+    """Hold the lock of a folder and its contents, except files that are locked separately.
 
-    Missing folders are made. If they are empty at the end, they are removed again.
+    Missing folders are created, and removed at the end if they are empty.
 
     Args:
         folder: The folder.
-        name: What it is, in the error: "run folder".
-        on_wait: Wait until the lock is free, and call this once with a line that names its holder.
+        name: Description of the folder for error messages, such as "run folder".
+        on_wait: Called once with a message that names the holder, before waiting for the lock;
+            None raises instead of waiting.
 
     Raises:
         Locked: If another process holds the lock, and `on_wait` is None.
-        OSError: If no file can be made in the folder.
+        OSError: If no file can be created in the folder.
     """
-    made = _missing(folder)
-    with _removed_if_empty(made), _lock(folder / _ENDING, f"{name} {folder}", on_wait):
+    created = _missing_folders(folder)
+    with _removed_if_empty(created), _lock(folder / _SUFFIX, f"{name} {folder}", on_wait):
         yield
 
 
@@ -84,24 +86,24 @@ def lock_folder(
 def lock_file(
     path: Path, name: str = "file", *, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock of one file that is to be written; as `lock_folder`."""
-    made = _missing(path.parent)
+    """Hold the lock of one output file; the arguments and errors are those of `lock_folder`."""
+    created = _missing_folders(path.parent)
     stem = path.name
-    if len(stem) > _LONGEST_STEM:
+    if len(stem) > _MAX_STEM:
         digest = hashlib.sha256(os.fsencode(stem)).hexdigest()
-        stem = f"{stem[: _LONGEST_STEM // 4]}-{digest}"
-    lock = path.parent / f".{stem}{_ENDING}"
-    with _removed_if_empty(made), _lock(lock, f"{name} {path}", on_wait):
+        stem = f"{stem[: _MAX_STEM // 4]}-{digest}"
+    lock = path.parent / f".{stem}{_SUFFIX}"
+    with _removed_if_empty(created), _lock(lock, f"{name} {path}", on_wait):
         yield
 
 
 @contextmanager
 def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
-    """At the end of the block, or of the process by a signal."""
+    """Remove empty folders when the block ends or a signal ends the process."""
 
     def remove() -> None:
         for folder in folders:
-            with suppress(OSError):  # It holds something.
+            with suppress(OSError):  # The folder is not empty.
                 folder.rmdir()
 
     try:
@@ -112,33 +114,33 @@ def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
 
 
 def require_unlocked(folder: Path) -> None:
-    """Raise unless nothing in a folder is locked, except by this thread.
+    """Raise if another process or thread holds a lock in a folder.
 
     Raises:
         Locked: If a process is writing to the folder or to something in it.
     """
-    for path in sorted(folder.rglob(f"*{_ENDING}")):
+    for path in sorted(folder.rglob(f"*{_SUFFIX}")):
         with _lock(path, f"folder {folder}", None):
             pass
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file is one that locks are on."""
-    return path.name.endswith(_ENDING)
+    """Return whether a file is a lock file."""
+    return path.name.endswith(_SUFFIX)
 
 
 def is_left(path: Path) -> bool:
-    """Whether a file is a lock or a temporary file, which a killed process may have left."""
+    """Return whether a file is a lock or temporary file, which killed processes leave behind."""
     return is_lock(path) or _TEMPORARY.fullmatch(path.name) is not None
 
 
-def _missing(folder: Path) -> list[Path]:
-    """The folders that are missing and will be made, the innermost first."""
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folder and its parents that do not exist, innermost first."""
     missing = []
-    for each in (folder, *folder.parents):
-        if each.exists():
+    for parent in (folder, *folder.parents):
+        if parent.exists():
             break
-        missing.append(each)
+        missing.append(parent)
     return missing
 
 
@@ -146,15 +148,16 @@ def _missing(folder: Path) -> list[Path]:
 def _lock(
     path: Path, what: str, on_wait: Callable[[str], None] | None, tries: int = _TRIES
 ) -> Iterator[None]:
-    key, told = os.path.realpath(path), False
-    while (holder := _take(path, key)) is not None:
+    """Hold the lock file `path`; `what` names the locked file or folder in messages."""
+    key, has_reported = os.path.realpath(path), False
+    while (holder := _acquire(path, key)) is not None:
         tries -= 1
         if on_wait is None and tries <= 0:
             rule = "have one writer at a time"
             raise Locked(f"{what} must {rule}, got {holder}, which is writing to it")
-        if on_wait is not None and not told:
+        if on_wait is not None and not has_reported:
             on_wait(f"waiting for {holder}, which is writing to {what.partition(' ')[2]}")
-            told = True
+            has_reported = True
         time.sleep(_LOOK_EVERY)
     try:
         with at_stop(partial(path.unlink, missing_ok=True)):
@@ -163,8 +166,8 @@ def _lock(
         _release(path, key)
 
 
-def _take(path: Path, key: str) -> str | None:
-    """Take the lock, or give its holder in words."""
+def _acquire(path: Path, key: str) -> str | None:
+    """Try to acquire a lock. Return None, or a description of its holder if it is taken."""
     with _guard:
         held = _held.get(key)
         if held is not None and held.thread == threading.get_ident():
@@ -178,36 +181,36 @@ def _take(path: Path, key: str) -> str | None:
             fd, writable = _open(path)
         except FileNotFoundError:
             attempts += 1
-            if attempts == _MOST_ATTEMPTS:
+            if attempts == _MAX_ATTEMPTS:
                 raise
-            # Another process may make or remove the folder at the same time.
+            # Another process may create or remove the folder at the same time.
             with suppress(FileExistsError, FileNotFoundError):
                 path.parent.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            busy = not _flock(fd, path.parent)
-            holder = _read_holder(fd) if busy else None
-            current = not busy and _is_at(fd, path)
-            if not busy and current and writable:
+            is_locked = not _flock(fd, path.parent)
+            holder = _read_holder(fd) if is_locked else None
+            is_current = not is_locked and _is_at(fd, path)
+            if is_current and writable:
                 _write_holder(fd)
                 with _guard:
                     _held[key] = _Held(fd)
                 return None
-            if not busy and current:  # Left by a process of another user, which was killed.
+            if is_current:  # A killed process of another user left the file.
                 path.unlink()
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
-        if busy:
+        if is_locked:
             return holder
-        # Its holder removed the file before it released the lock: there is another one, or none.
+        # The previous holder removed this file before it released the lock: try again.
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """A descriptor of the lock file, not passed to child programs, and whether it can be written.
+    """Open a lock file; return its descriptor and whether it is writable.
 
-    A link is not followed: the holder's name would be written over what it leads to.
+    Links are not followed, because writing the holder's name would overwrite their target.
     """
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
@@ -219,7 +222,7 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _flock(fd: int, folder: Path) -> bool:
-    """Take the lock of an open file; False if it is held. Without locks there is a warning."""
+    """Lock an open file; return False if it is locked. Warn on file systems without locks."""
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -232,13 +235,13 @@ def _flock(fd: int, folder: Path) -> bool:
         device = os.fstat(fd).st_dev
         if device not in _warned:
             _warned.add(device)
-            text = "is on a file system without locks: run one writer at a time"
-            warnings.warn(f"folder {folder} {text}", stacklevel=1)
+            message = "is on a file system without locks: run one writer at a time"
+            warnings.warn(f"folder {folder} {message}", stacklevel=1)
     return True
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Return whether an open file is still the file at `path`."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -246,13 +249,14 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _write_holder(fd: int) -> None:
-    with suppress(OSError):  # A full disk: the lock holds without a name.
+    """Write the process and host of the holder to the lock file."""
+    with suppress(OSError):  # A full disk: the lock is held without a name.
         os.ftruncate(fd, 0)
         os.write(fd, f"process {os.getpid()} on host {socket.gethostname()}".encode())
 
 
 def _read_holder(fd: int) -> str:
-    """What the holder has written; it may be about to."""
+    """Read the description of the holder, which may be written only shortly after locking."""
     for _ in range(5):
         with suppress(OSError):
             os.lseek(fd, 0, os.SEEK_SET)
@@ -264,6 +268,7 @@ def _read_holder(fd: int) -> str:
 
 
 def _release(path: Path, key: str) -> None:
+    """Release one acquisition of a lock; the last one removes the lock file."""
     with _guard:
         held = _held[key]
         held.count -= 1
@@ -277,7 +282,7 @@ def _release(path: Path, key: str) -> None:
 
 
 def _forget() -> None:
-    """In a forked child: its copies of the descriptors would keep the locks of a dead parent."""
+    """Close the locks in a forked child, whose descriptors would outlive a killed parent."""
     global _guard
     _guard = threading.Lock()
     for fd in (*(held.fd for held in _held.values()), *_shared):
@@ -291,32 +296,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-# Temporary files. While one exists, its writer holds a shared lock of its folder; whoever gets the
-# exclusive lock finds only files that were left by processes which are gone.
+# Temporary files. While one exists, its writer holds a shared lock of its folder. A process that
+# gets the exclusive lock therefore finds only temporary files of processes that have ended.
 
 _shared: set[int] = set()
 _MARK = ".fmjax"
 _TEMPORARY = re.compile(r"\..*-([0-9a-f]{4})[0-9a-f]{8}\.fmjax(\.[^.]*)?", re.DOTALL)
-_OLD = 24 * 3600.0  # Seconds after which a temporary file of another machine counts as left.
+_MAX_AGE = 24 * 3600.0  # Seconds after which temporary files of other machines are removed.
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name in the folder of `path`, with its suffix, that no other process chooses."""
-    name = f".{path.stem[: _LONGEST_STEM // 2]}-{_machine()}{secrets.token_hex(4)}{_MARK}"
+    """Return a unique hidden file name in the folder of `path`, with the same suffix."""
+    name = f".{path.stem[: _MAX_STEM // 2]}-{_machine()}{secrets.token_hex(4)}{_MARK}"
     return path.with_name(name + path.suffix)
 
 
 @contextmanager
 def writing_in(folder: Path) -> Iterator[None]:
-    """Hold the shared lock of a folder, in which a temporary file is written.
+    """Hold the shared lock of a folder while a temporary file in it is written.
 
-    First those are removed that killed processes have left, and their locks. Where folders cannot
-    be locked, none are.
+    Before, temporary and lock files of killed processes are removed, if the folder can be locked.
     """
     fd = None
     with suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
-    if fd is None or fcntl is None:  # Windows opens no folders.
+    if fd is None or fcntl is None:  # Windows cannot open folders.
         yield
         return
     _shared.add(fd)
@@ -331,7 +335,7 @@ def writing_in(folder: Path) -> Iterator[None]:
 
 
 def _share(fd: int) -> None:
-    """Take the shared lock. Who holds the exclusive one for long is another program: go on."""
+    """Acquire the shared lock, or continue without it if it stays locked, as by another program."""
     assert fcntl is not None
     for _ in range(20):
         try:
@@ -345,27 +349,27 @@ def _share(fd: int) -> None:
 
 
 def _remove_leftovers(fd: int, folder: Path) -> None:
-    """Remove the temporary files of a folder, if no process is writing one there.
+    """Remove temporary files in a folder if no process is writing one.
 
-    NFS locks folders on one machine only. There files of others are left alone for a day.
+    NFS locks folders only within one machine, so files of other machines are kept for a day.
     """
     assert fcntl is not None
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     machine = _machine()
     for entry in os.scandir(folder):
-        if entry.name.endswith(_ENDING):
+        if entry.name.endswith(_SUFFIX):
             with suppress(Locked, OSError), _lock(Path(entry.path), "", None, tries=1):
-                pass  # The file goes with the lock.
-        found = _TEMPORARY.fullmatch(entry.name)
-        if found and (found[1] == machine or time.time() - entry.stat().st_mtime > _OLD):
+                pass  # Releasing the lock removes the file.
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and (match[1] == machine or time.time() - entry.stat().st_mtime > _MAX_AGE):
             with suppress(OSError):
                 os.unlink(entry.path)
 
 
 def _machine() -> str:
-    """Four digits that tell machines apart, since they were started."""
+    """Return four hexadecimal digits that identify this machine since its last boot."""
     try:
-        about = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
-        about = socket.gethostname().encode()
-    return hashlib.sha256(about).hexdigest()[:4]
+        identity = socket.gethostname().encode()
+    return hashlib.sha256(identity).hexdigest()[:4]

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""Progress reports of long computations."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,40 +6,40 @@ from typing import Protocol, runtime_checkable
 
 Advance = Callable[..., None]
 COMPILING = "compiling"
-"""The note of a task that XLA compiles for, which may take minutes; its first result removes it."""
+"""Note of a task while XLA compiles for it. The first completed unit of work removes the note."""
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """Hears from work that takes more than a few seconds. Only the command line prints."""
+    """Receiver of progress reports from long computations. Only the command line prints them."""
 
     def say(self, line: str) -> None:
-        """Tell one line that stays."""
+        """Report a line of text."""
         ...
 
     def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
-        """Open a task of `total` units (None: unknown).
+        """Open a task of `total` units of work (None: unknown).
 
-        Call `advance(n=1, note=None)` as it goes. A note stays until the next one; `COMPILING` goes
-        when `n` is not 0.
+        The context manager yields `advance(n=1, note=None)`, which adds `n` completed units. A
+        note is shown until the next note, and `COMPILING` until a call with nonzero `n`.
         """
         ...
 
     def part_done(self, name: str) -> None:
-        """End a part of the work. Its time, since the end of the part before, counts for `name`."""
+        """End a part of the work; the time since the previous part counts for `name`."""
         ...
 
 
 class Silent:
-    """Hears nothing: the default of every function that reports progress."""
+    """Progress receiver that ignores all reports, the default of functions that report progress."""
 
     def say(self, line: str) -> None:
         """Ignore the line."""
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
-        """Give an `advance` that does nothing."""
+        """Yield an `advance` that does nothing."""
         yield lambda n=1, note=None: None
 
     def part_done(self, name: str) -> None:
-        """Ignore the part."""
+        """Ignore the end of a part."""

@@ -1,8 +1,8 @@
-"""Ends by SIGTERM and Ctrl-C: at once, or, while there is something to save, where a loop looks.
+"""Stop the process on SIGTERM and Ctrl-C: at once, or deferred until a loop has saved its state.
 
-Python calls a signal handler in the main thread and between two of its own instructions: not while
-XLA compiles or a device computes. An exception that the handler raises is lost where Python calls
-it from a callback of JAX or a finalizer. So the handler of the command line does nothing, and
+Python calls signal handlers in the main thread between two bytecode instructions, so not while XLA
+compiles or a device computes. An exception raised by a handler is lost if Python calls the handler
+from a callback of JAX or a finalizer. Therefore the handler of the command line does nothing, and
 `signal.set_wakeup_fd` sends the number of each signal to a thread, which ends the process.
 """
 
@@ -14,16 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeAlias
 
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
+"""A signal handler as `signal.signal` returns it."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Seconds within which two signals are one: `timeout` and shells send theirs to a process and to
-# its group.
-_ONE = 0.05
+# Signals within this many seconds count as one, because `timeout` and shells send a signal to both
+# a process and its group.
+_SAME_SIGNAL_SECONDS = 0.05
 
 
-class _Stops:
-    """What this process knows about its end; one object for the process."""
+class _State:
+    """Signal state of the process; there is one instance."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -36,20 +38,21 @@ class _Stops:
         self.callbacks: dict[object, Callable[[], object]] = {}
 
 
-_stops = _Stops()
+_state = _State()
 
 
 @contextlib.contextmanager
 def stoppable(then: str) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the process in the block, with one line and exit code 128 + number.
+    """End the process on SIGTERM and Ctrl-C in this block, with exit code 128 + signal number.
 
-    The first one ends it within moments, except where signals are deferred; a second one always
-    does. Only the main thread can take signals over: in others nothing changes.
+    The first signal ends the process immediately, unless signals are deferred; a second signal
+    always does. Outside the main thread this does nothing, because only it can handle signals.
 
     Args:
-        then: What the same command does after a stop: "starts again", or "goes on".
+        then: What the same command does after a stop, for the message: "starts again" or
+            "goes on".
     """
-    if _stops.installed or threading.current_thread() is not threading.main_thread():
+    if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
         return
     uninstall = install(then)
@@ -60,13 +63,13 @@ def stoppable(then: str) -> Iterator[None]:
 
 
 def install(then: str) -> Callable[[], None]:
-    """`stoppable` until the process ends, or until the function that this gives is called."""
-    global _stops
-    _stops = _Stops()
-    _stops.installed, _stops.then = True, then
+    """Handle signals like `stoppable`, until the returned function is called."""
+    global _state
+    _state = _State()
+    _state.installed, _state.then = True, then
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # The thread first: a signal that comes before it is told by Python's own handler.
+    # Start the thread first: until the handlers are set, Python's own handlers apply.
     thread = threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True)
     thread.start()
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -74,9 +77,9 @@ def install(then: str) -> Callable[[], None]:
 
     def uninstall() -> None:
         for number, handler in previous.items():
-            signal.signal(number, _nameable(handler))
+            signal.signal(number, _or_default(handler))
         signal.set_wakeup_fd(previous_fd)
-        _stops.installed = False
+        _state.installed = False
         os.write(writer, b"\0")
         thread.join()
         os.close(reader)
@@ -86,13 +89,13 @@ def install(then: str) -> Callable[[], None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """Leave the signal to the thread: that there is a handler makes Python write to the pipe."""
+    """Do nothing; Python writes a signal to the pipe only if it has a Python handler."""
 
 
 def _in_forked_child() -> None:
-    """Signals of a child are its own: it has no thread, and its pipe is that of the parent."""
-    if _stops.installed:
-        _stops.installed = False
+    """Restore default signal handling in a child, which lacks the thread and shares the pipe."""
+    if _state.installed:
+        _state.installed = False
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -102,53 +105,54 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_forked_child)
 
 
-def _nameable(handler: Any) -> Any:
-    """A handler to give back: one that C code set, which Python cannot name, is the default."""
+def _or_default(handler: Handler) -> Handler:
+    """Return a previous handler; None, a handler set by C code, becomes the default handler."""
     return signal.SIG_DFL if handler is None else handler
 
 
 def _watch(reader: int) -> None:
-    """Take the numbers of signals out of the pipe; 0 ends the thread."""
+    """Read signal numbers from the pipe until a 0, which ends the thread."""
     while number := os.read(reader, 1)[0]:
         if number in SIGNALS:
             _receive(signal.Signals(number).name)
 
 
 def _receive(cause: str) -> None:
+    """End the process, request a stop of all processes, or note a deferred signal."""
     now = time.monotonic()
-    with _stops.lock:
-        again = _stops.received_at is not None
-        if again and now - (_stops.received_at or 0.0) < _ONE:
+    with _state.lock:
+        is_repeated = _state.received_at is not None
+        if is_repeated and now - (_state.received_at or 0.0) < _SAME_SIGNAL_SECONDS:
             return
-        _stops.received_at = now
-        stop_all = None if again else _stops.stop_all
-        deferred = _stops.num_deferred > 0 and not again
-        if deferred and stop_all is None:
-            _stops.cause = cause
+        _state.received_at = now
+        stop_all = None if is_repeated else _state.stop_all
+        is_deferred = _state.num_deferred > 0 and not is_repeated
+        if is_deferred and stop_all is None:
+            _state.cause = cause
     if stop_all is not None:
         stop_all(cause)
-    elif not deferred:
+    elif not is_deferred:
         end(cause)
 
 
 def end(cause: str, *, delay: float = 0.0) -> NoReturn:
-    """End the process now, from any thread: with one line, and without temporary files.
+    """End the process from any thread: run the `at_stop` callbacks and print one line.
 
-    There is no line if `conclude` was called before.
+    Nothing is printed after a call of `conclude`.
 
     Args:
-        cause: The signal's name.
-        delay: Seconds to wait in silence, for processes that need this one until they end.
+        cause: Name of the signal.
+        delay: Seconds to wait before the end, for other processes that still need this one.
     """
-    with _stops.lock:
-        first, _stops.ending = not _stops.ending, True
-    if not first:
+    with _state.lock:
+        is_first, _state.ending = not _state.ending, True
+    if not is_first:
         hold()
-    for callback in reversed(list(_stops.callbacks.values())):
-        with contextlib.suppress(Exception):  # The process ends whatever they do.
+    for callback in reversed(list(_state.callbacks.values())):
+        with contextlib.suppress(Exception):  # The process ends in any case.
             callback()
-    line = f"fmjax: stopped by {cause}; the same command {_stops.then}\n"
-    if not _stops.concluded:
+    line = f"fmjax: stopped by {cause}; the same command {_state.then}\n"
+    if not _state.concluded:
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
     if delay:
@@ -160,94 +164,94 @@ def end(cause: str, *, delay: float = 0.0) -> NoReturn:
 
 
 def hold() -> None:
-    """Wait for the end of the process, if another thread is ending it.
+    """Wait forever if another thread is ending the process.
 
-    For whoever is about to report an error, which may be one of that end.
+    Call this before reporting an error, which the end of the process may have caused.
     """
-    while _stops.ending:
+    while _state.ending:
         time.sleep(1.0)
 
 
 def conclude() -> None:
-    """State that the command prints its last line next: a later signal adds no other line.
+    """Suppress the message of later signals, because the command prints its last line next.
 
-    If another thread is ending the process, this waits for the end.
+    If another thread is ending the process, wait for its end.
     """
-    with _stops.lock:
-        _stops.concluded = not _stops.ending
+    with _state.lock:
+        _state.concluded = not _state.ending
     hold()
 
 
 @contextlib.contextmanager
 def at_stop(callback: Callable[[], object]) -> Iterator[None]:
-    """Call `callback`, from another thread, if a signal ends the process in the block."""
+    """Call `callback` from another thread if a signal ends the process in this block."""
     key = object()
-    _stops.callbacks[key] = callback
+    _state.callbacks[key] = callback
     try:
         yield
     finally:
-        _stops.callbacks.pop(key, None)
+        _state.callbacks.pop(key, None)
 
 
 def is_installed() -> bool:
-    """Whether the command line has taken the signals over."""
-    return _stops.installed
+    """Return whether `install` handles the signals of this process."""
+    return _state.installed
 
 
 def note(cause: str) -> None:
-    """Another process of the run got a signal; this one goes on until all have agreed on a step."""
-    _stops.cause = _stops.cause or cause
+    """Note a signal that another process of the run received, until all agree on a last step."""
+    _state.cause = _state.cause or cause
 
 
 def stop_all_by(request: Callable[[str], None]) -> None:
-    """From now on the first signal calls `request(cause)`, which has all processes of a run stop.
+    """Make the first signal call `request(cause)`, which asks all processes of a run to stop.
 
-    It must return at once; `end` follows from it.
+    It must return immediately, and must lead to a call of `end`.
     """
-    _stops.stop_all = request
+    _state.stop_all = request
 
 
 class Deferral:
-    """While entered, a signal only leaves a note, which a loop looks for.
+    """Between `enter` and `leave`, record signals instead of ending the process.
 
-    Without `install`, as in a notebook, handlers of its own note SIGTERM and Ctrl-C, and a second
-    Ctrl-C raises `KeyboardInterrupt`. In other threads than the main one they note nothing.
+    Without `install`, as in a notebook, this sets handlers that record SIGTERM and Ctrl-C, and a
+    second Ctrl-C raises `KeyboardInterrupt`. Outside the main thread nothing is recorded then.
 
     Attributes:
-        cause: The signal's name, None if there was none; it stays after the end.
+        cause: Name of the signal, or None; it is kept after `leave`.
     """
 
     def __init__(self) -> None:
         self.cause: str | None = None
         self._deferred = False
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, Handler] = {}
 
     def enter(self) -> None:
-        """Defer signals from now on."""
-        if _stops.installed:
+        """Start deferring signals."""
+        if _state.installed:
             hold()
-            with _stops.lock:
-                _stops.num_deferred += 1
+            with _state.lock:
+                _state.num_deferred += 1
             self._deferred = True
         elif threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
 
     def leave(self) -> None:
-        """Signals end the process again; one that came in the meantime is `cause`."""
+        """Stop deferring signals; one that arrived in the meantime is in `cause`."""
         self.look()
         for number, handler in self._previous.items():
-            signal.signal(number, _nameable(handler))
+            signal.signal(number, _or_default(handler))
         if self._deferred:
-            with _stops.lock:
-                _stops.num_deferred -= 1
-                self.cause = self.cause or _stops.cause
+            with _state.lock:
+                _state.num_deferred -= 1
+                self.cause = self.cause or _state.cause
         self._deferred, self._previous = False, {}
 
     def look(self) -> str | None:
-        """The signal that came, None if none did."""
+        """Return the name of the signal received so far, or None."""
         if self._deferred:
-            self.cause = self.cause or _stops.cause
+            self.cause = self.cause or _state.cause
         return self.cause
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -257,6 +261,6 @@ class Deferral:
 
 
 def show_cursor() -> None:
-    """Show the cursor, which progress bars hide, and begin a new line."""
+    """Show the cursor, which progress bars hide, and start a new line."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.write(sys.__stdout__.fileno(), b"\x1b[?25h\n")  # pyright: ignore[reportOptionalMemberAccess]

@@ -1,42 +1,45 @@
-"""Nested dicts with dotted names: taken apart by name, and put together again."""
+"""Flatten, split and merge nested dicts by dotted names."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from jaxtyping import PyTree
 
 
-def flatten_dict(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return all leaves of nested dicts, keyed by dotted name, in order."""
+def flatten_dict(tree: PyTree, prefix: str = "") -> dict[str, PyTree]:
+    """Return the leaves of nested dicts, keyed by dotted name, in order."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    leaves: dict[str, Any] = {}
-    for name, part in tree.items():
-        leaves |= flatten_dict(part, f"{prefix}.{name}" if prefix else name)
+    leaves: dict[str, PyTree] = {}
+    for name, subtree in tree.items():
+        leaves |= flatten_dict(subtree, f"{prefix}.{name}" if prefix else name)
     return leaves
 
 
-def unflatten_dict(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of leaves by dotted name; without leaves an empty one."""
-    tree: dict[str, Any] = {}
+def unflatten_dict(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Build nested dicts from leaves keyed by dotted name, the inverse of `flatten_dict`."""
+    tree: dict[str, PyTree] = {}
     for name, leaf in leaves.items():
         *branches, last = name.split(".")
-        at = tree
+        node = tree
         for branch in branches:
-            at = at.setdefault(branch, {})
-        at[last] = leaf
+            node = node.setdefault(branch, {})
+        node[last] = leaf
     return tree
 
 
-def partition(tree: Any, chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split nested dicts into the leaves whose dotted names are `chosen` and the others."""
+def partition(
+    tree: PyTree, chosen: Callable[[str], bool]
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Split nested dicts into the leaves whose dotted name is `chosen` and the remaining leaves."""
     selected, others = {}, {}
     for name, leaf in flatten_dict(tree).items():
         (selected if chosen(name) else others)[name] = leaf
     return unflatten_dict(selected), unflatten_dict(others)
 
 
-def combine(*trees: Any) -> dict[str, Any]:
-    """Merge nested dicts, the inverse of `partition`; no leaf may be in two of them."""
-    merged: dict[str, Any] = {}
+def combine(*trees: PyTree) -> dict[str, PyTree]:
+    """Merge nested dicts with disjoint leaves, the inverse of `partition`."""
+    merged: dict[str, PyTree] = {}
     for tree in trees:
         leaves = flatten_dict(tree) if tree else {}
         assert not merged.keys() & leaves.keys(), "a leaf is in two trees"

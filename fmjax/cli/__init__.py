@@ -1,4 +1,4 @@
-"""The command line. The only importer of tyro and the only place that prints."""
+"""The `fmjax` command line: the only package that imports tyro and that prints."""
 
 from fmjax.cli.main import main
 

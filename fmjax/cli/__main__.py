@@ -1,4 +1,4 @@
-"""`python -m fmjax.cli`."""
+"""Entry point of `python -m fmjax.cli`."""
 
 from fmjax.cli.main import main
 

@@ -1,11 +1,11 @@
-"""What each command reads from its arguments, and which job it does with them.
+"""One function for each command: it parses the arguments and runs the job.
 
-Imports wait until a command needs them, so that a wrong word is refused at once.
+Jobs are imported inside these functions, so that a misspelled command fails without delay.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def _sample(arguments: list[str]) -> int:
-    path, rest = path_and_rest("sample", "RUN", arguments)
+    """Run `fmjax sample RUN`; the exit code is 1 if a solve failed."""
+    folder, options = path_and_rest("sample", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -29,57 +30,61 @@ def _sample(arguments: list[str]) -> int:
     from fmjax.jobs.sample.sample import sample_run
     from fmjax.runs.folder import open_run, read_config
 
-    config = read_config(path)
+    config = read_config(folder)
 
     @dataclasses.dataclass(frozen=True)
     class Sample:
-        """Draw samples from a run: a PNG picture and an .npz file with the numbers.
+        """Draw samples from a run and write them as a PNG picture and an .npz file of arrays.
 
         Attributes:
-            sampling: How noise becomes samples.
-            classes: Only these classes (default: all, evenly).
-            output: Both files' name without ending (default: within the run folder).
+            sampling: Solver, number of samples, guidance and seed.
+            classes: Class labels to draw samples of (default: all classes, evenly).
+            output: Name of both files without the suffix (default: a name in the run folder).
         """
 
         sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")]
         classes: tuple[int, ...] = ()
         output: Path | None = None
 
-    asked = parse(Sample, Sample(config.sampling), rest, f"fmjax sample {path}")
-    sampling = adaptive_if_meant(asked.sampling, rest)
+    args = parse(Sample, Sample(config.sampling), options, f"fmjax sample {folder}")
+    sampling = adaptive_if_meant(args.sampling, options)
     with working() as progress:
-        drawn = sample_run(open_run(path), sampling, asked.classes, asked.output, progress=progress)
-    return 0 if drawn.succeeded.all() else 1
+        run = open_run(folder)
+        samples = sample_run(run, sampling, args.classes, args.output, progress=progress)
+    return 0 if samples.succeeded.all() else 1
 
 
-def _on_run(path: Path, work: Callable[["Run", Progress], Any]) -> None:
-    """Do `work` on the run, with progress, and make its page anew."""
+def _on_run(folder: Path, job: Callable[["Run", Progress], object]) -> None:
+    """Run a job on the run in `folder`, show its progress, and update the report page."""
     from fmjax.jobs.report.report import report_run
     from fmjax.runs.folder import open_run
 
     with working() as progress:
-        run = open_run(path)
-        work(run, progress)
+        run = open_run(folder)
+        job(run, progress)
         report_run(run, progress=progress)
 
 
 def _compare(arguments: list[str]) -> None:
-    path, rest = path_and_rest("compare", "RUN", arguments)
+    """Run `fmjax compare RUN`, or `fmjax compare FOLDER PROMPT` for a released model."""
+    folder, options = path_and_rest("compare", "RUN", arguments)
     from fmjax.pretrained.folder import is_model_folder
 
-    if is_model_folder(path):
-        compare_prompt(path, rest)
+    if is_model_folder(folder):
+        compare_prompt(folder, options)
         return
     from fmjax.config import CompareConfig
     from fmjax.jobs.compare.compare_run import compare_run
     from fmjax.runs.folder import read_config
 
-    asked = parse(CompareConfig, read_config(path).compare, rest, f"fmjax compare {path}")
-    _on_run(path, lambda run, progress: compare_run(run, asked, progress=progress))
+    default = read_config(folder).compare
+    config = parse(CompareConfig, default, options, f"fmjax compare {folder}")
+    _on_run(folder, lambda run, progress: compare_run(run, config, progress=progress))
 
 
 def _evaluate(arguments: list[str]) -> None:
-    path, rest = path_and_rest("evaluate", "RUN", arguments)
+    """Run `fmjax evaluate RUN`."""
+    folder, options = path_and_rest("evaluate", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -88,87 +93,93 @@ def _evaluate(arguments: list[str]) -> None:
     from fmjax.jobs.evaluate.evaluate import evaluate_run
     from fmjax.runs.folder import read_config
 
-    config = read_config(path)
+    config = read_config(folder)
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
-        """Measure samples of a run against its data.
+        """Compare samples of a run with its data by metrics such as the Frechet distance.
 
         Attributes:
-            evaluation: How many samples, and how they are measured.
-            sampling: How they are drawn (its number of samples does not count here).
+            evaluation: Number of samples, and which metrics are computed.
+            sampling: How the samples are drawn; `--sampling.num-samples` has no effect here.
         """
 
         evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
         sampling: SamplingConfig
 
     default = Evaluate(config.evaluation, config.sampling)
-    asked = parse(Evaluate, default, rest, f"fmjax evaluate {path}")
-    sampling = adaptive_if_meant(asked.sampling, rest, "--sampling.")
+    args = parse(Evaluate, default, options, f"fmjax evaluate {folder}")
+    sampling = adaptive_if_meant(args.sampling, options, "--sampling.")
     _on_run(
-        path, lambda run, progress: evaluate_run(run, asked.evaluation, sampling, progress=progress)
+        folder,
+        lambda run, progress: evaluate_run(run, args.evaluation, sampling, progress=progress),
     )
 
 
 def _study(arguments: list[str]) -> None:
-    path, rest = path_and_rest("study", "CONFIG", arguments)
+    """Run `fmjax study CONFIG`."""
+    config_file, options = path_and_rest("study", "CONFIG", arguments)
     import dataclasses
 
     from fmjax.jobs.report.report import report_study
     from fmjax.jobs.study.study import run_study
     from fmjax.runs.load_config import load_study
 
-    config = load_study(path)
+    config = load_study(config_file)
 
     @dataclasses.dataclass(frozen=True)
     class Study:
-        """Train several models, sample each in several ways, and measure all alike.
+        """Train several models, sample each in several ways, and evaluate all by the same metrics.
 
-        What is there already is kept: trainings are resumed, rows not drawn again.
+        Existing results are kept: stopped trainings are resumed, finished rows are not repeated.
 
         Attributes:
-            num_samples: Samples of each row.
-            num_seeds: Trainings of each model, for how far the figures spread.
-            output: The study's folder (default: runs/NAME).
+            num_samples: Number of samples for each row of the table.
+            num_seeds: Number of trainings of each model, with different seeds; the table then has
+                means and spreads.
+            output: Folder of the study (default: runs/NAME).
         """
 
         num_samples: int = config.num_samples
         num_seeds: int = config.num_seeds
         output: Path = Path("runs") / config.name
 
-    asked = parse(Study, Study(), rest, f"fmjax study {path}")
-    config = dataclasses.replace(config, num_samples=asked.num_samples, num_seeds=asked.num_seeds)
+    args = parse(Study, Study(), options, f"fmjax study {config_file}")
+    config = dataclasses.replace(config, num_samples=args.num_samples, num_seeds=args.num_seeds)
     with working() as progress:
-        run_study(config, asked.output, progress=progress)
-        report_study(config, asked.output, progress=progress)
+        run_study(config, args.output, progress=progress)
+        report_study(config, args.output, progress=progress)
 
 
 def _likelihood(arguments: list[str]) -> None:
-    path, rest = path_and_rest("likelihood", "RUN", arguments)
+    """Run `fmjax likelihood RUN`."""
+    folder, options = path_and_rest("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
     from fmjax.jobs.evaluate.likelihood import likelihood_run
     from fmjax.runs.folder import read_config
 
-    read_config(path)  # A folder that is no run is refused before its options.
-    asked = parse(LikelihoodConfig, LikelihoodConfig(), rest, f"fmjax likelihood {path}")
-    _on_run(path, lambda run, progress: likelihood_run(run, asked, progress=progress))
+    read_config(folder)  # Check the folder before the options.
+    config = parse(LikelihoodConfig, LikelihoodConfig(), options, f"fmjax likelihood {folder}")
+    _on_run(folder, lambda run, progress: likelihood_run(run, config, progress=progress))
 
 
 def _invert(arguments: list[str]) -> None:
-    path, rest = path_and_rest("invert", "RUN", arguments)
+    """Run `fmjax invert RUN [IMAGES...]`."""
+    folder, words = path_and_rest("invert", "RUN", arguments)
     from fmjax.config.invert import InvertConfig
     from fmjax.jobs.invert.invert import invert_run
     from fmjax.runs.folder import read_config
 
-    num_images = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
-    images, rest = tuple(map(Path, rest[:num_images])), rest[num_images:]
-    read_config(path)  # A folder that is no run is refused before its options.
-    asked = parse(InvertConfig, InvertConfig(), rest, f"fmjax invert {path}")
-    _on_run(path, lambda run, progress: invert_run(run, asked, images, progress=progress))
+    num_images = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    images, options = tuple(map(Path, words[:num_images])), words[num_images:]
+    read_config(folder)  # Check the folder before the options.
+    config = parse(InvertConfig, InvertConfig(), options, f"fmjax invert {folder}")
+    _on_run(folder, lambda run, progress: invert_run(run, config, images, progress=progress))
 
 
 def _plan(arguments: list[str]) -> int:
-    path, rest = path_and_rest("plan", "CONFIG", arguments)
+    """Run `fmjax plan CONFIG`; the exit code is 1 if the last plan does not fit the devices."""
+    config_file, options = path_and_rest("plan", "CONFIG", arguments)
     import dataclasses
 
     import tyro
@@ -178,13 +189,13 @@ def _plan(arguments: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Plan:
-        """Compile the training step for accelerators that are not here: memory, speed, price.
+        """Compile a config for accelerators that are not present; print memory, speed and price.
 
         Attributes:
-            plan: For what, and at which price.
-            config: Every field of the config.
-            json: Also write all that was found to this file.
-            picture: And a picture of the memory to this one.
+            plan: Which program is compiled, for which devices, and the price of a device.
+            config: The experiment, as in its config file.
+            json: JSON file to write the full results to.
+            picture: PNG file to write a chart of the memory to.
         """
 
         plan: Annotated[PlanConfig, tyro.conf.arg(name="")]
@@ -192,8 +203,8 @@ def _plan(arguments: list[str]) -> int:
         json: Path | None = None
         picture: Path | None = None
 
-    default = Plan(PlanConfig(), load_config(path))
-    asked = parse(Plan, default, rest, f"fmjax plan {path}")
+    default = Plan(PlanConfig(), load_config(config_file))
+    args = parse(Plan, default, options, f"fmjax plan {config_file}")
     from fmjax._checks import require
     from fmjax._files import lock_outputs, require_target, same_place
     from fmjax.jobs.planning.plan import plan
@@ -201,23 +212,23 @@ def _plan(arguments: list[str]) -> int:
     from fmjax.report.style import png_bytes, save_png
     from fmjax.runs.folder import write_text
 
-    if asked.json is not None:
-        require_target(asked.json, "json", inputs=[path])
-    if asked.picture is not None:
-        require_target(asked.picture, "picture", suffix=".png", inputs=[path])
-    if asked.json is not None and asked.picture is not None:
-        apart = not same_place(asked.json, asked.picture)
-        require(apart, "picture", "be another file than json", asked.picture)
-    files = [each for each in (asked.json, asked.picture) if each is not None]
-    # Without `working`: it chooses devices by itself, and nothing it compiles can run here.
-    with console() as progress, lock_outputs(*files):
-        plans = plan(asked.config, asked.plan, progress=progress)
-        for each in plans if len(plans) == 1 else (plans[0], plans[-1]):
-            progress.say(plan_text(each))
-        if asked.json is not None:
-            write_text(asked.json, plans_json(plans))
-        if asked.picture is not None:
-            save_png(png_bytes(plot_memory(plans)), asked.picture)
+    if args.json is not None:
+        require_target(args.json, "json", inputs=[config_file])
+    if args.picture is not None:
+        require_target(args.picture, "picture", suffix=".png", inputs=[config_file])
+    if args.json is not None and args.picture is not None:
+        distinct = not same_place(args.json, args.picture)
+        require(distinct, "picture", "be another file than json", args.picture)
+    outputs = [file for file in (args.json, args.picture) if file is not None]
+    # Not in `working`: `plan` sets up the devices itself, and this machine cannot run the programs.
+    with console() as progress, lock_outputs(*outputs):
+        plans = plan(args.config, args.plan, progress=progress)
+        for shown_plan in plans if len(plans) == 1 else (plans[0], plans[-1]):
+            progress.say(plan_text(shown_plan))
+        if args.json is not None:
+            write_text(args.json, plans_json(plans))
+        if args.picture is not None:
+            save_png(png_bytes(plot_memory(plans)), args.picture)
     return 0 if plans[-1].fits else 1
 
 

@@ -1,47 +1,50 @@
-"""How far long work is: bars on a terminal, plain lines elsewhere."""
+"""Progress output: bars on a terminal, plain lines in a log file or pipe."""
 
 import contextlib
 import io
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-from fmjax._progress import COMPILING
+from fmjax._progress import COMPILING, Progress
 from fmjax._stopping import at_stop, show_cursor
 
-_NARROW = 80
-"""Terminals with fewer columns have room for the counts alone."""
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+_MIN_COLUMNS_FOR_BARS = 80
+"""Narrower terminals show the description and the counts only."""
 
 
 def print_any_name() -> None:
-    r"""Let names of files that are not UTF-8 be printed, as `caf\\udce9`, instead of raising."""
+    r"""Print file names that are not UTF-8 with escapes, as `caf\\udce9`, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
-def console(since: float | None = None) -> Iterator[Any]:
-    """Progress bars on a terminal; elsewhere a plain line now and then.
+def console(since: float | None = None) -> Iterator[Progress]:
+    """Print progress: bars on a terminal, elsewhere a plain line every ten seconds.
 
     Args:
-        since: `time.perf_counter()` at the start of the command, to print at its end how long each
-            part took; None prints no times.
+        since: `time.perf_counter()` at the start of the command. At the end, the time of each part
+            since then is printed; None prints no times.
     """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as RichProgress
 
     console = Console(highlight=False, soft_wrap=True)
-    # By the file itself: FORCE_COLOR would make a terminal of a log file.
+    # Ask the file itself: with FORCE_COLOR, rich takes a log file for a terminal.
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         lines = _Lines(since)
         yield lines
@@ -49,7 +52,7 @@ def console(since: float | None = None) -> Iterator[Any]:
             lines.say(times)
         return
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), MofNCompleteColumn())
-    if console.width >= _NARROW:
+    if console.width >= _MIN_COLUMNS_FOR_BARS:
         columns = (
             TextColumn("{task.description:>10}"),
             BarColumn(bar_width=30),
@@ -58,16 +61,20 @@ def console(since: float | None = None) -> Iterator[Any]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-    bars = Progress(*columns, console=console, redirect_stderr=sys.stderr.isatty())
-    with bars, at_stop(show_cursor):
-        shown = _Bars(bars, since)
-        yield shown
-        if times := shown.times():
-            shown.say(times)
+    rich_progress = RichProgress(*columns, console=console, redirect_stderr=sys.stderr.isatty())
+    with rich_progress, at_stop(show_cursor):
+        bars = _Bars(rich_progress, since)
+        yield bars
+        if times := bars.times():
+            bars.say(times)
 
 
 class _PartTimes:
-    """Wall time of the parts of a command, measured from `since`; None measures nothing."""
+    """Measures the wall time of each part of a command.
+
+    Args:
+        since: `time.perf_counter()` at the start of the command; None measures nothing.
+    """
 
     def __init__(self, since: float | None) -> None:
         self._start = self._since = since
@@ -80,7 +87,7 @@ class _PartTimes:
             self._since = now
 
     def times(self) -> str:
-        """The time of the whole command and of each part; empty if no part is done."""
+        """Line with the total time and the time of each part; empty if no part is finished."""
         if self._start is None or not self._seconds:
             return ""
         parts = ", ".join(f"{name} {_duration(s)}" for name, s in self._seconds.items())
@@ -91,17 +98,17 @@ def _duration(seconds: float) -> str:
     """Format seconds as "0.3 s", "48 s", "2 min 5 s" or "1 h 0 min"."""
     if seconds < 0.5:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_seconds = divmod(round(seconds), 60)
     if minutes == 0:
-        return f"{rest} s"
+        return f"{whole_seconds} s"
     hours, minutes_of_hour = divmod(minutes, 60)
-    return f"{hours} h {minutes_of_hour} min" if hours else f"{minutes} min {rest} s"
+    return f"{hours} h {minutes_of_hour} min" if hours else f"{minutes} min {whole_seconds} s"
 
 
 class _Bars(_PartTimes):
-    """`Progress` on a terminal."""
+    """`Progress` on a terminal, by the bars of rich."""
 
-    def __init__(self, bars: Any, since: float | None = None) -> None:
+    def __init__(self, bars: "RichProgress", since: float | None = None) -> None:
         super().__init__(since)
         self._bars = bars
 
@@ -110,13 +117,13 @@ class _Bars(_PartTimes):
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
-        task, told = self._bars.add_task(description, total=total, note=""), ""
+        task, shown_note = self._bars.add_task(description, total=total, note=""), ""
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            nonlocal told
+            nonlocal shown_note
             if note is None:
-                note = "" if told == COMPILING and n else told
-            told = note
+                note = "" if shown_note == COMPILING and n else shown_note
+            shown_note = note
             self._bars.update(task, advance=n, note=note)
 
         yield advance
@@ -124,7 +131,7 @@ class _Bars(_PartTimes):
 
 
 class _Lines(_PartTimes):
-    """`Progress` in a log file: a line when a task starts, and one every ten seconds."""
+    """`Progress` in a log file: a line at the start of a task, then one every ten seconds."""
 
     PERIOD = 10.0
 
@@ -136,15 +143,15 @@ class _Lines(_PartTimes):
 
     @contextlib.contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
-        done, told = 0, time.monotonic()
+        done, printed_at = 0, time.monotonic()
         of_total = f"/{total}" if total is not None else ""
         print(f"{description} {done}{of_total}", flush=True)
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            nonlocal done, told
+            nonlocal done, printed_at
             done += n
-            if time.monotonic() - told >= self.PERIOD or note == COMPILING:
-                told = time.monotonic()
+            if time.monotonic() - printed_at >= self.PERIOD or note == COMPILING:
+                printed_at = time.monotonic()
                 print(f"{description} {done}{of_total} {note or ''}".rstrip(), flush=True)
 
         yield advance

@@ -1,11 +1,11 @@
-"""The command line: `fmjax train | sample | compare | ...`. The only place that prints."""
+"""The entry point of `fmjax COMMAND ...`: signals, exit codes and error messages."""
 
 import atexit
 import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # As in `typing`: what is imported here delays the first line of `main`.
+TYPE_CHECKING = False  # Not from `typing`: each import here delays the signal handlers of `main`.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -13,36 +13,41 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: fmjax COMMAND ... [--help]
 
-  train CONFIG    train from a Python config; leaves a run folder with samples and a report
+  train CONFIG    train a model from a Python config; write a run folder with samples and a report
   generate FOLDER PROMPT
-                  pictures of a prompt with a released model (SD3, FLUX), a folder of diffusers
+                  generate images of a prompt with a released model (SD3, FLUX) in diffusers format
   encode FOLDER IMAGES
-                  images with captions as a released model sees them, for training on
-  export RUN      write what was trained on a released model: its weights, or a LoRA file
-  sample RUN      draw samples from a run folder
-  compare RUN     compare fixed and adaptive solvers on a run
+                  encode images and captions with a released model, as training data
+  export RUN      write a finetuned released model, or its LoRA adapters, for diffusers
+  sample RUN      draw samples from a run
+  compare RUN     compare fixed-step and adaptive solvers on a run
   compare FOLDER PROMPT
-                  the same on a prompt, with a released model
-  evaluate RUN    measure samples of a run against its data
-  likelihood RUN  log-density of test data under a run, and bits per dimension
+                  compare solvers on a prompt with a released model
+  evaluate RUN    compare samples of a run with its data by metrics
+  likelihood RUN  compute the log-density of test data under a run, and bits per dimension
   invert RUN [IMAGES...]
-                  images to noise and back, interpolated and edited
-  reflow RUN      make pairs with a run and train the next, straighter flow on them
-  study CONFIG    train several models, sample each in several ways, measure all alike
-  plan CONFIG     compile its training or sampling for TPUs or GPUs that are not here: memory, price
+                  map images to noise and back, interpolate and edit them
+  reflow RUN      generate pairs with a run and train a straighter flow on them
+  study CONFIG    train several models, sample each in several ways, and compare them in a table
+  plan CONFIG     compile training or sampling for absent TPUs or GPUs; print memory and price
 
-`fmjax COMMAND PATH --help` lists the options: every field of the config can be set.
+`fmjax COMMAND PATH --help` lists the options; there is one for every field of the config.
 """
 
 _RESUME = ("train", "encode", "reflow", "study")
-"""Commands that find what they had done when they were stopped."""
+"""Commands that continue after a stop instead of starting again."""
 
 
 def main(arguments: "Sequence[str] | None" = None) -> None:
-    """Run one command; exit with 2 and one line for anything the user can mend."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    then = "goes on" if given and given[0] in _RESUME else "starts again"
-    if arguments is None:  # The process is this command: from its first moment to its last.
+    """Run one command and exit; errors that the user can fix print one line and exit with 2.
+
+    Args:
+        arguments: Command and options; None takes those of the process, which then ends at once
+            when the command is done.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    then = "goes on" if words and words[0] in _RESUME else "starts again"
+    if arguments is None:  # The process runs nothing but this command.
         _end_by_signals(then)
         from fmjax import _stopping
         from fmjax.cli.streams import open_standard_files
@@ -50,21 +55,21 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
         open_standard_files()
         _stopping.install(then)
         try:
-            code = _run_forgivingly(given)
+            code = _run_with_safe_output(words)
         except Exception as error:  # noqa: BLE001
             sys.excepthook(type(error), error, error.__traceback__)
             code = 1
         _exit(code)
-    # Within another program, which gets its signals back.
+    # The command runs inside another program: restore its signal handlers afterwards.
     from fmjax import _stopping
 
     with _stopping.stoppable(then):
-        code = _run_forgivingly(given)
+        code = _run_with_safe_output(words)
     sys.exit(code)
 
 
 def _end_by_signals(then: str) -> None:
-    """Do what `_stopping.install` does while that is imported; until then Ctrl-C is Python's."""
+    """Handle SIGTERM and Ctrl-C until `_stopping.install` is imported and takes over."""
 
     def end(number: int, frame: object) -> None:
         line = f"fmjax: stopped by {signal.Signals(number).name}; the same command {then}\n"
@@ -80,21 +85,21 @@ def _end_by_signals(then: str) -> None:
 def _exit(code: int) -> "NoReturn":
     """Run the exit functions and end the process without waiting for its threads.
 
-    The command has closed what it opened. Python would join all threads first: after a failed
-    checkpoint write some of Orbax's wait for one another for ten minutes. Then it would free every
-    object of JAX, which takes 1 s to 10 s, and handle no signals meanwhile.
+    The command has closed its files. A normal exit would first join all threads: after a failed
+    checkpoint write, threads of Orbax wait for each other for ten minutes. It would then free all
+    JAX objects, which takes 1 s to 10 s without handling signals.
     """
     from contextlib import suppress
 
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # The stream is closed, or its reader is gone.
+        with suppress(OSError, ValueError):  # The stream is closed, or nothing reads the pipe.
             stream.flush()
     os._exit(code)
 
 
-def _run_forgivingly(arguments: list[str]) -> int:
-    """`_run`, whatever becomes of standard output."""
+def _run_with_safe_output(arguments: list[str]) -> int:
+    """Call `_run`, and continue if standard output is closed; return the exit code."""
     from fmjax import _stopping
     from fmjax.cli.console import print_any_name
     from fmjax.cli.streams import forgiving_output, plain_warnings
@@ -104,19 +109,20 @@ def _run_forgivingly(arguments: list[str]) -> int:
         try:
             code = _run(arguments)
         except BaseException:
-            _stopping.hold()  # An error of the end that a signal brings, then.
+            _stopping.hold()  # If a signal is ending the process, it caused this error: wait.
             raise
         out.flush()
         if out.lost is not None:
             _stopping.conclude()
             text = out.lost.strerror
-            print(f"fmjax: error: standard output must take the text, got {text}", file=sys.stderr)
+            print(f"fmjax: error: standard output must be writable, got {text}", file=sys.stderr)
             code = code or 1
     _stopping.hold()
     return code
 
 
 def _run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; print known errors as one line."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -133,43 +139,42 @@ def _run(arguments: list[str]) -> int:
     try:
         require_one_of("command", arguments[0], COMMANDS)
         if asks_for_help(arguments[1:2]):
-            # Which fields there are depends on the path, which is missing.
+            # The options depend on the config, which is missing.
             print(USAGE, end="")
             return 0
         from fmjax._memory import is_out_of_memory
         from fmjax.sharding import Interrupted, is_peer_failure
         from fmjax.training import CheckpointWriteError, NonFiniteLoss
     except ValueError as error:
-        return _complain(error)
+        return _report_error(error)
     try:
         return COMMANDS[arguments[0]](arguments[1:]) or 0
     except (NonFiniteLoss, CheckpointWriteError) as error:
-        return _complain(error, code=1)
+        return _report_error(error, code=1)
     except Interrupted as error:
         conclude()
         print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except (ValueError, OSError, Refused) as error:
-        return _complain(error)
+        return _report_error(error)
     except RuntimeError as error:
-        # JAX's own. Of its failures these are the user's to mend: a smaller batch, more devices; a
-        # process that is gone.
+        # Errors of JAX that the user can fix: too little memory, or another process that died.
         if is_peer_failure(error):
-            _leave_at_once(error)
+            _exit_without_barrier(error)
         if not is_out_of_memory(error):
             raise
-        return _complain(error)
+        return _report_error(error)
 
 
-def _leave_at_once(error: Exception) -> "NoReturn":
-    """End without the farewell that JAX's processes wait for from one another."""
+def _exit_without_barrier(error: Exception) -> "NoReturn":
+    """End the process without the shutdown barrier, at which JAX waits for all processes."""
     from fmjax._stopping import conclude
 
     conclude()
-    said = (str(error).strip().splitlines() or [""])[0][:200]
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
     print(
-        f"fmjax: error: another process of the run is gone ({said}); started again in all of "
-        "them, the same command goes on from the last checkpoint",
+        f"fmjax: error: another process of the run is gone ({reason}); start the same command "
+        "again in all processes to continue from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
@@ -177,8 +182,8 @@ def _leave_at_once(error: Exception) -> "NoReturn":
     os._exit(1)
 
 
-def _complain(error: Exception, code: int = 2) -> int:
-    """One line; the whole traceback only for whoever asks for it by FMJAX_TRACEBACK=1."""
+def _report_error(error: Exception, code: int = 2) -> int:
+    """Print the error as one line, or raise it if FMJAX_TRACEBACK=1; return the exit code."""
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
     from fmjax._stopping import conclude
@@ -187,13 +192,15 @@ def _complain(error: Exception, code: int = 2) -> int:
     conclude()
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {_plainly(error.filename)}" if error.filename else error.strerror
+        text = error.strerror
+        if error.filename:
+            text += f": {_visible_name(error.filename)}"
     print(f"fmjax: error: {one_line(text)}", file=sys.stderr)
     return code
 
 
-def _plainly(name: object) -> object:
-    """The folder instead of a hidden temporary file in it, of which the user knows nothing."""
+def _visible_name(name: object) -> object:
+    """Replace the name of a hidden temporary file by that of its folder."""
     from pathlib import Path
 
     if isinstance(name, (str, os.PathLike)) and Path(name).name.startswith("."):

@@ -1,4 +1,4 @@
-"""Read the arguments with tyro; report whatever is wrong with them as one plain line."""
+"""Parse arguments with tyro, and report every error in them as one plain line."""
 
 import contextlib
 import io
@@ -14,33 +14,52 @@ Command = TypeVar("Command")
 
 
 class Refused(Exception):
-    """The arguments cannot be read; the message is one line."""
+    """Error in the arguments; its message is one line."""
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether the options are asked for, not the work."""
+    """Whether the arguments contain `--help` or `-h`."""
     return "--help" in arguments or "-h" in arguments
 
 
-def path_and_rest(command: str, kind: str, arguments: list[str]) -> tuple[Path, list[str]]:
-    """The file or folder that a command is about, and the options after it."""
+def path_and_rest(command: str, metavar: str, arguments: list[str]) -> tuple[Path, list[str]]:
+    """Split the arguments of a command into its file or folder and the words after it.
+
+    Args:
+        command: Name of the command, for the message.
+        metavar: What the message calls the file or folder, such as `RUN`.
+        arguments: All words after the command.
+
+    Raises:
+        Refused: If the file or folder is missing.
+    """
     if not arguments or arguments[0].startswith("-"):
-        raise Refused(f"fmjax {command} needs a {kind} first: fmjax {command} {kind} [options]")
+        raise Refused(
+            f"fmjax {command} needs a {metavar} first: fmjax {command} {metavar} [options]"
+        )
     return Path(arguments[0]), arguments[1:]
 
 
-def parse(kind: type[Command], default: Command, arguments: list[str], prog: str) -> Command:
-    """Set fields of `default` from the command line.
+def parse(
+    command_type: type[Command], default: Command, arguments: list[str], prog: str
+) -> Command:
+    """Replace fields of `default` by the options of the command line.
+
+    Args:
+        command_type: Dataclass whose fields are the options.
+        default: Values of the options that are not given.
+        arguments: The options, without command and path.
+        prog: Start of the usage line in the help text, such as `fmjax sample RUN`.
 
     Raises:
-        Refused: If an argument is unknown or has a wrong value. The message is one plain line,
-            the same on every terminal.
+        Refused: If an option is unknown or has an invalid value. The message is one plain line,
+            which does not depend on the terminal.
     """
     import tyro
 
     def read(words: list[str]) -> tuple[Command, list[str]]:
         return tyro.cli(
-            kind,
+            command_type,
             args=words,
             default=default,
             prog=prog,
@@ -51,16 +70,16 @@ def parse(kind: type[Command], default: Command, arguments: list[str], prog: str
     if asks_for_help(arguments):
         return read(["--help"])[0]
     for word in arguments:
-        # tyro would print scripts for shells, which do not know fmjax's commands, and take -- for
-        # the end of an option's values.
+        # tyro would print shell completions that lack the commands of fmjax, and would accept --
+        # as the end of an option's values.
         if word == "--" or word.startswith("--tyro-"):
             raise Refused(f"unrecognized option {word.split('=')[0]}")
-    # Wide, so that the box around an error does not break words.
+    # The width keeps tyro from breaking lines in the box around an error.
     with _captured(columns=100_000) as text:
         try:
             command, unknown = read(arguments)
         except SystemExit:
-            error = _sentence(text())
+            error = _error_message(text())
             raise Refused(_with_option(error, _options(read))) from None
     if unknown:
         raise Refused(_unrecognized(unknown, _options(read)))
@@ -69,42 +88,42 @@ def parse(kind: type[Command], default: Command, arguments: list[str], prog: str
 
 @contextlib.contextmanager
 def _captured(columns: int) -> Iterator[Callable[[], str]]:
-    """Capture what tyro prints, as for a file: without colour, whatever the terminal."""
+    """Capture the output of tyro without colors; the context value returns the captured text."""
     printed = io.StringIO()
-    before = os.environ.get("COLUMNS")
+    previous = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(columns)
     try:
-        # tyro looks at stdout to decide about colours, and prints errors to stderr.
+        # tyro uses colors only if stdout is a terminal, and prints errors to stderr.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             yield printed.getvalue
     finally:
-        if before is None:
+        if previous is None:
             del os.environ["COLUMNS"]
         else:
-            os.environ["COLUMNS"] = before
+            os.environ["COLUMNS"] = previous
 
 
 def _options(read: Callable[[list[str]], object]) -> list[str]:
-    """The names of all options, in the order of the help text."""
-    # tyro lays the help out in one column up to a width of 129.
+    """Return the names of all options, in the order of the help text."""
+    # tyro prints the help text in one column up to a width of 129.
     with _captured(columns=129) as text, contextlib.suppress(SystemExit):
         read(["--help"])
     return list(dict.fromkeys(re.findall(r"^\W*?(--[\w.-]+)", text(), flags=re.MULTILINE)))
 
 
 def _unrecognized(words: Sequence[str], options: Sequence[str]) -> str:
-    """Name the unknown options without their values, each with the options that are near."""
-    # What else begins with a dash is a value, such as -1 or -inf.
-    options_given = [word for word in words if re.match(r"--?(?!inf$|nan$)[^\W\d]", word)]
-    names = [word.split("=")[0] for word in options_given]
+    """Message that names each unknown option and the similar known options."""
+    # Other words that begin with a dash, such as -1 and -inf, are values.
+    unknown_options = [word for word in words if re.match(r"--?(?!inf$|nan$)[^\W\d]", word)]
+    names = [word.split("=")[0] for word in unknown_options]
     if not names:
         return f"unrecognized argument {words[0]!r}: options begin with --"
     hints = [name + suggestion(name, options) for name in dict.fromkeys(names)]
     return f"unrecognized option{'s' * (len(hints) > 1)} {', '.join(hints)}"
 
 
-def _sentence(text: str) -> str:
-    """The error in the box that tyro draws, in the words of fmjax's own errors."""
+def _error_message(text: str) -> str:
+    """Extract the error from the box that tyro prints, worded as fmjax's messages are."""
     lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
     lines = [line for line in lines if line.strip("-─ ")]
     ends = [i for i, line in enumerate(lines) if line.startswith("For full helptext")]
@@ -114,59 +133,60 @@ def _sentence(text: str) -> str:
         if line.startswith("Argument helptext"):
             usage, lines = " ".join(lines[i + 1 : i + 2]), lines[:i]
             break
-    return _plain(" ".join(lines[1:]) or text.strip(), usage)
+    return _reword(" ".join(lines[1:]) or text.strip(), usage)
 
 
 def _with_option(error: str, options: Sequence[str]) -> str:
-    """Name the field as its option does, where a config refused the value of a field.
+    """Name the field by its option, if the check of a config failed.
 
-    tyro tells the group, fmjax's configs the field in it: `Error parsing config.sampling: solver
+    tyro names the group and the config names the field: `Error parsing config.sampling: solver
     must ...` becomes `sampling.solver must ...`.
     """
-    found = re.fullmatch(r"Error parsing ([\w.-]+): (([\w.]+) must .+)", error)
-    if found is None:
+    match = re.fullmatch(r"Error parsing ([\w.-]+): (([\w.]+) must .+)", error)
+    if match is None:
         return error
-    group, said, field = found.groups()
+    group, message, field = match.groups()
     groups = group.split(".")
     for start in range(len(groups)):
         prefix = ".".join(groups[start:])
         if f"--{prefix}.{field}".replace("_", "-") in options:
-            return f"{prefix}.{said}"
-    return said
+            return f"{prefix}.{message}"
+    return message
 
 
-def _plain(sentence: str, usage: str) -> str:
-    """Say "<name> must <rule>, got <value>" where tyro says it otherwise.
+def _reword(message: str, usage: str) -> str:
+    """Reword an error of tyro as "<name> must <rule>, got <value>".
 
     Args:
-        sentence: The error as tyro words it.
-        usage: The option with the kind of its values, such as `--seed INT`; may be empty.
+        message: The error as tyro words it; other messages are returned unchanged.
+        usage: The option and the type of its values, such as `--seed INT`; may be empty.
     """
-    found = re.fullmatch(r"Error parsing ([^:]+): (.+)", sentence)
-    if found is not None:
-        name, said = found.groups()
-        wrong = re.search(
+    match = re.fullmatch(r"Error parsing ([^:]+): (.+)", message)
+    if match is not None:
+        name, reason = match.groups()
+        invalid = re.search(
             r"(?:invalid literal for int\(\) with base 10|could not convert string to float): (.*)",
-            said,
-        ) or re.search(r"Could not find valid parse for arguments: \[(.*)\]", said)
-        if wrong is not None:
-            kind = usage.removeprefix(name.split("/")[0]).strip() or "of its type"
-            return f"{name} must be {_KINDS.get(kind, kind)}, got {wrong[1] or 'nothing'}"
-    found = re.fullmatch(
-        r"Missing value for argument '([^']+)'\. Expected (\d+) values?\.", sentence
+            reason,
+        ) or re.search(r"Could not find valid parse for arguments: \[(.*)\]", reason)
+        if invalid is not None:
+            metavar = usage.removeprefix(name.split("/")[0]).strip() or "of its type"
+            rule = _TYPE_NAMES.get(metavar, metavar)
+            return f"{name} must be {rule}, got {invalid[1] or 'nothing'}"
+    match = re.fullmatch(
+        r"Missing value for argument '([^']+)'\. Expected (\d+) values?\.", message
     )
-    if found is not None:
-        return f"{found[1]} must have {found[2]} value{'s' * (found[2] != '1')}, got too few"
-    found = re.fullmatch(
-        r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.+)\)\.", sentence
+    if match is not None:
+        return f"{match[1]} must have {match[2]} value{'s' * (match[2] != '1')}, got too few"
+    match = re.fullmatch(
+        r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.+)\)\.", message
     )
-    if found is not None:
-        choices = re.findall(r"'([^']*)'", found[3])
-        return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}"
-    return sentence
+    if match is not None:
+        choices = re.findall(r"'([^']*)'", match[3])
+        return f"{match[2]} must be one of {', '.join(choices)}, got {match[1]!r}"
+    return message
 
 
-_KINDS = {
+_TYPE_NAMES = {
     "INT": "an integer",
     "FLOAT": "a number",
     "{None}|INT": "an integer or None",

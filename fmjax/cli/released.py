@@ -1,4 +1,4 @@
-"""`fmjax generate`: pictures of prompts with a released model."""
+"""The commands on released models: `generate`, `encode`, and `compare` on a prompt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +8,14 @@ from fmjax.cli.work import working
 
 
 def generate(arguments: list[str]) -> int:
-    """Make pictures; 1 if a solve did not arrive."""
-    path, rest = path_and_rest("generate", "FOLDER", arguments)
-    prompt, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
-    if (path / "model.json").is_file():
+    """Run `fmjax generate FOLDER PROMPT`; the exit code is 1 if a solve failed."""
+    folder, options = path_and_rest("generate", "FOLDER", arguments)
+    prompt = None
+    if options and not options[0].startswith("-"):
+        prompt, *options = options
+    if (folder / "model.json").is_file():
         raise Refused(
-            f"{path} is a run, not a released model: fmjax sample {path} --prompts "
+            f"{folder} is a run, not a released model; use fmjax sample {folder} --prompts "
             '"red heart" "cat"'
         )
     import dataclasses
@@ -21,20 +23,21 @@ def generate(arguments: list[str]) -> int:
     import tyro
 
     from fmjax.config.generate import GenerateConfig
-    from fmjax.jobs.released.generate import generate as make
+    from fmjax.jobs.released.generate import generate as generate_images
     from fmjax.jobs.released.pictures import PictureWriter
     from fmjax.jobs.released.request import validate_request
     from fmjax.pretrained.folder import open_model
 
     @dataclasses.dataclass(frozen=True)
     class Generate:
-        """Make pictures of prompts with a released model: a folder of diffusers.
+        """Generate images of prompts with a released model in diffusers format.
 
         Attributes:
-            config: How.
-            prompts: A text file with a prompt on each line, instead of the one prompt.
-            latents: An .npz file with noise to start from: init_latents, as diffusers has it.
-            output: Name of the PNG file (default: the prompt's words, in the folder pictures).
+            config: Image size, number of images, solver and guidance.
+            prompts: Text file with one prompt on each line, instead of the prompt argument.
+            latents: An .npz file with the initial noise, an array init_latents in the layout of
+                diffusers.
+            output: Name of the PNG file (default: the words of the prompt, in the folder pictures).
         """
 
         config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
@@ -42,20 +45,22 @@ def generate(arguments: list[str]) -> int:
         latents: Path | None = None
         output: Path | None = None
 
-    asked = parse(Generate, Generate(GenerateConfig()), rest, f"fmjax generate {path}")
-    texts = _one_prompt_or_file(prompt, asked.prompts)
+    args = parse(Generate, Generate(GenerateConfig()), options, f"fmjax generate {folder}")
+    prompts = _one_prompt_or_file(prompt, args.prompts)
     with working() as progress:
-        model = open_model(path)
-        each = [text for text in texts for _ in range(asked.config.num_images)]
-        request = validate_request(model, asked.config)
-        inputs = [file for file in (asked.prompts, asked.latents) if file is not None]
-        writer = PictureWriter(request, each, asked.output, latents=asked.latents, inputs=inputs)
+        model = open_model(folder)
+        image_prompts = [text for text in prompts for _ in range(args.config.num_images)]
+        request = validate_request(model, args.config)
+        inputs = [file for file in (args.prompts, args.latents) if file is not None]
+        writer = PictureWriter(
+            request, image_prompts, args.output, latents=args.latents, inputs=inputs
+        )
         with writer.holding():
-            pictures = make(
+            pictures = generate_images(
                 model,
-                texts,
-                asked.config,
-                latents=asked.latents,
+                prompts,
+                args.config,
+                latents=args.latents,
                 on_image=writer,
                 progress=progress,
             )
@@ -66,7 +71,7 @@ def generate(arguments: list[str]) -> int:
 
 
 def _one_prompt_or_file(prompt: str | None, file: Path | None) -> list[str]:
-    """Return the prompts of a command that takes one prompt or a file of them."""
+    """Return the prompts of a command that takes either one prompt or a file of prompts."""
     from fmjax.jobs.released.pictures import read_prompts
 
     if file is not None and prompt is None:
@@ -80,66 +85,71 @@ def _one_prompt_or_file(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def encode(arguments: list[str]) -> None:
-    """Write latents and encoded captions of images."""
-    path, rest = path_and_rest("encode", "FOLDER", arguments)
-    if not rest or rest[0].startswith("-"):
+    """Run `fmjax encode FOLDER IMAGES`."""
+    folder, words = path_and_rest("encode", "FOLDER", arguments)
+    if not words or words[0].startswith("-"):
         raise Refused(
-            "fmjax encode needs a folder of images after that of the model: "
+            "fmjax encode needs a folder of images after the folder of the model: "
             "fmjax encode FOLDER IMAGES --output OUTPUT"
         )
-    images, rest = Path(rest[0]).resolve(), rest[1:]
+    images, options = Path(words[0]).resolve(), words[1:]
     import dataclasses
 
     import tyro
 
     from fmjax.jobs.released.encode import EncodeConfig
-    from fmjax.jobs.released.encode import encode as make
+    from fmjax.jobs.released.encode import encode as encode_images
     from fmjax.pretrained.folder import open_model
 
     @dataclasses.dataclass(frozen=True)
     class Encode:
-        """Write images and their captions as a released model sees them, for training.
+        """Encode images and their captions with a released model, as training data.
 
         Attributes:
-            config: How.
-            output: The new folder (default: that of the images, with -encoded behind its name).
+            config: Image size, batch size and number format.
+            output: The new folder (default: name of the folder of images, followed by -encoded).
         """
 
         config: Annotated[EncodeConfig, tyro.conf.arg(name="")]
         output: Path = images.with_name(f"{images.name}-encoded")
 
-    asked = parse(Encode, Encode(EncodeConfig()), rest, f"fmjax encode {path}")
+    args = parse(Encode, Encode(EncodeConfig()), options, f"fmjax encode {folder}")
     with working() as progress:
-        make(open_model(path), images, asked.output, asked.config, progress=progress)
+        encode_images(open_model(folder), images, args.output, args.config, progress=progress)
 
 
-def compare_prompt(path: Path, arguments: list[str]) -> None:
-    """Compare solvers on a prompt."""
-    prompt, rest = (arguments[0], arguments[1:]) if arguments else ("-", [])
-    if prompt.startswith("-"):
+def compare_prompt(folder: Path, arguments: list[str]) -> None:
+    """Run `fmjax compare FOLDER PROMPT`.
+
+    Args:
+        folder: Folder of a released model.
+        arguments: The prompt and the options.
+    """
+    if not arguments or arguments[0].startswith("-"):
         raise Refused(
             "fmjax compare needs a prompt after the folder of a released model: "
             'fmjax compare FOLDER "a red fox in the snow"'
         )
+    prompt, *options = arguments
     import dataclasses
 
     import tyro
 
     from fmjax.config.generate import GenerateConfig
     from fmjax.jobs.released.compare_prompt import ComparePromptConfig
-    from fmjax.jobs.released.compare_prompt import compare_prompt as make
+    from fmjax.jobs.released.compare_prompt import compare_prompt as compare_on_prompt
     from fmjax.jobs.released.pictures import slug, unused
     from fmjax.pretrained.folder import open_model
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
-        """Compare fixed and adaptive solvers on a prompt, on one released model.
+        """Compare fixed-step and adaptive solvers on a prompt with a released model.
 
         Attributes:
-            config: Which solvers.
-            picture: Of what size, and how guided; its solver and steps do not count.
-            output: Folder of the tables and the page (default: the names of model and prompt, in
-                the folder comparisons); what is there is replaced.
+            config: Solvers and settings that are compared.
+            picture: Image size, guidance and seed; solver, steps and tolerances have no effect.
+            output: Folder of the tables and the report page, which are replaced if they exist
+                (default: a name made of the model and the prompt, in the folder comparisons).
         """
 
         config: Annotated[ComparePromptConfig, tyro.conf.arg(name="")]
@@ -147,8 +157,9 @@ def compare_prompt(path: Path, arguments: list[str]) -> None:
         output: Path | None = None
 
     default = Compare(ComparePromptConfig(), GenerateConfig())
-    asked = parse(Compare, default, rest, f"fmjax compare {path}")
-    name = f"{path.resolve().name}-{slug(prompt)}"
-    output = asked.output or unused(Path("comparisons"), name)
+    args = parse(Compare, default, options, f"fmjax compare {folder}")
+    name = f"{folder.resolve().name}-{slug(prompt)}"
+    output = args.output or unused(Path("comparisons"), name)
     with working() as progress:
-        make(open_model(path), prompt, output, asked.config, asked.picture, progress=progress)
+        model = open_model(folder)
+        compare_on_prompt(model, prompt, output, args.config, args.picture, progress=progress)

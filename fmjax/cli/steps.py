@@ -1,57 +1,57 @@
-"""Which steps are meant by who names some options of sampling, and not others."""
+"""Choose fixed or adaptive steps from the sampling options that the user passed."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fmjax.config import SamplingConfig
 
-# Options that mean nothing with fixed steps.
-_ADAPTIVE = frozenset({"rtol", "atol", "control", "slots"})
+# Options that have no effect with fixed steps.
+_ADAPTIVE_OPTIONS = frozenset({"rtol", "atol", "control", "slots"})
+_SDE_OPTIONS = frozenset({"rate", "rate-scale", "rate-power", "last-step"})
+_GRID_OPTIONS = frozenset({"num-steps", "grid", "shift"})
 
 
 def adaptive_if_meant(
     sampling: "SamplingConfig", arguments: list[str], prefix: str = "--"
 ) -> "SamplingConfig":
-    """Adaptive steps for who names a solver or a tolerance, but no number of steps.
+    """Use adaptive steps if the options name a solver or a tolerance, but no number of steps.
 
-    The run's own config may take fixed steps, which would make a tolerance mean nothing.
+    The config of the run may set fixed steps, with which a tolerance would have no effect.
 
     Args:
-        sampling: As it was parsed, the run's own where nothing was given.
-        arguments: What it was parsed from.
-        prefix: Of the options that set fields of `sampling`.
+        sampling: The parsed settings; those of the run where no option was passed.
+        arguments: The words that were parsed.
+        prefix: Prefix of the options that set fields of `sampling`, such as `--sampling.`.
 
     Raises:
-        ValueError: If a tolerance is named for a solver that cannot adapt its steps, or beside
-            a number of steps.
+        ValueError: If a tolerance is passed together with a number of steps or for a solver
+            without an error estimate, or noise settings for a solver that is not of the SDE.
     """
     import dataclasses
 
     from fmjax._checks import require
     from fmjax.config import SDE_SOLVERS, SOLVERS, can_adapt
 
-    options = [argument.split("=")[0].replace("_", "-") for argument in arguments]
-    given = {option.removeprefix(prefix) for option in options if option.startswith(prefix)}
-    tolerances = given & _ADAPTIVE
-    stirs = given & {"rate", "rate-scale", "rate-power", "last-step"}
-    rule = f"go with a solver of the SDE ({', '.join(SDE_SOLVERS)})"
-    for name in sorted(stirs if sampling.solver not in SDE_SOLVERS else ()):
-        require(False, name, rule, sampling.solver)
-    on_grid = given & {"num-steps", "grid", "shift"}
-    if on_grid:
-        rule = "be given for a grid to lie on"
+    words = [argument.split("=")[0].replace("_", "-") for argument in arguments]
+    passed = {word.removeprefix(prefix) for word in words if word.startswith(prefix)}
+    adaptive_options = sorted(passed & _ADAPTIVE_OPTIONS)
+    if sampling.solver not in SDE_SOLVERS:
+        rule = f"be used with a solver of the SDE ({', '.join(SDE_SOLVERS)})"
+        for name in sorted(passed & _SDE_OPTIONS):
+            require(False, name, rule, sampling.solver)
+    if passed & _GRID_OPTIONS:
+        rule = "be given if grid or shift is given"
         require(sampling.num_steps is not None, "num-steps", rule, "none")
-        rule = "go without a number of steps, which fixes them whatever the error"
-        for name in sorted(tolerances):
+        rule = "be left out with num-steps, which makes the steps fixed"
+        for name in adaptive_options:
             require(False, name, rule, f"{sampling.num_steps} steps")
         return sampling
-    if not tolerances and "solver" not in given:
+    if not adaptive_options and "solver" not in passed:
         return sampling
     if can_adapt(sampling.solver):
         return dataclasses.replace(sampling, num_steps=None)
-    # The usual one first.
-    adaptive = sorted(filter(can_adapt, SOLVERS), key=lambda name: name != "tsit5")
-    rule = f"go with a solver that estimates its error ({', '.join(adaptive)})"
-    for name in sorted(_ADAPTIVE):
-        require(name not in given, name, rule, sampling.solver)
+    solvers = sorted(filter(can_adapt, SOLVERS), key=lambda name: name != "tsit5")  # tsit5 first.
+    rule = f"be used with a solver that estimates its error ({', '.join(solvers)})"
+    for name in adaptive_options:
+        require(False, name, rule, sampling.solver)
     return sampling

@@ -1,4 +1,4 @@
-"""Standard output and standard error that may be closed, full, or read no more."""
+"""Standard output and standard error whose file may be closed, full or no longer read."""
 
 import contextlib
 import errno
@@ -8,35 +8,38 @@ import warnings
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-# A pipe without a reader (`fmjax train ... | head`), a terminal that was closed.
-_READ_NO_MORE = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
+# Errors of a pipe whose reader has ended (`fmjax train ... | head`) and of a closed terminal.
+_NO_READER_ERRORS = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
 
-_LONGEST = 2_000
-"""Characters of an error; values are shown, but not whole files."""
+_MAX_CHARACTERS = 2_000
+"""Longest error message; the middle of a longer one is cut out."""
 
 
 @runtime_checkable
 class TextFile(Protocol):
-    """What `sys.stdout` can do, also where a test or a notebook has replaced it."""
+    """The methods of `sys.stdout` that are used, which its replacements in notebooks have too."""
 
     def write(self, text: str, /) -> int:
-        """Write, and give the number of characters."""
+        """Write text; return the number of characters."""
         ...
 
     def flush(self) -> None:
-        """Pass on what is buffered."""
+        """Write buffered text to the file."""
         ...
 
     def fileno(self) -> int:
-        """The descriptor below it."""
+        """Return the file descriptor."""
         ...
 
 
 class Output:
-    """A text stream that goes on in silence once its file takes no more.
+    """A text stream that discards all text after its file failed to take some.
+
+    Args:
+        stream: The stream that is written to.
 
     Attributes:
-        error: What the file said first; None as long as it takes everything.
+        error: The first error of the file; None if there was none.
     """
 
     def __init__(self, stream: TextFile) -> None:
@@ -47,43 +50,42 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or do as if."""
-        with self._forgiving():
+        """Write text, or discard it after an error; return the number of characters."""
+        with self._recording_errors():
             return self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do as if."""
-        with self._forgiving():
+        """Flush the stream; errors are recorded in `error`."""
+        with self._recording_errors():
             self._stream.flush()
 
     @property
     def lost(self) -> OSError | None:
-        """Why the text is not all where the user wants it; None if nobody reads it any more."""
-        if self.error is None or self.error.errno in _READ_NO_MORE:
+        """The error if text was lost; None if all was written or its reader has ended."""
+        if self.error is None or self.error.errno in _NO_READER_ERRORS:
             return None
         return self.error
 
     @contextlib.contextmanager
-    def _forgiving(self) -> Iterator[None]:
+    def _recording_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.error = self.error or error
-            # What is still in the buffer, and all that follows, goes nowhere.
+            # Discard the rest of the buffer and all later text.
             with contextlib.suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
-        except ValueError:  # Closed by a config, say.
+        except ValueError:  # The stream is closed, for example by a config file.
             pass
 
 
 def open_standard_files() -> None:
-    """Give this process the standard files that it was started without (`>&-`), as empty ones.
+    """Open /dev/null in place of standard files that were closed at the start (`>&-`).
 
-    Otherwise the next file that is opened gets their number, and what C libraries write to standard
-    error would go into it.
+    Otherwise the next opened file gets the number of standard error, and C libraries write into it.
     """
     for number in range(3):
         try:
@@ -100,11 +102,8 @@ def open_standard_files() -> None:
 
 @contextlib.contextmanager
 def forgiving_output() -> Iterator[Output]:
-    """Let nothing in the block fail because standard output or error takes no more.
-
-    Gives what takes the place of standard output.
-    """
-    before = sys.stdout, sys.stderr
+    """Continue if standard output or standard error fails; yield the replaced standard output."""
+    previous = sys.stdout, sys.stderr
     out = Output(sys.stdout)
     sys.stdout, sys.stderr = out, Output(sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -112,29 +111,29 @@ def forgiving_output() -> Iterator[Output]:
     finally:
         out.flush()
         sys.stderr.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = previous
 
 
 def one_line(text: str) -> str:
-    """The text on one line that a terminal shows as it is: without control characters."""
+    """Put text on one line, escape its control characters, and cut out the middle if it is long."""
     text = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in " ".join(text.split())
     )
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[: _MAX_CHARACTERS // 2]} [...] {text[-_MAX_CHARACTERS // 2 :]}"
     return text
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings of Python as one plain line among what is printed, without source code."""
+    """Print Python warnings as one plain line on standard output, without source code."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         print(f"warning: {one_line(str(message))}", flush=True)
 
     with warnings.catch_warnings():
-        # JAX compiles again, but never replaces an entry that a killed process left incomplete.
+        # JAX never replaces an entry that a killed process left incomplete; it compiles again.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
         warnings.showwarning = show
         yield

@@ -1,13 +1,13 @@
-"""Which option was meant by a misspelt one."""
+"""Suggest known options for an unknown one."""
 
 import difflib
 from collections.abc import Sequence
 
-_LIKE = 0.75
-"""The least similarity, as difflib measures it, of components that differ by a slip."""
+_MIN_RATIO = 0.75
+"""Least difflib ratio of two last components that differ by a typing error."""
 
-_WHOLE = 0.9
-"""The same of names with their groups."""
+_MIN_FULL_RATIO = 0.9
+"""Least difflib ratio of two full names, group included."""
 
 _SYNONYMS = {
     "cfg": "guidance",
@@ -19,7 +19,7 @@ _SYNONYMS = {
 
 
 def suggestion(name: str, options: Sequence[str]) -> str:
-    """Name the options that are near: ` (did you mean --seed?)`, or nothing.
+    """Format the similar options as ` (did you mean --seed?)`; empty if there are none.
 
     Args:
         name: The unknown option, such as `--optimizer.lr`.
@@ -32,65 +32,79 @@ def suggestion(name: str, options: Sequence[str]) -> str:
 
 
 def nearest(name: str, options: Sequence[str], *, most: int = 3) -> list[str]:
-    """The options that come nearest to a name; none if nothing is near.
+    """Return the options that are most similar to a name; empty if none is similar.
 
-    The last component decides: `--lr` means `--optimizer.learning-rate`. Of several options with
-    an equally near last component, those of the nearest group count. The name of a group means
-    the options in it.
+    The last component decides: `--lr` matches `--optimizer.learning-rate`. Among options whose
+    last components are equally similar, the group decides. The name of a group matches all its
+    options.
+
+    Args:
+        name: The unknown option.
+        options: All known options.
+        most: Largest number of options to return.
     """
-    wanted = _parts(name)
-    scores = {option: _score(wanted, _parts(option)) for option in options}
+    parts = _split(name)
+    scores = {option: _score(parts, _split(option)) for option in options}
     best = max(scores.values(), default=0.0)
     return [option for option, score in scores.items() if score == best > 0][:most]
 
 
-def _parts(option: str) -> tuple[str, str]:
-    """Group and last component: `--a.b-c` is (`a`, `b-c`)."""
+def _split(option: str) -> tuple[str, str]:
+    """Split an option into group and last component: `--a.b-c` into (`a`, `b-c`)."""
     group, _, last = option.lstrip("-").lower().replace("_", "-").rpartition(".")
     return group, _SYNONYMS.get(last, last)
 
 
-def _score(wanted: tuple[str, str], option: tuple[str, str]) -> float:
-    """How near an option is, by its last component first and then by its group; 0 if it is not."""
-    (wanted_group, wanted_last), (group, last) = wanted, option
-    # As of a dot that is missing, or of a group instead of an option.
-    whole = _near("-".join(filter(None, wanted)), "-".join(filter(None, option)).replace(".", "-"))
-    if group and ".".join(filter(None, wanted)) == group:
+def _score(name: tuple[str, str], option: tuple[str, str]) -> float:
+    """Score the similarity, first of the last component and then of the group; 0 if there is none.
+
+    Args:
+        name: Group and last component of the unknown option.
+        option: Group and last component of a known option.
+    """
+    (name_group, name_last), (group, last) = name, option
+    full_name = ".".join(filter(None, name))
+    if group and full_name == group:
         return 20.0
-    if wanted_group:
-        nearness = _near(wanted_group, group)
-        # In another group, only an option of the same name is meant.
-        score = _near(wanted_last, last) if nearness or wanted_last == last else 0.0
+    # Compare the full names too, for a missing dot or the name of a group.
+    full_option = "-".join(filter(None, option)).replace(".", "-")
+    full = _similarity("-".join(filter(None, name)), full_option)
+    if name_group:
+        group_similarity = _similarity(name_group, group)
+        # In another group, only an option with the same last component matches.
+        comparable = group_similarity or name_last == last
+        score = _similarity(name_last, last) if comparable else 0.0
     else:
-        # A name without a group means any group, first of all the options without one.
-        nearness, score = (0.5 if group else 1.0), _near(wanted_last, last)
-    return max(10 * score + nearness if score else 0.0, 10 * whole if whole > _WHOLE else 0.0)
+        # A name without a group matches any group, but options without a group come first.
+        group_similarity, score = (0.5 if group else 1.0), _similarity(name_last, last)
+    by_parts = 10 * score + group_similarity if score else 0.0
+    return max(by_parts, 10 * full if full > _MIN_FULL_RATIO else 0.0)
 
 
-def _near(wanted: str, name: str) -> float:
-    """1 for the same, less for an abbreviation or a slip, 0 for anything else."""
-    if wanted == name:
+def _similarity(name: str, option: str) -> float:
+    """Return 1 for equal names, less for an abbreviation or typing error, 0 otherwise."""
+    if name == option:
         return 1.0
-    if not wanted or not name:
+    if not name or not option:
         return 0.0
-    words = name.split("-")
+    words = option.split("-")
     abbreviated = (
-        len(wanted) > 1
+        len(name) > 1
         and (
-            wanted == "".join(word[0] for word in words if word)  # lr: learning-rate.
-            or _begins(wanted.split("-"), words)  # learn-rate, warmup, num: learning-rate, ...
-            or wanted in (words[-1], "-".join(words[1:]))  # steps: num-steps.
+            name == "".join(word[0] for word in words if word)  # lr: learning-rate.
+            or _begins(name.split("-"), words)  # learn-rate, warmup, num: learning-rate, ...
+            or name in (words[-1], "-".join(words[1:]))  # steps: num-steps.
         )
     )
-    ratio = difflib.SequenceMatcher(a=wanted, b=name).ratio()
+    ratio = difflib.SequenceMatcher(a=name, b=option).ratio()
     if abbreviated:
         return 0.9 + 0.05 * ratio
-    joined = difflib.SequenceMatcher(a=wanted.replace("-", ""), b=name.replace("-", "")).ratio()
+    joined = difflib.SequenceMatcher(a=name.replace("-", ""), b=option.replace("-", "")).ratio()
     ratio = max(ratio, joined - 0.01)
-    return 0.95 * ratio if ratio >= _LIKE else 0.0
+    return 0.95 * ratio if ratio >= _MIN_RATIO else 0.0
 
 
-def _begins(wanted: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether each wanted word begins a word of the name, in order."""
-    pairs = zip(wanted, words, strict=False)
-    return len(wanted) <= len(words) and all(w and word.startswith(w) for w, word in pairs)
+def _begins(prefixes: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether each prefix is non-empty and begins the word at the same place."""
+    pairs = zip(prefixes, words, strict=False)
+    return len(prefixes) <= len(words) and all(p and word.startswith(p) for p, word in pairs)

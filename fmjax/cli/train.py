@@ -1,6 +1,6 @@
-"""The commands that train: what each reads from its arguments, and the job they do alike.
+"""The commands `train`, `reflow` and `export`.
 
-Imports wait until a command needs them, so that a wrong word is refused at once.
+Jobs are imported inside the functions, so that a misspelled command fails without delay.
 """
 
 import time
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def train(arguments: list[str]) -> None:
-    """`fmjax train CONFIG`."""
+    """Run `fmjax train CONFIG`."""
     start = time.perf_counter()
-    path, rest = path_and_rest("train", "CONFIG", arguments)
+    config_file, options = path_and_rest("train", "CONFIG", arguments)
     import dataclasses
 
     import tyro
@@ -30,13 +30,15 @@ def train(arguments: list[str]) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Train:
-        """Train from a config, then sample, compare and report. A stopped run is resumed.
+        """Train from a config, then sample, compare solvers, and write a report.
+
+        A stopped run is resumed.
 
         Attributes:
-            config: Every field of the config.
+            config: The experiment, as in its config file.
             run: The run folder (default: runs/NAME).
-            overwrite: Replace a run that stands there.
-            processes: The same command runs in each of them.
+            overwrite: Replace the run that is in this folder.
+            processes: Address and number of the processes, each of which runs this command.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
@@ -44,18 +46,24 @@ def train(arguments: list[str]) -> None:
         overwrite: bool = False
         processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
-    asked = parse(Train, Train(config=load_config(path)), rest, f"fmjax train {path}")
-    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
-    config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, asked.processes, start)
+    default = Train(config=load_config(config_file))
+    args = parse(Train, default, options, f"fmjax train {config_file}")
+    sampling = adaptive_if_meant(args.config.sampling, options, "--sampling.")
+    config = dataclasses.replace(args.config, sampling=sampling)
+    _train_and_report(config, args.run, args.overwrite, args.processes, start)
 
 
-def _train_and_show(
+def _train_and_report(
     config: "Config", run: Path | None, overwrite: bool, processes: "Processes", start: float
 ) -> None:
-    """Train in the processes of a run, and make the results in the first of them.
+    """Train in all processes of a run, then write samples and report in the main process.
 
-    At the end it prints the time of each part since `start`, of `time.perf_counter()`.
+    Args:
+        config: The experiment.
+        run: The run folder; None takes runs/NAME.
+        overwrite: Whether to replace a run in this folder.
+        processes: The processes of the run.
+        start: `time.perf_counter()` at the start of the command, for the times of its parts.
     """
     from fmjax._arrays import TextShape
     from fmjax.jobs.train.prepare import lock_run
@@ -68,19 +76,19 @@ def _train_and_show(
         train_folder(config, folder, overwrite=overwrite, progress=progress)
         with all_or_none("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
-                progress.say("trained; samples of a model of text need prompts: none are drawn")
+                progress.say("training is done; no samples are drawn, because they need prompts")
                 if config.pretrained is not None:
-                    progress.say(f"fmjax export {folder} writes it for diffusers")
+                    progress.say(f"fmjax export {folder} writes the model for diffusers")
             elif is_main():
-                from fmjax.jobs.report.results import make_results  # Figures are not needed sooner.
+                from fmjax.jobs.report.results import make_results  # Not needed for training.
 
                 make_results(open_run(folder, alone=True), progress=progress)
 
 
 def reflow(arguments: list[str]) -> None:
-    """`fmjax reflow RUN`."""
+    """Run `fmjax reflow RUN`."""
     start = time.perf_counter()
-    path, rest = path_and_rest("reflow", "RUN", arguments)
+    folder, options = path_and_rest("reflow", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -90,20 +98,20 @@ def reflow(arguments: list[str]) -> None:
     from fmjax.runs.folder import read_config
     from fmjax.sharding import Processes
 
-    distill = "--distill" in rest
+    distill = "--distill" in options
 
     @dataclasses.dataclass(frozen=True)
     class Reflow:
-        """Make pairs with a run, and train the next flow on them from its weights.
+        """Generate pairs of source and target with a run, and train the next flow on them.
 
-        Pairs that are there are not made again, and a stopped training is resumed.
+        Existing pairs are used again, and a stopped training is resumed.
 
         Attributes:
-            config: Every field of the next flow's config.
-            distill: Train its one step from t = 0 to t = 1 only.
-            run: The run folder (default: runs/NAME).
-            overwrite: Replace a run that stands there.
-            processes: The same command runs in each of them.
+            config: Config of the next flow, whose fields default to those of the run.
+            distill: Train only the single Euler step from t = 0 to t = 1.
+            run: Run folder of the next flow (default: runs/NAME).
+            overwrite: Replace the run that is in this folder.
+            processes: Address and number of the processes, each of which runs this command.
         """
 
         config: Annotated[Config, tyro.conf.arg(name="")]
@@ -112,33 +120,34 @@ def reflow(arguments: list[str]) -> None:
         overwrite: bool = False
         processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
-    default = Reflow(reflow_config(read_config(path), path, distill=distill), distill)
-    asked = parse(Reflow, default, rest, f"fmjax reflow {path}")
-    sampling = adaptive_if_meant(asked.config.sampling, rest, "--sampling.")
-    config = dataclasses.replace(asked.config, sampling=sampling)
-    _train_and_show(config, asked.run, asked.overwrite, asked.processes, start)
+    default = Reflow(reflow_config(read_config(folder), folder, distill=distill), distill)
+    args = parse(Reflow, default, options, f"fmjax reflow {folder}")
+    sampling = adaptive_if_meant(args.config.sampling, options, "--sampling.")
+    config = dataclasses.replace(args.config, sampling=sampling)
+    _train_and_report(config, args.run, args.overwrite, args.processes, start)
 
 
 def export(arguments: list[str]) -> None:
-    """`fmjax export RUN`."""
-    path, rest = path_and_rest("export", "RUN", arguments)
+    """Run `fmjax export RUN`."""
+    folder, options = path_and_rest("export", "RUN", arguments)
     import dataclasses
 
     from fmjax.jobs.released.export import export_run
     from fmjax.runs.folder import read_config
 
-    read_config(path)  # A folder that is no run is refused before its options.
+    read_config(folder)  # Check the folder before the options.
 
     @dataclasses.dataclass(frozen=True)
     class Export:
-        """Write what was trained on a released model, for diffusers: the averaged weights.
+        """Write the averaged weights of a finetuned released model for diffusers.
 
         Attributes:
-            output: Of adapters, a folder for pytorch_lora_weights.safetensors or a .safetensors
-                file; of all weights, a folder (default: export, within the run folder).
-            merged: Write the weights with the adapters added, not the adapters.
-            pipeline: Write the whole pipeline, its other parts copied, not the transformer alone.
-            overwrite: Write into a folder that holds files.
+            output: Folder to write to; for adapters also the name of a .safetensors file
+                (default: export, in the run folder).
+            merged: Write the weights with the adapters added, instead of the adapters.
+            pipeline: Write a complete pipeline, whose other parts are copied from the released
+                model, instead of the transformer only.
+            overwrite: Write into a folder that is not empty.
         """
 
         output: Path | None = None
@@ -146,15 +155,15 @@ def export(arguments: list[str]) -> None:
         pipeline: bool = False
         overwrite: bool = False
 
-    asked = parse(Export, Export(), rest, f"fmjax export {path}")
-    output = path / "export" if asked.output is None else asked.output
+    args = parse(Export, Export(), options, f"fmjax export {folder}")
+    output = folder / "export" if args.output is None else args.output
     with working() as progress:
         written = export_run(
-            path,
+            folder,
             output,
-            merged=asked.merged,
-            pipeline=asked.pipeline,
-            overwrite=asked.overwrite,
+            merged=args.merged,
+            pipeline=args.pipeline,
+            overwrite=args.overwrite,
             progress=progress,
         )
         progress.say(f"wrote {written}")

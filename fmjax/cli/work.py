@@ -1,4 +1,4 @@
-"""What surrounds a command's work: its processes and devices, its progress."""
+"""Set-up for the work of a command: processes, devices, compilation cache, progress."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fmjax._progress import Progress, Silent
 from fmjax.cli.console import console
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def working(processes: "Processes | None" = None, since: float | None = None) -> Iterator[Progress]:
-    """Make JAX ready and show progress.
+    """Set up JAX and yield the progress display of a command.
 
     Args:
-        processes: Of a run of several, of which only the first one speaks. A signal to one of
-            them stops all.
-        since: `time.perf_counter()` at the start of the command, to print at its end how long each
-            part took; None prints no times.
+        processes: The processes of a distributed run, of which only the main one prints. A signal
+            to one of them stops all.
+        since: `time.perf_counter()` at the start of the command. At the end, the time of each part
+            since then is printed; None prints no times.
     """
     from fmjax.sharding import forward_preemption, is_main, join
 
@@ -37,26 +37,26 @@ def working(processes: "Processes | None" = None, since: float | None = None) ->
         yield progress
 
 
-def _hush_threads() -> None:
-    """Threads of Orbax tell nothing themselves: what they fail of reaches the command as an error.
+def _silence_threads() -> None:
+    """Keep background threads of Orbax from printing errors, which the command reports itself.
 
-    Of a full disk they would print hundreds of lines.
+    If the disk is full, they would print hundreds of lines.
     """
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         return
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    say = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            say(unraisable)
+            previous_hook(unraisable)
 
     sys.unraisablehook = hook
 
 
 def _prepare_jax() -> None:
-    """Keep compiled programs between runs, unless the user has said where or not to; and memory."""
+    """Find the devices, and set up the compilation cache unless the user has configured one."""
     import jax
 
     from fmjax._memory import keep_freed_memory
@@ -64,10 +64,10 @@ def _prepare_jax() -> None:
     try:
         backend = jax.default_backend()
     except (RuntimeError, AssertionError) as error:
-        # An assertion without a word where a platform is asked for whose package is missing.
+        # JAX raises an assertion without a message if the package of a platform is missing.
         got = str(error) or f"none for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise ValueError(f"JAX must find its devices, got {got}") from error
-    _hush_threads()
+    _silence_threads()
     if backend == "cpu":
         keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,13 +78,13 @@ def _prepare_jax() -> None:
 
 
 def _compilation_cache() -> Path | None:
-    """The folder of compiled programs; None if another user could write into it.
+    """Return the folder of compiled programs, or None if other users can write to it.
 
-    It holds machine code, which JAX runs.
+    The programs are machine code that JAX runs.
     """
     from fmjax._files import cache_dir, is_private
 
     folder = cache_dir() / "compilation"
-    with contextlib.suppress(OSError):  # Without a place to write, programs are compiled each time.
+    with contextlib.suppress(OSError):  # Without a cache, programs are compiled each time.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder if folder.is_dir() and is_private(folder) else None

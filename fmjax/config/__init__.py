@@ -1,8 +1,8 @@
-"""Experiments as frozen dataclasses: everything a config file needs, in one import.
+"""Experiments as frozen dataclasses: all names that a config file needs.
 
     from fmjax.config import Config, DigitsData, DiTConfig, OptimizerConfig, SamplingConfig
 
-`build` turns a config into functions. No package below this one selects anything by name.
+`build` turns a config into functions. Lower packages take objects; only this one resolves names.
 """
 
 from fmjax._arrays import (

@@ -1,15 +1,16 @@
-"""From numbers and names to functions."""
+"""Build the functions that a config describes: network, objective, optimizer, solve."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from fmjax._arrays import Cond, Conditions, Params, Points, Text, TextShape, TokenShape
+from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Text, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config.experiment import Config
 from fmjax.config.flow_maps import (
@@ -39,24 +40,24 @@ from fmjax.solvers import (
 from fmjax.training import TrainStep, make_optimizer, make_train_step
 
 Steps = FixedSteps | AdaptiveSteps
-# (params, x0, keys, cond, steps) -> Samples; keys `[batch]`, of solvers that draw noise.
-SolveFn = Callable[[Params, Points, Any, Cond, Steps], Samples]
+# (params, x0, keys, cond, steps) -> Samples. Keys are `[batch]`; None for deterministic solvers.
+SolveFn = Callable[[Params, Points, PyTree, Cond, Steps], Samples]
 
 
 class Experiment(NamedTuple):
-    """What a config builds: pure functions, ready for the step and the solvers.
+    """Pure functions built from a config, for training steps and solvers.
 
     Attributes:
-        net: The network.
-        objective: Its loss.
-        optimizer: Its optimiser.
-        path: On which it was trained.
-        prediction: What the network predicts.
-        null_cond: What stands for no condition; None if the network knows nothing that does.
-        flow_map: The network as the flow map that it is, if it is one; `net` is then its
-            velocity.
-        tuning: Of released weights that are trained on, what learns and what stays; `net.init`
-            then gives what learns, and `net.apply` takes all.
+        net: The network. For a flow map, its velocity field.
+        objective: The training loss.
+        optimizer: The optax optimizer.
+        path: The probability path of the training.
+        prediction: Which quantity the network predicts.
+        null_cond: Condition that stands for no condition; None if the network was not trained
+            with one.
+        flow_map: The flow map; None if the network predicts a velocity.
+        tuning: Trained and frozen parameters of a finetuned released model, else None. If set,
+            `net.init` returns the trained parameters, and `net.apply` takes all of them.
     """
 
     net: VelocityNet
@@ -64,35 +65,40 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     path: AffinePath
     prediction: Prediction
-    null_cond: Any
+    null_cond: Cond
     flow_map: TrainedMap | None = None
     tuning: Tuning | None = None
 
     @property
-    def init(self) -> Callable[[Any], Params]:
-        """`init(key) -> params`, all that the network has."""
+    def init(self) -> Callable[[PRNGKey], Params]:
+        """Function `init(key) -> params` of all parameters, frozen ones included."""
         return self.net.init if self.tuning is None else self.tuning.init
 
     def velocity_fn(self, params: Params) -> VelocityFn:
-        """The field of some parameters, whatever the network predicts."""
+        """Return the velocity field of the network with these parameters."""
         return self.path.velocity_fn(partial(self.net.apply, params), self.prediction)
 
 
 def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) -> Experiment:
-    """Turn names and numbers into functions, for data of this shape and these conditions.
+    """Build the functions of an experiment.
+
+    Args:
+        config: The experiment.
+        event_shape: Shape of one example.
+        conditions: Kind and size of the conditions; None for an unconditional model.
 
     Raises:
-        ValueError: If the parts do not fit together or the data.
+        ValueError: If parts of the config contradict each other or the data.
     """
-    # Without examples whose condition was dropped, nothing stands for it.
+    # The network learns a null condition only from examples whose condition was dropped.
     parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
     drops = config.loss.label_drop > 0 or parts_drop > 0
     null_cond = _null_cond(conditions) if drops else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
         _require_guidable(f"{name}.guidance", part.guidance, null_cond)
     rule = "be left out for data without captions"
-    unread = bool(config.sampling.prompts) and not isinstance(conditions, TokenShape)
-    require(not unread, "sampling.prompts", rule, config.sampling.prompts)
+    usable = not config.sampling.prompts or isinstance(conditions, TokenShape)
+    require(usable, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
     if not isinstance(loss, LossConfig):
@@ -118,9 +124,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         )
         net = tuning.net
     parts = conditions.parts if isinstance(conditions, TextShape) else ()
-    known = bool(parts) or loss.encoder_drop == 0.0
-    rule = "be 0 for data without text of several encoders"
-    require(known, "loss.encoder_drop", rule, loss.encoder_drop)
+    droppable = bool(parts) or loss.encoder_drop == 0.0
+    rule = "be 0 for data without a known TextPart per encoder"
+    require(droppable, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
         path,
@@ -140,12 +146,21 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
 
 
 def differentiable_forwards(config: Config) -> Config:
-    """The same with attention by plain products, which alone know forward mode."""
+    """Return the config with plain attention, which supports forward-mode differentiation."""
     return dataclasses.replace(config, network=plain_attention(config.network))
 
 
-def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding: Any) -> TrainStep:
-    """The training step that a config asks for; of released weights it takes those that stay."""
+def make_step(
+    config: Config, experiment: Experiment, mesh: Mesh, state_sharding: PyTree
+) -> TrainStep:
+    """Return the training step; with frozen parameters, it takes them as its third argument.
+
+    Args:
+        config: The experiment.
+        experiment: Its functions, from `build`.
+        mesh: The devices.
+        state_sharding: Shardings of the training state.
+    """
     tuning = experiment.tuning
     frozen = None if tuning is None else tuning.frozen(mesh)
     return make_train_step(
@@ -159,15 +174,16 @@ def make_step(config: Config, experiment: Experiment, mesh: Mesh, state_sharding
     )
 
 
-def _null_cond(conditions: Conditions) -> Any:
-    """The class after the last one, a text of zeros, or nothing but padding."""
+def _null_cond(conditions: Conditions) -> Cond:
+    """Return the null condition: the label `num_classes`, a text of zeros, or a padding token."""
     if isinstance(conditions, TokenShape):
         return 0
     return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 
-def _require_guidable(name: str, scale: float, null_cond: Any) -> None:
-    rule = "be 1 for a model without classes or text, or trained with loss.label_drop 0"
+def _require_guidable(name: str, scale: float, null_cond: Cond) -> None:
+    """Raise unless the scale is 1 or there is a null condition."""
+    rule = "be 1 for a model without classes or text, or with loss.label_drop = 0"
     require(scale == 1.0 or null_cond is not None, name, rule, scale)
 
 
@@ -177,10 +193,16 @@ def guided(
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> VelocityFn:
-    """The field of some parameters, with classifier-free guidance unless `scale` is 1.
+    """Return the velocity field of the network, with classifier-free guidance.
+
+    Args:
+        experiment: Functions from `build`.
+        params: Parameters of the network.
+        scale: Guidance scale; 1 is no guidance.
+        interval: First and last time with guidance.
 
     Raises:
-        ValueError: If guidance is asked of a model that knows no "no class".
+        ValueError: If the model has no null condition and the scale is not 1.
     """
     predict_fn = guided_prediction(experiment, params, scale, interval)
     return experiment.path.velocity_fn(predict_fn, experiment.prediction)
@@ -189,13 +211,19 @@ def guided(
 def guided_prediction(
     experiment: Experiment, params: Params, scale: float, interval: tuple[float, float]
 ) -> Callable[..., Points]:
-    """What the network predicts, guided.
+    """Return the prediction function of the network, with classifier-free guidance.
 
-    To guide it or the velocity made from it is the same: the conversion is affine, and the
-    weights of guidance add up to one.
+    Guiding the prediction is the same as guiding the velocity: the conversion is affine, and the
+    weights of guidance sum to one.
+
+    Args:
+        experiment: Functions from `build`.
+        params: Parameters of the network.
+        scale: Guidance scale; 1 is no guidance.
+        interval: First and last time with guidance.
 
     Raises:
-        ValueError: If guidance is asked of a model that knows no "no class".
+        ValueError: If the model has no null condition and the scale is not 1.
     """
     if experiment.flow_map is not None:
         return velocity_of(experiment.flow_map.guided(params, scale, interval, jumps=False))
@@ -207,10 +235,13 @@ def guided_prediction(
 
 
 def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
-    """The solve that a config asks for; its steps are an argument (`sampling.make_steps`).
+    """Return the function that solves a batch, for the solver and guidance of a config.
+
+    Its steps are an argument (`sampling.make_steps`), so that step counts share one function.
 
     Raises:
-        ValueError: If a flow map is asked for what it has not learned.
+        ValueError: If the network is no flow map but the solver needs one, or the flow map was not
+            trained for these jumps or this guidance.
     """
     solver, flow_map = sampling.make_solver(), experiment.flow_map
     if flow_map is not None:
@@ -219,10 +250,10 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
     if sampling.solver == FLOW_MAP:
         flow_map = require_jumps(flow_map, sampling.num_steps, sampling.grid)
 
-    def solve(params: Params, x0: Points, keys: Any, cond: Cond, steps: Steps) -> Samples:
+    def solve(params: Params, x0: Points, keys: PyTree, cond: Cond, steps: Steps) -> Samples:
         guidance = (sampling.guidance, sampling.guidance_interval)
         if sampling.solver == FLOW_MAP and flow_map is not None:
-            assert isinstance(steps, FixedSteps)  # Refused by the config.
+            assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
             return sample_flow_map(flow_map.guided(params, *guidance), x0, cond, steps=steps)
         predict_fn = guided_prediction(experiment, params, *guidance)
         path, prediction = experiment.path, experiment.prediction
@@ -240,7 +271,7 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
                 last_step=sampling.last_step,
             )
         if sampling.solver in DIFFUSION_SAMPLERS:
-            assert isinstance(steps, FixedSteps)  # They estimate no error: refused by the config.
+            assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
             return sample_diffusion(
                 predict_fn,
                 path,
@@ -259,5 +290,5 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
 
 
 def num_parameters(params: Params) -> int:
-    """How many numbers the parameters hold."""
+    """Count the scalars in a pytree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

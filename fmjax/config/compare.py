@@ -1,4 +1,4 @@
-"""Which solvers are compared, and at what settings."""
+"""Config of the solver comparison."""
 
 import typing
 from dataclasses import dataclass
@@ -21,25 +21,27 @@ _ALL_ADAPTIVE = ("bosh3", "tsit5", "dopri5", "dopri8")
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """The solver comparison.
+    """Which solvers are compared, and with which steps and tolerances.
 
     Attributes:
-        num_samples: Shared noises that every solver starts from.
-        fixed_solvers: Names of those that take each of `num_steps` steps: of the ODE, of the SDE
-            or of diffusion models.
-        num_steps: Their steps.
-        grids: Where fixed steps lie; every fixed solver is run on each.
-        adaptive_solvers: Names of those that adapt their steps to each of `tolerances`.
-        tolerances: Their rtol = atol.
-        all: Also compare the other common ODE solvers, nine in all: euler, midpoint, heun, rk4 and
-            adams_bashforth_2 with fixed steps, bosh3, tsit5, dopri5 and dopri8 with adaptive ones.
-        slots: Also stream each adaptive ODE solver through so many slots; None does not.
-        bfloat16: Also solve the same weights computed in bfloat16 by the adaptive solvers.
-        rate: Noise of SDE solvers along the way, as of `SamplingConfig`.
-        rate_scale: Its factor.
-        guidance: Classifier-free guidance scale of the field that is solved; 1 is none, which
-            shows the solvers on the field that was trained.
-        seed: Of the noise.
+        num_samples: Number of source points, from which every solver starts.
+        fixed_solvers: Names of fixed-step solvers, of the ODE, of the SDE or of diffusion models;
+            each is run with each number of steps and each grid.
+        num_steps: Numbers of steps of the fixed-step solvers.
+        grids: Time grids of the fixed-step solvers.
+        adaptive_solvers: Names of adaptive ODE solvers; each is run with each of the tolerances.
+        tolerances: Tolerances of the adaptive solvers, each used as both rtol and atol.
+        all: Also compare the other common ODE solvers. Together these are nine: euler, midpoint,
+            heun, rk4 and adams_bashforth_2 with fixed steps, bosh3, tsit5, dopri5 and dopri8 with
+            adaptive steps.
+        slots: Number of slots through which each adaptive ODE solver also streams its samples;
+            None does not stream.
+        bfloat16: Also run the adaptive solvers with the network computed in bfloat16.
+        rate: Diffusion rate of SDE solvers, one of the names of `SamplingConfig.rate`.
+        rate_scale: Factor of the diffusion rate of SDE solvers.
+        guidance: Classifier-free guidance scale of the velocity field; 1 is no guidance, and
+            compares the solvers on the field as it was trained.
+        seed: Seed of the source points and of the noise of SDE solvers.
     """
 
     num_samples: int = 64
@@ -65,7 +67,8 @@ class CompareConfig:
         for solver in self.adaptive_solvers:
             require_one_of("compare.adaptive_solvers", solver, filter(can_adapt, SOLVERS))
         both = set(self.fixed_solvers) & set(self.adaptive_solvers)
-        require(not both, "compare.adaptive_solvers", "not be among the fixed ones", sorted(both))
+        rule = "not be among compare.fixed_solvers"
+        require(not both, "compare.adaptive_solvers", rule, sorted(both))
         for grid in self.grids:
             require_one_of("compare.grids", grid, typing.get_args(Grid))
         require_one_of("compare.rate", self.rate, RATES)
@@ -79,15 +82,15 @@ class CompareConfig:
 
     @property
     def compared_fixed(self) -> tuple[str, ...]:
-        """Names of the solvers with fixed steps that are compared, those of `all` included."""
+        """Names of the compared fixed-step solvers, including those added by `all`."""
         return self.fixed_solvers + self._missing(_ALL_FIXED)
 
     @property
     def compared_adaptive(self) -> tuple[str, ...]:
-        """Names of the solvers with adaptive steps that are compared, those of `all` included."""
+        """Names of the compared adaptive solvers, including those added by `all`."""
         return self.adaptive_solvers + self._missing(_ALL_ADAPTIVE)
 
     def _missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The names that `all` adds to those in the config; none unless `all` is set."""
-        named = {*self.fixed_solvers, *self.adaptive_solvers}
-        return tuple(name for name in names if self.all and name not in named)
+        """Return the names that `all` adds to the solvers of the config; none if it is not set."""
+        listed = {*self.fixed_solvers, *self.adaptive_solvers}
+        return tuple(name for name in names if self.all and name not in listed)

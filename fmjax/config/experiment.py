@@ -1,4 +1,4 @@
-"""The whole experiment as frozen dataclasses: only numbers, names and choices."""
+"""Config of an experiment: frozen dataclasses of numbers, names and choices."""
 
 from dataclasses import dataclass, field
 
@@ -19,20 +19,21 @@ AnyCoupling = Independent | MinibatchOT
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and in what portions to train.
+    """Number of training steps, batch size, averaging, logs and checkpoints.
 
     Attributes:
-        num_steps: Optimiser steps.
-        batch_size: Examples of one step, over all devices and processes.
-        accumulation_steps: Parts in which a step takes its batch; the numbers are the same.
-        ema_decay: Decay of the averaged weights, which sampling uses.
-        flip: Mirror each image left to right with probability one half.
-        seed: Of everything that is drawn: weights, order of the data, noise.
-        log_every: Steps between two lines of metrics.
-        checkpoint_every: Steps between two checkpoints.
-        checkpoints_kept: How many of the newest checkpoints stay on disk.
-        draw_samples: Draw samples after each checkpoint but the last and write their picture,
-            `samples/stepNUMBER.png`, of images and of points in the plane.
+        num_steps: Number of training steps.
+        batch_size: Number of examples per training step, over all devices and processes.
+        accumulation_steps: Number of microbatches that a batch is split into to save memory; the
+            result is the same.
+        ema_decay: Decay of the moving average of the weights, which sampling uses.
+        flip: Mirror each image horizontally with probability 1/2.
+        seed: Seed of the initial weights, the order of the data, and the noise.
+        log_every: Number of steps between two lines of metrics.
+        checkpoint_every: Number of steps between two checkpoints.
+        checkpoints_kept: Number of newest checkpoints that are kept on disk.
+        draw_samples: Draw samples after each checkpoint except the last, and write a picture
+            `samples/stepNUMBER.png` if they are images or points in the plane.
     """
 
     num_steps: int = 10_000
@@ -59,15 +60,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured of the samples after training.
+    """Which metrics of samples are computed after training.
 
     Attributes:
-        num_samples: Drawn for the Frechet distance; None for as many as the training set has.
-        num_projections: Of the sliced Wasserstein distance.
-        num_paths: Paths of the field that are followed, for how straight they are.
-        classifier: Whether a classifier of the data's classes is trained, once for a set of
-            images. Without it there are no Frechet distance, precision, recall and recognised
-            samples.
+        num_samples: Number of samples for the Frechet distance; None takes the size of the
+            training set.
+        num_projections: Number of projections of the sliced Wasserstein distance.
+        num_paths: Number of trajectories whose straightness is measured.
+        classifier: Train a classifier of the classes of the data, once per dataset of images.
+            Without it, the Frechet distance, precision, recall and recognized samples are left
+            out.
     """
 
     num_samples: int | None = None
@@ -85,30 +87,31 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment, whole. `fmjax train` reads it from a file and keeps it in the run folder.
+    """All settings of an experiment. `fmjax train` stores it in the run folder.
 
     Attributes:
-        name: Of the run and its folder.
-        data: What is learned.
-        source: What the flow starts from: None is normal noise, else examples of other data of
-            the same shape.
-        source_noise: Standard deviation of normal noise that is added to those examples, anew each
-            time. Images are so few in so many dimensions that without it a flow from them has
-            hardly anything but their means to go to.
-        reflow: Train on the pairs that another flow makes, not on the data.
-        conditional: Whether the data's classes, where it has any, condition the network.
-        network: What predicts.
-        pretrained: Released weights that the training starts from.
-        text_encoder: What reads captions, of data that have them; it is trained along.
-        path: From noise to data.
-        coupling: How noise and data are paired.
-        loss: What the network is trained for.
-        optimizer: How its weights move.
-        training: How long, and in what portions.
-        mesh: The layout of the devices.
-        sampling: How samples are drawn.
-        compare: The solver comparison.
-        evaluation: What is measured of the samples.
+        name: Name of the run, and of its folder under runs/.
+        data: Dataset that the model is trained on.
+        source: Dataset whose examples are the source points, of the same shape as the data; None
+            takes normal noise.
+        source_noise: Standard deviation of the normal noise that is added to examples of `source`
+            each time they are drawn. Without it, a flow between two sets of images learns little
+            more than their means, because the images are few for their number of dimensions.
+        reflow: Train on pairs generated by another flow instead of the data; None does not.
+        conditional: Condition the network on the class labels, if the data have any.
+        network: Architecture and size of the network.
+        pretrained: Released model that the training starts from; None trains a new network.
+        text_encoder: Encoder of captions, which is trained together with the network; None for
+            data without captions.
+        path: Probability path from the source distribution to the data.
+        coupling: How source points and data points are paired.
+        loss: Training objective.
+        optimizer: Optimizer and learning rate.
+        training: Number of training steps, batch size, logs and checkpoints.
+        mesh: Layout of the devices.
+        sampling: Solver, guidance and number of samples.
+        compare: Settings of the solver comparison.
+        evaluation: Metrics of samples that are computed after training.
     """
 
     name: str
@@ -133,34 +136,35 @@ class Config:
     def __post_init__(self) -> None:
         require_numbers(self)
         # The name becomes a folder under runs/.
-        plain = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+        valid = self.name.replace("_", "").replace("-", "").replace(".", "").isalnum()
         require(
-            plain and not self.name.startswith("."),
+            valid and not self.name.startswith("."),
             "name",
             "be letters, digits, '-', '_' and '.'",
             repr(self.name),
         )
         require_at_least("source_noise", self.source_noise, 0.0)
-        noisy = self.source is not None or self.source_noise == 0.0
-        require(noisy, "source_noise", "be 0 without a source", self.source_noise)
-        paired = self.reflow is None or isinstance(self.coupling, Independent)
-        rule = "be Independent on pairs, which are coupled already"
-        require(paired, "coupling", rule, self.coupling)
+        has_source = self.source is not None or self.source_noise == 0.0
+        require(has_source, "source_noise", "be 0 without a source", self.source_noise)
+        coupled_once = self.reflow is None or isinstance(self.coupling, Independent)
+        rule = "be Independent for reflow, whose pairs are coupled already"
+        require(coupled_once, "coupling", rule, self.coupling)
         if self.pretrained is not None:
-            self._require_as_released()
+            self._require_released_settings()
 
-    def _require_as_released(self) -> None:
-        """Released weights predict the velocity of straight paths from noise."""
-        plain = isinstance(self.loss, LossConfig)
-        plain = plain and self.loss.prediction == Prediction.VELOCITY  # type: ignore[union-attr]
-        require(plain, "loss", "be of a velocity for released weights", self.loss)
-        rule = "be the linear one for released weights"
+    def _require_released_settings(self) -> None:
+        """Raise unless the settings suit a released model: velocity prediction on a linear path."""
+        loss = self.loss
+        predicts_velocity = isinstance(loss, LossConfig) and loss.prediction == Prediction.VELOCITY
+        rule = "be a LossConfig with prediction VELOCITY for released weights"
+        require(predicts_velocity, "loss", rule, loss)
+        rule = "have the Linear schedule for released weights"
         require(self.path.schedule == Linear(), "path", rule, self.path)
-        rule = "be left out with released weights, whose text is encoded already"
+        rule = "be left out with released weights, whose data hold encoded text"
         require(self.text_encoder is None, "text_encoder", rule, self.text_encoder)
         require(self.reflow is None, "reflow", "be left out with released weights", self.reflow)
 
     @property
     def paired(self) -> bool:
-        """Whether batches have source points of their own."""
+        """Whether the data come as pairs of a source point and a data point."""
         return self.source is not None or self.reflow is not None

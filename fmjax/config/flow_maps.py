@@ -1,11 +1,11 @@
-"""Flow maps from numbers and names: networks of mean velocities, their losses, their jumps."""
+"""Build flow maps (MeanFlow and shortcut models) from a config, and check their sampling."""
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Conditions, Params, Points, Times
 from fmjax._checks import require
@@ -32,39 +32,50 @@ from fmjax.solvers import classifier_free
 
 
 class TrainedMap(NamedTuple):
-    """A flow map as it was trained.
+    """A flow map with the settings of its training.
 
     Attributes:
         net: The network.
-        guidance: What of it is built in. Of a shortcut model into jumps, not into the velocity.
-        null_cond: What stands for no condition.
-        num_steps: Of the finest grid on which jumps were learned; None if any jump was.
+        guidance: Guidance that the network was trained with. In a shortcut model it applies to
+            jumps, not to the velocity.
+        null_cond: Condition that stands for no condition; None if it was not trained with one.
+        num_steps: Number of steps of the finest grid of a shortcut model; None if jumps between
+            any two times were trained.
     """
 
     net: FlowMapNet
     guidance: BuiltInGuidance
-    null_cond: Any
+    null_cond: Cond
     num_steps: int | None
 
     def check(self, scale: float, interval: tuple[float, float], *, jumps: bool = True) -> None:
-        """Raise unless its jumps, or its velocity alone, can be guided so."""
+        """Raise unless the map can be sampled with this guidance.
+
+        Args:
+            scale: Guidance scale; 1 is no guidance.
+            interval: First and last time with guidance.
+            jumps: Whether jumps are sampled, instead of the velocity field.
+        """
         built_in, (low, high) = self.guidance, interval
         if built_in.max_scale is not None:
-            inside = 1.0 <= scale <= built_in.max_scale
-            rule = f"lie between 1 and {built_in.max_scale:g}, the scales of the training"
-            require(inside, "guidance", rule, scale)
-            rule = f"begin by {built_in.first:g} and end from {built_in.last:g}, as in the training"
-            seen = low <= built_in.first and high >= built_in.last
-            require(seen, "guidance_interval", rule, interval)
+            scale_trained = 1.0 <= scale <= built_in.max_scale
+            rule = f"lie in [1, {built_in.max_scale:g}], the scales of the training"
+            require(scale_trained, "guidance", rule, scale)
+            rule = (
+                f"start at or before {built_in.first:g} and end at or after {built_in.last:g}, "
+                "as in the training"
+            )
+            interval_trained = low <= built_in.first and high >= built_in.last
+            require(interval_trained, "guidance_interval", rule, interval)
         elif scale != 1.0:
-            rule = f"be 1 for a network in which a scale of {built_in.scale:g} is built in"
-            plain = not built_in.enabled or (self.num_steps is not None and not jumps)
-            require(plain, "guidance", rule, scale)
-            rule = "be 1 for a model without classes, or trained with loss.label_drop 0"
+            rule = f"be 1 for a network with a built-in guidance scale of {built_in.scale:g}"
+            unguided = not built_in.enabled or (self.num_steps is not None and not jumps)
+            require(unguided, "guidance", rule, scale)
+            rule = "be 1 for a model without classes or with loss.label_drop = 0"
             require(self.null_cond is not None, "guidance", rule, scale)
 
     def velocity_net(self) -> VelocityNet:
-        """Its velocity, as built in, unguided where guidance is an input."""
+        """Return the velocity as a network, at a guidance scale of 1 if guidance is an input."""
 
         def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
             return self.guided(params, 1.0, (0.0, 1.0))(t, t, x, cond)
@@ -74,10 +85,17 @@ class TrainedMap(NamedTuple):
     def guided(
         self, params: Params, scale: float, interval: tuple[float, float], *, jumps: bool = True
     ) -> FlowMapFn:
-        """The map of some parameters, guided: as an input where it is one, else from outside.
+        """Return the guided map: by the guidance input if there is one, else classifier-free.
+
+        Args:
+            params: Parameters of the network.
+            scale: Guidance scale; 1 is no guidance.
+            interval: First and last time with guidance.
+            jumps: Whether jumps are sampled, instead of the velocity field.
 
         Raises:
-            ValueError: If the scale is not one that was learned, or one is built in already.
+            ValueError: If the network was not trained for this scale or interval, or has a
+                built-in scale.
         """
         self.check(scale, interval, jumps=jumps)
         if self.guidance.is_input:
@@ -91,7 +109,8 @@ class TrainedMap(NamedTuple):
             return map_fn(cond[1], t, x, cond[0])
 
         def guided_to(r: Times) -> VelocityFn:
-            # The end goes along as a part of the condition: guidance repeats its rows.
+            # Guidance evaluates a batch of twice the size: pass the end times as part of the
+            # condition, so that they are repeated too.
             return classifier_free(field_of, (self.null_cond, r), scale, interval)
 
         return CountedField(
@@ -102,38 +121,41 @@ class TrainedMap(NamedTuple):
     def _jump(
         self,
         params: Params,
-        asked: jax.Array | None,
+        guidance: Float[Array, "1 3"] | None,
         r: Times,
         t: Times,
         x: Points,
         cond: Cond = None,
     ) -> Points:
-        if self.num_steps is not None:  # Its finest steps were learned as the velocity.
+        """Evaluate the mean velocity from t to r, for one guidance (scale, first, last)."""
+        if self.num_steps is not None:  # The shortest steps were trained as the velocity, r = t.
             r = jnp.where(r - t > 1.5 / self.num_steps, r, t)
-        if asked is not None:
-            asked = jnp.broadcast_to(asked, (t.shape[0], 3))
-        return self.net.apply(params, r, t, x, cond, asked)
+        rows = None if guidance is None else jnp.broadcast_to(guidance, (t.shape[0], 3))
+        return self.net.apply(params, r, t, x, cond, rows)
 
 
 def build_flow_map(
-    config: Config, event_shape: tuple[int, ...], conditions: Conditions, null_cond: Any
+    config: Config, event_shape: tuple[int, ...], conditions: Conditions, null_cond: Cond
 ) -> tuple[TrainedMap, Objective]:
-    """The network of a flow map and its objective.
+    """Build the flow map and its objective.
+
+    Args:
+        config: The experiment.
+        event_shape: Shape of one example.
+        conditions: Kind and size of the conditions; None for an unconditional model.
+        null_cond: Condition that stands for no condition, or None.
 
     Raises:
-        ValueError: If the parts do not fit together or the data.
+        ValueError: If parts of the config contradict each other or the data.
     """
     loss = config.loss
     assert not isinstance(loss, LossConfig)
     rule = "be Independent for a flow map"
     require(isinstance(config.coupling, Independent), "coupling", rule, config.coupling)
-    dropped: dict[str, Any] = dict(label_drop=loss.label_drop, null_cond=null_cond)
-    if null_cond is None:
-        dropped["label_drop"] = 0.0
+    label_drop = 0.0 if null_cond is None else loss.label_drop
     if isinstance(loss, ShortcutConfig):
-        rule = "be 1 for a network without classes, or trained with loss.label_drop 0"
-        able = loss.guidance == 1.0 or dropped["label_drop"] > 0.0
-        require(able, "loss.guidance", rule, loss.guidance)
+        rule = "be 1 for a network without classes or with loss.label_drop = 0"
+        require(loss.guidance == 1.0 or label_drop > 0.0, "loss.guidance", rule, loss.guidance)
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
             net,
@@ -143,11 +165,12 @@ def build_flow_map(
             density=loss.density,
             stratified=loss.stratified,
             guidance=loss.guidance,
-            **dropped,
+            label_drop=label_drop,
+            null_cond=null_cond,
         )
         built_in = BuiltInGuidance(loss.guidance)
         return TrainedMap(net, built_in, null_cond, loss.num_steps), objective
-    network = _differentiable_forwards(config.network)
+    network = _forward_differentiable(config.network)
     net = make_flow_map(network, event_shape, conditions, guided=loss.guidance.is_input)
     objective = mean_flow_objective(
         net,
@@ -158,28 +181,34 @@ def build_flow_map(
         power=loss.power,
         floor=loss.floor,
         guidance=loss.guidance,
-        **dropped,
+        label_drop=label_drop,
+        null_cond=null_cond,
     )
     return TrainedMap(net, loss.guidance, null_cond, None), objective
 
 
-def _differentiable_forwards(network: NetworkConfig) -> NetworkConfig:
-    """The same with plain attention, if no other is asked for."""
-    kind = getattr(network, "attention", "xla")
-    rule = "be auto or xla for MeanFlow, which takes a derivative forwards"
-    require(kind in ("auto", "xla"), "network.attention", rule, kind)
+def _forward_differentiable(network: NetworkConfig) -> NetworkConfig:
+    """Return the network with plain attention; raise if its config selects a kernel."""
+    attention = getattr(network, "attention", "xla")
+    rule = "be auto or xla for MeanFlow, which uses forward-mode differentiation"
+    require(attention in ("auto", "xla"), "network.attention", rule, attention)
     return plain_attention(network)
 
 
-def plain_attention(network: Any) -> Any:
-    """The network with attention by plain products: its kernels know reverse mode alone."""
+def plain_attention(network: NetworkConfig) -> NetworkConfig:
+    """Return the config with plain attention: kernels support reverse-mode derivatives only."""
     if not hasattr(network, "attention"):
         return network
     return dataclasses.replace(network, attention="xla")
 
 
 def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> None:
-    """Raise if samples or comparisons ask of a network what it has not learned."""
+    """Raise if `sampling` or `compare` need jumps or guidance the network was not trained for.
+
+    Args:
+        config: The experiment.
+        flow_map: Its flow map; None if the network predicts a velocity.
+    """
     sampling, compare = config.sampling, config.compare
     if sampling.solver == FLOW_MAP:
         require_jumps(flow_map, sampling.num_steps, sampling.grid, "sampling.")
@@ -196,18 +225,24 @@ def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> N
 def require_jumps(
     flow_map: TrainedMap | None, num_steps: int | None, grid: str, name: str = ""
 ) -> TrainedMap:
-    """The flow map, if it can take jumps on such a grid.
+    """Return the flow map, if it can take jumps on this grid.
+
+    Args:
+        flow_map: The flow map; None if the network predicts a velocity.
+        num_steps: Number of jumps.
+        grid: Name of the time grid.
+        name: Prefix of the fields in messages, such as `sampling.`.
 
     Raises:
-        ValueError: If it is none, or was not trained on such a grid.
+        ValueError: If the network is no flow map, or was not trained on this grid.
     """
     if flow_map is None:
         raise ValueError(
             f"{name}solver {FLOW_MAP!r} needs a flow-map model (loss=MeanFlowConfig or "
-            "ShortcutConfig): it must be another one for a model of a velocity"
+            "ShortcutConfig); choose another solver for a velocity model"
         )
     if flow_map.num_steps is not None and num_steps is not None:
-        rule = f"divide the {flow_map.num_steps} steps of the grid that the network was trained on"
+        rule = f"be a divisor of {flow_map.num_steps}, the steps of the grid of the training"
         require(flow_map.num_steps % num_steps == 0, f"{name}num_steps", rule, num_steps)
         require(grid == "uniform", f"{name}grid", "be uniform for a shortcut model", grid)
     return flow_map

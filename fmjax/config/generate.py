@@ -1,4 +1,4 @@
-"""How pictures are made of prompts with a released model."""
+"""Config of image generation with a released model."""
 
 import math
 from dataclasses import dataclass
@@ -22,31 +22,34 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How pictures are made of prompts with a released model.
+    """Image size, solver, guidance and devices for generating images of prompts.
 
     Attributes:
-        height: Of a picture, in pixels; None takes the size that the model was made for.
-        width: The same.
-        num_images: Pictures of each prompt.
-        solver: Name of a solver of the ODE or the SDE, lower case: euler, heun, tsit5, dopri5, ...
-        steps: Fixed steps on the model's own grid, shifted as it was trained. None takes the usual
-            number with euler, and with solvers that estimate their error adapts the steps.
+        height: Height of the images in pixels; None takes the size that the model was trained for.
+        width: Width of the images in pixels; None takes the size that the model was trained for.
+        num_images: Number of images per prompt.
+        solver: Name of a solver of the ODE or the SDE in lower case: euler, heun, tsit5, dopri5,
+            ...
+        steps: Number of fixed steps, on the shifted time grid of the model. None takes the default
+            number of the model with euler, and adaptive steps with solvers that estimate their
+            error.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps.
-        guidance: Scale of classifier-free guidance, of which 1 or less is none, or of the guidance
-            that a model takes as an input; None takes the usual one. Models without guidance
-            (schnell) take 0 or 1, which have no effect.
-        negative: What pictures are guided away from; None is the empty prompt.
-        seed: Of the noise.
-        batch_size: Pictures at once.
-        lora: A LoRA file or a folder with one, made here or elsewhere; it is added to the weights.
-        lora_scale: How much of them.
-        max_tokens: Of a prompt, that the largest text encoder sees; None takes the usual number.
-        dtype: Of weights and computation: float32, bfloat16, or auto, which is bfloat16 but for
-            the CPU. The autoencoder is float32 in any case.
-        tile: Side in pixels of the tiles that pictures larger than that are decoded in; it bounds
-            the memory of the decoder.
-        mesh: The layout of the devices. By default all work on each picture.
+        guidance: Guidance scale: of classifier-free guidance, where 1 or less is no guidance, or
+            of a guidance-distilled model. None takes the default of the model. Models without
+            guidance (schnell) accept 0 and 1, which have no effect.
+        negative: Negative prompt of classifier-free guidance; None takes the empty prompt.
+        seed: Seed of the noise.
+        batch_size: Number of images generated at a time.
+        lora: LoRA file, or folder with one, whose adapters are added to the weights.
+        lora_scale: Factor of the LoRA adapters.
+        max_tokens: Number of tokens of a prompt for the largest text encoder; None takes the
+            default of the model.
+        dtype: Number format of weights and computation: float32, bfloat16, or auto, which is
+            float32 on CPUs and bfloat16 elsewhere. The autoencoder always uses float32.
+        tile: Side in pixels of the tiles in which larger images are decoded, which limits the
+            memory of the decoder.
+        mesh: Layout of the devices; by default all devices work on the same image.
     """
 
     height: int | None = None
@@ -76,8 +79,8 @@ class GenerateConfig:
         for name in ("num_images", "batch_size", "tile"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("seed", self.seed, 0)
-        known = [name for name in SOLVERS if name not in DIFFUSION_SAMPLERS and name != FLOW_MAP]
-        require_one_of("solver", self.solver, known)
+        solvers = [name for name in SOLVERS if name not in DIFFUSION_SAMPLERS and name != FLOW_MAP]
+        require_one_of("solver", self.solver, solvers)
         if self.steps is None:
             rule = f"be given for {self.solver}, which estimates no error"
             require(self.solver == "euler" or can_adapt(self.solver), "steps", rule, None)

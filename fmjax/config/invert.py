@@ -1,4 +1,4 @@
-"""What `fmjax invert` measures, and what it shows."""
+"""Config of `fmjax invert`: inversion error, interpolation and edits."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,28 @@ from fmjax.config.solvers import ODE_SOLVERS, can_adapt
 
 @dataclass(frozen=True)
 class InvertConfig:
-    """Images to noise and back, between two images, and edited.
+    """Map images to noise and back, interpolate between two images, and edit images.
 
     Attributes:
-        num_images: Test images whose way to noise and back is measured, two of each class in turn.
-        classes: Of images that are given, one each.
-        fixed_solvers: Names of ODE solvers that go there and back by each of `num_steps` steps.
-        num_steps: Their steps, in each direction.
-        adaptive_solvers: Names of those that go by each of `tolerances`.
-        tolerances: Their rtol = atol.
-        num_shown: Rows of the edited images; half as many pairs are interpolated.
-        num_between: Images from one end of a pair to the other, both included.
-        strengths: Of the edits: the shares of the way back to noise.
-        target_class: What the edits ask for; None for each image's own class.
-        guidance: Classifier-free guidance scale of the edits; 1 is none. Nothing else is guided.
-        solver: What solves for the pictures, by adaptive steps.
-        tolerance: Its rtol = atol.
-        seed: Of the noise of the edits.
+        num_images: Number of test images whose error after inversion to noise and back is
+            measured, two of each class in turn.
+        classes: Class label of each image file that is passed to the command.
+        fixed_solvers: Names of fixed-step ODE solvers whose inversion error is measured, with each
+            number of steps.
+        num_steps: Numbers of steps of the fixed-step solvers, in each direction.
+        adaptive_solvers: Names of adaptive ODE solvers whose inversion error is measured, with each
+            of the tolerances.
+        tolerances: Tolerances of the adaptive solvers, each used as both rtol and atol.
+        num_shown: Number of images that are edited; half as many pairs are interpolated.
+        num_between: Number of images of each interpolation, including both ends.
+        strengths: Strengths of the edits, as fractions of the way from the data to noise.
+        target_class: Class label that the edited images are conditioned on; None keeps the class
+            of each image.
+        guidance: Classifier-free guidance scale of the edits; 1 is no guidance. Nothing else is
+            guided.
+        solver: Name of the ODE solver for interpolations and edits, with adaptive steps.
+        tolerance: Tolerance of this solver, used as both rtol and atol.
+        seed: Seed of the noise of the edits.
     """
 
     num_images: int = 64

@@ -1,4 +1,4 @@
-"""How the likelihood of test data is found."""
+"""Config of `fmjax likelihood`: the log-density of test data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,21 +19,22 @@ from fmjax.solvers import AdaptiveSteps, ExactDivergence, FixedSteps, Hutchinson
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
-    """The log-density of test examples under a run.
+    """Compute the log-density of test examples under the model of a run.
 
     Attributes:
-        num_examples: How many; None for all of the test split.
-        divergence: exact, a derivative for each number of an example, or hutchinson's estimate.
-        probes: Random directions of Hutchinson's estimate.
-        distribution: Their law.
+        num_examples: Number of test examples; None takes the entire test split.
+        divergence: How the divergence of the velocity field is computed: exact, with one derivative
+            per dimension, or hutchinson, a random estimate.
+        probes: Number of random directions of Hutchinson's estimate.
+        distribution: Distribution of the random directions of Hutchinson's estimate.
         solver: Name of an ODE solver.
-        num_steps: Fixed steps; None adapts them to the tolerances.
+        num_steps: Number of fixed steps; None adapts the steps to the tolerances.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps, in data units and nats per dimension.
-        dequantize: Spread data that come in levels, such as bytes, evenly over their bins, and
-            say bits per dimension. The density of levels alone means nothing.
-        batch_size: Examples solved together.
-        seed: Of the noise within the bins and of the probes.
+        dequantize: Add uniform noise to data with discrete levels, such as bytes, and report bits
+            per dimension. Without it, the density of discrete data is not meaningful.
+        batch_size: Number of examples solved at a time.
+        seed: Seed of the dequantization noise and of the random directions.
     """
 
     num_examples: int | None = 1_000
@@ -51,7 +52,7 @@ class LikelihoodConfig:
     def __post_init__(self) -> None:
         require_numbers(self)
         if self.num_examples is not None:
-            # A standard error takes two.
+            # A standard error needs two examples.
             require_at_least("num_examples", self.num_examples, 2)
         require_one_of("divergence", self.divergence, ("exact", "hutchinson"))
         require_one_of("distribution", self.distribution, [probe.value for probe in Probe])
@@ -62,23 +63,23 @@ class LikelihoodConfig:
         for name in ("rtol", "atol"):
             require_positive(name, getattr(self, name))
         if self.num_steps is None:
-            rule = "estimate its error, or num_steps be given"
+            rule = "have an error estimate if num_steps is left out"
             require(can_adapt(self.solver), "solver", rule, self.solver)
         else:
             require_between("num_steps", self.num_steps, 1, MAX_STEPS)
 
     def make_divergence(self) -> ExactDivergence | Hutchinson:
-        """What adds the divergence up."""
+        """Return the method that computes the divergence."""
         if self.divergence == "exact":
             return ExactDivergence()
         return Hutchinson(self.probes, Probe(self.distribution))
 
     def make_solver(self) -> Any:
-        """The solver."""
+        """Return the solver object."""
         return ODE_SOLVERS[self.solver]()
 
     def make_steps(self) -> FixedSteps | AdaptiveSteps:
-        """Its steps."""
+        """Return adaptive steps, or fixed steps on a uniform grid if `num_steps` is set."""
         if self.num_steps is None:
             return AdaptiveSteps(self.rtol, self.atol)
         return FixedSteps(uniform_grid(self.num_steps))

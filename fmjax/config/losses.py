@@ -1,4 +1,4 @@
-"""What a network is trained for: a velocity, or the mean velocities of a flow map."""
+"""Configs of the training objectives: flow matching, MeanFlow and shortcut models."""
 
 from dataclasses import dataclass
 
@@ -16,20 +16,21 @@ from fmjax.paths import LogitNormal, Prediction, Uniform
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the network predicts, how its error counts, and at which times it is asked.
+    """Flow matching: predicted quantity, loss and distribution of training times.
 
     Attributes:
-        prediction: What the network's output is. With x1 and the loss in velocity,
-            `path.min_divisor` (JiT takes 0.05) bounds the weight of times near 1.
-        space: The quantity whose squared error is the loss.
-        weight: Weight of each time.
-        huber: None for the squared error; a number c for the pseudo-Huber distance
-            `sqrt(|error|^2 + c^2) - c`, which outliers pull less.
+        prediction: Quantity that the network predicts. With x1 and a loss in velocity space,
+            `path.min_divisor` limits the weight of times near 1 (JiT uses 0.05).
+        space: Quantity whose squared error is the loss.
+        weight: Weight of the loss as a function of time.
+        huber: Constant c of the pseudo-Huber loss `sqrt(|error|^2 + c^2) - c`, which reduces the
+            influence of outliers; None takes the squared error.
         density: Density of the training times.
-        stratified: Spread a batch's times evenly over the density.
-        label_drop: Share of examples that train without their label or text, for guidance.
-        encoder_drop: Of text that several encoders made: share of examples that train without
-            what one of them gave, each encoder by a coin of its own (SD3: 0.464).
+        stratified: Stratify the times of a batch over their density.
+        label_drop: Probability that an example is trained without its class label or text, for
+            classifier-free guidance.
+        encoder_drop: Probability that an example is trained without the output of a text encoder,
+            drawn separately for each of several encoders (SD3 uses 0.464).
     """
 
     prediction: Prediction = Prediction.VELOCITY
@@ -51,16 +52,19 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MeanFlowConfig:
-    """MeanFlow: the network is a flow map, taught by its own derivative along the path.
+    """MeanFlow: a flow map trained with its own derivative along the path.
 
     Attributes:
-        improved: Differentiate along the network's own velocity (improved MeanFlow).
-        density: Of both times; the earlier is where the point is, the later where it is to go.
-        ratio_r_neq_t: Share of examples whose times differ; the others learn the velocity.
-        power: Of the adaptive loss: 1 lets every example pull alike, 0 is the squared error.
-        floor: Of the adaptive loss, in squared data units of a whole example.
-        guidance: What of it the network learns.
-        label_drop: Share of examples that train without their label.
+        improved: Differentiate along the velocity of the network (improved MeanFlow).
+        density: Density of both training times. The earlier one is the time t of the point, the
+            later one the time r that the flow map carries it to.
+        ratio_r_neq_t: Fraction of examples with r > t; the other examples train the velocity.
+        power: Exponent of the adaptive weight of an example: with 1 all examples have about equal
+            influence, with 0 the loss is the squared error.
+        floor: Constant added to the squared error in the adaptive weight, in squared data units
+            summed over an example.
+        guidance: Guidance that is built into the network.
+        label_drop: Probability that an example is trained without its class label.
     """
 
     improved: bool = False
@@ -81,16 +85,17 @@ class MeanFlowConfig:
 
 @dataclass(frozen=True)
 class ShortcutConfig:
-    """A shortcut model: the network is a flow map, one step of which agrees with two halves.
+    """Shortcut model: a flow map trained so that one step agrees with two steps of half the size.
 
     Attributes:
-        num_steps: Of the finest grid, a power of two. Samples take 1, 2, 4, .. of them.
-        bootstrap_ratio: Share of examples that learn steps; the others learn the velocity.
-        density: Of the times of those others.
-        stratified: Spread these evenly over the density.
-        guidance: Scale of classifier-free guidance that steps learn; 1 is none. The finest steps
-            and the velocity stay unguided.
-        label_drop: Share of examples that train without their label.
+        num_steps: Number of steps of the finest grid, a power of two. Samples can be drawn with 1,
+            2, 4, ... steps, up to this number.
+        bootstrap_ratio: Fraction of examples that train steps; the others train the velocity.
+        density: Density of the times of the examples that train the velocity.
+        stratified: Stratify the times of these examples over their density.
+        guidance: Classifier-free guidance scale built into the steps; 1 is no guidance. The finest
+            steps and the velocity remain unguided.
+        label_drop: Probability that an example is trained without its class label.
     """
 
     num_steps: int = 128

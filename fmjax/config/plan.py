@@ -1,4 +1,4 @@
-"""What `fmjax plan` is asked."""
+"""Config of `fmjax plan`: devices, price and search."""
 
 import typing
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ Work = Literal["training", "sampling"]
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Compile what a config asks for, for accelerators that are not here, and see if it fits.
+    """Which program is compiled, for which devices, and how a fitting layout is searched.
 
     Attributes:
-        topology: TPU chips ("v5e:16x16", "v5p:4x4x4", "v6e:8x8", "v4:4x4x4"), GPUs ("h100:8",
-            "a100:16") or fake devices of this machine ("cpu:8").
-        work: A step of the training, or the sampling of one batch.
-        num_slices: So many TPU slices of that shape.
-        price: Dollars that a chip costs in an hour; None for no bill.
-        search: If it does not fit, look for the nearest layout, rematerialisation or batch that
-            does.
-        patience: Seconds after which the search gives up.
+        topology: Devices to compile for: TPU chips ("v5e:16x16", "v5p:4x4x4", "v6e:8x8",
+            "v4:4x4x4"), GPUs ("h100:8", "a100:16") or virtual CPU devices ("cpu:8").
+        work: Program to compile: a training step, or the sampling of one batch.
+        num_slices: Number of TPU slices of this topology.
+        price: Price of one chip in dollars per hour; None prints no costs.
+        search: If the program does not fit into memory, search for the nearest mesh layout,
+            rematerialization policy or batch size that does.
+        patience: Time limit of the search in seconds.
     """
 
     topology: str = "v5e:4x4"
@@ -33,7 +33,7 @@ class PlanConfig:
 
     @property
     def name(self) -> str:
-        """The topology, with its slices."""
+        """The topology with the number of slices, such as `4 x v5e:16x16`."""
         return self.topology if self.num_slices == 1 else f"{self.num_slices} x {self.topology}"
 
     def __post_init__(self) -> None:

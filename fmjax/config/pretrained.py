@@ -1,4 +1,4 @@
-"""Released weights to train on, in a config."""
+"""Config of finetuning: the released model that a training starts from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,18 @@ from fmjax.networks.layers.linear import DTYPES
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """A released model whose transformer is trained on.
+    """Released model whose transformer is finetuned.
 
-    The sizes of the network are those of the folder, whatever the config's own say; how it is
-    computed (dtype, remat, attention) is the config's.
+    The sizes of the network are read from the folder and replace those of the config. Settings of
+    the computation (dtype, remat, attention) are those of the config.
 
     Attributes:
-        folder: Of diffusers: a whole pipeline, or a transformer alone.
-        lora: Train adapters alone; None trains all weights.
-        weights: Start from its weights. False takes only its sizes and its table of positions, and
-            starts anew: what is trained is exported and generates as a released model does. Its
-            files must be there all the same: the export is in their names and types.
-        dtype: Of the weights that adapters are of, which stay as they are. What is trained is
-            float32.
+        folder: Folder in diffusers format, of a complete pipeline or of a transformer only.
+        lora: Train LoRA adapters of this rank and these layers; None trains all weights.
+        weights: Start from the released weights. False takes only the sizes and the position table
+            and trains new weights, which can be exported and used like a released model. The
+            weight files must exist in both cases, since the export has their names and types.
+        dtype: Number format of the frozen weights under adapters. Trained weights are float32.
     """
 
     folder: str
@@ -32,11 +31,11 @@ class PretrainedConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.folder), "pretrained.folder", "be a folder", repr(self.folder))
-        of_weights = self.weights or self.lora is None
-        require(of_weights, "pretrained.weights", "be True for adapters", self.weights)
+        has_base = self.weights or self.lora is None
+        require(has_base, "pretrained.weights", "be True for adapters", self.weights)
         require_one_of("pretrained.dtype", self.dtype, DTYPES)
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder as a path, with `~` expanded."""
         return Path(self.folder).expanduser()

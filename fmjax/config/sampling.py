@@ -1,4 +1,4 @@
-"""How noise becomes samples."""
+"""Config of sampling: solver, steps, guidance and seed."""
 
 import typing
 from dataclasses import dataclass
@@ -41,36 +41,38 @@ Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How noise becomes samples.
+    """Solver, steps, noise, guidance and number of samples.
 
     Attributes:
-        num_samples: How many.
-        solver: Name of a solver, lower case. Of the ODE: tsit5, dopri5, euler, heun, ...; of the
-            SDE: euler_maruyama, stochastic_heun, shark, ...; of diffusion models: ddim,
-            ancestral, dpm_solver_pp_2m, unipc; flow_map: the jumps of a network that is one.
-        num_steps: Fixed steps; None adapts them to the tolerances.
-        grid: Where fixed steps lie: uniform, shifted (by `shift`), edm, at the quantiles of
-            `grid_density`, or calibrated: as the run's own paths want them.
-        shift: Of the shifted grid; above 1 takes shorter steps near the noise.
-        grid_density: Of the quantiles grid.
+        num_samples: Number of samples.
+        solver: Name of a solver in lower case. For the ODE: tsit5, dopri5, euler, heun, ...; for
+            the SDE: euler_maruyama, stochastic_heun, shark, ...; for diffusion models: ddim,
+            ancestral, dpm_solver_pp_2m, unipc; for flow maps: flow_map.
+        num_steps: Number of fixed steps; None adapts the steps to the tolerances.
+        grid: Time grid of fixed steps: uniform; shifted (see `shift`); edm; quantiles (of
+            `grid_density`); or calibrated, which is measured on trajectories of the run.
+        shift: Shift of the shifted grid; values above 1 make the steps near the noise shorter.
+        grid_density: Density whose quantiles are the times of the quantiles grid.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps, in data units.
-        control: Whose error decides: the worst sample's, each sample's own, or the batch's rms.
-            Adaptive steps of an SDE, and those of samples that stream, are each sample's own.
-        slots: Adaptive steps of an ODE only: so many samples are in flight on each device, and
-            whenever one arrives the next of the batch takes its slot. None solves a batch at once.
-        rate: Noise of an SDE along the way: sigma, that of the path; constant; increasing,
-            decreasing or increasing_decreasing (`fmjax.solvers.diffusion_rates`).
-        rate_scale: Its factor.
-        rate_power: Of sigma only: 1/2 is SiT's.
-        last_step: Least length of the step without noise that ends an SDE.
-        clip: Diffusion samplers only: bound on what they take for the data; None is none.
-        guidance: Classifier-free guidance scale; 1 is none.
-        guidance_interval: The times that are guided.
-        batch_size: Samples solved together.
-        seed: Of the noise.
-        prompts: Of models of captions: what is asked for, each prompt as often as the others; none
-            takes some of the captions that were trained on.
+        control: Error that sets the step size: that of the worst sample of the batch, of each
+            sample separately, or the rms over the batch. With an SDE or with slots, each sample
+            always has separate steps.
+        slots: Number of samples solved at a time on each device, for adaptive steps of an ODE: a
+            finished sample is replaced by the next one of the batch. None solves the entire batch
+            at once.
+        rate: Diffusion rate of SDE solvers: sigma (proportional to that of the path), constant,
+            increasing, decreasing or increasing_decreasing (`fmjax.solvers.diffusion_rates`).
+        rate_scale: Factor of the diffusion rate.
+        rate_power: Exponent of sigma for the rate sigma; SiT uses 1/2.
+        last_step: Minimum length of the last step of an SDE, which adds no noise.
+        clip: Bound on the predicted data of diffusion samplers; None does not clip.
+        guidance: Classifier-free guidance scale; 1 is no guidance.
+        guidance_interval: First and last time with guidance.
+        batch_size: Number of samples solved at a time.
+        seed: Seed of the noise.
+        prompts: Prompts to draw samples of, equally many of each, for models of captions. Without
+            any, captions of the training data are used.
     """
 
     num_samples: int = 64
@@ -97,7 +99,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require_numbers(self)
         require_at_least("num_samples", self.num_samples, 1)
-        rule = f"be at least {len(self.prompts)}, one of each prompt"
+        rule = f"be at least {len(self.prompts)}, the number of prompts"
         require(self.num_samples >= len(self.prompts), "num_samples", rule, self.num_samples)
         require_at_least("batch_size", self.batch_size, 1)
         require_one_of("solver", self.solver, SOLVERS)
@@ -109,7 +111,7 @@ class SamplingConfig:
         require_one_of("grid", self.grid, typing.get_args(Grid))
         if self.slots is not None:
             require_at_least("slots", self.slots, 1)
-            rule = "be left out for what is not an ODE solver"
+            rule = f"be left out for {self.solver}, which is not an ODE solver"
             require(self.solver in ODE_SOLVERS, "slots", rule, self.slots)
         require_one_of("rate", self.rate, RATES)
         require_at_least("rate_scale", self.rate_scale, 0.0)
@@ -118,7 +120,8 @@ class SamplingConfig:
         if self.clip is not None:
             require_positive("clip", self.clip)
             clips = self.solver in DIFFUSION_SAMPLERS
-            require(clips, "clip", f"be left out for {self.solver}, which has none", self.clip)
+            rule = f"be left out for {self.solver}, which does not clip"
+            require(clips, "clip", rule, self.clip)
         require_positive("shift", self.shift)
         require_positive("rtol", self.rtol)
         require_positive("atol", self.atol)
@@ -132,11 +135,11 @@ class SamplingConfig:
         )
 
     def make_solver(self) -> Any:
-        """The solver object that the name means."""
+        """Return the solver object; None for flow_map, which needs none."""
         return SOLVERS[self.solver]()
 
     def make_rate(self, schedule: AnySchedule = Linear()) -> AnyRate:
-        """The noise of an SDE along the way, on a path of this schedule."""
+        """Return the diffusion rate of an SDE, on a path with this schedule."""
         if self.rate == "sigma":
             return SigmaRate(self.rate_scale, schedule, self.rate_power)
         return RATES[self.rate](self.rate_scale)
@@ -144,27 +147,28 @@ class SamplingConfig:
     def make_steps(
         self, schedule: AnySchedule = Linear(), calibrated: Tabulated | None = None
     ) -> FixedSteps | AdaptiveSteps:
-        """Fixed steps on the chosen grid, or adaptive ones.
+        """Return fixed steps on the time grid, or adaptive steps.
 
         Args:
-            schedule: Of the path, for the times at which it has EDM's noise-to-data ratios.
-            calibrated: The density of the calibrated grid.
+            schedule: Schedule of the path, on which the edm grid depends.
+            calibrated: Density whose quantiles are the times of the calibrated grid.
 
         Raises:
-            ValueError: If the grid is calibrated and there is no such density, or slots are
-                given for fixed steps.
+            ValueError: If the grid is calibrated and `calibrated` is None, or slots are set with
+                fixed steps.
         """
         if self.num_steps is not None:
-            rule = "be left out with a number of steps: only adaptive ones stream"
+            rule = "be left out with num_steps: only adaptive steps stream samples"
             require(self.slots is None, "slots", rule, self.slots)
             return FixedSteps(self._times(self.num_steps, schedule, calibrated))
-        own = self.slots is not None or self.solver in SDE_SOLVERS
-        control = ErrorControl.PER_SAMPLE if own else self.control
+        per_sample = self.slots is not None or self.solver in SDE_SOLVERS
+        control = ErrorControl.PER_SAMPLE if per_sample else self.control
         return AdaptiveSteps(self.rtol, self.atol, control, slots=self.slots)
 
     def _times(
         self, num_steps: int, schedule: AnySchedule, calibrated: Tabulated | None
     ) -> jax.Array:
+        """Return the times of the grid, from 0 to 1."""
         if self.grid == "edm":
             return times_of_linear(schedule, times.edm_grid(num_steps))
         if self.grid == "shifted":
@@ -172,7 +176,8 @@ class SamplingConfig:
         if self.grid == "quantiles":
             return times.quantile_grid(num_steps, self.grid_density)
         if self.grid == "calibrated":
-            require(calibrated is not None, "grid", "be of a trained run to be calibrated", None)
+            rule = "not be calibrated without a trained run"
+            require(calibrated is not None, "grid", rule, self.grid)
             assert calibrated is not None
             return times.quantile_grid(num_steps, calibrated)
         return times.uniform_grid(num_steps)

@@ -1,4 +1,4 @@
-"""A config as JSON, and back."""
+"""Read and write configs as JSON."""
 
 import dataclasses
 import enum
@@ -20,8 +20,7 @@ from fmjax.paths import AnyDensity, AnySchedule
 
 _UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
 
-
-# Fields of run folders written before they were renamed: (type, old name) to new name.
+# Maps (type, old name) to the new name of a field, for run folders written by older versions.
 _RENAMED_FIELDS = {
     ("MeanFlowConfig", "share_apart"): "ratio_r_neq_t",
     ("ShortcutConfig", "share_apart"): "bootstrap_ratio",
@@ -30,85 +29,90 @@ _RENAMED_FIELDS = {
 
 def _make_converter() -> cattrs.Converter:
     converter = make_converter()
-    # What a config file calls 1e4 steps is a float there, and so in the JSON of its run.
-    whole = converter.get_structure_hook(int)
-    converter.register_structure_hook(int, lambda value, kind: whole(_as_integer(value), kind))
+    # A config file may set `num_steps=1e4`, which is a float in JSON too.
+    read_int = converter.get_structure_hook(int)
+    converter.register_structure_hook(int, lambda value, to: read_int(_as_integer(value), to))
     for union in _UNIONS:
         configure_tagged_union(union, converter, tag_name="type")
         _read_tags(union, converter)
     data: Any = DataConfig
-    optional: Any = data | None  # To cattrs another union, with a class "NoneType" in it.
+    optional: Any = data | None  # For cattrs, this is another union, with a member NoneType.
     converter.register_unstructure_hook_func(
-        lambda kind: kind == optional,
+        lambda annotation: annotation == optional,
         lambda value: None if value is None else converter.unstructure(value, data),
     )
     return converter
 
 
-def _as_integer(value: Any) -> Any:
+def _as_integer(value: object) -> object:
+    """Convert a float with an integer value to int; return other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _read_tags(union: Any, converter: cattrs.Converter) -> None:
-    """Read the members of a union by their type's name, as `configure_tagged_union` writes it."""
-    kinds = {kind.__name__: kind for kind in typing.get_args(union)}
+def _read_tags(union: object, converter: cattrs.Converter) -> None:
+    """Read members of a union by the type name that `configure_tagged_union` writes."""
+    members = {member.__name__: member for member in typing.get_args(union)}
 
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: object, _: object) -> object:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
         name = value.get("type")
-        if not isinstance(name, str) or name not in kinds:
-            raise Mismatch(f"an object of type {', '.join(kinds)}", name)
+        if not isinstance(name, str) or name not in members:
+            raise Mismatch(f"an object of type {', '.join(members)}", name)
         fields = {
             _RENAMED_FIELDS.get((name, key), key): item
             for key, item in value.items()
             if key != "type"
         }
-        return converter.structure(fields, kinds[name])
+        return converter.structure(fields, members[name])
 
-    converter.register_structure_hook_func(lambda kind: kind == union, hook)
+    converter.register_structure_hook_func(lambda annotation: annotation == union, hook)
 
 
 _CONVERTER = _make_converter()
 
 
 def to_json(config: Config) -> str:
-    """Every field of the config, unions with their type; `from_json` reads it back equal."""
+    """Write a config as JSON, with the type name of each member of a union."""
     return json.dumps(_CONVERTER.unstructure(config, Config), indent=2) + "\n"
 
 
 def require_types(config: Any, name: str = "config") -> None:
-    """See that every part of a config is one of those that its field can hold.
+    """Raise unless every part of a config has one of the types of its field.
 
-    Python takes anything for a field; what follows would fail far from the mistake.
+    Python does not check the types of fields, so a wrong one would fail far from the mistake.
+
+    Args:
+        config: A config dataclass.
+        name: Name of the config in messages.
 
     Raises:
-        ValueError: If one is something else: a class, a name, a part of the user's own.
+        ValueError: If a part has another type, for example a class instead of an object.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if all(dataclasses.is_dataclass(k) or _is_enum(k) for k in kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            if not isinstance(value, kinds):
-                raise ValueError(f"{name}.{field.name} must be a {wanted}, got {value!r}")
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if all(dataclasses.is_dataclass(member) or _is_enum(member) for member in members):
+            names = " or ".join(member.__name__ for member in members)
+            if not isinstance(value, members):
+                raise ValueError(f"{name}.{field.name} must be a {names}, got {value!r}")
             if dataclasses.is_dataclass(value):
                 require_types(value, f"{name}.{field.name}")
 
 
-def _is_enum(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, enum.Enum)
+def _is_enum(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
 
 
 def from_json(text: str | bytes, name: str = "config") -> Config:
-    """Read what `to_json` wrote.
+    """Read a config that `to_json` wrote.
 
     Args:
-        text: The document.
-        name: What a message calls it.
+        text: The JSON document.
+        name: Name of the document in messages.
 
     Raises:
-        ValueError: If it is no JSON, or a field is unknown, missing or of the wrong kind.
+        ValueError: If the document is not JSON, or a field is unknown, missing or of a wrong type.
     """
     return structure(_CONVERTER, parse_json(text, name, nonfinite=True), Config, name)

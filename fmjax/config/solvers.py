@@ -1,4 +1,4 @@
-"""The solvers by name, and what can be said of each before it is made."""
+"""Solvers and diffusion rates by name, and properties of the named solvers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ ODE_SOLVERS: Mapping[str, Callable[[], Any]] = {
 }
 SDE_SOLVERS: Mapping[str, Callable[[], Any]] = solvers.SDE_SOLVERS
 DIFFUSION_SAMPLERS: Mapping[str, Callable[[], Any]] = solvers.DIFFUSION_SAMPLERS
-FLOW_MAP = "flow_map"  # The jumps of a network that is one; there is no solver to make.
+FLOW_MAP = "flow_map"  # Jumps of a flow map, which need no solver object.
 SOLVERS: Mapping[str, Callable[[], Any]] = {
     **ODE_SOLVERS,
     **SDE_SOLVERS,
@@ -41,7 +41,7 @@ RATES: Mapping[str, Callable[..., AnyRate]] = {
 
 
 def solver_title(solver: str) -> str:
-    """The name as reports write it: "Tsit5", "RK4", "Implicit euler"."""
+    """Return the name of a solver for reports: "Tsit5", "RK4", "Implicit euler"."""
     titles = {
         "rk4": "RK4",
         "adams_bashforth_2": "Adams-Bashforth 2",
@@ -58,12 +58,12 @@ def solver_title(solver: str) -> str:
 
 
 def can_adapt(solver: str) -> bool:
-    """Whether the solver of this name estimates its error, and so can adapt its steps."""
+    """Whether the solver estimates its error, and so supports adaptive steps."""
     if solver in DIFFUSION_SAMPLERS or solver == FLOW_MAP:
         return False
     return solvers.has_error_estimate(SOLVERS[solver])
 
 
 def is_stochastic(solver: str) -> bool:
-    """Whether it stirs in noise on the way, so that one start has many ends."""
+    """Whether the solver adds noise, so that its samples depend on random keys."""
     return solver in SDE_SOLVERS or solver == "ancestral"

@@ -1,4 +1,4 @@
-"""A study: several trainings, each sampled in several ways, under one measure."""
+"""Config of a study: several trainings, each sampled in several ways, with the same metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,18 +12,19 @@ MAX_SEEDS = 1_000
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What `fmjax study` trains, samples and measures.
+    """Trainings, samplings and metrics of `fmjax study`.
 
     Attributes:
-        name: Of the study's folder.
-        runs: The trainings, on the same data; each one's name stands for it in the table. One
-            that reflows another of them names it as its teacher.
-        samplings: Every run is sampled by each of these, but for those in `own_samplings`.
-        num_samples: Samples of each, and real examples that precision and recall take.
-        num_paths: Paths of each run that are followed, for how straight they are.
-        own_samplings: By the name of a run, what it is sampled by in their place.
-        num_seeds: Trainings of each run, by its own seed and the next ones; the table has their
-            means, and how far they spread.
+        name: Name of the study, and of its folder under runs/.
+        runs: Configs of the trainings, on the same data, whose names identify them in the table. A
+            run that reflows another one names it as its teacher.
+        samplings: Settings with which each run is sampled, unless `own_samplings` replaces them.
+        num_samples: Number of samples for each row of the table; precision and recall take as many
+            real examples.
+        num_paths: Number of trajectories of each run whose straightness is measured.
+        own_samplings: Maps the name of a run to the settings that replace `samplings` for it.
+        num_seeds: Number of trainings of each run, with consecutive seeds; the table then has means
+            and spreads.
     """
 
     name: str
@@ -43,40 +44,40 @@ class StudyConfig:
             require(bool(getattr(self, name)), name, "hold at least one", ())
         trainings = self.all_trainings
         names = [training.name for training in trainings]
-        require(len(set(names)) == len(names), "runs", "have names of their own", names)
-        for place, training in enumerate(trainings):
-            later = training.reflow is not None and training.reflow.teacher in names[place:]
-            rule = "have teachers before those that they teach"
-            require(not later, "runs", rule, training.name)
-        same = all(run.data == self.runs[0].data for run in self.runs)
-        require(same, "runs", "have the same data", [run.data for run in self.runs])
+        require(len(set(names)) == len(names), "runs", "have distinct names", names)
+        for index, training in enumerate(trainings):
+            later = training.reflow is not None and training.reflow.teacher in names[index:]
+            require(not later, "runs", "list teachers before their students", training.name)
+        same_data = all(run.data == self.runs[0].data for run in self.runs)
+        require(same_data, "runs", "have the same data", [run.data for run in self.runs])
         models = [run.name for run in self.runs]
         unknown = sorted(set(self.own_samplings) - set(models))
-        require(not unknown, "own_samplings", f"name some of {', '.join(models)}", unknown)
+        require(not unknown, "own_samplings", f"have keys among {', '.join(models)}", unknown)
 
     def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
-        """How a run is sampled."""
+        """Return the settings with which a run is sampled."""
         return self.own_samplings.get(run.name, self.samplings)
 
     @property
     def all_trainings(self) -> tuple[Config, ...]:
-        """The trainings of all runs, teachers before their students."""
+        """The trainings of all runs with all seeds, teachers before their students."""
         return tuple(training for run in self.runs for training in self.trainings(run))
 
     def trainings(self, run: Config) -> tuple[Config, ...]:
-        """The run with its own seed, then with the next ones; students have teachers alike."""
-        return (run, *(self._seeded(run, nth) for nth in range(1, self.num_seeds)))
+        """Return the run with each seed; students have the teacher of the same seed."""
+        return (run, *(self._with_seed(run, offset) for offset in range(1, self.num_seeds)))
 
-    def _seeded(self, run: Config, nth: int) -> Config:
+    def _with_seed(self, run: Config, offset: int) -> Config:
+        """Return the run with its seed plus `offset`, under another name."""
         reflow = run.reflow
         if reflow is not None:
             teacher, pairs = reflow.teacher, reflow.pairs
             if teacher in {other.name for other in self.runs}:
-                teacher += f"_seed{nth}"
-            elif pairs is None:  # Beside those of the first seed.
+                teacher += f"_seed{offset}"
+            elif pairs is None:  # Next to the pairs of the first seed.
                 pairs = f"{teacher}/pairs"
-            sampling = replace(reflow.sampling, seed=reflow.sampling.seed + nth)
-            pairs = None if pairs is None else f"{pairs}_seed{nth}"
+            sampling = replace(reflow.sampling, seed=reflow.sampling.seed + offset)
+            pairs = None if pairs is None else f"{pairs}_seed{offset}"
             reflow = replace(reflow, teacher=teacher, pairs=pairs, sampling=sampling)
-        training = replace(run.training, seed=run.training.seed + nth)
-        return replace(run, name=f"{run.name}_seed{nth}", training=training, reflow=reflow)
+        training = replace(run.training, seed=run.training.seed + offset)
+        return replace(run, name=f"{run.name}_seed{offset}", training=training, reflow=reflow)

@@ -1,4 +1,4 @@
-"""Sources of examples, and shuffled batches of them."""
+"""Data sets, and iterators over shuffled batches of them."""
 
 from typing import TypeAlias
 

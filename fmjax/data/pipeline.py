@@ -1,9 +1,9 @@
-"""Shuffled batches without end, the same for any number of processes.
+"""Infinite shuffled batches, identical for any number of processes.
 
-One grain element is one batch: its number alone decides which examples it holds and which of
-them are flipped, so each process computes the global batch's indices and loads its own share
-by id. The state of the pipeline is that number, for any process count. (Shuffling example by
-example in grain costs some 10 microseconds of Python each; a whole batch costs about 100.)
+One element of the grain pipeline is one batch. The batch number alone determines its examples and
+flips, so each process computes the indices of the global batch and loads its share of them. The
+state of the pipeline is the batch number, for any number of processes. (Shuffling single examples
+in grain costs about 10 microseconds of Python per example; a batch costs about 100.)
 """
 
 import functools
@@ -26,31 +26,31 @@ _ORDER, _FLIP, _SOURCE, _NOISE = 0, 1, 2, 3
 
 @runtime_checkable
 class Examples(Protocol):
-    """A finite set of examples: a `Dataset`, or `Pairs` on disk."""
+    """A finite set of examples, such as a `Dataset` in memory or `Pairs` on disk."""
 
     def __len__(self) -> int: ...
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one point."""
+        """Shape of one data point."""
         ...
 
     def examples(self, indices: np.ndarray) -> Batch:
-        """The examples at `indices`, new arrays."""
+        """Return the examples at `indices` as new arrays."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class GlobalOrder:
-    """Which examples the batches hold: every example once per epoch, in a new order each.
+    """Order of the examples in the batches: each example once per epoch, reshuffled every epoch.
 
-    Batches run on across the end of an epoch, so none is short and none is dropped.
+    Batches continue across the end of an epoch, so no batch is smaller and no example is dropped.
 
     Attributes:
-        num_examples: In the set.
-        batch_size: Of the global batch.
-        seed: Of the orders and the flips.
-        stream: Orders of another stream have nothing to do with these.
+        num_examples: Number of examples in the data set.
+        batch_size: Size of the global batch.
+        seed: Seed of the order, the flips and the noise.
+        stream: Number of the random stream; different streams give independent orders.
     """
 
     num_examples: int
@@ -59,23 +59,23 @@ class GlobalOrder:
     stream: int = _ORDER
 
     def indices(self, batch: int) -> np.ndarray:
-        """The examples of global batch number `batch`, `[batch_size]`."""
-        place = batch * self.batch_size + np.arange(self.batch_size)
-        epoch, place_in_epoch = np.divmod(place, self.num_examples)
+        """Return the indices of the examples of global batch number `batch`, `[batch_size]`."""
+        positions = batch * self.batch_size + np.arange(self.batch_size)
+        epochs, offsets = np.divmod(positions, self.num_examples)
         indices = np.empty(self.batch_size, dtype=np.int64)
-        for number in range(int(epoch[0]), int(epoch[-1]) + 1):
-            here = epoch == number
-            order = _order_of_epoch(self.seed, self.stream, number, self.num_examples)
-            indices[here] = order[place_in_epoch[here]]
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            in_epoch = epochs == epoch
+            order = _epoch_order(self.seed, self.stream, epoch, self.num_examples)
+            indices[in_epoch] = order[offsets[in_epoch]]
         return indices
 
     def flips(self, batch: int) -> np.ndarray:
-        """A fair coin for each place of global batch number `batch`, bool `[batch_size]`."""
+        """Return which examples of global batch `batch` are mirrored, bool `[batch_size]`."""
         return _bits(self.batch_size, self.seed, _FLIP, batch) >> np.uint64(63) == 1
 
     def noise(self, batch: int, event_shape: tuple[int, ...]) -> np.ndarray:
-        """Normal noise for each place of global batch number `batch`, float32."""
-        from scipy.special import ndtri  # Its import takes longer than the module's.
+        """Return standard normal noise for global batch `batch`, float32 `[batch_size, *event]`."""
+        from scipy.special import ndtri  # Slow to import.
 
         shape = (self.batch_size, *event_shape)
         bits = _bits(math.prod(shape), self.seed, _NOISE, batch) >> np.uint64(11)
@@ -83,18 +83,20 @@ class GlobalOrder:
 
 
 def _bits(count: int, *entropy: int) -> np.ndarray:
-    # Raw bits, because NumPy promises that only these stay the same from version to version:
-    # a run resumed under another NumPy goes on in the same order.
+    """Return `count` random uint64 numbers."""
+    # Only raw bits are guaranteed to be the same in every version of NumPy, so that a run resumed
+    # under another version continues in the same order.
     return np.random.PCG64(entropy).random_raw(count)
 
 
 @functools.lru_cache(maxsize=4)
-def _order_of_epoch(seed: int, stream: int, epoch: int, num_examples: int) -> np.ndarray:
+def _epoch_order(seed: int, stream: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Return the random permutation of the examples in one epoch."""
     return np.argsort(_bits(num_examples, seed, stream, epoch), kind="stable")
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches of NumPy arrays, read ahead by threads; its state is the number of the next one."""
+    """Iterator over prefetched batches of NumPy arrays, whose state is a batch number."""
 
     def __init__(self, batches: grain.MapDataset, *, num_threads: int, read_ahead: int) -> None:
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=read_ahead)
@@ -104,22 +106,22 @@ class BatchIterator(Iterator[Batch]):
         return next(self._batches)
 
     def get_state(self) -> dict[str, int]:
-        """How many batches were taken; those only read ahead do not count."""
+        """Return the number of consumed batches; prefetched batches do not count."""
         return {"next_batch": int(self._batches.get_state()["next_index"])}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go on from a state that `get_state` gave, under any number of processes.
+        """Continue from a state returned by `get_state`, for any number of processes.
 
         Raises:
-            ValueError: If it is not such a state.
+            ValueError: If `state` is not a state of `get_state`.
         """
         number = state.get("next_batch")
-        known = isinstance(number, int) and number >= 0
-        require(known, "state", "be {'next_batch': a count}, as get_state gives it", state)
+        is_valid = isinstance(number, int) and number >= 0
+        require(is_valid, "state", "be {'next_batch': count}, as returned by get_state", state)
         self._batches.set_state({"next_index": number})
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching; the iterator yields no more batches."""
         self._batches.close()
 
 
@@ -136,29 +138,30 @@ def batches(
     num_threads: int = 2,
     read_ahead: int = 4,
 ) -> BatchIterator:
-    """Shuffled batches of `dataset` without end; this process's share of each.
+    """Iterate over infinite shuffled batches of `dataset`, this process's share of each.
 
-    The shares of all processes, in their order, are the batch that one process would get.
+    The shares of all processes, concatenated in process order, are the batch of a single process.
 
     Args:
-        dataset: Where the examples come from.
-        source: Where their source points come from, in an order of their own; None leaves them
-            to the dataset, or to the noise.
-        source_noise: Standard deviation of what is added to those.
-        batch_size: Of the global batch, over all processes.
-        seed: Of the order and the flips.
-        flip: Whether to mirror images left to right, each with probability one half.
-        num_processes: How many processes share a batch, as `jax.process_count()`.
-        process_index: Which of them this is, as `jax.process_index()`.
-        num_threads: That load batches while the device works.
-        read_ahead: How many batches are loaded before they are asked for.
+        dataset: The examples.
+        source: Data set of source points, shuffled independently; None if `dataset` has source
+            points or they are sampled from the source distribution.
+        source_noise: Standard deviation of Gaussian noise added to the points of `source`.
+        batch_size: Size of the global batch, over all processes.
+        seed: Seed of the order, the flips and the noise.
+        flip: Whether to mirror each image horizontally with probability one half.
+        num_processes: Number of processes that share a batch, as `jax.process_count()`.
+        process_index: Index of this process, as `jax.process_index()`.
+        num_threads: Number of threads that load batches.
+        read_ahead: Number of batches to prefetch.
 
     Raises:
-        ValueError: If the batch does not divide among the processes, the index is not that
-            of a process, or points that are not images are to be flipped.
+        ValueError: If `batch_size` is not divisible by `num_processes`, `process_index` is out of
+            range, `flip` is set for points that are not images, or the points of `source` have
+            another shape.
     """
-    data = isinstance(dataset, Examples)
-    require(data, "dataset", "be a Dataset or Pairs", described(dataset))
+    is_examples = isinstance(dataset, Examples)
+    require(is_examples, "dataset", "be a Dataset or Pairs", described(dataset))
     require_at_least("batch_size", batch_size, 1)
     require_at_least("seed", seed, 0)
     require_at_least("num_processes", num_processes, 1)
@@ -168,29 +171,29 @@ def batches(
         f"be divisible by {num_processes}, the number of processes",
         batch_size,
     )
-    one_of_them = 0 <= process_index < num_processes
-    require(one_of_them, "process_index", f"lie in [0, {num_processes})", process_index)
-    images = len(dataset.event_shape) == 3
-    require(images or not flip, "flip", "be off unless x is [n, h, w, c]", dataset.event_shape)
+    in_range = 0 <= process_index < num_processes
+    require(in_range, "process_index", f"lie in [0, {num_processes})", process_index)
+    has_images = len(dataset.event_shape) == 3
+    require(has_images or not flip, "flip", "be off unless x is [n, h, w, c]", dataset.event_shape)
 
     if source is not None:
-        alike = source.event_shape == dataset.event_shape
+        same_shape = source.event_shape == dataset.event_shape
         rule = f"have points of shape {dataset.event_shape}"
-        require(alike, "source", rule, source.event_shape)
+        require(same_shape, "source", rule, source.event_shape)
     order = GlobalOrder(len(dataset), batch_size, seed)
-    share = batch_size // num_processes
-    mine = slice(process_index * share, (process_index + 1) * share)
+    share_size = batch_size // num_processes
+    share = slice(process_index * share_size, (process_index + 1) * share_size)
 
     def fetch(batch: int) -> Batch:
-        examples = dataset.examples(order.indices(batch)[mine])
+        examples = dataset.examples(order.indices(batch)[share])
         if source is not None:
-            others = GlobalOrder(len(source), batch_size, seed, _SOURCE)
-            x0 = source.points(others.indices(batch)[mine])
+            source_order = GlobalOrder(len(source), batch_size, seed, _SOURCE)
+            x0 = source.points(source_order.indices(batch)[share])
             if source_noise > 0.0:
-                x0 = x0 + source_noise * others.noise(batch, source.event_shape)[mine]
+                x0 = x0 + source_noise * source_order.noise(batch, source.event_shape)[share]
             examples = examples._replace(x0=x0)
         if flip:
-            mirrored = order.flips(batch)[mine]
+            mirrored = order.flips(batch)[share]
             for points in (examples.x1, examples.x0):
                 if points is not None:
                     points[mirrored] = points[mirrored, :, ::-1]

@@ -1,1 +1,1 @@
-"""Whole jobs: one subpackage per command or group of commands."""
+"""The work behind the command line: one subpackage per command or group of commands."""

@@ -1,4 +1,4 @@
-"""Losses: what a network is trained to do."""
+"""Training losses for velocity networks and flow maps."""
 
 from fmjax.losses.flow_map import (
     FlowMapExamples,

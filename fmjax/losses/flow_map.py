@@ -1,33 +1,50 @@
-"""Flow maps: a network of mean velocities between two times, learned from data alone.
+"""Losses for flow maps: MeanFlow and shortcut models, trained from data without a teacher.
 
-Of the trajectory through x at time t the mean velocity up to r is `u = (X(r) - x) / (r - t)`. With
-r held, the derivative along the trajectory of `(r - t) u = X(r) - x` gives MeanFlow's identity
+A flow map predicts the mean velocity between two times. For the trajectory X through x at time t,
+the mean velocity up to time r is `u = (X(r) - x) / (r - t)`. Differentiating `(r - t) u = X(r) - x`
+along the trajectory at constant r gives the MeanFlow identity
 
-    u = v + (r - t) du/dt,    du/dt = (d/dt + v . d/dx) u,
+    u = v + (r - t) du/dt,    du/dt = (d/dt + v . d/dx) u.
 
-whose right-hand side is a target that needs no trajectory, only one forward-mode derivative. A
-shortcut model needs none: one step has to agree with two of half its length.
+Its right-hand side is a training target that needs one forward-mode derivative of the network and
+no trajectory. Shortcut models need no derivative: one step must equal two steps of half the length.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
 
-from fmjax._arrays import Batch, Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
+from fmjax._arrays import (
+    Batch,
+    Cond,
+    Params,
+    PerExample,
+    Points,
+    PRNGKey,
+    Times,
+    event_axes,
+    expand_like,
+)
 from fmjax._checks import require, require_at_least, require_between, require_positive
 from fmjax._inputs import require_batch, require_like
 from fmjax.losses.flow_matching import null_where, source_points
 from fmjax.losses.guidance import BuiltInGuidance
 from fmjax.losses.objective import Objective
-from fmjax.paths import AffinePath, Density, FlowMapNet, LogitNormal, Uniform, sample_times
-
-MapFn = Callable[..., Points]  # As a `FlowMapFn`.
+from fmjax.paths import (
+    AffinePath,
+    Density,
+    FlowMapFn,
+    FlowMapNet,
+    LogitNormal,
+    Uniform,
+    sample_times,
+)
 
 
 def mean_flow_target(
-    map_fn: MapFn,
+    map_fn: FlowMapFn,
     r: Times,
     t: Times,
     x: Points,
@@ -35,25 +52,30 @@ def mean_flow_target(
     tangent: Points,
     cond: Cond = None,
 ) -> tuple[Points, Points]:
-    """The mean velocity that a map gives, and what MeanFlow's identity says that it should be.
+    """Compute the mean velocity that a flow map predicts and its MeanFlow target.
 
-    `target = velocity + (r - t) (d/dt + tangent . d/dx) u`: on the true map, with the true velocity
-    for both, prediction and target are one. Differentiate through the prediction alone.
+    `target = velocity + (r - t) (d/dt + tangent . d/dx) u`. For the exact flow map, and the exact
+    velocity as both `velocity` and `tangent`, the prediction equals the target. Gradients flow
+    through the prediction only.
 
     Args:
-        map_fn: `(r, t, x, cond) -> mean velocity`; anything in it must know forward mode.
-        r: Times to go to, one per example.
+        map_fn: Flow map `(r, t, x, cond) -> mean velocity`. It must support forward-mode
+            differentiation.
+        r: End times, one per example.
         t: Times of `x`, one per example.
-        x: Points.
-        velocity: dx/dt at `(t, x)`, or a draw whose mean it is.
-        tangent: The direction in which the map is differentiated: the same, or a map's own
-            velocity, which has no noise in it (improved MeanFlow).
-        cond: Passed to `map_fn`.
+        x: Points at the times `t`.
+        velocity: dx/dt at `(t, x)`, or an unbiased sample of it.
+        tangent: Direction of the derivative with respect to x: either `velocity`, or the velocity
+            that the map itself predicts, which is free of sampling noise (improved MeanFlow).
+        cond: Condition, passed to `map_fn`.
+
+    Returns:
+        The prediction and the target, both shaped like `x`.
 
     Raises:
-        ValueError: If the map does not give the shape of its points.
+        ValueError: If `map_fn` does not return the shape of `x`.
 
-    Source: Geng et al. 2025, arXiv:2505.13447, equations 6 to 11; arXiv:2512.02012 (the tangent).
+    Reference: Geng et al. 2025, arXiv:2505.13447, equations 6 to 11; arXiv:2512.02012 (tangent).
     """
     prediction, rate = jax.jvp(
         lambda t, x: map_fn(r, t, x, cond), (t, x), (jnp.ones_like(t), tangent.astype(x.dtype))
@@ -63,7 +85,7 @@ def mean_flow_target(
 
 
 def shortcut_target(
-    map_fn: MapFn,
+    map_fn: FlowMapFn,
     t: Times,
     step: Times,
     x: Points,
@@ -71,17 +93,21 @@ def shortcut_target(
     *,
     least_step: float = 0.0,
 ) -> Points:
-    """The mean velocity of two steps of a map, one after the other: what one of both should give.
+    """Compute the shortcut target: the mean velocity over two consecutive steps of a flow map.
 
     Args:
-        map_fn: `(r, t, x, cond) -> mean velocity`.
+        map_fn: Flow map `(r, t, x, cond) -> mean velocity`.
         t: Times of `x`, one per example.
-        step: Length of each of the two steps.
-        x: Points.
-        cond: Passed to `map_fn`.
-        least_step: Steps of this length follow the velocity (`r = t`), as they were trained.
+        step: Length of each of the two steps, one per example.
+        x: Points at the times `t`.
+        cond: Condition, passed to `map_fn`.
+        least_step: Steps of at most this length use the instantaneous velocity (`r = t`), which is
+            what the network learns at that length.
 
-    Source: Frans et al. 2024, arXiv:2410.12557, equation 4 and algorithm 1.
+    Returns:
+        The target for one step of length `2 * step`, shaped like `x`, without gradient.
+
+    Reference: Frans et al. 2024, arXiv:2410.12557, equation 4 and algorithm 1.
     """
     end = jnp.where(step > least_step, step, 0.0)
     first = map_fn(t + end, t, x, cond)
@@ -91,12 +117,13 @@ def shortcut_target(
 
 
 def adaptive_loss(error: Points, power: float, floor: float) -> PerExample:
-    """The squared norm e of an error, which learns as `e / stop_gradient(e + floor)^power`.
+    """Compute the squared error e per example, with the gradient of an adaptively weighted loss.
 
-    With power 1 every example pulls alike however wrong it is; with 0 as far as it is wrong. The
-    value, float32, is e itself: that of the quotient would be 1 from the first step to the last.
+    The gradient is that of `e / stop_gradient(e + floor)^power`. With power 0 it is that of the
+    squared error; with power 1 it hardly depends on the size of the error. The value is e in
+    float32, because the weighted loss itself would stay near 1 during the entire training.
 
-    Source: arXiv:2505.13447, section 4.3 and appendix B.2.
+    Reference: arXiv:2505.13447, section 4.3 and appendix B.2.
     """
     squares = jnp.sum(jnp.square(error.astype(jnp.float32)), axis=event_axes(error))
     weighted = squares / jax.lax.stop_gradient((squares + floor) ** power)
@@ -104,22 +131,33 @@ def adaptive_loss(error: Points, power: float, floor: float) -> PerExample:
 
 
 class FlowMapExamples(NamedTuple):
-    """What one step of a flow map learns from; every leaf has the batch as leading axis."""
+    """Training examples of a flow map; the first axis of every leaf is the batch.
 
-    r: Any
-    t: Any
-    x0: Any
-    x1: Any
-    cond: Any
-    dropped: Any
-    guidance: Any = None
-    target: Any = None
+    Attributes:
+        r: End times.
+        t: Start times.
+        x0: Source points.
+        x1: Data points.
+        cond: Conditions, with the null condition where `dropped` is True.
+        dropped: Whether the condition was replaced by the null condition.
+        guidance: Guidance scale, start and end time (MeanFlow).
+        target: Target mean velocity, shaped like `x1` (shortcut models).
+    """
+
+    r: Times
+    t: Times
+    x0: Points
+    x1: Points
+    cond: Cond
+    dropped: Bool[Array, " batch"]
+    guidance: Float[Array, "batch 3"] | None = None
+    target: Points | None = None
 
 
-def _drawn(
-    keys: jax.Array, batch: Batch, r: Times, t: Times, label_drop: float, null_cond: Any
+def _sample_examples(
+    keys: jax.Array, batch: Batch, r: Times, t: Times, label_drop: float, null_cond: PyTree
 ) -> FlowMapExamples:
-    """Examples between times that were drawn: source points, and conditions some of them lose."""
+    """Sample source points and dropped conditions for examples whose times are known."""
     require_batch(batch)
     dropped = jax.random.bernoulli(keys[1], label_drop, t.shape)
     cond = null_where(dropped, batch.cond, null_cond) if label_drop > 0.0 else batch.cond
@@ -138,25 +176,26 @@ def mean_flow_objective(
     floor: float = 1e-2,
     guidance: BuiltInGuidance = BuiltInGuidance(),  # noqa: B008 (frozen)
     label_drop: float = 0.0,
-    null_cond: Any = None,
+    null_cond: PyTree = None,
 ) -> Objective:
-    """MeanFlow, as the training step wants it.
+    """Build the MeanFlow training objective.
 
     Args:
-        net: A flow map.
-        path: The path between noise and data.
-        improved: Differentiate along the map's own velocity, not along the draw's: the target's
-            noise is then that of flow matching (improved MeanFlow).
-        density: Of both times, of which the earlier is where the point is.
-        ratio_r_neq_t: Share of examples whose two times differ; the others learn the velocity.
-        power: Of the adaptive loss.
-        floor: Of the adaptive loss.
-        guidance: What of it is built into the target.
-        label_drop: Share of examples that train without their condition.
-        null_cond: What stands for no condition.
+        net: Flow-map network.
+        path: Probability path from the source distribution to the data distribution.
+        improved: Differentiate the map along the velocity that it predicts instead of the
+            conditional velocity (improved MeanFlow). The target is then as noisy as in flow
+            matching.
+        density: Density of both times. The earlier one is t, the later one is r.
+        ratio_r_neq_t: Fraction of examples with r != t. The others learn the velocity.
+        power: Exponent of the adaptive loss weight.
+        floor: Constant added to the squared error in the adaptive loss weight.
+        guidance: Classifier-free guidance that is part of the target.
+        label_drop: Fraction of examples whose condition is replaced by the null condition.
+        null_cond: Null condition.
 
-    Source: arXiv:2505.13447, algorithm 1 and table 4, with t counted from the noise (its
-    logit-normal(-0.4, 1) is `LogitNormal(0.4, 1)`); arXiv:2512.02012, algorithm 1.
+    Reference: arXiv:2505.13447, algorithm 1 and table 4, with t = 0 at the noise (its
+    logit-normal(-0.4, 1) is `LogitNormal(0.4, 1)` here); arXiv:2512.02012, algorithm 1.
     """
     require_between("ratio_r_neq_t", ratio_r_neq_t, 0.0, 1.0)
     require_at_least("power", power, 0.0)
@@ -166,27 +205,31 @@ def mean_flow_objective(
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         first, second = (sample_times(k, num, density) for k in keys[:2])
-        t, apart = jnp.minimum(first, second), jax.random.bernoulli(keys[2], ratio_r_neq_t, (num,))
-        r, asked = jnp.where(apart, jnp.maximum(first, second), t), guidance.draw(keys[5], num)
-        return _drawn(keys[3:5], batch, r, t, label_drop, null_cond)._replace(guidance=asked)
+        t, r_neq_t = (
+            jnp.minimum(first, second),
+            jax.random.bernoulli(keys[2], ratio_r_neq_t, (num,)),
+        )
+        r = jnp.where(r_neq_t, jnp.maximum(first, second), t)
+        examples = _sample_examples(keys[3:5], batch, r, t, label_drop, null_cond)
+        return examples._replace(guidance=guidance.draw(keys[5], num))
 
-    def loss(params: Any, examples: FlowMapExamples) -> PerExample:
-        r, t, x0, x1, cond, dropped, asked, _ = examples
-        seen = asked if net.guided else None
+    def loss(params: Params, examples: FlowMapExamples) -> PerExample:
+        r, t, x0, x1, cond, dropped, guidance_input, _ = examples
+        network_guidance = guidance_input if net.guided else None
         x_t, u_t = path(t, x0, x1)
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-            return net.apply(params, r, t, x, cond, seen)
+            return net.apply(params, r, t, x, cond, network_guidance)
 
-        own = (
-            jax.lax.stop_gradient(map_fn(t, t, x_t, cond)) if guidance.enabled or improved else u_t
-        )
-        velocity = u_t
+        velocity = v_cond = u_t
+        if guidance.enabled or improved:
+            v_cond = jax.lax.stop_gradient(map_fn(t, t, x_t, cond))
         if guidance.enabled:
+            assert guidance_input is not None
             null = null_where(jnp.ones_like(dropped), cond, null_cond)
-            without = jax.lax.stop_gradient(map_fn(t, t, x_t, null))
-            velocity = guidance.target(t, u_t, own, without, asked, dropped)
-        tangent = own if improved else velocity
+            v_uncond = jax.lax.stop_gradient(map_fn(t, t, x_t, null))
+            velocity = guidance.target(t, u_t, v_cond, v_uncond, guidance_input, dropped)
+        tangent = v_cond if improved else velocity
         prediction, target = mean_flow_target(map_fn, r, t, x_t, velocity, tangent, cond)
         return adaptive_loss(prediction - target, power, floor)
 
@@ -203,65 +246,66 @@ def shortcut_objective(
     stratified: bool = False,
     guidance: float = 1.0,
     label_drop: float = 0.0,
-    null_cond: Any = None,
+    null_cond: PyTree = None,
 ) -> Objective:
-    """Shortcut models, as the training step wants it.
+    """Build the training objective of shortcut models. Targets use the averaged parameters.
 
     Args:
-        net: A flow map.
-        path: The path between noise and data.
-        num_steps: Of the finest grid, a power of two: its steps follow the velocity, and every
-            step of 2, 4, .. of them has to agree with two of half its length.
-        bootstrap_ratio: Share of examples that learn steps; the others learn the velocity.
-        density: Of the times of those others.
-        stratified: Spread these evenly over the density.
-        guidance: Scale of classifier-free guidance that finest steps follow in targets; 1 is none.
-            The velocity itself stays unguided. Any other scale doubles what targets cost.
-        label_drop: Share of examples that train without their condition.
-        null_cond: What stands for no condition.
+        net: Flow-map network.
+        path: Probability path from the source distribution to the data distribution.
+        num_steps: Number of steps of the finest time grid, a power of two. Steps of this grid use
+            the instantaneous velocity. A step of 2, 4, 8, ... grid steps is trained to equal two
+            steps of half its length.
+        bootstrap_ratio: Fraction of examples that learn longer steps. The others learn the
+            velocity.
+        density: Density of the times of examples that learn the velocity.
+        stratified: Whether to sample these times with one time per equally probable interval.
+        guidance: Classifier-free guidance scale of the finest steps in the targets; 1 disables
+            guidance. The learned velocity stays unguided. A scale other than 1 doubles the network
+            evaluations of the targets.
+        label_drop: Fraction of examples whose condition is replaced by the null condition.
+        null_cond: Null condition.
 
-    Targets come from averaged weights.
-
-    Source: arXiv:2410.12557, algorithm 1 and table 3.
+    Reference: arXiv:2410.12557, algorithm 1 and table 3.
     """
     require_between("bootstrap_ratio", bootstrap_ratio, 0.0, 1.0)
     power_of_two = num_steps >= 2 and num_steps & (num_steps - 1) == 0
     require(power_of_two, "num_steps", "be a power of two, at least 2", num_steps)
-    rule = "be 1 without examples that lose their condition (drop_rate)"
-    require(guidance == 1.0 or label_drop > 0.0, "guidance", rule, guidance)
+    require(guidance == 1.0 or label_drop > 0.0, "guidance", "be 1 if label_drop is 0", guidance)
     num_levels = num_steps.bit_length() - 1
 
     def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         span = 2.0 ** -jax.random.randint(keys[0], (num,), 0, num_levels)
-        place = jax.random.uniform(keys[1], (num,))  # Which of the 1 / span steps of this length.
-        apart = jax.random.bernoulli(keys[2], bootstrap_ratio, (num,))
-        t_alone = sample_times(keys[5], num, density, stratified=stratified)
-        t = jnp.where(apart, jnp.floor(place / span) * span, t_alone)
-        r = jnp.where(apart, t + span, t)
-        return _drawn(keys[3:5], batch, r, t, label_drop, null_cond)
+        position = jax.random.uniform(keys[1], (num,))
+        bootstrap = jax.random.bernoulli(keys[2], bootstrap_ratio, (num,))
+        velocity_t = sample_times(keys[5], num, density, stratified=stratified)
+        t = jnp.where(bootstrap, jnp.floor(position / span) * span, velocity_t)
+        r = jnp.where(bootstrap, t + span, t)
+        return _sample_examples(keys[3:5], batch, r, t, label_drop, null_cond)
 
-    def make_targets(average: Any, examples: FlowMapExamples) -> FlowMapExamples:
+    def make_targets(average: Params, examples: FlowMapExamples) -> FlowMapExamples:
         r, t, x0, x1, cond, dropped, *_ = examples
         x_t, u_t = path(t, x0, x1)
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-            given = net.apply(average, r, t, x, cond)
+            v_cond = net.apply(average, r, t, x, cond)
             if guidance == 1.0:
-                return given
+                return v_cond
             null = null_where(jnp.ones_like(dropped), cond, null_cond)
             guided = (r == t) & ~dropped
             scale = expand_like(jnp.where(guided, guidance, 1.0), x)
-            without = net.apply(average, r, t, x, null)
-            return without + scale * (given - without)
+            v_uncond = net.apply(average, r, t, x, null)
+            return v_uncond + scale * (v_cond - v_uncond)
 
-        two = shortcut_target(map_fn, t, 0.5 * (r - t), x_t, cond, least_step=1.0 / num_steps)
-        return examples._replace(target=jnp.where(expand_like(r > t, x_t), two, u_t))
+        two_steps = shortcut_target(map_fn, t, 0.5 * (r - t), x_t, cond, least_step=1.0 / num_steps)
+        return examples._replace(target=jnp.where(expand_like(r > t, x_t), two_steps, u_t))
 
-    def loss(params: Any, examples: FlowMapExamples) -> PerExample:
+    def loss(params: Params, examples: FlowMapExamples) -> PerExample:
         x_t = path(examples.t, examples.x0, examples.x1)[0]
         prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond)
         require_like("net.apply", prediction, x_t)
+        assert examples.target is not None, "with_targets must be called first"
         error = prediction.astype(jnp.float32) - examples.target
         return jnp.mean(jnp.square(error), axis=event_axes(x_t))
 

@@ -1,16 +1,17 @@
-"""Flow matching: regress a network on the velocity of known paths."""
+"""Flow-matching loss: regress a network on the conditional velocity of a probability path."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from fmjax._arrays import (
     Batch,
     Cond,
+    Params,
     PerExample,
     Points,
     PRNGKey,
@@ -45,7 +46,12 @@ from fmjax.paths import (
 
 @dataclass(frozen=True)
 class TimeWeight:
-    """The weight `t^data_power (1 - t)^noise_power` of an example's loss; both zero: one."""
+    """Loss weight `t^data_power (1 - t)^noise_power`; zero powers weight all times equally.
+
+    Attributes:
+        data_power: Exponent of t, at least 0.
+        noise_power: Exponent of 1 - t, at least 0.
+    """
 
     data_power: float = 0.0
     noise_power: float = 0.0
@@ -56,12 +62,12 @@ class TimeWeight:
         require_at_least("noise_power", self.noise_power, 0.0)
 
     def __call__(self, t: Times) -> Times:
-        """Give the weight at each time."""
+        """Return the weight at each time."""
         return t**self.data_power * (1.0 - t) ** self.noise_power
 
 
 def flow_matching_loss(
-    predict_fn: Callable[..., jax.Array],
+    predict_fn: Callable[[Times, Points, Cond], Points],
     path: AffinePath,
     t: Times,
     x0: Points,
@@ -73,39 +79,40 @@ def flow_matching_loss(
     weight_fn: Callable[[Times], Times] | None = None,
     huber: float | None = None,
 ) -> PerExample:
-    """Mean squared error of a prediction, per example.
+    """Compute the weighted squared error of a prediction, per example.
 
-    `w(t) * mean over event axes of |r_hat - r|^2`, where r is the quantity `space` (velocity:
-    squared data units per squared unit of time) and r_hat what the network's output, the
-    quantity `prediction`, says of it. At equal x_t the two differ by a factor of t alone,
-    so the error is taken where the network answers and scaled: nothing cancels. With
-    `prediction=X1, space=VELOCITY, path=AffinePath(min_divisor=0.05)` this is JiT's loss.
+    The loss is `w(t) * mean over event axes of |r_hat - r|^2`. Here r is the quantity named by
+    `space`, and r_hat is the network output, which is the quantity named by `prediction`, converted
+    to `space`. For a velocity the unit is squared data units per squared unit of time. At a given
+    x_t, errors in two quantities differ only by a factor that depends on t, so the error is
+    computed on the network output and then scaled; this avoids numerical cancellation. With
+    `prediction=X1, space=VELOCITY, path=AffinePath(min_divisor=0.05)` this is the loss of JiT.
 
-    Towards an end of time at which the scale grows without bound (x1 as a velocity, at the data;
-    the score itself, at the data) it is that of the time 0.001 before the end: the weight of no
-    example is infinite. Everywhere else it is exact.
+    Where this factor diverges at an end of the time interval (an x1 prediction in velocity space,
+    and the score, both at the data end), times within 0.001 of that end use the factor at 0.001
+    from the end, so that it stays finite. At all other times the loss is exact.
 
     Args:
-        predict_fn: `(t, x_t, cond) -> prediction`.
-        path: The path between x0 and x1.
+        predict_fn: Network `(t, x_t, cond) -> prediction`.
+        path: Probability path between x0 and x1.
         t: Times in [0, 1], one per example.
         x0: Source points.
-        x1: Target points.
-        cond: Passed to `predict_fn` as it is.
-        prediction: What the network predicts.
-        space: The quantity whose error counts.
-        weight_fn: Weight of each time; None weighs all alike.
-        huber: A number c replaces the mean of squares by the pseudo-Huber distance
-            `sqrt(|r_hat - r|^2 + c^2) - c` of the whole event, in data units.
+        x1: Data points.
+        cond: Condition, passed to `predict_fn` unchanged.
+        prediction: Quantity that the network predicts.
+        space: Quantity whose squared error is the loss.
+        weight_fn: Loss weight as a function of time; None weights all times equally.
+        huber: If a number c is given, the pseudo-Huber distance `sqrt(|r_hat - r|^2 + c^2) - c` of
+            the entire event, in data units, replaces the mean of squares.
 
     Returns:
-        The loss of each example, float32 whatever the compute dtype.
+        The loss of each example, float32 for every compute dtype.
 
     Raises:
-        ValueError: If the prediction is not shaped like `x_t`: broadcasting the two
-            together would train on the wrong pairs without a sign of it.
+        ValueError: If the prediction is not shaped like `x_t`. Broadcasting would silently compare
+            predictions and targets of different examples.
 
-    Source: Lipman et al. 2022, arXiv:2210.02747, equation 9; Li and He 2025,
+    Reference: Lipman et al. 2022, arXiv:2210.02747, equation 9; Li and He 2025,
     arXiv:2511.13720 (x-prediction with velocity loss); Lee et al. 2024, arXiv:2405.20320,
     section 4.2 (pseudo-Huber).
     """
@@ -130,36 +137,37 @@ def flow_matching_loss(
 
 
 def _error_scale(path: AffinePath, t: Times, prediction: Prediction, space: Prediction) -> Times:
-    """What an error of `prediction` is to be multiplied with to be one of `space`, bounded."""
+    """Return the bounded factor that converts an error in `prediction` to one in `space`."""
     if prediction == Prediction.SCORE:
-        # The score itself has a pole. As noise, -sigma times it, it has none.
+        # The score diverges at sigma = 0; the noise, -sigma times the score, stays finite.
         return -path.schedule.sigma(t) * _error_scale(path, t, Prediction.X0, space)
     t = path.away_from_poles(t, source=prediction, target=space)
     return path.conversion_weights(t, source=prediction, target=space)[1]
 
 
-def drop_condition(key: PRNGKey, cond: Cond, null_cond: Any, rate: float) -> Cond:
-    """Replace the condition of a share `rate` of the examples, each by its own coin.
+def drop_condition(key: PRNGKey, cond: Cond, null_cond: PyTree, rate: float) -> Cond:
+    """Replace conditions by the null condition, independently for each example.
 
     Args:
         key: Random key.
-        cond: A pytree with leading axis batch.
-        null_cond: What stands for no condition: a pytree like cond, broadcast to its leaves.
-        rate: Probability in [0, 1].
+        cond: Conditions, a pytree in which the first axis of every leaf is the batch.
+        null_cond: Null condition, a pytree with the structure of `cond`. Its leaves are broadcast
+            to those of `cond`.
+        rate: Probability in [0, 1] that an example loses its condition.
 
     Raises:
-        ValueError: If the rate is not a probability, or is above zero without a `null_cond`.
+        ValueError: If `rate` is not in [0, 1], or is positive and `null_cond` is None.
     """
-    require_between("drop rate", rate, 0.0, 1.0)
+    require_between("rate", rate, 0.0, 1.0)
     if rate == 0.0:
         return cond
-    require(null_cond is not None, "null_cond", f"be given for a drop rate of {rate}", null_cond)
+    require(null_cond is not None, "null_cond", f"be given for rate {rate}", null_cond)
     batch_size = jax.tree.leaves(cond)[0].shape[0]
     return null_where(jax.random.bernoulli(key, rate, (batch_size,)), cond, null_cond)
 
 
-def null_where(dropped: Bool[Array, " batch"], cond: Cond, null_cond: Any) -> Cond:
-    """The condition, and what stands for none where `dropped`, broadcast to its leaves."""
+def null_where(dropped: Bool[Array, " batch"], cond: Cond, null_cond: PyTree) -> Cond:
+    """Replace the conditions of the examples where `dropped` is True by the null condition."""
 
     def replace(leaf: jax.Array, null: jax.Array) -> jax.Array:
         return jnp.where(expand_like(dropped, leaf), null, leaf)
@@ -168,84 +176,92 @@ def null_where(dropped: Bool[Array, " batch"], cond: Cond, null_cond: Any) -> Co
 
 
 def drop_parts(key: PRNGKey, text: Text, parts: Sequence[TextPart], rate: float) -> Text:
-    """Set to zero what single text encoders gave, each by a coin of its own for every example.
+    """Zero the outputs of single text encoders, independently for each encoder and example.
 
-    A model trained so can do without any of them.
+    A model trained this way can sample without any subset of its text encoders.
 
     Args:
         key: Random key.
-        text: Of all encoders together.
-        parts: What of it is whose.
-        rate: Probability in [0, 1] that an encoder's part is dropped; 0.464 in SD3.
+        text: Joint output of all text encoders.
+        parts: Token and channel ranges of each encoder in `text`.
+        rate: Probability in [0, 1] that the output of an encoder is zeroed; 0.464 in SD3.
 
     Raises:
-        ValueError: If the rate is not a probability, or is above zero without parts.
+        ValueError: If `rate` is not in [0, 1], or is positive and `parts` is empty.
 
-    Source: Esser et al. 2024, arXiv:2403.03206 (each of SD3's text encoders is dropped by itself).
+    Reference: Esser et al. 2024, arXiv:2403.03206 (SD3 drops each text encoder independently).
     """
     require_between("encoder_drop", rate, 0.0, 1.0)
     if rate == 0.0:
         return text
-    require(bool(parts), "encoder_drop", "be 0 for text whose encoders are not known", rate)
+    require(bool(parts), "encoder_drop", "be 0 for text without a known TextPart per encoder", rate)
     dropped = jax.random.bernoulli(key, rate, (len(parts), text.tokens.shape[0]))
     tokens, pooled = jnp.asarray(text.tokens), jnp.asarray(text.pooled)
-    for part, coins in zip(parts, dropped, strict=True):
-        where = slice(None), slice(*part.tokens), slice(*part.channels)
-        own = tokens[where]
-        tokens = tokens.at[where].set(jnp.where(expand_like(coins, own), 0.0, own))
-        own = pooled[:, slice(*part.pooled)]
-        pooled = pooled.at[:, slice(*part.pooled)].set(jnp.where(coins[:, None], 0.0, own))
+    for part, part_dropped in zip(parts, dropped, strict=True):
+        index = slice(None), slice(*part.tokens), slice(*part.channels)
+        kept = tokens[index]
+        tokens = tokens.at[index].set(jnp.where(expand_like(part_dropped, kept), 0.0, kept))
+        index = slice(None), slice(*part.pooled)
+        kept = pooled[index]
+        pooled = pooled.at[index].set(jnp.where(expand_like(part_dropped, kept), 0.0, kept))
     return text._replace(tokens=tokens, pooled=pooled)
 
 
 def source_points(key: PRNGKey, batch: Batch) -> Points:
-    """The batch's own source points, or normal noise where it has none."""
+    """Return the source points of the batch, or sample them from N(0, I) if it has none."""
     if batch.x0 is not None:
         return batch.x0
     return jax.random.normal(key, batch.x1.shape, jnp.float32)
 
 
 class FlowExamples(NamedTuple):
-    """What one flow-matching step learns from; every leaf has the batch as leading axis."""
+    """Training examples of flow matching; the first axis of every leaf is the batch.
 
-    t: Any
-    x0: Any
-    x1: Any
-    cond: Any
+    Attributes:
+        t: Times in [0, 1].
+        x0: Source points.
+        x1: Data points, paired with `x0`.
+        cond: Conditions, some of them replaced by the null condition.
+    """
+
+    t: Times
+    x0: Points
+    x1: Points
+    cond: Cond
 
 
 def flow_matching_objective(
     net: VelocityNet,
     path: AffinePath,
     *,
-    density: Density = Uniform(),  # noqa: B008 (frozen, holds nothing)
+    density: Density = Uniform(),  # noqa: B008 (frozen)
     stratified: bool = False,
-    coupling: Coupling = Independent(),  # noqa: B008
+    coupling: Coupling = Independent(),  # noqa: B008 (frozen)
     prediction: Prediction = Prediction.VELOCITY,
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
     huber: float | None = None,
     label_drop: float = 0.0,
-    null_cond: Any = None,
+    null_cond: PyTree = None,
     parts: Sequence[TextPart] = (),
     encoder_drop: float = 0.0,
 ) -> Objective:
-    """Flow matching, from normal noise or a batch's own source points, for the training step.
+    """Build the flow-matching objective. Source points are N(0, I) noise or come with the batch.
 
     Args:
-        net: The network that predicts.
-        path: The path between noise and data.
+        net: Network that is trained.
+        path: Probability path from the source distribution to the data distribution.
         density: Density of the training times.
-        stratified: Spread a batch's times evenly over the density.
-        coupling: How noise and data are paired.
-        prediction: What the network predicts.
-        space: The quantity whose error counts.
-        weight_fn: Weight of each time.
-        huber: As of `flow_matching_loss`.
-        label_drop: Share of examples that train without their condition.
-        null_cond: What stands for no condition (class labels: `num_classes`).
-        parts: What of a text is which encoder's.
-        encoder_drop: As of `drop_parts`.
+        stratified: Whether to sample one time per equally probable interval of the density.
+        coupling: Pairing of source points and data points.
+        prediction: Quantity that the network predicts.
+        space: Quantity whose squared error is the loss.
+        weight_fn: Loss weight as a function of time; None weights all times equally.
+        huber: Constant c of the pseudo-Huber distance; None uses the mean squared error.
+        label_drop: Fraction of examples whose condition is replaced by the null condition.
+        null_cond: Null condition (for class labels, `num_classes`).
+        parts: Token and channel ranges of each text encoder in a `Text` condition.
+        encoder_drop: Probability that the output of a text encoder is zeroed.
 
     Returns:
         The objective; its `draw` takes a `Batch`.
@@ -264,7 +280,7 @@ def flow_matching_objective(
             cond = drop_parts(jax.random.fold_in(drop_key, 1), cond, parts, encoder_drop)
         return FlowExamples(t, x0, batch.x1, cond)
 
-    def loss(params: Any, examples: FlowExamples) -> PerExample:
+    def loss(params: Params, examples: FlowExamples) -> PerExample:
         return flow_matching_loss(
             lambda t, x, cond: net.apply(params, t, x, cond),
             path,

@@ -1,11 +1,13 @@
-"""Classifier-free guidance that is learned, so that sampling pays for one evaluation only."""
+"""Classifier-free guidance as part of the training target.
+
+A network trained on it samples with guidance at one network evaluation per step instead of two.
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fmjax._arrays import Points, PRNGKey, Times, expand_like
 from fmjax._checks import require, require_at_least, require_between, require_numbers
@@ -13,22 +15,25 @@ from fmjax._checks import require, require_at_least, require_between, require_nu
 
 @dataclass(frozen=True)
 class BuiltInGuidance:
-    """The guided velocity `v_null + scale (v_cond - v_null)` as a target of training.
+    """Train a network to predict the guided velocity `v_null + scale (v_cond - v_null)` directly.
 
-    It is written with the network's own guided velocity v, which is right where it is learned:
-    `w u + mix v + (1 - w - mix) v_null` with `w = scale (1 - mix)`, u the draw's velocity.
+    The training target is `w u + mix v + (1 - w - mix) v_null` with `w = scale (1 - mix)`. Here u
+    is the conditional velocity of the path and v the network's own prediction with the condition,
+    which is the guided velocity at the optimum.
 
     Attributes:
-        scale: The one scale that is built in; 1 is none.
-        max_scale: A number makes guidance an input of the network instead: each example draws a
-            scale between 1 and it, with a density that falls as `scale^-power`.
-        power: Of that density.
-        mix: In [0, 1); None takes `1 - 1 / scale`, so that the draw counts once (w = 1).
-        first: Guided are the times from `first` to `last`. Where guidance is an input, they are
-            drawn too, from [0, first] and from [last, 1].
-        last: Likewise.
+        scale: Guidance scale of the target if guidance is not a network input; 1 disables guidance.
+        max_scale: If given, guidance is a network input instead: each training example samples its
+            scale from [1, max_scale] with a density proportional to `scale^-power`.
+        power: Exponent of that density.
+        mix: Weight of the network's own prediction in the target, in [0, 1). None means
+            `1 - 1 / scale`, which gives w = 1.
+        first: Start of the time interval with guidance. If guidance is a network input, each
+            example samples its start uniformly from [0, first].
+        last: End of the time interval with guidance. If guidance is a network input, each example
+            samples its end uniformly from [last, 1].
 
-    Source: Geng et al. 2025, arXiv:2505.13447, equations 18 to 21 (its omega is w here, its kappa
+    Reference: Geng et al. 2025, arXiv:2505.13447, equations 18 to 21 (omega is w here, kappa is
     mix); arXiv:2512.02012, section 4.2 (guidance as an input).
     """
 
@@ -44,48 +49,52 @@ class BuiltInGuidance:
         require(self.scale > 0.0, "guidance.scale", "be positive", self.scale)
         if self.max_scale is not None:
             require_at_least("guidance.max_scale", self.max_scale, 1.0)
-            rule = "be 1 where guidance is an input"
+            rule = "be 1 if guidance.max_scale is given"
             require(self.scale == 1.0, "guidance.scale", rule, self.scale)
         require_at_least("guidance.power", self.power, 0.0)
         if self.mix is not None:
             require(0.0 <= self.mix < 1.0, "guidance.mix", "lie in [0, 1)", self.mix)
         for name in ("first", "last"):
             require_between(f"guidance.{name}", getattr(self, name), 0.0, 1.0)
-        rule = f"be at most last {self.last}"
+        rule = f"be at most guidance.last = {self.last}"
         require(self.first <= self.last, "guidance.first", rule, self.first)
 
     @property
     def enabled(self) -> bool:
-        """Whether any target is guided."""
+        """Whether any training target uses guidance."""
         return self.is_input or self.scale != 1.0
 
     @property
     def is_input(self) -> bool:
-        """Whether the network is told the scale and its times."""
+        """Whether the network takes the guidance scale and interval as an input."""
         return self.max_scale is not None
 
-    def check(self, guided: bool, null_cond: Any) -> None:
-        """Raise unless a network of this kind can learn it."""
-        right = guided == self.is_input
-        require(right, "net", "have guidance for an input if it is drawn, and only then", guided)
-        rule = "be 1 for a network without classes, or trained with loss.label_drop 0"
-        require(
-            null_cond is not None or not self.enabled,
-            "loss.guidance.scale",
-            rule,
-            self.scale if self.max_scale is None else self.max_scale,
-        )
+    def check(self, guided: bool, null_cond: PyTree) -> None:
+        """Raise a `ValueError` unless a network can be trained with this guidance.
+
+        Args:
+            guided: Whether the network takes guidance as an input.
+            null_cond: Null condition of the training, or None if conditions are never dropped.
+        """
+        rule = "be True if guidance.max_scale is given, and False otherwise"
+        require(guided == self.is_input, "net.guided", rule, guided)
+        trainable = null_cond is not None or not self.enabled
+        needs = "for a network without classes or with loss.label_drop = 0"
+        if self.max_scale is None:
+            require(trainable, "loss.guidance.scale", f"be 1 {needs}", self.scale)
+        else:
+            require(trainable, "loss.guidance.max_scale", f"be None {needs}", self.max_scale)
 
     def draw(self, key: PRNGKey, num: int) -> Float[Array, "batch 3"]:
-        """Scale, first and last guided time of each example."""
+        """Sample the guidance scale, start time and end time of each of `num` examples."""
         if self.max_scale is None:
             return jnp.broadcast_to(jnp.array([self.scale, self.first, self.last]), (num, 3))
         u, first, last = jax.random.uniform(key, (3, num))
         if self.power == 1.0:
             scale = self.max_scale**u
         else:
-            most = self.max_scale ** (1.0 - self.power)
-            scale = (1.0 + u * (most - 1.0)) ** (1.0 / (1.0 - self.power))
+            upper = self.max_scale ** (1.0 - self.power)
+            scale = (1.0 + u * (upper - 1.0)) ** (1.0 / (1.0 - self.power))
         return jnp.stack([scale, self.first * first, 1.0 - (1.0 - self.last) * last], axis=-1)
 
     def target(
@@ -97,19 +106,19 @@ class BuiltInGuidance:
         guidance_input: Float[Array, "batch 3"],
         dropped: Bool[Array, " batch"],
     ) -> Points:
-        """The velocity to learn.
+        """Compute the target velocity of each example.
 
         Args:
-            t: Times.
-            draw: The velocity u of the path.
-            v_cond: The network's guided velocity, with the condition.
-            v_uncond: Its velocity without.
-            guidance_input: As `draw` gave it.
-            dropped: Which examples have no condition: these learn the draw's velocity.
+            t: Times of the examples.
+            draw: Conditional velocity u of the path.
+            v_cond: Velocity that the network predicts with the condition.
+            v_uncond: Velocity that the network predicts with the null condition.
+            guidance_input: Scale, start and end of the guidance of each example, from `draw`.
+            dropped: True for examples whose condition was dropped; their target is u.
         """
         scale, first, last = guidance_input[:, 0], guidance_input[:, 1], guidance_input[:, 2]
         mix = 1.0 - 1.0 / scale if self.mix is None else jnp.full_like(scale, self.mix)
-        w, mix = (expand_like(number, draw) for number in (scale * (1.0 - mix), mix))
+        w, mix = (expand_like(weight, draw) for weight in (scale * (1.0 - mix), mix))
         guided = w * draw + mix * v_cond + (1.0 - w - mix) * v_uncond
-        here = (t >= first) & (t <= last) & ~dropped
-        return jnp.where(expand_like(here, draw), guided, draw)
+        in_interval = (t >= first) & (t <= last) & ~dropped
+        return jnp.where(expand_like(in_interval, draw), guided, draw)

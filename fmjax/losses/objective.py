@@ -1,42 +1,49 @@
-"""What the training step asks of a loss."""
+"""The interface between a loss and the training step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jaxtyping import Array, Float, PyTree
+
+from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._trees import combine
 
 
 class Objective(NamedTuple):
-    """A loss in two pure functions, so that chance is drawn once for the global batch.
+    """A training loss, split into random sampling and a deterministic function of the parameters.
 
-    The step draws, then takes the loss of the examples in as many parts as it likes:
-    accumulated, sharded and plain steps see the same numbers.
-
-    Where targets come from averaged weights, `make_targets` puts them into the examples first.
+    The training step calls `draw` once for the global batch and then evaluates `loss` on any number
+    of slices of the result. Gradient accumulation and sharding therefore do not change the random
+    numbers.
 
     Attributes:
-        draw: `draw(key, batch) -> examples`: noise, times, pairs, dropped labels; a pytree
-            whose leaves all have the batch as leading axis.
-        loss: `loss(params, examples) -> float32 [batch]`, each example's own, of examples as
-            `with_targets` gives them.
-        teach: `make_targets(average, examples) -> examples`, the average that of `params`; or None.
+        draw: `draw(key, batch) -> examples`: samples noise, times, pairs and dropped conditions.
+            `examples` is a pytree in which the first axis of every leaf is the batch.
+        loss: `loss(params, examples) -> float32 [batch]`: the loss of each example. It takes the
+            examples that `with_targets` returns.
+        make_targets: `make_targets(average, examples) -> examples`: adds the targets that are
+            computed with the averaged parameters; None if the loss needs no such targets.
     """
 
-    draw: Callable[..., Any]
-    loss: Callable[..., Any]
-    make_targets: Callable[..., Any] | None = None
+    draw: Callable[[PRNGKey, Batch], PyTree]
+    loss: Callable[[Params, PyTree], Float[Array, " batch"]]
+    make_targets: Callable[[Params, PyTree], PyTree] | None = None
 
-    def with_targets(self, average: Any, examples: Any) -> Any:
-        """The examples that `loss` takes."""
+    def with_targets(self, average: Params, examples: PyTree) -> PyTree:
+        """Add the targets from averaged parameters, if the loss uses any."""
         return examples if self.make_targets is None else self.make_targets(average, examples)
 
-    def with_frozen(self, frozen: Any) -> "Objective":
-        """The same of parameters without some that are `frozen`, nested dicts; None for none."""
+    def with_frozen(self, frozen: Params | None) -> "Objective":
+        """Return an objective of the trainable parameters only, with `frozen` held constant.
+
+        Args:
+            frozen: Nested dicts of the parameters that are not trained, or None.
+        """
         if frozen is None:
             return self
 
-        def whole(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def of_trainable(fn: Callable[[Params, PyTree], PyTree]) -> Callable[..., PyTree]:
             return lambda params, examples: fn(combine(params, frozen), examples)
 
-        make_targets = None if self.make_targets is None else whole(self.make_targets)
-        return Objective(self.draw, whole(self.loss), make_targets)
+        make_targets = None if self.make_targets is None else of_trainable(self.make_targets)
+        return Objective(self.draw, of_trainable(self.loss), make_targets)

@@ -1,4 +1,4 @@
-"""How alike samples and data are, whether samples are what was asked for, how straight flows."""
+"""Metrics: distances between samples and data, a classifier, and the straightness of a flow."""
 
 from fmjax.metrics.classifier import ImageClassifier
 from fmjax.metrics.classifier_cache import trained_classifier

@@ -1,26 +1,26 @@
-"""A small classifier of the data's own images: its features, and whether it knows a sample."""
+"""A small image classifier, trained on the data set, that provides features and class labels."""
 
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax.networks import ClassifierConfig, make_classifier
 from fmjax.networks.classifier import Classifier
 
-# One program serves sets of any size: the last batch is filled up, the rest thrown away.
+# The last batch is padded to this size, so that one compiled program serves sets of any size.
 _BATCH_SIZE = 256
 
 
 @functools.lru_cache(maxsize=16)
 def build(config: ClassifierConfig, event_shape: tuple[int, ...], num_classes: int) -> Classifier:
-    """The network, with a jitted apply that every classifier of the same shape shares."""
+    """Build the network with a jitted `apply`, shared by all classifiers of the same shape."""
     network = make_classifier(config, event_shape, num_classes)
     return network._replace(apply=jax.jit(network.apply))
 
@@ -30,11 +30,11 @@ class ImageClassifier:
     """A trained classifier of images.
 
     Attributes:
-        config: Sizes of its network.
-        event_shape: (height, width, channel) of the images it knows.
-        num_classes: How many classes it tells apart.
-        params: Its weights, a nested dict.
-        test_accuracy: Share of the real test images that it classifies rightly, in [0, 1].
+        config: Sizes of the network.
+        event_shape: Shape (height, width, channel) of the images.
+        num_classes: Number of classes.
+        params: Weights of the network, a nested dict.
+        test_accuracy: Fraction of the real test images classified correctly, in [0, 1].
     """
 
     config: ClassifierConfig
@@ -44,45 +44,62 @@ class ImageClassifier:
     test_accuracy: float
 
     def features(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """The layer before the logits, `[n, config.num_features]` float32, of images in [-1, 1].
+        """Compute the activations of the layer before the logits.
+
+        Args:
+            images: `[n, *event_shape]`, floating point in [-1, 1], with n at least 1.
+
+        Returns:
+            Features `[n, config.num_features]`, float32.
 
         Raises:
-            ValueError: If the images have not the shape that the classifier knows.
+            ValueError: If the images have another shape or dtype.
         """
         return self._run(images)[1]
 
     def classify(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """The likeliest class of each image in [-1, 1], int32 `[n]`.
+        """Predict the most likely class of each image.
+
+        Args:
+            images: `[n, *event_shape]`, floating point in [-1, 1], with n at least 1.
+
+        Returns:
+            Class labels `[n]`, int32.
 
         Raises:
-            ValueError: If the images have not the shape that the classifier knows.
+            ValueError: If the images have another shape or dtype.
         """
         return self._run(images)[0].argmax(axis=1).astype(np.int32)
 
-    def accuracy(self, images: np.ndarray | jax.Array, labels: Any) -> float:
-        """Share of images in [-1, 1] that it takes for what they are labelled, in [0, 1].
+    def accuracy(self, images: np.ndarray | jax.Array, labels: ArrayLike) -> float:
+        """Compute the fraction of images whose predicted class equals their label, in [0, 1].
+
+        Args:
+            images: `[n, *event_shape]`, floating point in [-1, 1], with n at least 1.
+            labels: Class labels `[n]`.
 
         Raises:
-            ValueError: If there is not one label per image, or the shape is another.
+            ValueError: If `labels` has another shape than `[n]`, or the images have another shape
+                or dtype.
         """
         labels = np.asarray(labels)
-        rule = f"be one for each of {len(images)} images"
+        rule = f"have shape ({len(images)},), one label per image"
         require(labels.shape == (len(images),), "labels", rule, labels.shape)
         return float(np.mean(self.classify(images) == labels))
 
     def _run(self, images: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and features of all images."""
-        right = images.shape[1:] == self.event_shape and len(images) > 0
+        """Compute the logits and features of all images, one batch at a time."""
+        shape_ok = images.shape[1:] == self.event_shape and len(images) > 0
         shape = ", ".join(map(str, self.event_shape))
-        require(right, "images", f"be [n, {shape}] with n at least 1", images.shape)
+        require(shape_ok, "images", f"have shape [n, {shape}] with n at least 1", images.shape)
         rule = "be floating point in [-1, 1]"
         require(jnp.issubdtype(images.dtype, jnp.floating), "images", rule, images.dtype)
         apply = build(self.config, self.event_shape, self.num_classes).apply
-        parts = []
+        outputs = []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = jnp.asarray(images[start : start + _BATCH_SIZE], dtype=jnp.float32)
-            missing = _BATCH_SIZE - len(batch)
-            filled = jnp.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            parts.append([np.asarray(part)[: len(batch)] for part in apply(self.params, filled)])
-        logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+            padding = _BATCH_SIZE - len(batch)
+            padded = jnp.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+            outputs.append([np.asarray(a)[: len(batch)] for a in apply(self.params, padded)])
+        logits, features = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
         return logits, features

@@ -1,11 +1,11 @@
-"""Keep the trained classifier: one .npz per set of images and way of training, no pickle."""
+"""Cache trained classifiers: one .npz file per data set and training config, without pickle."""
 
 import dataclasses
 import hashlib
 import json
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from fmjax.metrics.classifier_training import (
 )
 from fmjax.networks import ClassifierConfig
 
-# Raise this when the network or its training changes in a way that the configs do not show.
+# Increase this when the network or its training changes without a change of the configs.
 _RECIPE = 1
 _ABOUT = "about"
 
@@ -40,63 +40,64 @@ def trained_classifier(
     stopping: EarlyStopping = EarlyStopping(),  # noqa: B008 (frozen)
     progress: Progress = Silent(),
 ) -> ImageClassifier:
-    """The classifier of these images: from fmjax's cache, else trained and put there.
+    """Load the classifier of a data set from fmjax's cache, or train it and store it there.
 
-    The cache knows a classifier by the images and labels of both sets and by its configs; by
-    `stopping` only where it applies.
+    The cache key is a hash of the images and labels of both sets and of the configs; `stopping`
+    is part of it only where the training set is small enough for early stopping.
 
     Args:
-        train: What to train on.
-        test: What `test_accuracy` is measured on.
+        train: Images and labels to train on.
+        test: Images and labels on which `test_accuracy` is measured.
         config: Sizes of the network.
-        training: How it is trained.
-        stopping: When the training on few images ends early.
-        progress: Receives the training's steps, its time and the accuracy.
+        training: Training settings.
+        stopping: Early stopping for small training sets.
+        progress: Receives the training steps, the training time and the accuracy.
 
     Raises:
-        ValueError: If a set has no classes, the two do not match, or the cached file is damaged.
+        ValueError: If a set has no classes, the two sets differ in shape or number of classes, or
+            the cached file is damaged.
     """
     key = _fingerprint(train, test, config, training, stopping)
-    path = cache_dir() / "classifiers" / f"{key}.npz"
-    if path.is_file():
-        return load_classifier(path)
+    file = cache_dir() / "classifiers" / f"{key}.npz"
+    if file.is_file():
+        return load_classifier(file)
     with ExitStack() as stack:
-        with suppress(OSError):  # A cache that cannot be written.
-            stack.enter_context(lock_file(path, on_wait=progress.say))
-        if path.is_file():  # Another process has trained it.
-            return load_classifier(path)
+        with suppress(OSError):  # The cache is not writable: train without a lock.
+            stack.enter_context(lock_file(file, on_wait=progress.say))
+        if file.is_file():  # Another process trained it while this one waited for the lock.
+            return load_classifier(file)
         classifier = train_classifier(
             train, test, config=config, training=training, stopping=stopping, progress=progress
         )
-        _keep(path, classifier, progress)
+        _try_save(file, classifier, progress)
     return classifier
 
 
-def _keep(path: Path, classifier: ImageClassifier, progress: Progress) -> None:
-    """Write the classifier to the cache; say so if that cannot be written."""
+def _try_save(file: Path, classifier: ImageClassifier, progress: Progress) -> None:
+    """Write the classifier to the cache; report a cache that is not writable."""
     try:
-        save_classifier(path, classifier)
+        save_classifier(file, classifier)
     except OSError as error:
         progress.say(
-            f"the classifier is not kept: {path.parent} cannot be written ({error.strerror})"
+            f"the classifier is not cached: cannot write to {file.parent} ({error.strerror})"
         )
 
 
 def save_classifier(path: Path, classifier: ImageClassifier) -> None:
-    """Write a classifier as one .npz, whole or not at all."""
+    """Write a classifier to one .npz file, atomically."""
     about = {
         "config": dataclasses.asdict(classifier.config),
         "event_shape": list(classifier.event_shape),
         "num_classes": classifier.num_classes,
         "test_accuracy": classifier.test_accuracy,
     }
-    arrays = {_key(name): value for name, value in flatten_dict(classifier.params).items()}
+    arrays = {_array_name(name): a for name, a in flatten_dict(classifier.params).items()}
     with write_atomically(path) as temporary:
         np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
 
-class _About(NamedTuple):
-    """What a classifier's file says of it."""
+class _Description(NamedTuple):
+    """The JSON text in a classifier file: all fields of `ImageClassifier` but the weights."""
 
     config: ClassifierConfig
     event_shape: EventShape
@@ -105,23 +106,23 @@ class _About(NamedTuple):
 
 
 def load_classifier(path: Path) -> ImageClassifier:
-    """Read what `save_classifier` wrote.
+    """Read a classifier file written by `save_classifier`.
 
     Raises:
-        ValueError: If the file is damaged or something else.
+        ValueError: If the file is damaged or not a classifier file.
     """
-    name, rule = f"file {path}", "be a whole classifier file (delete it to train anew)"
+    name, rule = f"file {path}", "be a complete classifier file (delete it to train again)"
     try:
         arrays = read_npz(path)
-        about = check_json(parse_json(str(arrays.pop(_ABOUT)), _ABOUT), _About, _ABOUT)
-        params = unflatten_dict({_name(key): a for key, a in arrays.items()})
+        about = check_json(parse_json(str(arrays.pop(_ABOUT)), _ABOUT), _Description, _ABOUT)
+        params = unflatten_dict({_param_name(key): a for key, a in arrays.items()})
         classifier = ImageClassifier(params=params, **about._asdict())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must {rule}, got {error!r}") from error
     network = build(classifier.config, classifier.event_shape, classifier.num_classes)
     expected = _shapes(jax.eval_shape(network.init, jax.random.key(0)))
-    found = _shapes(classifier.params)
-    require(found == expected, name, rule, "weights of other shapes than its config has")
+    shapes_ok = _shapes(classifier.params) == expected
+    require(shapes_ok, name, rule, "weights whose shapes do not match its config")
     return classifier
 
 
@@ -132,9 +133,9 @@ def _fingerprint(
     training: ClassifierTraining,
     stopping: EarlyStopping,
 ) -> str:
-    """A name that changes with anything that changes the classifier."""
+    """Compute the cache key, a hash of everything that the trained weights depend on."""
     sets = [(images.num_classes, images.examples()) for images in (train, test)]
-    recipe: tuple[Any, ...] = (_RECIPE, config, training)
+    recipe: tuple[object, ...] = (_RECIPE, config, training)
     if len(np.asarray(sets[0][1].x1)) < stopping.below:
         recipe = (*recipe, stopping)
     digest = hashlib.sha256(repr(recipe).encode())
@@ -149,11 +150,11 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in flatten_dict(params).items()}
 
 
-def _key(name: str) -> str:
-    """What a parameter's array is called in the file."""
+def _array_name(name: str) -> str:
+    """Return the name under which a parameter is stored in the file."""
     return "params/" + name.replace(".", "/")
 
 
-def _name(key: str) -> str:
-    """The inverse of `_key`."""
+def _param_name(key: str) -> str:
+    """Invert `_array_name`."""
     return key.removeprefix("params/").replace("/", ".")

@@ -1,4 +1,4 @@
-"""Train the classifier that measures samples, once for a set of images."""
+"""Training of the image classifier that provides features for metrics."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +24,31 @@ _REPORT_EVERY = 50
 
 @runtime_checkable
 class LabelledImages(Protocol):
-    """A set of images with classes; `fmjax.data.Dataset` is one."""
+    """Protocol of a data set of images with class labels, such as `fmjax.data.Dataset`."""
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes there are, or None."""
+        """Number of classes, or None for a data set without labels."""
         ...
 
     def examples(self) -> Batch:
-        """All images `[n, height, width, channel]` in [-1, 1], and their labels `[n]`."""
+        """Return all images `[n, height, width, channel]` in [-1, 1] and their labels `[n]`."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """How the classifier is trained: AdamW, warm-up over a tenth of the steps, cosine decay.
+    """Training settings: AdamW, linear warm-up over a tenth of the steps, cosine decay.
 
     Attributes:
-        num_epochs: How often each image is seen, on average.
-        min_steps: At least so many steps, however few images there are.
-        batch_size: Images of one step, drawn with replacement.
-        learning_rate: The highest.
-        weight_decay: Of AdamW.
-        max_shift: Images are shifted by up to so many pixels each way, edges repeated. Shifts
-            keep the class of anything; mirror images of digits would not.
-        seed: Of the weights, the draws and the shifts.
+        num_epochs: Average number of times that each image is used.
+        min_steps: Smallest number of training steps, for small data sets.
+        batch_size: Number of images per training step, sampled with replacement.
+        learning_rate: Peak learning rate, reached after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        max_shift: Largest random shift of an image along each axis, in pixels; edge pixels are
+            repeated. Unlike mirroring, a shift does not change the class of a digit.
+        seed: Seed of the initial weights, the batches and the shifts.
     """
 
     num_epochs: float = 7.0
@@ -69,23 +69,23 @@ class ClassifierTraining:
         require_at_least("max_shift", self.max_shift, 0)
 
     def num_steps(self, num_images: int) -> int:
-        """Steps of training on so many images."""
+        """Return the number of training steps for a data set of `num_images` images."""
         return max(self.min_steps, round(self.num_epochs * num_images / self.batch_size))
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """When the training on few images ends before its last step.
+    """Early stopping on small data sets, by the accuracy on held-out images.
 
-    Some images are held out of the training. Their accuracy is measured at regular steps, on all
-    shifts of each, so that it is a fine measure of few images. The training ends when it has not
-    improved by one image for some measurements, and the weights of the best one are kept.
+    The accuracy is measured at regular steps on all shifts of each held-out image, which makes it
+    finer than one over the number of images. Training ends after `patience` measurements without
+    an improvement by at least one image, and the weights with the highest accuracy are kept.
 
     Attributes:
-        below: Sets of fewer images than this stop early.
-        one_in: One image in so many is held out, evenly over the classes.
-        check_every: Steps between measurements, or those of one epoch if that is longer.
-        patience: Measurements without improvement that end the training.
+        below: Data sets with fewer images than this use early stopping.
+        one_in: One of every `one_in` images is held out, stratified by class.
+        check_every: Training steps between measurements, or one epoch if that is longer.
+        patience: Number of measurements without improvement after which training ends.
     """
 
     below: int = 5_000
@@ -100,31 +100,32 @@ class EarlyStopping:
         require_at_least("patience", self.patience, 1)
 
     def split(self, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the images to train on, and of those held out; both in rising order.
+        """Return the sorted indices of the images to train on and of the held-out images.
 
-        None is held out of fewer than two images, nor of a set that does not stop early.
+        No image is held out of a data set of fewer than two images or of one without early
+        stopping.
         """
         num = len(labels)
         if num < 2 or num >= self.below:
             return np.arange(num), np.arange(0)
         order = np.random.default_rng(seed).permutation(num)
         by_class = order[np.argsort(labels[order], kind="stable")]
-        held = np.sort(by_class[min(self.one_in // 2, num - 1) :: self.one_in])
-        return np.setdiff1d(np.arange(num), held), held
+        held_out = np.sort(by_class[min(self.one_in // 2, num - 1) :: self.one_in])
+        return np.setdiff1d(np.arange(num), held_out), held_out
 
 
 class _State(NamedTuple):
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
 
 
 class _Best:
-    """The weights with the highest accuracy on images that are held out.
+    """Keeps the weights with the highest accuracy on the held-out images.
 
     Attributes:
-        params: Those weights, on the host.
-        accuracy: Their accuracy, in [0, 1].
-        checks_since: Measurements since the accuracy last improved by one image.
+        params: The best weights, on the host.
+        accuracy: Accuracy of the best weights, in [0, 1].
+        checks_since: Number of measurements since the accuracy last improved by one image.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, max_shift: int) -> None:
@@ -134,14 +135,14 @@ class _Best:
         self.accuracy, self.checks_since = -1.0, 0
 
     def update(self, classifier: ImageClassifier) -> None:
-        """Measure a classifier and keep its weights if it is the best so far."""
+        """Measure a classifier and keep its weights if they are the best so far."""
         accuracy = classifier.accuracy(self._images, self._labels)
         self.checks_since += 1
         if accuracy >= self._reference + self._gain:
             self._reference, self.checks_since = accuracy, 0
         if accuracy > self.accuracy:
             self.accuracy = accuracy
-            # Copies: the training donates its arrays to the next step.
+            # Copy: the next training step reuses the buffers of these arrays.
             self.params = jax.tree.map(np.array, classifier.params)
 
 
@@ -154,18 +155,18 @@ def train_classifier(
     stopping: EarlyStopping = EarlyStopping(),  # noqa: B008 (frozen)
     progress: Progress = Silent(),
 ) -> ImageClassifier:
-    """Train on one set, measure the accuracy on the other.
+    """Train a classifier on one data set and measure its accuracy on another.
 
-    Each step is one dispatch: inside a scan, XLA's convolutions on the CPU take eight times
-    as long.
+    Each step is dispatched separately: inside `jax.lax.scan`, convolutions on the CPU take eight
+    times as long.
 
     Args:
-        train: What to train on, kept on the device as a whole.
-        test: What `test_accuracy` is measured on. It takes no part in the training.
+        train: Images and labels to train on, all kept on the device.
+        test: Images and labels on which `test_accuracy` is measured, not used for training.
         config: Sizes of the network.
-        training: How it is trained.
-        stopping: When the training on few images ends early.
-        progress: Receives one task, in steps, then the time and the accuracy.
+        training: Training settings.
+        stopping: Early stopping for small training sets.
+        progress: Receives one task, counted in steps, then the training time and the accuracy.
 
     Raises:
         ValueError: If a set has no classes, or the two differ in shape or number of classes.
@@ -173,32 +174,32 @@ def train_classifier(
     images, labels = _images_and_labels(train, "train")
     test_images, test_labels = _images_and_labels(test, "test")
     event_shape = images.shape[1:]
-    same = (test_images.shape[1:], test.num_classes) == (event_shape, train.num_classes)
-    rule = f"hold images of {event_shape} in {train.num_classes} classes, as train"
-    require(same, "test", rule, f"{test_images.shape[1:]} in {test.num_classes}")
+    matches = (test_images.shape[1:], test.num_classes) == (event_shape, train.num_classes)
+    rule = f"hold images of shape {event_shape} in {train.num_classes} classes, like train"
+    require(matches, "test", rule, f"shape {test_images.shape[1:]} in {test.num_classes}")
     start = time.perf_counter()
     num_steps = training.num_steps(len(images))
     untrained = ImageClassifier(config, event_shape, int(train.num_classes or 0), {}, math.nan)
-    kept, held = stopping.split(labels, training.seed)
-    best = _Best(images[held], labels[held], training.max_shift) if len(held) else None
-    every = max(stopping.check_every, math.ceil(len(kept) / training.batch_size))
-    params, taken = _fit(
+    fitted, held_out = stopping.split(labels, training.seed)
+    best = _Best(images[held_out], labels[held_out], training.max_shift) if len(held_out) else None
+    check_every = max(stopping.check_every, math.ceil(len(fitted) / training.batch_size))
+    params, steps_taken = _fit(
         untrained,
-        images[kept],
-        labels[kept],
+        images[fitted],
+        labels[fitted],
         training,
         num_steps,
-        every=every if best else _REPORT_EVERY,
+        every=check_every if best else _REPORT_EVERY,
         best=best,
         patience=stopping.patience,
         progress=progress,
     )
     trained = dataclasses.replace(untrained, params=params)
     accuracy = trained.accuracy(test_images, test_labels)
-    early = f" of at most {num_steps}" if best else ""
+    limit = f" of at most {num_steps}" if best else ""
     progress.say(
-        f"trained the classifier in {time.perf_counter() - start:.1f} s, {taken} steps{early}: "
-        f"{100 * accuracy:.2f} % of the test images are right"
+        f"trained the classifier in {time.perf_counter() - start:.1f} s, {steps_taken} "
+        f"steps{limit}: {100 * accuracy:.2f} % accuracy on the test images"
     )
     return dataclasses.replace(trained, test_accuracy=accuracy)
 
@@ -215,48 +216,48 @@ def _fit(
     patience: int,
     progress: Progress,
 ) -> tuple[Params, int]:
-    """The trained weights and the number of steps, which `best` may end early."""
+    """Return the trained weights and the number of steps taken; `best` may end training early."""
     key = jax.random.key(training.seed)
     optimizer = _optimizer(training, num_steps)
     network = build(untrained.config, untrained.event_shape, untrained.num_classes)
     params = network.init(key)
     step = _make_step(training, optimizer, network.apply)
-    state, taken = _State(params, optimizer.init(params)), 0
+    state, steps_taken = _State(params, optimizer.init(params)), 0
     on_device = (jnp.asarray(images, dtype=jnp.float32), jnp.asarray(labels))
     with progress.task("training the classifier", num_steps) as advance:
         advance(0, COMPILING)
-        while taken < num_steps:
-            steps = min(every, num_steps - taken)
-            for number in range(taken, taken + steps):
+        while steps_taken < num_steps:
+            steps = min(every, num_steps - steps_taken)
+            for number in range(steps_taken, steps_taken + steps):
                 state, loss = step(state, jax.random.fold_in(key, number), *on_device)
-            taken += steps
+            steps_taken += steps
             note = f"loss {float(loss):.3f}"
             if best is not None:
                 best.update(dataclasses.replace(untrained, params=state.params))
-                note += f", {100 * best.accuracy:.1f} % of held-out images right"
+                note += f", {100 * best.accuracy:.1f} % accuracy on held-out images"
             advance(steps, note=note)
             if best is not None and best.checks_since >= patience:
                 break
     if best is None:
-        return state.params, taken
+        return state.params, steps_taken
     assert best.params is not None
-    return best.params, taken
+    return best.params, steps_taken
 
 
 def _every_shift(
     images: np.ndarray, labels: np.ndarray, max_shift: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All moves of the images that `shift_images` may draw, and their labels."""
-    moves = range(-max_shift, max_shift + 1)
+    """Return the images under every shift that `shift_images` may sample, and their labels."""
+    shifts = range(-max_shift, max_shift + 1)
     height, width = images.shape[1:3]
-    rows = [np.clip(np.arange(height) + by, 0, height - 1) for by in moves]
-    columns = [np.clip(np.arange(width) + by, 0, width - 1) for by in moves]
+    rows = [np.clip(np.arange(height) + by, 0, height - 1) for by in shifts]
+    columns = [np.clip(np.arange(width) + by, 0, width - 1) for by in shifts]
     shifted = [images[:, r][:, :, c] for r, c in itertools.product(rows, columns)]
     return np.concatenate(shifted), np.tile(labels, len(shifted))
 
 
 def _images_and_labels(images: LabelledImages, name: str) -> tuple[np.ndarray, np.ndarray]:
-    require(images.num_classes is not None, name, "have classes", "an unconditional set")
+    require(images.num_classes is not None, name, "have classes", "an unlabeled data set")
     examples = images.examples()
     return np.asarray(examples.x1), np.asarray(examples.cond)
 
@@ -271,30 +272,32 @@ def _optimizer(training: ClassifierTraining, num_steps: int) -> optax.GradientTr
 
 
 def _make_step(
-    training: ClassifierTraining, optimizer: optax.GradientTransformation, apply: Callable
+    training: ClassifierTraining,
+    optimizer: optax.GradientTransformation,
+    apply: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> Callable[..., tuple[_State, jax.Array]]:
-    """`(state, key, images, labels) -> (state, loss)`, jitted; the state is donated."""
+    """Make the jitted step `(state, key, images, labels) -> (state, loss)`; it donates `state`."""
 
     def loss_of(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = apply(params, images)[0]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def step(state: _State, key: PRNGKey, images: jax.Array, labels: jax.Array):
-        key_draw, key_shift = jax.random.split(key)
-        drawn = jax.random.randint(key_draw, (training.batch_size,), 0, len(images))
-        shifted = shift_images(key_shift, images[drawn], training.max_shift)
-        loss, gradient = jax.value_and_grad(loss_of)(state.params, shifted, labels[drawn])
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        batch_key, shift_key = jax.random.split(key)
+        indices = jax.random.randint(batch_key, (training.batch_size,), 0, len(images))
+        shifted = shift_images(shift_key, images[indices], training.max_shift)
+        loss, grads = jax.value_and_grad(loss_of)(state.params, shifted, labels[indices])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return _State(optax.apply_updates(state.params, updates), opt_state), loss
 
     return jax.jit(step, donate_argnums=0)
 
 
 def shift_images(key: PRNGKey, images: jax.Array, max_shift: int) -> jax.Array:
-    """Each image moved by up to `max_shift` pixels each way, its edge pixels repeated."""
+    """Shift each image at random by up to `max_shift` pixels along each axis, repeating edges."""
     num, height, width, _ = images.shape
     by = jax.random.randint(key, (2, num), -max_shift, max_shift + 1)
     rows = jnp.clip(by[0][:, None] + jnp.arange(height)[None], 0, height - 1)
     columns = jnp.clip(by[1][:, None] + jnp.arange(width)[None], 0, width - 1)
-    which = expand_like(jnp.arange(num), jnp.empty((num, 1, 1)))
-    return images[which, rows[:, :, None], columns[:, None, :]]
+    image_index = expand_like(jnp.arange(num), jnp.empty((num, 1, 1)))
+    return images[image_index, rows[:, :, None], columns[:, None, :]]

@@ -1,4 +1,4 @@
-"""What a metric on features asks of whatever computes them."""
+"""Protocol of the feature extractors that metrics on features use."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,12 +8,12 @@ import numpy as np
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """Images to features. Any function of this shape is one: `ImageClassifier.features`, yours.
+    """A function from images to features, such as `ImageClassifier.features`.
 
-    Laws: one row of features per image, in the same order; an image's features do not depend
-    on the other images; equal images have equal features.
+    It returns one row of features per image, in the same order. The features of an image do not
+    depend on the other images, and equal images have equal features.
     """
 
     def __call__(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """Features `[n, d]`, float32, of images `[n, height, width, channel]` in [-1, 1]."""
+        """Compute float32 features `[n, d]` of images `[n, height, width, channel]` in [-1, 1]."""
         ...

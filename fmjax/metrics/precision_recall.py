@@ -1,4 +1,4 @@
-"""Precision and recall: how much of the samples is like the data, and the other way round."""
+"""Improved precision and recall: fidelity and diversity of samples, measured on features."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,17 +11,17 @@ from fmjax._checks import require, require_at_least, require_count
 from fmjax._inputs import as_features
 
 _ROWS = 1024
-# Pairs whose squared distance is below this share of `|x|^2 + |y|^2` are subtracted one by one.
+# Below this fraction of `|x|^2 + |y|^2`, a squared distance is computed from the difference.
 _CLOSE = 1e-6
 _PAIRS = 65_536
 
 
 class PrecisionRecall(NamedTuple):
-    """Both lie in [0, 1] and are better when higher.
+    """Precision and recall of samples, both in [0, 1]; higher is better.
 
     Attributes:
-        precision: The share of samples that lie within the manifold of real examples.
-        recall: The share of real examples that lie within the manifold of samples: diversity.
+        precision: Fraction of samples within the manifold of the real data (fidelity).
+        recall: Fraction of real examples within the manifold of the samples (diversity).
     """
 
     precision: float
@@ -31,29 +31,32 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     features_samples: ArrayLike, features_real: ArrayLike, *, num_neighbours: int = 3
 ) -> PrecisionRecall:
-    """Improved precision and recall on feature vectors.
+    """Compute improved precision and recall from features.
 
-    The manifold of a set is the union of balls around its points, each as large as the distance
-    to the point's `num_neighbours`-th neighbour in the set. Both figures depend on the sizes of
-    the sets: compare only what was measured with equal ones.
+    The manifold of a set is the union of balls around its points. The radius of each ball is the
+    distance to the point's `num_neighbours`-th nearest neighbor in the set. Both values depend on
+    the sizes of the sets: compare only results computed with equal sizes.
 
     Args:
-        features_samples: `[n, d]`, of generated examples.
-        features_real: `[m, d]`, of real ones; as many, or the two differ for that alone.
-        num_neighbours: The paper's k.
+        features_samples: Features of generated samples, `[n, d]`.
+        features_real: Features of real examples, `[m, d]`; use m = n, since a difference in size
+            alone makes precision and recall differ.
+        num_neighbours: Rank of the neighbor that sets the radius of a ball, k in the paper.
 
     Raises:
-        ValueError: If a set has too few points, or their features differ in number.
+        ValueError: If a set has at most `num_neighbours` points, or the sets differ in the number
+            of features.
 
-    Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
+    Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
     require_count("num_neighbours", num_neighbours, 1)
     samples = as_features("samples", features_samples)
     real = as_features("real", features_real)
     for name, features in (("samples", samples), ("real", real)):
         require_at_least(f"the number of {name}", len(features), num_neighbours + 1)
-    wanted, got = real.shape[1], samples.shape[1]
-    require(wanted == got, "samples", f"have {wanted} features as the real ones", got)
+    num_real, num_samples = real.shape[1], samples.shape[1]
+    rule = f"have {num_real} features, like real"
+    require(num_real == num_samples, "samples", rule, num_samples)
     return PrecisionRecall(
         precision=float(np.mean(_covered(samples, real, num_neighbours))),
         recall=float(np.mean(_covered(real, samples, num_neighbours))),
@@ -65,10 +68,10 @@ def _covered(
     manifold: Float[np.ndarray, "others features"],
     num_neighbours: int,
 ) -> Bool[np.ndarray, " num"]:
-    """Whether each point lies within the balls around the manifold's points."""
+    """Test whether each point lies within a ball around a point of the manifold."""
     squared_radii = np.concatenate(
         [
-            # A point is its own nearest: the k-th neighbour comes k + 1st.
+            # Index 0 is the distance of a point to itself, so index k is its k-th neighbor.
             np.partition(squared, num_neighbours, axis=1)[:, num_neighbours]
             for squared in _squared_distances(manifold, manifold)
         ]
@@ -82,19 +85,22 @@ def _covered(
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-    """Of all pairs, some rows at a time: 60,000 points have 29 GB of them."""
-    # Distances do not change with the origin, but what is lost in rounding does.
+    """Yield the squared distances of all pairs in blocks of rows.
+
+    The full matrix would need 29 GB for 60,000 points.
+    """
+    # Centering does not change distances but reduces the rounding error.
     x, y = (points.astype(np.float64) for points in (x, y))
-    centre = y.mean(axis=0)
-    x, y = x - centre, y - centre
+    center = y.mean(axis=0)
+    x, y = x - center, y - center
     norms = np.sum(y * y, axis=1)
     for start in range(0, len(x), _ROWS):
         rows = x[start : start + _ROWS]
         sums = np.sum(rows * rows, axis=1)[:, None] + norms[None]
         squared = sums - 2.0 * rows @ y.T
-        # Where next to nothing is left of the sums, it is mostly rounding.
+        # Where the terms cancel almost completely, recompute the distance without cancellation.
         close = np.flatnonzero(squared < _CLOSE * sums)
-        for some in np.array_split(close, 1 + len(close) // _PAIRS):
-            i, j = np.unravel_index(some, squared.shape)
+        for indices in np.array_split(close, 1 + len(close) // _PAIRS):
+            i, j = np.unravel_index(indices, squared.shape)
             squared[i, j] = np.sum(np.square(rows[i] - y[j]), axis=1)
         yield squared

@@ -1,7 +1,6 @@
-"""Sliced Wasserstein distance: optimal transport along random lines, where sorting solves it."""
+"""Sliced Wasserstein distance: mean over random directions of one-dimensional distances."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,55 +21,61 @@ def sliced_wasserstein(
     num_projections: int = 256,
     order: int = 2,
 ) -> Float[Array, ""]:
-    r"""Distance between two sets of points, in the units of the points.
+    """Compute the sliced Wasserstein distance between two sets of points, in their units.
 
-    `(mean over directions d of W_p(x . d, y . d)^p)^(1/p)`, directions uniform on the sphere
-    of the flattened events, `W_p` exact for any two numbers of points. In one dimension it is
-    `W_p` itself. Two point sets that differ by a shift `s` in `n` dimensions have
+    It is `(mean over directions d of W_p(x . d, y . d)^p)^(1/p)`, with directions uniform on the
+    sphere of the flattened events and `W_p` exact for any two numbers of points. In one dimension
+    it equals `W_p`. Two point sets that differ by a shift `s` in `n` dimensions have
     `E[(s . d)^2] = |s|^2 / n`, so their distance of order 2 is about `|s| / sqrt(n)`.
 
     Args:
-        key: Of the directions. The same key gives the same directions, so that distances of
-            several sets to one reference compare.
-        x: Points.
-        y: Points with the same event shape; there may be more or fewer of them.
-        num_projections: How many directions. The relative standard error of the result falls
-            like one over its square root.
-        order: p, 1 or 2.
+        key: Random key of the directions. Use the same key to compare the distances of several
+            sets to one reference set.
+        x: First set of points.
+        y: Second set of points, with the same event shape as x and any number of points.
+        num_projections: Number of directions. The relative standard error of the result is
+            proportional to `1 / sqrt(num_projections)`.
+        order: Order p of the distance, 1 or 2.
 
     Raises:
         ValueError: If the event shapes differ, a set is empty, or a setting is out of range.
 
-    Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Math.
+    Reference: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Math.
         Imaging Vis. 51, section 3; exact quantile coupling: Peyre and Cuturi 2019,
         arXiv:1803.00567, remark 2.30.
     """
     require_key(key)
     require_real("x", x)
     require_real("y", y)
-    require(x.shape[1:] == y.shape[1:], "y", f"have events like x, {x.shape[1:]}", y.shape[1:])
+    rule = f"have the event shape of x, {x.shape[1:]}"
+    require(x.shape[1:] == y.shape[1:], "y", rule, y.shape[1:])
     require_count("num_projections", num_projections, 1)
     require(order in (1, 2), "order", "be 1 or 2", order)
-    (x, y), size = _centred(x, y)
-    return size * _sliced_wasserstein(key, x, y, num_projections, order)
+    x, y, scale = _normalize(x, y)
+    return scale * _sliced_wasserstein(key, x, y, num_projections, order)
 
 
-def _centred(x: Any, y: Any) -> tuple[tuple[Any, Any], Any]:
-    """Both sets about the mean of y over their size, and that size, in the points' precision.
+def _normalize(
+    x: Array | np.ndarray, y: Array | np.ndarray
+) -> tuple[Array | np.ndarray, Array | np.ndarray, Array]:
+    """Center both sets at the mean of y and scale them to at most 1 in absolute value.
 
-    Neither changes the distance but by the size. float32, in which the rest is done, would lose
-    the digits of points that are close together and far from the origin.
+    The distance is computed in float32, which would lose the digits of points that are close
+    together and far from the origin. So this is done in float64 on the host, or in the precision of
+    the points under a JAX transformation.
+
+    Returns:
+        x, y, and the scale by which to multiply the distance.
     """
-    known = not any(isinstance(points, Tracer) for points in (x, y))
-    # NumPy has float64 wherever JAX has it not.
-    xp: Any = np if known else jnp
-    wide = np.float64 if known else jnp.result_type(x.dtype, y.dtype, jnp.float32)
-    x, y = (xp.asarray(points).astype(wide) for points in (x, y))
-    centre = y.mean(axis=0, keepdims=True)
-    x, y = x - centre, y - centre
-    size = xp.maximum(xp.abs(x).max(initial=0.0), xp.abs(y).max(initial=0.0))
-    size = xp.where(size > 0.0, size, 1.0)
-    return (x / size, y / size), jnp.asarray(size, jnp.float32)
+    traced = any(isinstance(points, Tracer) for points in (x, y))
+    xp = jnp if traced else np
+    dtype = jnp.result_type(x.dtype, y.dtype, jnp.float32) if traced else np.float64
+    x, y = (xp.asarray(points).astype(dtype) for points in (x, y))
+    center = y.mean(axis=0, keepdims=True)
+    x, y = x - center, y - center
+    scale = xp.maximum(xp.abs(x).max(initial=0.0), xp.abs(y).max(initial=0.0))
+    scale = xp.where(scale > 0.0, scale, 1.0)
+    return x / scale, y / scale, jnp.asarray(scale, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -81,18 +86,21 @@ def _sliced_wasserstein(
     directions = jax.random.normal(key, (num_projections, x.shape[1]))
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     x, y = (jnp.matmul(directions, a.T, precision="highest") for a in (x, y))
-    mass, from_x, from_y = _quantile_coupling(x.shape[1], y.shape[1])
-    distance = jnp.abs(jnp.sort(x, axis=1)[:, from_x] - jnp.sort(y, axis=1)[:, from_y])
+    mass, x_ranks, y_ranks = _quantile_coupling(x.shape[1], y.shape[1])
+    distance = jnp.abs(jnp.sort(x, axis=1)[:, x_ranks] - jnp.sort(y, axis=1)[:, y_ranks])
     moment = distance**order @ mass
     return jnp.mean(moment) if order == 1 else safe_sqrt(jnp.mean(moment))
 
 
 def _quantile_coupling(num_x: int, num_y: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How n and m sorted points of equal mass are coupled: mass of each piece, its two ranks.
+    """Couple two sets of sorted points of equal mass optimally.
 
-    The quantile functions are steps at multiples of 1/n and 1/m; between two neighbouring
-    steps of either, both are constant. Counting in units of 1/(n m) keeps this exact.
+    The quantile functions are piecewise constant, with jumps at multiples of `1 / num_x` and
+    `1 / num_y`. Positions are counted in units of `1 / (num_x num_y)`, which is exact.
+
+    Returns:
+        The mass of each piece between two jumps, and the ranks of the coupled points in x and y.
     """
-    steps = np.union1d(np.arange(num_x + 1) * num_y, np.arange(num_y + 1) * num_x)
-    mass = np.diff(steps) / (num_x * num_y)
-    return mass.astype(np.float32), steps[:-1] // num_y, steps[:-1] // num_x
+    jumps = np.union1d(np.arange(num_x + 1) * num_y, np.arange(num_y + 1) * num_x)
+    mass = np.diff(jumps) / (num_x * num_y)
+    return mass.astype(np.float32), jumps[:-1] // num_y, jumps[:-1] // num_x

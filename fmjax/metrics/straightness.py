@@ -1,11 +1,11 @@
-"""How straight a flow's paths are: a straight one at constant speed takes one step of Euler's."""
+"""Straightness of a flow: one Euler step is exact on a straight trajectory at constant speed."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes, safe_sqrt
 from fmjax._checks import require
@@ -16,26 +16,27 @@ from fmjax.solvers.steppers.ode import RK4, FixedStepSolver
 
 
 class Straightness(NamedTuple):
-    """How far each path is from a straight line at constant speed.
+    """How far each trajectory is from a straight line at constant speed.
 
-    A path that is not finite has NaN here, and spoils no other's.
+    Entries of a trajectory that is not finite are NaN; other trajectories are not affected.
 
     Attributes:
         s: `integral over t of mean over event axes of |(x1 - x0) - v(t, x_t)|^2`, in squared
-            data units per coordinate. Zero where the path is straight and its speed constant, up
-            to the square of what the steps round: about `(num_steps eps |x|)^2`. The paper's S
-            is the mean over examples times the number of coordinates.
-        length_ratio: The path's length over the distance of its ends, both Euclidean. 1 where
-            the path is straight, at any speed, and where nothing moves; infinite where it moves
-            and ends where it began.
-        deviation: What `s` is the integral of, at `times`.
-        times: `num_steps + 1` of them, evenly from 0 to 1.
-        curvature: `|d^2 x_t / dt^2|`, rms over event axes, at `midpoints`, in data units per
-            squared unit of time. One Euler step of length h errs by `h^2 / 2` of it.
-        midpoints: The middle of each step.
-        cost: `mean over event axes of |x1 - x0|^2`, what the transport costs. A reflow never
-            raises its mean (arXiv:2209.03003, theorem 3.5).
-        positions: Where the path is at `times`.
+            data units per coordinate. Zero for a straight trajectory at constant speed, up to
+            squared rounding errors of about `(num_steps eps |x|)^2`. S in the paper is the mean of
+            `s` over samples times the number of coordinates.
+        length_ratio: Length of the trajectory divided by the distance between its ends, both
+            Euclidean. 1 for a straight trajectory at any speed and for one that does not move;
+            infinite for one that returns to its start.
+        deviation: Integrand of `s` at `times`.
+        times: `num_steps + 1` equidistant times from 0 to 1.
+        curvature: Root mean square over event axes of `d^2 x_t / dt^2` at `midpoints`, in data
+            units per squared unit of time. The error of an Euler step of length h is `h^2 / 2`
+            times the curvature.
+        midpoints: Midpoint of each step.
+        cost: Transport cost, `mean over event axes of |x1 - x0|^2`. Reflow never increases its
+            mean (arXiv:2209.03003, theorem 3.5).
+        positions: Points on the trajectory at `times`.
     """
 
     s: PerExample
@@ -56,86 +57,89 @@ def straightness(
     num_steps: int = 64,
     solver: FixedStepSolver = RK4(),  # noqa: B008 (frozen)
 ) -> Straightness:
-    """Measure the paths on which the field carries `x0` from t = 0 to t = 1.
+    """Measure the straightness of the trajectories of a velocity field from t = 0 to t = 1.
 
-    x1 is where the field's own path ends, not an example of the data. Integrals are Simpson's,
-    second derivatives are differences of the velocities at both ends of a step. So with a solver
-    of order p the errors of `s`, `length_ratio` and `deviation` fall as `num_steps ** -min(p, 4)`,
-    that of `curvature` as `num_steps ** -min(p, 2)`, on smooth fields.
+    x1 is the end of the trajectory from `x0`, not an example of the data. Integrals use Simpson's
+    rule; second derivatives are differences of the velocities at both ends of a step. On smooth
+    fields and with a solver of order p, the errors of `s`, `length_ratio` and `deviation` are
+    `O(num_steps ** -min(p, 4))`, and that of `curvature` is `O(num_steps ** -min(p, 2))`.
 
-    Pure: call it inside `jax.jit`, or every call compiles. It keeps positions and velocities of the
-    batch at all `times` at once, and costs one evaluation beside the solver's.
+    Call this pure function inside `jax.jit`; otherwise every call compiles. It stores the positions
+    and velocities at all `times`, and needs one network evaluation more than the solver.
 
     Args:
-        velocity_fn: The field `(t, x, cond) -> dx/dt`, guided or not.
-        x0: Source points. bfloat16 is measured as float32.
-        cond: Passed to `velocity_fn`, every leaf with a leading batch axis.
-        num_steps: Equal steps of the solver, an even number.
-        solver: One of `fmjax.solvers.steppers.ode`.
+        velocity_fn: Velocity field `(t, x, cond) -> dx/dt`, with or without guidance.
+        x0: Source points. bfloat16 is converted to float32.
+        cond: Condition passed to `velocity_fn`; every leaf has a leading batch axis.
+        num_steps: Number of equal solver steps, an even number.
+        solver: Fixed-step solver from `fmjax.solvers.steppers.ode`.
 
     Raises:
-        ValueError: If `num_steps` is odd or below 2, the solver is another, `x0` is not floating
-            point, or `velocity_fn` does not return the shape of its points.
+        ValueError: If `num_steps` is odd or below 2, `solver` is not a fixed-step solver, `x0` is
+            not floating point, or `velocity_fn` does not return the shape of its points.
 
-    Source: Liu et al. 2022, arXiv:2209.03003, section 2, S(Z), which takes the squared norm
-        where this library takes the mean over event axes.
+    Reference: Liu et al. 2022, arXiv:2209.03003, section 2, S(Z), which uses the squared norm
+        where this function uses the mean over event axes.
     """
-    whole = isinstance(num_steps, int)
-    require(whole, "num_steps", "be an integer, even and at least 2", num_steps)
-    even = num_steps >= 2 and num_steps % 2 == 0
-    require(even, "num_steps", "be even and at least 2", num_steps)
-    fits = isinstance(solver, FixedStepSolver)
-    require(fits, "solver", "be one of fmjax.solvers.steppers.ode", type(solver).__name__)
+    is_int = isinstance(num_steps, int)
+    require(is_int, "num_steps", "be an integer, even and at least 2", num_steps)
+    is_even = num_steps >= 2 and num_steps % 2 == 0
+    require(is_even, "num_steps", "be even and at least 2", num_steps)
+    is_fixed_step = isinstance(solver, FixedStepSolver)
+    rule = "be a fixed-step solver from fmjax.solvers.steppers.ode"
+    require(is_fixed_step, "solver", rule, type(solver).__name__)
     require_function("velocity_fn", velocity_fn)
     require_points("x0", x0)
     require_cond(cond)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
     times = uniform_grid(num_steps).astype(x0.dtype)
-    x, v = _path(velocity_fn, x0, cond, times, solver)
+    x, v = _trajectory(velocity_fn, x0, cond, times, solver)
     x1 = x[-1]
 
-    over = tuple(range(2, v.ndim))  # All axes but times and batch.
-    deviation = jnp.mean(jnp.square((x1 - x0)[None] - v), axis=over)
+    axes = tuple(range(2, v.ndim))  # The event axes: v is [times, batch, *event].
+    deviation = jnp.mean(jnp.square((x1 - x0)[None] - v), axis=axes)
     acceleration = num_steps * jnp.diff(v, axis=0)
-    length = _integral(safe_sqrt(jnp.sum(jnp.square(v), axis=over)))
+    length = _integrate(safe_sqrt(jnp.sum(jnp.square(v), axis=axes)))
     distance = safe_sqrt(jnp.sum(jnp.square(x1 - x0), axis=event_axes(x0)))
-    rests = length == 0.0
+    is_at_rest = length == 0.0
     return Straightness(
-        s=_integral(deviation),
-        length_ratio=jnp.where(rests, 1.0, length / jnp.where(rests, 1.0, distance)),
+        s=_integrate(deviation),
+        length_ratio=jnp.where(is_at_rest, 1.0, length / jnp.where(is_at_rest, 1.0, distance)),
         deviation=deviation.T,
         times=times,
-        curvature=safe_sqrt(jnp.mean(jnp.square(acceleration), axis=over)).T,
+        curvature=safe_sqrt(jnp.mean(jnp.square(acceleration), axis=axes)).T,
         midpoints=0.5 * (times[:-1] + times[1:]),
         cost=jnp.mean(jnp.square(x1 - x0), axis=event_axes(x0)),
         positions=jnp.moveaxis(x, 0, 1),
     )
 
 
-def _path(
+def _trajectory(
     velocity_fn: VelocityFn, x0: Points, cond: Cond, times: jax.Array, solver: FixedStepSolver
 ) -> tuple[Float[Array, "points batch *event"], Float[Array, "points batch *event"]]:
-    """Positions and velocities at `times`."""
+    """Compute the positions and velocities at `times`."""
 
     def field(t: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         t = jnp.broadcast_to(t, x.shape[:1])
         return checked_velocity(velocity_fn, t, x, cond), evaluations(velocity_fn, t)
 
-    def body(carry: tuple, interval: tuple[jax.Array, jax.Array]) -> tuple[tuple, Any]:
+    def body(
+        carry: tuple[jax.Array, PyTree], interval: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, PyTree], tuple[jax.Array, jax.Array]]:
         x, memory = carry
         step = solver.advance(field, *interval, x, memory)
         return (step.x1, step.memory), (x, step.slopes[0])
 
-    start = (x0, solver.start(x0))
-    (x1, _), (x, v) = jax.lax.scan(body, start, (times[:-1], times[1:]))
-    end = field(times[-1], x1)[0]
-    return jnp.concatenate([x, x1[None]]), jnp.concatenate([v, end[None]])
+    initial = (x0, solver.start(x0))
+    (x1, _), (x, v) = jax.lax.scan(body, initial, (times[:-1], times[1:]))
+    v1 = field(times[-1], x1)[0]
+    return jnp.concatenate([x, x1[None]]), jnp.concatenate([v, v1[None]])
 
 
-def _integral(values: Float[Array, "points batch"]) -> PerExample:
-    """Simpson's rule over [0, 1], on an odd number of evenly spaced points."""
+def _integrate(values: Float[Array, "points batch"]) -> PerExample:
+    """Integrate values at an odd number of equidistant times in [0, 1] by Simpson's rule."""
     weights = np.ones(len(values))
     weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0
     weights = jnp.asarray(weights / weights.sum(), values.dtype)
-    # Not as a product of matrices, which TPUs would round to bfloat16.
+    # Not a matrix product, which TPUs compute in bfloat16 by default.
     return jnp.sum(weights[:, None] * values, axis=0)

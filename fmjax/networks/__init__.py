@@ -1,8 +1,7 @@
-"""Networks: each a config, a module, and a `make_*` that gives pure functions."""
-
-from typing import Any
+"""Networks: configs, Flax NNX modules, and `make_*` functions that return pure functions."""
 
 import jax
+from jaxtyping import Array, Float
 
 from fmjax._arrays import (
     Cond,
@@ -111,31 +110,40 @@ def make_network(
     *,
     text_encoder: TextEncoderConfig | None = None,
 ) -> VelocityNet:
-    """The network that `config` describes, for points of `event_shape`, as pure functions.
+    """Build the network described by `config` as pure functions.
 
     Args:
-        config: Which network.
-        event_shape: Of one point.
-        conditions: The number of classes, the sizes of a text or of captions, or None.
-        text_encoder: What reads captions; it is trained along.
+        config: Config of the network; its class selects the architecture.
+        event_shape: Shape of one sample, without the batch axis.
+        conditions: Number of classes, sizes of the encoded text or of captions as tokens, or None
+            for an unconditional network.
+        text_encoder: Config of the text encoder for captions, which is trained together with the
+            network.
 
     Raises:
-        ValueError: If the network cannot take points of that shape or such conditions.
+        ValueError: If the network does not support this event shape or these conditions.
     """
     if isinstance(conditions, TokenShape):
         if text_encoder is None:
-            raise ValueError("text_encoder must be given for data with captions, got None")
+            raise ValueError(
+                "text_encoder must be a TextEncoderConfig for data with captions, got None"
+            )
         net = make_network(config, event_shape, text_encoder.shape(conditions))
         return with_encoder(make_text_encoder(text_encoder, conditions), net)
     if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
             raise ValueError(
-                "network must be an MLP, a UNet or a DiT for a flow map, got one of text"
+                "network must be an MLPConfig, UNetConfig or DiTConfig for a flow map, "
+                f"got {type(config).__name__}"
             )
-        make = make_flux if isinstance(config, FluxConfig) else make_mmdit
-        return make(config, event_shape, conditions)  # type: ignore[arg-type]
+        if isinstance(config, FluxConfig):
+            return make_flux(config, event_shape, conditions)
+        return make_mmdit(config, event_shape, conditions)
     if isinstance(conditions, TextShape):
-        raise ValueError("conditions must be classes, or the network one that takes text, got text")
+        raise ValueError(
+            "network must be a FluxConfig or MMDiTConfig for text conditions, "
+            f"got {type(config).__name__}"
+        )
     match config:
         case MLPConfig():
             return make_mlp(config, event_shape, conditions)
@@ -152,25 +160,34 @@ def make_flow_map(
     *,
     guided: bool = False,
 ) -> FlowMapNet:
-    """The network that `config` describes as a flow map: it also sees how far to go.
+    """Build the network described by `config` as a flow map, which also takes the end time r.
 
-    Its parameters are those of `make_network` and a few more, which start at zero.
+    It has the parameters of `make_network` and a few more, which are initialized to zero.
 
     Args:
-        config: Which network.
-        event_shape: Of one point.
-        conditions: The number of classes, or None.
-        guided: Whether guidance is one of its inputs.
+        config: Config of the network: `MLPConfig`, `UNetConfig` or `DiTConfig`.
+        event_shape: Shape of one sample, without the batch axis.
+        conditions: Number of classes, or None for an unconditional network.
+        guided: Whether the network takes guidance as an input.
 
     Raises:
-        ValueError: If the network cannot take points of that shape, or is one of text.
+        ValueError: If the network does not support this event shape, or if the network or the
+            conditions are for text.
     """
     if isinstance(conditions, TextShape | TokenShape):
-        raise ValueError("conditions must be classes or none for a flow map, got text")
+        raise ValueError(
+            "conditions must be None or a number of classes for a flow map, "
+            f"got {type(conditions).__name__}"
+        )
     net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
 
     def apply(
-        params: Params, r: Times, t: Times, x: Points, cond: Cond = None, guidance: Any = None
+        params: Params,
+        r: Times,
+        t: Times,
+        x: Points,
+        cond: Cond = None,
+        guidance: Float[Array, "batch 3"] | None = None,
     ) -> jax.Array:
         return net.apply(params, t, x, FlowMapCond(cond, r, guidance))
 

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, whose features measure how alike two sets of images are."""
+"""Small convolutional classifier, whose features are used to compare two sets of images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from fmjax.networks.layers.functional import functionalize
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Sizes of the classifier.
+    """Sizes of the convolutional classifier.
 
     Attributes:
-        width: Channels of the first stage; each later stage has twice as many.
-        num_features: Units of the layer before the logits: the features.
+        width: Channels of the first stage; each later stage doubles them.
+        num_features: Units of the feature layer, the layer before the logits.
     """
 
     width: int = 32
@@ -32,11 +32,12 @@ class ClassifierConfig:
 
 
 class Classifier(NamedTuple):
-    """A classifier as pure functions.
+    """Classifier as pure functions; its parameters are a nested dict of float32 arrays.
 
     Attributes:
-        init: `key -> params`, a nested dict of float32 arrays.
-        apply: `(params, images) -> (logits [batch, classes], features [batch, num_features])`.
+        init: Function `init(key) -> params`.
+        apply: Function `apply(params, images) -> (logits, features)` of shapes `[batch, classes]`
+            and `[batch, num_features]`.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -44,10 +45,10 @@ class Classifier(NamedTuple):
 
 
 class ConvNet(nnx.Module):
-    """Stages that halve the resolution, down to 4 pixels; then two linear layers.
+    """Convolutional stages that halve the resolution down to 4 pixels, then two linear layers.
 
-    Most of the work is done at 14x14 pixels and below: the first kernel is 5x5 on few
-    channels, and no stage works at the resolution of its input.
+    The stride of the first stage keeps the cost low: for 28x28 pixels most of the computation is
+    done at 14x14 pixels and below.
     """
 
     def __init__(
@@ -58,20 +59,21 @@ class ConvNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        height, width, before = event_shape
-        stages, after = {}, config.width
+        height, width, channels_in = event_shape
+        stages, channels_out = {}, config.width
         while min(height, width) > 4 or not stages:
             kernel = 3 if stages else 5
-            stages[f"conv{len(stages)}"] = ConvStage(before, after, kernel, rngs=rngs)
-            height, width, before, after = -(-height // 2), -(-width // 2), after, 2 * after
+            stages[f"conv{len(stages)}"] = ConvStage(channels_in, channels_out, kernel, rngs=rngs)
+            height, width = -(-height // 2), -(-width // 2)
+            channels_in, channels_out = channels_out, 2 * channels_out
         self.stages = nnx.Dict(stages)
-        self.features = nnx.Linear(height * width * before, config.num_features, rngs=rngs)
+        self.features = nnx.Linear(height * width * channels_in, config.num_features, rngs=rngs)
         self.logits = nnx.Linear(config.num_features, num_classes, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
-        """Give logits and features."""
+        """Return logits and features."""
         for stage in self.stages.values():
             x = stage(x)
         features = nnx.relu(self.features(x.reshape(x.shape[0], -1)))
@@ -79,33 +81,45 @@ class ConvNet(nnx.Module):
 
 
 class ConvStage(nnx.Module):
-    """Convolution of stride 2, group norm of 8 channels a group, ReLU."""
+    """Convolution with stride 2, group norm with 8 channels per group, and ReLU."""
 
-    def __init__(self, before: int, after: int, kernel: int, *, rngs: nnx.Rngs):
-        size, strides = (kernel, kernel), (2, 2)
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
-            before, after, size, strides, use_bias=False, kernel_init=conv_init, rngs=rngs
+            channels_in,
+            channels_out,
+            kernel_size=(kernel, kernel),
+            strides=(2, 2),
+            use_bias=False,
+            kernel_init=conv_init,
+            rngs=rngs,
         )
-        self.norm = nnx.GroupNorm(after, max(1, after // 8), rngs=rngs)
+        self.norm = nnx.GroupNorm(channels_out, max(1, channels_out // 8), rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch height width before"]
-    ) -> Float[Array, "batch _height _width after"]:
-        """Give the next feature map, at half the resolution."""
+        self, x: Float[Array, "batch height width channels_in"]
+    ) -> Float[Array, "batch _height _width channels_out"]:
+        """Return the output feature map, at half the resolution."""
         return nnx.relu(self.norm(self.conv(x)))
 
 
 def make_classifier(
     config: ClassifierConfig, event_shape: tuple[int, ...], num_classes: int
 ) -> Classifier:
-    """A classifier of images of `event_shape` = (height, width, channel), at least 2x2 pixels.
+    """Build a classifier of images as pure functions.
+
+    Args:
+        config: Sizes of the classifier.
+        event_shape: (height, width, channel) of an image, at least 2x2 pixels.
+        num_classes: Number of classes, at least 2.
 
     Raises:
-        ValueError: If the event is no image of 2x2 pixels or more, or there are fewer than
-            two classes.
+        ValueError: If `event_shape` is not an image of at least 2x2 pixels, or if there are fewer
+            than two classes.
     """
-    ok = len(event_shape) == 3 and min(event_shape[:2]) >= 2
-    require(ok, "event_shape", "be (height, width, channel) of 2x2 pixels or more", event_shape)
+    is_valid = len(event_shape) == 3 and min(event_shape[:2]) >= 2
+    require(
+        is_valid, "event_shape", "be (height, width, channel) of 2x2 pixels or more", event_shape
+    )
     require_at_least("num_classes", num_classes, 2)
 
     def build(rngs: nnx.Rngs) -> ConvNet:

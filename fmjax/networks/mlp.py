@@ -1,4 +1,4 @@
-"""A residual MLP for points of any shape: the network of 2-D toys."""
+"""Residual MLP for samples of any shape, used for the 2-D toy distributions."""
 
 import math
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from fmjax.paths import VelocityNet
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Sizes of the MLP.
+    """Sizes of the residual MLP.
 
     Attributes:
-        width: Hidden units of every layer.
-        num_layers: Residual blocks.
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        unroll_layers: Write every layer into the program instead of a scan.
+        width: Hidden units of each layer.
+        num_layers: Number of residual blocks.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Unroll the loop over layers instead of using a scan.
     """
 
     width: int = 256
@@ -45,7 +45,10 @@ class MLPConfig:
 
 
 class MLPBlock(nnx.Module):
-    """`h + W2 silu((1 + Ws c) W1 norm(h) + Wc c)`: with a factor of its own, time turns slopes."""
+    """Residual block `h + W2 silu((1 + Ws c) W1 norm(h) + Wc c)` with condition embedding c.
+
+    The factor `1 + Ws c` lets the time change the slopes of the block, not only its offsets.
+    """
 
     def __init__(self, width: int, dtype: str | None, *, rngs: nnx.Rngs):
         self.hidden = Linear(width, width, split=OUTPUTS, dtype=dtype, rngs=rngs)
@@ -56,13 +59,13 @@ class MLPBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch width"], c: Float[Array, "batch width"]
     ) -> Float[Array, "batch width"]:
-        """Give the hidden units after this block."""
+        """Return the hidden units after this block."""
         hidden = self.hidden(layer_norm(h)) * (1.0 + self.scale(c)) + self.shift(c)
         return h + self.out(nnx.silu(hidden))
 
 
 class MLP(nnx.Module):
-    """Flattens the event, adds time and class in every block, and gives the event's shape back."""
+    """Residual MLP on the flattened event, conditioned on time and class in each block."""
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class MLP(nnx.Module):
         self.out = Linear(width, size, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
-        """Give the prediction, float32, shaped like x."""
+        """Return the prediction, float32, shaped like x."""
         c = nnx.silu(self.embed(t, cond))
         h = self.inputs(x.reshape(x.shape[0], -1))
         h = run_blocks(self.blocks, h, c, unroll=self.config.unroll_layers)
@@ -96,10 +99,16 @@ def make_mlp(
     event_shape: tuple[int, ...],
     conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
-    """The MLP for points of `event_shape` as pure functions. Its output is zero at the start.
+    """Build an MLP as pure functions. Its output is zero at initialization.
+
+    Args:
+        config: Sizes of the MLP.
+        event_shape: Shape of one sample, without the batch axis.
+        conditions: Number of classes, conditions of a flow map, or None.
 
     Raises:
-        ValueError: If a label comes to a network without classes, or none to one with classes.
+        ValueError: When called, if a network without classes receives labels, or a network with
+            classes receives none.
     """
 
     def build(rngs: nnx.Rngs) -> MLP:

@@ -1,9 +1,9 @@
-"""UNet with attention, of the ADM and DDPM++ kind.
+"""UNet with attention, as in ADM and DDPM++.
 
-Residual blocks whose second norm is scaled and shifted by time and class, attention at
-chosen resolutions, and up- and downsampling inside residual blocks.
+Time and class scale and shift the second norm of each residual block. Attention is applied at
+selected resolutions, and up- and downsampling are part of residual blocks.
 
-Source: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3 and appendix A; Song et al. 2021
+Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3 and appendix A; Song et al. 2021
 (DDPM++), arXiv:2011.13456, appendix H.
 """
 
@@ -34,17 +34,18 @@ from fmjax.paths import VelocityNet
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes and choices of a UNet.
+    """Sizes and options of a UNet.
 
     Attributes:
         width: Channels at full resolution.
-        multipliers: Channels of each level over `width`; each level halves the resolution.
-        num_blocks: Residual blocks of each level on the way down (one more on the way up).
+        multipliers: Channels of each level divided by `width`; each level halves the resolution.
+        num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_resolutions: Image heights, in pixels, at which attention follows each block.
         head_width: Channels of an attention head.
-        num_groups: Groups of the group norms, at most (as many as divide the channels).
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        attention: As of `DiTConfig`.
+        num_groups: Maximum number of groups of the group norms; the actual number is the greatest
+            common divisor with the channels.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        attention: Attention implementation, "auto", "xla", "splash" or "cudnn" (see `DiTConfig`).
     """
 
     width: int = 128
@@ -59,13 +60,13 @@ class UNetConfig:
     def __post_init__(self):
         for name in ("width", "num_blocks", "head_width", "num_groups"):
             require_at_least(name, getattr(self, name), 1)
-        ok = len(self.multipliers) > 0 and all(m >= 1 for m in self.multipliers)
-        require(ok, "multipliers", "be one or more positive integers", self.multipliers)
+        is_valid = len(self.multipliers) > 0 and all(m >= 1 for m in self.multipliers)
+        require(is_valid, "multipliers", "be one or more positive integers", self.multipliers)
         require_computable(self)
 
 
 class ResBlock(nnx.Module):
-    """Norm, convolution, norm with scale and shift, convolution; a skip around all of it."""
+    """Residual block: norm, convolution, norm with scale and shift, convolution."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class ResBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch height width channel"], c: Float[Array, "batch embedding"]
     ) -> Float[Array, "batch _height _width _channel"]:
-        """Give the next feature map."""
+        """Return the output feature map."""
         inner = resample(nnx.silu(self.norm_in(h)), self.resample)
         inner = self.conv_in(inner)
         scale, shift = jnp.split(self.condition(c)[:, None, None, :], 2, axis=-1)
@@ -104,13 +105,13 @@ class ResBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Attention of all pixels to all, with a norm before and a skip around."""
+    """Residual self-attention over all pixels, with a group norm before it."""
 
     def __init__(self, config: UNetConfig, channels: int, *, rngs: nnx.Rngs):
         self.num_heads = max(1, channels // config.head_width)
-        ok = channels % self.num_heads == 0
-        require(ok, "head_width", f"divide the {channels} channels", config.head_width)
-        zeros, self.kind = nnx.initializers.zeros, config.attention
+        divisible = channels % self.num_heads == 0
+        require(divisible, "head_width", f"divide the {channels} channels", config.head_width)
+        zeros, self.implementation = nnx.initializers.zeros, config.attention
         self.norm = group_norm(config, channels, rngs=rngs)
         dtype = compute_dtype(config.dtype)
         lecun = nnx.initializers.lecun_normal()
@@ -122,16 +123,16 @@ class AttentionBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
-        """Give the feature map, each pixel having seen all others."""
+        """Return the output feature map."""
         batch, height, width, channels = h.shape
         tokens = self.norm(h).reshape(batch, height * width, channels)
         q, k, v = self.to_heads.heads(tokens)
-        mixed = attention(q, k, v, self.kind).transpose(0, 2, 1, 3)
-        return h + self.out(mixed.reshape(batch, height, width, channels))
+        attended = attention(q, k, v, self.implementation).transpose(0, 2, 1, 3)
+        return h + self.out(attended.reshape(batch, height, width, channels))
 
 
 class Stage(nnx.Module):
-    """One residual block, then attention where the resolution has it."""
+    """Residual block, optionally followed by attention."""
 
     def __init__(
         self,
@@ -149,13 +150,13 @@ class Stage(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch height width channel"], c: Float[Array, "batch embedding"]
     ) -> Float[Array, "batch _height _width _channel"]:
-        """Give the next feature map."""
+        """Return the output feature map."""
         h = self.block(h, c)
         return h if self.attention is None else self.attention(h)
 
 
 class UNet(nnx.Module):
-    """Down to the lowest resolution and up again, with every feature map of the way down joined."""
+    """UNet with skip connections from each encoder block to the decoder."""
 
     def __init__(
         self,
@@ -169,46 +170,50 @@ class UNet(nnx.Module):
         widths = [config.width * m for m in config.multipliers]
         attends = [height >> level in config.attention_resolutions for level in range(len(widths))]
 
-        def stage(before: int, after: int, level: int, resample: Resample = "none") -> Stage:
+        def stage(
+            channels_in: int, channels_out: int, level: int, resample: Resample = "none"
+        ) -> Stage:
             attend = attends[level] and resample == "none"
-            return Stage(config, before, after, attend=attend, resample=resample, rngs=rngs)
+            return Stage(
+                config, channels_in, channels_out, attend=attend, resample=resample, rngs=rngs
+            )
 
         self.embed = ConditionEmbedding(4 * config.width, conditions, rngs=rngs)
         self.inputs = conv(channels, config.width, 3, config, rngs=rngs)
         down, up, skips, current = {}, {}, [config.width], config.width
-        for level, after in enumerate(widths):
+        for level, width in enumerate(widths):
             for i in range(config.num_blocks):
-                down[f"level{level}_block{i}"] = stage(current, after, level)
-                current = after
+                down[f"level{level}_block{i}"] = stage(current, width, level)
+                current = width
                 skips.append(current)
             if level < len(widths) - 1:
                 down[f"level{level}_down"] = stage(current, current, level, "down")
                 skips.append(current)
         self.middle_in = Stage(config, current, current, attend=True, rngs=rngs)
         self.middle_out = Stage(config, current, current, attend=False, rngs=rngs)
-        for level, after in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(widths))):
             for i in range(config.num_blocks + 1):
-                up[f"level{level}_block{i}"] = stage(current + skips.pop(), after, level)
-                current = after
+                up[f"level{level}_block{i}"] = stage(current + skips.pop(), width, level)
+                current = width
             if level > 0:
                 up[f"level{level}_up"] = stage(current, current, level, "up")
         self.down, self.up = nnx.Dict(down), nnx.Dict(up)
-        self.way_down, self.way_up = tuple(down), tuple(up)  # nnx.Dict sorts its keys
+        self.down_order, self.up_order = tuple(down), tuple(up)  # nnx.Dict sorts its keys.
         self.norm = group_norm(config, current, rngs=rngs)
         self.out = conv(current, channels, 3, config, zeros=True, rngs=rngs)
 
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
-        """Give the prediction, float32, shaped like x."""
+        """Return the prediction, float32, shaped like x."""
         c = nnx.silu(self.embed(t, cond))
         h = self.inputs(x)
         skips = [h]
-        for name in self.way_down:
+        for name in self.down_order:
             h = self.down[name](h, c)
             skips.append(h)
         h = self.middle_out(self.middle_in(h, c), c)
-        for name in self.way_up:
-            joined = h if name.endswith("_up") else jnp.concatenate([h, skips.pop()], axis=-1)
-            h = self.up[name](joined, c)
+        for name in self.up_order:
+            h = h if name.endswith("_up") else jnp.concatenate([h, skips.pop()], axis=-1)
+            h = self.up[name](h, c)
         return at_least_float32(self.out(nnx.silu(self.norm(h))))
 
 
@@ -217,20 +222,24 @@ def make_unet(
     event_shape: tuple[int, ...],
     conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
-    """A UNet for images of `event_shape` = (height, width, channel) as pure functions.
+    """Build a UNet as pure functions. Its output is zero at initialization.
 
-    Its output is zero at the start. With classes, label `num_classes` is the null class.
+    Args:
+        config: Sizes and options of the UNet.
+        event_shape: (height, width, channel) of an image.
+        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
+            `num_classes` is the null class.
 
     Raises:
-        ValueError: If the event is no image, its sides cannot be halved between all levels, or
-            no level has the height of one of the attention resolutions; if a label comes to a
-            network without classes, or none to one with classes.
+        ValueError: If `event_shape` is not an image, its sides are not divisible by
+            2^(levels - 1), or an attention resolution is not the height of a level. When called,
+            if a network without classes receives labels, or a network with classes receives none.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     factor = 2 ** (len(config.multipliers) - 1)
-    ok = event_shape[0] % factor == 0 and event_shape[1] % factor == 0
+    divisible = event_shape[0] % factor == 0 and event_shape[1] % factor == 0
     rule = f"be a multiple of {factor} for {len(config.multipliers)} levels"
-    require(ok, "image size", rule, f"{event_shape[0]}x{event_shape[1]}")
+    require(divisible, "image size", rule, f"{event_shape[0]}x{event_shape[1]}")
     heights = tuple(event_shape[0] // 2**level for level in range(len(config.multipliers)))
     known = set(config.attention_resolutions) <= set(heights)
     rule = f"be among the heights of the levels, {heights}"
@@ -243,8 +252,8 @@ def make_unet(
 
 
 def conv(
-    before: int,
-    after: int,
+    channels_in: int,
+    channels_out: int,
     size: int,
     config: UNetConfig,
     *,
@@ -252,10 +261,10 @@ def conv(
     split: int | None = None,
     rngs: nnx.Rngs,
 ) -> Conv:
-    """Convolution of `size` x `size` pixels that keeps the resolution."""
+    """Build a convolution with a `size` x `size` kernel that keeps the resolution."""
     return Conv(
-        before,
-        after,
+        channels_in,
+        channels_out,
         size,
         split=split,
         dtype=compute_dtype(config.dtype),
@@ -265,6 +274,6 @@ def conv(
 
 
 def group_norm(config: UNetConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm, float32 as its parameters, with the most groups that divide the channels."""
-    groups = math.gcd(channels, config.num_groups)
-    return nnx.GroupNorm(channels, groups, epsilon=1e-5, rngs=rngs)
+    """Build a float32 group norm with `gcd(channels, num_groups)` groups."""
+    num_groups = math.gcd(channels, config.num_groups)
+    return nnx.GroupNorm(channels, num_groups, epsilon=1e-5, rngs=rngs)

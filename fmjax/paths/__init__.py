@@ -1,4 +1,4 @@
-"""Probability paths: how noise and data mix at time t, and what a velocity field is.
+"""Probability paths, schedules, couplings, training times, and velocity-field protocols.
 
 An affine path is `x_t = alpha(t) x1 + sigma(t) x0`; a schedule is the pair (alpha, sigma).
 t = 0 is the source distribution (noise), t = 1 the target distribution (data).

@@ -1,36 +1,37 @@
-"""Affine paths, and the conversions among what a network can predict on them.
+"""Affine probability paths, and conversions between velocity, x1, x0 and score.
 
-On `x_t = a x1 + s x0` with rates a', s', four quantities say the same thing:
+On `x_t = a x1 + s x0` with time derivatives a', s', four quantities are equivalent:
 
     velocity  u  = a' x1 + s' x0          target  x1
     score        = -x0 / s                source  x0
 
-Each is a row of two weights on (x1, x0), and so is x_t = (a, s). A row r is a combination of
-x_t and any other row q, `r = c_x x_t + c_q q`, and two by two linear equations give
+Each is a linear combination of x1 and x0, given by a row of two weights; the row of x_t is (a, s).
+A row r is a combination of x_t and any other row q, `r = c_x x_t + c_q q`. Solving the 2x2 linear
+system gives
 
     D   = s q_1 - a q_0
     c_x = (r_0 q_1 - r_1 q_0) / D,    c_q = (s r_1 - a r_0) / D
 
-where r_1 is r's weight on x1 and r_0 that on x0. So one formula makes ten of the twelve
-conversions; between score and x0, which are the same but for a factor, x_t is not needed.
+where r_1 and r_0 are the weights of r on x1 and x0. This formula covers ten of the twelve
+conversions; score and x0 differ only by a factor, so converting between them does not need x_t.
 
-Conversions are exact wherever D > 0. D vanishes at times at which q adds nothing to x_t: x1
-predicted at t = 1 of the linear path, noise predicted at t = 0, the velocity where both rates are
-zero (t = 0 of a polynomial path). There r is what it would be on average for standard normal data,
+Conversions are exact wherever D > 0. D = 0 where q contains no information beyond x_t: x1
+prediction at t = 1 of the linear path, x0 prediction at t = 0, velocity prediction where both rates
+are zero (t = 0 of a polynomial path). There the result is the mean of r for standard normal data,
 
     E[r | x_t] = (a r_1 + s r_0) / (a^2 + s^2) x_t,
 
-and no use is made of q. Where alpha = 0 or sigma = 0 this is the limit of those conversions that
-have one: x_t is then all noise or all data, and says so. All others have no limit, and this bounds
-them.
+and q is not used. Where alpha = 0 or sigma = 0, x_t is pure noise or pure data, and this mean is
+the limit of every conversion that has a limit. The others have no limit; the mean keeps them
+finite.
 
-Source: Lipman et al. 2024, arXiv:2412.06264, section 4.
+Reference: Lipman et al. 2024, arXiv:2412.06264, section 4.
 """
 
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,15 +63,15 @@ AnySchedule = (
     | CosineBetas
 )
 
-# How near to a pole of a conversion fields and losses go.
+# Distance that fields and losses keep from a pole of a conversion.
 _EDGE = 1e-3
 
 
 class PathSample(NamedTuple):
-    """A point of the path and its velocity.
+    """A batch of points on the path and their conditional velocities.
 
     Attributes:
-        x_t: The point, `[batch, *event]`.
+        x_t: Points on the path, `[batch, *event]`.
         u_t: The conditional velocity dx_t/dt, in data units per unit of time.
     """
 
@@ -79,7 +80,7 @@ class PathSample(NamedTuple):
 
 
 class Prediction(enum.StrEnum):
-    """What a network predicts, or in what a loss is measured."""
+    """Quantity that a network predicts or that a loss compares."""
 
     VELOCITY = "velocity"
     X1 = "x1"
@@ -89,15 +90,15 @@ class Prediction(enum.StrEnum):
 
 @dataclass(frozen=True)
 class AffinePath:
-    """`x_t = alpha(t) x1 + sigma(t) x0`, with `u_t = dx_t/dt`.
+    """Affine probability path `x_t = alpha(t) x1 + sigma(t) x0` with velocity `u_t = dx_t/dt`.
 
     Attributes:
-        schedule: alpha and sigma.
-        min_divisor: Least sigma by which a predicted x1 is divided to make a velocity of it, which
-            has no limit where sigma vanishes. 0 keeps the conversion exact; JiT uses 0.05. No
-            other conversion depends on it.
+        schedule: The functions alpha and sigma.
+        min_divisor: Lower bound of the divisor sigma in the conversion from x1 to velocity, which
+            diverges as sigma goes to 0. 0 keeps the conversion exact; JiT uses 0.05. No other
+            conversion depends on it.
 
-    Source: Lipman et al. 2022, arXiv:2210.02747, section 4; Li and He 2025, arXiv:2511.13720
+    Reference: Lipman et al. 2022, arXiv:2210.02747, section 4; Li and He 2025, arXiv:2511.13720
     (`min_divisor`).
     """
 
@@ -109,10 +110,10 @@ class AffinePath:
         require_at_least("min_divisor", self.min_divisor, 0.0)
 
     def __call__(self, t: Times, x0: Points, x1: Points) -> PathSample:
-        """Give the point at time t on the way from x0 to x1, and its velocity.
+        """Return the points at time t between x0 and x1, and their conditional velocities.
 
         Raises:
-            ValueError: If x0 is not shaped like x1: broadcasting would pair the wrong points.
+            ValueError: If x0 and x1 differ in shape; broadcasting would pair the wrong points.
         """
         require(x0.shape == x1.shape, "x0", f"have the shape of x1, {x1.shape}", x0.shape)
         alpha, alpha_rate = with_rate(self.schedule.alpha, expand_like(t, x1))
@@ -123,28 +124,28 @@ class AffinePath:
         )
 
     def start(self, noise: Points) -> Points:
-        """Where sampling begins at t = 0: standard normal noise times sigma(0).
+        """Scale standard normal noise to the source distribution at t = 0: `sigma(0) * noise`.
 
-        That is 1 for most schedules and sigma_max for `VarianceExploding`. What alpha(0) would
-        add of the data is left out: it is zero, or nothing beside the noise.
+        sigma(0) is 1 for most schedules and sigma_max for `VarianceExploding`. The data term
+        alpha(0) x1 is omitted: it is zero or negligible compared with the noise.
         """
         return self.schedule.sigma(jnp.zeros((), noise.dtype)) * noise
 
     def convert(
         self, t: Times, x_t: Points, value: Points, *, source: Prediction, target: Prediction
     ) -> Points:
-        """Turn one quantity at `(t, x_t)` into another.
+        """Convert one quantity at `(t, x_t)` to another, such as a predicted x1 to a velocity.
 
         Args:
-            t: Times in [0, 1], ends included.
+            t: Times in [0, 1], including both ends.
             x_t: Points on the path.
-            value: The quantity `source` there, shaped like x_t.
-            source: What `value` is.
-            target: What is wanted.
+            value: The quantity `source` at these points, shaped like x_t.
+            source: Quantity that `value` holds.
+            target: Quantity to return.
 
         Returns:
-            The quantity `target`: exact where x_t and `value` determine it, else its mean for
-            standard normal data (see the module). Finite for every t.
+            The quantity `target`: exact where x_t and `value` determine it, otherwise its mean
+            for standard normal data (see the module docstring). Finite for every t.
         """
         if source == target:
             return value
@@ -154,12 +155,12 @@ class AffinePath:
     def conversion_weights(
         self, t: Times, *, source: Prediction, target: Prediction
     ) -> tuple[Times, Times]:
-        """The weights `(c_x, c_q)` of `target = c_x x_t + c_q source`, each `[batch]`."""
+        """Return the weights `(c_x, c_q)` of `target = c_x x_t + c_q source`, each `[batch]`."""
         if source == target:
             return jnp.zeros_like(t), jnp.ones_like(t)
         on_point, on_value, divisor = self._quotients(t, source, target)
         known = divisor > jnp.finfo(divisor.dtype).tiny
-        # The divisor is replaced before it is used: a gradient passes both branches.
+        # Replace the divisor before dividing: gradients flow through both branches of `where`.
         divisor = jnp.where(known, divisor, 1.0)
         unknown = self._normal_mean(t, target)
         return (
@@ -168,9 +169,9 @@ class AffinePath:
         )
 
     def away_from_poles(self, t: Times, *, source: Prediction, target: Prediction) -> Times:
-        """The times, at least 0.001 from an end at which the weight of `source` is infinite.
+        """Move times to at least 0.001 from an end where the weight of `source` is infinite.
 
-        Beyond that, an error of a network is magnified more than 1,000 times on the linear path.
+        Closer to such an end, the linear path amplifies network errors more than 1,000 times.
         """
         if source == target:
             return t
@@ -183,7 +184,7 @@ class AffinePath:
     def _quotients(
         self, t: Times, source: Prediction, target: Prediction
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`(n_x, n_q, d)` with `target = (n_x x_t + n_q source) / d` and d >= 0."""
+        """Return `(n_x, n_q, d)` with `target = (n_x x_t + n_q source) / d` and d >= 0."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if {source, target} == {Prediction.X0, Prediction.SCORE}:
             ones = jnp.ones_like(t)
@@ -192,7 +193,7 @@ class AffinePath:
         q1, q0, q_unit = self._row(t, source)
         r1, r0, r_unit = self._row(t, target)
         divisor = sigma * q1 - alpha * q0
-        if (source, target) == (Prediction.X1, Prediction.VELOCITY):  # JiT's bound.
+        if (source, target) == (Prediction.X1, Prediction.VELOCITY):  # The bound of JiT.
             divisor = jnp.maximum(divisor, self.min_divisor)
         sign = jnp.sign(r_unit) if target == Prediction.X0 else 1.0
         on_point = sign * (r0 * q1 - r1 * q0)
@@ -200,7 +201,7 @@ class AffinePath:
         return on_point, on_value, divisor * jnp.abs(r_unit)
 
     def _normal_mean(self, t: Times, quantity: Prediction) -> jax.Array:
-        """The weight on x_t of the quantity's mean, given x_t, if data are standard normal."""
+        """Return c with `E[quantity | x_t] = c x_t` for standard normal data."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         variance = jnp.square(alpha) + jnp.square(sigma)
         if quantity == Prediction.SCORE:
@@ -209,9 +210,9 @@ class AffinePath:
         return (alpha * on_x1 + sigma * on_x0) / (variance * unit)
 
     def _row(self, t: Times, quantity: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Weights on x1 and x0 of `unit * quantity`, with the unit chosen so that D >= 0.
+        """Return the weights on x1 and x0 of `unit * quantity`, and the unit, chosen for D >= 0.
 
-        Source and score are both taken as -x0: units -1 and sigma.
+        x0 and the score are both represented by -x0, with units -1 and sigma.
         """
         zero, one = jnp.zeros_like(t), jnp.ones_like(t)
         if quantity == Prediction.VELOCITY:
@@ -223,67 +224,79 @@ class AffinePath:
     def velocity_fn(
         self, predict_fn: Callable[..., Points], prediction: Prediction = Prediction.VELOCITY
     ) -> VelocityFn:
-        """The velocity field of a network that predicts any of the four quantities.
+        """Return the velocity field of a network that predicts any of the four quantities.
 
-        Within 0.001 of an end at which the conversion has no limit (noise at t = 0, data at t = 1
-        of the linear path) the field is the one 0.001 from it: an error of the network, however
-        small, would make it infinite. An exact network's points move by about 1e-6 otherwise.
+        Within 0.001 of an end where the conversion has no limit (x0 prediction at t = 0 and x1
+        prediction at t = 1 of the linear path), the field is evaluated 0.001 from that end, because
+        the conversion would amplify any network error without bound. For an exact network this
+        moves samples by about 1e-6.
+
+        Args:
+            predict_fn: Network `(t, x, cond) -> prediction`, shaped like x.
+            prediction: Quantity that `predict_fn` returns.
         """
         if prediction == Prediction.VELOCITY:
             return predict_fn
-        kinds = dict(source=prediction, target=Prediction.VELOCITY)
+        conversion = dict(source=prediction, target=Prediction.VELOCITY)
 
         def velocity(t: Times, x: Points, cond: Cond = None) -> Points:
-            t = self.away_from_poles(t, **kinds)
-            return self.convert(t, x, predict_fn(t, x, cond), **kinds)
+            t = self.away_from_poles(t, **conversion)
+            return self.convert(t, x, predict_fn(t, x, cond), **conversion)
 
         return CountedField(
-            velocity, lambda t: evaluations(predict_fn, self.away_from_poles(t, **kinds))
+            velocity, lambda t: evaluations(predict_fn, self.away_from_poles(t, **conversion))
         )
 
 
-def change_schedule(velocity_fn: VelocityFn, trained: Schedule, wanted: Schedule) -> VelocityFn:
-    """A field trained under one schedule, as the field of another: same samples, other paths.
+def change_schedule(velocity_fn: VelocityFn, trained: Schedule, target: Schedule) -> VelocityFn:
+    """Convert a velocity field trained with one schedule to another schedule.
 
-    With t(r) the time at which `trained` has the signal-to-noise ratio that `wanted` has
-    at r, and c(r) the ratio of their scales there, points are `x'_r = c x_t` and so
+    The samples at t = 1 stay the same; the trajectories differ. Let t(r) be the time at which
+    `trained` has the signal-to-noise ratio of `target` at r, and c(r) the ratio of their scales
+    `sqrt(alpha^2 + sigma^2)`. Then `x'_r = c x_t` and
 
         u'(r, x') = (c' / c) x' + c t' u(t, x' / c).
 
-    Sampling begins at sigma(0) of `wanted` times normal noise (`AffinePath.start`). A ratio that
-    `trained` never reaches gives its nearest end. The field costs at r what
-    `velocity_fn` costs at t(r).
+    A call at r costs as many network evaluations as `velocity_fn` at t(r).
 
-    Source: Lipman et al. 2024, arXiv:2412.06264, section 4 (change of scheduler after training).
+    Args:
+        velocity_fn: Velocity field under the schedule `trained`.
+        trained: Schedule of `velocity_fn`. Signal-to-noise ratios that it does not reach are
+            mapped to its nearest end.
+        target: Schedule of the returned field. Sampling starts from its sigma(0) times standard
+            normal noise (`AffinePath.start`).
+
+    Reference: Lipman et al. 2024, arXiv:2412.06264, section 4 (change of scheduler after
+    training).
     """
 
     def scale(schedule: Schedule) -> Callable[[jax.Array], jax.Array]:
         return lambda t: jnp.hypot(schedule.alpha(t), schedule.sigma(t))
 
     def trained_time(r: Times) -> Times:
-        # At angle 0 a polynomial schedule stands still and t' u is infinity times zero; its
-        # limit is had to float precision where the signal is 1e-7 of the noise.
-        return time_at_angle(trained, jnp.maximum(angle(wanted, r), 1e-7))
+        # At angle 0 the rate of a polynomial schedule is zero and t' u is infinity times zero. A
+        # signal of 1e-7 of the noise gives the limit to float precision.
+        return time_at_angle(trained, jnp.maximum(angle(target, r), 1e-7))
 
-    def changed(r: Times, x: Points, cond: Cond = None) -> Points:
+    def velocity(r: Times, x: Points, cond: Cond = None) -> Points:
         t = trained_time(r)
-        _, wanted_angle_rate = with_rate(lambda t: angle(wanted, t), r)
-        _, angle_rate = with_rate(lambda t: angle(trained, t), t)
-        t_rate = wanted_angle_rate / angle_rate
-        scale_wanted, scale_wanted_rate = with_rate(scale(wanted), r)
-        scale_trained, scale_trained_rate = with_rate(scale(trained), t)
-        c = scale_wanted / scale_trained
+        _, target_angle_rate = with_rate(lambda t: angle(target, t), r)
+        _, trained_angle_rate = with_rate(lambda t: angle(trained, t), t)
+        t_rate = target_angle_rate / trained_angle_rate
+        target_scale, target_scale_rate = with_rate(scale(target), r)
+        trained_scale, trained_scale_rate = with_rate(scale(trained), t)
+        c = target_scale / trained_scale
         c_rate_over_c = (
-            scale_wanted_rate / scale_wanted - scale_trained_rate * t_rate / scale_trained
+            target_scale_rate / target_scale - trained_scale_rate * t_rate / trained_scale
         )
-        velocity = velocity_fn(t, x / expand_like(c, x), cond)
-        return expand_like(c_rate_over_c, x) * x + expand_like(c * t_rate, x) * velocity
+        trained_velocity = velocity_fn(t, x / expand_like(c, x), cond)
+        return expand_like(c_rate_over_c, x) * x + expand_like(c * t_rate, x) * trained_velocity
 
-    return CountedField(changed, lambda r: evaluations(velocity_fn, trained_time(r)))
+    return CountedField(velocity, lambda r: evaluations(velocity_fn, trained_time(r)))
 
 
-def require_conversion(path: Any, prediction: Any) -> None:
-    """Raise unless `path` is an `AffinePath`, and `prediction` something that it converts."""
+def require_conversion(path: object, prediction: object) -> None:
+    """Raise unless `path` is an `AffinePath` and `prediction` is one of `Prediction`."""
     require(isinstance(path, AffinePath), "path", "be an AffinePath", described(path))
     known = isinstance(prediction, str) and prediction in set(Prediction)
     require(known, "prediction", f"be one of {', '.join(Prediction)}", described(prediction))

@@ -1,7 +1,7 @@
-"""Times: densities to train with, and grids to take fixed steps on.
+"""Densities of training times, and time grids for fixed-step solvers.
 
-A density is its quantile function: uniform numbers in, times out. So every density can be
-stratified, shifted, and turned into a grid, by one line each.
+A density is defined by its quantile function, which maps uniform random numbers to times. Any
+density can therefore be stratified, shifted and converted to a grid.
 """
 
 import itertools
@@ -29,34 +29,39 @@ Grid = Float[Array, "points"]
 
 @runtime_checkable
 class Density(Protocol):
-    """A density of times on [0, 1].
+    """Probability density of training times on [0, 1].
 
-    Laws: `quantile` maps [0, 1] into [0, 1]; up to rounding it never falls, and it maps 0 to 0
-    and 1 to 1.
+    An implementation must satisfy, up to rounding: `quantile` maps [0, 1] into [0, 1], does not
+    decrease, and maps 0 to 0 and 1 to 1.
     """
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """The time below which the share `u` of all times lies. Elementwise."""
+        """Inverse cumulative distribution function: the time with cumulative probability `u`.
+
+        Elementwise, for any shape.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """All times alike."""
+    """Uniform density on [0, 1]."""
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """`u` itself."""
+        """Quantile function, `u`."""
         return u
 
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """`logit(t)` is normal: the middle of the path, where the task is hardest.
+    """Logit-normal density: logit(t) is normal, which emphasizes the middle of the path.
 
-    `mean` is in this library's time: positive leans to the data. SD3 counts from the other
-    end, so its logit-normal(m, s) is `LogitNormal(-m, s)`.
+    Attributes:
+        mean: Mean of logit(t); positive values move times toward the data. SD3 measures time from
+            the data to the noise, so its logit-normal(m, s) is `LogitNormal(-m, s)`.
+        std: Standard deviation of logit(t).
 
-    Source: Esser et al. 2024, arXiv:2403.03206, section 3.1.
+    Reference: Esser et al. 2024, arXiv:2403.03206, section 3.1.
     """
 
     mean: float = 0.0
@@ -67,47 +72,58 @@ class LogitNormal:
         require_positive("std", self.std)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """`sigmoid(mean + std * Phi^-1(u))`."""
+        """Quantile function, `sigmoid(mean + std * Phi^-1(u))`."""
         return jax.nn.sigmoid(self.mean + self.std * ndtri(u))
 
 
 @dataclass(frozen=True)
 class Mode:
-    """Heavier in the middle (scale > 0) or at the ends (scale < 0), but nowhere zero.
+    """Mode density of SD3: positive everywhere, with more weight in the middle or at the ends.
 
-    Source: arXiv:2403.03206, equation 20, with t = 1 - its t; the density is symmetric.
+    Attributes:
+        scale: Positive values put more weight in the middle, negative values at the ends.
+
+    Reference: Esser et al. 2024, arXiv:2403.03206, equation 20, with 1 - t for t; the density is
+    symmetric.
     """
 
     scale: float = 1.29
 
     def __post_init__(self) -> None:
         require_numbers(self)
-        # Outside these bounds the map is not monotone (arXiv:2403.03206, section 3.1).
+        # Outside these bounds the quantile function is not monotone (section 3.1).
         require_between("scale", self.scale, -1.0, 2.0 / (math.pi - 2.0))
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """`u + scale * (cos^2(pi u / 2) - 1 + u)`."""
+        """Quantile function, `u + scale * (cos^2(pi u / 2) - 1 + u)`."""
         return u + self.scale * (u - jnp.square(jnp.sin(0.5 * math.pi * u)))
 
 
 @dataclass(frozen=True)
 class CosMap:
-    """The density under which linear times see the cosine schedule's ratios uniformly.
+    """CosMap density: gives the linear schedule the signal-to-noise ratios of the cosine schedule.
 
-    `p(t) = 2 / (pi - 2 pi t + 2 pi t^2)`. Source: arXiv:2403.03206, equation 21.
+    `p(t) = 2 / (pi - 2 pi t + 2 pi t^2)`.
+
+    Reference: Esser et al. 2024, arXiv:2403.03206, equation 21.
     """
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """`tan(pi u / 2) / (1 + tan(pi u / 2))`, written without the pole at u = 1."""
+        """Quantile function, `tan(pi u / 2) / (1 + tan(pi u / 2))`, without the pole at u = 1."""
         sine = jnp.sin(0.5 * math.pi * u)
         return sine / (sine + jnp.sin(0.5 * math.pi * (1.0 - u)))
 
 
 @dataclass(frozen=True)
 class UShaped:
-    """Heavier at both ends: `p(t) ~ exp(a t) + exp(a (1 - t))`, for reflow.
+    """U-shaped density for reflow, with more weight at both ends.
 
-    Source: Lee et al. 2024, arXiv:2405.20320, section 4.1, a = 4.
+    `p(t)` is proportional to `exp(a t) + exp(a (1 - t))`.
+
+    Attributes:
+        a: Strength of the concentration at the ends; the paper uses 4.
+
+    Reference: Lee et al. 2024, arXiv:2405.20320, section 4.1.
     """
 
     a: float = 4.0
@@ -117,19 +133,19 @@ class UShaped:
         require_positive("a", self.a)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """The inverse of `1/2 + sinh(a (t - 1/2)) / (2 sinh(a / 2))`."""
+        """Quantile function, the inverse of `1/2 + sinh(a (t - 1/2)) / (2 sinh(a / 2))`."""
         t = 0.5 + jnp.arcsinh((2.0 * u - 1.0) * math.sinh(0.5 * self.a)) / self.a
-        # Rounding steps over an end by 3e-8 for some a, where a power of t is NaN.
+        # For some a rounding exceeds an end by 3e-8, where a power of t would be NaN.
         return jnp.clip(t, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Tabulated:
-    """A constant density on each piece of [0, 1], such as `fmjax.solvers.calibrate` measures.
+    """Piecewise constant density on [0, 1], for example measured by `fmjax.solvers.calibrate`.
 
     Attributes:
-        times: Ends of the pieces, rising from 0 to 1: one more than there are densities.
-        density: Of each piece, in any unit; positive.
+        times: Boundaries of the pieces, increasing from 0 to 1; one more than `density` has.
+        density: Positive density of each piece, not necessarily normalized.
     """
 
     times: tuple[float, ...] = (0.0, 1.0)
@@ -137,26 +153,31 @@ class Tabulated:
 
     def __post_init__(self) -> None:
         require_numbers(self)
-        ends, rule = self.times[:1] + self.times[-1:], "rise from 0 to 1"
-        rises = all(low < high for low, high in itertools.pairwise(self.times))
-        require(ends == (0.0, 1.0) and rises, "times", rule, self.times)
-        fits = len(self.density) == len(self.times) - 1
-        require(fits, "density", f"have {len(self.times) - 1} values", len(self.density))
+        ends, rule = self.times[:1] + self.times[-1:], "increase from 0 to 1"
+        increasing = all(low < high for low, high in itertools.pairwise(self.times))
+        require(ends == (0.0, 1.0) and increasing, "times", rule, self.times)
+        num_pieces = len(self.times) - 1
+        rule = f"have {num_pieces} values, one fewer than times"
+        require(len(self.density) == num_pieces, "density", rule, len(self.density))
         for value in self.density:
             require_positive("density", value)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """The inverse of the density's integral, linear on each piece."""
-        ends = np.asarray(self.times)
-        shares = np.append(0.0, np.cumsum(np.asarray(self.density) * np.diff(ends)))
-        return jnp.interp(u, jnp.asarray(shares / shares[-1], u.dtype), jnp.asarray(ends, u.dtype))
+        """Quantile function, the inverse of the integrated density, linear on each piece."""
+        times = np.asarray(self.times)
+        cumulative = np.append(0.0, np.cumsum(np.asarray(self.density) * np.diff(times)))
+        cumulative = jnp.asarray(cumulative / cumulative[-1], u.dtype)
+        return jnp.interp(u, cumulative, jnp.asarray(times, u.dtype))
 
 
 @dataclass(frozen=True)
 class UniformSteps:
-    """The times `1 - k / num_steps` of a discrete diffusion's steps k, all alike.
+    """Uniform distribution over the times `1 - k / num_steps` of a discrete diffusion's steps k.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1.
+    Attributes:
+        num_steps: Number of steps of the discrete diffusion.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, algorithm 1.
     """
 
     num_steps: int = 1000
@@ -166,7 +187,7 @@ class UniformSteps:
         _check_num_steps(self.num_steps)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """The step's time below `u`; t = 1, where nothing is left to predict, only at u = 1."""
+        """Quantile function, `u` rounded down to a step; t = 1 (no noise) only at u = 1."""
         return jnp.floor(u * self.num_steps) / self.num_steps
 
 
@@ -175,9 +196,13 @@ AnyDensity = Uniform | LogitNormal | Mode | CosMap | UShaped | UniformSteps | Ta
 
 @dataclass(frozen=True)
 class Shifted:
-    """Another density's times moved towards the noise, as larger images want.
+    """Density with times moved toward the noise by SD3's resolution shift, for larger images.
 
-    Source: arXiv:2403.03206, section 5.3.2 (see `shift_times`).
+    Attributes:
+        density: Density before the shift.
+        shift: Factor k of the noise-to-data ratio (see `shift_times`).
+
+    Reference: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
     """
 
     density: AnyDensity = Uniform()
@@ -188,32 +213,41 @@ class Shifted:
         require_positive("shift", self.shift)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """The shifted quantile of the density underneath."""
+        """Quantile function, the shifted quantile of `density`."""
         return shift_times(self.density.quantile(u), self.shift)
 
 
 def shift_times(t: jax.Array, shift: float) -> jax.Array:
-    """SD3's resolution shift: `sigma' = k sigma / (1 + (k - 1) sigma)` with sigma = 1 - t.
+    """Apply SD3's resolution shift, `sigma' = k sigma / (1 + (k - 1) sigma)` with sigma = 1 - t.
 
-    `k = sqrt(pixels / pixels of the base resolution)`; k > 1 spends more time near the noise.
     Elementwise; `shift_times(shift_times(t, k), 1 / k) == t`.
 
-    Source: arXiv:2403.03206, equation 23.
+    Args:
+        t: Times in [0, 1].
+        shift: The factor k, usually `sqrt(pixels / pixels of the base resolution)`; k > 1 moves
+            times toward the noise.
+
+    Reference: Esser et al. 2024, arXiv:2403.03206, equation 23.
     """
     return t / (t + shift * (1.0 - t))
 
 
 def sample_times(key: PRNGKey, num: int, density: Density, *, stratified: bool = False) -> Times:
-    """Draw `num` training times.
+    """Sample `num` training times from `density`.
 
-    Stratified: one time from each of `num` equally likely strata, in random order, so that a
-    batch covers the density evenly (lower variance of the loss, the same mean).
+    Args:
+        key: Random key.
+        num: Number of times.
+        density: Density to sample from.
+        stratified: Sample one time from each of `num` equally likely strata, in random order. The
+            batch then covers the density evenly, which lowers the variance of the loss and keeps
+            its mean.
     """
-    draw_key, order_key = jax.random.split(key)
-    u = jax.random.uniform(draw_key, (num,))
+    uniform_key, order_key = jax.random.split(key)
+    u = jax.random.uniform(uniform_key, (num,))
     if stratified:
         u = (jax.random.permutation(order_key, num) + u) / num
-    # float32 rounds the largest draws up to 1 and uniform() gives 0: both are ends of the path.
+    # u can be 0, and float32 rounds the largest stratified u up to 1: both are valid times.
     return density.quantile(u)
 
 
@@ -222,32 +256,38 @@ def _check_num_steps(num_steps: int) -> None:
 
 
 def quantile_grid(num_steps: int, density: Density) -> Grid:
-    """`num_steps + 1` times from 0 to 1 between which the density has equal shares."""
+    """Time grid of `num_steps` steps from 0 to 1 with equal probability under `density`."""
     _check_num_steps(num_steps)
     grid = density.quantile(jnp.linspace(0.0, 1.0, num_steps + 1))
     return grid.at[0].set(0.0).at[-1].set(1.0)
 
 
 def uniform_grid(num_steps: int) -> Grid:
-    """`num_steps` equal steps from 0 to 1: `num_steps + 1` times."""
+    """Time grid of `num_steps` equal steps from 0 to 1."""
     return quantile_grid(num_steps, Uniform())
 
 
 def shifted_grid(num_steps: int, shift: float) -> Grid:
-    """Equal steps under SD3's resolution shift: shorter near the noise for shift > 1."""
+    """Time grid with SD3's resolution shift; steps are shorter near the noise for shift > 1."""
     return quantile_grid(num_steps, Shifted(Uniform(), shift))
 
 
 def edm_grid(
     num_steps: int, rho: float = 7.0, *, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> Grid:
-    """EDM's sigmas as times of the linear path: `t = 1 / (1 + sigma)`.
+    """Time grid of the EDM sampler, as times `t = 1 / (1 + sigma)` of the linear path.
 
-    They go evenly in `sigma^(1/rho)` from `sigma_max` to `sigma_min`, `num_steps` of them, then
-    to zero; sigma is the noise-to-data ratio `(1 - t) / t`. The first is taken as pure noise,
-    t = 0, so that sampling starts where the path does. 0 and 1 are exact.
+    The `num_steps` sigmas are equally spaced in `sigma^(1/rho)` from `sigma_max` to `sigma_min`,
+    followed by zero; sigma is the noise-to-data ratio `(1 - t) / t`. The first time is set to 0,
+    pure noise, so that sampling starts at the source distribution. The ends 0 and 1 are exact.
 
-    Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    Args:
+        num_steps: Number of steps.
+        rho: Exponent of the spacing; larger values give shorter steps near the data.
+        sigma_min: Smallest sigma before the final zero.
+        sigma_max: Largest sigma.
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
     _check_num_steps(num_steps)
     require_positive("rho", rho)

@@ -1,139 +1,147 @@
-"""What a velocity field is, and what a network is, to the rest of the library."""
+"""Protocols of velocity fields and flow maps, and their networks as pure functions."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
-from fmjax._arrays import Cond, Params, Points, Times
+from fmjax._arrays import Cond, Params, Points, PRNGKey, Times
 from fmjax._inputs import require_function, require_like
 
 
 @runtime_checkable
 class VelocityFn(Protocol):
-    """The velocity `dx/dt` of every point at its time.
+    """Velocity field: a function `(t, x, cond) -> dx/dt`.
 
-    Any function `(t, x, cond) -> velocity` is one: t `[batch]`, x `[batch, *event]`, the
-    result shaped like x. Laws: pure; each example's velocity depends on that example alone.
-    A field that calls a network more than once says so by a method `evaluations(t)`.
+    t is `[batch]`, x is `[batch, *event]`, and the result is shaped like x. The function must be
+    pure, and the velocity of each sample must depend on that sample only. A field that evaluates a
+    network more than once per call must have a method `evaluations(t)` (see `CountedField`).
     """
 
     def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
-        """Give the velocity at `(t, x)`."""
+        """Return the velocity at `(t, x)`."""
         ...
 
 
 class VelocityNet(NamedTuple):
-    """A network as a pair of pure functions; `params` is a nested dict of float32 arrays.
+    """Network as pure functions; its parameters are a nested dict of float32 arrays.
 
     Attributes:
-        init: `init(key) -> params`.
-        apply: `apply(params, t, x, cond) -> prediction`, shaped like x, float32: a velocity,
-            or x1 or x0, as the objective it was trained with says.
-        tensor_axes: By the dotted name of a parameter, the axis of it that the mesh axis
-            `tensor` splits; those that are not named are not split.
+        init: Function `init(key) -> params`.
+        apply: Function `apply(params, t, x, cond) -> prediction`, shaped like x, float32. The
+            training objective determines whether it predicts velocity, x1 or x0.
+        tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
+            axis `tensor`. Other parameters are not split.
     """
 
-    init: Callable[[Any], Params]
+    init: Callable[[PRNGKey], Params]
     apply: Callable[..., jax.Array]
     tensor_axes: Mapping[str, int] = MappingProxyType({})
 
 
 @runtime_checkable
 class FlowMapFn(Protocol):
-    """The mean velocity of every point on its way from time t, where it is, to time r.
+    """Flow map as its mean velocity: a function `u(r, t, x, cond)` from time t to time r.
 
-    `u(r, t, x, cond)`: r and t `[batch]`, x `[batch, *event]`, the result shaped like x. The
-    trajectory through x at t is at `x + (r - t) u` at r, and for r = t the mean is the velocity
-    itself. Laws: as of a `VelocityFn`, and one map after another is the map over both.
+    r and t are `[batch]`, x is `[batch, *event]`, and the result is shaped like x. The trajectory
+    that passes x at time t reaches `x + (r - t) u` at time r; for r = t, u is the velocity. The
+    requirements of `VelocityFn` apply, and consecutive maps must compose: the map from t to s
+    followed by the map from s to r equals the map from t to r.
 
-    Source: Geng et al. 2025, arXiv:2505.13447, equation 3, with t and r for its t and r and noise
-    at 0; Boffi et al. 2024, arXiv:2406.07507 (flow maps).
+    Reference: Geng et al. 2025, arXiv:2505.13447, equation 3, here with the noise at time 0; Boffi
+    et al. 2024, arXiv:2406.07507 (flow maps).
     """
 
     def __call__(self, r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-        """Give the mean velocity from t to r of the trajectory that is at x at t."""
+        """Return the mean velocity from t to r of the trajectory that is at x at time t."""
         ...
 
 
 class FlowMapNet(NamedTuple):
-    """A network that is a flow map, as pure functions.
+    """Flow-map network as pure functions; its parameters are a nested dict of float32 arrays.
 
     Attributes:
-        init: `init(key) -> params`.
-        apply: `apply(params, r, t, x, cond, guidance) -> mean velocity`, shaped like x, float32;
-            guidance `[batch, 3]` (`FlowMapCond`), None for a network without that input.
-        tensor_axes: As of a `VelocityNet`.
-        guided: Whether guidance is one of its inputs.
+        init: Function `init(key) -> params`.
+        apply: Function `apply(params, r, t, x, cond, guidance) -> mean velocity`, shaped like x,
+            float32. guidance is `[batch, 3]` (see `FlowMapCond`), or None for a network without a
+            guidance input.
+        tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
+            axis `tensor`. Other parameters are not split.
+        guided: Whether the network takes guidance as an input.
     """
 
-    init: Callable[[Any], Params]
+    init: Callable[[PRNGKey], Params]
     apply: Callable[..., jax.Array]
     tensor_axes: Mapping[str, int] = MappingProxyType({})
     guided: bool = False
 
 
-def evaluations(velocity_fn: Callable[..., Any], t: Times) -> Int[Array, " batch"]:
-    """How many network evaluations one call at times `t` costs each example (guidance: two)."""
+def evaluations(velocity_fn: Callable[..., Points], t: Times) -> Int[Array, " batch"]:
+    """Number of network evaluations (NFE) per sample of one call at times `t`.
+
+    1 unless `velocity_fn` has a method `evaluations(t)`; 2 with classifier-free guidance.
+    """
     count = getattr(velocity_fn, "evaluations", None)
     return jnp.ones(t.shape, jnp.int32) if count is None else count(t)
 
 
 class CountedField(NamedTuple):
-    """A velocity field or a flow map made from others, which says what a call costs.
+    """Velocity field or flow map with the number of network evaluations per call.
 
     Attributes:
-        fn: The field `(t, x, cond)`, or the map `(r, t, x, cond)`.
-        evaluations: Network evaluations of each example at times t, `[batch]` int32.
+        fn: Velocity field `(t, x, cond)`, or flow map `(r, t, x, cond)`.
+        evaluations: Function `evaluations(t)`, the network evaluations per sample of one call at
+            times t, `[batch]` int32.
     """
 
     fn: Callable[..., Points]
     evaluations: Callable[[Times], Int[Array, " batch"]]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Points:
-        """Give what `fn` gives."""
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> Points:
+        """Call `fn`."""
         return self.fn(*args, **kwargs)
 
 
 def velocity_of(map_fn: FlowMapFn) -> VelocityFn:
-    """The velocity field of a flow map, `v(t, x) = u(t, t, x)`; it costs what the map does."""
+    """Return the velocity field `v(t, x) = u(t, t, x)` of a flow map, at the same cost per call."""
     return CountedField(
         lambda t, x, cond=None: map_fn(t, t, x, cond), lambda t: evaluations(map_fn, t)
     )
 
 
-def over_interval(velocity_fn: VelocityFn, start: Any, end: Any) -> VelocityFn:
-    """The motion from time `start` to time `end`, as its own time r goes from 0 to 1.
+def over_interval(
+    velocity_fn: VelocityFn, start: Array | float | int, end: Array | float | int
+) -> VelocityFn:
+    """Rescale the part of a velocity field between two times to r in [0, 1].
 
-    `v'(r, x) = (end - start) v((1 - r) start + r end, x)`, exactly at `start` and `end` for
-    r = 0 and 1. Backwards where `end` is less than `start`. It costs what `velocity_fn` costs
-    at those times.
+    `v'(r, x) = (end - start) v((1 - r) start + r end, x)`. r = 0 and r = 1 map exactly to `start`
+    and `end`. A call costs as many network evaluations as `velocity_fn` at the mapped times.
 
     Args:
-        velocity_fn: The field.
-        start: A time, one number.
-        end: Another.
+        velocity_fn: The velocity field.
+        start: Time at r = 0, a scalar.
+        end: Time at r = 1, a scalar; if less than `start`, time runs backward.
     """
     require_function("velocity_fn", velocity_fn)
 
-    def at(r: Times) -> Times:
+    def time_at(r: Times) -> Times:
         return (1.0 - r) * start + r * end
 
     def velocity(r: Times, x: Points, cond: Cond = None) -> Points:
-        value = velocity_fn(at(r), x, cond)
+        value = velocity_fn(time_at(r), x, cond)
         require_like("velocity_fn", value, x)
         return (end - start) * value
 
-    return CountedField(velocity, lambda r: evaluations(velocity_fn, at(r)))
+    return CountedField(velocity, lambda r: evaluations(velocity_fn, time_at(r)))
 
 
 def reversed_time(velocity_fn: VelocityFn) -> VelocityFn:
-    """The same motion with time running the other way: `v(t, x) -> -v(1 - t, x)`.
+    """Reverse the time of a velocity field: `v'(t, x) = -v(1 - t, x)`.
 
-    For fields trained with t = 0 at the data (SD3, FLUX, MeanFlow write them so). It costs
-    what `velocity_fn` costs at `1 - t`.
+    Used for fields with t = 0 at the data, as in SD3, FLUX and MeanFlow. A call costs as many
+    network evaluations as `velocity_fn` at `1 - t`.
     """
     return over_interval(velocity_fn, 1.0, 0.0)

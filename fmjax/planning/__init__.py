@@ -1,4 +1,4 @@
-"""Compiling for devices that are not present, and the limits of accelerators."""
+"""Compile for devices that are not present, count FLOPs, and list the limits of accelerators."""
 
 from fmjax.planning.flops import (
     flops_per_example,

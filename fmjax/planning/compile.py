@@ -1,10 +1,12 @@
-"""Compiling a step for devices that need not be there, and what that tells."""
+"""Compile a function for devices, present or not, and read memory and traffic of the program."""
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from fmjax._memory import is_out_of_memory
 from fmjax.planning.collectives import Traffic, collectives
@@ -14,10 +16,10 @@ _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
 class OutOfMemory(ValueError):
-    """The compiler found no way to run the step in a device's memory.
+    """Raised when the program does not fit the memory of a device.
 
     Attributes:
-        needed: Bytes of each device, as far as the compiler says.
+        needed: Bytes needed on each device, or None if the compiler does not state them.
     """
 
     def __init__(self, needed: float | None):
@@ -26,17 +28,18 @@ class OutOfMemory(ValueError):
 
 
 class Compiled(NamedTuple):
-    """A step as the compiler made it. Bytes are those of each device.
+    """Memory, traffic and kernels of a compiled program. All bytes are per device.
 
     Attributes:
-        arguments: State and batch.
-        outputs: The next state, which takes the place of the last, and the metrics.
-        temporaries: Activations, gradients, gathered weights.
-        peak: The most that is held at once.
-        traffic: What is sent between devices, by kind.
-        seconds: That compilation took.
-        kernels: Of attention, by the names that they have in the program; none where it is plain
-            products.
+        arguments: Bytes of the arguments, such as training state and batch.
+        outputs: Bytes of the outputs, such as the next training state (which reuses the buffers of
+            the previous one) and the metrics.
+        temporaries: Bytes of temporary arrays: activations, gradients, gathered weights.
+        peak: Maximum number of bytes held at the same time.
+        traffic: Traffic between devices, for each kind of collective.
+        seconds: Compile time in seconds.
+        kernels: Names of the attention kernels in the program; empty if attention is computed with
+            plain matrix products.
     """
 
     arguments: float
@@ -48,25 +51,35 @@ class Compiled(NamedTuple):
     kernels: tuple[str, ...] = ()
 
 
-def compiled(fn: Any, *args: Any) -> Compiled:
-    """A jitted function, compiled for abstract arguments that say where they lie.
+def compiled(fn: Callable[..., PyTree], *args: PyTree) -> Compiled:
+    """Compile a jitted function for abstract arguments and return its memory and traffic.
+
+    Args:
+        fn: A function from `jax.jit`.
+        args: Its arguments, as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-        OutOfMemory: If it does not fit the devices, where the compiler knows (for TPUs).
+        OutOfMemory: If the program does not fit the devices, where the compiler checks it (TPUs).
     """
     return executable_of(fn, *args)[1]
 
 
-def executable_of(fn: Any, *args: Any) -> tuple[jax.stages.Compiled, Compiled]:
-    """Compile a jitted function for abstract arguments.
+def executable_of(fn: Callable[..., PyTree], *args: PyTree) -> tuple[jax.stages.Compiled, Compiled]:
+    """Compile a jitted function for abstract arguments and also return the executable.
+
+    Args:
+        fn: A function from `jax.jit`.
+        args: Its arguments, as `jax.ShapeDtypeStruct`s with shardings.
 
     Returns:
-        The program, which takes arrays of the arguments' shapes and shardings, and its figures.
+        The executable, which takes arrays with the shapes and shardings of `args`, and the memory
+        and traffic of the program.
 
     Raises:
-        OutOfMemory: If it does not fit the devices, where the compiler knows (for TPUs).
+        OutOfMemory: If the program does not fit the devices, where the compiler checks it (TPUs).
     """
-    started = time.perf_counter()
+    assert isinstance(fn, jax.stages.Wrapped)
+    start = time.perf_counter()
     lowered = fn.lower(*args)
     try:
         executable = lowered.compile()
@@ -74,8 +87,10 @@ def executable_of(fn: Any, *args: Any) -> tuple[jax.stages.Compiled, Compiled]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(_needed(str(error))) from error
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     memory, text = executable.memory_analysis(), executable.as_text()
+    assert memory is not None
+    assert text is not None
     return executable, Compiled(
         arguments=float(memory.argument_size_in_bytes),
         outputs=float(memory.output_size_in_bytes),
@@ -88,31 +103,39 @@ def executable_of(fn: Any, *args: Any) -> tuple[jax.stages.Compiled, Compiled]:
 
 
 def attention_kernels(program: str) -> tuple[str, ...]:
-    """The attention kernels that a compiled program calls: splash's on TPU, cuDNN's on GPU."""
-    calls = (line for line in program.splitlines() if " custom-call(" in line)
-    found = {name for line in calls for name in re.findall(r"splash_\w+|__cudnn\$fmha\w+", line)}
-    return tuple(sorted(found))
+    """Return the attention kernels that a program calls: splash attention (TPU) or cuDNN (GPU).
 
-
-def _peak(memory: Any, where: jax.sharding.Sharding) -> float:
-    """The most at once: what libtpu says and, of others, all that does not share.
-
-    XLA's figure for CPUs and GPUs leaves temporaries out.
+    Args:
+        program: Text of the program, from `as_text()` of a compiled function.
     """
-    if next(iter(where.device_set)).platform == "tpu":
+    calls = (line for line in program.splitlines() if " custom-call(" in line)
+    names = {name for line in calls for name in re.findall(r"splash_\w+|__cudnn\$fmha\w+", line)}
+    return tuple(sorted(names))
+
+
+def _peak(memory: Any, sharding: jax.sharding.Sharding) -> float:
+    """Return the peak memory: as stated by libtpu, or else the sum of all unshared buffers.
+
+    XLA's own peak for CPUs and GPUs omits temporaries.
+
+    Args:
+        memory: Result of `memory_analysis()`.
+        sharding: Sharding of an argument, which names the devices.
+    """
+    if next(iter(sharding.device_set)).platform == "tpu":
         return float(memory.peak_memory_in_bytes)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return float(held + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
 
 
-def _domains(args: Any) -> list[int]:
-    """The slice or node of each device of the mesh that arguments lie on."""
+def _domains(args: PyTree) -> list[int]:
+    """Return the TPU slice or GPU node of each device of the mesh of the arguments."""
     mesh = jax.tree.leaves(args)[0].sharding.mesh
-    return [domain_of(device, number) for number, device in enumerate(mesh.devices.flat)]
+    return [domain_of(device, position) for position, device in enumerate(mesh.devices.flat)]
 
 
 def _needed(message: str) -> float | None:
-    """The bytes that libtpu says the program would take."""
-    said = r"\(?\b(\d+(?:\.\d+)?)([KMGT]?)B?\)? (?:exceeds|of [\d.]+[KMGT]? hbm)"
-    sizes = re.findall(said, message)
+    """Parse libtpu's error message for the bytes that the program needs."""
+    pattern = r"\(?\b(\d+(?:\.\d+)?)([KMGT]?)B?\)? (?:exceeds|of [\d.]+[KMGT]? hbm)"
+    sizes = re.findall(pattern, message)
     return max((float(number) * _UNITS[unit] for number, unit in sizes), default=None)

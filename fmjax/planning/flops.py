@@ -1,8 +1,7 @@
-"""How much work a step of the training is."""
-
-from typing import Any
+"""Number of floating-point operations of a training step."""
 
 import jax
+from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Params
 from fmjax.losses.objective import Objective
@@ -10,31 +9,31 @@ from fmjax.planning.hardware import count_flops
 
 
 def flops_per_example(
-    objective: Objective, params: Params, batch: Batch, frozen: Any = None
+    objective: Objective, params: Params, batch: Batch, frozen: Params | None = None
 ) -> float:
-    """Operations of one example in a step: those of the loss, and twice as many for its gradient.
+    """Return the FLOPs of one example in a training step: the loss, plus twice that for gradients.
 
-    Targets that averaged weights give have no gradient and count once. Of weights that are frozen
-    none is computed, only that of what goes through them: they count twice, not three times.
-
-    What rematerialisation does again is not counted: it is no progress.
+    Targets computed with averaged weights have no gradient and count once. Frozen weights have no
+    weight gradient, only the gradient of their inputs, and count twice instead of three times.
+    Recomputation by rematerialization is not counted.
 
     Args:
-        objective: Of the step.
-        params: Arrays or `jax.ShapeDtypeStruct`s.
-        batch: The same, of any number of examples.
-        frozen: As of `make_train_step`.
+        objective: Objective of the training step.
+        params: Trainable parameters, arrays or `jax.ShapeDtypeStruct`s.
+        batch: Batch of any size, arrays or `jax.ShapeDtypeStruct`s.
+        frozen: Parameters that are not trained, nested dicts, or None.
     """
 
-    def loss(parts: Any, examples: Any) -> Any:
+    def loss(parts: PyTree, examples: PyTree) -> PyTree:
         return objective.with_frozen(parts[1]).loss(parts[0], examples)
 
-    def with_targets(parts: Any, examples: Any) -> Any:
+    def with_targets(parts: PyTree, examples: PyTree) -> PyTree:
         return objective.with_frozen(parts[1]).with_targets(parts[0], examples)
 
-    parts, num = (params, frozen), jax.tree.leaves(batch)[0].shape[0]
+    parts, num_examples = (params, frozen), jax.tree.leaves(batch)[0].shape[0]
     examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
-    learned = jax.eval_shape(with_targets, parts, examples)
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts]
-    flops = (2.0 + sizes[0] / sum(sizes)) * count_flops(loss, parts, learned)
-    return (flops + count_flops(with_targets, parts, examples)) / num
+    examples_with_targets = jax.eval_shape(with_targets, parts, examples)
+    num_trained, num_frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts)
+    factor = 2.0 + num_trained / (num_trained + num_frozen)
+    flops = factor * count_flops(loss, parts, examples_with_targets)
+    return (flops + count_flops(with_targets, parts, examples)) / num_examples

@@ -1,11 +1,13 @@
-"""What accelerators can do at most, and how much work a function is."""
+"""Limits of accelerators, and the number of floating-point operations of a function."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import PyTree
 
 from fmjax._jaxprs import inner_jaxprs
 
@@ -15,11 +17,12 @@ class Chip:
     """Limits of one device, as JAX counts devices.
 
     Attributes:
-        peak_flops: Floating-point operations per second in bfloat16, without sparsity.
-        memory: Bytes of its own that a program can have.
-        memory_bandwidth: Bytes per second to and from it.
-        link_bandwidth: Bytes per second that it can send to its neighbours, over all links.
-        network_bandwidth: Its share of what its machine can send to other slices or nodes.
+        peak_flops: Peak floating-point operations per second in bfloat16, without sparsity.
+        memory: Bytes of device memory available to a program.
+        memory_bandwidth: Bytes per second between the device and its memory.
+        link_bandwidth: Bytes per second that the device can send to its neighbors, over all links.
+        network_bandwidth: Bytes per second that the device can send to other slices or nodes: its
+            share of the network bandwidth of its machine.
     """
 
     peak_flops: float
@@ -30,14 +33,14 @@ class Chip:
 
 
 _GIB = 2.0**30
-# Of a TPU's memory libtpu leaves a program all but 2 % (15.75 of 16 GiB). Of a GPU's JAX takes
-# three quarters, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another share.
+# libtpu gives a program 98 % of the memory of a TPU (15.75 of 16 GiB). JAX allocates three quarters
+# of the memory of a GPU, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 _OF_TPU, _OF_GPU = 0.984 * _GIB, 0.75
 
-# By `device_kind`. A TPU7x chip is two devices, which share what its maker states.
-# Sources: Google Cloud's pages of each TPU version (both directions of its links halved);
-# NVIDIA's data sheets of A100, H100 and H200, SXM, and of DGX A100 and H100 for their networks. For
-# v4 Google states no network; it is taken for v5p's.
+# Keys are `device_kind`. A TPU7x chip is two devices; each has half of the published values.
+# Reference: Google Cloud's page of each TPU version (link bandwidths halved, because they are
+# stated for both directions); NVIDIA's data sheets of A100, H100 and H200 (SXM), and of DGX A100
+# and H100 for the network. Google states no network bandwidth for v4; v5p's is used.
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * _OF_TPU, 1.2e12, 300e9, 6.25e9),
     "TPU v5 lite": Chip(197e12, 16 * _OF_TPU, 819e9, 200e9, 3.125e9),
@@ -51,26 +54,31 @@ CHIPS = {
 }
 
 
-def count_flops(fn: Callable[..., Any], *args: Any) -> float:
-    """Operations in the products of matrices and the convolutions of `fn(*args)`, forwards.
+def count_flops(fn: Callable[..., PyTree], *args: PyTree) -> float:
+    """Count the FLOPs of the matrix products and convolutions in `fn(*args)`.
 
-    A multiplication and an addition are two. Everything else a network does is left out, as is
-    usual. A scan counts as often as it runs, a conditional as its dearest branch, the body of a
-    while loop once.
+    A multiplication and an addition count as two operations. Other operations are not counted, as
+    is usual. A scan counts once per iteration, a conditional as its most expensive branch, and the
+    body of a while loop once.
 
     Args:
-        fn: Traced, not run.
-        args: Arrays or `jax.ShapeDtypeStruct`s.
+        fn: The function; it is traced, not run.
+        args: Its arguments, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def counts_all(fn: Callable[..., Any], *args: Any) -> bool:
-    """Whether `count_flops` counts all of `fn(*args)`: no while loop of it has work in it."""
+def counts_all(fn: Callable[..., PyTree], *args: PyTree) -> bool:
+    """Return whether `count_flops` is exact for `fn(*args)`: while loops contain no counted work.
+
+    Args:
+        fn: The function; it is traced, not run.
+        args: Its arguments, arrays or `jax.ShapeDtypeStruct`s.
+    """
     return _counts_all(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _counts_all(jaxpr: Any) -> bool:
+def _counts_all(jaxpr: Jaxpr) -> bool:
     return all(
         _flops(inner) == 0.0 if equation.primitive.name == "while" else _counts_all(inner)
         for equation in jaxpr.eqns
@@ -78,23 +86,30 @@ def _counts_all(jaxpr: Any) -> bool:
     )
 
 
-def _flops(jaxpr: Any) -> float:
+def _flops(jaxpr: Jaxpr) -> float:
     return sum(map(_flops_of_equation, jaxpr.eqns), 0.0)
 
 
-def _flops_of_equation(equation: Any) -> float:
+def _flops_of_equation(equation: JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        ((contracted, _), _), left = params["dimension_numbers"], equation.invars[0].aval.shape
-        return 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        ((contracted, _), _), left = params["dimension_numbers"], _aval(equation.invars[0]).shape
+        num_outputs = _aval(equation.outvars[0]).size
+        return 2.0 * num_outputs * math.prod(left[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
-    if name == "pallas_call":  # A kernel's inside is that of one block.
+        kernel = _aval(equation.invars[1])
+        out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * _aval(equation.outvars[0]).size * kernel.size / out_channels
+    if name == "pallas_call":  # The jaxpr of a kernel covers one block only.
         estimate = params.get("cost_estimate")
         return 0.0 if estimate is None else float(estimate.flops)
-    inside = [_flops(inner) for inner in inner_jaxprs(equation)]
+    inner_flops = [_flops(inner) for inner in inner_jaxprs(equation)]
     if name == "cond":
-        return max(inside)
-    return sum(inside, 0.0) * (params["length"] if name == "scan" else 1)
+        return max(inner_flops)
+    return sum(inner_flops, 0.0) * (params["length"] if name == "scan" else 1)
+
+
+def _aval(variable: Var | Literal) -> ShapedArray:
+    """Return the shape and dtype of an array in a jaxpr."""
+    assert isinstance(variable.aval, ShapedArray)
+    return variable.aval

@@ -1,4 +1,4 @@
-"""Accelerators that are not here: their devices as the compiler sees them."""
+"""Devices of accelerators that are not present, for ahead-of-time compilation."""
 
 import contextlib
 import importlib.util
@@ -13,21 +13,22 @@ import jax
 from jax.experimental import topologies
 
 from fmjax._checks import require, require_at_least, require_one_of
+from fmjax.sharding.mesh import Device
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-_TPU_ENVIRONMENT = {  # Without a TPU, libtpu would ask a metadata server for its neighbours.
+_TPU_ENVIRONMENT = {  # Without these, libtpu queries a metadata server for the other hosts.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Plans beside one another, or beside a training.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # A plan may run next to another plan or a training.
 }
-# The autotuner would run kernels, and Triton's products need it.
+# Autotuning runs kernels, which needs a GPU; Triton matrix products need autotuning.
 _GPU_FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
 
 
 @dataclass(frozen=True)
 class _Gpu:
-    """What XLA asks of a card before it compiles for it; from NVIDIA's data sheets."""
+    """Properties of a GPU that XLA needs for compilation, from NVIDIA's data sheets."""
 
     name: str
     cores: int
@@ -40,7 +41,7 @@ class _Gpu:
     capability: int
 
     def describe(self) -> str:
-        """XLA's target configuration, a text protocol buffer."""
+        """Return XLA's target configuration as a text protocol buffer."""
         return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -90,31 +91,34 @@ GPUS_PER_NODE = 8
 FAMILIES = (*TPUS, *GPUS, "cpu")
 
 
-def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
-    """The devices of a topology, to lay a mesh over and compile for; they cannot run anything.
+def devices_of(name: str, num_slices: int = 1) -> Sequence[Device]:
+    """Return the devices of a topology, for a mesh to compile for; they cannot run programs.
 
-    To be called before JAX has looked for devices: it then looks for the CPU only.
+    Call this before JAX initializes its devices: it restricts JAX to the CPU of this machine.
 
     Args:
-        name: A TPU's family and grid of chips ("v5e:16x16", "v5p:4x4x4"), a GPU and how many
-            ("h100:8"), or "cpu:8", so many fake devices of this machine.
-        num_slices: So many TPU slices of that grid, joined by the data-centre network.
+        name: TPU family and grid of chips ("v5e:16x16", "v5p:4x4x4"), GPU model and count
+            ("h100:8"), or number of simulated devices of this machine ("cpu:8").
+        num_slices: Number of TPU slices of that grid, connected by the data-center network.
 
     Raises:
-        ValueError: If there is no such topology, or the package that compiles for it is missing.
+        ValueError: If the topology does not exist, or the package that compiles for it is missing.
     """
     family, _, grid = name.partition(":")
     require_one_of("topology", family, FAMILIES)
     require_at_least("num_slices", num_slices, 1)
-    require(num_slices == 1 or family in TPUS, "num_slices", "be 1 but for TPUs", num_slices)
+    require(
+        num_slices == 1 or family in TPUS, "num_slices", "be 1 unless topology is a TPU", num_slices
+    )
     rule = "be like v5e:16x16, v5p:4x4x4, h100:8 or cpu:8"
     form = r"\d+(x\d+){1,2}" if family in TPUS else r"\d+"
     require(re.fullmatch(form, grid) is not None, "topology", rule, name)
     num_chips = math.prod(int(side[:9]) for side in grid.split("x"))
     require(num_chips >= 1, "topology", rule, name)
     most = 4_096 if family == "cpu" else 65_536
-    few = num_chips * num_slices <= most
-    require(few, "topology", f"have at most {most:,} devices", f"{num_chips * num_slices:,}")
+    num_devices = num_chips * num_slices
+    rule = f"have at most {most:,} devices"
+    require(num_devices <= most, "topology", rule, f"{num_devices:,}")
     if family == "cpu":
         return _fake_devices(int(grid))
     jax.config.update("jax_platforms", "cpu")
@@ -123,47 +127,48 @@ def devices_of(name: str, num_slices: int = 1) -> Sequence[Any]:
             _require_package(name, module, "cuda12")
         flags = os.environ.get("XLA_FLAGS", "").split()
         os.environ["XLA_FLAGS"] = " ".join([*flags, *_GPU_FLAGS])
-        described = GPUS[family].describe()
+        target = GPUS[family].describe()
         return topologies.get_topology_desc(
-            platform="cuda", topology=f"1x1x{grid}", target_config=described
+            platform="cuda", topology=f"1x1x{grid}", target_config=target
         ).devices
     _require_package(name, "libtpu", "tpu")
     for variable, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
-    if family == "v4":  # Its two cores are one device, as a v4 machine has them.
+    if family == "v4":  # As on a v4 machine, the two cores of a chip are one device.
         options["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:  # noqa: BLE001 (whatever libtpu raises for a grid that it has not)
+    except Exception as error:  # noqa: BLE001 (libtpu raises various types)
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        said = f"{name}: {lines[0]}"
-        raise ValueError(f"topology must be one that libtpu knows, got {said}") from error
+        got = f"{name}: {lines[0]}"
+        raise ValueError(f"topology must be supported by libtpu, got {got}") from error
 
 
-def domain_of(device: Any, number: int) -> int:
-    """The TPU slice or GPU node of a device, within which links are fast.
+def domain_of(device: Device, position: int) -> int:
+    """Return the number of the TPU slice or GPU node of a device, within which links are fast.
 
     Args:
-        device: Here or elsewhere.
-        number: Its place in the mesh; devices elsewhere do not say which node they stand in.
+        device: A device, present or of a topology.
+        position: Position of the device in the mesh. It determines the GPU node, because devices of
+            a topology do not state theirs.
     """
     if device.platform == "tpu":
         return getattr(device, "slice_index", 0)
-    return number // GPUS_PER_NODE if device.platform in ("cuda", "gpu") else 0
+    return position // GPUS_PER_NODE if device.platform in ("cuda", "gpu") else 0
 
 
-def _fake_devices(number: int) -> Sequence[Any]:
-    with contextlib.suppress(RuntimeError):  # JAX has looked for its devices already.
+def _fake_devices(count: int) -> Sequence[Device]:
+    with contextlib.suppress(RuntimeError):  # JAX has already initialized its devices.
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", number)
+        jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     rule = f"have the {len(devices)} devices that JAX was started with"
-    require(len(devices) == number, "topology", rule, f"cpu:{number}")
+    require(len(devices) == count, "topology", rule, f"cpu:{count}")
     return devices
 
 
 def _require_package(topology: str, module: str, extra: str) -> None:
-    there = importlib.util.find_spec(module) is not None
+    is_installed = importlib.util.find_spec(module) is not None
     rule = f"have its compiler installed: pip install 'fmjax[{extra}]'"
-    require(there, f"topology {topology}", rule, f"no {module}")
+    require(is_installed, f"topology {topology}", rule, f"no package {module}")

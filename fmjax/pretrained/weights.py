@@ -235,10 +235,10 @@ def _fill(
         blocks = [block for block in view.blocks if block.name in out]
         if not blocks:
             continue
-        if any(block.axes[0].of is not None for block in blocks):
+        if any(block.axes[0].tensor_axis is not None for block in blocks):
             view.write(_on_host(leaf), tuple(slice(0, n) for n in view.shape), out)
             continue
-        layers = sorted({block.axes[0].place for block in blocks})
+        layers = sorted({block.axes[0].offset for block in blocks})
         list(pool.map(partial(_write_layer, view, leaf, out), layers))
 
 

@@ -1,1 +1,1 @@
-"""Run folders: their files, and loading a config from a Python file."""
+"""Read and write run folders, load config files and sample from trained runs."""

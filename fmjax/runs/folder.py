@@ -1,4 +1,4 @@
-"""The folder of one run: what it holds, and how it is made, resumed and read."""
+"""Run folders: the files they contain, and how to open them."""
 
 import dataclasses
 import functools
@@ -26,7 +26,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths within a run folder; the folder itself may not exist yet.
+    """The files of a run folder; the folder does not need to exist.
+
+    Attributes:
+        path: The run folder.
 
     Raises:
         ValueError: If the absolute path of the folder is not UTF-8.
@@ -35,91 +38,91 @@ class RunFolder:
     path: Path
 
     def __post_init__(self) -> None:
-        # Orbax and TensorBoard cannot write to other names.
+        # Orbax and TensorBoard cannot write to paths that are not UTF-8.
         require_unicode("run folder", self.path.absolute())
 
     @property
     def config(self) -> Path:
-        """The whole config."""
+        """The complete config."""
         return self.path / "config.json"
 
     @property
     def model(self) -> Path:
-        """What the network was built for: the event's shape and the number of classes."""
+        """The event shape and the conditions that the network was built for."""
         return self.path / "model.json"
 
     @property
     def tokenizer(self) -> Path:
-        """Of a run on captions, what makes numbers of prompts."""
+        """The tokenizer of a run conditioned on captions."""
         return self.path / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:
-        """Orbax's folder."""
+        """The folder of the Orbax checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
-        """One line of JSON for every `log_every` steps; TensorBoard's events stand beside it."""
+        """Training metrics, one line of JSON every `log_every` steps."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Pictures of samples, each with its numbers as .npz."""
+        """The folder of samples, as pictures and as .npz files."""
         return self.path / "samples"
 
     @property
     def comparison(self) -> Path:
-        """The solver comparison, as `fmjax.report.comparison` writes it (a CSV is beside it)."""
+        """The solver comparison that `fmjax.report.comparison` writes, next to a CSV file."""
         return self.path / "comparison.json"
 
     @property
     def likelihood(self) -> Path:
-        """How likely the model finds test data."""
+        """The log-likelihood of test data."""
         return self.path / "likelihood.json"
 
     @property
     def gallery(self) -> Path:
-        """Some samples of every row of the comparison."""
+        """Samples of every row of the comparison."""
         return self.path / "gallery.npz"
 
     @property
     def grid(self) -> Path:
-        """The density of the calibrated grid, and which weights it is of."""
+        """The density of the calibrated time grid."""
         return self.path / "grid.json"
 
     @property
     def evaluation(self) -> Path:
-        """The metrics of the samples."""
+        """Metrics of the samples."""
         return self.path / "evaluation.json"
 
     @property
     def paths(self) -> Path:
-        """How straight the model's paths are."""
+        """The straightness of the trajectories."""
         return self.path / "paths.json"
 
     @property
     def inversion(self) -> Path:
-        """What is lost from images to noise and back."""
+        """Errors of round trips from images to noise and back."""
         return self.path / "inversion.json"
 
     @property
     def report(self) -> Path:
-        """The page that shows it all."""
+        """The HTML report."""
         return self.path / "report.html"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with write_atomically(path) as temporary:
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with write_atomically(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_config(path: Path) -> Config:
-    """The config of the run in folder `path`.
+    """Read the config of the run in folder `path`.
 
     Raises:
-        ValueError: If the folder is no run, or its config cannot be read.
+        ValueError: If the folder is not a run, or its config cannot be read.
     """
     folder = RunFolder(path)
     require_exists("run folder", path)
@@ -129,7 +132,7 @@ def read_config(path: Path) -> Config:
 
 
 class _Model(NamedTuple):
-    """What `model.json` holds."""
+    """Contents of `model.json`."""
 
     event_shape: EventShape
     num_classes: Size | None
@@ -139,10 +142,10 @@ class _Model(NamedTuple):
 
 
 def as_read(config: Config) -> Config:
-    """The config, with what older versions wrote for defaults as they are now.
+    """Replace defaults of older versions in a config by the current defaults.
 
-    Every run had `path.min_divisor` 0.001, which bounded all conversions; now 0 is the default,
-    and they are exact.
+    `path.min_divisor` was 0.001 by default, which bounded the conversions among predictions. Its
+    default is now 0, which makes the conversions exact.
     """
     if config.path.min_divisor != 1e-3:
         return config
@@ -150,49 +153,54 @@ def as_read(config: Config) -> Config:
 
 
 def require_no_run(folder: Path, name: str = "output") -> None:
-    """Raise a `ValueError` if a folder is that of a run, whose results would be replaced."""
-    require(not RunFolder(folder).model.is_file(), name, "be no run folder", folder)
+    """Raise a `ValueError` if a folder is a run folder, whose files would be overwritten."""
+    require(not RunFolder(folder).model.is_file(), name, "not be a run folder", folder)
 
 
 def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
-    """The event shape and the conditions of the run in folder `path`.
+    """Read the event shape and the conditions of the run in folder `path`.
 
     Raises:
-        ValueError: If the file is not what `prepare` wrote.
+        ValueError: If `model.json` is missing or invalid.
     """
     model = read_json(RunFolder(path).model, _Model)
-    conditions = [model.tokens, model.text, model.num_classes]
-    return model.event_shape, next((each for each in conditions if each is not None), None)
+    for conditions in (model.tokens, model.text, model.num_classes):
+        if conditions is not None:
+            return model.event_shape, conditions
+    return model.event_shape, None
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
-    """Some captions that the run in folder `path` was trained on; none of a run without.
+    """Read example captions of the training data of the run in folder `path`.
+
+    Returns:
+        The captions; empty for a run without captions.
 
     Raises:
-        ValueError: If the file is not what `prepare` wrote.
+        ValueError: If `model.json` is missing or invalid.
     """
     return read_json(RunFolder(path).model, _Model).captions
 
 
 def some_texts(texts: Sequence[str], num: int) -> list[str]:
-    """At most `num` of the different texts, evenly chosen."""
-    different = list(dict.fromkeys(texts))
-    chosen = np.linspace(0, len(different) - 1, min(num, len(different)))
-    return [different[place] for place in chosen.astype(int)]
+    """Select at most `num` distinct texts, evenly spaced."""
+    distinct = list(dict.fromkeys(texts))
+    indices = np.linspace(0, len(distinct) - 1, min(num, len(distinct)))
+    return [distinct[index] for index in indices.astype(int)]
 
 
 class Run(NamedTuple):
     """A trained run, ready to sample from.
 
     Attributes:
-        folder: Where it lies.
-        config: What it was made with.
-        experiment: The functions the config builds.
-        event_shape: One example's shape.
-        conditions: What it is conditioned on.
-        params: Averaged weights of the newest checkpoint, laid over the mesh.
-        step: The optimiser step of that checkpoint.
-        mesh: The mesh they lie on.
+        folder: The run folder.
+        config: The config of the training.
+        experiment: The model, objective and optimizer that the config describes.
+        event_shape: Shape of one example.
+        conditions: The conditions of the model.
+        params: Averaged (EMA) weights of the newest checkpoint, sharded over the mesh.
+        step: The training step of that checkpoint.
+        mesh: The mesh of devices.
     """
 
     folder: RunFolder
@@ -206,24 +214,24 @@ class Run(NamedTuple):
 
     @property
     def num_classes(self) -> int | None:
-        """None for a model without."""
+        """Number of classes; None for a model that is not conditioned on classes."""
         return self.conditions if isinstance(self.conditions, int) else None
 
     @property
     def tokenizer(self) -> WordTokenizer:
-        """What makes numbers of prompts, of a run on captions."""
+        """The tokenizer of a run conditioned on captions."""
         return read_word_tokenizer(self.folder.tokenizer)
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Some that it was trained on, none of a run without."""
+        """Example captions of the training data; empty for a run without captions."""
         return read_captions(self.folder.path)
 
 
 def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
-    """The layout that the run was trained on, or, on other devices, a copy on each of them.
+    """The mesh of the training, or a data-parallel mesh if the number of devices differs.
 
-    Restoring lays the weights anew, so any layout will do that they fit.
+    Restoring shards the weights again, so any mesh works.
     """
     try:
         return make_mesh(config)
@@ -232,14 +240,15 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def open_run(path: Path | str, *, alone: bool = False) -> Run:
-    """Read a run folder and the averaged weights of its newest checkpoint.
+    """Open a run folder and restore the averaged (EMA) weights of its newest checkpoint.
 
     Args:
         path: The run folder.
-        alone: For this process's own devices, whatever the others do.
+        alone: Whether to use the local devices of this process only, without synchronizing with
+            other processes.
 
     Raises:
-        ValueError: If the folder is no run, has no checkpoint, or the checkpoint is corrupt
+        ValueError: If the folder is not a run, has no checkpoint, or the checkpoint is damaged
             or belongs to another model.
     """
     path = Path(path)
@@ -247,12 +256,12 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     event_shape, conditions = read_model(path)
     if isinstance(conditions, TextShape):
         raise ValueError(
-            f"run folder {path} must be of a model of classes or of none, got one of "
-            "text, for which there are no prompts here"
+            f"run folder {path} must hold an unconditional model or one conditioned on classes or "
+            "captions, got one conditioned on text embeddings, which needs a text encoder"
         )
     experiment = build(config, event_shape, conditions)
-    apart = alone and jax.process_count() > 1
-    mesh = make_mesh(devices=jax.local_devices()) if apart else _mesh_for(config.mesh)
+    local_only = alone and jax.process_count() > 1
+    mesh = make_mesh(devices=jax.local_devices()) if local_only else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
     like = laid_out(like, mesh, experiment.net.tensor_axes)
     params, step = restore_ema(folder.checkpoints, like, alone=alone)
@@ -262,22 +271,23 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
 def writes(
     *names: str,
 ) -> Callable[[Callable[Concatenate[Run, Rest], Result]], Callable[Concatenate[Run, Rest], Result]]:
-    """Decorate a job on a run: hold the files that it writes, and no others.
+    """Make a decorator that locks the files a job on a run writes.
 
-    The run may be trained on meanwhile. A second process with the same job is refused.
+    Other files of the run stay unlocked, so its training can continue. A second process with the
+    same job raises an error.
 
     Args:
-        names: The files within the run folder.
+        names: File names relative to the run folder.
     """
 
     def decorate(
         job: Callable[Concatenate[Run, Rest], Result],
     ) -> Callable[Concatenate[Run, Rest], Result]:
         @functools.wraps(job)
-        def holding(run: Run, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        def locked_job(run: Run, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
             with lock_outputs(*(run.folder.path / name for name in names), name="run folder"):
                 return job(run, *args, **kwargs)
 
-        return holding
+        return locked_job
 
     return decorate

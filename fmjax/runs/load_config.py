@@ -1,4 +1,4 @@
-"""Reading an experiment from a Python file."""
+"""Load the config of an experiment or a study from a Python file."""
 
 import contextlib
 import dataclasses
@@ -17,76 +17,76 @@ from fmjax._files import require_exists
 from fmjax._stopping import SIGNALS
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
 
-_Kind = TypeVar("_Kind")
+_ConfigT = TypeVar("_ConfigT")
 
 
-def load_config(path: Path) -> Config:
-    """Run the file and call its `get_config()`.
+def load_config(file: Path) -> Config:
+    """Execute a Python file and call its `get_config()`.
 
-    The file is code that the user chose to run; a run folder, which may come from elsewhere,
-    holds JSON instead.
-
-    Raises:
-        ValueError: If there is no such file, or it gives no `Config`.
-    """
-    return _with_its_types(_load(path, "get_config", Config), path)
-
-
-def load_study(path: Path) -> StudyConfig:
-    """Run the file and call its `get_study()`.
+    Config files are executed because the user chooses them. Run folders may come from other people
+    and therefore store configs as JSON.
 
     Raises:
-        ValueError: If there is no such file, or it gives no `StudyConfig`.
+        ValueError: If the file does not exist, or does not return a `Config`.
     """
-    study = _load(path, "get_study", StudyConfig)
-    runs = tuple(_with_its_types(run, path) for run in study.runs)
+    return _normalized(_load(file, "get_config", Config), file)
+
+
+def load_study(file: Path) -> StudyConfig:
+    """Execute a Python file and call its `get_study()`.
+
+    Raises:
+        ValueError: If the file does not exist, or does not return a `StudyConfig`.
+    """
+    study = _load(file, "get_study", StudyConfig)
+    runs = tuple(_normalized(run, file) for run in study.runs)
     return dataclasses.replace(study, runs=runs)
 
 
-def _load(path: Path, function: str, kind: type[_Kind]) -> _Kind:
-    """What a function of a Python file gives."""
-    require_exists("config", path)
-    got = f"the folder {path}" if path.is_dir() else path
-    require(path.is_file() and path.suffix == ".py", "config", "be a Python file (.py)", got)
-    spec = importlib.util.spec_from_file_location(f"fmjax_config_{path.stem}", path)
+def _load(file: Path, function: str, config_type: type[_ConfigT]) -> _ConfigT:
+    """Execute a Python file and return the result of one of its functions."""
+    require_exists("config", file)
+    got = f"the folder {file}" if file.is_dir() else file
+    require(file.is_file() and file.suffix == ".py", "config", "be a Python file (.py)", got)
+    spec = importlib.util.spec_from_file_location(f"fmjax_config_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         with _process_unchanged():
             spec.loader.exec_module(module)
-            get = getattr(module, function, None)
-            config = get() if callable(get) else None
-            if not isinstance(config, kind):
-                raise _NoConfig(f"{function}() -> {kind.__name__}, got {config!r}")
-    except _NoConfig as error:
-        raise ValueError(f"config {path} must define {error}") from None
+            make_config = getattr(module, function, None)
+            config = make_config() if callable(make_config) else None
+            if not isinstance(config, config_type):
+                raise _WrongResult(f"{function}() -> {config_type.__name__}, got {config!r}")
+    except _WrongResult as error:
+        raise ValueError(f"config {file} must define {error}") from None
     except BaseException as error:  # noqa: BLE001
-        # Whatever it is, it is about the user's own file: also `sys.exit()` in it.
+        # Report every exception, including `SystemExit`, as an error in the user's file.
         message = _message(error)
         got = ": ".join(filter(None, [type(error).__name__, message]))
         hint = _suggestion(message, vars(module))
-        raise ValueError(f"config {path} must run, got {got}{hint}") from error
+        raise ValueError(f"config {file} must run without errors, got {got}{hint}") from error
     return config
 
 
-class _NoConfig(Exception):
-    """The file runs, but gives something else."""
+class _WrongResult(Exception):
+    """Raised if a config file runs but does not return a config."""
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 (the file's own exception, which cannot be printed)
+    except Exception:  # noqa: BLE001 (an exception class of the config file whose str() fails)
         return ""
 
 
 @contextlib.contextmanager
 def _process_unchanged() -> Iterator[None]:
-    """Give back what the code in the block changes of the process.
+    """Restore the working directory and the signal handlers after the block.
 
-    Paths on the command line mean the folder that the command was started in, and signals are
-    handled by fmjax.
+    Paths on the command line are relative to the folder where the command was started, and fmjax
+    handles signals itself.
     """
     folder, handlers = os.getcwd(), {number: signal.getsignal(number) for number in SIGNALS}
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -99,34 +99,35 @@ def _process_unchanged() -> Iterator[None]:
         os.chdir(folder)
         if in_main_thread:
             for number, handler in handlers.items():
-                if handler is not None:  # Set by C code: it cannot be given back.
+                if handler is not None:  # None: set by C code, which Python cannot restore.
                     signal.signal(number, handler)
             signal.set_wakeup_fd(wakeup_fd)
 
 
-def _with_its_types(config: Config, path: Path) -> Config:
-    """The config as a run folder will give it back, so that `1e3` steps are the integer 1000.
+def _normalized(config: Config, file: Path) -> Config:
+    """Convert a config to JSON and back, as in a run folder, so that `1e3` steps become 1000.
 
     Raises:
-        ValueError: If a field holds what its type cannot.
+        ValueError: If the value of a field does not fit the type of the field.
     """
     try:
         require_types(config)
     except ValueError as error:
-        raise ValueError(f"config {path} must be of fmjax's own parts: {error}") from error
+        raise ValueError(f"config {file} must consist of fmjax configs: {error}") from error
     try:
         text = to_json(config)
-    except (TypeError, ValueError) as error:  # A number of NumPy's, say, or what is no number.
-        raise ValueError(f"config {path} must hold what JSON can hold, got {error}") from error
-    return from_json(text, f"config {path}")
+    except (TypeError, ValueError) as error:  # For example NumPy numbers and NaN.
+        raise ValueError(f"config {file} must be convertible to JSON, got {error}") from error
+    return from_json(text, f"config {file}")
 
 
 def _suggestion(message: str, names: Mapping[str, object]) -> str:
-    """The field that was meant, where the message is Python's about a misspelt one."""
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    kind = names.get(found[1]) if found else None
-    if found is None or not dataclasses.is_dataclass(kind) or "did you mean" in message.lower():
+    """Suggest the closest field name if `message` is Python's error for an unknown field."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    cls = names.get(match[1]) if match else None
+    # Newer versions of Python suggest a name themselves.
+    if match is None or not dataclasses.is_dataclass(cls) or "did you mean" in message.lower():
         return ""
-    fields = [field.name for field in dataclasses.fields(kind)]
-    close = difflib.get_close_matches(found[2], fields, n=1, cutoff=0.0)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    close = difflib.get_close_matches(match[2], fields, n=1, cutoff=0.0)
     return f" (did you mean {close[0]!r}?)"

@@ -1,4 +1,4 @@
-"""Real data of a run: its test split, and the classifier trained on it."""
+"""The test data of a run, and the classifier trained on its data."""
 
 import dataclasses
 
@@ -12,14 +12,18 @@ from fmjax.metrics import (
     trained_classifier,
 )
 
-MAX_REAL = 60_000  # Real examples that samples are held against, at most.
+MAX_REAL = 60_000  # Maximum number of real examples that samples are compared with.
 
 
 def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
-    """The classifier of some data, trained once and kept; None for what has no classes."""
+    """The classifier of a dataset, trained once and cached.
+
+    Returns:
+        The classifier, or None if the data have no classes, are not images or have no test split.
+    """
     if isinstance(data, CaptionedClasses):
         data = data.data
-    if isinstance(data, IdxData):  # It learns to tell all classes apart, whichever are asked for.
+    if isinstance(data, IdxData):  # One classifier of all classes serves every selection.
         data = dataclasses.replace(data, classes=())
     train = data.load("train", progress=progress)
     if train.num_classes is None or not is_image(train.event_shape):
@@ -29,9 +33,9 @@ def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> Image
 
 
 def test_split(data: DataConfig, progress: Progress) -> Dataset | None:
-    """The test data, or None, and that is said, where there are none."""
+    """Load the test data; return None and report it if there is no test split."""
     try:
         return data.load("test", progress=progress)
     except NoSuchSplit as error:
-        progress.say(f"without test data: {error}")
+        progress.say(f"no test data: {error}")
         return None

@@ -1,11 +1,11 @@
-"""Trainings of released networks, from their weights or anew."""
+"""Set up the training of a released network, from its weights or from initial weights."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from fmjax._progress import Progress
 from fmjax.config import Config, Experiment
@@ -15,14 +15,15 @@ from fmjax.training import Checkpoints, TrainState, init_state, state_from
 
 
 def as_released(config: Config, *, needed: bool = True) -> Config:
-    """The config with the sizes of the released network that it starts from, if there is one.
+    """Set the network sizes of a config to those of the released model that it starts from.
 
     Args:
-        config: The experiment.
-        needed: Whether its folder has to be there; without it the config's own sizes stand.
+        config: The experiment; returned unchanged if it does not start from a released model.
+        needed: Whether the released folder must exist. If False and the folder is missing, the
+            config is returned unchanged.
 
     Raises:
-        ValueError: If there is no folder, or no transformer of a known kind in it.
+        ValueError: If the folder does not exist, or has no transformer of a supported type.
     """
     released = config.pretrained
     if released is None or not (needed or released.path.is_dir()):
@@ -31,7 +32,7 @@ def as_released(config: Config, *, needed: bool = True) -> Config:
 
 
 def check_released(config: Config, experiment: Experiment) -> None:
-    """Raise unless the released folder, if there is one, has this network's weights."""
+    """Raise `ValueError` if the released model of a config does not have the network's weights."""
     if config.pretrained is not None and experiment.tuning is not None:
         experiment.tuning.check(config.pretrained.path)
 
@@ -40,19 +41,24 @@ def initial_state(
     config: Config,
     experiment: Experiment,
     mesh: Mesh,
-    sharding: Any,
+    sharding: TrainState,
     checkpoints: Path,
     progress: Progress,
-) -> tuple[TrainState, tuple[Any, ...]]:
-    """The state that a training starts from, and what the step takes beside state and batch.
+) -> tuple[TrainState, tuple[PyTree, ...]]:
+    """Make the initial state of a training.
 
     Args:
         config: The experiment.
-        experiment: What it builds.
-        mesh: The devices.
-        sharding: Of the state.
-        checkpoints: Of the run; where there are some, the state is but a place for them.
-        progress: Hears of the weights that are read.
+        experiment: The functions that the config describes.
+        mesh: The mesh of devices.
+        sharding: Shardings of the state, a `TrainState`.
+        checkpoints: The checkpoint folder of the run. If it has checkpoints, the returned state is
+            a placeholder that a checkpoint will replace, and released weights are not read for it.
+        progress: Receives progress reports.
+
+    Returns:
+        The state, and additional arguments of the training step: the frozen weights of a released
+        network, if there are any.
     """
     key, tuning = jax.random.key(config.training.seed), experiment.tuning
     if config.pretrained is None or tuning is None:
@@ -60,22 +66,22 @@ def initial_state(
     folder, like = config.pretrained.path, tuning.frozen(mesh)
     with all_or_none("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
-        anew = tuning.lora is not None or not config.pretrained.weights
-        if anew or _resumes(checkpoints):
+        random_init = tuning.lora is not None or not config.pretrained.weights
+        if random_init or _has_checkpoint(checkpoints):
             state, _ = init_state(experiment.net, experiment.optimizer, key, mesh)
             return state, (frozen,)
-        places = jax.eval_shape(experiment.net.init, key)
-        places = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            places,
+        shapes = jax.eval_shape(experiment.net.init, key)
+        shapes = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
             sharding.params,
         )
-        params = tuning.load(folder, places, dtype="float32", progress=progress)
+        params = tuning.load(folder, shapes, dtype="float32", progress=progress)
     return state_from(params, experiment.optimizer, key, sharding), (frozen,)
 
 
-def _resumes(checkpoints: Path) -> bool:
-    if not checkpoints.is_dir():
+def _has_checkpoint(folder: Path) -> bool:
+    if not folder.is_dir():
         return False
-    with Checkpoints(checkpoints) as own:
-        return own.latest_step() is not None
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.latest_step() is not None

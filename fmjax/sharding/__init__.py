@@ -1,4 +1,4 @@
-"""Arrays on many devices: the mesh, which axis splits what, and several processes."""
+"""Device meshes, array shardings, multi-process runs, and stopping at a step boundary."""
 
 from fmjax.sharding.layout import (
     AXES,

@@ -1,21 +1,23 @@
-"""Where arrays live: a mesh of three axes, and what is split over which.
+"""The device mesh, and the shardings of batches and training states on it.
 
 The batch is split over `data` and `fsdp`. Weights, their average and the optimizer's moments are
-copied along `data`, split along `fsdp`, and along `tensor` as their network says. The same program
-runs on one device and on thousands; only the mesh differs.
+replicated over `data`, split over `fsdp`, and split over `tensor` where the network says so. The
+same program runs on any number of devices; only the mesh differs.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
 from fmjax._checks import require, require_at_least, require_numbers
@@ -23,18 +25,34 @@ from fmjax._inputs import described, is_array
 from fmjax.sharding.layout import AXES, BATCH_AXES, stored_spec
 
 
+@runtime_checkable
+class Device(Protocol):
+    """A device of JAX, or of a topology to compile for."""
+
+    @property
+    def platform(self) -> str:
+        """Kind of backend, such as "cpu", "cuda" or "tpu"."""
+        ...
+
+    @property
+    def device_kind(self) -> str:
+        """Model of the device, such as "TPU v5 lite"."""
+        ...
+
+
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices stand along each axis of the mesh; -1 takes all that remain.
+    """Number of devices along each axis of the mesh; -1 takes all remaining devices.
 
-    Of machines that are joined by slower links (slices of TPUs), only `data` reaches from one to
-    the other: gradients travel there once a step, weights never.
+    Only `data` spans machines joined by slower links (TPU slices): gradients cross these links once
+    per training step, weights never.
 
     Attributes:
-        data: Copies of the model, each on its own part of the batch.
-        fsdp: Devices that share one copy of the model's weights (and split the batch too).
-        tensor: Devices that share the work on each example: hidden channels and attention heads
-            are split over them. For models of which one example is too much for a device.
+        data: Number of model replicas, each on a different part of the batch.
+        fsdp: Number of devices that share one copy of the model's weights; they also split the
+            batch.
+        tensor: Number of devices that share the work on each example, by splitting hidden channels
+            and attention heads. For models whose work on one example is too large for one device.
     """
 
     data: int = -1
@@ -49,100 +67,115 @@ class MeshConfig:
         require(sizes.count(-1) <= 1, "mesh", "leave at most one axis at -1", self)
 
     def sizes(self, num_devices: int) -> tuple[int, int, int]:
-        """Devices along data, fsdp and tensor.
+        """Resolve -1 and return the number of devices along data, fsdp and tensor.
 
         Raises:
-            ValueError: If they do not multiply to the number of devices.
+            ValueError: If the product of the sizes is not `num_devices`.
         """
-        asked = (self.data, self.fsdp, self.tensor)
-        rest = max(num_devices // math.prod(size for size in asked if size != -1), 1)
-        data, fsdp, tensor = (rest if size == -1 else size for size in asked)
-        rule = f"have data * fsdp * tensor equal to the {num_devices} devices"
+        sizes = (self.data, self.fsdp, self.tensor)
+        remaining = max(num_devices // math.prod(size for size in sizes if size != -1), 1)
+        data, fsdp, tensor = (remaining if size == -1 else size for size in sizes)
+        rule = f"have data * fsdp * tensor equal to {num_devices}, the number of devices"
         got = f"data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}"
         require(data * fsdp * tensor == num_devices, "mesh", rule, got)
         return data, fsdp, tensor
 
 
-def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of axes `data`, `fsdp` and `tensor` over `devices` (default: all there are).
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Device] | None = None) -> Mesh:
+    """Make a mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Args:
+        config: Number of devices along each axis; by default all are along `data`.
+        devices: The devices; by default all devices of the run.
 
     Raises:
-        ValueError: If the axes do not multiply to the number of devices, or `data` to that of
-            the slices they stand in.
+        ValueError: If the product of the axes is not the number of devices, or `data` is not a
+            multiple of the number of TPU slices.
     """
     config = MeshConfig() if config is None else config
     devices = jax.devices() if devices is None else list(devices)
     sizes, types = config.sizes(len(devices)), (AxisType.Auto,) * len(AXES)
-    # Other devices stand in their order, machine after machine: `data` is then the outermost too.
+    # Other devices are ordered by machine, so `data` is the outermost axis there as well.
     slices = {getattr(device, "slice_index", 0) for device in devices}
     num_slices = len(slices) if devices[0].platform == "tpu" else 1
     if num_slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-    rule = f"be a multiple of the {num_slices} slices of devices"
+    rule = f"be divisible by {num_slices}, the number of TPU slices"
     require(sizes[0] % num_slices == 0, "mesh.data", rule, sizes[0])
     within, across = (sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1)
-    # Logical axes may share one of the chips' grid, as `jax.make_mesh` allows.
+    # Several logical axes may share one axis of the chip grid, as `jax.make_mesh` allows.
     grid = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Return the sharding that keeps a full copy of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over `data` and `fsdp`."""
+    """Return the sharding that splits the leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def num_shares(mesh: Mesh) -> int:
-    """How many parts a batch is split into."""
+    """Return the number of parts into which the mesh splits a batch."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def state_sharding(
-    abstract_state: Any, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
-) -> Any:
-    """A sharding for every array of a state (or of any pytree of arrays).
+    abstract_state: PyTree, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
+) -> PyTree:
+    """Return the sharding of each array of a training state or any other pytree of arrays.
 
-    Weights, average and moments of one parameter, whose names end alike, are laid out alike.
+    The weights, average and optimizer moments of one parameter have the same layout, because their
+    names have the same ending.
 
     Args:
-        abstract_state: Arrays or `jax.ShapeDtypeStruct`s, from `jax.eval_shape`.
-        mesh: From `make_mesh`.
-        tensor_axes: Of the network: which axis `tensor` splits, by a parameter's dotted name.
+        abstract_state: Arrays or `jax.ShapeDtypeStruct`s, for example from `jax.eval_shape`.
+        mesh: The mesh, from `make_mesh`.
+        tensor_axes: Maps the dotted name of a parameter of the network to the axis that is split
+            over `tensor`.
     """
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = "." + jax.tree_util.keystr(path, simple=True, separator=".")
+    def sharding_of(
+        key_path: jax.tree_util.KeyPath, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct
+    ) -> NamedSharding:
+        name = "." + jax.tree_util.keystr(key_path, simple=True, separator=".")
         axes = (axis for ending, axis in tensor_axes.items() if name.endswith(f".{ending}"))
         return NamedSharding(mesh, stored_spec(leaf.shape, mesh.shape, next(axes, None)))
 
-    return jax.tree_util.tree_map_with_path(place, abstract_state)
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract_state)
 
 
 def laid_out(
-    abstract_state: Any, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
-) -> Any:
-    """The same as `jax.ShapeDtypeStruct`s that say where they lie, as `state_sharding` has it."""
+    abstract_state: PyTree, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
+) -> PyTree:
+    """Return a state as `jax.ShapeDtypeStruct`s with the shardings of `state_sharding`.
+
+    The arguments are those of `state_sharding`.
+    """
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_state,
         state_sharding(abstract_state, mesh, tensor_axes),
     )
 
 
-def bytes_held(arrays: Any) -> float:
-    """Bytes of each device that these (`jax.ShapeDtypeStruct`s with shardings) take."""
+def bytes_held(arrays: PyTree) -> float:
+    """Return the bytes that arrays take on each device.
 
-    def held(leaf: Any) -> float:
+    Args:
+        arrays: Arrays or `jax.ShapeDtypeStruct`s with shardings.
+    """
+
+    def bytes_of(leaf: Any) -> float:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
             return float(leaf.size * leaf.dtype.itemsize)
         return float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
 
-    return sum(map(held, jax.tree.leaves(arrays)))
+    return sum(map(bytes_of, jax.tree.leaves(arrays)))
 
 
 def abstract_batch(
@@ -153,11 +186,19 @@ def abstract_batch(
     *,
     paired: bool = False,
 ) -> Batch:
-    """A batch of the data, as `jax.ShapeDtypeStruct`s; with source points if `paired`."""
-    rows = batch_sharding(mesh)
+    """Return a batch of training data as `jax.ShapeDtypeStruct`s with shardings.
 
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
+    Args:
+        event_shape: Shape of one example.
+        conditions: What the model is conditioned on.
+        batch_size: Number of examples in the global batch.
+        mesh: The mesh, from `make_mesh`.
+        paired: Whether the batch also contains source points `x0`.
+    """
+    by_row = batch_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=by_row)
 
     cond: Cond = None if conditions is None else array((), jnp.int32)
     if isinstance(conditions, TextShape):
@@ -170,16 +211,18 @@ def abstract_batch(
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Send this process's rows of a batch to its devices; the result is the global batch.
+    """Send this process's rows of a batch to its devices and return the global batch.
 
-    The transfer is asynchronous: called before the running step ends, it costs no time.
+    The transfer is asynchronous: started before the running training step ends, it adds no time.
 
     Args:
-        batch: Numpy arrays whose leading axis is the global batch divided by the processes.
-        mesh: From `make_mesh`.
+        batch: NumPy arrays whose leading axis is the global batch size divided by the number of
+            processes.
+        mesh: The mesh, from `make_mesh`.
 
     Raises:
-        ValueError: If the global batch does not divide by the devices along `data` and `fsdp`.
+        ValueError: If the global batch size is not divisible by the number of devices along `data`
+            and `fsdp`.
     """
     sharding = batch_sharding(mesh)
 
@@ -195,22 +238,32 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def require_rows_by_process(mesh: Mesh) -> None:
-    """Raise unless every process has rows of a batch to itself, in the order of the processes.
+    """Raise unless each process holds separate rows of a batch, in the order of the processes.
 
-    Each loads its share of a batch: devices along `tensor`, which work on the same rows, must be in
-    one process.
+    Each process loads only its share of a batch. Devices along `tensor` work on the same rows and
+    must therefore belong to one process.
     """
-    shares, here = num_shares(mesh), jax.process_index()
-    held = batch_sharding(mesh).addressable_devices_indices_map((shares,)).values()
-    rows = {row for index in held if index for row in range(*index[0].indices(shares))}
+    shares, process = num_shares(mesh), jax.process_index()
+    slices = batch_sharding(mesh).addressable_devices_indices_map((shares,)).values()
+    rows = {row for index in slices if index for row in range(*index[0].indices(shares))}
     num = shares // jax.process_count()
-    alone = rows == set(range(here * num, (here + 1) * num)) and shares % jax.process_count() == 0
-    rule = "give each process rows of its own, in their order: tensor within a process"
-    require(alone, "mesh", rule, dict(mesh.shape))
+    expected = set(range(process * num, (process + 1) * num))
+    in_order = rows == expected and shares % jax.process_count() == 0
+    rule = (
+        "give each process separate rows of the batch, in process order (devices along tensor must "
+        "belong to one process)"
+    )
+    require(in_order, "mesh", rule, dict(mesh.shape))
 
 
 def require_batch_fits(batch_size: int, mesh: Mesh, accumulation_steps: int = 1) -> None:
-    """Raise unless every device gets equally many rows of every microbatch."""
+    """Raise unless every device gets the same number of rows of each microbatch.
+
+    Args:
+        batch_size: Number of examples in the global batch.
+        mesh: The mesh, from `make_mesh`.
+        accumulation_steps: Number of microbatches.
+    """
     shares = num_shares(mesh)
     rule = f"be divisible by {shares}, the number of devices along data and fsdp"
     if accumulation_steps > 1:

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find one another, and what each may do by itself."""
+"""Multi-process runs: connecting the processes, and agreeing on errors."""
 
 import contextlib
 import errno
@@ -12,26 +12,26 @@ from functools import partial
 
 import jax
 import numpy as np
-from jax._src.clusters import ClusterEnv  # JAX has no public way to ask for the coordinator.
+from jax._src.clusters import ClusterEnv  # JAX has no public API for the coordinator address.
 from jax.experimental import multihost_utils
 
 from fmjax._checks import require, require_at_least
 from fmjax._stopping import is_installed
 
-# A process that does not answer for so long is taken for dead, and the others end.
-_DEAD_AFTER = 30
-# How long a process that ends waits for the others to end too.
-_END_WITHIN = 30
+# Seconds without a heartbeat after which a process is considered dead and the others end.
+_HEARTBEAT_TIMEOUT = 30
+# Seconds that an ending process waits for the others to end.
+_SHUTDOWN_TIMEOUT = 30
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Where a run's processes meet. TPU pods, Slurm, GKE and Open MPI say it by themselves.
+    """How the processes of a run connect; detected automatically on TPU pods, Slurm, GKE, Open MPI.
 
     Attributes:
-        coordinator: HOST:PORT of process 0, which must be free there.
-        num_processes: How many there are.
-        process_index: Which of them this is, from 0.
+        coordinator: HOST:PORT of process 0; the port must be free on that host.
+        num_processes: Number of processes in the run.
+        process_index: Index of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -43,9 +43,8 @@ class Processes:
         if len(missing) == len(vars(self)):
             return
         names = ", ".join(vars(self))
-        require(
-            not missing, missing[0] if missing else "", f"be given: all of {names}, or none", "none"
-        )
+        rule = f"be set, because the others are (set all of {names}, or none)"
+        require(not missing, missing[0] if missing else "", rule, None)
         assert self.coordinator is not None
         assert self.num_processes is not None
         assert self.process_index is not None
@@ -53,61 +52,61 @@ class Processes:
         is_port = port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 2**16
         require(bool(host) and is_port, "coordinator", "be HOST:PORT", self.coordinator)
         require_at_least("num_processes", self.num_processes, 1)
-        one_of_them = 0 <= self.process_index < self.num_processes
-        require(
-            one_of_them, "process_index", f"lie in [0, {self.num_processes})", self.process_index
-        )
+        in_range = 0 <= self.process_index < self.num_processes
+        rule = f"lie in [0, {self.num_processes})"
+        require(in_range, "process_index", rule, self.process_index)
 
 
 def join(processes: Processes = Processes()) -> bool:  # noqa: B008 (frozen)
-    """Connect this process with the others of its run, if there are any.
+    """Connect this process with the other processes of its run, if there are any.
 
-    To be called before anything else asks JAX for its devices: after that it is alone.
+    Call this before anything uses JAX's devices: afterwards, processes can no longer connect.
 
     Args:
-        processes: Where they meet; by default what the cluster says.
+        processes: How the processes connect; by default as detected from the cluster environment.
 
     Returns:
-        Whether there is such a run: without one, this process is alone.
+        True if this process is part of a multi-process run, False if it runs alone.
 
     Raises:
-        ValueError: If the others do not come.
+        ValueError: If the processes could not connect.
     """
     initialize = partial(
         jax.distributed.initialize,
-        heartbeat_timeout_seconds=_DEAD_AFTER,
-        shutdown_timeout_seconds=_END_WITHIN,
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
     if jax.distributed.is_initialized():
         return True
-    if is_installed():  # JAX's service would take SIGTERM, and leave Ctrl-C to each process.
+    if is_installed():  # JAX's service would handle SIGTERM, but not Ctrl-C.
         jax.config.update("jax_enable_preemption_service", False)
-    given = processes.coordinator is not None
+    is_explicit = processes.coordinator is not None
     bind = _bind_address(processes.coordinator or _cluster_coordinator())
-    if given and processes.process_index == 0:
+    if is_explicit and processes.process_index == 0:
         _require_free(str(processes.coordinator), str(bind))
-    where = vars(processes).values() if given else ()
+    arguments = vars(processes).values() if is_explicit else ()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # In a pod of Kubernetes, that it could do more.
-            initialize(*where, coordinator_bind_address=bind)
+            # In a Kubernetes pod JAX warns about automatic detection that is not set up.
+            warnings.simplefilter("ignore")
+            initialize(*arguments, coordinator_bind_address=bind)
     except (ValueError, RuntimeError) as error:
         no_cluster = any(
-            said in str(error)
-            for said in ("coordinator_address should be defined", "must be called before")
+            text in str(error)
+            for text in ("coordinator_address should be defined", "must be called before")
         )
-        if no_cluster and not given:
+        if no_cluster and not is_explicit:
             return False
-        # A process of several that went on alone would train a model of its own.
-        first = str(error).strip().splitlines()[0]
-        those = str(processes.num_processes) if given else "the cluster's"
-        rule = f"be where {those} processes meet"
-        raise ValueError(f"coordinator must {rule}, got {first}") from error
+        # If this process went on alone, it would train a separate model.
+        reason = str(error).strip().splitlines()[0]
+        expected = str(processes.num_processes) if is_explicit else "the cluster's"
+        rule = f"connect {expected} processes"
+        raise ValueError(f"coordinator must {rule}, got {reason}") from error
     return True
 
 
 def _cluster_coordinator() -> str | None:
-    """The coordinator's address that JAX finds in the cluster's surroundings; None without one."""
+    """Return the coordinator's address from the cluster environment, or None without a cluster."""
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return address
     with contextlib.suppress(RuntimeError, ValueError, OSError):  # `initialize` reports them.
@@ -116,10 +115,11 @@ def _cluster_coordinator() -> str | None:
 
 
 def _bind_address(coordinator: str | None) -> str | None:
-    """The address at which process 0 listens: that of the coordinator, not every interface.
+    """Return the address at which process 0 listens: the coordinator's, not all interfaces.
 
-    `JAX_COORDINATOR_BIND_ADDRESS` overrides it. A machine's name that its own hosts file maps to
-    loopback (Debian: 127.0.1.1) does not say which interface the others reach: there all are used.
+    `JAX_COORDINATOR_BIND_ADDRESS` overrides it. If the hosts file maps the name of the machine to
+    loopback (127.0.1.1 on Debian), the interface that other machines use is unknown, and process 0
+    listens on all interfaces.
     """
     if (override := os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")) or coordinator is None:
         return override
@@ -127,14 +127,14 @@ def _bind_address(coordinator: str | None) -> str | None:
     try:
         if host == "localhost" or ipaddress.ip_address(host):
             return coordinator
-    except ValueError:  # A name.
+    except ValueError:  # The host is a name, resolved below.
         pass
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:  # `_require_free` or `initialize` reports it.
         return coordinator
-    loopback = all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
-    return f"[::]:{port}" if loopback else coordinator
+    is_loopback = all(ipaddress.ip_address(address[0]).is_loopback for *_, address in addresses)
+    return f"[::]:{port}" if is_loopback else coordinator
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -143,55 +143,63 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _require_free(coordinator: str, bind: str) -> None:
-    """Refuse an address that is taken, or is not one of this machine: jaxlib may crash over it."""
+    """Raise unless this machine can listen at the address; jaxlib may crash on such an address."""
     host, port = _host_and_port(bind)
     errors: list[OSError] = []
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             None if host == "::" else host,
             port,
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )
     except OSError as error:
-        found, errors = [], [error]
-    for family, *_, address in found:
+        addresses, errors = [], [error]
+    for family, *_, address in addresses:
         try:
             socket.create_server(address[:2], family=family).close()
         except OSError as error:
             errors.append(error)
-    # A name may also have an IPv6 address that this machine does not use.
-    taken = [error for error in errors if error.errno == errno.EADDRINUSE]
-    if taken or len(errors) >= max(1, len(found)):
-        got = f"{coordinator}: {(taken or errors)[0].strerror}"
+    # A name may also resolve to an IPv6 address that this machine does not use.
+    in_use = [error for error in errors if error.errno == errno.EADDRINUSE]
+    if in_use or len(errors) >= max(1, len(addresses)):
+        got = f"{coordinator}: {(in_use or errors)[0].strerror}"
         raise ValueError(f"coordinator must be a free address of process 0, got {got}")
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Return whether this is process 0, which writes files and prints messages."""
     return jax.process_index() == 0
 
 
-# What the transports and the coordinator say of a process that does not answer.
-_GONE = ("gloo", "connection", "unavailable", "heartbeat", "coordination", "peer", "barrier")
+# Words in the errors of the transports and the coordinator about a process that does not answer.
+_PEER_FAILURE_WORDS = (
+    "gloo",
+    "connection",
+    "unavailable",
+    "heartbeat",
+    "coordination",
+    "peer",
+    "barrier",
+)
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether an error of JAX says that a process of the run does not answer any more."""
+    """Return whether a JAX error means that another process of the run no longer answers."""
     text = str(error).lower()
-    return jax.process_count() > 1 and any(word in text for word in _GONE)
+    return jax.process_count() > 1 and any(word in text for word in _PEER_FAILURE_WORDS)
 
 
 @contextlib.contextmanager
 def all_or_none(what: str) -> Iterator[None]:
-    """All processes leave the block as one: an error of one of them ends all.
+    """Make an error in one process an error in all; wait at the end of the block for all processes.
 
     Args:
-        what: Is being done in it, for those that had no error of their own.
+        what: Description of the block, used in the error of processes that themselves succeeded.
 
     Raises:
-        ValueError: In a process that did its part, if another could not.
-        RuntimeError: If another does not answer.
+        ValueError: In a process that succeeded, if another process failed.
+        RuntimeError: If another process does not answer.
     """
     failed: BaseException | None = None
     try:
@@ -201,13 +209,13 @@ def all_or_none(what: str) -> Iterator[None]:
     if jax.process_count() > 1:
         try:
             outcomes = multihost_utils.process_allgather(np.asarray(int(failed is not None)))
-        except ValueError as error:  # As which JAX reads a result that did not come.
+        except ValueError as error:  # Raised by JAX if the result of a process is missing.
             raise RuntimeError(str(error)) from error
         if failed is None and np.any(outcomes):
             first = int(np.argmax(outcomes != 0))
             raise ValueError(
-                f"{what} must go well in all processes, got an error in process "
-                f"{first}, which says more"
+                f"{what} must succeed in all processes, got an error in process {first} "
+                f"(see its output)"
             )
     if failed is not None:
         raise failed

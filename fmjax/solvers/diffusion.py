@@ -1,10 +1,11 @@
-"""`sample_diffusion`: the samplers of diffusion models, for any network on an affine path."""
+"""`sample_diffusion`: diffusion samplers such as DDIM, for any network on an affine path."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
@@ -15,16 +16,19 @@ from fmjax.solvers.steppers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.steppers.sde import standard_normal
 from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps, samples_on_grid
 
-DIFFUSION_SAMPLERS: dict[str, Callable[[], Any]] = {
+DIFFUSION_SAMPLERS: dict[str, Callable[[], DiffusionSampler]] = {
     "ancestral": Ancestral,
     "ddim": DDIM,
     "dpm_solver_pp_2m": DPMSolverPP2M,
     "unipc": UniPC,
 }
 
+# Points, memory of the sampler, and network evaluations.
+_Carry: TypeAlias = tuple[jax.Array, PyTree, jax.Array]
+
 
 def sample_diffusion(
-    predict_fn: Callable[..., Any],
+    predict_fn: Callable[..., Points],
     path: AffinePath,
     x0: Points,
     keys: jax.Array | None = None,
@@ -35,35 +39,35 @@ def sample_diffusion(
     steps: FixedSteps,
     clip: float | None = None,
 ) -> Samples:
-    """Carry `x0` from t = 0 to t = 1 by a sampler of diffusion models.
+    """Sample with a diffusion sampler from `x0` at t = 0 to t = 1.
 
-    They differ from `fmjax.sample` in their steps only: what a network predicts is turned into
-    data and noise by the path's conversions, so that flow models can be sampled in this way
-    and DDPMs as flows.
+    The path converts the network's prediction to predicted data and noise, so that flow models
+    can be sampled with diffusion samplers, and diffusion models with `fmjax.sample`.
 
-    Pure: call it inside `jax.jit`. Points laid over devices stay so.
+    Pure: call it inside `jax.jit`. Sharded points stay sharded.
 
     Args:
-        predict_fn: The network `(t, x, cond) -> prediction`, guided or not.
-        path: The path it was trained on; of DDPM's networks `AffinePath(LinearBetas())`.
-        x0: Source points (`path.start` of noise). bfloat16 is solved as float32.
-        keys: Typed keys `[batch]`, one per sample, for samplers that draw noise: step n draws
-            from `fold_in(key, n)`, so that a sample does not depend on its batch.
-        cond: Passed to `predict_fn`, every leaf with a leading batch axis.
-        prediction: What `predict_fn` predicts; X0 is DDPM's epsilon. Where alpha is next to zero,
-            as at t = 0 of `CosineBetas`, an error of the predicted noise is magnified by
-            sigma / alpha, up to 20,000, in the data that follow from it: `clip` bounds them.
+        predict_fn: Network `(t, x, cond) -> prediction`, guided or not.
+        path: Probability path of training; `AffinePath(LinearBetas())` for DDPM's networks.
+        x0: Samples of the source distribution (`path.start` of noise). bfloat16 is solved as
+            float32.
+        keys: Typed keys `[batch]`, one per sample, for stochastic samplers. Step n uses
+            `fold_in(key, n)`, so that a sample does not depend on the others of its batch.
+        cond: Condition passed to `predict_fn`; every leaf has a leading batch axis.
+        prediction: Quantity that `predict_fn` predicts; X0 is DDPM's epsilon. Where alpha is close
+            to zero, as at t = 0 of `CosineBetas`, an error of the predicted noise is amplified by
+            sigma / alpha, up to 20,000, in the predicted data: `clip` bounds them.
         sampler: `DDIM`, `Ancestral`, `DPMSolverPP2M` or `UniPC`.
-        steps: Where to step. A network of `T` discrete times has seen those of `uniform_grid(n)`
-            if n divides T.
-        clip: Bound on the predicted data, in data units, from which the noise then follows.
-            DDPM clips images at 1; None does not.
+        steps: Time grid. A network with `T` discrete training times was trained on the times of
+            `uniform_grid(n)` if n divides T.
+        clip: Bound on the absolute value of the predicted data, in data units; the predicted noise
+            is recomputed from the clipped data. DDPM clips images at 1. None does not clip.
 
     Returns:
         The points at t = 1 and the exact cost of each.
 
     Raises:
-        ValueError: If the sampler is none, steps are adaptive, keys are missing or not one per
+        ValueError: If the sampler is unknown, steps are adaptive, keys are missing or not one per
             sample, or `predict_fn` does not return the shape of its points.
     """
     require_function("predict_fn", predict_fn)
@@ -72,8 +76,8 @@ def sample_diffusion(
     require_conversion(path, prediction)
     known = isinstance(sampler, DiffusionSampler) and not isinstance(sampler, type)
     require(known, "sampler", "be one of fmjax.solvers.DIFFUSION_SAMPLERS", repr(sampler))
-    fixed = isinstance(steps, FixedSteps)
-    require(fixed, "steps", "be FixedSteps for a sampler of diffusion models", repr(steps))
+    is_fixed = isinstance(steps, FixedSteps)
+    require(is_fixed, "steps", "be FixedSteps for a diffusion sampler", repr(steps))
     require_steps(steps)
     if clip is not None:
         require_positive("clip", clip)
@@ -83,8 +87,8 @@ def sample_diffusion(
     times = jnp.asarray(as_times(steps), x0.dtype)
     alphas, sigmas = path.schedule.alpha(times), path.schedule.sigma(times)
 
-    def predicted(t: jax.Array, x: Points) -> tuple[Points, Points]:
-        """Data and noise."""
+    def predict(t: jax.Array, x: Points) -> tuple[Points, Points]:
+        """Predict the data and the noise."""
         value = predict_fn(t, x, cond)
         require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
@@ -94,7 +98,7 @@ def sample_diffusion(
         )
         return x1, noise
 
-    def take(carry: Any, n: jax.Array) -> Any:
+    def take(carry: _Carry, n: jax.Array) -> _Carry:
         x, memory, nfe = carry
         t = jnp.broadcast_to(times[n], x.shape[:1])
         step = StepCoefficients(
@@ -104,18 +108,20 @@ def sample_diffusion(
             sigma=(sigmas[n], sigmas[n + 1]),
             before_last=(times[n + 1] < 1.0) & (times[jnp.minimum(n + 2, len(times) - 1)] >= 1.0),
         )
-        x1, noise = predicted(t, x)
+        x1, noise = predict(t, x)
         if clip is not None:
             x1 = jnp.clip(x1, -clip, clip)
             noise = (x - step.alpha[0] * x1) / step.sigma[0]
-        fresh = standard_normal(keys, n, x) if sampler.is_stochastic else None
-        x, memory = sampler.advance(step, x, x1, noise, fresh, memory)
+        new_noise = None
+        if sampler.is_stochastic and keys is not None:
+            new_noise = standard_normal(keys, n, x)
+        x, memory = sampler.advance(step, x, x1, noise, new_noise, memory)
         return x, memory, nfe + evaluations(predict_fn, t).astype(jnp.int32)
 
-    def body(carry: Any, n: jax.Array) -> tuple[Any, None]:
+    def body(carry: _Carry, n: jax.Array) -> tuple[_Carry, None]:
         return jax.lax.cond(times[n] < 1.0, take, lambda carry, _: carry, carry, n), None
 
-    nothing = jnp.zeros((x0.shape[0],), jnp.int32)
-    carry = (x0, sampler.start(x0), nothing)
+    no_evaluations = jnp.zeros((x0.shape[0],), jnp.int32)
+    carry = (x0, sampler.start(x0), no_evaluations)
     (x1, _, nfe), _ = jax.lax.scan(body, carry, jnp.arange(len(times) - 1, dtype=jnp.int32))
     return samples_on_grid(x1, nfe, times)

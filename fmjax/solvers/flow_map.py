@@ -1,38 +1,38 @@
-"""`sample_flow_map`: go from noise to data in the jumps of a flow map."""
+"""`sample_flow_map`: sample with a flow map, one network evaluation per step."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import Cond, Points
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_points
 from fmjax.paths import FlowMapFn, evaluations
 from fmjax.solvers.engine.vector_field import checked_velocity
-from fmjax.solvers.steppers.ode import Step, solve_fixed
-from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps
+from fmjax.solvers.steppers.ode import Field, Step, solve_fixed
+from fmjax.solvers.steps import FixedSteps, Samples, Time, as_times, require_steps
 
 
 @dataclass(frozen=True)
-class _Jumps:
-    """`x1 = x + (t1 - t0) u(t1, t0, x)`: one evaluation a step, exact on the true map."""
+class _FlowMapStep:
+    """`x1 = x + (t1 - t0) u(t1, t0, x)`: one evaluation per step, exact for the true flow map."""
 
-    map_fn: Any
-    cond: Any
+    map_fn: FlowMapFn
+    cond: Cond
     convergence_order: ClassVar[int] = 1
 
     def start(self, x0: jax.Array) -> None:
-        """Nothing."""
+        """Return no memory."""
         del x0
 
-    def advance(self, field: Any, t0: jax.Array, t1: jax.Array, x: jax.Array, memory: None) -> Step:
-        """Go to t1 in one jump."""
+    def advance(self, field: Field, t0: Time, t1: Time, x: jax.Array, memory: None) -> Step:
+        """Move the points from t0 to t1 with one evaluation of the flow map."""
         del field
         t = jnp.broadcast_to(t0, x.shape[:1])
 
-        def mean_velocity(t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+        def mean_velocity(t: Times, x: Points, cond: Cond = None) -> Points:
             return self.map_fn(jnp.broadcast_to(t1, t.shape), t, x, cond)
 
         u = checked_velocity(mean_velocity, t, x, self.cond)
@@ -43,21 +43,21 @@ class _Jumps:
 def sample_flow_map(
     map_fn: FlowMapFn, x0: Points, cond: Cond = None, *, steps: FixedSteps
 ) -> Samples:
-    """Carry `x0` to t = 1 in the jumps of a flow map, one from each time of a grid to the next.
+    """Sample with a flow map: move `x0` from each time of a grid to the next, up to t = 1.
 
-    Pure, as `sample`. As an ordinary velocity field the same map is `u(t, t, x, cond)`, for
-    `sample` and any of its solvers.
+    Pure, as `sample`. The same flow map is also the velocity field `u(t, t, x, cond)`, which
+    `sample` solves with any of its solvers.
 
     Args:
-        map_fn: The map `(r, t, x, cond) -> mean velocity`.
-        x0: Source points. bfloat16 is carried, and returned, as float32.
-        cond: Passed to `map_fn`, every leaf with a leading batch axis.
-        steps: Where to stop on the way; `FixedSteps([0, 1])` is one jump.
+        map_fn: Flow map `(r, t, x, cond) -> mean velocity` from time t to time r.
+        x0: Samples of the source distribution. bfloat16 is solved, and returned, as float32.
+        cond: Condition passed to `map_fn`; every leaf has a leading batch axis.
+        steps: Time grid; `FixedSteps([0, 1])` takes a single step.
 
     Raises:
         ValueError: If `map_fn` does not return the shape of its points.
 
-    Source: arXiv:2505.13447, equation 12.
+    Reference: Geng et al. 2025, arXiv:2505.13447, equation 12.
     """
     require_function("map_fn", map_fn)
     require_points("x0", x0)
@@ -66,7 +66,7 @@ def sample_flow_map(
     require_steps(steps)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
-    def velocity(t: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        raise AssertionError("the map itself goes from time to time")
+    def unused_field(t: Time, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        raise AssertionError("a flow map needs no velocity field")
 
-    return solve_fixed(_Jumps(map_fn, cond), velocity, x0, as_times(steps), None)
+    return solve_fixed(_FlowMapStep(map_fn, cond), unused_field, x0, as_times(steps), None)

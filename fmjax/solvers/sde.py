@@ -1,7 +1,6 @@
-"""`sample_sde`: solve an SDE that has the flow's distributions, from noise to data."""
+"""`sample_sde`: solve an SDE with the same marginal distributions as the flow."""
 
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import jax
@@ -26,12 +25,13 @@ from fmjax.solvers.steps import (
     ErrorControl,
     FixedSteps,
     Samples,
+    Time,
     as_times,
     require_steps,
 )
 
-# Of Diffrax's stochastic Runge-Kutta methods all are taken; these are made for noise that does not
-# depend on the point, or (SPaRK) have an error estimate beside ShARK's and SRA1's.
+# All stochastic Runge-Kutta methods of Diffrax work; this table has those for additive noise, and
+# SPaRK, which has an error estimate as ShARK and SRA1 do.
 SDE_SOLVERS: dict[str, type] = {
     "euler_maruyama": EulerMaruyama,
     "stochastic_heun": StochasticHeun,
@@ -43,7 +43,7 @@ SDE_SOLVERS: dict[str, type] = {
 
 
 def sample_sde(
-    predict_fn: Callable[..., Any],
+    predict_fn: Callable[..., Points],
     path: AffinePath,
     x0: Points,
     keys: jax.Array,
@@ -51,47 +51,49 @@ def sample_sde(
     *,
     prediction: Prediction = Prediction.VELOCITY,
     rate: DiffusionRate = SigmaRate(),  # noqa: B008 (frozen)
-    solver: Any = EulerMaruyama(),  # noqa: B008 (frozen)
+    solver: StochasticSolver | diffrax.AbstractSRK = EulerMaruyama(),  # noqa: B008 (frozen)
     steps: FixedSteps | AdaptiveSteps,
     last_step: float = 0.04,
 ) -> Samples:
-    """Carry `x0` along `dx = (u + w^2/2 score) dt + w dW` from t = 0 to t = 1.
+    """Solve the SDE `dx = (u + w^2/2 score) dt + w dW` from `x0` at t = 0 to t = 1.
 
-    At every time the points are distributed as those of the flow `dx = u dt`, whatever the rate
-    w(t) >= 0. Velocity u and score come from one prediction, by the path's conversions.
+    At every time the points have the same distribution as those of the flow `dx = u dt`, for any
+    diffusion rate w(t) >= 0. The path converts one prediction to both the velocity u and the score.
 
-    The last step is without noise: one step of the flow, which carries the one distribution into
-    the other as it is, and not of the SDE, whose drift without its noise would shrink it. It
-    spares the score where sigma vanishes and it is infinite. It begins at `1 - last_step`, or
-    at the last time of a fixed grid before 1 if that is earlier; times between are left out.
+    The last step has no noise: it is a step of the flow, which preserves the distribution, and not
+    of the SDE, whose drift without noise would contract it. It also avoids the score at t = 1,
+    where sigma is zero and the score infinite. It starts at `1 - last_step`, or at the last time of
+    a fixed grid before 1 if that is earlier; times in between are dropped.
 
-    Pure: call it inside `jax.jit`, or every call compiles. Points laid over devices stay so.
+    Pure: call it inside `jax.jit`, or every call compiles. Sharded points stay sharded.
 
     Args:
-        predict_fn: The network `(t, x, cond) -> prediction`, guided or not.
-        path: The path it was trained on.
-        x0: Source points (`path.start` of noise). bfloat16 is solved as float32.
-        keys: Typed keys `[batch]`, one per sample (`fold_in(key, i)` for sample i of a run): its
-            noise is its own, whatever its batch. With solvers of fmjax, step n draws from
-            `fold_in(key, n)`; those of Diffrax see one Brownian path per key, the same for all
-            steps and tolerances.
-        cond: Passed to `predict_fn`, every leaf with a leading batch axis.
-        prediction: What `predict_fn` predicts.
-        rate: The diffusion rate w(t). Rates that do not vanish at the data pull points back to it
-            as `w^2 / 2 sigma^2`: steps that are not short next to that near t = 1 blow up.
+        predict_fn: Network `(t, x, cond) -> prediction`, guided or not.
+        path: Probability path of training.
+        x0: Samples of the source distribution (`path.start` of noise). bfloat16 is solved as
+            float32.
+        keys: Typed keys `[batch]`, one per sample (`fold_in(key, i)` for sample i of a run), so
+            that the noise of a sample does not depend on its batch. With solvers of fmjax, step n
+            uses `fold_in(key, n)`; solvers of Diffrax use one Brownian path per key, the same for
+            all steps and tolerances.
+        cond: Condition passed to `predict_fn`; every leaf has a leading batch axis.
+        prediction: Quantity that `predict_fn` predicts.
+        rate: Diffusion rate w(t). With a rate that does not vanish at the data the drift has the
+            term `w^2 / 2 sigma^2`, and steps that are not short compared with its inverse near
+            t = 1 diverge.
         solver: `EulerMaruyama`, `StochasticHeun`, or one of `SDE_SOLVERS`.
-        steps: Where to step: fixed, or each sample for itself (`PER_SAMPLE`) with a solver that
-            estimates its error.
-        last_step: Least length of the last step. 0 makes it a fixed grid's own last one.
+        steps: Fixed time grid, or separate adaptive steps for each sample (`PER_SAMPLE`) with a
+            solver that estimates its error.
+        last_step: Minimum size of the last step. With 0 it is the last step of a fixed grid.
 
     Returns:
         The points at t = 1 and the exact cost of each.
 
     Raises:
-        ValueError: If the solver cannot take such steps, there is not one key per sample, or
+        ValueError: If the solver does not support `steps`, there is not one key per sample, or
             `predict_fn` does not return the shape of its points.
 
-    Source: Albergo et al. 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740.
+    Reference: Albergo et al. 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740.
     """
     require_function("predict_fn", predict_fn)
     require_points("x0", x0)
@@ -104,7 +106,7 @@ def sample_sde(
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
     def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:
-        """`u + w^2/2 score` from one prediction, not where the velocity has no limit."""
+        """Compute `u + w^2/2 score` from one prediction, away from poles of the conversion."""
         t = path.away_from_poles(t, source=prediction, target=Prediction.VELOCITY)
         value = predict_fn(t, x, cond)
         require_like("predict_fn", value, x)
@@ -113,8 +115,8 @@ def sample_sde(
         score = path.convert(t, x, value, source=prediction, target=Prediction.SCORE)
         return u + expand_like(0.5 * jnp.square(w), x) * score
 
-    def field(t: jax.Array, x: Points, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The same at one time for all, with its cost."""
+    def field(t: Time, x: Points, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Compute the drift at one time for all samples, and its cost."""
         t, w = jnp.broadcast_to(t, x.shape[:1]), jnp.broadcast_to(w, x.shape[:1])
         return drift(t, x, cond, w), evaluations(predict_fn, t).astype(jnp.int32)
 
@@ -131,7 +133,7 @@ def sample_sde(
     return solve_brownian(drift_fn, field, rate, x0, keys, cond, solver, grid, start)
 
 
-def _check_choices(solver: Any, steps: FixedSteps | AdaptiveSteps, last_step: float) -> None:
+def _check_choices(solver: object, steps: FixedSteps | AdaptiveSteps, last_step: float) -> None:
     known = isinstance(solver, (StochasticSolver, diffrax.AbstractSRK))
     known = known and not isinstance(solver, (type, diffrax.AbstractWrappedSolver))
     require(known, "solver", "be one of fmjax.solvers.SDE_SOLVERS", repr(solver))
@@ -148,6 +150,6 @@ def _check_choices(solver: Any, steps: FixedSteps | AdaptiveSteps, last_step: fl
             f"steps must be FixedSteps for {type(solver).__name__}, which estimates no error, "
             "got AdaptiveSteps"
         )
-    own = steps.control is ErrorControl.PER_SAMPLE and steps.slots is None
-    require(own, "control", "be PER_SAMPLE without slots for an SDE", steps.control.name)
+    per_sample = steps.control is ErrorControl.PER_SAMPLE and steps.slots is None
+    require(per_sample, "control", "be PER_SAMPLE without slots for an SDE", steps.control.name)
     require(last_step > 0.0, "last_step", "be positive with AdaptiveSteps", last_step)

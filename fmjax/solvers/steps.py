@@ -1,9 +1,10 @@
-"""What a solve is asked for and what it gives back: fixed or adaptive steps, and `Samples`."""
+"""Step settings of a solve, fixed or adaptive, and its result `Samples`."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,67 +16,83 @@ from fmjax._arrays import Points, event_axes
 from fmjax._checks import require, require_count, require_positive
 from fmjax._inputs import described, is_array
 
+Time: TypeAlias = Float[Array, ""]
+"""One time for all samples."""
+RealScalar: TypeAlias = Array | np.ndarray | float | int
+"""A real number, traced or not. The type that Diffrax uses for times and tolerances."""
 
-def is_concrete(value: Any) -> bool:
-    """Whether the numbers in `value` are known now, while the program is traced."""
+if TYPE_CHECKING:
+    ScalarLike: TypeAlias = Array | np.ndarray | float
+    TimesLike: TypeAlias = Array | np.ndarray | Sequence[float]
+else:
+    # JAX rebuilds registered dataclasses with placeholders in the place of arrays, which a runtime
+    # type checker would refuse.
+    ScalarLike = TimesLike = Any
+
+
+def is_concrete(value: object) -> bool:
+    """Whether `value` consists of known numbers, not of tracers."""
     known = (bool, int, float, list, tuple, np.ndarray, np.generic, jax.Array)
     return isinstance(value, known) and not isinstance(value, Tracer)
 
 
 class ErrorControl(enum.Enum):
-    """Whose error decides the steps of a batch.
+    """Which error estimate sets the step size of a batch.
 
     The error of one sample is the rms over its event axes of `error / (atol + rtol |x|)`.
     """
 
     LARGEST_SAMPLE = "largest_sample"
-    """One step for all, from the largest of the samples' own errors: no sample is worse than
-    it would be alone."""
+    """One step size for the batch, from the largest error of a sample. Every sample is at least as
+    accurate as when solved alone."""
     PER_SAMPLE = "per_sample"
-    """A step for each sample. The batch is evaluated until its slowest member arrives."""
+    """A separate step size for each sample. The batch is evaluated until its slowest sample
+    reaches t = 1."""
     WHOLE_BATCH_RMS = "whole_batch_rms"
-    """One step for all, from the rms over batch and event. An outlier is drowned by the rest:
-    one sample in n may exceed the tolerance by sqrt(n)."""
+    """One step size for the batch, from the rms error over batch and event axes. The error of an
+    outlier is averaged out: one sample in n may exceed the tolerance by a factor of sqrt(n)."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["times"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class FixedSteps:
-    """Steps at given times, whatever the error.
+    """Steps on a given time grid, without error control.
 
     Attributes:
-        times: Rising from 0 to 1, one more than there are steps (`fmjax.paths` has grids). The
-            last time may be repeated: such steps are not taken, so that, given as an argument
-            of a jitted function, grids of several lengths padded with ones share one program.
+        times: Time grid, strictly increasing from 0 to 1, with one more time than there are steps
+            (`fmjax.paths` makes grids). The last time may be repeated, which adds no steps: grids
+            of different lengths, padded with ones and passed as an argument of a jitted function,
+            share one compiled program.
     """
 
-    times: Any
+    times: TimesLike
 
     def __post_init__(self) -> None:
         if not hasattr(self.times, "shape") and not isinstance(self.times, (list, tuple)):
-            return  # a placeholder that JAX puts into the tree
+            return  # A placeholder that JAX puts in the place of an array.
         shape = np.shape(self.times)
         require(
             len(shape) == 1 and shape[0] >= 2,
             "times",
-            "be one row of at least 2 times (1 step)",
+            "be a 1-D array of at least 2 times (1 step)",
             f"shape {shape}",
         )
         if is_concrete(self.times):
             times = np.asarray(self.times)
-            ends = bool(times[0] == 0.0 and times[-1] == 1.0)
-            require(ends, "times", "go from 0 to 1", f"{times[0]} to {times[-1]}")
-            rising = np.all(np.diff(times[: num_steps(times) + 1]) > 0.0)
-            require(bool(rising), "times", "rise strictly from 0 to 1", times.tolist())
+            spans_interval = bool(times[0] == 0.0 and times[-1] == 1.0)
+            require(spans_interval, "times", "go from 0 to 1", f"{times[0]} to {times[-1]}")
+            increasing = bool(np.all(np.diff(times[: num_steps(times) + 1]) > 0.0))
+            require(increasing, "times", "increase strictly from 0 to 1", times.tolist())
 
 
-def as_times(steps: FixedSteps) -> Any:
-    """The grid as an array."""
-    return steps.times if hasattr(steps.times, "shape") else np.asarray(steps.times)
+def as_times(steps: FixedSteps) -> Array | np.ndarray:
+    """Return the time grid as an array."""
+    times = steps.times
+    return times if isinstance(times, (jax.Array, np.ndarray)) else np.asarray(times)
 
 
-def num_steps(times: Any) -> Any:
-    """Steps in a grid that may be padded with ones."""
+def num_steps(times: Array | np.ndarray) -> Array | np.integer:
+    """Return the number of steps of a time grid that may be padded with ones."""
     return (times[:-1] < 1.0).sum()
 
 
@@ -86,28 +103,30 @@ def num_steps(times: Any) -> Any:
 )
 @dataclass(frozen=True)
 class AdaptiveSteps:
-    """Steps as long as the error allows.
+    """Steps whose size follows from error estimates and tolerances.
 
     Attributes:
-        rtol: Relative tolerance of one step. Both tolerances may be traced arrays: one program
-            serves them all.
+        rtol: Relative tolerance of one step. Both tolerances may be traced arrays, so that one
+            compiled program serves all tolerances.
         atol: Absolute tolerance of one step, in data units.
-        control: Whose error decides.
-        max_steps: A solve that takes more, rejected ones included, fails.
-        pcoeff: Weight of the last two errors' ratio in the next step's length (0: plain "I"
-            control). 0.3 to 0.4 with icoeff 0.3 to 0.4 is steadier where steps are rejected often.
-        icoeff: Weight of the last error.
-        dcoeff: Weight of the change of that ratio.
-        slots: Samples in flight on each device, for `PER_SAMPLE` only. None solves the whole
-            batch at once, and waits for its slowest. A number streams: whenever a sample
-            arrives, the next of those that wait takes its slot. So a large batch costs about
-            the mean of its samples' evaluations, not the most (`fmjax.solvers.engine.streaming`).
+        control: Which error estimate sets the step size of a batch.
+        max_steps: Maximum number of steps, rejected ones included. A solve that needs more fails.
+        pcoeff: PID coefficient of the proportional term, the ratio of the last two errors. With 0
+            it is plain integral control; 0.3 to 0.4 with icoeff 0.3 to 0.4 avoids oscillating step
+            sizes where many steps are rejected.
+        icoeff: PID coefficient of the integral term, the last error.
+        dcoeff: PID coefficient of the derivative term, the change of the ratio of errors.
+        slots: Number of samples solved at a time on each device, for `PER_SAMPLE` only. None
+            solves the entire batch at once and waits for its slowest sample. With a number, the
+            next waiting sample takes the slot of each finished one, so that a large batch costs
+            about the mean number of evaluations per sample instead of the maximum
+            (`fmjax.solvers.engine.streaming`).
 
-    Source: Hairer and Wanner 1996, Solving ODEs II, section IV.2; Diffrax's `PIDController`.
+    Reference: Hairer and Wanner 1996, Solving ODEs II, section IV.2; Diffrax's `PIDController`.
     """
 
-    rtol: Any = 1e-4
-    atol: Any = 1e-4
+    rtol: ScalarLike = 1e-4
+    atol: ScalarLike = 1e-4
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE
     max_steps: int = 4096
     pcoeff: float = 0.0
@@ -123,12 +142,12 @@ class AdaptiveSteps:
         require_count("max_steps", self.max_steps, 1)
         if self.slots is not None:
             require_count("slots", self.slots, 1)
-            streams = self.control is ErrorControl.PER_SAMPLE
-            require(streams, "control", "be PER_SAMPLE with slots", self.control.name)
+            per_sample = self.control is ErrorControl.PER_SAMPLE
+            require(per_sample, "control", "be PER_SAMPLE if slots is set", self.control.name)
 
 
-def require_steps(steps: Any) -> None:
-    """Raise unless `steps` are fixed or adaptive steps made of numbers."""
+def require_steps(steps: object) -> None:
+    """Raise unless `steps` is a `FixedSteps` or `AdaptiveSteps` that holds numbers."""
     known = isinstance(steps, (FixedSteps, AdaptiveSteps))
     require(known, "steps", "be FixedSteps or AdaptiveSteps", described(steps))
     fixed = isinstance(steps, FixedSteps)
@@ -139,19 +158,19 @@ def require_steps(steps: Any) -> None:
 
 
 class Samples(NamedTuple):
-    """Where the points went, and at what cost.
+    """Result of a solve: the samples and their cost.
 
     Attributes:
-        x1: The points at t = 1 (or where the solve gave up: see `succeeded`).
-        nfe: Network evaluations spent on each sample, those of rejected steps included.
-        num_accepted: Accepted steps of each sample.
-        num_rejected: Rejected steps of each sample.
-        succeeded: Whether the sample arrived at t = 1, every number of it finite. One that is
-            not finite at t = 0 fails by itself, whoever decides the steps.
-        times: Ends of the accepted steps, then +inf: `[steps]`, or `[batch, steps]` if each
-            sample has its own. Of adaptive steps the first 1,024 are kept.
-        trajectory: The points at the times `save_at`, `[times, batch, *event]`, or None.
-            Infinite where a solve that failed did not come to.
+        x1: Points at t = 1, or where a failed solve stopped (see `succeeded`).
+        nfe: Network evaluations (NFE) of each sample, including those of rejected steps.
+        num_accepted: Number of accepted steps of each sample.
+        num_rejected: Number of rejected steps of each sample.
+        succeeded: Whether each sample reached t = 1 and is finite. A sample that is not finite at
+            t = 0 fails without affecting the others, with any `ErrorControl`.
+        times: End times of the accepted steps, padded with +inf: `[steps]`, or `[batch, steps]` if
+            each sample has separate steps. Adaptive solves keep the first 1,024.
+        trajectory: Points at the times `save_at`, `[times, batch, *event]`, or None. Infinite at
+            times that a failed solve did not reach.
     """
 
     x1: Points
@@ -163,17 +182,19 @@ class Samples(NamedTuple):
     trajectory: Float[Array, "saved batch ..."] | None
 
 
-def samples_on_grid(x1: Any, nfe: Any, times: Any, trajectory: Any = None) -> Samples:
-    """The result of fixed steps over `times`, of which those of no length were not taken."""
-    nothing, taken = jnp.zeros(x1.shape[:1], jnp.int32), times[1:] > times[:-1]
-    # Of a grid that was traced nobody has seen yet where it goes.
-    arrived = (times[0] == 0.0) & (times[-1] == 1.0)
+def samples_on_grid(
+    x1: Array, nfe: Array, times: Array, trajectory: Array | None = None
+) -> Samples:
+    """Make the `Samples` of fixed steps on the grid `times`, ignoring steps of length zero."""
+    zeros, taken = jnp.zeros(x1.shape[:1], jnp.int32), times[1:] > times[:-1]
+    # The ends of a traced grid were not checked when it was made.
+    spans_interval = (times[0] == 0.0) & (times[-1] == 1.0)
     return Samples(
         x1=x1,
         nfe=nfe,
-        num_accepted=nothing + jnp.sum(taken, dtype=jnp.int32),
-        num_rejected=nothing,
-        succeeded=arrived & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
+        num_accepted=zeros + jnp.sum(taken, dtype=jnp.int32),
+        num_rejected=zeros,
+        succeeded=spans_interval & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
         times=jnp.sort(jnp.where(taken, times[1:], jnp.inf)),
         trajectory=trajectory,
     )

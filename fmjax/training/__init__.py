@@ -1,4 +1,4 @@
-"""Training: a sharded step, the loop around it, and checkpoints."""
+"""Training: sharded training step, training loop, optimizers, logs and checkpoints."""
 
 from fmjax.training.checkpoints.errors import (
     CheckpointWriteError,

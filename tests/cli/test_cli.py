@@ -114,7 +114,7 @@ def test_naming_a_tolerance_makes_the_steps_adaptive(toy_run):
 def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path, capsys):
     options = ["--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-30, "--atol", 1e-30]
     assert run("sample", toy_run, *options, "--output", tmp_path / "six.png") == 1
-    assert "6 of them did not arrive at t = 1" in capsys.readouterr().out
+    assert "6 of them did not reach t = 1" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["six.npz", "six.png"]
 
 
@@ -216,10 +216,10 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
         (["--solver", "tsit6"], "did you mean 'tsit5'"),
         (["--solver", "euler", "--num-steps", "None"], "num_steps must be given for euler"),
         (["--rtol", "0"], "rtol must be positive, got 0.0"),
-        (["--rtol", "1e-4"], "rtol must go with a solver that estimates its error (tsit5, "),
-        (["--control=PER_SAMPLE"], "control must go with a solver that estimates its error"),
+        (["--rtol", "1e-4"], "rtol must be used with a solver that estimates its error (tsit5, "),
+        (["--control=PER_SAMPLE"], "control must be used with a solver that estimates its error"),
         (["--num-steps", "0"], "num_steps must lie in [1, 16777216], got 0"),
-        (["--num-steps", "4", "--rtol", "1e-3"], "rtol must go without a number of steps, which"),
+        (["--num-steps", "4", "--rtol", "1e-3"], "rtol must be left out with num-steps, which"),
         (["--classes", "3"], "classes must be left out for a model without"),
         (["--guidance", "2"], "guidance must be 1 for a model without classes"),
         (["--classes", "--"], "unrecognized option --"),
@@ -238,7 +238,7 @@ def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message,
 def test_a_tolerance_of_samples_to_measure_needs_a_solver_with_an_error_estimate(toy_run, capsys):
     before = (toy_run / "evaluation.json").read_text()
     assert run("evaluate", toy_run, "--sampling.atol", "1e-2") == 2
-    assert "atol must go with a solver that estimates its error" in capsys.readouterr().err
+    assert "atol must be used with a solver that estimates its error" in capsys.readouterr().err
     assert (toy_run / "evaluation.json").read_text() == before
 
 
@@ -284,11 +284,11 @@ def misplaced(tmp_path, toy_run):
     [
         ("o", "output must be the name of a file, got the folder o.png"),
         ("o.npz", "output must be the name of a file, got the folder o.png"),
-        ("nothing", "output must be the name of a file, got nothing.npz, a link to nothing"),
+        ("nothing", "output must be the name of a file, got the broken link nothing.npz"),
         ("pipe", "output must be the name of a file, got pipe.npz, which is a device or a pipe"),
         ("file/o", "output must be in a folder, got the file file"),
         ("file/deep/o", "output must be in a folder, got the file file"),
-        ("loop/o", "output must be in a folder, got loop, a link to nothing"),
+        ("loop/o", "output must be in a folder, got the broken link loop"),
         ("toy/checkpoints/4/o", "output must be outside the checkpoints of a run, got toy/check"),
         (".", "output must be the name of a file, got ."),
         ("..", "output must be the name of a file, got .."),
@@ -315,7 +315,7 @@ def test_samples_that_cannot_be_written_are_not_drawn(
         ("file", "run folder must be in a folder, got the file file"),
         ("file/run", "run folder must be in a folder, got the file file"),
         ("notes", "run folder notes must be new, empty or a run, got something else in it"),
-        ("nothing.npz", "run folder must be in a folder, got nothing.npz, a link to nothing"),
+        ("nothing.npz", "run folder must be in a folder, got the broken link nothing.npz"),
         ("toy/checkpoints/run", "run folder must be outside the checkpoints of a run"),
     ],
 )
@@ -359,7 +359,7 @@ def test_a_reflow_into_its_teacher_is_refused_before_pairs_are_made(
         (["--picture", "o.png"], "picture must be the name of a file, got the folder o.png"),
         (["--json", "o.png"], "json must be the name of a file, got the folder o.png"),
         (["--json", "file/x.json"], "json must be in a folder, got the file file"),
-        (["--json", "CONFIG"], "json must be another file than the input"),
+        (["--json", "CONFIG"], "json must differ from the input file"),
         (["--json", "./x.png", "--picture", "x.png"], "picture must be another file than json"),
     ],
 )

@@ -56,7 +56,7 @@ def shell(redirection):
             "> /dev/full",
             (
                 1,
-                "finished\nfmjax: error: standard output must take the text, got No space left on "
+                "finished\nfmjax: error: standard output must be writable, got No space left on "
                 "device\n",
             ),
         ),

@@ -268,7 +268,7 @@ def test_edm_steps_lie_where_the_paths_own_schedule_has_edms_ratios():
 def test_edm_steps_are_refused_where_the_path_never_has_such_noise():
     sampling = SamplingConfig(solver="euler", num_steps=16, grid="edm")
     assert len(sampling.make_steps(VariancePreserving()).times) == 17
-    with pytest.raises(ValueError, match=r"schedule must have every noise-to-data ratio of the"):
+    with pytest.raises(ValueError, match=r"schedule must reach every noise-to-data ratio of the"):
         sampling.make_steps(VarianceExploding())
 
 
@@ -277,7 +277,7 @@ def test_calibrated_steps_lie_at_the_quantiles_of_what_was_measured():
     measured = Tabulated((0.0, 0.5, 1.0), (3.0, 1.0))
     times = sampling.make_steps(calibrated=measured).times
     np.testing.assert_array_equal(times, quantile_grid(4, measured))
-    with pytest.raises(ValueError, match="grid must be of a trained run to be calibrated"):
+    with pytest.raises(ValueError, match="grid must not be calibrated without a trained run"):
         sampling.make_steps()
 
 
@@ -285,7 +285,7 @@ def test_samples_that_stream_have_steps_of_their_own():
     steps = SamplingConfig(slots=7).make_steps()
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.slots, steps.control) == (7, ErrorControl.PER_SAMPLE)
-    with pytest.raises(ValueError, match="slots must be left out with a number of steps"):
+    with pytest.raises(ValueError, match="slots must be left out with num_steps"):
         SamplingConfig(solver="heun", num_steps=4, slots=7).make_steps()
 
 
@@ -312,7 +312,7 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
     config = dataclasses.replace(UNUSUAL, loss=LossConfig(label_drop=label_drop))
     experiment = build(config, (2,), num_classes)
     with pytest.raises(
-        ValueError, match="guidance must be 1 for a model without classes or text, or trained with"
+        ValueError, match="guidance must be 1 for a model without classes or text, or with"
     ):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
@@ -344,8 +344,8 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
         (lambda: SamplingConfig(solver="ddim"), "num_steps must be given for ddim"),
         (lambda: SamplingConfig(solver="sea"), "num_steps must be given for sea"),
         (lambda: SamplingConfig(slots=0), "slots must be at least 1, got 0"),
-        (lambda: SamplingConfig(solver="shark", slots=4), "slots must be left out for what is not"),
-        (lambda: SamplingConfig(clip=1.0), "clip must be left out for tsit5, which has none"),
+        (lambda: SamplingConfig(solver="shark", slots=4), "slots must be left out for shark"),
+        (lambda: SamplingConfig(clip=1.0), "clip must be left out for tsit5, which does not clip"),
         (lambda: SamplingConfig(solver="ddim", num_steps=1, clip=0.0), "clip must be positive"),
         (lambda: SamplingConfig(last_step=1.0), r"last_step must lie in \[0.0, 0.999\], got 1.0"),
         (lambda: SamplingConfig(rate_scale=-1.0), "rate_scale must be at least 0.0, got -1.0"),
@@ -354,16 +354,19 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
         (lambda: CompareConfig(slots=0), "compare.slots must be at least 1, got 0"),
         (lambda: StudyConfig("s", (), (SamplingConfig(),)), "runs must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),
-        (lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)), "runs must have names"),
+        (
+            lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)),
+            "runs must have distinct",
+        ),
         (
             lambda: StudyConfig(
                 "s", (UNUSUAL,), (SamplingConfig(),), own_samplings={"x": (SamplingConfig(),)}
             ),
-            r"own_samplings must name some of unusual, got \['x'\]",
+            r"own_samplings must have keys among unusual, got \['x'\]",
         ),
         (
             lambda: StudyConfig("s", (STUDENT, Config(name="x")), (SamplingConfig(),)),
-            "runs must have teachers before those that they teach, got student",
+            "runs must list teachers before their students, got student",
         ),
         (
             lambda: StudyConfig("s", (UNUSUAL, Config(name="x")), (SamplingConfig(),)),
@@ -380,7 +383,7 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
                 (2,),
                 3,
             ),
-            "sampling.guidance must be 1 for a model without classes or text, or trained with",
+            "sampling.guidance must be 1 for a model without classes or text, or with",
         ),
         (
             lambda: build(
@@ -407,20 +410,20 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
         ),
         (
             lambda: CompareConfig(fixed_solvers=("tsit5",)),
-            r"adaptive_solvers must not be among the fixed ones, got \['tsit5'\]",
+            r"adaptive_solvers must not be among compare.fixed_solvers, got \['tsit5'\]",
         ),
         (lambda: PretrainedConfig(""), "pretrained.folder must be a folder, got ''"),
         (lambda: PretrainedConfig("x", dtype="f16"), "pretrained.dtype must be one of float32, b"),
         (lambda: LoRAConfig(rank=0), "lora.rank must be at least 1, got 0"),
         (lambda: LoRAConfig(alpha=0.0), "lora.alpha must be positive, got 0.0"),
-        (lambda: LoRAConfig(layers=()), "lora.layers must name at least one"),
+        (lambda: LoRAConfig(layers=()), "lora.layers must contain at least one"),
         (
             lambda: Config(name="x", pretrained=RELEASED, path=AffinePath(Cosine())),
-            "path must be the linear one for released weights",
+            "path must have the Linear schedule for released weights",
         ),
         (
             lambda: Config(name="x", pretrained=RELEASED, loss=LossConfig(Prediction.X1)),
-            "loss must be of a velocity for released weights",
+            "loss must be a LossConfig with prediction VELOCITY for released weights",
         ),
         (
             lambda: Config(name="x", pretrained=RELEASED, reflow=ReflowConfig("x")),

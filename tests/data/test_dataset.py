@@ -15,10 +15,10 @@ X = np.zeros((3, 2), dtype=np.float32)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((3, 2), dtype=np.int64),), "x must be uint8 or floating, got int64"),
+        ((np.zeros((3, 2), dtype=np.int64),), "x must be uint8 or floating point, got int64"),
         ((np.zeros(3),), r"x must be \[num_examples, \*event\], got shape \(3,\)"),
         ((np.zeros((0, 2)),), r"x must hold at least one example, got shape \(0, 2\)"),
-        ((X, np.zeros(3, dtype=np.int32)), "labels must come together with num_classes"),
+        ((X, np.zeros(3, dtype=np.int32)), "labels must be given together with num_classes"),
         ((X, np.zeros(2, dtype=np.int32), 1), r"labels must be 3 integers, got int32 of .*\(2,\)"),
         ((X, np.zeros(3), 1), "labels must be 3 integers, got float64"),
         ((X, np.array([0, 1, 3]), 3), r"labels must lie in \[0, 3\), got 0 to 3"),

@@ -174,7 +174,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 @pytest.mark.parametrize("state", [{}, {"next_batch": -1}, {"next_index": 3}])
 def test_a_state_of_something_else_is_refused(state):
-    with pytest.raises(ValueError, match="state must be {'next_batch': a count}"):
+    with pytest.raises(ValueError, match="state must be {'next_batch': count}"):
         batches(numbered(8), batch_size=4).set_state(state)
 
 

@@ -194,7 +194,7 @@ def test_a_tokenizer_keeps_the_rule_that_it_was_written_under(tmp_path):
 def test_rules_that_are_not_known_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(train_tokenizer(TEXTS, CONFIG).to_json().replace('"rule": 2', '"rule": 3'))
-    with pytest.raises(ValueError, match=r"must follow a rule of \[1, 2\], got rule 3"):
+    with pytest.raises(ValueError, match=r"must use a rule in \[1, 2\], got rule 3"):
         read_word_tokenizer(path)
     with pytest.raises(ValueError, match=r"rule must be one of \[1, 2\], got 0"):
         train_tokenizer(TEXTS, CONFIG, rule=0)

@@ -25,7 +25,7 @@ from fmjax.data import ArrayData, DigitsData
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import (
     Evaluation,
-    _Yardsticks,
+    _References,
     described,
     evaluate_run,
     read_evaluation,
@@ -140,8 +140,8 @@ def test_real_examples_are_compared_with_as_many_samples(samples, test, expected
         return float(len(sizes) - 1)
 
     halves = (np.arange(3), np.arange(3, 7))
-    yardsticks = _Yardsticks(np.zeros((7, 2)), halves, np.zeros((test, 2)))
-    found = yardsticks.distances("d", distance, np.zeros((samples, 2)))
+    references = _References(np.zeros((7, 2)), halves, np.zeros((test, 2)))
+    found = references.distances("d", distance, np.zeros((samples, 2)))
     by_name = {name.removeprefix("d"): sizes[number] for name, number in found.items()}
     assert by_name == expected | {"_halves": (3, 4)}
 
@@ -184,19 +184,19 @@ def test_test_data_of_another_shape_are_refused(run, tmp_path):
     other = run._replace(
         config=dataclasses.replace(CONFIG, data=data), folder=RunFolder(tmp_path / "run")
     )
-    message = r"test data must be of shape \(8, 8, 1\), got \(4, 8, 1\)"
+    message = r"test data must have shape \(8, 8, 1\), got \(4, 8, 1\)"
     with pytest.raises(ValueError, match=message):
         evaluate_run(other, CONFIG.evaluation, CONFIG.sampling)
 
 
 @pytest.mark.slow
 def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monkeypatch):
-    """No Frechet distance, precision, recall or recognised samples, and no training for them."""
+    """No Frechet distance, precision, recall or recognized samples, and no training for them."""
 
     def refuse(*_, **__):
         raise AssertionError("no classifier may be trained")
 
-    monkeypatch.setattr("fmjax.jobs.evaluate.evaluate.trained_classifier", refuse)
+    monkeypatch.setattr("fmjax.runs.real_data.trained_classifier", refuse)
     evaluation = dataclasses.replace(CONFIG.evaluation, classifier=False)
     config = dataclasses.replace(CONFIG, evaluation=evaluation)
     shutil.copytree(run.folder.path, tmp_path / "run")
@@ -208,7 +208,7 @@ def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monk
     assert found.wasserstein_as_test == with_it.wasserstein_as_test
     missing = (found.frechet, found.frechet_test, found.accuracy, found.classifier_accuracy)
     assert missing == (None,) * 4
-    assert not any("Frechet" in line or "recognised" in line for line in described(found))
+    assert not any("Frechet" in line or "recognized" in line for line in described(found))
     comparison = compare_run(bare, CONFIG.compare)
     assert {name for row in comparison.runs for name in row.metrics} == {
         "sliced Wasserstein distance"
@@ -300,7 +300,7 @@ def test_without_test_data_the_rest_is_measured(run, tmp_path):
     assert (found.frechet, found.accuracy) == (None, None)
     # Test data that are damaged are not the same as none.
     (tmp_path / "test.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"test\.npz must be a whole \.npz file"):
+    with pytest.raises(ValueError, match=r"test\.npz must be a valid \.npz file"):
         evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
     (tmp_path / "test.npz").unlink()
     # Somebody's own features need no classifier.
@@ -336,13 +336,13 @@ def test_labels_are_even_and_only_of_the_chosen_classes(num, classes, expected):
 
 @pytest.mark.parametrize("label", [10, -1])
 def test_a_class_that_there_is_not_is_refused(label):
-    with pytest.raises(ValueError, match=rf"^class must lie in 0 \.\. 9, got {label}$"):
+    with pytest.raises(ValueError, match=rf"^class must be between 0 and 9, got {label}$"):
         chosen_labels(4, 10, (0, label))
 
 
 def test_without_classes_there_are_no_labels_to_choose():
     assert chosen_labels(4, None, ()) is None
-    with pytest.raises(ValueError, match="classes must be left out for a model without, got"):
+    with pytest.raises(ValueError, match="classes must be left out for a model without classes"):
         chosen_labels(4, None, (1,))
 
 
@@ -447,15 +447,18 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def get_config(:", "must run, got SyntaxError"),
-        ("import no_such_module", "must run, got ModuleNotFoundError"),
+        ("def get_config(:", "must run without errors, got SyntaxError"),
+        ("import no_such_module", "must run without errors, got ModuleNotFoundError"),
         (
             "from fmjax.config import LossConfig\n"
             "def get_config():\n    return LossConfig(label_dorp=0.2)",
             r"got TypeError: .*'label_dorp'.*id you mean 'label_drop'\?",
         ),
         ("x = 1", r"must define get_config\(\) -> Config, got None"),
-        ("def get_config():\n    return {}['name']", "must run, got KeyError: 'name'"),
+        (
+            "def get_config():\n    return {}['name']",
+            "must run without errors, got KeyError: 'name'",
+        ),
         (
             "from fmjax.config import Config, TrainingConfig\n"
             "def get_config():\n    return Config('x', training=TrainingConfig(batch_size=16.5))",
@@ -464,7 +467,7 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
         (
             "from fmjax.config import Config\nfrom fmjax.networks import MLPConfig\n"
             "def get_config():\n    return Config('x', network=MLPConfig)",
-            "of fmjax's own parts: config.network must be a MLPConfig or UNetConfig or DiTConfig",
+            "of fmjax configs: config.network must be a MLPConfig or UNetConfig or DiTConfig",
         ),
         (
             "from fmjax.config import Config, SamplingConfig\n"
@@ -477,28 +480,37 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
             "config.data must be a DigitsData or ToyData or IdxData or ArrayData or Cifar10Data",
         ),
         ("def get_config():\n    return 3", r"must define get_config\(\) -> Config, got 3"),
-        ("import sys\nsys.exit(0)", "mine.py must run, got SystemExit: 0$"),
-        ("import sys\nsys.exit()", "mine.py must run, got SystemExit$"),
-        ("import sys\nsys.exit('no GPU')", "mine.py must run, got SystemExit: no GPU$"),
-        ("def get_config():\n    raise SystemExit(3)", "mine.py must run, got SystemExit: 3$"),
-        ("raise KeyboardInterrupt", "mine.py must run, got KeyboardInterrupt$"),
-        ("def get_config():\n    return get_config()", "must run, got RecursionError: maximum"),
+        ("import sys\nsys.exit(0)", "mine.py must run without errors, got SystemExit: 0$"),
+        ("import sys\nsys.exit()", "mine.py must run without errors, got SystemExit$"),
+        (
+            "import sys\nsys.exit('no GPU')",
+            "mine.py must run without errors, got SystemExit: no GPU$",
+        ),
+        (
+            "def get_config():\n    raise SystemExit(3)",
+            "mine.py must run without errors, got SystemExit: 3$",
+        ),
+        ("raise KeyboardInterrupt", "mine.py must run without errors, got KeyboardInterrupt$"),
+        (
+            "def get_config():\n    return get_config()",
+            "must run without errors, got RecursionError: maximum",
+        ),
         (
             "import dataclasses, sys\nfrom fmjax.config import Config\n@dataclasses.dataclass\n"
             "class Mine:\n    def __post_init__(self):\n        sys.exit('part')\n"
             "def get_config():\n    return Config('x', data=Mine())",
-            "mine.py must run, got SystemExit: part$",
+            "mine.py must run without errors, got SystemExit: part$",
         ),
         (
             "class Mine:\n    def __repr__(self):\n        raise SystemExit\n"
             "def get_config():\n    return Mine()",
-            "mine.py must run, got SystemExit$",
+            "mine.py must run without errors, got SystemExit$",
         ),
         (
             "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\nraise Mute",
-            "mine.py must run, got Mute$",
+            "mine.py must run without errors, got Mute$",
         ),
-        ("raise GeneratorExit", "mine.py must run, got GeneratorExit$"),
+        ("raise GeneratorExit", "mine.py must run without errors, got GeneratorExit$"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

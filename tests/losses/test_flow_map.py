@@ -291,7 +291,7 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
         (lambda net: shortcut_objective(net, AffinePath(), num_steps=12), "be a power of two"),
         (
             lambda net: shortcut_objective(net, AffinePath(), guidance=1.5),
-            "be 1 without examples that lose their condition",
+            "guidance must be 1 if label_drop is 0",
         ),
         (
             lambda net: mean_flow_objective(net, AffinePath(), ratio_r_neq_t=2.0),
@@ -305,12 +305,12 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
             lambda net: mean_flow_objective(
                 net, AffinePath(), guidance=BuiltInGuidance(max_scale=4.0)
             ),
-            "net must have guidance for an input",
+            "net.guided must be True if guidance.max_scale is given",
         ),
         (lambda net: BuiltInGuidance(0.0), "guidance.scale must be positive"),
-        (lambda net: BuiltInGuidance(2.0, max_scale=4.0), "be 1 where guidance is an input"),
+        (lambda net: BuiltInGuidance(2.0, max_scale=4.0), "be 1 if guidance.max_scale is given"),
         (lambda net: BuiltInGuidance(mix=1.0), r"guidance.mix must lie in \[0, 1\)"),
-        (lambda net: BuiltInGuidance(first=0.5, last=0.4), "be at most last 0.4"),
+        (lambda net: BuiltInGuidance(first=0.5, last=0.4), "be at most guidance.last = 0.4"),
         (lambda net: BuiltInGuidance(max_scale=0.5), "guidance.max_scale must"),
     ],
 )

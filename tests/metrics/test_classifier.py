@@ -1,4 +1,4 @@
-"""The classifier of real images: how well it knows them, how it is kept, what it refuses."""
+"""The image classifier: accuracy, caching, early stopping and refused arguments."""
 
 import re
 import threading
@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier(digits, cache):
-    """Trained for real, as any run on digits trains it."""
+    """Trained with the default settings, as for any run on digits."""
     return trained_classifier(*digits)
 
 
@@ -56,7 +56,7 @@ def random_set(seed, num=12, num_classes=3, shape=(4, 4, 1)):
 
 def test_it_knows_at_least_96_percent_of_the_test_digits(classifier, digits):
     _, test = digits
-    # Over four seeds the accuracy was 97.5 to 97.8 %; 96 % is what is promised.
+    # Over four seeds the accuracy was 97.5 to 97.8 %; the documentation promises 96 %.
     assert classifier.test_accuracy >= 0.96
     assert classifier.test_accuracy == np.mean(classifier.classify(test.points()) == test.labels)
     assert classifier.accuracy(test.points(), test.classes()) == classifier.test_accuracy
@@ -76,7 +76,7 @@ def test_its_features_are_an_extractor_that_takes_each_image_alone(classifier, d
     features = classifier.features(images)
     assert isinstance(classifier.features, FeatureExtractor)
     assert (features.shape, features.dtype) == ((355, 128), np.float32)
-    # 355 images make one full batch and one that is filled up; other cuts give the same rows.
+    # 355 images make one full and one padded batch; other slices give the same rows.
     np.testing.assert_allclose(classifier.features(images[250:260]), features[250:260], atol=1e-5)
     np.testing.assert_allclose(
         classifier.features(jnp.asarray(images[:1])), features[:1], atol=1e-5
@@ -86,7 +86,7 @@ def test_its_features_are_an_extractor_that_takes_each_image_alone(classifier, d
 def test_the_frechet_distance_on_its_features_tells_digits_from_noise(classifier, digits):
     train, test = (classifier.features(split.points()) for split in digits)
     noise = np.random.default_rng(0).uniform(-1, 1, (355, 8, 8, 1)).astype(np.float32)
-    # Real digits against real digits are an order nearer than noise is.
+    # The distance between real sets is an order of magnitude below that of noise.
     real = frechet_distance(test, train)
     assert frechet_distance(classifier.features(noise), train) > 10 * real
 
@@ -101,7 +101,7 @@ def test_a_second_call_reads_the_file_and_gives_the_same(classifier, digits, cac
 
 
 def test_two_processes_that_need_a_classifier_train_it_once(tmp_path, monkeypatch):
-    """Two threads, which locks keep apart as they do processes."""
+    """Two threads, which the file lock excludes like two processes."""
     monkeypatch.setenv("FMJAX_CACHE", str(tmp_path))
     trained, real = [], classifier_cache.train_classifier
 
@@ -126,7 +126,7 @@ def test_two_processes_that_need_a_classifier_train_it_once(tmp_path, monkeypatc
 
 
 class Lines(Silent):
-    """Progress that remembers what was said."""
+    """Progress that records all reports."""
 
     def __init__(self):
         self.lines = []
@@ -174,8 +174,8 @@ def test_training_tells_its_steps_and_its_accuracy(tmp_path, monkeypatch):
     compiling, *trained = lines.lines[:-1]
     assert compiling == (0, 4, "compiling")
     assert [line[:2] for line in trained] == [(4, 4)]
-    said = r"trained the classifier in \d+\.\d s, 4 steps of at most 4: .* % of the test images"
-    assert re.match(said, lines.lines[-1])
+    message = r"trained the classifier in \d+\.\d s, 4 steps of at most 4: .* % accuracy on the"
+    assert re.match(message, lines.lines[-1])
 
 
 def test_where_nothing_can_be_kept_there_is_a_classifier_all_the_same(tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_where_nothing_can_be_kept_there_is_a_classifier_all_the_same(tmp_path, 
     sets = (random_set(0), random_set(1))
     found = trained_classifier(*sets, config=SMALL, training=QUICK, progress=lines)
     assert 0 <= found.test_accuracy <= 1
-    assert lines.lines[-1].startswith("the classifier is not kept: ")
+    assert lines.lines[-1].startswith("the classifier is not cached: cannot write to ")
 
 
 def test_training_is_the_same_every_time():
@@ -197,7 +197,7 @@ def test_training_is_the_same_every_time():
 
 
 def bright_set(seed, num):
-    """Images whose class is how bright they are, as integers draw them on any machine."""
+    """Images whose class is their brightness, from integers that are equal on any machine."""
     generator = np.random.default_rng(seed)
     labels = np.arange(num) % 3
     pixels = generator.integers(0, 2, (num, 4, 4, 1)) + labels[:, None, None, None] / 4
@@ -205,7 +205,7 @@ def bright_set(seed, num):
 
 
 def reference(images, labels, training, num_steps):
-    """The training loop written out: every step draws from all of these images."""
+    """The training loop written out: every step samples from all of these images."""
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     network = make_classifier(SMALL, images.shape[1:], 3)
     rate = optax.warmup_cosine_decay_schedule(
@@ -220,10 +220,10 @@ def reference(images, labels, training, num_steps):
 
     @jax.jit
     def step(params, moments, key):
-        draw, shift = jax.random.split(key)
-        which = jax.random.randint(draw, (training.batch_size,), 0, len(images))
-        x = shift_images(shift, images[which], training.max_shift)
-        gradient = jax.grad(loss_of)(params, x, labels[which])
+        batch_key, shift_key = jax.random.split(key)
+        indices = jax.random.randint(batch_key, (training.batch_size,), 0, len(images))
+        x = shift_images(shift_key, images[indices], training.max_shift)
+        gradient = jax.grad(loss_of)(params, x, labels[indices])
         updates, moments = optimizer.update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments
 
@@ -245,12 +245,12 @@ def test_it_learns_from_all_of_many_images_and_from_those_not_held_out_of_few(nu
         train, bright_set(1, 12), config=SMALL, training=training
     )
     expected = reference(train.points(kept), train.labels[kept], training, 12)
-    # Both compile the same operations; only what is fused with what may differ.
+    # Both compile the same operations; only the fusion may differ.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found.params, expected)
 
 
 def test_the_cache_still_knows_the_classifiers_of_many_images_by_their_old_names():
-    """The name is what the first version of the cache gave this set: a hash of plain numbers."""
+    """The first version of the cache gave this set this name, a hash of plain numbers."""
     sets = (bright_set(0, 5_000), bright_set(1, 12))
     settings = (ClassifierConfig(), ClassifierTraining())
     for stopping in (EarlyStopping(), EarlyStopping(patience=9)):
@@ -259,7 +259,7 @@ def test_the_cache_still_knows_the_classifiers_of_many_images_by_their_old_names
 
 
 def striped_set(seed, num):
-    """Rows, columns or a chessboard with some noise: a shift does not change which."""
+    """Rows, columns or a chessboard with some noise: a shift does not change the class."""
     labels = np.arange(num) % 3
     row, column = np.indices((4, 4)) % 2
     x = np.stack([row, column, row ^ column])[labels][..., None] * 2.0 - 1
@@ -277,8 +277,8 @@ def test_the_training_on_few_images_ends_where_the_accuracy_improves_no_more():
     assert found.test_accuracy == 1.0
     compiling, *checks, last = lines.lines
     assert compiling == (0, 2000, "compiling")
-    # Five checks of 20 steps after the one at which all that are held out were right.
-    first = next(i for i, (_, _, note) in enumerate(checks) if "100.0 % of held-out" in note)
+    # Five checks of 20 steps follow the first one at which all held-out images are correct.
+    first = next(i for i, (_, _, note) in enumerate(checks) if ", 100.0 % accuracy" in note)
     assert len(checks) <= first + 6
     assert sum(steps for steps, _, _ in checks) == 20 * len(checks) < 1_000
     assert f" {20 * len(checks)} steps of at most 2000" in last
@@ -328,36 +328,36 @@ def test_a_damaged_file_is_named_and_not_trained_over(classifier, tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"something else", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"c.npz must be a whole classifier file \(delete it"):
+        with pytest.raises(ValueError, match=r"c.npz must be a complete classifier file \(delete"):
             load_classifier(path)
     np.savez(path, x=np.zeros(3))
-    with pytest.raises(ValueError, match=r"c.npz must be a whole classifier file.*KeyError"):
+    with pytest.raises(ValueError, match=r"c.npz must be a complete classifier file.*KeyError"):
         load_classifier(path)
     save_classifier(path, classifier)
     with np.load(path) as archive:
         arrays = dict(archive)
     arrays.popitem()
     np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="got weights of other shapes than its config has"):
+    with pytest.raises(ValueError, match="got weights whose shapes do not match its config"):
         load_classifier(path)
 
 
 def test_sets_that_make_no_classifier_are_refused(cache):
     good = random_set(0)
-    with pytest.raises(ValueError, match="train must have classes, got an unconditional set"):
+    with pytest.raises(ValueError, match="train must have classes, got an unlabeled data set"):
         trained_classifier(Dataset(good.x), good, config=SMALL)
-    with pytest.raises(ValueError, match=r"test must hold images of \(4, 4, 1\) in 3 classes"):
+    with pytest.raises(ValueError, match=r"test must hold images of shape \(4, 4, 1\) in 3"):
         trained_classifier(good, random_set(0, num_classes=4), config=SMALL)
-    with pytest.raises(ValueError, match=r"test must hold .*, got \(4, 6, 1\) in 3"):
+    with pytest.raises(ValueError, match=r"test must hold .*, got shape \(4, 6, 1\) in 3"):
         trained_classifier(good, random_set(0, shape=(4, 6, 1)), config=SMALL)
 
 
 def test_images_of_another_shape_are_refused(classifier):
-    with pytest.raises(ValueError, match=r"images must be \[n, 8, 8, 1\] with n at least 1, got"):
+    with pytest.raises(ValueError, match=r"images must have shape \[n, 8, 8, 1\] with n at least"):
         classifier.features(np.zeros((2, 4, 4, 1)))
-    with pytest.raises(ValueError, match="images must be"):
+    with pytest.raises(ValueError, match="images must have shape"):
         classifier.classify(np.zeros((0, 8, 8, 1)))
-    with pytest.raises(ValueError, match=r"labels must be one for each of 2 images, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\), one label per image"):
         classifier.accuracy(np.zeros((2, 8, 8, 1)), [1, 2, 3])
 
 

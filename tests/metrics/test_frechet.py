@@ -41,7 +41,7 @@ def test_it_agrees_with_the_matrix_square_root():
 
 
 def test_covariances_without_full_rank_are_safe():
-    # Rank 3 in 16 dimensions and fewer examples than features: by the Gaussians' own subspaces.
+    # Rank 3 in 16 dimensions, and fewer samples than features.
     x, y = draw(1, 50, 16, rank=3), draw(2, 10, 16)
     ridge = 1e-9 * np.eye(16)
     fits = [fit_gaussian(features) for features in (x, y)]
@@ -59,9 +59,9 @@ def test_a_set_of_float32_features_is_at_distance_zero_from_itself():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((1, 3)), np.zeros((5, 3)), r"features must hold at least 2 examples .*, got 1"),
+        (np.zeros((1, 3)), np.zeros((5, 3)), r"features must hold at least 2 samples, .*, got 1"),
         (np.zeros(3), np.zeros((5, 3)), r"features must be \[n, d\], got shape \(3,\)"),
-        (np.zeros((5, 2)), np.zeros((5, 3)), "features_y must have 2 features each"),
+        (np.zeros((5, 2)), np.zeros((5, 3)), "features_y must have 2 features per sample"),
         (np.full((5, 3), np.nan), np.zeros((5, 3)), "features must be finite, got inf or nan"),
     ],
 )

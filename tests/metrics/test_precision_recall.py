@@ -1,4 +1,4 @@
-"""Precision and recall by hand on a line, against a plain loop, and on what they tell apart."""
+"""Precision and recall against values by hand, a plain loop, and known failure modes."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ def by_loop(points, manifold, k):
     covered = []
     for point in points:
         inside = False
-        for centre in manifold:
-            radius = sorted(np.linalg.norm(manifold - centre, axis=1))[k]
-            inside = inside or np.linalg.norm(point - centre) <= radius
+        for center in manifold:
+            radius = sorted(np.linalg.norm(manifold - center, axis=1))[k]
+            inside = inside or np.linalg.norm(point - center) <= radius
         covered.append(inside)
     return np.mean(covered)
 
@@ -26,8 +26,8 @@ def test_points_on_a_line_are_counted_as_by_hand():
     # With k = 1 the real balls are [-1, 1], [0, 2], [1, 3], [2, 18]; the samples' have radius 1.
     real = column(0.0, 1.0, 2.0, 10.0)
     found = precision_recall(column(0.5, 1.5, 25.0, 26.0), real, num_neighbours=1)
-    assert found.precision == 0.5  # Of the lone point at 10 the ball ends at 18.
-    assert found.recall == 0.75  # The samples' balls are [-0.5, 1.5], [0.5, 2.5] and far off.
+    assert found.precision == 0.5  # The ball of the isolated point at 10 ends at 18.
+    assert found.recall == 0.75  # The samples' balls are [-0.5, 1.5], [0.5, 2.5] and two far away.
 
 
 def test_it_agrees_with_a_loop_over_pairs():
@@ -45,7 +45,7 @@ def test_neighbours_are_those_of_a_loop_in_two_clusters_far_apart(dtype):
     side = 1e4 * (np.arange(40)[:, None] % 2)
     x, y = (1e-2 * generator.standard_normal((40, 3)) + side for _ in range(2))
     x, y = x.astype(dtype), y.astype(dtype)
-    x[:8] = x[0]  # Eight copies, whose balls have no size and hold their own centre.
+    x[:8] = x[0]  # Eight copies, whose balls have radius 0 and contain their center.
     y[4] = x[0]
     found = precision_recall(x, y, num_neighbours=3)
     wide = x.astype(np.float64), y.astype(np.float64)
@@ -84,7 +84,7 @@ def test_sets_without_sense_are_refused():
         precision_recall(x[:3], x)
     with pytest.raises(ValueError, match="number of real must be at least 4, got 3"):
         precision_recall(x, x[:3])
-    with pytest.raises(ValueError, match="samples must have 2 features as the real ones, got 3"):
+    with pytest.raises(ValueError, match="samples must have 2 features, like real, got 3"):
         precision_recall(np.zeros((5, 3)), x)
     with pytest.raises(ValueError, match="num_neighbours must be at least 1, got 0"):
         precision_recall(x, x, num_neighbours=0)

@@ -93,7 +93,7 @@ def test_equal_sets_are_at_distance_zero_and_order_does_not_matter():
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((jnp.zeros((2, 3)), jnp.zeros((2, 4))), {}, r"y must have events like x, \(3,\), got"),
+        ((jnp.zeros((2, 3)), jnp.zeros((2, 4))), {}, r"y must have the event shape of x, \(3,\)"),
         ((jnp.zeros((0, 3)), jnp.zeros((2, 3))), {}, "x must hold at least one sample, got shape "),
         ((jnp.zeros((2, 3)),) * 2, {"num_projections": 0}, "num_projections must be at least 1"),
         ((jnp.zeros((2, 3)),) * 2, {"order": 3}, "order must be 1 or 2, got 3"),

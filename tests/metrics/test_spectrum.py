@@ -8,7 +8,7 @@ from fmjax.metrics import high_frequency_share, radial_spectrum
 
 
 def wave(down, across, *, height=16, width=16, amplitude=1.0):
-    """One image of one channel with so many periods down and across, around 0.2."""
+    """One gray image with `down` and `across` periods along its axes, around 0.2."""
     y, x = np.mgrid[:height, :width]
     values = amplitude * np.cos(2 * np.pi * (down * y / height + across * x / width) + 0.3)
     return (0.2 + values)[None, :, :, None].astype(np.float32)
@@ -19,19 +19,19 @@ def white_noise(num, height, width, channels, std=0.5):
     return std * generator.standard_normal((num, height, width, channels)).astype(np.float32)
 
 
-# A period of p pixels has the frequency 2 / p of Nyquist's.
+# A period of p pixels has the frequency 2 / p, as a fraction of the Nyquist frequency.
 @pytest.mark.parametrize(
     ("down", "across", "share"),
     [(1, 0, 0), (0, 3, 0), (2, 2, 0), (0, 4, 0), (3, 3, 1), (5, 0, 1), (0, 8, 1), (8, 8, 1)],
 )
 def test_a_wave_lies_wholly_below_or_above_the_cutoff(down, across, share):
-    # float32 rounds each pixel by 6e-8, whose square is all that may lie elsewhere.
+    # float32 rounds each pixel by 6e-8, so the energy elsewhere is at most its square.
     found = high_frequency_share(wave(down, across), cutoff=0.5)
     assert found == pytest.approx(share, abs=1e-12)
 
 
 def test_a_cutoff_counts_in_shares_of_nyquist_on_either_axis():
-    image = wave(0, 6, height=10, width=24)  # 6 periods in 24 pixels: half of Nyquist's.
+    image = wave(0, 6, height=10, width=24)  # 6 periods in 24 pixels: half of Nyquist.
     assert high_frequency_share(image, cutoff=0.49) == pytest.approx(1, abs=1e-12)
     assert high_frequency_share(image, cutoff=0.5) == pytest.approx(0, abs=1e-12)
     assert high_frequency_share(image, cutoff=0.51) == pytest.approx(0, abs=1e-12)
@@ -110,7 +110,7 @@ def test_the_spectrum_of_white_noise_is_its_variance_everywhere(num_bins):
 @pytest.mark.parametrize("function", [high_frequency_share, radial_spectrum])
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (0, 8, 8, 1), (3, 1, 8, 1), (3, 8, 8, 0)])
 def test_what_is_no_set_of_images_is_refused(function, shape):
-    message = r"images must be \[n, height, width, channel\], of at least 2 x 2 pixels, got shape"
+    message = r"images must have shape \[n, height, width, channel\] with at least 2 x 2 pixels"
     with pytest.raises(ValueError, match=message):
         function(np.zeros(shape, np.float32))
 

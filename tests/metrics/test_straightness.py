@@ -26,7 +26,7 @@ def measure(velocity_fn, x0, cond=None, **settings):
 
 
 def turning(t, x, cond):
-    """Every example goes round the origin by its own angle, `cond`, in radians."""
+    """Each sample turns around the origin by its angle `cond`, in radians."""
     return cond[:, None] * jnp.stack([-x[:, 1], x[:, 0]], axis=1)
 
 
@@ -71,7 +71,7 @@ def of_gaussian(name, x0, times, midpoints):
 def test_lines_at_constant_speed_are_straight_in_every_way():
     x0 = noise(5, 3, 2)
     found = measure(lambda t, x, cond: cond, x0, 3.0 * noise(5, 3, 2)[::-1])
-    # x1 - x0 carries the rounding of 64 steps, 6e-8 of up to 10 each, which s squares.
+    # Each of the 64 steps rounds x by 6e-8 of up to 10, and s squares the sum.
     np.testing.assert_allclose(found.s, 0.0, atol=1e-9)
     np.testing.assert_allclose(found.deviation, 0.0, atol=1e-9)
     np.testing.assert_allclose(found.length_ratio, 1.0, rtol=1e-5)
@@ -189,7 +189,7 @@ def test_numbers_of_steps_that_simpsons_rule_lacks_are_refused(num_steps):
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_measured_is_refused():
     x0, cond = noise(2, 2), jnp.ones(2)
-    with pytest.raises(ValueError, match="solver must be one of fmjax.solvers.*, got Tsit5"):
+    with pytest.raises(ValueError, match="solver must be a fixed-step solver .*, got Tsit5"):
         straightness(turning, x0, cond, solver=diffrax.Tsit5())  # pyright: ignore
     with pytest.raises(ValueError, match="x0 must be floating point, got int32"):
         straightness(turning, jnp.ones((2, 2), jnp.int32), cond)

@@ -222,9 +222,15 @@ def test_the_edm_grid_is_equation_5(rho, sigma_min, sigma_max):
         (lambda: Mode(1.8), r"scale must lie in \[-1.0, 1.75.*\], got 1.8"),
         (lambda: UShaped(0.0), "a must be positive, got 0.0"),
         (lambda: Shifted(shift=0.0), "shift must be positive, got 0.0"),
-        (lambda: Tabulated((0.0, 0.5), (1.0,)), r"times must rise from 0 to 1, got \(0.0, 0.5\)"),
-        (lambda: Tabulated((0.0, 0.0, 1.0), (1.0, 1.0)), "times must rise from 0 to 1"),
-        (lambda: Tabulated((0.0, 1.0), (1.0, 1.0)), "density must have 1 values, got 2"),
+        (
+            lambda: Tabulated((0.0, 0.5), (1.0,)),
+            r"times must increase from 0 to 1, got \(0.0, 0.5\)",
+        ),
+        (lambda: Tabulated((0.0, 0.0, 1.0), (1.0, 1.0)), "times must increase from 0 to 1"),
+        (
+            lambda: Tabulated((0.0, 1.0), (1.0, 1.0)),
+            "density must have 1 values, one fewer than times, got 2",
+        ),
         (lambda: Tabulated((0.0, 1.0), (0.0,)), "density must be positive, got 0.0"),
         (lambda: shifted_grid(4, -1.0), "shift must be positive, got -1.0"),
         (lambda: edm_grid(4, 0.0), "rho must be positive, got 0.0"),

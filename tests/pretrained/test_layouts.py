@@ -82,7 +82,7 @@ def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
     times_used = {name: np.zeros(shape, int) for name, shape in files.shapes.items()}
     for _, view in flatten_dict(component.views).items():
         for block in view.blocks:
-            times_used[block.name][block.taken] += 1
+            times_used[block.name][block.source_slice] += 1
     assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
         name: {1: used.size} for name, used in times_used.items()
     }

@@ -32,7 +32,7 @@ def test_the_axis_at_minus_one_takes_the_remaining_devices(config, shape):
     "config", [MeshConfig(fsdp=3), MeshConfig(4, 1), MeshConfig(fsdp=16), MeshConfig(tensor=3)]
 )
 def test_axes_that_do_not_fit_the_devices_are_refused(config):
-    rule = r"mesh must have data \* fsdp \* tensor equal to the 8 devices, got data"
+    rule = r"mesh must have data \* fsdp \* tensor equal to 8, the number of devices, got data"
     with pytest.raises(ValueError, match=rule):
         make_mesh(config)
 

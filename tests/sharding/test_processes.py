@@ -44,7 +44,7 @@ def test_where_the_clusters_port_is_taken_it_does_not_go_on_alone():
     assert done.returncode != 0
     assert "joined" not in done.stdout
     # jaxlib may crash over it before it comes back to us, and has then said this.
-    ours = "coordinator must be where the cluster's processes meet"
+    ours = "coordinator must connect the cluster's processes, got"
     assert ours in done.stderr or "Failed to add port" in done.stderr
 
 
@@ -59,7 +59,7 @@ def test_a_coordinator_that_is_taken_is_refused():
 
 LISTEN = """
 import pathlib, sys
-from fmjax.sharding import Processes, another_is_gone, join
+from fmjax.sharding import Processes, join
 join(*(Processes(argument, 1, 0) for argument in sys.argv[1:]))
 import jax
 jax.devices()  # The transport between devices listens too.

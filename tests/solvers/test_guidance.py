@@ -129,18 +129,18 @@ UNCHANGED = [
     (jnp.array([True, False]), False),
 ]
 CHANGED = [
-    (PAIR, 0.5, "int32 like the condition, got 0.5"),
-    (PAIR, True, "int32 like the condition, got True"),
-    (PAIR, 2**40, "int32 like the condition, got 1099511627776"),
-    (PAIR, jnp.array([10.0, 0.5]), r"int32 like the condition, got \[10.   0.5\]"),
-    (PAIR.astype(jnp.uint8), 256, "uint8 like the condition, got 256"),
-    (PAIR.astype(jnp.uint8), -1, "uint8 like the condition, got -1"),
-    (PAIR, float("nan"), "int32 like the condition, got nan"),
+    (PAIR, 0.5, "int32 values like the condition, got 0.5"),
+    (PAIR, True, "int32 values like the condition, got True"),
+    (PAIR, 2**40, "int32 values like the condition, got 1099511627776"),
+    (PAIR, jnp.array([10.0, 0.5]), r"int32 values like the condition, got \[10.   0.5\]"),
+    (PAIR.astype(jnp.uint8), 256, "uint8 values like the condition, got 256"),
+    (PAIR.astype(jnp.uint8), -1, "uint8 values like the condition, got -1"),
+    (PAIR, float("nan"), "int32 values like the condition, got nan"),
     (PAIR, None, "numbers like the condition, got None"),
     (PAIR, "none", "numbers like the condition, got 'none'"),
-    (jnp.ones((2, 3)), True, "float32 like the condition, got True"),
-    (jnp.ones((2, 3)), 1e300, r"float32 like the condition, got 1e\+300"),
-    (jnp.array([True, False]), 0.5, "bool like the condition, got 0.5"),
+    (jnp.ones((2, 3)), True, "float32 values like the condition, got True"),
+    (jnp.ones((2, 3)), 1e300, r"float32 values like the condition, got 1e\+300"),
+    (jnp.array([True, False]), 0.5, "bool values like the condition, got 0.5"),
 ]
 
 
@@ -167,7 +167,9 @@ def test_what_would_become_another_condition_is_refused(cond, null, message):
 
 
 def test_another_tree_or_shape_than_the_conditions_is_refused():
-    with pytest.raises(ValueError, match="null_cond must be like the condition, .*, got a tuple"):
+    with pytest.raises(
+        ValueError, match="null_cond must have the structure of the condition, .*, got a tuple"
+    ):
         null_like((PAIR, PAIR), (1, 2, 3))
     with pytest.raises(ValueError, match=r"null_cond must broadcast to shape \(2,\), got int"):
         null_like(PAIR, np.arange(3))

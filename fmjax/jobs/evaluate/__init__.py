@@ -1,1 +1,1 @@
-"""`fmjax evaluate` and `fmjax likelihood`: measuring a run against its data."""
+"""`fmjax evaluate` and `fmjax likelihood`: compare a run with its data."""

@@ -1,4 +1,4 @@
-"""Measure samples of a run against its data."""
+"""Measure how close the samples of a run are to its data."""
 
 import dataclasses
 import json
@@ -33,39 +33,46 @@ from fmjax.runs.sampling.files import (
 )
 from fmjax.runs.sampling.run_samples import draw_from
 
-Halves = tuple[np.ndarray, np.ndarray]  # Indices.
+Halves = tuple[np.ndarray, np.ndarray]  # Indices of the examples of each half.
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Evaluation(NamedTuple):
-    """What was measured: distances of samples and of as many real examples.
+    """Distances between samples and real examples, and classifier accuracies.
 
-    A distance is the higher the fewer examples there are, so only equal numbers compare.
+    Distances grow as the number of examples falls, so the fields `*_as_test` and `*_as_half`
+    repeat each distance with as many samples as there are real examples to compare with.
 
     Attributes:
         step: The training step of the weights.
-        num_samples: Samples drawn.
-        num_failed: How many of them did not arrive at t = 1; they are not measured.
-        num_examples: Real training examples that they are held against.
-        solver: What drew them, in words.
-        nfe: Mean network evaluations of a sample.
-        num_half: Real examples in the smaller of the halves.
-        wasserstein: Sliced Wasserstein distance in data space.
-        wasserstein_halves: The same between two halves of the real data.
-        frechet: Frechet distance on the classifier's features; None without a classifier.
-        frechet_halves: The same between two halves of the real data.
-        frechet_test: The same between `num_test` real test examples and the training examples.
-        num_test: Real test examples that are measured, at most as many as samples arrived.
-        accuracy: Share of samples that the classifier takes for what was asked.
-        classifier_accuracy: Its accuracy on the real test set.
-        prompted: Whether samples were asked for in words, by captions of the training set.
-        frechet_as_test: Frechet distance of the first `num_test` samples.
-        frechet_as_half: The same of the first `num_half` samples to a half of the real data; None
-            if fewer samples arrived.
-        wasserstein_test: Sliced Wasserstein distance of the `num_test` real test examples.
-        wasserstein_as_test: The same of the first `num_test` samples.
-        wasserstein_as_half: The same of the first `num_half` samples to a half of the real data;
-            None if fewer samples arrived.
+        num_samples: Number of samples.
+        num_failed: Number of samples that did not reach t = 1; they are excluded.
+        num_examples: Number of training examples that the samples are compared with.
+        solver: Description of the sampler, such as "heun with 16 steps".
+        nfe: Mean number of network evaluations per sample.
+        num_half: Number of examples in the smaller half of the training examples.
+        wasserstein: Sliced Wasserstein distance, in data space, between samples and training
+            examples.
+        wasserstein_halves: Sliced Wasserstein distance between two halves of the training
+            examples.
+        frechet: Frechet distance between features of samples and of training examples; None
+            without a feature extractor.
+        frechet_halves: Frechet distance between two halves of the training examples.
+        frechet_test: Frechet distance between `num_test` test examples and the training examples.
+        num_test: Number of test examples used, at most the number of samples measured.
+        accuracy: Share of samples that the classifier assigns to the requested class.
+        classifier_accuracy: Accuracy of the classifier on the test data.
+        prompted: Whether the samples were conditioned on captions of the training data.
+        frechet_as_test: Frechet distance between the first `num_test` samples and the training
+            examples.
+        frechet_as_half: Frechet distance between the first `num_half` samples and one half of the
+            training examples; None with fewer samples.
+        wasserstein_test: Sliced Wasserstein distance between `num_test` test examples and the
+            training examples.
+        wasserstein_as_test: Sliced Wasserstein distance between the first `num_test` samples and
+            the training examples.
+        wasserstein_as_half: Sliced Wasserstein distance between the first `num_half` samples and
+            one half of the training examples; None with fewer samples.
     """
 
     step: Count
@@ -91,18 +98,18 @@ class Evaluation(NamedTuple):
     wasserstein_as_half: AnyFloat | None = None
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read what `evaluate_run` wrote.
+def read_evaluation(file: Path) -> Evaluation:
+    """Read the `evaluation.json` that `evaluate_run` wrote.
 
     Raises:
-        ValueError: If the file is not such a document.
+        ValueError: If the file is not a valid evaluation.
     """
-    found = read_json(path, Evaluation, nonfinite=True)
-    for each in ("frechet_halves", "frechet_test") if found.frechet is not None else ():
-        needed = each != "frechet_test" or found.num_test > 0
-        missing = needed and getattr(found, each) is None
-        require(not missing, str(path), f"hold {each} along with frechet", "none")
-    return found
+    evaluation = read_json(file, Evaluation, nonfinite=True)
+    for name in ("frechet_halves", "frechet_test") if evaluation.frechet is not None else ():
+        required = name != "frechet_test" or evaluation.num_test > 0
+        missing = required and getattr(evaluation, name) is None
+        require(not missing, str(file), f"hold {name} along with frechet", "none")
+    return evaluation
 
 
 @writes("evaluation.json", "paths.json")
@@ -114,18 +121,18 @@ def evaluate_run(
     extractor: FeatureExtractor | None = None,
     progress: Progress = Silent(),
 ) -> Evaluation:
-    """Draw samples with the training set's labels or captions, measure them, write the result.
+    """Sample with conditions of the training data, measure the samples and write the results.
 
     Args:
         run: A trained run.
-        evaluation: How many samples and projections.
-        sampling: How they are drawn.
-        extractor: Features for the Frechet distance; None takes those of the classifier that
-            is trained on the run's own data.
-        progress: Hears of each part.
+        evaluation: Number of samples, projections and paths.
+        sampling: Settings of the sampler.
+        extractor: Features for the Frechet distance; None uses the features of the classifier
+            that is trained on the data of the run.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If fewer than two samples arrived at t = 1.
+        ValueError: If fewer than two samples reach t = 1.
     """
     for name, number in (
         ("num_samples", evaluation.num_samples),
@@ -134,15 +141,15 @@ def evaluate_run(
         require_samples_fit(f"evaluation.{name}", number or 0, run.event_shape)
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
-    asked = data_conditions(run, train, num_samples, sampling.seed)
+    conditions = data_conditions(run, train, num_samples, sampling.seed)
     drawn = draw_from(
-        run, dataclasses.replace(sampling, num_samples=num_samples), asked, progress=progress
+        run, dataclasses.replace(sampling, num_samples=num_samples), conditions, progress=progress
     )
     x1 = drawn.x1[drawn.succeeded]
-    require_at_least("the number of samples that arrive at t = 1", len(x1), 2)
-    # An even choice of a set too big to measure whole.
+    require_at_least("the number of samples that reach t = 1", len(x1), 2)
+    # Evenly spaced examples, because large datasets take too long to measure in full.
     real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
-    yardsticks = _Yardsticks(
+    references = _References(
         real, _halves(len(real), sampling.seed), _test_points(run, len(x1), progress)
     )
     result = Evaluation(
@@ -152,10 +159,10 @@ def evaluate_run(
         num_examples=len(real),
         solver=in_words(sampling),
         nfe=float(drawn.nfe.mean()),
-        num_half=len(yardsticks.halves[0]),
-        num_test=len(yardsticks.test),
+        num_half=len(references.halves[0]),
+        num_test=len(references.test),
         prompted=isinstance(run.conditions, TokenShape),
-        **yardsticks.distances("wasserstein", _wasserstein(evaluation, sampling.seed), x1),
+        **references.distances("wasserstein", _wasserstein(evaluation, sampling.seed), x1),
     )
     classifier = None
     if evaluation.classifier:
@@ -163,41 +170,41 @@ def evaluate_run(
     if classifier is not None:
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
-        if asked.labels is not None:
-            labels = asked.labels[drawn.succeeded]
+        if conditions.labels is not None:
+            labels = conditions.labels[drawn.succeeded]
             result = result._replace(accuracy=classifier.accuracy(x1, labels))
     if extractor is not None:
-        of_real, test = extractor(real), yardsticks.test
-        test = extractor(test) if len(test) else test
-        in_features = yardsticks._replace(real=of_real, test=test)
-        frechets = in_features.distances("frechet", frechet_distance, extractor(x1))
-        result = result._replace(**frechets)
+        real_features, test_features = extractor(real), references.test
+        test_features = extractor(test_features) if len(test_features) else test_features
+        in_features = references._replace(real=real_features, test=test_features)
+        frechet_fields = in_features.distances("frechet", frechet_distance, extractor(x1))
+        result = result._replace(**frechet_fields)
     for line in described(result):
         progress.say(line)
     measure_paths(run, sampling, evaluation.num_paths, progress=progress)
-    # Last: where the evaluation is whole, nothing is missing.
+    # Written last, so that a complete evaluation.json implies that all other files are complete.
     write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     return result
 
 
-def _test_points(run: Run, most: int, progress: Progress) -> np.ndarray:
-    """The first real test examples, at most `most`; none where there are no test data."""
+def _test_points(run: Run, max_num: int, progress: Progress) -> np.ndarray:
+    """The first `max_num` test examples, or an empty array if there is no test split."""
     try:
         test = run.config.data.load("test", progress=progress)
     except NoSuchSplit:
         return np.empty(0)
-    same = test.event_shape == run.event_shape
-    require(same, "test data", f"be of shape {run.event_shape}", test.event_shape)
-    return test.points(slice(most))
+    same_shape = test.event_shape == run.event_shape
+    require(same_shape, "test data", f"have shape {run.event_shape}", test.event_shape)
+    return test.points(slice(max_num))
 
 
-class _Yardsticks(NamedTuple):
+class _References(NamedTuple):
     """Real examples, or their features, that samples are compared with.
 
     Attributes:
         real: Training examples.
-        halves: Indices of two halves of them.
-        test: Test examples, no more than there are samples; may be none.
+        halves: Indices of two halves of the training examples.
+        test: Test examples, at most as many as samples; may be empty.
     """
 
     real: np.ndarray
@@ -205,61 +212,62 @@ class _Yardsticks(NamedTuple):
     test: np.ndarray
 
     def distances(self, name: str, distance: Distance, x1: np.ndarray) -> dict[str, float]:
-        """The fields of an `Evaluation` that hold a distance of samples or of real examples."""
+        """The fields of `Evaluation` for one distance, of samples `x1` and of real examples."""
         first, second = (self.real[half] for half in self.halves)
-        found = {name: distance(x1, self.real), f"{name}_halves": distance(first, second)}
+        fields = {name: distance(x1, self.real), f"{name}_halves": distance(first, second)}
         if len(first) <= len(x1):
-            found[f"{name}_as_half"] = distance(x1[: len(first)], second)
-        num = len(self.test)
-        if num:
-            found[f"{name}_test"] = distance(self.test, self.real)
-            found[f"{name}_as_test"] = distance(x1[:num], self.real)
-        return found
+            fields[f"{name}_as_half"] = distance(x1[: len(first)], second)
+        num_test = len(self.test)
+        if num_test:
+            fields[f"{name}_test"] = distance(self.test, self.real)
+            fields[f"{name}_as_test"] = distance(x1[:num_test], self.real)
+        return fields
 
 
 def _wasserstein(evaluation: EvaluationConfig, seed: int) -> Distance:
-    """The sliced Wasserstein distance with the number of projections of a config."""
+    """The sliced Wasserstein distance with the configured number of projections."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> float:
-        key, num = jax.random.key(seed), evaluation.num_projections
-        return float(sliced_wasserstein(key, x, y, num_projections=num))
+        key, num_projections = jax.random.key(seed), evaluation.num_projections
+        return float(sliced_wasserstein(key, x, y, num_projections=num_projections))
 
     return distance
 
 
 def _halves(num: int, seed: int) -> Halves:
+    """Split the indices below `num` at random into two halves."""
     order = np.random.default_rng(seed).permutation(num)
     return order[: num // 2], order[num // 2 :]
 
 
 def in_equal_numbers(result: Evaluation, name: str, precision: str) -> tuple[str, ...]:
-    """Distances of real examples, each with that of as many samples.
+    """Describe a distance of samples next to that of the same number of real examples.
 
     Args:
-        result: From `evaluate_run`.
-        name: Of the distance: "frechet" or "wasserstein".
-        precision: Format of a number, as ".3f".
+        result: Result of `evaluate_run`.
+        name: Name of the distance, "frechet" or "wasserstein".
+        precision: Format of a number, such as ".3f".
     """
     test, as_test, halves, as_half = (
         None if value is None else format(value, precision)
         for field in ("test", "as_test", "halves", "as_half")
         for value in [getattr(result, f"{name}_{field}")]
     )
-    found = []
+    descriptions = []
     if test is not None and as_test is not None:
         num = result.num_test
-        found.append(f"{num:,} samples: {as_test}, {num:,} real test examples: {test}")
+        descriptions.append(f"{num:,} samples: {as_test}, {num:,} real test examples: {test}")
     if halves is not None and as_half is not None:
         half = f"to half of the training examples, {result.num_half:,} samples"
-        found.append(f"{half}: {as_half}, the other half: {halves}")
-    return tuple(found)
+        descriptions.append(f"{half}: {as_half}, the other half: {halves}")
+    return tuple(descriptions)
 
 
 def described(result: Evaluation) -> list[str]:
-    """The figures, a line each, with those of real examples to compare them with."""
+    """Summarize an evaluation in lines of text, one metric per line."""
     lines = [
         f"{result.num_samples} samples by {result.solver}, {result.nfe:.4g} network evaluations "
-        f"each, against {result.num_examples} training examples:"
+        f"each, compared with {result.num_examples} training examples:"
     ]
     for name, title, precision in (
         ("wasserstein", "sliced Wasserstein distance", ".4f"),
@@ -270,11 +278,11 @@ def described(result: Evaluation) -> list[str]:
             equal = "; ".join(in_equal_numbers(result, name, precision))
             lines.append(f"  {title} {distance:{precision}}" + (f" ({equal})" if equal else ""))
     if result.num_failed:
-        lines.append(f"  {result.num_failed} did not arrive at t = 1 and are not measured")
+        lines.append(f"  {result.num_failed} samples did not reach t = 1 and are excluded")
     if result.accuracy is not None:
-        asked = "what the prompt asked for" if result.prompted else "the class asked for"
+        requested = "the class named in the prompt" if result.prompted else "the requested class"
         lines.append(
-            f"  recognised as {asked}: {100 * result.accuracy:.2f} % "
+            f"  recognized as {requested}: {100 * result.accuracy:.2f} % "
             f"(the classifier's accuracy on real test images: "
             f"{100 * (result.classifier_accuracy or 0):.2f} %)"
         )

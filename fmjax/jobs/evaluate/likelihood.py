@@ -1,14 +1,15 @@
-"""How likely a run's model finds test data: nats, and bits per dimension where data are levels."""
+"""Log-likelihood of test data under a run's model, in nats and in bits per dimension."""
 
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import Cond, Params
 from fmjax._checks import require
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, plain_json, read_json
 from fmjax._progress import COMPILING, Progress, Silent
@@ -25,19 +26,22 @@ MAX_LEVELS = 256
 
 
 class LikelihoodResult(NamedTuple):
-    """Means over test examples; their errors are standard errors of the mean.
+    """Mean log-likelihood of test examples, with standard errors of the mean.
 
     Attributes:
         step: The training step of the weights.
-        num_examples: Test examples asked about.
-        num_failed: How many of them did not arrive at t = 0; they are left out.
-        nats: Log-density of an example, dequantised if there is a bin width.
-        nats_error: Its error.
-        bits_per_dim: None without bins.
-        bits_error: Its error.
-        bin_width: Distance of two levels of the data, in data units; None without dequantising.
-        nfe: Network evaluations of an example; a derivative along a direction counts one.
-        method: What solved, in words.
+        num_examples: Number of test examples.
+        num_failed: Number of examples that did not reach t = 0; they are excluded.
+        nats: Mean log-density of an example, of dequantized data if `bin_width` is set.
+        nats_error: Standard error of `nats`.
+        bits_per_dim: Mean bits per dimension; None if `bin_width` is None.
+        bits_error: Standard error of `bits_per_dim`.
+        bin_width: Distance between neighboring levels of the data, in data units; None without
+            dequantization.
+        nfe: Mean number of network evaluations per example; a Jacobian-vector product counts as
+            one evaluation.
+        method: Description of the solver and the divergence, such as "tsit5 at tolerance 1e-05,
+            exact divergence".
     """
 
     step: Count
@@ -52,50 +56,51 @@ class LikelihoodResult(NamedTuple):
     method: str
 
 
-def read_likelihood(path: Path) -> LikelihoodResult:
-    """Read what `likelihood_run` wrote.
+def read_likelihood(file: Path) -> LikelihoodResult:
+    """Read the `likelihood.json` that `likelihood_run` wrote.
 
     Raises:
-        ValueError: If the file is not such a document.
+        ValueError: If the file is not a valid result.
     """
-    return read_json(path, LikelihoodResult, nonfinite=True)
+    return read_json(file, LikelihoodResult, nonfinite=True)
 
 
 @writes("likelihood.json")
 def likelihood_run(
     run: Run, config: LikelihoodConfig, *, progress: Progress = Silent()
 ) -> LikelihoodResult:
-    """Find the log-density of test examples; write `likelihood.json` and say the mean.
+    """Compute the log-density of test examples, report the mean and write `likelihood.json`.
 
-    A model that knows classes or captions is told that of the example. Guidance is left out.
+    Conditional models get the class or caption of each example. Guidance is not applied.
 
     Args:
         run: A trained run.
-        config: How many examples, and how they are solved.
-        progress: Hears of each batch.
+        config: Number of examples, and settings of the solver and the divergence.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the run's data have no test split, or fewer than two examples arrived.
+        ValueError: If the data have no test split, fewer than two examples reach t = 0, or the
+            source distribution of the run is a dataset.
     """
-    rule = "start from noise, whose density is known"
-    require(run.config.source is None, "run", rule, "one between two data sets")
+    rule = "have noise as its source distribution, because the likelihood needs its density"
+    require(run.config.source is None, "run", rule, "a dataset")
     test = run.config.data.load("test", progress=progress)
     num = len(test) if config.num_examples is None else min(config.num_examples, len(test))
-    rows = np.linspace(0, len(test) - 1, num).astype(int)
+    indices = np.linspace(0, len(test) - 1, num).astype(int)
     width = level_width(test) if config.dequantize else None
-    conds = conds_of(run, test, rows)
-    nats, nfe, succeeded = _solve_all(run, config, test.points(rows), conds, width, progress)
-    arrived = nats[succeeded]
-    if len(arrived) < 2:
-        raise ValueError(f"at least 2 examples must arrive at t = 0, got {len(arrived)}")
+    conds = conds_of(run, test, indices)
+    nats, nfe, succeeded = _solve_all(run, config, test.points(indices), conds, width, progress)
+    nats = nats[succeeded]
+    if len(nats) < 2:
+        raise ValueError(f"at least 2 examples must reach t = 0, got {len(nats)}")
     num_dims = math.prod(run.event_shape)
-    error = float(arrived.std(ddof=1) / math.sqrt(len(arrived)))
-    bits = None if width is None else float(bits_per_dim(arrived.mean(), num_dims, width))
+    error = float(nats.std(ddof=1) / math.sqrt(len(nats)))
+    bits = None if width is None else float(bits_per_dim(nats.mean(), num_dims, width))
     result = LikelihoodResult(
         step=run.step,
         num_examples=num,
-        num_failed=num - len(arrived),
-        nats=float(arrived.mean()),
+        num_failed=num - len(nats),
+        nats=float(nats.mean()),
         nats_error=error,
         bits_per_dim=bits,
         bits_error=None if bits is None else error / (num_dims * math.log(2.0)),
@@ -103,18 +108,18 @@ def likelihood_run(
         nfe=float(nfe.mean()),
         method=in_words(config),
     )
-    path = run.folder.likelihood
-    write_text(path, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
+    file = run.folder.likelihood
+    write_text(file, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     progress.say(described(result))
-    progress.say(f"wrote {path}")
+    progress.say(f"wrote {file}")
     return result
 
 
 def level_width(dataset: Dataset) -> float | None:
-    """The distance of neighbouring levels of the data; None where they are not in even levels.
+    """Distance between neighboring levels of the data; None if the levels are not evenly spaced.
 
-    Bytes lie 2 / 255 apart. Of other data, which are delivered as they are, all numbers must
-    be whole multiples of the least distance apart, at most 255 of them.
+    Bytes, which are scaled to [-1, 1], are 2 / 255 apart. Other data count as evenly spaced if all
+    differences between values are integer multiples, up to 255, of the smallest difference.
     """
     if dataset.x.dtype == np.uint8:
         return 2 / 255
@@ -122,8 +127,8 @@ def level_width(dataset: Dataset) -> float | None:
     if not 2 <= len(levels) <= MAX_LEVELS:
         return None
     width = float(np.diff(levels).min())
-    steps = (levels - levels[0]) / width
-    even = np.allclose(steps, np.round(steps), atol=1e-3) and steps[-1] < MAX_LEVELS
+    multiples = (levels - levels[0]) / width
+    even = np.allclose(multiples, np.round(multiples), atol=1e-3) and multiples[-1] < MAX_LEVELS
     return width if even else None
 
 
@@ -131,16 +136,17 @@ def _solve_all(
     run: Run,
     config: LikelihoodConfig,
     x: np.ndarray,
-    conds: Any,
+    conds: Cond,
     width: float | None,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-density (float64), evaluations and success of each example, batch after batch."""
+    """Compute log-density (float64), network evaluations and success of each example in batches."""
     scale = float(run.config.path.start(jnp.ones((1,)))[0])
-    plain = differentiable_forwards(run.config)  # The divergence is a derivative forwards.
-    experiment = build(plain, run.event_shape, run.conditions)
+    # The divergence uses forward-mode differentiation, which some kernels do not support.
+    forward_config = differentiable_forwards(run.config)
+    experiment = build(forward_config, run.event_shape, run.conditions)
 
-    def solve(params: Any, indices: jax.Array, x1: jax.Array, cond: Any) -> Likelihood:
+    def solve(params: Params, indices: jax.Array, x1: jax.Array, cond: Cond) -> Likelihood:
         with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
             if width is not None:
@@ -156,15 +162,16 @@ def _solve_all(
                 source_scale=scale,
             )
 
-    jitted, laid = jax.jit(solve), batch_sharding(run.mesh)
+    solve_batch, sharding = jax.jit(solve), batch_sharding(run.mesh)
     parts = []
     with progress.task("likelihood", len(x)) as advance:
         advance(0, COMPILING)
-        for rows, kept in even_batches(len(x), config.batch_size, run.mesh):
-            cond = None if conds is None else conds[rows]
-            found = jitted(run.params, *jax.device_put((rows, x[rows], cond), laid))
+        for indices, kept in even_batches(len(x), config.batch_size, run.mesh):
+            cond = None if conds is None else conds[indices]
+            inputs = jax.device_put((indices, x[indices], cond), sharding)
+            solved = solve_batch(run.params, *inputs)
             parts.append(
-                [np.asarray(a)[kept] for a in (found.log_density, found.nfe, found.succeeded)]
+                [np.asarray(a)[kept] for a in (solved.log_density, solved.nfe, solved.succeeded)]
             )
             advance(kept.stop)
     nats, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -172,19 +179,19 @@ def _solve_all(
 
 
 def in_words(config: LikelihoodConfig) -> str:
-    """How the log-density was found: "tsit5 at tolerance 1e-05, exact divergence"."""
-    how = f"at tolerance {config.rtol:g}"
+    """Describe the method, such as "tsit5 at tolerance 1e-05, exact divergence"."""
+    steps = f"at tolerance {config.rtol:g}"
     if config.num_steps is not None:
-        how = f"with {config.num_steps} step{'' if config.num_steps == 1 else 's'}"
+        steps = f"with {config.num_steps} step{'' if config.num_steps == 1 else 's'}"
     divergence = "exact divergence"
     if config.divergence == "hutchinson":
         probes = "probe" if config.probes == 1 else "probes"
         divergence = f"{config.probes} {config.distribution} {probes}"
-    return f"{config.solver} {how}, {divergence}"
+    return f"{config.solver} {steps}, {divergence}"
 
 
 def described(result: LikelihoodResult) -> str:
-    """The figures in one line."""
+    """Summarize a result in one line of text."""
     text = f"{result.nats:.2f} +- {result.nats_error:.2f} nats"
     if result.bits_per_dim is not None:
         text = f"{result.bits_per_dim:.4f} +- {result.bits_error:.4f} bits per dimension ({text})"

@@ -1,13 +1,13 @@
-"""How straight the paths of a run are: measured, kept, and read again."""
+"""Measure, write and read the straightness of the trajectories of a run."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax._json import (
     AnyFloat,
@@ -27,29 +27,32 @@ from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import batch_sharding
 
-_TOGETHER = 64
+_BATCH_SIZE = 64
 _NUM_STEPS = 16
-_MOST_LINES = 256
-_OF_EACH = ("s", "length_ratio", "deviation", "curvature", "cost")
+_MAX_LINES = 256
+_PER_TRAJECTORY = ("s", "length_ratio", "deviation", "curvature", "cost")
 
 
 class PathsResult(NamedTuple):
-    """How straight the paths are, over some noises.
+    """Straightness of the trajectories from source points to data.
 
     Attributes:
         step: The training step of the weights.
-        num_paths: How many were followed.
-        num_failed: Of those, how many were not finite and do not count.
-        guidance: Scale of the field.
-        s: Mean straightness (`fmjax.metrics.Straightness.s`); 0 is straight.
-        s_error: Its standard error.
-        length_ratio: Mean length over the distance of the ends; 1 is straight.
-        times: Of the deviation.
-        deviation: What `s` is the integral of, the mean over paths.
-        midpoints: Of the curvature.
-        curvature: Mean rms of the second derivative, data units per squared unit of time.
-        lines: Of points in the plane, where some paths are at `times`.
-        cost: Mean squared distance of the ends per coordinate.
+        num_paths: Number of trajectories.
+        num_failed: Number of trajectories that are not finite; they are excluded.
+        guidance: Guidance scale of the velocity field.
+        s: Mean straightness (`fmjax.metrics.Straightness.s`); 0 for straight trajectories with
+            constant speed.
+        s_error: Standard error of `s`.
+        length_ratio: Mean ratio of a trajectory's length to the distance between its ends; 1 for
+            straight trajectories.
+        times: Times at which `deviation` is given.
+        deviation: Integrand of `s` at `times`, the mean over trajectories.
+        midpoints: Times at which `curvature` is given.
+        curvature: Mean rms of the second time derivative at `midpoints`, in data units per squared
+            unit of time.
+        lines: Positions of some trajectories at `times`, for data in the plane; otherwise empty.
+        cost: Mean squared distance between the ends of a trajectory, per coordinate.
     """
 
     step: Count
@@ -70,37 +73,38 @@ class PathsResult(NamedTuple):
 def measure_paths(
     run: Run, sampling: SamplingConfig, num_paths: int, *, progress: Progress = Silent()
 ) -> PathsResult:
-    """Follow paths of the run's field, guided as asked, and write how straight they are.
+    """Measure the straightness of a run's guided trajectories and write `paths.json`.
 
     Args:
         run: A trained run.
-        sampling: Its guidance and seed count.
-        num_paths: How many noises; each class or caption as often.
-        progress: Hears of each batch.
+        sampling: Provides guidance and seed; its other settings have no effect.
+        num_paths: Number of trajectories, spread evenly over classes or captions.
+        progress: Receives progress reports.
     """
-    mesh, rows, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
-    conds, starts = even_conds(run, num_paths), run_source_points(run, progress)
+    mesh, sharding, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
+    conds, source_points = even_conds(run, num_paths), run_source_points(run, progress)
 
     @jax.jit
-    def measured(params, x0, cond):
+    def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
-            found = straightness(field, x0, cond, num_steps=_NUM_STEPS)
-        return found if planar else found._replace(positions=x0[:, :0])  # Not to the host.
+            result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
+        # Positions are only drawn for data in the plane: do not copy others to the host.
+        return result if planar else result._replace(positions=x0[:, :0])
 
     parts: list[Straightness] = []
     with progress.task("measuring paths", num_paths) as advance:
         advance(0, COMPILING)
-        for some, kept in even_batches(num_paths, _TOGETHER, mesh):
-            cond = None if conds is None else jax.device_put(conds[some], rows)
-            x0 = jax.device_put(starts(sampling.seed, some), rows)
-            found = jax.device_get(measured(run.params, x0, cond))
-            each = {name: getattr(found, name)[kept] for name in (*_OF_EACH, "positions")}
-            parts.append(found._replace(**each))
+        for indices, kept in even_batches(num_paths, _BATCH_SIZE, mesh):
+            cond = None if conds is None else jax.device_put(conds[indices], sharding)
+            x0 = jax.device_put(source_points(sampling.seed, indices), sharding)
+            batch = jax.device_get(measure(run.params, x0, cond))
+            arrays = {name: getattr(batch, name)[kept] for name in (*_PER_TRAJECTORY, "positions")}
+            parts.append(batch._replace(**arrays))
             advance(kept.stop)
     s, ratio, deviation, curvature, cost = (
         np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
-        for name in _OF_EACH
+        for name in _PER_TRAJECTORY
     )
     num_finite = int(np.isfinite(s).sum())
     result = PathsResult(
@@ -114,40 +118,42 @@ def measure_paths(
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(parts[0].midpoints.tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
-        lines=_drawable([part.positions for part in parts]) if planar else (),
+        lines=_drawable(np.concatenate([part.positions for part in parts])) if planar else (),
         cost=float(np.nanmean(cost)),
         num_failed=num_paths - num_finite,
     )
     write_text(run.folder.paths, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     progress.say(
-        f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight paths at constant "
+        f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight at constant "
         f"speed), length over distance {result.length_ratio:.4f} (1: straight), transport cost "
         f"{result.cost:.4f}"
     )
     if result.num_failed:
-        progress.say(f"  {result.num_failed} of {num_paths} paths were not finite and do not count")
+        progress.say(
+            f"  {result.num_failed} of {num_paths} trajectories were not finite and are excluded"
+        )
     return result
 
 
-def _drawable(positions: Sequence[Any]) -> Any:
-    """Finite paths, no more than a picture holds."""
-    lines = np.concatenate(positions)
-    return lines[np.isfinite(lines).all(axis=(1, 2))][:_MOST_LINES].tolist()
+def _drawable(positions: np.ndarray) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """The first finite trajectories, at most as many as one figure shows."""
+    lines = positions[np.isfinite(positions).all(axis=(1, 2))][:_MAX_LINES]
+    return tuple(tuple((x, y) for x, y in line) for line in lines.tolist())
 
 
-def read_paths(path: Path) -> PathsResult:
-    """Read what `measure_paths` wrote.
+def read_paths(file: Path) -> PathsResult:
+    """Read the `paths.json` that `measure_paths` wrote.
 
     Raises:
-        ValueError: If the file is not such a document.
+        ValueError: If the file is not a valid result.
     """
-    found = read_json(path, PathsResult, nonfinite=True)
-    require_lengths(str(path), times=found.times, deviation=found.deviation)
-    require_lengths(str(path), midpoints=found.midpoints, curvature=found.curvature)
-    for place, line in enumerate(found.lines):
-        require_lengths(str(path), times=found.times, **{f"lines[{place}]": line})
+    result = read_json(file, PathsResult, nonfinite=True)
+    require_lengths(str(file), times=result.times, deviation=result.deviation)
+    require_lengths(str(file), midpoints=result.midpoints, curvature=result.curvature)
+    for index, line in enumerate(result.lines):
+        require_lengths(str(file), times=result.times, **{f"lines[{index}]": line})
     for name in ("times", "midpoints"):
-        times = getattr(found, name)
-        rising = bool(times) and list(times) == sorted(times)
-        require(rising, str(path), f"hold rising {name}", times)
-    return found
+        times = getattr(result, name)
+        increasing = bool(times) and list(times) == sorted(times)
+        require(increasing, str(file), f"hold increasing {name}", times)
+    return result

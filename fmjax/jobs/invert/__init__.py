@@ -1,1 +1,1 @@
-"""`fmjax invert`: data to noise and back."""
+"""`fmjax invert`: map data to noise and back."""

@@ -1,13 +1,19 @@
-"""Images to noise and back: the error of the way, arcs between images, and edits of them."""
+"""Invert images to noise: measure the round-trip error, interpolate and edit images."""
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
+from PIL import Image
 
 from fmjax._arrays import (
+    Cond,
+    Params,
+    Points,
     TokenShape,
     is_image,
 )
@@ -23,7 +29,7 @@ from fmjax._json import (
     read_json,
 )
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import ODE_SOLVERS, guided
+from fmjax.config import ODE_SOLVERS, Steps, guided
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
 from fmjax.jobs.invert.image_examples import (
@@ -41,18 +47,21 @@ from fmjax.solvers import invert, sample
 
 
 class RoundTrip(NamedTuple):
-    """What one solver loses from image to noise to image; means are over what arrived.
+    """Reconstruction error of one solver from image to noise to image.
+
+    Means are over the images whose solves succeeded.
 
     Attributes:
-        solver: Its name.
-        num_steps: In each direction, where they are fixed.
-        tolerance: rtol = atol, where they adapt.
-        nfe: Mean network evaluations of an image, both directions together.
-        mean_rmse: Mean over images of the rms over pixels of what differs, in units of pixels
-            in [-1, 1]; None where none arrived.
-        worst_rmse: The largest of them.
-        noise_rms: Rms of the noise; of exact solves of a perfect model about sigma(0).
-        num_failed: Images that did not arrive.
+        solver: Name of the solver.
+        num_steps: Number of fixed steps in each direction; None for adaptive steps.
+        tolerance: rtol = atol of adaptive steps; None for fixed steps.
+        nfe: Mean number of network evaluations per image, both directions together.
+        mean_rmse: Mean over images of the root mean square difference of pixels in [-1, 1]; None
+            if no solve succeeded.
+        worst_rmse: Largest root mean square difference of an image; None if no solve succeeded.
+        noise_rms: Root mean square of the noise, close to sigma(0) for exact solves of a perfect
+            model; None if no solve succeeded.
+        num_failed: Number of images whose solve failed.
     """
 
     solver: str
@@ -66,13 +75,13 @@ class RoundTrip(NamedTuple):
 
 
 class Inversion(NamedTuple):
-    """What was measured of a run.
+    """Round-trip errors and edits of a run.
 
     Attributes:
         step: The training step of the weights.
-        num_images: How many went there and back.
-        round_trips: One for each setting of each solver.
-        edits: One for each strength.
+        num_images: Number of images.
+        round_trips: Errors of each setting of each solver.
+        edits: Results of each edit strength.
     """
 
     step: Count
@@ -81,18 +90,19 @@ class Inversion(NamedTuple):
     edits: tuple[Edits, ...]
 
 
-def read_inversion(path: Path) -> Inversion:
-    """Read what `invert_run` wrote.
+def read_inversion(file: Path) -> Inversion:
+    """Read the `inversion.json` that `invert_run` wrote.
 
     Raises:
-        ValueError: If the file is not such a document.
+        ValueError: If the file is not a valid result.
     """
-    found = read_json(path, Inversion, nonfinite=True)
-    for place, trip in enumerate(found.round_trips):
-        one = (trip.num_steps is None) != (trip.tolerance is None)
+    inversion = read_json(file, Inversion, nonfinite=True)
+    for index, trip in enumerate(inversion.round_trips):
+        exactly_one = (trip.num_steps is None) != (trip.tolerance is None)
         got = f"{trip.num_steps} and {trip.tolerance}"
-        require(one, f"{path}: round_trips[{place}]", "have num_steps or a tolerance", got)
-    return found
+        rule = "have either num_steps or tolerance"
+        require(exactly_one, f"{file}: round_trips[{index}]", rule, got)
+    return inversion
 
 
 @writes("inversion.json", "samples/interpolation.png", "samples/edits.png")
@@ -103,44 +113,46 @@ def invert_run(
     *,
     progress: Progress = Silent(),
 ) -> Inversion:
-    """Send images to noise and back, interpolate and edit them; write what came of it.
+    """Map images to noise and back, interpolate and edit them, and write the results.
 
-    That is `inversion.json`, `samples/interpolation.png` (a row for each pair of images, if
-    there is one) and `samples/edits.png` (a row for each image).
+    The results are `inversion.json`, `samples/interpolation.png` (one row per pair of images, if
+    there are at least two images) and `samples/edits.png` (one row per image).
 
     Args:
         run: A trained run on images.
-        config: What is measured and shown.
-        images: Files to take in place of test images.
-        progress: Hears of each part.
+        config: Solvers and settings to measure, and settings of the pictures.
+        images: Image files to use instead of test images.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the run is not of images, an image is not as the model takes it, the classes
-            do not fit the model or the images, or it cannot be guided.
+        ValueError: If the data of the run are not images, an image does not fit the model, the
+            classes do not fit the model or the images, or the model does not support guidance.
     """
-    pictured, got = is_image(run.event_shape), f"event shape {run.event_shape}"
-    require(pictured, "run", "be of images with 1 or 3 channels", got)
-    rule = "start from noise to be inverted"
-    require(run.config.source is None, "run", rule, "one between two data sets")
-    rule = "be of a model of classes or of none to be inverted"
-    require(not isinstance(run.conditions, TokenShape), "run", rule, "one of captions")
-    # Before the work, what the edits would refuse.
+    images_ok, got = is_image(run.event_shape), f"event shape {run.event_shape}"
+    require(images_ok, "run", "have images with 1 or 3 channels as its data", got)
+    rule = "have noise as its source distribution to be inverted"
+    require(run.config.source is None, "run", rule, "a dataset")
+    rule = "be unconditional or conditioned on classes to be inverted"
+    require(
+        not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
+    )
+    # Raise for guidance that the model does not support before any solve.
     guided(run.experiment, run.params, config.guidance)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
     for name in ("interpolation", "edits"):
-        picture = run.folder.samples / f"{name}.png"
-        require_target(picture, "the picture of results", inputs=images)
+        file = run.folder.samples / f"{name}.png"
+        require_target(file, f"the {name} picture", inputs=images)
     if images:
         examples = given_images(images, config.classes, run.event_shape, run.num_classes)
     else:
-        require(not config.classes, "classes", "go with images that are given", config.classes)
+        require(not config.classes, "classes", "be left out without image files", config.classes)
         test = run.config.data.load("test", progress=progress)
         test = test if run.num_classes is not None else test.unconditional()
         examples = chosen_images(test, config.num_images)
     round_trips = tuple(_round_trips(run, config, examples, progress))
     shown = examples.at(slice(config.num_shown))
-    # Of other images, from before.
+    # Remove the picture of an earlier call: this call writes none for a single image.
     (run.folder.samples / "interpolation.png").unlink(missing_ok=True)
     if len(shown.x) > 1:
         _write_grid(run, "interpolation", interpolation(run, config, shown), progress)
@@ -149,8 +161,8 @@ def invert_run(
     result = Inversion(run.step, len(examples.x), round_trips, edits)
     document = {
         **result._asdict(),
-        "round_trips": [each._asdict() for each in round_trips],
-        "edits": [each._asdict() for each in edits],
+        "round_trips": [trip._asdict() for trip in round_trips],
+        "edits": [edit._asdict() for edit in edits],
     }
     write_text(run.folder.inversion, json.dumps(plain_json(document), indent=2) + "\n")
     progress.say(f"wrote {run.folder.inversion}")
@@ -158,7 +170,7 @@ def invert_run(
 
 
 def _settings(config: InvertConfig) -> Iterator[tuple[str, Setting]]:
-    """Each solver with each of its settings, those of one solver together."""
+    """Yield each solver with each of its settings, grouped by solver."""
     for name in config.fixed_solvers:
         yield from ((name, setting) for setting in fixed_settings(config.num_steps))
     for name in config.adaptive_solvers:
@@ -168,52 +180,60 @@ def _settings(config: InvertConfig) -> Iterator[tuple[str, Setting]]:
 def _round_trips(
     run: Run, config: InvertConfig, examples: Examples, progress: Progress
 ) -> list[RoundTrip]:
-    programs: dict[str, Callable[..., Any]] = {}
+    programs: dict[str, Callable[..., PyTree]] = {}
     settings = list(_settings(config))
-    found = []
-    with progress.task("to noise and back", len(settings)) as advance:
+    trips = []
+    with progress.task("measuring round trips", len(settings)) as advance:
         advance(0, COMPILING)
         for name, setting in settings:
             if name not in programs:
-                programs[name] = over_devices(run, _there_and_back(run, ODE_SOLVERS[name]()))
+                programs[name] = over_devices(run, _make_round_trip(run, ODE_SOLVERS[name]()))
             x0, x1, nfe, succeeded = programs[name](examples, setting.steps)
             rmse = rms(x1 - examples.x)[succeeded]
-            mean, worst, noise = None, None, None
-            if rmse.size:
-                mean, worst = float(rmse.mean()), float(rmse.max())
-                noise = float(rms(x0[succeeded][None])[0])
-            asked = (name, setting.num_steps, setting.tolerance, float(nfe.mean()))
-            found.append(RoundTrip(*asked, mean, worst, noise, int(np.sum(~succeeded))))
+            trip = RoundTrip(
+                solver=name,
+                num_steps=setting.num_steps,
+                tolerance=setting.tolerance,
+                nfe=float(nfe.mean()),
+                mean_rmse=float(rmse.mean()) if rmse.size else None,
+                worst_rmse=float(rmse.max()) if rmse.size else None,
+                noise_rms=float(rms(x0[succeeded][None])[0]) if rmse.size else None,
+                num_failed=int(np.sum(~succeeded)),
+            )
+            trips.append(trip)
             advance(1)
-    progress.say(f"{len(examples.x)} images to noise and back (rms of what differs in [-1, 1]):")
-    for each in found:
-        progress.say(f"  {described(each)}")
-    return found
+    progress.say(f"round trips of {len(examples.x)} images to noise and back (RMSE of [-1, 1]):")
+    for trip in trips:
+        progress.say(f"  {described(trip)}")
+    return trips
 
 
-def _there_and_back(run: Run, solver: Any) -> Callable[..., Any]:
-    def solve(params: Any, x1: Any, labels: Any, steps: Any) -> Any:
+def _make_round_trip(run: Run, solver: Any) -> Callable[..., tuple[jax.Array, ...]]:
+    """Make the function that maps images to noise and back with one solver."""
+
+    def round_trip(params: Params, x1: Points, labels: Cond, steps: Steps) -> tuple[jax.Array, ...]:
         velocity_fn = run.experiment.velocity_fn(params)
-        there = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
-        back = sample(velocity_fn, there.x0, labels, solver=solver, steps=steps)
-        return there.x0, back.x1, there.nfe + back.nfe, there.succeeded & back.succeeded
+        inverted = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
+        restored = sample(velocity_fn, inverted.x0, labels, solver=solver, steps=steps)
+        nfe = inverted.nfe + restored.nfe
+        return inverted.x0, restored.x1, nfe, inverted.succeeded & restored.succeeded
 
-    return solve
+    return round_trip
 
 
-def _write_grid(run: Run, name: str, picture: Any, progress: Progress) -> None:
-    path = run.folder.samples / f"{name}.png"
-    with write_atomically(path) as temporary:
+def _write_grid(run: Run, name: str, picture: Image.Image, progress: Progress) -> None:
+    file = run.folder.samples / f"{name}.png"
+    with write_atomically(file) as temporary:
         temporary.write_bytes(image_bytes(picture))
-    progress.say(f"wrote {path}")
+    progress.say(f"wrote {file}")
 
 
 def described(trip: RoundTrip) -> str:
-    """One line of the figures."""
+    """Summarize a round trip in one line of text."""
     steps = f"{trip.num_steps} steps" if trip.num_steps else f"tolerance {trip.tolerance:g}"
     text = f"{trip.solver}, {steps}, {trip.nfe:.4g} network evaluations: "
     if trip.mean_rmse is None:
-        return text + "none arrived"
-    text += f"{trip.mean_rmse:.2e} on average, {trip.worst_rmse:.2e} at worst"
-    text += f"; noise of rms {trip.noise_rms:.3f}"
-    return text + (f"; {trip.num_failed} did not arrive" if trip.num_failed else "")
+        return text + "all solves failed"
+    text += f"RMSE {trip.mean_rmse:.2e} on average, {trip.worst_rmse:.2e} at worst"
+    text += f"; rms of the noise {trip.noise_rms:.3f}"
+    return text + (f"; {trip.num_failed} solves failed" if trip.num_failed else "")

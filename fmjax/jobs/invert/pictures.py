@@ -1,12 +1,13 @@
-"""Pictures of a run's noise: arcs between two images, and edits of images."""
+"""Pictures of interpolations between images and of edited images."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from fmjax._arrays import expand_like
+from fmjax._arrays import Cond, Params, Points, expand_like
 from fmjax._json import AnyFloat, Count, NonNegative, Share
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.invert import InvertConfig
@@ -17,13 +18,13 @@ from fmjax.solvers import AdaptiveSteps, Samples, edit, interpolate, invert, sam
 
 
 class Edits(NamedTuple):
-    """How far edits of one strength went from the images.
+    """Difference between images and their edits of one strength.
 
     Attributes:
-        strength: In [0, 1].
-        nfe: Mean network evaluations of an edit.
-        rmse: Mean over images of the rms over pixels of what changed.
-        num_failed: Edits that did not arrive.
+        strength: Strength of the edits, in [0, 1].
+        nfe: Mean number of network evaluations per edit.
+        rmse: Mean over images of the root mean square difference of pixels; None if all failed.
+        num_failed: Number of edits whose solve failed.
     """
 
     strength: Share
@@ -32,76 +33,91 @@ class Edits(NamedTuple):
     num_failed: Count
 
 
-def _pictured(config: InvertConfig) -> dict[str, Any]:
-    """What solves for the pictures."""
+def _solver_arguments(config: InvertConfig) -> dict[str, Any]:
+    """The arguments `solver` and `steps` of the solves for pictures."""
     steps = AdaptiveSteps(config.tolerance, config.tolerance)
     return {"solver": ODE_SOLVERS[config.solver](), "steps": steps}
 
 
-def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Any:
-    """Rows of pairs: an image, its decoded noise, those between, the other decoded, the other.
+def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Image.Image:
+    """Draw interpolations between pairs of images along arcs between their noises.
 
-    What lies between is decoded as of the class of the nearer end.
+    A row shows the first image, decoded points of the arc from the first noise to the second, and
+    the second image. Each point is decoded with the class of the nearer image.
     """
 
-    def encoded(params: Any, x1: Any, labels: Any) -> Any:
-        return invert(run.experiment.velocity_fn(params), x1, labels, **_pictured(config)).x0
+    def encode(params: Params, x1: Points, labels: Cond) -> Points:
+        velocity_fn = run.experiment.velocity_fn(params)
+        return invert(velocity_fn, x1, labels, **_solver_arguments(config)).x0
 
-    def decoded(params: Any, x0: Any, labels: Any) -> Any:
-        return _arrived(sample(run.experiment.velocity_fn(params), x0, labels, **_pictured(config)))
+    def decode(params: Params, x0: Points, labels: Cond) -> Points:
+        velocity_fn = run.experiment.velocity_fn(params)
+        return _blank_if_failed(sample(velocity_fn, x0, labels, **_solver_arguments(config)))
 
     num_pairs, num = len(shown.x) // 2, config.num_between
-    first, second = (shown.at(slice(start, 2 * num_pairs, 2)) for start in (0, 1))
-    x0 = over_devices(run, encoded)(shown.at(slice(2 * num_pairs)))
+    first, second = (shown.at(slice(side, 2 * num_pairs, 2)) for side in (0, 1))
+    x0 = over_devices(run, encode)(shown.at(slice(2 * num_pairs)))
     arcs = np.asarray(interpolate(jnp.asarray(x0[::2]), jnp.asarray(x0[1::2]), num))
     labels, names = None, ()
     if first.labels is not None and second.labels is not None:
-        nearer = [first.labels if 2 * i < num else second.labels for i in range(num)]
-        labels = np.concatenate(nearer)
+        nearest = [first.labels if 2 * i < num else second.labels for i in range(num)]
+        labels = np.concatenate(nearest)
         pairs = zip(first.labels.tolist(), second.labels.tolist(), strict=True)
         names = tuple(f"{a}" if a == b else f"{a} to {b}" for a, b in pairs)
-    between = over_devices(run, decoded)(Examples(arcs.reshape(-1, *run.event_shape), labels))
-    columns = np.stack([first.x, *between.reshape(arcs.shape), second.x], axis=1)
+    decoded = over_devices(run, decode)(Examples(arcs.reshape(-1, *run.event_shape), labels))
+    columns = np.stack([first.x, *decoded.reshape(arcs.shape), second.x], axis=1)
     titles = ("image", *(f"{w:.2g}" for w in np.linspace(0.0, 1.0, num)), "image")
     return _grid(columns, names, titles)
 
 
-def edit_all(run: Run, config: InvertConfig, shown: Examples) -> tuple[tuple[Edits, ...], Any]:
-    """Each strength's figures; and rows of images: the image, its edits from weak to strong."""
+def edit_all(
+    run: Run, config: InvertConfig, shown: Examples
+) -> tuple[tuple[Edits, ...], Image.Image]:
+    """Edit images at each strength.
 
-    def edited(params: Any, x1: Any, labels: Any, strength: Any) -> Any:
+    Returns:
+        The results of each strength, and a picture with one row per image: the image and its edits
+        from weak to strong.
+    """
+
+    def edit_batch(
+        params: Params, x1: Points, labels: Cond, strength: jax.Array
+    ) -> tuple[jax.Array, ...]:
         velocity_fn = guided(run.experiment, params, config.guidance)
         indices = jnp.arange(x1.shape[0])
-        # The same noise at every strength: from column to column nothing else changes.
+        # All strengths use the same noise, so that columns differ only by the strength.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
         path = run.experiment.path
-        solved = edit(velocity_fn, path, x1, keys, strength, labels, **_pictured(config))
-        return _arrived(solved), solved.nfe, solved.succeeded
+        arguments = _solver_arguments(config)
+        solved = edit(velocity_fn, path, x1, keys, strength, labels, **arguments)
+        return _blank_if_failed(solved), solved.nfe, solved.succeeded
 
-    asked, names = shown, ()
+    inputs, names = shown, ()
     if shown.labels is not None:
         names = tuple(str(label) for label in shown.labels)
         if config.target_class is not None:
-            asked = Examples(shown.x, np.full_like(shown.labels, config.target_class))
+            inputs = Examples(shown.x, np.full_like(shown.labels, config.target_class))
             names = tuple(f"{name} to {config.target_class}" for name in names)
-    program, figures, columns = over_devices(run, edited), [], [shown.x]
+    program, results, columns = over_devices(run, edit_batch), [], [shown.x]
     for strength in config.strengths:
-        x1, nfe, succeeded = program(asked, np.float32(strength))
+        x1, nfe, succeeded = program(inputs, np.float32(strength))
         rmse = rms(x1 - shown.x)[succeeded]
         mean = float(rmse.mean()) if rmse.size else None
-        figures.append(Edits(strength, float(nfe.mean()), mean, int(np.sum(~succeeded))))
+        results.append(Edits(strength, float(nfe.mean()), mean, int(np.sum(~succeeded))))
         columns.append(x1)
     titles = ("image", *(f"{strength:g}" for strength in config.strengths))
-    return tuple(figures), _grid(np.stack(columns, axis=1), names, titles)
+    return tuple(results), _grid(np.stack(columns, axis=1), names, titles)
 
 
-def _arrived(solved: Samples) -> jax.Array:
-    """The solved images; NaN, which a grid leaves blank, where a solve did not arrive."""
+def _blank_if_failed(solved: Samples) -> jax.Array:
+    """The solved images, with NaN, which a grid shows as blank, for solves that failed."""
     return jnp.where(expand_like(solved.succeeded, solved.x1), solved.x1, jnp.nan)
 
 
-def _grid(images: np.ndarray, row_labels: tuple[str, ...], column_labels: tuple[str, ...]) -> Any:
-    """A picture of `[rows, columns, height, width, channel]`."""
+def _grid(
+    images: np.ndarray, row_labels: tuple[str, ...], column_labels: tuple[str, ...]
+) -> Image.Image:
+    """Draw images of shape `[rows, columns, height, width, channel]` as a labeled grid."""
     rows, columns = images.shape[:2]
     flat = images.reshape(rows * columns, *images.shape[2:])
     return image_grid(flat, columns, row_labels=row_labels, column_labels=column_labels)

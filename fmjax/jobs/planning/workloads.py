@@ -1,28 +1,31 @@
-"""What a plan compiles: the very functions that training and sampling run."""
+"""The functions that a plan compiles: those that training and sampling run."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from fmjax._arrays import Conditions, Params
+from fmjax._arrays import Batch, Conditions, Params
 from fmjax._checks import require
 from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.planning import count_flops, counts_all, flops_per_example
 from fmjax.runs.sampling.batches import batch_size, make_draw
 from fmjax.sharding import abstract_batch, batch_sharding, laid_out, require_batch_fits
+from fmjax.solvers import Samples
 from fmjax.training import abstract_state
 
 
 class Counted(NamedTuple):
-    """How much work a function is.
+    """Number of operations of a workload.
 
     Attributes:
-        flops: Operations of all devices, without what is done again.
-        unit: What that is of: "step", "batch", or "solver step" if their number is not known.
-        repeats: How many such units the whole job has; None if that is not known.
+        flops: FLOPs of one unit on all devices, without recomputation.
+        unit: What is counted: "step", "batch", or "solver step" if the number of solver steps is
+            not known in advance.
+        repeats: Number of units in the entire job, or None if unknown.
     """
 
     flops: float
@@ -31,20 +34,20 @@ class Counted(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A function to compile, and what it does.
+    """A jitted function to compile, with its arguments and its number of operations.
 
     Attributes:
-        mesh: The devices.
-        fn: Jitted.
-        args: What it is called with, as `jax.ShapeDtypeStruct`s with shardings.
-        params: The network's, likewise.
-        examples: Trained on or drawn, over all devices.
-        count: Counts the work; it traces the function anew.
+        mesh: The devices to compile for.
+        fn: The jitted function.
+        args: Arguments of `fn`, as `jax.ShapeDtypeStruct`s with shardings.
+        params: Parameters of the network, as `jax.ShapeDtypeStruct`s with shardings.
+        examples: Number of examples per call (training examples or samples), over all devices.
+        count: Counts the operations of `fn`; this traces the function again.
     """
 
     mesh: Mesh
-    fn: Any
-    args: tuple[Any, ...]
+    fn: Callable[..., PyTree]
+    args: tuple[PyTree, ...]
     params: Params
     examples: int
     count: Callable[[], Counted]
@@ -53,77 +56,100 @@ class Work(NamedTuple):
 def training_step(
     config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
 ) -> Work:
-    """One step of the training, as `fmjax train` runs it.
+    """Return the training step that `fmjax train` runs.
+
+    Args:
+        config: The experiment.
+        mesh: The devices to compile for.
+        event_shape: Shape of one example.
+        conditions: What the model is conditioned on.
 
     Raises:
-        ValueError: If the parts of the config do not fit together, the data or the devices.
+        ValueError: If the parts of the config are inconsistent with each other, the data or the
+            devices.
     """
     experiment = build(config, event_shape, conditions)
-    num = config.training.batch_size
-    require_batch_fits(num, mesh, config.training.accumulation_steps)
-    batch = abstract_batch(event_shape, conditions, num, mesh, paired=config.paired)
+    batch_size = config.training.batch_size
+    require_batch_fits(batch_size, mesh, config.training.accumulation_steps)
+    batch = abstract_batch(event_shape, conditions, batch_size, mesh, paired=config.paired)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
+    frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
 
     def count() -> Counted:
-        flops = num * step_flops(
-            config, state.params, batch, *rest, event_shape=event_shape, conditions=conditions
+        flops = batch_size * step_flops(
+            config, state.params, batch, *frozen, event_shape=event_shape, conditions=conditions
         )
         return Counted(flops, "step", config.training.num_steps)
 
     step = make_step(config, experiment, mesh, sharding)
-    return Work(mesh, step, (state, batch, *rest), (state.params, *rest), num, count)
+    return Work(mesh, step, (state, batch, *frozen), (state.params, *frozen), batch_size, count)
 
 
 def step_flops(
     config: Config,
     params: Params,
-    batch: Any,
-    frozen: Any = None,
+    batch: Batch,
+    frozen: Params | None = None,
     *,
     event_shape: tuple[int, ...],
     conditions: Conditions,
 ) -> float:
-    """Operations of one example in a step of the training, whatever computes its attention.
+    """Return the FLOPs of one example in a training step, for any attention implementation.
 
-    Kernels say nothing of theirs: they are counted as the plain products that they stand for.
+    Attention kernels do not state their FLOPs; they are counted as the equivalent matrix products.
+
+    Args:
+        config: The experiment.
+        params: Trainable parameters, arrays or `jax.ShapeDtypeStruct`s.
+        batch: Batch of any size, arrays or `jax.ShapeDtypeStruct`s.
+        frozen: Parameters that are not trained, nested dicts, or None.
+        event_shape: Shape of one example.
+        conditions: What the model is conditioned on.
     """
-    same = build(differentiable_forwards(config), event_shape, conditions)
-    return flops_per_example(same.objective, params, batch, frozen)
+    without_kernels = build(differentiable_forwards(config), event_shape, conditions)
+    return flops_per_example(without_kernels.objective, params, batch, frozen)
 
 
 def sampling_batch(
     config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
 ) -> Work:
-    """One batch of samples, as `fmjax sample` draws it.
+    """Return the function with which `fmjax sample` computes one batch of samples.
 
-    Adaptive steps are as many as it takes, and Diffrax's fixed ones run in the same loop: what is
-    counted is then the loop's body, one step.
+    The number of adaptive steps is not known in advance, and Diffrax runs fixed steps in the same
+    loop; in both cases the FLOPs of one solver step are counted.
+
+    Args:
+        config: The experiment.
+        mesh: The devices to compile for.
+        event_shape: Shape of one sample.
+        conditions: What the model is conditioned on.
 
     Raises:
-        ValueError: If the parts of the config do not fit together or the data, or the grid is to
-            be calibrated: that takes a trained run.
+        ValueError: If the parts of the config are inconsistent with each other or the data, or the
+            time grid is to be calibrated, which needs a trained run.
     """
     experiment = build(config, event_shape, conditions)
     sampling = config.sampling
-    require(sampling.slots is None, "sampling.slots", "be left out for a plan", sampling.slots)
-    num = batch_size(sampling.num_samples, sampling.batch_size, mesh)
+    require(sampling.slots is None, "sampling.slots", "be None for a plan", sampling.slots)
+    num_samples = batch_size(sampling.num_samples, sampling.batch_size, mesh)
     steps = sampling.make_steps(config.path.schedule)
 
-    def draw(experiment: Experiment) -> Any:
+    def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
         solve = make_solve(experiment, sampling)
         return make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
     params = laid_out(params, mesh, experiment.net.tensor_axes)
-    indices = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=batch_sharding(mesh))
-    args = (params, indices, abstract_batch(event_shape, conditions, num, mesh).cond)
+    indices = jax.ShapeDtypeStruct((num_samples,), jnp.int32, sharding=batch_sharding(mesh))
+    args = (params, indices, abstract_batch(event_shape, conditions, num_samples, mesh).cond)
 
     def count() -> Counted:
-        plain = draw(build(differentiable_forwards(config), event_shape, conditions))
-        if not counts_all(plain, *args):
-            return Counted(count_flops(plain, *args), "solver step", None)
-        return Counted(count_flops(plain, *args), "batch", -(-sampling.num_samples // num))
+        without_kernels = build(differentiable_forwards(config), event_shape, conditions)
+        sampler = sampler_of(without_kernels)
+        flops = count_flops(sampler, *args)
+        if not counts_all(sampler, *args):
+            return Counted(flops, "solver step", None)
+        return Counted(flops, "batch", -(-sampling.num_samples // num_samples))
 
-    return Work(mesh, draw(experiment), args, params, num, count)
+    return Work(mesh, sampler_of(experiment), args, params, num_samples, count)

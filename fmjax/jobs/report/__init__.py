@@ -1,1 +1,1 @@
-"""The HTML page of a run or a study."""
+"""`fmjax report`: write the HTML report of a run or a study."""

@@ -1,4 +1,4 @@
-"""The page of a run or a study, made anew from what its folder holds."""
+"""Write the HTML report of a run or a study from the files in its folder."""
 
 import json
 import math
@@ -32,16 +32,16 @@ from fmjax.runs.sampling.files import (
 )
 from fmjax.training import read_metrics
 
-GRID = "grid"  # The samples that the page shows: samples/grid.png and samples/grid.npz.
+GRID = "grid"  # Stem of the sample files that the page shows: samples/grid.{png,npz}.
 
 
 def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
     """Write `report.html` and `figures/` into the run folder.
 
-    What has not been made yet (samples, comparison, evaluation) is left out of the page.
+    Sections whose files do not exist yet (samples, comparison, evaluation) are omitted.
 
     Returns:
-        The path of the page.
+        The file of the page.
     """
     folder, config = run.folder, run.config
     evaluation = read_evaluation(folder.evaluation) if folder.evaluation.is_file() else None
@@ -62,46 +62,45 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
     return _write(report, folder, progress)
 
 
-def report_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Path:
-    """Write `report.html` and `figures/` into a study's folder.
+def report_study(config: StudyConfig, folder: Path, *, progress: Progress = Silent()) -> Path:
+    """Write `report.html` and `figures/` into the folder of a study.
 
     Args:
         config: The study.
-        path: Its folder, where `run_study` has written its table.
-        progress: Hears of what the table says.
+        folder: The folder in which `run_study` has written `comparison.json`.
+        progress: Receives progress reports and conclusions from the comparison.
 
     Returns:
-        The path of the page.
+        The file of the page.
 
     Raises:
-        ValueError: If the folder holds no table, or a file in it is damaged.
+        ValueError: If the folder has no `comparison.json`, or a file in it is damaged.
     """
-    folder = RunFolder(path)
-    if not folder.comparison.is_file():
-        raise ValueError(f"study folder {path} must hold comparison.json, got no such file")
-    runs, ways = (
-        f"{number} {noun}{'' if number == 1 else 's'}"
-        for number, noun in (
-            (len(config.all_trainings), "training"),
-            (config.num_seeds * sum(len(config.ways(run)) for run in config.runs), "sampling"),
-        )
-    )
+    files = RunFolder(folder)
+    if not files.comparison.is_file():
+        raise ValueError(f"study folder {folder} must hold comparison.json, got no such file")
+    num_samplings = config.num_seeds * sum(len(config.ways(run)) for run in config.runs)
+    models = _counted(len(config.all_trainings), "model")
     seeds = ""
     if config.num_seeds > 1:
         seeds = (
-            f" Figures are means over {config.num_seeds} seeds ± their standard deviation, "
-            "pictures are of the first."
+            f" Numbers are means over {config.num_seeds} seeds ± their standard deviation; "
+            "pictures are of the first seed."
         )
     report = Report(
         title=config.name,
-        summary=f"{runs} on the same data, {ways} of them, {config.num_samples:,} samples each."
-        + seeds,
-        comparison=read_json(folder.comparison),
-        tables=path_tables([path / run.name for run in config.all_trainings]),
+        summary=f"{models} trained on the same data, {_counted(num_samplings, 'sampling run')} "
+        f"with {config.num_samples:,} samples each.{seeds}",
+        comparison=read_json(files.comparison),
+        tables=path_tables([folder / run.name for run in config.all_trainings]),
         config={run.name: json.loads(to_json(run)) for run in config.runs},
-        gallery=_gallery(folder),
+        gallery=_gallery(files),
     )
-    return _write(report, folder, progress)
+    return _write(report, files, progress)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _write(report: Report, folder: RunFolder, progress: Progress) -> Path:
@@ -113,20 +112,20 @@ def _write(report: Report, folder: RunFolder, progress: Progress) -> Path:
 
 def _summary(run: Run) -> str:
     millions = num_parameters(run.params) / 1e6
-    kind = type(run.config.network).__name__.removesuffix("Config")
+    network = type(run.config.network).__name__.removesuffix("Config")
     schedule = type(run.config.path.schedule).__name__
     return (
-        f"{kind} with {millions:.3g} million parameters, {schedule} schedule, "
-        f"{run.experiment.prediction} prediction, {run.step:,} steps of "
+        f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
+        f"{run.experiment.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
     )
 
 
 def _samples(run: Run) -> SampleGrid | SamplePoints | None:
-    path = run.folder.samples / f"{GRID}.npz"
-    if not path.is_file():
+    file = run.folder.samples / f"{GRID}.npz"
+    if not file.is_file():
         return None
-    drawn, _ = read_samples(path)
+    drawn, _ = read_samples(file)
     caption = f"{len(drawn.x1)} samples by {in_words(run.config.sampling)}."
     if run.event_shape == (2,):
         real = run.config.data.load("train").examples().x1[: len(drawn.x1)]
@@ -135,25 +134,25 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
         return None
     images, columns, row_labels = grid_of(drawn)
     if drawn.labels is not None:
-        caption += f" {'Prompts' if drawn.prompts else 'Classes'} one below the other."
+        caption += f" One row per {'prompt' if drawn.prompts else 'class'}."
     if drawn.x0 is not None:
-        caption += " Above each what it was made from."
+        caption += " Each sample is shown below its source point."
     return SampleGrid(images, columns, row_labels, caption)
 
 
 def _path_shape(folder: RunFolder) -> PathShape | None:
     if not folder.paths.is_file():
         return None
-    found = read_paths(folder.paths)
+    paths = read_paths(folder.paths)
     caption = (
-        f"Mean of {found.num_paths} paths. The area on the left is the straightness, "
-        f"{found.s:.4g}; a path is {found.length_ratio:.4g} times as long as the distance of its "
-        "ends. Where paths bend, few steps go wrong."
-        + ("" if math.isnan(found.cost) else f" Transport cost E |x1 - x0|²: {found.cost:.4g}.")
-        + (f" {found.num_failed} were not finite." if found.num_failed else "")
+        f"Mean over {paths.num_paths} trajectories. The area under the left curve is the "
+        f"straightness, {paths.s:.4g}; a trajectory is {paths.length_ratio:.4g} times as long as "
+        "the distance between its ends. Solvers with few steps make errors where trajectories bend."
+        + ("" if math.isnan(paths.cost) else f" Transport cost E |x1 - x0|²: {paths.cost:.4g}.")
+        + (f" {paths.num_failed} trajectories were not finite." if paths.num_failed else "")
     )
     return PathShape(
-        found.times, found.deviation, found.midpoints, found.curvature, caption, found.lines
+        paths.times, paths.deviation, paths.midpoints, paths.curvature, caption, paths.lines
     )
 
 
@@ -162,17 +161,20 @@ def _gallery(folder: RunFolder) -> tuple[GalleryEntry, ...]:
 
 
 PICTURES = {
-    "interpolation": ("Between two images", "Arcs between the noises of two images, decoded."),
-    "edits": ("Edits", "From weak to strong: noise put on an image, and taken off again."),
+    "interpolation": (
+        "Interpolation between two images",
+        "Points on the arc between the noises of two images, decoded.",
+    ),
+    "edits": ("Edits", "Images with noise added and removed again, from weak to strong noise."),
 }
 
 
 def _pictures(folder: RunFolder) -> tuple[NamedPicture, ...]:
-    paths = {name: folder.samples / f"{name}.png" for name in PICTURES}
+    files = {name: folder.samples / f"{name}.png" for name in PICTURES}
     return tuple(
-        NamedPicture(PICTURES[name][0], path.read_bytes(), PICTURES[name][1])
-        for name, path in paths.items()
-        if path.is_file()
+        NamedPicture(PICTURES[name][0], file.read_bytes(), PICTURES[name][1])
+        for name, file in files.items()
+        if file.is_file()
     )
 
 
@@ -181,19 +183,19 @@ def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
     for name, title in (("frechet", "Frechet distance"), ("wasserstein", "Sliced Wasserstein")):
         distance = getattr(evaluation, name)
         if distance is not None:
-            drawn = f"{evaluation.num_samples:,} samples by {evaluation.solver}"
-            note = "; ".join((drawn, *in_equal_numbers(evaluation, name, ".3g")))
+            samples = f"{evaluation.num_samples:,} samples by {evaluation.solver}"
+            note = "; ".join((samples, *in_equal_numbers(evaluation, name, ".3g")))
             numbers.append(KeyNumber(title, f"{distance:.3g}", note))
     if evaluation.accuracy is not None and evaluation.classifier_accuracy is not None:
-        note = f"of real test images: {100 * evaluation.classifier_accuracy:.1f} %"
-        numbers.append(KeyNumber("Recognised samples", f"{100 * evaluation.accuracy:.1f} %", note))
+        note = f"real test images: {100 * evaluation.classifier_accuracy:.1f} %"
+        numbers.append(KeyNumber("Recognized samples", f"{100 * evaluation.accuracy:.1f} %", note))
     return tuple(numbers)
 
 
-def _loss_curve(path: Path) -> LossCurve | None:
-    if not path.is_file():
+def _loss_curve(file: Path) -> LossCurve | None:
+    if not file.is_file():
         return None
-    lines = [line for line in read_metrics(path) if "loss" in line]
+    lines = [line for line in read_metrics(file) if "loss" in line]
     if not lines:
         return None
     return LossCurve(tuple(line["step"] for line in lines), tuple(line["loss"] for line in lines))

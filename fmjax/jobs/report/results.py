@@ -1,4 +1,4 @@
-"""Everything that a reader looks for in a trained run: samples, figures of merit, the page."""
+"""Make the results of a trained run: samples, evaluation, comparison and report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +19,20 @@ from fmjax.runs.sampling.files import (
 
 
 def make_results(run: Run, *, progress: Progress = Silent()) -> None:
-    """Make the results that the run's folder lacks or has of other weights, then the page."""
+    """Make the results that are missing or belong to other weights, then write the report."""
     folder, config = run.folder, run.config
     grid = folder.samples / f"{GRID}.npz"
-    # Each is held before it is looked at: another command may be making it.
+    # Each file is locked before it is read, because another command may be writing it.
     with lock_outputs(grid, on_wait=progress.say):
-        if not _is_of_step(run.step, grid, lambda path: read_samples(path)[1]):
+        if not _is_of_step(run.step, grid, lambda file: read_samples(file)[1]):
             sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
             progress.part_done("samples")
     with lock_outputs(folder.evaluation, on_wait=progress.say):
-        if not _is_of_step(run.step, folder.evaluation, lambda path: read_evaluation(path).step):
+        if not _is_of_step(run.step, folder.evaluation, lambda file: read_evaluation(file).step):
             evaluate_run(run, config.evaluation, config.sampling, progress=progress)
             progress.part_done("evaluation")
     with lock_outputs(folder.comparison, on_wait=progress.say):
-        if not _is_of_step(run.step, folder.comparison, lambda path: read_json(path).step):
+        if not _is_of_step(run.step, folder.comparison, lambda file: read_json(file).step):
             compare_run(run, config.compare, progress=progress)
             progress.part_done("comparison")
     report_run(run, progress=progress)
@@ -40,7 +40,7 @@ def make_results(run: Run, *, progress: Progress = Silent()) -> None:
 
 
 def _is_of_step(step: int, file: Path, read_step: Callable[[Path], int | None]) -> bool:
-    """Whether the file is there, whole, and was made with the weights of this training step."""
+    """Whether the file exists, is complete and belongs to the weights of this training step."""
     try:
         return file.is_file() and read_step(file) == step
     except ValueError:

@@ -1,4 +1,4 @@
-"""The tables of a page beside its comparison, from the files of run folders."""
+"""Tables of a report that are made from the files of run folders."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from fmjax.runs.folder import RunFolder
 
 
 def path_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
-    """How straight the paths of several runs are, of those that know."""
-    known = [(path.name, RunFolder(path).paths) for path in runs]
-    found = [(name, read_paths(path)) for name, path in known if path.is_file()]
+    """Make the table of the straightness of several runs, from those that have a `paths.json`."""
+    files = [(run.name, RunFolder(run).paths) for run in runs]
+    results = [(name, read_paths(file)) for name, file in files if file.is_file()]
     rows = [
         (
             name,
@@ -27,42 +27,49 @@ def path_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
             number(paths.cost),
             Cell(f"{paths.num_paths:,}", paths.num_paths),
         )
-        for name, paths in found
+        for name, paths in results
     ]
     note = (
-        "Integral of E |(x1 - x0) - v|², and the length of a path over the distance of its ends: 0 "
-        "and 1 are straight at constant speed. The cost is E |x1 - x0|²."
+        "Straightness is the integral of E |(x1 - x0) - v|²; length is the length of a trajectory "
+        "divided by the distance between its ends. Straight trajectories at constant speed have 0 "
+        "and 1. Transport cost is E |x1 - x0|²."
     )
-    columns = ("model", "straightness", "standard error", "length", "transport cost", "paths")
-    return (Table("How straight the paths are", columns, rows, note),) if rows else ()
+    columns = (
+        "model",
+        "straightness",
+        "standard error",
+        "length",
+        "transport cost",
+        "trajectories",
+    )
+    return (Table("Straightness of trajectories", columns, rows, note),) if rows else ()
 
 
 def likelihood_tables(folder: RunFolder) -> tuple[Table, ...]:
-    """What `fmjax likelihood` found."""
-    path = folder.likelihood
-    if not path.is_file():
+    """Make the table of the results of `fmjax likelihood`; no table if there are none."""
+    if not folder.likelihood.is_file():
         return ()
-    found = read_likelihood(path)
-    rows = [("nats of an example", found.nats, found.nats_error)]
-    if found.bits_per_dim is not None and found.bits_error is not None:
-        rows.insert(0, ("bits per dimension", found.bits_per_dim, found.bits_error))
+    result = read_likelihood(folder.likelihood)
+    rows = [("nats per example", result.nats, result.nats_error)]
+    if result.bits_per_dim is not None and result.bits_error is not None:
+        rows.insert(0, ("bits per dimension", result.bits_per_dim, result.bits_error))
     cells = [
         (name, Cell(f"{mean:.5g}", mean), Cell(f"{error:.2g}", error)) for name, mean, error in rows
     ]
     note = (
-        f"Mean over {found.num_examples - found.num_failed:,} test examples by {found.method}; "
-        f"{found.nfe:.4g} network evaluations each."
+        f"Mean over {result.num_examples - result.num_failed:,} test examples by {result.method}; "
+        f"{result.nfe:.4g} network evaluations each."
     )
     return (Table("Likelihood", ("of test data", "mean", "standard error"), cells, note),)
 
 
 def round_trip_tables(folder: RunFolder) -> tuple[Table, ...]:
-    """What `fmjax invert` found to be lost from image to noise to image."""
+    """Make the table of the round-trip errors of `fmjax invert`; no table if there are none."""
     if not folder.inversion.is_file():
         return ()
-    found = read_inversion(folder.inversion)
-    num_images = found.num_images
-    rows = [_trip_row(trip, num_images) for trip in found.round_trips]
+    inversion = read_inversion(folder.inversion)
+    num_images = inversion.num_images
+    rows = [_trip_row(trip, num_images) for trip in inversion.round_trips]
     columns = (
         "solver",
         "setting",
@@ -70,13 +77,13 @@ def round_trip_tables(folder: RunFolder) -> tuple[Table, ...]:
         "RMSE, mean",
         "RMSE, worst",
         "rms of the noise",
-        "arrived",
+        "succeeded",
     )
     note = (
-        f"What differs after the way to noise and back, of {num_images:,} images with "
-        "pixels in [-1, 1]; evaluations are of both directions together."
+        f"Difference between {num_images:,} images, with pixels in [-1, 1], and their "
+        "reconstructions from noise. Evaluations include both directions."
     )
-    return (Table("To noise and back", columns, rows, note),)
+    return (Table("Round trips to noise", columns, rows, note),)
 
 
 def _trip_row(trip: RoundTrip, num_images: int) -> list[str | float | Cell]:
@@ -87,11 +94,11 @@ def _trip_row(trip: RoundTrip, num_images: int) -> list[str | float | Cell]:
         family = "adaptive"
         setting = Cell(f"tolerance {power_of_ten(trip.tolerance)}", 1 / trip.tolerance)
     errors = (trip.mean_rmse, trip.worst_rmse, trip.noise_rms)
-    arrived = num_images - trip.num_failed
+    succeeded = num_images - trip.num_failed
     return [
         Cell(solver_title(trip.solver), kind=family),
         setting,
         trip.nfe,
         *(math.nan if error is None else error for error in errors),
-        Cell(f"{arrived} of {num_images}", arrived, "bad" if trip.num_failed else ""),
+        Cell(f"{succeeded} of {num_images}", succeeded, "bad" if trip.num_failed else ""),
     ]

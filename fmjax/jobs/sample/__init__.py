@@ -1,1 +1,1 @@
-"""`fmjax sample`."""
+"""`fmjax sample`: draw samples from a run."""

@@ -1,4 +1,4 @@
-"""Draw samples from a run: a picture to look at, and the numbers."""
+"""Draw samples from a run and write them as a picture and as arrays."""
 
 import math
 from pathlib import Path
@@ -26,34 +26,36 @@ def sample_run(
     *,
     progress: Progress = Silent(),
 ) -> Drawn:
-    """Draw samples and write them: `OUTPUT.png` and `OUTPUT.npz`.
+    """Draw samples and write them to `OUTPUT.png` and `OUTPUT.npz`.
 
-    The same settings give the same samples, so files of the same name are replaced.
+    Existing files of the same name are replaced: the same settings give the same samples.
 
     Args:
         run: A trained run.
-        sampling: How noise becomes samples.
-        classes: Only these; empty for all, evenly.
-        output: Name without ending; by default it says the settings, in the run's `samples/`.
-        progress: Hears of each batch.
+        sampling: Settings of the sampler.
+        classes: Class labels to sample, in equal numbers; empty samples all classes.
+        output: Output file without suffix; by default a file in the `samples/` folder of the run,
+            named by the settings.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the model has no such class, or takes no prompts, or the files cannot be
-            written.
+        ValueError: If the model does not have one of the classes or does not take prompts, or the
+            files cannot be written.
     """
     require_samples_fit("num_samples", sampling.num_samples, run.event_shape)
     if output is None:
         stem = run.folder.samples / f"step{run.step}-{settings_name(sampling, classes)}"
     else:
         stem = output.with_suffix("") if output.suffix in (".png", ".npz") else output
-    sides = 1 if run.config.source is None else 2
-    num_bytes = 4 * sides * sampling.num_samples * math.prod(run.event_shape)
+    arrays_per_sample = 1 if run.config.source is None else 2  # x1, and x0 from a dataset.
+    num_bytes = 4 * arrays_per_sample * sampling.num_samples * math.prod(run.event_shape)
     require_space(stem.parent, num_bytes, f"{sampling.num_samples} samples")
     with lock_outputs(*sample_files(stem, run.event_shape)):
-        prompts = sampling.prompts
-        asked = requested_conditions(run, sampling.num_samples, classes, prompts, progress=progress)
-        drawn = draw_from(run, sampling, asked, progress=progress)
-        paths = write_samples(drawn, run.step, stem)
+        conditions = requested_conditions(
+            run, sampling.num_samples, classes, sampling.prompts, progress=progress
+        )
+        drawn = draw_from(run, sampling, conditions, progress=progress)
+        files = write_samples(drawn, run.step, stem)
     progress.say(described(drawn))
-    progress.say(f"wrote {' and '.join(str(path) for path in paths)}")
+    progress.say(f"wrote {' and '.join(str(file) for file in files)}")
     return drawn

@@ -1,13 +1,15 @@
-"""Attention, by the fastest means that a device has.
+"""Attention with a plain XLA implementation and the fused kernels of TPU and GPU.
 
-All of them compute `softmax(q k^T / sqrt(dim)) v`, the softmax in float32, with queries, keys and
-values `[batch, heads, tokens, dim]`. Plain products of matrices work everywhere, for forward mode
-too. The kernels never hold the `[tokens, tokens]` weights, but know reverse mode alone.
+All implementations compute `softmax(q k^T / sqrt(dim)) v` with a float32 softmax, for queries, keys
+and values `[batch, heads, tokens, dim]`. The XLA implementation works on every device and supports
+forward-mode differentiation. The kernels never store the `[tokens, tokens]` weights, but support
+only reverse mode.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+Reference: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,93 +22,99 @@ from fmjax.sharding import heads_spec, shard_heads
 
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 
-# Below so many tokens the kernel's blocks are too few to pay, and the weights small.
-_LEAST_FOR_SPLASH = 1024
-_BLOCKS = (512, 256, 128)
+# With fewer tokens, the weights are small and the kernel has too few blocks to be faster.
+_MIN_TOKENS_FOR_SPLASH = 1024
+_BLOCK_SIZES = (512, 256, 128)
 
 
 def attention(
     q: Float[Array, "batch heads queries dim"],
     k: Float[Array, "batch heads keys dim"],
     v: Float[Array, "batch heads keys dim"],
-    kind: str = "xla",
-    bias: Float[Array, "some queries keys"] | None = None,
+    implementation: str = "xla",
+    bias: Float[Array, "bias_heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries dim"]:
-    """What each query sees of the values, in the dtype of `v`.
+    """Compute scaled dot-product attention, in the dtype of `v`.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        kind: "xla" (plain products), "splash" (TPU), "cudnn" (NVIDIA), or "auto": by the platform
-            of the mesh in context, or JAX's default one; plain where the kernel takes no such
-            sizes or types.
-        bias: Added to the logits before the softmax, for every head or (1 of them) for all alike;
-            minus infinity hides a key. The kernels take none.
+        implementation: "xla" (matrix products), "splash" (TPU), "cudnn" (NVIDIA GPU), or "auto".
+            "auto" selects by the platform of the mesh in context or JAX's default platform, and
+            uses "xla" where the kernel does not support the sizes or types.
+        bias: Bias added to the logits before the softmax, for each head or (`bias_heads` = 1) for
+            all heads; minus infinity masks a key. Only "xla" supports a bias.
 
     Raises:
-        ValueError: If a kernel is asked for that takes no such sizes or types, or no bias.
+        ValueError: If the kernel does not support the sizes or types, or a bias.
     """
-    if kind == "auto":
-        kind = _fastest(q, k, v) if bias is None else "xla"
-    require(bias is None or kind == "xla", "attention", "be 'xla' where it has a bias", kind)
+    if implementation == "auto":
+        implementation = _select_implementation(q, k, v) if bias is None else "xla"
+    supports_bias = bias is None or implementation == "xla"
+    require(supports_bias, "attention", "be 'xla' if a bias is used", implementation)
     q, k, v = shard_heads(q, k, v)
-    if kind == "splash":
-        return _splash(q, k, v)
-    if kind == "cudnn":
+    if implementation == "splash":
+        return _splash_attention(q, k, v)
+    if implementation == "cudnn":
         require(
-            _fits_cudnn(q),
-            "attention",
-            "be given bfloat16 heads of at most 128 channels, a multiple of 8, for cudnn",
-            f"{q.dtype} and {q.shape[-1]}",
+            _supports_cudnn(q),
+            "attention inputs",
+            "be bfloat16 or float16 with at most 128 channels per head, a multiple of 8, for cudnn",
+            f"{q.dtype} with {q.shape[-1]} channels",
         )
-        return _each_device(_cudnn, q, k, v)
-    return _plain(q, k, v, bias)
+        return _map_over_devices(_cudnn_attention, q, k, v)
+    return _xla_attention(q, k, v, bias)
 
 
-def _fastest(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
+def _select_implementation(q: jax.Array, k: jax.Array, v: jax.Array) -> str:
+    """Return the fastest implementation for these inputs on the current platform."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     tokens = min(q.shape[2], k.shape[2])
-    if platform == "tpu" and tokens >= _LEAST_FOR_SPLASH:
+    if platform == "tpu" and tokens >= _MIN_TOKENS_FOR_SPLASH:
         return "splash"
-    if platform in ("gpu", "cuda") and _fits_cudnn(q) and q.dtype == k.dtype == v.dtype:
+    if platform in ("gpu", "cuda") and _supports_cudnn(q) and q.dtype == k.dtype == v.dtype:
         return "cudnn"
     return "xla"
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Two products. They are the fastest form that XLA has on the CPU.
+def _xla_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Compute attention as two matrix products, the fastest form for XLA on the CPU.
 
-    The division comes after the second product, over [queries, dim] instead of [queries, keys],
-    and with it the sums of the backward pass.
+    Dividing by the sum of the weights after the second product, over [queries, dim] instead of
+    [queries, keys], makes the division and its backward pass cheaper.
     """
     scale = 1.0 / math.sqrt(q.shape[-1])
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=wide)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=dtype)
     if bias is not None:
-        logits = logits + bias[None].astype(wide)
-    # The largest logit cancels out of the quotient, so no derivative goes through it.
+        logits = logits + bias[None].astype(dtype)
+    # The largest logit cancels in the quotient, so its derivative is zero.
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
-    return (mixed / total).astype(v.dtype)
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=dtype)
+    return (out / total).astype(v.dtype)
 
 
-def _block(tokens: int) -> int | None:
-    """The longest block that the tokens are a multiple of, None if there is none."""
-    return next((block for block in _BLOCKS if tokens % block == 0), None)
+def _block_size(tokens: int) -> int | None:
+    """Return the largest block size that divides the number of tokens, or None."""
+    return next((size for size in _BLOCK_SIZES if tokens % size == 0), None)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """JAX's kernel for TPU; on a mesh each device for its own rows and heads or queries."""
-    return _each_device(_splash_here, q * (1.0 / math.sqrt(q.shape[-1])), k, v)
+def _splash_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Compute attention by JAX's splash kernel for TPU, on each device of the mesh."""
+    return _map_over_devices(_splash_on_device, q * (1.0 / math.sqrt(q.shape[-1])), k, v)
 
 
-def _each_device(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """A kernel for what each device of the mesh has of queries, keys and values."""
+def _map_over_devices(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
+    """Apply a kernel to the shard of queries, keys and values of each device of the mesh."""
     spec_q, spec_kv = heads_spec(q.shape)
     if spec_q is None:
         return kernel(q, k, v)
@@ -114,15 +122,17 @@ def _each_device(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
     return jax.shard_map(kernel, in_specs=specs, out_specs=spec_q, check_vma=False)(q, k, v)
 
 
-def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """The kernel on one device. Its blocks are whole: what they lack is filled up, and not seen."""
-    # Imported where it is used: it takes as long as half of jax.
+def _splash_on_device(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """Run the splash kernel on one device, with tokens padded to full blocks and masked."""
+    # Imported here because it takes half as long as importing jax.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     (_, heads, num_queries, _), num_keys = q.shape, k.shape[2]
-    q, (k, v) = _filled(q), (_filled(k), _filled(v))
+    q, (k, v) = _pad_to_blocks(q), (_pad_to_blocks(k), _pad_to_blocks(v))
     queries, keys = q.shape[2], k.shape[2]
-    block_q, block_kv = _block(queries), _block(keys)
+    block_q, block_kv = _block_size(queries), _block_size(keys)
     assert block_q is not None
     assert block_kv is not None
     sizes = splash.BlockSizes(
@@ -142,31 +152,38 @@ def _splash_here(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = 
         interpret=interpret,
     )
     segments = None
-    if keys != num_keys:  # Only tokens of one segment see each other.
-        real = (jnp.arange(keys) >= num_keys).astype(jnp.int32)
-        segments = splash.SegmentIds(q=jnp.zeros(queries, jnp.int32), kv=real)
-    mixed: Any = jax.vmap(partial(kernel, segment_ids=segments))(q, k, v)
-    return mixed[:, :, :num_queries]
+    if keys != num_keys:  # Tokens attend only to tokens of their segment: mask the padding.
+        is_padding = (jnp.arange(keys) >= num_keys).astype(jnp.int32)
+        segments = splash.SegmentIds(q=jnp.zeros(queries, jnp.int32), kv=is_padding)
+    out: Any = jax.vmap(partial(kernel, segment_ids=segments))(q, k, v)
+    return out[:, :, :num_queries]
 
 
-def _filled(tokens: jax.Array) -> jax.Array:
-    """Zeros behind the tokens, up to whole blocks: the longest, where that is not much more."""
+def _pad_to_blocks(tokens: jax.Array) -> jax.Array:
+    """Pad tokens with zeros to full blocks, of the largest size that adds little padding."""
     num = tokens.shape[2]
-    if _block(num) is not None:
+    if _block_size(num) is not None:
         return tokens
-    size = next(block for block in _BLOCKS if block <= num // 8 or block == _BLOCKS[-1])
+    size = next(size for size in _BLOCK_SIZES if size <= num // 8 or size == _BLOCK_SIZES[-1])
     return jnp.pad(tokens, ((0, 0), (0, 0), (0, -num % size), (0, 0)))
 
 
-def _fits_cudnn(q: jax.Array) -> bool:
-    narrow = q.dtype in (jnp.bfloat16, jnp.float16)
-    return narrow and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+def _supports_cudnn(q: jax.Array) -> bool:
+    has_16_bits = q.dtype in (jnp.bfloat16, jnp.float16)
+    return has_16_bits and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """NVIDIA's kernel, `[batch, tokens, heads, dim]`; of odd numbers it has no gradient."""
+def _cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Compute attention by NVIDIA's cuDNN kernel, with odd numbers of tokens padded.
+
+    The kernel has no gradient for odd numbers of tokens. Its layout is `[batch, tokens, heads,
+    dim]`.
+    """
     num_queries, num_keys = q.shape[2], k.shape[2]
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (_even(q), _even(k), _even(v)))
+    q, k, v = (
+        a.transpose(0, 2, 1, 3)
+        for a in (_pad_odd_tokens(q), _pad_odd_tokens(k), _pad_odd_tokens(v))
+    )
     lengths: dict[str, Any] = {}
     if (q.shape[1], k.shape[1]) != (num_queries, num_keys):
         full = jnp.ones(q.shape[0], jnp.int32)
@@ -175,7 +192,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return out.transpose(0, 2, 1, 3)[:, :, :num_queries]
 
 
-def _even(tokens: jax.Array) -> jax.Array:
-    """Zeros behind an odd number of tokens, up to a multiple of 8."""
+def _pad_odd_tokens(tokens: jax.Array) -> jax.Array:
+    """Pad an odd number of tokens with zeros to a multiple of 8."""
     num = tokens.shape[2]
     return jnp.pad(tokens, ((0, 0), (0, 0), (0, -num % 8 if num % 2 else 0), (0, 0)))

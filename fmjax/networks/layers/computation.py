@@ -1,4 +1,4 @@
-"""Choices of how a network is computed, which are no part of what it is."""
+"""Checks of network configs: computation options, and sizes that can be traced."""
 
 from typing import Any
 
@@ -9,30 +9,33 @@ from fmjax.networks.layers.linear import DTYPES
 
 MAX_LAYERS = 1_024
 MAX_PARAMETERS = 2**40
-# What is counted in a loop while a network is traced.
-_LAYERS = ("num_layers", "num_blocks", "num_double", "num_single")
-_CHOICES = {"dtype": DTYPES, "remat": tuple(REMAT), "attention": ATTENTIONS}
+# Fields with numbers of layers, which are traced in a Python loop.
+_LAYER_FIELDS = ("num_layers", "num_blocks", "num_double", "num_single")
+_OPTIONS = {"dtype": DTYPES, "remat": tuple(REMAT), "attention": ATTENTIONS}
 
 
 def require_computable(config: Any) -> None:
-    """Raise unless a network's config has known choices, and sizes that can be traced.
+    """Raise unless a network config has valid computation options and sizes that can be traced.
+
+    Args:
+        config: Config dataclass of a network.
 
     Raises:
-        ValueError: If it has an unknown choice, more than 1,024 layers, or more than 2**40
-            parameters by its width alone: tracing would take minutes to years.
+        ValueError: If an option is unknown, or if the config has more than 1,024 layers or, judged
+            by its layers and widths, more than 2**40 parameters: tracing would take too long.
     """
     require_numbers(config)
     layers = 1
-    for name in _LAYERS:
+    for name in _LAYER_FIELDS:
         if (number := getattr(config, name, None)) is not None:
             require_between(name, number, 0, MAX_LAYERS)
             layers = max(layers, number)
     width = max(getattr(config, "width", 1), *getattr(config, "widths", (1,)))
     width *= max(getattr(config, "multipliers", (1,)))
     rows = max(width, getattr(config, "vocab_size", 1), getattr(config, "mlp_width", 1))
-    few = layers * width * rows <= MAX_PARAMETERS
+    is_traceable = layers * width * rows <= MAX_PARAMETERS
     rule = "have at most 2**40 parameters (about layers x width**2)"
-    require(few, "network", rule, f"{layers} layers of width {width:,}")
-    for name, choices in _CHOICES.items():
+    require(is_traceable, "network", rule, f"{layers} layers of width {width:,}")
+    for name, options in _OPTIONS.items():
         if hasattr(config, name):
-            require_one_of(name, getattr(config, name), choices)
+            require_one_of(name, getattr(config, name), options)

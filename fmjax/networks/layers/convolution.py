@@ -1,4 +1,4 @@
-"""What networks of convolutions share: the layer, its start, and changes of resolution."""
+"""Convolution layer, its initializer, and resampling by a factor of two."""
 
 import math
 from typing import Any, Literal
@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
@@ -15,46 +16,49 @@ Resample = Literal["none", "down", "up"]
 
 
 def conv_init(
-    key: PRNGKey, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any
+    key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, **_: Any
 ) -> Float[Array, "*shape"]:
-    """Random convolution kernel, variance one over the fan in.
+    """Initialize a convolution kernel with LeCun normal values, of variance 1 / fan-in.
 
-    Drawn as a matrix and reshaped: XLA compiles the same draw on four axes three times as
-    long, and a UNet has dozens.
+    The kernel is sampled as a matrix and reshaped: XLA takes three times as long to compile
+    sampling with four axes, and a UNet has dozens of kernels.
     """
     matrix = (math.prod(shape[:-1]), shape[-1])
     return nnx.initializers.lecun_normal()(key, matrix, dtype).reshape(shape)
 
 
 class Conv(nnx.Conv):
-    """A convolution that keeps the resolution, or gives every `stride`-th pixel of it.
+    """Convolution with "SAME" padding and a square kernel.
 
     Attributes:
-        split: As of `Linear`.
-        stride: Pixels from one output to the next. The padding is as little as there can be, the
-            odd pixel of it at the bottom and on the right.
+        split: Axis of the kernel that the mesh axis `tensor` splits: OUTPUTS, INPUTS or None.
+        stride: Pixels between outputs; 1 keeps the resolution. The padding is minimal, with an odd
+            pixel at the bottom and on the right.
     """
 
     def __init__(
         self,
-        before: int,
-        after: int,
+        in_features: int,
+        out_features: int,
         size: int,
         *,
         split: int | None = None,
         stride: int = 1,
         **settings: Any,
     ):
-        super().__init__(before, after, (size, size), **settings)
+        super().__init__(in_features, out_features, (size, size), **settings)
         self.split, self.stride = split, stride
 
-    tensor_axes = property(tensor_axes_of)
+    @property
+    def tensor_axes(self) -> dict[str, int]:
+        """Axis of each parameter that the mesh axis `tensor` splits, by parameter name."""
+        return tensor_axes_of(self, self.split)
 
     def __call__(
         self, inputs: Float[Array, "batch height width _in"]
     ) -> Float[Array, "batch _height _width _out"]:
-        """Give the feature map."""
-        x, kernel, bias = gathered_as(self, inputs)
+        """Return the output feature map."""
+        x, kernel, bias = gathered_as(self, inputs, self.split)
         strides = (self.stride, self.stride)
         out = jax.lax.conv_general_dilated(
             x, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -63,13 +67,13 @@ class Conv(nnx.Conv):
 
 
 def resample(
-    h: Float[Array, "batch height width channel"], how: Resample
+    h: Float[Array, "batch height width channel"], direction: Resample
 ) -> Float[Array, "batch _height _width channel"]:
-    """Average 2x2 pixels ("down"), repeat each pixel 2x2 times ("up"), or leave it ("none")."""
-    if how == "none":
+    """Average 2x2 pixels ("down"), repeat each pixel 2x2 times ("up"), or return `h` ("none")."""
+    if direction == "none":
         return h
     batch, height, width, channels = h.shape
-    if how == "down":
+    if direction == "down":
         return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
     repeated = jnp.broadcast_to(h[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return repeated.reshape(batch, 2 * height, 2 * width, channels)

@@ -1,11 +1,12 @@
-"""From a Flax NNX module to pure functions of plain parameters, and stacks of equal blocks."""
+"""Conversion of Flax NNX modules to pure functions, and stacks of identical blocks."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import PyTree
 
 from fmjax._arrays import Params, PRNGKey
 from fmjax.sharding import is_fsdp_sharded, save_all_but_gathered, shard_batch
@@ -15,25 +16,29 @@ Tokens = TypeVar("Tokens")
 
 
 class PureModule(NamedTuple):
-    """A module as functions.
+    """Flax NNX module as pure functions.
 
     Attributes:
-        init: `init(key) -> params`.
-        apply: `apply(params, *args)`.
-        tensor_axes: Which axis of a parameter tensor parallelism splits, by dotted name.
+        init: Function `init(key) -> params`.
+        apply: Function `apply(params, *args)`, which calls the module.
+        tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
+            axis `tensor`. Other parameters are not split.
     """
 
-    init: Callable[..., Params]
-    apply: Callable[..., Any]
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[..., PyTree]
     tensor_axes: Mapping[str, int]
 
 
 def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> PureModule:
-    """Split a module into pure functions.
+    """Convert a Flax NNX module to pure functions of its parameters.
 
-    Params are a nested dict of arrays with string keys. The structure of the module
-    (everything but its arrays) is read once, here, without allocating any array; a module
-    that cannot be built raises here too, before any device work.
+    The parameters are a nested dict of arrays with string keys. The structure of the module
+    (everything except its arrays) is determined once by this call, without allocating arrays, so
+    that a module that cannot be built raises here, before any device work.
+
+    Args:
+        build: Function that builds the module.
     """
     module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
     graph = nnx.split(module)[0]
@@ -46,64 +51,67 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> PureModule:
     def init(key: PRNGKey) -> Params:
         return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(key)))[1])
 
-    def apply(params: Params, *args: Any) -> Any:
+    def apply(params: Params, *args: PyTree) -> PyTree:
         return nnx.merge(graph, params)(*args)
 
     return PureModule(jax.jit(init), apply, tensor_axes)
 
 
 def stack_blocks(build: Callable[[nnx.Rngs], Block], num_layers: int, rngs: nnx.Rngs) -> Block:
-    """One module that holds `num_layers` equal blocks: each parameter has a leading layer axis."""
+    """Build `num_layers` blocks as one module whose parameters have a leading layer axis."""
     stacked = nnx.vmap(build, in_axes=(0,), out_axes=0)
     return stacked(rngs.split(num_layers))
 
 
-_BETWEEN = "between blocks"
+_BLOCK_INPUT = "between blocks"
 
 REMAT = {
-    # What a block keeps for its backward pass, beside what goes into it.
+    # Values that a block saves for its backward pass, in addition to its inputs.
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BETWEEN],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
         offload_src="device",
         offload_dst="pinned_host",
     ),
 }
-"""Rematerialisation of a stack of blocks, by name.
+"""Rematerialization policies for a stack of blocks, by name.
 
-- none: everything that a block computes stays in memory for the backward pass (but not weights
-  that were gathered for it).
-- full: only what goes into a block stays, and the block is computed again.
-- save_matmuls: the results of its linear layers stay as well; attention, norms and the like, which
-  cost little, are computed again.
-- offload: as full, with what goes into the blocks kept in the host's memory (TPU and GPU).
+- none: All values that a block computes are saved for the backward pass, except gathered weights.
+- full: Only the inputs of a block are saved, and the block is recomputed.
+- save_matmuls: The outputs of linear layers are saved as well; attention, norms and other cheap
+  operations are recomputed.
+- offload: Like full, with the block inputs stored in host memory (TPU and GPU).
 """
 
 
 def run_blocks(
-    blocks: nnx.Module, h: Tokens, *args: Any, unroll: bool = False, remat: str = "none"
+    blocks: nnx.Module, h: Tokens, *args: PyTree, unroll: bool = False, remat: str = "none"
 ) -> Tokens:
-    """Pass `h`, an array or several, through stacked blocks in order: `h = block(h, *args)`.
+    """Apply stacked blocks in order, `h = block(h, *args)`, as a scan over layers.
 
-    A scan, so the program is of one size whatever the depth. `unroll` writes every layer
-    out: slower to compile, and faster on the CPU, where XLA fuses and reuses buffers
-    across layers only then. `remat` is one of `REMAT`.
+    Args:
+        blocks: Blocks built by `stack_blocks`.
+        h: Array or pytree of arrays that passes through the blocks.
+        *args: Further arguments, the same for each block.
+        unroll: Unroll the scan. This compiles more slowly and runs faster on the CPU, where XLA
+            fuses operations and reuses buffers across layers only if they are unrolled.
+        remat: Name of a rematerialization policy, one of `REMAT`.
     """
     graph, layers = nnx.split(blocks)
 
     def layer(h: Tokens, params: Params) -> tuple[Tokens, None]:
-        h = jax.tree.map(lambda part: checkpoint_name(shard_batch(part), _BETWEEN), h)
+        h = jax.tree.map(lambda part: checkpoint_name(shard_batch(part), _BLOCK_INPUT), h)
         return nnx.merge(graph, params)(h, *args), None
 
     policy = REMAT[remat]
     if policy is None and is_fsdp_sharded():
-        # Or every layer's whole weights would be kept for the backward pass, on each device.
+        # Otherwise each device would save the gathered weights of all layers for the backward pass.
         policy = save_all_but_gathered
     if policy is not None:
-        # In a scan nothing can undo it: it needs no fence against that.
+        # Within a scan, XLA cannot eliminate the recomputation by CSE, so no barrier is needed.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
     h, _ = jax.lax.scan(layer, h, layers, unroll=unroll)
     return h

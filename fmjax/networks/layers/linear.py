@@ -1,17 +1,19 @@
-"""Layers that several networks share: linear layers, embeddings, norms.
+"""Linear layers, embeddings and norms shared by the networks.
 
-Compute may run in bfloat16; norms, softmax and embeddings stay in float32, as do all parameters.
-Given float64 parameters, times and points (a reference solve), a float32 network computes in
-float64 throughout.
+Linear layers can compute in bfloat16; norms, softmax, embeddings and all parameters are float32.
+A float32 network computes entirely in float64 if its parameters, times and points are float64, as
+in a reference solve.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
@@ -20,120 +22,154 @@ from fmjax.sharding import all_gather_fsdp, shard_batch
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
-_FASTEST, _SLOWEST = 30.0, 0.1  # Frequencies of the time embedding, in radians.
+# Range of frequencies of the time embedding, in radians per unit of time.
+_MAX_FREQUENCY, _MIN_FREQUENCY = 30.0, 0.1
 
 
 def compute_dtype(name: str) -> str | None:
-    """What a config's `dtype` is to a Flax layer: None lets float32 rise to float64 inputs."""
+    """Convert the `dtype` of a config to that of a Flax layer.
+
+    float32 becomes None, with which Flax computes in float64 for float64 inputs.
+    """
     return None if name == "float32" else name
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in float64 if it is that already."""
+    """Cast `x` to float32; float64 stays float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 OUTPUTS, INPUTS = -1, -2
-"""Which axis of a layer's kernel the mesh axis `tensor` splits.
+"""Axes of a layer's kernel that the mesh axis `tensor` can split.
 
-A layer whose outputs are split and, after it, one whose inputs are, need one sum over devices.
+A layer with split outputs followed by a layer with split inputs needs one sum over devices.
 """
 
 
-def tensor_axes_of(layer: Any) -> dict[str, int]:
-    """By a parameter's name, the axis of it that `tensor` splits."""
-    if layer.split is None:
+def tensor_axes_of(layer: nnx.Linear | nnx.Conv, split: int | None) -> dict[str, int]:
+    """Return the axis of each parameter that the mesh axis `tensor` splits, by parameter name.
+
+    Args:
+        layer: Layer with a kernel and possibly a bias.
+        split: Axis of the kernel that is split: OUTPUTS, INPUTS or None.
+    """
+    if split is None:
         return {}
-    biased = layer.split == OUTPUTS and layer.bias is not None
-    return {"kernel": layer.split} | ({"bias": -1} if biased else {})
+    splits_bias = split == OUTPUTS and layer.bias is not None
+    return {"kernel": split} | ({"bias": -1} if splits_bias else {})
 
 
-def gathered_as(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Inputs, kernel and bias in the type that the layer computes in, gathered in that type."""
+def gathered_as(
+    layer: nnx.Linear | nnx.Conv, inputs: jax.Array, split: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Cast inputs, kernel and bias to the layer's computation type and gather the weights.
+
+    Weights are cast before they are gathered, so that less data is transferred.
+
+    Args:
+        layer: Layer with a kernel and possibly a bias.
+        inputs: Inputs of the layer.
+        split: Axis of the kernel that the mesh axis `tensor` splits: OUTPUTS, INPUTS or None.
+    """
     kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
     dtype = layer.dtype or jnp.result_type(inputs, kernel)
-    kernel = all_gather_fsdp(kernel.astype(dtype), layer.split)
+    kernel = all_gather_fsdp(kernel.astype(dtype), split)
     if bias is not None:
-        bias = all_gather_fsdp(bias.astype(dtype), -1 if layer.split == OUTPUTS else None)
+        bias = all_gather_fsdp(bias.astype(dtype), -1 if split == OUTPUTS else None)
     return inputs.astype(dtype), kernel, bias
 
 
 class Linear(nnx.Linear):
-    """A linear layer over the last axis, computed as one product of two matrices.
+    """Linear layer over the last axis, computed as one product of two matrices.
 
-    With the leading axes flattened, so is the product that gives the weights' gradient. Left
-    apart, they make XLA on the CPU write a transposed copy of its operand, fused with whatever
-    computes it: a quarter of the training step of a DiT.
+    The leading axes are flattened because otherwise XLA on the CPU writes a transposed copy of the
+    input for the gradient of the weights, which takes a quarter of the training step of a DiT.
 
     Attributes:
-        split: Which axis of the kernel `tensor` splits: OUTPUTS, INPUTS or None.
-        lora: An adapter, whose output is added (`networks/layers/lora.py`).
+        split: Axis of the kernel that the mesh axis `tensor` splits: OUTPUTS, INPUTS or None.
+        lora: Low-rank adapter whose output is added (`networks/layers/lora.py`), or None.
     """
 
-    lora: Any = None
+    lora: Callable[..., Array] | None = None
 
-    def __init__(self, before: int, after: int, *, split: int | None = None, **settings: Any):
-        super().__init__(before, after, **settings)
+    def __init__(
+        self, in_features: int, out_features: int, *, split: int | None = None, **settings: Any
+    ):
+        super().__init__(in_features, out_features, **settings)
         self.split = split
 
-    tensor_axes = property(tensor_axes_of)
+    @property
+    def tensor_axes(self) -> dict[str, int]:
+        """Axis of each parameter that the mesh axis `tensor` splits, by parameter name."""
+        return tensor_axes_of(self, self.split)
 
     def __call__(self, inputs: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
-        """Give `inputs @ kernel + bias`."""
-        x, kernel, bias = gathered_as(self, inputs.reshape(-1, inputs.shape[-1]))
+        """Return `inputs @ kernel + bias`, plus the output of the adapter."""
+        x, kernel, bias = gathered_as(self, inputs.reshape(-1, inputs.shape[-1]), self.split)
         out = x @ kernel if bias is None else x @ kernel + bias[None]
         out = out.reshape(*inputs.shape[:-1], out.shape[-1])
         return out if self.lora is None else out + self.lora(inputs)
 
 
 def timestep_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
-    """Cosines and sines of t at frequencies from 30 rad down to 0.1, geometrically spaced.
+    """Embed times as cosines and sines of frequencies from 30 to 0.1 rad, geometrically spaced.
 
-    DDPM's embedding reaches 1,000 rad, one for each of its steps. In a velocity field that an
-    ODE solver follows, each of those wiggles costs steps: on the digits model, at equal loss,
-    Tsit5 at a tolerance of 1e-4 took 260 evaluations with 1,000 rad and takes 86 with 30.
+    The embedding of DDPM reaches 1,000 rad. In a velocity field such frequencies force an adaptive
+    ODE solver to take short steps: on the digits model, at equal loss, Tsit5 with a tolerance of
+    1e-4 needs 260 evaluations with 1,000 rad and 86 with 30 rad.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, with other frequencies.
+    Reference: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, with other frequencies.
     """
     half = num_features // 2
-    # Rounded to float32 also where t is float64, so that both are one function.
-    decay = np.exp(-math.log(_FASTEST / _SLOWEST) * np.arange(half, dtype=np.float32) / half)
-    angles = _FASTEST * at_least_float32(t)[:, None] * decay[None, :]
+    # float32 even if t is float64, so that both precisions use the same frequencies.
+    decay = np.exp(
+        -math.log(_MAX_FREQUENCY / _MIN_FREQUENCY) * np.arange(half, dtype=np.float32) / half
+    )
+    angles = _MAX_FREQUENCY * at_least_float32(t)[:, None] * decay[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def ddpm_features(t: Times, num_features: int) -> Float[Array, "batch features"]:
-    """Cosines and sines of t at frequencies from 1,000 rad down to 0.1, as released models have.
+    """Embed times as cosines and sines of frequencies from 1,000 to 0.1 rad, as in released models.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, appendix B, with 1,000 t for the number of a step.
+    Reference: Ho et al. 2020, arXiv:2006.11239, appendix B, with 1,000 t for the step index.
     """
     half = num_features // 2
     exponents = -math.log(10_000.0) * np.arange(half, dtype=np.float32) / half
-    # An error in the last bit of a frequency would be 1e-3 rad at a guidance scale of 5.
+    # float64, because an error in the last bit of a frequency would change the angle by 1e-3 rad
+    # at a guidance scale of 5.
     decay = np.exp(exponents, dtype=np.float64).astype(np.float32)
     angles = (1000.0 * at_least_float32(t))[:, None] * decay[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def guidance_features(guidance: Float[Array, "batch 3"]) -> Float[Array, "batch features"]:
-    """Features of `1 - 1 / scale`, which grows no further at large scales, and of its times."""
+    """Embed a guidance scale and the first and last time at which it applies.
+
+    The scale is embedded as `1 - 1 / scale`, which is bounded for large scales.
+    """
     scale, first, last = jnp.split(guidance, 3, axis=-1)
-    numbers = (1.0 - 1.0 / scale, first, last)
-    return jnp.concatenate([timestep_features(n[:, 0], _TIME_FEATURES) for n in numbers], axis=-1)
+    values = (1.0 - 1.0 / scale, first, last)
+    return jnp.concatenate([timestep_features(v[:, 0], _TIME_FEATURES) for v in values], axis=-1)
 
 
 class ConditionEmbedding(nnx.Module):
-    """Embeds time and, if there are classes, the class: `mlp(timestep_features(t)) + table[c]`.
+    """Embedding of time and class label, `mlp(timestep_features(t)) + table[label]`.
 
-    The table has one row more than there are classes, the null class: `c = num_classes`. In a
-    flow map the MLP also sees how far to go, `r - t`, and the guidance. These inputs start at
-    zero: with a velocity network's other weights it starts as its velocity, wherever it goes.
+    The last row of the table, `num_classes`, is the null class. The MLP of a flow map also takes
+    the interval `r - t` and the guidance. The weights of these inputs are initialized to zero, so
+    that a flow map initialized from a velocity network predicts its velocity for every r.
+
+    Args:
+        width: Length of the embedding vectors.
+        conditions: Number of classes, conditions of a flow map, or None.
+        rngs: Random keys of the parameters.
     """
 
     def __init__(self, width: int, conditions: int | FlowMapConditions | None, *, rngs: nnx.Rngs):
         normal, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
-        maps = isinstance(conditions, FlowMapConditions)
-        num_classes = conditions.num_classes if maps else conditions
+        is_flow_map = isinstance(conditions, FlowMapConditions)
+        num_classes = conditions.num_classes if is_flow_map else conditions
         self.hidden = Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
         self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
         self.labels = (
@@ -141,17 +177,19 @@ class ConditionEmbedding(nnx.Module):
             if num_classes is None
             else nnx.Embed(num_classes + 1, width, embedding_init=normal, rngs=rngs)
         )
-        more: dict[str, Any] = dict(use_bias=False, kernel_init=zeros, rngs=rngs)
-        self.span = Linear(_TIME_FEATURES, width, **more) if maps else None
-        guided = maps and conditions.guided
-        self.guidance = Linear(3 * _TIME_FEATURES, width, **more) if guided else None
+        settings: dict[str, Any] = dict(use_bias=False, kernel_init=zeros, rngs=rngs)
+        self.span = Linear(_TIME_FEATURES, width, **settings) if is_flow_map else None
+        guided = is_flow_map and conditions.guided
+        self.guidance = Linear(3 * _TIME_FEATURES, width, **settings) if guided else None
 
     def __call__(self, t: Times, cond: Cond) -> Float[Array, "batch width"]:
-        """Give one vector per example, float32."""
+        """Return one vector per sample, float32."""
         hidden = self.hidden(timestep_features(t, _TIME_FEATURES))
         if self.span is not None:
             if not isinstance(cond, FlowMapCond):
-                raise ValueError(f"cond must be a FlowMapCond for a flow map, got {type(cond)}")
+                raise ValueError(
+                    f"cond must be a FlowMapCond for a flow map, got {type(cond).__name__}"
+                )
             hidden = hidden + self.span(timestep_features(cond.end - t, _TIME_FEATURES))
             if self.guidance is not None:
                 hidden = hidden + self.guidance(guidance_features(cond.guidance))
@@ -161,11 +199,11 @@ class ConditionEmbedding(nnx.Module):
         else:
             rule = "be class labels for a network with classes"
             require(cond is not None, "cond", rule, None)
-            whole = cond is None or jnp.issubdtype(jnp.result_type(cond), jnp.integer)
-            require(whole, "cond", f"{rule}, integers", getattr(cond, "dtype", None))
+            is_integer = cond is None or jnp.issubdtype(jnp.result_type(cond), jnp.integer)
+            require(is_integer, "cond", f"{rule}, integers", getattr(cond, "dtype", None))
         embedding = self.out(nnx.silu(hidden))
         if self.labels is not None and cond is not None:
-            # Not `self.labels(cond)`: that would round float64 params to float32.
+            # `self.labels(cond)` would round float64 parameters to float32.
             table = all_gather_fsdp(self.labels.embedding[...])
             embedding = embedding + jnp.take(table, cond, axis=0)
         return shard_batch(embedding)
@@ -174,19 +212,19 @@ class ConditionEmbedding(nnx.Module):
 def layer_norm(
     x: Float[Array, "*shape width"], epsilon: float = 1e-6
 ) -> Float[Array, "*shape width"]:
-    """Zero mean and unit variance over the last axis, without parameters, in float32."""
+    """Normalize the last axis to zero mean and unit variance, in float32, without parameters."""
     x = at_least_float32(x)
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon)
+    centered = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(variance + epsilon)
 
 
 def rms_norm(
     x: Float[Array, "*shape dim"], scale: Float[Array, " dim"], epsilon: float = 1e-6
 ) -> Float[Array, "*shape dim"]:
-    """`scale * x / sqrt(mean(x^2) + epsilon)` over the last axis, in float32.
+    """RMS norm, `scale * x / sqrt(mean(x^2) + epsilon)` over the last axis, in float32.
 
-    Source: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
+    Reference: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
     x = at_least_float32(x)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -198,22 +236,22 @@ def modulate(
     shift: Float[Array, "batch 1 width"],
     scale: Float[Array, "batch 1 width"],
 ) -> Float[Array, "batch tokens width"]:
-    """`norm(h) (1 + scale) + shift`: a norm whose scale and shift come from the condition.
+    """Apply adaptive layer norm, `layer_norm(h) (1 + scale) + shift`.
 
-    Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2 (adaLN).
+    Reference: Peebles and Xie 2023, arXiv:2212.09748, section 3.2 (adaLN).
     """
     return layer_norm(h) * (1.0 + scale) + shift
 
 
 HEADS = ("q", "k", "v")
-"""What `ToHeads` gives, in the order of its columns."""
+"""Outputs of `ToHeads`, in the order of its columns."""
 
 
 class ToHeads(Linear):
-    """Queries, keys and values of all heads.
+    """Linear layer that computes queries, keys and values of all heads.
 
-    The columns are those of the first head's queries, keys and values, then the second's, and so
-    on: a device that holds some of the columns holds whole heads.
+    The columns are ordered by head, then by queries, keys and values, so that tensor parallelism
+    splits them between heads.
     """
 
     def __init__(
@@ -221,13 +259,14 @@ class ToHeads(Linear):
         width: int,
         num_heads: int,
         *,
-        kernel_init: Any,
+        kernel_init: Callable[..., Array],
         dtype: str | None = None,
         rngs: nnx.Rngs,
     ):
 
-        def init(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            # Drawn as thirds, so that a key starts the same network as before heads were apart.
+        def init(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+            # Sampled as thirds, so that a key still gives the same network as with the earlier
+            # column order, in which all queries came before all keys and all values.
             thirds = kernel_init(key, shape, dtype).reshape(width, 3, num_heads, -1)
             return thirds.transpose(0, 2, 1, 3).reshape(shape)
 
@@ -238,7 +277,7 @@ class ToHeads(Linear):
     def heads(
         self, h: Float[Array, "batch tokens width"]
     ) -> tuple[Float[Array, "batch heads tokens dim"], ...]:
-        """Queries, keys and values as `attention` takes them."""
+        """Compute queries, keys and values in the layout of `attention`."""
         batch, tokens, _ = h.shape
         qkv = self(h).reshape(batch, tokens, self.num_heads, 3, -1)
         q, k, v = (qkv[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3))

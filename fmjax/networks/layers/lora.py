@@ -1,8 +1,9 @@
-"""Low-rank adapters: a linear layer learns by `y = x W + (alpha / rank) (x A) B`, W as it was.
+"""Low-rank adapters (LoRA): `y = x W + (alpha / rank) (x A) B` with frozen weights W.
 
-A is drawn and B zero, so that an adapted network starts as the one that it adapts.
+A is initialized randomly and B with zeros, so that an adapted network initially equals the
+original network.
 
-Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; how A is drawn is that of PEFT.
+Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1; A is initialized as in PEFT.
 """
 
 import functools
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey
@@ -24,24 +27,24 @@ from fmjax.networks.layers.linear import HEADS, INPUTS, OUTPUTS, Linear, ToHeads
 Module = TypeVar("Module", bound=nnx.Module)
 
 LORA = "lora"
-"""Stands in the dotted name of every parameter of an adapter, and of no other."""
+"""Word in the dotted names of all adapter parameters and of no other parameters."""
 ATTENTION = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
 )
-"""Queries, keys, values and outputs of the attention of text and image."""
+"""Query, key, value and output layers of the attention of image and text tokens, in diffusers."""
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Adapters of a network with released weights.
+    """Config of low-rank adapters for a network with released weights.
 
     Attributes:
-        rank: Columns of A and rows of B.
-        alpha: What A B is scaled by, times the rank: another rank then wants no other learning
-            rate.
-        layers: Which layers, by the last words of their names in diffusers: `attn.to_q` is that
-            layer of every block.
+        rank: Number of columns of A and rows of B.
+        alpha: The product A B is scaled by `alpha / rank`, so that the learning rate does not need
+            to change with the rank.
+        layers: Layers to adapt, by the last words of their names in diffusers: `attn.to_q` selects
+            this layer in each block.
     """
 
     rank: int = 16
@@ -52,23 +55,23 @@ class LoRAConfig:
         require_numbers(self, "lora.")
         require_at_least("lora.rank", self.rank, 1)
         require_positive("lora.alpha", self.alpha)
-        require(len(self.layers) > 0, "lora.layers", "name at least one", self.layers)
+        require(len(self.layers) > 0, "lora.layers", "contain at least one name", self.layers)
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """Factor of the product A B, `alpha / rank`."""
         return self.alpha / self.rank
 
 
 class Adapters(NamedTuple):
-    """Adapters of a network's layers.
+    """Rank, scale and positions of the adapters of a network.
 
     Attributes:
-        rank: Of each.
-        scale: What A B is multiplied by.
-        places: By the dotted name of a layer, the parts of it that have one: none of a plain
-            layer, some of `HEADS` of one that gives queries, keys and values, and of a block
-            whose layers are one with their inputs side by side the names of these.
+        rank: Rank of each adapter.
+        scale: Factor of the product A B.
+        places: Maps the dotted name of a layer to its adapted parts: an empty tuple for a linear
+            layer, some of `HEADS` for a layer that computes queries, keys and values, or the names
+            of the linear layers of a block that share one adapter with concatenated inputs.
     """
 
     rank: int
@@ -79,36 +82,48 @@ class Adapters(NamedTuple):
 def with_adapters(
     build: Callable[[nnx.Rngs], Module], adapters: Adapters | None
 ) -> Callable[[nnx.Rngs], Module]:
-    """Builds the same module, its layers with adapters; all other parameters as without."""
+    """Wrap `build` so that the module has adapters; other parameters are initialized as without."""
     if adapters is None:
         return build
 
-    def built(rngs: nnx.Rngs) -> Module:
+    def build_with_adapters(rngs: nnx.Rngs) -> Module:
         module = build(rngs)
         for name, parts in sorted(adapters.places.items()):
-            layer: Any = module
-            for word in name.split("."):
-                layer = getattr(layer, word)
-            layer.lora = _adapter(layer, parts, adapters, rngs)
+            layer = operator.attrgetter(name)(module)
+            layer.lora = _make_adapter(layer, parts, adapters, rngs)
         return module
 
-    return built
+    return build_with_adapters
 
 
-def _adapter(layer: Any, parts: tuple[str, ...], adapters: Adapters, rngs: nnx.Rngs) -> nnx.Module:
-    if isinstance(layer, ToHeads):
-        first, make = layer, lambda rngs: HeadsLowRank(layer, parts, adapters, rngs=rngs)
+def _make_adapter(
+    layer: nnx.Module, parts: tuple[str, ...], adapters: Adapters, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Build the adapter of a layer; stacked layers get a stacked adapter."""
+    if isinstance(layer, Linear):
+        layers = {"down": layer}
     else:
-        layers = {part: getattr(layer, part) for part in parts} or {"down": layer}
-        first, make = next(iter(layers.values())), lambda rngs: LowRank(layers, adapters, rngs=rngs)
-    stack = first.kernel.shape[:-2]
-    return stack_blocks(make, stack[0], rngs) if stack else make(rngs)
+        layers = {part: getattr(layer, part) for part in parts}
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if isinstance(layer, ToHeads):
+            return HeadsLowRank(layer, parts, adapters, rngs=rngs)
+        return LowRank(layers, adapters, rngs=rngs)
+
+    stack = next(iter(layers.values())).kernel.shape[:-2]
+    return stack_blocks(build, stack[0], rngs) if stack else build(rngs)
 
 
 class LowRank(nnx.Module):
-    """`(alpha / rank) (x A) B`, in the type that the layer computes in.
+    """Low-rank adapter `(alpha / rank) (x A) B`, in the computation type of its layer.
 
-    Of several layers, whose outputs are added, x stands for their inputs side by side.
+    For several layers whose outputs are added, x is the concatenation of their inputs.
+
+    Args:
+        layers: Adapted layers by name.
+        adapters: Rank and scale.
+        out_features: Columns of B, by default the output features of the first layer.
+        rngs: Random keys of the parameters.
     """
 
     def __init__(
@@ -116,7 +131,7 @@ class LowRank(nnx.Module):
         layers: Mapping[str, Linear],
         adapters: Adapters,
         *,
-        after: int | None = None,
+        out_features: int | None = None,
         rngs: nnx.Rngs,
     ):
         self.names, self.scale = tuple(layers), adapters.scale
@@ -124,7 +139,7 @@ class LowRank(nnx.Module):
         widths = {name: layer.kernel.shape[-2] for name, layer in layers.items()}
         bound = 1.0 / math.sqrt(sum(widths.values()))
 
-        def init(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        def init(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         settings: dict[str, Any] = dict(use_bias=False, dtype=first.dtype, rngs=rngs)
@@ -133,33 +148,32 @@ class LowRank(nnx.Module):
             down = Linear(width, adapters.rank, split=split, kernel_init=init, **settings)
             setattr(self, name, down)
         split = OUTPUTS if first.split == OUTPUTS else None
-        after = first.kernel.shape[-1] if after is None else after
+        out_features = first.kernel.shape[-1] if out_features is None else out_features
         zeros = nnx.initializers.zeros
-        self.up = Linear(adapters.rank, after, split=split, kernel_init=zeros, **settings)
+        self.up = Linear(adapters.rank, out_features, split=split, kernel_init=zeros, **settings)
 
     def __call__(self, *inputs: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
-        """Give what is added to the outputs."""
-        parts = [getattr(self, name)(x) for name, x in zip(self.names, inputs, strict=True)]
-        inner = functools.reduce(operator.add, parts)
-        return self.up(self.scale * inner)
+        """Return the term that is added to the output of the layers."""
+        terms = [getattr(self, name)(x) for name, x in zip(self.names, inputs, strict=True)]
+        return self.up(self.scale * functools.reduce(operator.add, terms))
 
 
 class HeadsLowRank(nnx.Module):
-    """Adapters of queries, keys and values, each its own."""
+    """Separate adapters for the queries, keys and values of a `ToHeads` layer."""
 
     def __init__(
         self, layer: ToHeads, parts: tuple[str, ...], adapters: Adapters, *, rngs: nnx.Rngs
     ):
         self.parts, self.num_heads = parts, layer.num_heads
-        after = layer.kernel.shape[-1] // len(HEADS)
+        width = layer.kernel.shape[-1] // len(HEADS)
         for part in parts:
-            setattr(self, part, LowRank({"down": layer}, adapters, after=after, rngs=rngs))
+            setattr(self, part, LowRank({"down": layer}, adapters, out_features=width, rngs=rngs))
 
     def __call__(self, x: Float[Array, "*shape _in"]) -> Float[Array, "*shape _out"]:
-        """Give what is added to the columns of all heads, as `ToHeads` has them."""
-        found = {part: getattr(self, part)(x) for part in self.parts}
-        some = next(iter(found.values()))
-        zeros = jax.numpy.zeros_like(some)
-        split = (*some.shape[:-1], self.num_heads, 1, some.shape[-1] // self.num_heads)
-        parts = [found.get(part, zeros).reshape(split) for part in HEADS]
-        return jax.numpy.concatenate(parts, axis=-2).reshape(*some.shape[:-1], -1)
+        """Return the term that is added to the output, in the column order of `ToHeads`."""
+        outputs = {part: getattr(self, part)(x) for part in self.parts}
+        first = next(iter(outputs.values()))
+        zeros = jnp.zeros_like(first)
+        shape = (*first.shape[:-1], self.num_heads, 1, first.shape[-1] // self.num_heads)
+        columns = [outputs.get(part, zeros).reshape(shape) for part in HEADS]
+        return jnp.concatenate(columns, axis=-2).reshape(*first.shape[:-1], -1)

@@ -1,9 +1,10 @@
-"""LoRA files: written as diffusers writes them, and read with the names of any trainer.
+"""Read LoRA files of the common trainers, and write them in the format of diffusers.
 
-An adapter of a layer W `[out, in]` is A `[rank, in]`, B `[out, rank]` and a scale; with it the
-layer's weight is `W + scale B A`. The scale is `alpha / rank`; alpha is in the file's metadata
-(diffusers), in an adapter_config.json in its folder (PEFT) or in a tensor of the file (kohya). An
-alpha that is in none of these, or null, is the rank. `lora_names.py` knows the names of layers.
+An adapter of a layer with weight W `[out, in]` consists of A `[rank, in]`, B `[out, rank]` and a
+scale; the adapted weight is `W + scale B A`. The scale is `alpha / rank`. Alpha is stored in the
+metadata of the file (diffusers), in adapter_config.json in the same folder (PEFT) or in a tensor of
+the file (kohya). If it is missing or null, it equals the rank. `names.py` translates the names of
+layers.
 """
 
 import json
@@ -22,7 +23,7 @@ from fmjax.pretrained.files import TensorFiles, require_finite
 from fmjax.pretrained.lora.names import layer_of, text_encoder_of, without_prefix
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""How diffusers calls it."""
+"""Name of a LoRA file in diffusers."""
 _FILES = (LORA_FILE, "adapter_model.safetensors")
 _METADATA = "lora_adapter_metadata"
 _PART = re.compile(
@@ -32,13 +33,14 @@ _PART = re.compile(
     r"|(?P<alpha>alpha))"
 )
 _PARTS = {"A": "down", "B": "up"}
-# Added to weights, biases and norms; nothing where they are zero, as some trainers leave them.
-_ADDED = re.compile(r".+\.(?:diff|diff_b|lora_B(?:\.\w+)?\.bias)")
+# Unsupported additions to weights, biases and norms. Some trainers write them as zeros, which can
+# be ignored.
+_ADDITIONS = re.compile(r".+\.(?:diff|diff_b|lora_B(?:\.\w+)?\.bias)")
 _DORA = re.compile(r".+\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)")
 
 
-class _About(TypedDict, total=False):
-    """What PEFT's config states of alphas; other keys are ignored, null is what PEFT takes."""
+class _PeftConfig(TypedDict, total=False):
+    """Keys of a PEFT config that determine the scale; null means PEFT's default."""
 
     lora_alpha: float | None
     alpha_pattern: dict[str, float] | None
@@ -47,13 +49,14 @@ class _About(TypedDict, total=False):
 
 
 class Adapter(NamedTuple):
-    """What is added to a layer's weight: `scale * up @ down`.
+    """A low-rank update `scale * up @ down` of the weight of a layer.
 
     Attributes:
-        down: A, `[rank, in]`, float32; of a convolution, `in` is the product of `kernel`.
-        up: B, `[out, rank]`, float32.
-        scale: A number.
-        kernel: Of a convolution, its input channels, height and width; () of a linear layer.
+        down: The matrix A, `[rank, in]`, float32. For a convolution, `in` is the product of
+            `kernel`.
+        up: The matrix B, `[out, rank]`, float32.
+        scale: Factor of the update.
+        kernel: Input channels, height and width of a convolution; () for a linear layer.
     """
 
     down: np.ndarray
@@ -63,158 +66,164 @@ class Adapter(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the layer's weight."""
+        """Shape of the layer's weight."""
         return self.up.shape[0], *(self.kernel or self.down.shape[1:])
 
     def part(self, rows: slice, columns: slice) -> np.ndarray:
-        """What is added to a part of the weight."""
+        """Compute the update of a part of the weight, as a matrix."""
         return (self.scale * self.up[rows]) @ self.down[:, columns]
 
 
 def read_lora(path: Path, progress: Progress = Silent()) -> dict[str, Adapter]:
-    """The adapters of a transformer in a LoRA file, by the name of the layer in diffusers.
+    """Read the adapters of a transformer from a LoRA file, by layer name in diffusers.
 
     Args:
-        path: The file, or a folder of diffusers or PEFT with one.
-        progress: Receives one line if the file has adapters of text encoders, which are left out.
+        path: LoRA file, or folder of diffusers or PEFT that contains one.
+        progress: Receives one line if adapters of text encoders are ignored.
 
     Raises:
-        ValueError: If it is no such file, holds adapters of another kind or of no transformer, or
-            numbers that are infinite or NaN; the layer is named.
+        ValueError: If there is no LoRA file; if it holds no adapter of a transformer, an adapter
+            of an unsupported kind, or a value that is infinite or NaN. The message names the layer.
     """
-    path = _file_in(path)
-    with TensorFiles([path]) as files:
+    file = _lora_file(path)
+    with TensorFiles([file]) as files:
         try:
-            about = _about(files, path)
-            found, others = _parts(files)
-            if others and not found:
-                encoder = text_encoder_of(others[0])
-                require(False, "adapters", "be of a transformer", f"{encoder} ({others[0]})")
-            require(bool(found), "the file", "hold adapters", "none")
-            adapters = _in_diffusers(_adapters(found, about))
+            config = _peft_config(files, file)
+            layers, ignored = _group_by_layer(files)
+            if ignored and not layers:
+                encoder = text_encoder_of(ignored[0])
+                require(False, "adapters", "be for a transformer", f"{encoder} ({ignored[0]})")
+            require(bool(layers), "the file", "hold adapters", "none")
+            adapters = _to_diffusers(_adapters(layers, config))
         except ValueError as error:
-            raise ValueError(f"LoRA file {path}: {error}") from error
-    if others:
-        kinds = ", ".join(sorted({str(text_encoder_of(name)) for name in others}))
+            raise ValueError(f"LoRA file {file}: {error}") from error
+    if ignored:
+        encoders = ", ".join(sorted({str(text_encoder_of(name)) for name in ignored}))
         progress.say(
-            f"LoRA file {path}: left out {len(others)} tensors of text encoders ({kinds}); "
+            f"LoRA file {file}: ignored {len(ignored)} tensors of text encoders ({encoders}); "
             "only adapters of the transformer are used"
         )
     return adapters
 
 
-def _parts(files: TensorFiles) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """A, B and alpha of every layer of a transformer, and the names of text encoders' tensors."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    others = []
+def _group_by_layer(files: TensorFiles) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Read A, B and alpha of every layer of the transformer.
+
+    Returns:
+        The tensors of each layer by "down", "up" and "alpha"; the names of ignored tensors, which
+        belong to text encoders.
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    ignored = []
     for name in files.shapes:
         if text_encoder_of(name) is not None:
-            others.append(name)
+            ignored.append(name)
             continue
-        require(not _DORA.fullmatch(name), "adapters", "be plain ones", f"DoRA ({name})")
-        with np.errstate(over="ignore"):  # Of float64: what follows says so by name.
+        require(not _DORA.fullmatch(name), "adapters", "be plain LoRA", f"DoRA ({name})")
+        with np.errstate(over="ignore"):  # float64 may overflow; `require_finite` reports it.
             array = np.asarray(files.read(name), np.float32)
         require_finite(f"tensor {name}", array)
-        if _ADDED.fullmatch(name) and not array.any():
+        if _ADDITIONS.fullmatch(name) and not array.any():
             continue
-        matched = _PART.fullmatch(name)
+        match = _PART.fullmatch(name)
         rule = "be lora_A and lora_B of linear layers, or alpha"
-        require(matched is not None, "tensors", rule, name)
-        assert matched is not None
-        part = matched["part"] or matched["old"] or matched["alpha"]
-        layer = without_prefix(matched["layer"])
-        parts, part = found.setdefault(layer, {}), _PARTS.get(part, part)
+        require(match is not None, "tensors", rule, name)
+        assert match is not None
+        part = match["part"] or match["old"] or match["alpha"]
+        layer = without_prefix(match["layer"])
+        parts, part = layers.setdefault(layer, {}), _PARTS.get(part, part)
         require(part not in parts, f"layer {layer}", "have one adapter", f"two ({name})")
         parts[part] = array
-    return found, others
+    return layers, ignored
 
 
-def _file_in(path: Path) -> Path:
+def _lora_file(path: Path) -> Path:
     if path.is_dir():
         files = [path / name for name in _FILES if (path / name).is_file()]
         rule = f"be a LoRA file, or a folder with {' or '.join(_FILES)}"
-        require(bool(files), str(path), rule, "a folder without")
+        require(bool(files), str(path), rule, "a folder without one")
         return files[0]
     require(path.is_file(), str(path), "be a LoRA file", "no such file")
-    rule = "be a .safetensors file; others can run any code when they are opened"
-    require(path.suffix == ".safetensors", f"LoRA file {path}", rule, path.suffix or "no ending")
+    rule = "be a .safetensors file, because other formats can run code when they are opened"
+    require(path.suffix == ".safetensors", f"LoRA file {path}", rule, path.suffix or "no suffix")
     return path
 
 
-def _about(files: TensorFiles, path: Path) -> _About:
-    """What the file says of alphas, as PEFT's config has it; nothing if it says nothing."""
-    text = files.metadata(path).get(_METADATA)
+def _peft_config(files: TensorFiles, file: Path) -> _PeftConfig:
+    """Read the PEFT config from the metadata of the file or from the file next to it."""
+    text = files.metadata(file).get(_METADATA)
     if text is not None:
-        stated = check_json(parse_json(text, "metadata"), dict[str, Any], "metadata")
-        plain = {key.removeprefix("transformer."): value for key, value in stated.items()}
-        about = check_json(plain, _About, "metadata", extra=True)
+        metadata = check_json(parse_json(text, "metadata"), dict[str, Any], "metadata")
+        keys = {key.removeprefix("transformer."): value for key, value in metadata.items()}
+        config = check_json(keys, _PeftConfig, "metadata", extra=True)
     else:
-        config = path.with_name("adapter_config.json")
-        about = read_json(config, _About, extra=True) if config.is_file() else _About()
-    require(not about.get("use_dora"), "adapters", "be plain ones", "DoRA")
-    return about
+        config_file = file.with_name("adapter_config.json")
+        exists = config_file.is_file()
+        config = read_json(config_file, _PeftConfig, extra=True) if exists else _PeftConfig()
+    require(not config.get("use_dora"), "adapters", "be plain LoRA", "DoRA")
+    return config
 
 
 def _adapters(
-    found: Mapping[str, Mapping[str, np.ndarray]], about: _About
+    layers: Mapping[str, Mapping[str, np.ndarray]], config: _PeftConfig
 ) -> Iterator[tuple[str, Adapter]]:
-    """The adapter of each layer, by the layer's name in the file."""
-    for layer, parts in found.items():
-        missing = {"down", "up"} - parts.keys()
-        require(
-            not missing, f"layer {layer}", "have both A and B", f"no {'/'.join(sorted(missing))}"
-        )
+    """Iterate over the layers with their adapters, by layer name in the file."""
+    for layer, parts in layers.items():
+        missing = [factor for factor, part in _PARTS.items() if part not in parts]
+        rule = "have both A and B"
+        require(not missing, f"layer {layer}", rule, f"no {' and no '.join(missing)}")
         down, up = parts["down"], parts["up"]
         kernel: tuple[int, ...] = ()
         if down.ndim == 4 and up.shape[2:] == (1, 1):
             kernel, down, up = down.shape[1:], down.reshape(len(down), -1), up[:, :, 0, 0]
-        flat = all(part.ndim == 2 for part in (down, up)) and down.shape[0] == up.shape[1] > 0
+        valid = all(part.ndim == 2 for part in (down, up)) and down.shape[0] == up.shape[1] > 0
         rule = "have A [rank, in] and B [out, rank]"
-        require(flat, f"layer {layer}", rule, f"{down.shape} and {up.shape}")
+        require(valid, f"layer {layer}", rule, f"{down.shape} and {up.shape}")
         rank = down.shape[0]
         if "alpha" in parts:
             size = parts["alpha"].size
-            require(size == 1, f"layer {layer}", "have one alpha", f"{size} of them")
+            require(size == 1, f"layer {layer}", "have one alpha", size)
             alpha = parts["alpha"].item()
         else:
-            alpha = _alpha_of(about, layer, rank)
-        root = bool(about.get("use_rslora"))
-        yield layer, Adapter(down, up, alpha / (math.sqrt(rank) if root else rank), kernel)
+            alpha = _alpha_of(config, layer, rank)
+        divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+        yield layer, Adapter(down, up, alpha / divisor, kernel)
 
 
-def _in_diffusers(found: Iterable[tuple[str, Adapter]]) -> dict[str, Adapter]:
-    """The same adapters by the names of diffusers' layers."""
+def _to_diffusers(named_adapters: Iterable[tuple[str, Adapter]]) -> dict[str, Adapter]:
+    """Split and rename adapters to those of the layers of diffusers."""
     adapters: dict[str, Adapter] = {}
-    for given, adapter in found:
-        layer = layer_of(given)
+    for file_name, adapter in named_adapters:
+        layer = layer_of(file_name)
         up = adapter.up
         if layer.shift_first and len(up) == 2 * adapter.down.shape[1]:
             up = np.roll(up, len(up) // 2, axis=0)
         try:
             rows = list(layer.rows(len(up), adapter.down.shape[1]))
         except ValueError as error:
-            raise ValueError(f"layer {given} {error}") from error
+            raise ValueError(f"layer {file_name} {error}") from error
         for name, part in rows:
-            require(name not in adapters, f"layer {name}", "have one adapter", f"two ({given})")
+            require(name not in adapters, f"layer {name}", "have one adapter", f"two ({file_name})")
             adapters[name] = adapter._replace(up=up[part])
     return adapters
 
 
-def _alpha_of(about: _About, layer: str, rank: int) -> float:
-    """PEFT's patterns are the last words of a layer's name."""
-    for pattern, alpha in (about.get("alpha_pattern") or {}).items():
-        # As PEFT has it, but for expressions that are no plain names: a file may hold any.
-        plain = re.fullmatch(r"[\w.^$\\]+", pattern) is not None
-        require(plain, "alpha_pattern", "name layers", repr(pattern))
+def _alpha_of(config: _PeftConfig, layer: str, rank: int) -> float:
+    """Return the alpha of a layer. PEFT's patterns match the end of the name of a layer."""
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        # PEFT accepts any regular expression. Only names are accepted here, because the file is
+        # untrusted and could hold an expression that takes forever to match.
+        is_name = re.fullmatch(r"[\w.^$\\]+", pattern) is not None
+        require(is_name, "alpha_pattern", "hold names of layers", repr(pattern))
         name = without_prefix(pattern.replace("\\.", ".").lstrip("^").rstrip("$"))
         if layer == name or layer.endswith(f".{name}"):
             return float(alpha)
-    alpha = about.get("lora_alpha")
+    alpha = config.get("lora_alpha")
     return float(rank if alpha is None else alpha)
 
 
 class MergedFiles(TensorFiles):
-    """The tensors of a model's files with adapters added, each part of one when it is read."""
+    """Tensor files of a model that add LoRA adapters to each part of a tensor when it is read."""
 
     def __init__(self, files: TensorFiles, adapters: Mapping[str, Adapter], scale: float) -> None:
         super().__init__(files.paths)
@@ -224,66 +233,67 @@ class MergedFiles(TensorFiles):
         }
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Part of a tensor, float32 where something was added."""
+        """Read part of a tensor; the result is float32 if the tensor has an adapter."""
         part, adapter = super().read(name, index), self._adapters.get(name)
         if adapter is None:
             return part
         rows, *inner = index or (slice(None),)
         columns = slice(None) if adapter.kernel or not inner else inner[0]
-        added = adapter.part(rows, columns)
+        update = adapter.part(rows, columns)
         if adapter.kernel:
-            added = added.reshape(-1, *adapter.kernel)[:, *inner]
-        return part.astype(np.float32) + added
+            update = update.reshape(-1, *adapter.kernel)[:, *inner]
+        return part.astype(np.float32) + update
 
 
 def merge_lora(
     files: TensorFiles, path: Path, scale: float = 1.0, progress: Progress = Silent()
 ) -> MergedFiles:
-    """A transformer's files with the adapters of a LoRA file added.
+    """Open the files of a transformer again, with the adapters of a LoRA file added.
 
     Args:
-        files: Opened; these are opened once more.
-        path: As of `read_lora`.
-        scale: How much of the adapters; 0 is none of them.
-        progress: As of `read_lora`.
+        files: Open files of the transformer.
+        path: LoRA file, or folder of diffusers or PEFT that contains one.
+        scale: Additional factor of all adapters; 0 disables them.
+        progress: Receives one line if adapters of text encoders are ignored.
 
     Raises:
-        ValueError: As of `read_lora`, and if the file is of another model: all layers that are not
-            known are named.
+        ValueError: If `read_lora` fails, or if the transformer lacks a layer of the LoRA file or
+            has it in another shape. The message lists such layers.
     """
     adapters = read_lora(path, progress)
-    wrong = [
+    unknown = [
         f"{layer} {list(adapter.shape)}"
         for layer, adapter in sorted(adapters.items())
         if files.shapes.get(f"{layer}.weight") != adapter.shape
     ]
-    if wrong:
-        some = ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
+    if unknown:
+        listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         raise ValueError(
-            f"LoRA file {path} must be of layers of {files.paths[0].parent}, got "
-            f"{len(wrong)} others of {len(adapters)} ({some})"
+            f"LoRA file {path} must have adapters for layers of {files.paths[0].parent}, got "
+            f"{len(unknown)} unknown layers of {len(adapters)} ({listed})"
         )
     return MergedFiles(files, adapters, scale)
 
 
 def lora_tensors(
-    found: Mapping[str, np.ndarray], rank: int, scale: float
+    factors: Mapping[str, np.ndarray], rank: int, scale: float
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a LoRA file, as diffusers and PEFT read it.
+    """Build the tensors and metadata of a LoRA file for diffusers and PEFT.
 
-    The scale goes into B, and alpha is the rank: so every reader finds the same adapters, also
-    one that looks for alpha elsewhere or nowhere.
+    B is multiplied by the scale, and alpha equals the rank. All readers then get the same adapters,
+    including those that ignore alpha or expect it elsewhere.
 
     Args:
-        found: A and B by name: the layer's in diffusers, with `.lora_A.weight` or `.lora_B.weight`.
-        rank: Of all.
-        scale: Of all.
+        factors: A and B of each layer, named by the layer in diffusers and `.lora_A.weight` or
+            `.lora_B.weight`.
+        rank: Rank of all adapters.
+        scale: Scale of all adapters.
     """
     tensors = {
         f"transformer.{name}": scale * array if ".lora_B." in name else array
-        for name, array in sorted(found.items())
+        for name, array in sorted(factors.items())
     }
-    layers = sorted({name.rpartition(".lora_")[0] for name in found})
-    about = {"r": rank, "lora_alpha": rank, "target_modules": layers}
-    stated = {f"transformer.{key}": value for key, value in about.items()}
-    return tensors, {"format": "pt", _METADATA: json.dumps(stated, indent=2, sort_keys=True)}
+    layers = sorted({name.rpartition(".lora_")[0] for name in factors})
+    config = {"r": rank, "lora_alpha": rank, "target_modules": layers}
+    metadata = {f"transformer.{key}": value for key, value in config.items()}
+    return tensors, {"format": "pt", _METADATA: json.dumps(metadata, indent=2, sort_keys=True)}

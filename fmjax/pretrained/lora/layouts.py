@@ -1,24 +1,24 @@
-"""Which layers of a network diffusers' names mean, and where its adapters stand in LoRA files."""
+"""Layouts of LoRA parameters: which layers get adapters, and where LoRA files store them."""
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fmjax._checks import require
 from fmjax._trees import flatten_dict, unflatten_dict
 from fmjax.networks.layers.linear import HEADS
 from fmjax.networks.layers.lora import LORA, Adapters, LoRAConfig
-from fmjax.pretrained.layouts import TensorLayout
+from fmjax.pretrained.layouts import TensorLayout, Views
 
 
 class _Layer(NamedTuple):
-    """A layer, or a part of one, and what it is in diffusers.
+    """A linear layer of fmjax, or a part of one, that is one module per block in diffusers.
 
     Attributes:
-        path: Dotted name of the layer.
-        part: Of `HEADS`; None of a plain layer.
-        modules: What it is called in each block of its stack.
-        kernel: The layer's.
+        path: Dotted name of the layer in fmjax.
+        part: One of `HEADS` for a layer that gives queries, keys and values; otherwise None.
+        modules: Name of the module in diffusers for each block of the stack.
+        kernel: Layout of the entire kernel of the layer.
     """
 
     path: str
@@ -27,33 +27,35 @@ class _Layer(NamedTuple):
     kernel: TensorLayout
 
 
-def chosen_adapters(views: Any, config: LoRAConfig) -> Adapters:
-    """The layers that a config means.
+def chosen_adapters(views: Views, config: LoRAConfig) -> Adapters:
+    """Find the layers that a LoRA config selects.
 
     Args:
-        views: Of the network's parameters.
-        config: Whose `layers` are the last words of names in diffusers.
+        views: Layouts of the network's parameters.
+        config: Rank, scale and layers. An entry of `config.layers` selects every module of
+            diffusers whose name is the entry or ends with "." and the entry.
 
     Raises:
-        ValueError: If a name means no linear layer, or one in some blocks of a stack only.
+        ValueError: If an entry matches no linear layer, or a layer is selected in some but not all
+            blocks of a stack.
     """
     layers = list(_layers(views))
-    for wanted in config.layers:
-        if not any(_means(wanted, module) for layer in layers for module in layer.modules):
-            known = sorted({_kind(module) for layer in layers for module in layer.modules})
-            near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.0)
-            rule = f"name linear layers of this network, as {', '.join(near)}"
-            require(False, "lora.layers", rule, repr(wanted))
+    for suffix in config.layers:
+        if not any(_matches(suffix, module) for layer in layers for module in layer.modules):
+            known = sorted({_short_name(module) for layer in layers for module in layer.modules})
+            near = difflib.get_close_matches(suffix, known, n=3, cutoff=0.0)
+            rule = f"name linear layers of this network, such as {', '.join(near)}"
+            require(False, "lora.layers", rule, repr(suffix))
     places: dict[str, tuple[str, ...]] = {}
-    sharing = _sharing(layers)
+    shared = _shared_modules(layers)
     for layer in layers:
-        taken = [any(_means(w, module) for w in config.layers) for module in layer.modules]
-        if not any(taken):
+        selected = [any(_matches(s, module) for s in config.layers) for module in layer.modules]
+        if not any(selected):
             continue
-        rule = "name a layer in all blocks that are alike, or in none"
-        require(all(taken), "lora.layers", rule, layer.modules[taken.index(True)])
+        rule = "select a layer in all blocks of a stack or in none"
+        require(all(selected), "lora.layers", rule, layer.modules[selected.index(True)])
         path, _, last = layer.path.rpartition(".")
-        if layer.modules in sharing:
+        if layer.modules in shared:
             places[path] = (*places.get(path, ()), last)
         else:
             part = () if layer.part is None else (layer.part,)
@@ -61,101 +63,111 @@ def chosen_adapters(views: Any, config: LoRAConfig) -> Adapters:
     return Adapters(config.rank, config.scale, places)
 
 
-def adapter_views(views: Any, adapters: Adapters) -> dict[str, Any]:
-    """The parameters of adapters, as parts of the tensors of a LoRA file.
+def adapter_views(views: Views, adapters: Adapters) -> Views:
+    """Return the layouts of the adapters' parameters in the tensors of a LoRA file.
 
     Args:
-        views: Of the network's own parameters.
-        adapters: From `chosen_adapters`.
+        views: Layouts of the network's parameters without adapters.
+        adapters: Layers with adapters, from `chosen_adapters`.
     """
-    found: dict[str, TensorLayout] = {}
+    layouts: dict[str, TensorLayout] = {}
     layers = list(_layers(views))
-    sharing = _sharing(layers)
+    shared = _shared_modules(layers)
     for layer in layers:
         path, _, last = layer.path.rpartition(".")
         down, up = _factors(layer.kernel, layer.modules, adapters.rank)
-        if layer.modules in sharing:
+        if layer.modules in shared:
             if last in adapters.places.get(path, ()):
-                found |= {f"{path}.{LORA}.{last}.kernel": down, f"{path}.{LORA}.up.kernel": up}
+                layouts |= {f"{path}.{LORA}.{last}.kernel": down, f"{path}.{LORA}.up.kernel": up}
             continue
         parts = adapters.places.get(layer.path)
         if parts is None or (layer.part is not None and layer.part not in parts):
             continue
-        where = ".".join(filter(None, (layer.path, LORA, layer.part)))
-        found |= {f"{where}.down.kernel": down, f"{where}.up.kernel": up}
-    return unflatten_dict(found)
+        prefix = ".".join(filter(None, (layer.path, LORA, layer.part)))
+        layouts |= {f"{prefix}.down.kernel": down, f"{prefix}.up.kernel": up}
+    return unflatten_dict(layouts)
 
 
-def _layers(views: Any) -> Iterator[_Layer]:
-    """The layers whose kernels are matrices of the files: not convolutions, nor tables."""
-    for name, view in flatten_dict(views).items():
+def _layers(views: Views) -> Iterator[_Layer]:
+    """Iterate over the layers whose kernels are transposed matrices in the files.
+
+    This excludes convolutions and embedding tables.
+    """
+    layouts: dict[str, TensorLayout] = flatten_dict(views)
+    for name, view in layouts.items():
         path, _, leaf = name.rpartition(".")
-        plain = all(
-            not block.fixed and [axis.of for axis in block.axes[-2:]] == [1, 0]
+        is_matrix = all(
+            not block.fixed and [axis.tensor_axis for axis in block.axes[-2:]] == [1, 0]
             for block in view.blocks
         )
-        if leaf != "kernel" or not plain:
+        if leaf != "kernel" or not is_matrix:
             continue
-        by_block: dict[int, dict[str, int]] = {}
+        # First column of each tensor in the kernel, for each block of the stack.
+        first_columns: dict[int, dict[str, int]] = {}
         for block in view.blocks:
-            place = block.axes[0].place if len(block.axes) == 3 else 0
-            first = by_block.setdefault(place, {})
-            first[block.name] = min(block.axes[-1].place, first.get(block.name, view.shape[-1]))
-        ordered = [sorted(first, key=first.__getitem__) for _, first in sorted(by_block.items())]
+            number = block.axes[0].offset if len(block.axes) == 3 else 0
+            first = first_columns.setdefault(number, {})
+            column = block.axes[-1].offset
+            first[block.name] = min(column, first.get(block.name, column))
+        ordered = [
+            sorted(first, key=first.__getitem__) for _, first in sorted(first_columns.items())
+        ]
         parts = HEADS if len(ordered[0]) == len(HEADS) else (None,)
         for part, names in zip(parts, zip(*ordered, strict=True), strict=True):
             yield _Layer(path, part, tuple(n.removesuffix(".weight") for n in names), view)
 
 
-def _sharing(layers: Sequence[_Layer]) -> set[tuple[str, ...]]:
-    """Modules of which several layers have a part each: their inputs side by side."""
-    every = [layer.modules for layer in layers]
-    return {modules for modules in every if every.count(modules) > 1}
+def _shared_modules(layers: Sequence[_Layer]) -> set[tuple[str, ...]]:
+    """Modules of diffusers that are split along their input into several layers of fmjax."""
+    modules = [layer.modules for layer in layers]
+    return {names for names in modules if modules.count(names) > 1}
 
 
 def _factors(
     kernel: TensorLayout, modules: tuple[str, ...], rank: int
 ) -> tuple[TensorLayout, TensorLayout]:
-    """A `[.., in, rank]` and B `[.., rank, out]` of those rows of a kernel that modules give.
+    """Layouts of A `[..., in, rank]` and B `[..., rank, out]` of the modules' part of a kernel.
 
-    Where a kernel's columns are a layer's in another order, so are those of B, and the rows of A.
+    The rows of A and the columns of B are ordered like the rows and columns of the kernel.
     """
     names = {f"{module}.weight": module for module in modules}
-    downs: dict[Any, Any] = {}
-    ups: dict[Any, list[Any]] = {}
-    tensors: tuple[dict[str, tuple[int, ...]], ...] = ({}, {})
+    down_blocks, up_blocks = {}, {}
+    down_tensors: dict[str, tuple[int, ...]] = {}
+    up_tensors: dict[str, tuple[int, ...]] = {}
     for block in kernel.blocks:
         if block.name not in names:
             continue
-        name, (*stack, before, after) = names[block.name], block.axes
-        rows = before._replace(of=0, start=0, step=1, size=rank, place=0)
+        name, (*stack, inputs, outputs) = names[block.name], block.axes
+        ranks = inputs._replace(tensor_axis=0, start=0, step=1, size=rank, offset=0)
         a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-        downs[name, before] = block._replace(name=a, axes=(*stack, before, rows))
-        ups.setdefault(name, []).append(
-            block._replace(name=b, axes=(*stack, rows._replace(of=1), after))
+        down_blocks[name, inputs] = block._replace(name=a, axes=(*stack, inputs, ranks))
+        up_blocks.setdefault(name, []).append(
+            block._replace(name=b, axes=(*stack, ranks._replace(tensor_axis=1), outputs))
         )
-        out, width = kernel.tensors[block.name]
-        tensors[0][a], tensors[1][b] = (rank, width), (out, rank)
-    raised: list[Any] = []
-    for found in ups.values():
-        place = 0
-        # Some columns may stand in several blocks, one for each of their inputs' parts.
-        for column in sorted({block.axes[-1] for block in found}, key=lambda axis: axis.place):
-            block = next(block for block in found if block.axes[-1] == column)
-            axes = (*block.axes[:-1], column._replace(place=place))
-            raised.append(block._replace(axes=axes))
-            place += column.size
-    stack, before = kernel.shape[:-2], kernel.shape[-2]
-    after = max(block.axes[-1].place + block.axes[-1].size for block in raised)
-    down = TensorLayout((*stack, before, rank), tensors[0], tuple(downs.values()))
-    return down, TensorLayout((*stack, rank, after), tensors[1], tuple(raised))
+        out_features, in_features = kernel.tensors[block.name]
+        down_tensors[a], up_tensors[b] = (rank, in_features), (out_features, rank)
+    moved = []
+    for blocks in up_blocks.values():
+        offset = 0
+        # A kernel that is split along its input has one block per part for the same columns.
+        by_columns = {block.axes[-1]: block for block in reversed(blocks)}
+        for columns in sorted(by_columns, key=lambda axis: axis.offset):
+            block = by_columns[columns]
+            axes = (*block.axes[:-1], columns._replace(offset=offset))
+            moved.append(block._replace(axes=axes))
+            offset += columns.size
+    stack, in_features = kernel.shape[:-2], kernel.shape[-2]
+    out_features = max(block.axes[-1].offset + block.axes[-1].size for block in moved)
+    down_shape, up_shape = (*stack, in_features, rank), (*stack, rank, out_features)
+    down = TensorLayout(down_shape, down_tensors, tuple(down_blocks.values()))
+    return down, TensorLayout(up_shape, up_tensors, tuple(moved))
 
 
-def _means(wanted: str, module: str) -> bool:
-    return module == wanted or module.endswith(f".{wanted}")
+def _matches(suffix: str, module: str) -> bool:
+    return module == suffix or module.endswith(f".{suffix}")
 
 
-def _kind(module: str) -> str:
-    """`attn.to_q` of `transformer_blocks.3.attn.to_q`."""
+def _short_name(module: str) -> str:
+    """Remove the block from a module's name: `transformer_blocks.3.attn.to_q` -> `attn.to_q`."""
     words = module.split(".")
     return ".".join(words[2:]) if len(words) > 2 and words[1].isdigit() else module

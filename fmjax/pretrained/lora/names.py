@@ -1,13 +1,13 @@
-"""Names of layers in LoRA files, as diffusers calls the layers.
+"""Layer names in LoRA files, translated to the names of diffusers.
 
-Trainers name the layers of FLUX and SD3 in two ways: as diffusers does, or as the models were first
-released (Black Forest Labs, Stability AI, ComfyUI). Either way words may be separated by dots or,
-in kohya's files, by underscores, and prefixes of several kinds may come first.
+Trainers use two naming schemes for the layers of FLUX and SD3: that of diffusers, or that of the
+original releases (Black Forest Labs, Stability AI, ComfyUI). In both, words are separated by dots
+or, in files of kohya's trainer, by underscores, and a prefix may come first.
 
-In the first releases queries, keys and values of a block are one layer, and in FLUX's blocks on all
-tokens so are these and the input of the MLP. An adapter of such a layer is one adapter of each
-part: they share A, and B has their rows in this order. Of the last modulation the releases have
-the shift first, diffusers the scale.
+The original releases combine the queries, keys and values of a block in one layer; FLUX's single
+blocks also include the input of the MLP. An adapter of a combined layer becomes one adapter per
+part. The parts share A, and the rows of B are split in this order. In the last modulation, the
+original releases store the shift before the scale; diffusers stores the scale first.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import NamedTuple
 _PREFIXES = re.compile(
     r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|unet\.)+"
 )
-_SPELLED_PREFIXES = re.compile(r"^(?:lora_unet_|lora_transformer_|lycoris_)")
+_UNDERSCORE_PREFIXES = re.compile(r"^(?:lora_unet_|lora_transformer_|lycoris_)")
 _TEXT_ENCODERS = re.compile(
     r"(?:base_model\.model\.)?(text_encoders\.\w+|text_encoder(?:_\d)?|te\d?|clip_[lg]|t5xxl"
     r"|lora_te\d?|lora_clip_[lg]|lora_t5xxl|cond_stage_model|text_model|bundle_emb)(?:[._]|$)"
@@ -25,8 +25,8 @@ _TEXT_ENCODERS = re.compile(
 _UNET = re.compile(r"(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)")
 _BLOCK = re.compile(r"(?<=blocks_)\d+")
 
-# Layers by their names in a release: the layers of diffusers that they consist of. "#" is the
-# number of a block.
+# Maps the layers of the original releases to the layers of diffusers that they consist of. "#" is
+# the number of a block.
 _FLUX: Mapping[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
@@ -52,7 +52,7 @@ _FLUX: Mapping[str, tuple[str, ...]] = {
         "single_transformer_blocks.#.proj_mlp",
     ),
     "single_blocks.#.linear2": ("single_transformer_blocks.#.proj_out",),
-    # As XLabs' scripts call them.
+    # Names in XLabs' training scripts.
     "double_blocks.#.processor.qkv_lora1": tuple(
         f"transformer_blocks.#.attn.to_{x}" for x in "qkv"
     ),
@@ -103,72 +103,74 @@ _SHIFT_FIRST = {"final_layer_adaLN_modulation_1", "joint_blocks_0_context_block_
 
 
 class Layer(NamedTuple):
-    """A layer of a LoRA file in diffusers' terms.
+    """The layers of diffusers that correspond to one layer of a LoRA file.
 
     Attributes:
-        names: The layers of diffusers that it consists of, one after the other along its rows.
-        shift_first: Whether a modulation by a shift and a scale, `[2 * width, width]`, has the
-            shift in its first rows.
+        names: Names of these layers, in the order of their rows.
+        shift_first: Whether the file stores the shift before the scale, for a modulation of
+            `2 * width` rows.
     """
 
     names: tuple[str, ...]
     shift_first: bool = False
 
     def rows(self, total: int, width: int) -> Iterator[tuple[str, slice]]:
-        """Each layer of diffusers with its rows.
+        """Iterate over the layers of diffusers with their rows.
 
         Args:
-            total: Rows of the layer's weight.
-            width: Its columns.
+            total: Number of rows of the weight in the file.
+            width: Number of columns of the weight in the file.
 
         Raises:
-            ValueError: If it cannot have this shape.
+            ValueError: If a combined layer cannot have a weight of this shape. The message starts
+                with "must"; the caller puts the name of the layer before it.
         """
         if len(self.names) == 1:
             yield self.names[0], slice(0, total)
             return
-        widths = [4 if name.endswith("proj_mlp") else 1 for name in self.names]
-        if total != sum(widths) * width:
-            raise ValueError(
-                f"must have {sum(widths)} times {width} rows ({', '.join(self.names)}), got {total}"
-            )
+        factors = [4 if name.endswith("proj_mlp") else 1 for name in self.names]
+        if total != sum(factors) * width:
+            names = ", ".join(self.names)
+            raise ValueError(f"must have {sum(factors)} * {width} rows ({names}), got {total}")
         start = 0
-        for name, share in zip(self.names, widths, strict=True):
-            yield name, slice(start, start + share * width)
-            start += share * width
+        for name, factor in zip(self.names, factors, strict=True):
+            yield name, slice(start, start + factor * width)
+            start += factor * width
 
 
 def text_encoder_of(tensor: str) -> str | None:
-    """The text encoder, or the embeddings of words, that a tensor belongs to; None otherwise."""
-    found = _TEXT_ENCODERS.match(tensor)
-    return found[1] if found else None
+    """Return the text encoder or embedding that a tensor belongs to, or None if to neither."""
+    match = _TEXT_ENCODERS.match(tensor)
+    return match[1] if match else None
 
 
 def without_prefix(layer: str) -> str:
-    """A layer's name without the dotted prefixes that trainers put before it."""
+    """Remove the dotted prefixes that trainers add to the name of a layer."""
     return _PREFIXES.sub("", layer)
 
 
 def layer_of(name: str) -> Layer:
-    """A layer of a transformer by its name in a LoRA file.
+    """Find the layers of diffusers that correspond to a layer name in a LoRA file.
+
+    A dotted name that is unknown is returned unchanged, without its prefix.
 
     Args:
-        name: Without the ending of A or B, with or without prefixes.
+        name: Name of the layer without the suffix of A or B, with or without prefix.
 
     Raises:
-        ValueError: If the name is of a UNet, or its words are separated by underscores and it is
-            unknown. Dotted names that are unknown are returned as they are.
+        ValueError: If the layer belongs to a UNet, or the name has a prefix of kohya's files
+            (words separated by underscores) and is unknown.
     """
-    plain = _SPELLED_PREFIXES.sub("", without_prefix(name))
+    plain = _UNDERSCORE_PREFIXES.sub("", without_prefix(name))
     if _UNET.match(plain):
-        raise ValueError(f"adapters must be of a FLUX or SD3 transformer, got a UNet's ({name})")
-    spelled = re.sub(r"\W", "_", plain)
-    number = _BLOCK.search(spelled)
-    key = _BLOCK.sub("0", spelled, count=1)
+        raise ValueError(f"adapters must be for a FLUX or SD3 transformer, got a UNet ({name})")
+    underscored = re.sub(r"\W", "_", plain)
+    number = _BLOCK.search(underscored)
+    key = _BLOCK.sub("0", underscored, count=1)
     names = _KNOWN.get(key)
     if names is None:
-        if _SPELLED_PREFIXES.match(name):
-            raise ValueError(f"layers must be those of a FLUX or SD3 transformer, got {name}")
+        if _UNDERSCORE_PREFIXES.match(name):
+            raise ValueError(f"layers must belong to a FLUX or SD3 transformer, got {name}")
         return Layer((plain,))
     block = number[0] if number else ""
-    return Layer(tuple(each.replace("#", block) for each in names), key in _SHIFT_FIRST)
+    return Layer(tuple(name.replace("#", block) for name in names), key in _SHIFT_FIRST)

@@ -1,34 +1,41 @@
-"""T5's tokenizer from `spiece.model`, the file of the program SentencePiece.
+"""T5's tokenizer, built from a SentencePiece model file (`spiece.model`).
 
-The file is a protocol buffer: pieces of words with their scores, and a table of characters that
-stand for others. The package `tokenizers` does the rest.
+The file is a protocol buffer with the scored pieces of the vocabulary and the character map of the
+normalizer. The package `tokenizers` implements the tokenization.
 
-Source: Kudo 2018, arXiv:1804.10959, section 3 (pieces with scores); Kudo and Richardson 2018,
-arXiv:1808.06226 (the program).
+Reference: Kudo 2018, arXiv:1804.10959, section 3 (unigram model); Kudo and Richardson 2018,
+arXiv:1808.06226 (SentencePiece).
 """
 
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmjax._checks import require
 
-# Numbers of the file's fields.
+if TYPE_CHECKING:
+    import tokenizers
+
+# Field numbers of the protocol buffer.
 _PIECES, _TRAINING, _NORMALIZER = 1, 2, 3
-_PIECE, _SCORE, _KIND = 1, 2, 3
-_MODEL_KIND, _CHARACTERS = 3, 2
-_UNKNOWN, _UNIGRAM = 2, 1  # Of the kinds of pieces and of models.
-_VARINT, _EIGHT_BYTES, _MANY_BYTES, _FOUR_BYTES = 0, 1, 2, 5
+_PIECE, _SCORE, _PIECE_TYPE = 1, 2, 3
+_MODEL_TYPE, _CHARACTERS = 3, 2
+# Values of the enums of piece types and model types.
+_UNKNOWN, _UNIGRAM = 2, 1
+# Wire types of the protocol buffer.
+_VARINT, _EIGHT_BYTES, _LENGTH_DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 
 
 class Pieces(NamedTuple):
-    """What a `spiece.model` holds.
+    """Contents of a `spiece.model` file.
 
     Attributes:
-        scores: Pieces of words, in the order of their numbers, and how likely each is.
-        unknown: Number of the piece that stands for what no other does.
-        characters: Which characters stand for others, as `tokenizers` takes it; may be empty.
+        scores: The pieces of the vocabulary in the order of their ids, each with its log
+            probability.
+        unknown: Id of the unknown token.
+        characters: Precompiled character map of the normalizer, in the format of `tokenizers`; may
+            be empty.
     """
 
     scores: list[tuple[str, float]]
@@ -36,91 +43,92 @@ class Pieces(NamedTuple):
     characters: bytes
 
 
-def read_pieces(path: Path) -> Pieces:
-    """The pieces of a `spiece.model`.
+def read_pieces(file: Path) -> Pieces:
+    """Read the pieces of a SentencePiece model file.
 
     Raises:
-        ValueError: If it is none, or not one of pieces with scores.
+        ValueError: If the file is not a SentencePiece unigram model with an unknown token.
     """
     scores: list[tuple[str, float]] = []
-    kinds, characters, model = [], b"", _UNIGRAM
+    piece_types, characters, model_type = [], b"", _UNIGRAM
     try:
-        for number, part in _fields(path.read_bytes()):
+        for number, value in _fields(file.read_bytes()):
             if number == _PIECES:
-                piece = dict(_fields(part))
+                piece = dict(_fields(value))
                 (score,) = struct.unpack("<f", piece.get(_SCORE, bytes(4)))
                 scores.append((piece[_PIECE].decode(), score))
-                kinds.append(piece.get(_KIND))
+                piece_types.append(piece.get(_PIECE_TYPE))
             elif number == _TRAINING:
-                model = dict(_fields(part)).get(_MODEL_KIND, _UNIGRAM)
+                model_type = dict(_fields(value)).get(_MODEL_TYPE, _UNIGRAM)
             elif number == _NORMALIZER:
-                characters = dict(_fields(part)).get(_CHARACTERS, b"")
+                characters = dict(_fields(value)).get(_CHARACTERS, b"")
     except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error):
-        raise ValueError(f"{path} must be a model of SentencePiece, got other bytes") from None
-    require(_UNKNOWN in kinds, str(path), "hold a piece for what is unknown", "none")
-    require(model == _UNIGRAM, str(path), "be a unigram model (kind 1)", f"kind {model}")
-    return Pieces(scores, kinds.index(_UNKNOWN), characters)
+        raise ValueError(f"{file} must be a SentencePiece model, got other bytes") from None
+    require(_UNKNOWN in piece_types, str(file), "hold an unknown token", "none")
+    rule = f"be a unigram model (type {_UNIGRAM})"
+    require(model_type == _UNIGRAM, str(file), rule, f"type {model_type}")
+    return Pieces(scores, piece_types.index(_UNKNOWN), characters)
 
 
-def t5_backend(path: Path, end: str, num_extra: int) -> Any:
-    """T5's tokenizer of the package `tokenizers`: no start, one end, sentinels behind the pieces.
+def t5_backend(file: Path, end: str, num_extra: int) -> "tokenizers.Tokenizer":
+    """Build T5's tokenizer: no start token, one end token, sentinel tokens after the pieces.
 
     Args:
-        path: Of `spiece.model`.
-        end: Token that ends a prompt.
-        num_extra: Sentinels, `<extra_id_0>` the last of them.
+        file: The `spiece.model` file.
+        end: Token that is appended to each prompt.
+        num_extra: Number of sentinel tokens; `<extra_id_0>` has the highest id.
 
     Raises:
-        ValueError: As `read_pieces`, or if no piece is the end.
+        ValueError: If `read_pieces` fails, or `end` is not one of the pieces.
     """
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
-    pieces = read_pieces(path)
+    pieces = read_pieces(file)
     extra = [f"<extra_id_{i}>" for i in reversed(range(num_extra))]
     vocabulary = pieces.scores + [(token, 0.0) for token in extra]
     backend = Tokenizer(Unigram(vocabulary, pieces.unknown, byte_fallback=False))
-    last = backend.token_to_id(end)
-    require(last is not None, "eos_token", f"be one of the pieces in {path}", end)
+    end_id = backend.token_to_id(end)
+    require(end_id is not None, "eos_token", f"be one of the pieces in {file}", end)
     if pieces.characters:
         backend.normalizer = normalizers.Precompiled(pieces.characters)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
     backend.post_processor = processors.TemplateProcessing(
-        f"$A {end}", special_tokens=[(end, last)]
+        f"$A {end}", special_tokens=[(end, end_id)]
     )
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in extra])
     return backend
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a message's fields: whole numbers, or bytes.
+    """Iterate over the fields of a protocol buffer message, as `(number, integer or bytes)`.
 
-    Source: protobuf.dev/programming-guides/encoding.
+    Reference: protobuf.dev/programming-guides/encoding.
     """
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == _VARINT:
-            value, place = _varint(data, place)
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        wire_type = tag & 7
+        if wire_type == _VARINT:
+            value, position = _varint(data, position)
             yield tag >> 3, value
             continue
-        size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(kind)
-        if kind == _MANY_BYTES:
-            size, place = _varint(data, place)
-        if size is None or place + size > len(data):
+        size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(wire_type)
+        if wire_type == _LENGTH_DELIMITED:
+            size, position = _varint(data, position)
+        if size is None or position + size > len(data):
             raise IndexError
-        yield tag >> 3, data[place : place + size]
-        place += size
+        yield tag >> 3, data[position : position + size]
+        position += size
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A whole number, seven bits a byte, the lowest first; and where it ends."""
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Decode an integer in groups of seven bits, lowest first; return it and its end position."""
     value = shift = 0
     while True:
-        byte = data[place]
-        value, shift, place = value | (byte & 127) << shift, shift + 7, place + 1
+        byte = data[position]
+        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
         if byte < 128:
-            return value, place
+            return value, position

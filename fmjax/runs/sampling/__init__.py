@@ -1,1 +1,1 @@
-"""Sampling a run: its conditions, source points and batches."""
+"""Sample from a run: conditions, source points, batches and files."""

@@ -1,11 +1,11 @@
-"""Drawing samples from a velocity field, batch after batch, over all devices."""
+"""Sample from a velocity field in batches over all devices."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax._arrays import (
+    Cond,
     Params,
+    Points,
     PRNGKey,
     is_image,
 )
@@ -26,17 +28,18 @@ from fmjax.solvers import AdaptiveSteps, Samples
 
 
 class Drawn(NamedTuple):
-    """Samples on the host.
+    """Samples on the host, with their conditions and costs.
 
     Attributes:
         x1: The samples, float32 `[num, *event]`.
-        labels: What each was asked to be, a class or the number of a prompt, or None.
-        nfe: Network evaluations of each.
-        succeeded: Whether its solve arrived.
-        seconds: Wall time of one sample, the median of the batches after the first; NaN if
-            there is but one.
-        x0: Where each came from, if that is an example of other data.
-        prompts: By the labels, of a model of captions.
+        labels: Class label, or index of the prompt in `prompts`, of each sample, `[num]`; None for
+            an unconditional model.
+        nfe: Number of network evaluations of each sample, `[num]`.
+        succeeded: Whether the solve of each sample reached t = 1, `[num]`.
+        seconds: Wall time per sample, the median over all batches except the first, which
+            compiles; NaN with a single batch.
+        x0: Source points `[num, *event]` if the source distribution is a dataset; otherwise None.
+        prompts: Prompts of a model conditioned on captions.
     """
 
     x1: np.ndarray
@@ -49,68 +52,68 @@ class Drawn(NamedTuple):
 
 
 def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
-    """Normal noise of the samples numbered `indices`: each its own, whatever the batch."""
+    """Standard normal noise of the samples at `indices`, independent of the batch size."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
 
 
 def require_samples_fit(name: str, num: int, event_shape: tuple[int, ...]) -> None:
-    """Raise unless samples on the host, with their numbers and conditions, fit its memory.
+    """Raise unless samples, labels and statistics fit into the memory of the host.
 
     Args:
-        name: The setting that says how many there are.
-        num: How many.
-        event_shape: Of one.
+        name: Name of the setting in the error message.
+        num: Number of samples.
+        event_shape: Shape of one sample.
 
     Raises:
         ValueError: If they do not fit.
     """
-    # float32 points; int64 labels and order, int32 evaluations, and whether they arrived.
+    # float32 points; int64 labels and order, int32 evaluations, bool success.
     require_host_memory(name, num * (4.0 * math.prod(event_shape) + 21.0), "samples")
 
 
 def has_picture(event_shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape are drawn: images and points in the plane."""
+    """Whether samples of this shape can be shown as a picture: images and points in the plane."""
     return is_image(event_shape) or event_shape == (2,)
 
 
 def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
-    """Labels in rising order, each class as often as the others (give or take one)."""
+    """Sorted labels, with the same number of samples per class up to one, int32 `[num_samples]`."""
     if num_classes is None:
         return None
     return np.sort(np.arange(num_samples) % num_classes).astype(np.int32)
 
 
 def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
-    """Keys for the noise along the way of the samples numbered `indices`, `[batch]`."""
+    """Keys for the noise that SDE solvers add to the samples at `indices`, `[batch]`."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    # Not the keys themselves: `noise` draws from those.
+    # Fold again, because `noise` uses the first keys for the source points.
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
 
 
 def even_batches(
-    num: int, at_once: int, mesh: jax.sharding.Mesh
+    num: int, max_size: int, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[np.ndarray, slice]]:
-    """The numbers below `num` in batches of one size, so that one program serves all.
+    """Split the indices below `num` into batches of equal size, so that one program serves all.
 
     Args:
-        num: How many there are.
-        at_once: How many make a batch at most, but for rounding up.
-        mesh: The devices.
+        num: Number of indices.
+        max_size: Maximum batch size, which is rounded up to a multiple of the shards of a batch.
+        mesh: The mesh of devices.
 
     Yields:
-        The numbers of a batch, `batch_size` of them, and the part of it to keep: the last batch
-        is filled up with the last number.
+        The indices of a batch, and the slice of the batch to keep: the last batch is padded with
+        the last index.
     """
-    size = batch_size(num, at_once, mesh)
+    size = batch_size(num, max_size, mesh)
     for first in range(0, num, size):
         yield np.minimum(np.arange(first, first + size), num - 1), slice(0, min(size, num - first))
 
 
-def batch_size(num: int, at_once: int, mesh: jax.sharding.Mesh) -> int:
-    """Of `even_batches`: a multiple of the parts that the mesh cuts a batch into."""
-    shares = num_shares(mesh)
-    return -(-min(at_once, num) // shares) * shares
+def batch_size(num: int, max_size: int, mesh: jax.sharding.Mesh) -> int:
+    """Batch size of `even_batches`, a multiple of the number of shards of a batch."""
+    shards = num_shares(mesh)
+    return -(-min(max_size, num) // shards) * shards
 
 
 def make_draw(
@@ -121,13 +124,22 @@ def make_draw(
     seed: int,
     mesh: jax.sharding.Mesh,
 ) -> Callable[..., Samples]:
-    """What draws the samples of some numbers, jitted.
+    """Make a jitted function that solves one batch.
 
-    `(params, indices, cond, x0) -> Samples`; without `x0` they start from normal noise.
+    Args:
+        path: The probability path, which scales the noise at t = 0.
+        solve: Maps source points, keys and conditions to samples.
+        steps: Steps of the solver.
+        event_shape: Shape of one sample.
+        seed: Seed of the noise.
+        mesh: The mesh of devices.
+
+    Returns:
+        `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from noise.
     """
 
-    def draw(params: Params, indices: jax.Array, cond: Any, x0: Any = None) -> Samples:
-        # Lets networks name the mesh axes without being handed the mesh.
+    def draw(params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None) -> Samples:
+        # Networks read the names of the mesh axes from the context.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.key(seed)
             x0 = path.start(noise(key, indices, event_shape)) if x0 is None else x0
@@ -143,28 +155,31 @@ def draw_samples(
     steps: Steps,
     params: Params,
     event_shape: tuple[int, ...],
-    conds: Any,
+    conds: Cond,
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
-    starts: Callable[[int, np.ndarray], jax.Array] | None = None,
+    source_points: Callable[[int, np.ndarray], jax.Array] | None = None,
     progress: Progress = Silent(),
 ) -> Drawn:
-    """Solve `sampling.num_samples` noises to samples.
+    """Draw `sampling.num_samples` samples in batches.
 
     Args:
-        path: Says how much noise there is at t = 0.
-        solve: Takes noise, keys and labels to samples.
-        steps: Given to it; not traced, for a grid whose numbers are known is a plain scan.
-        params: The parameters, laid over the mesh.
-        event_shape: Of one sample.
-        conds: A condition for each sample, or None for an unconditional field.
-        sampling: Number of samples, batch size and seed.
-        mesh: The devices.
-        starts: Gives the points at t = 0 of a seed and some numbers; None takes normal noise.
-        progress: Hears of each batch.
+        path: The probability path, which scales the noise at t = 0.
+        solve: Maps source points, keys and conditions to samples.
+        steps: Steps of the solver. They are constants of the program, because a constant time
+            grid compiles to a plain scan.
+        params: The parameters, sharded over the mesh.
+        event_shape: Shape of one sample.
+        conds: A pytree with one condition per sample, or None for an unconditional field.
+        sampling: Provides the number of samples, the batch size and the seed.
+        mesh: The mesh of devices.
+        source_points: `(seed, indices) -> x0` returns the points at t = 0; None starts from noise.
+        progress: Receives progress reports.
     """
-    draw = make_draw_samples(path, solve, steps, event_shape, sampling, mesh, starts=starts)
+    draw = make_draw_samples(
+        path, solve, steps, event_shape, sampling, mesh, source_points=source_points
+    )
     return draw(params, conds, progress)
 
 
@@ -176,50 +191,51 @@ def make_draw_samples(
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
-    starts: Callable[[int, np.ndarray], jax.Array] | None = None,
-) -> Callable[[Params, Any, Progress], Drawn]:
-    """Make `draw_samples` as a function of the parameters, compiled once.
+    source_points: Callable[[int, np.ndarray], jax.Array] | None = None,
+) -> Callable[[Params, Cond, Progress], Drawn]:
+    """Make a function that draws samples for any parameters and compiles only once.
 
-    Samples that stream are one batch: slots run dry at its end only. On the devices of several
-    processes all of them must call it, and each gets all samples.
+    With streaming (`sampling.slots`), all samples form one batch, so that slots are idle only at
+    the end. With several processes, every process must call the function, and each gets all
+    samples.
 
     Returns:
         `(params, conds, progress) -> Drawn`, with the arguments of `draw_samples`.
     """
     num = sampling.num_samples
-    at_once = num if sampling.slots is not None else sampling.batch_size
+    max_size = num if sampling.slots is not None else sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
-        # More than there are samples on a device would be evaluated for nobody.
-        on_a_device = batch_size(num, at_once, mesh) // num_shares(mesh)
-        steps = dataclasses.replace(steps, slots=min(steps.slots, on_a_device))
-    rows = batch_sharding(mesh)
+        # Slots beyond the number of samples on a device would evaluate padding.
+        samples_per_device = batch_size(num, max_size, mesh) // num_shares(mesh)
+        steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
+    sharding = batch_sharding(mesh)
     program = make_draw(path, solve, steps, event_shape, sampling.seed, mesh)
     gather = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def on_host(array: jax.Array) -> np.ndarray:
         return np.asarray(array if array.is_fully_addressable else gather(array))
 
-    def draw(params: Params, conds: Any, progress: Progress) -> Drawn:
-        parts, seconds, sources = [], [], []
+    def draw(params: Params, conds: Cond, progress: Progress) -> Drawn:
+        parts, seconds, x0_parts = [], [], []
         with progress.task("sampling", num) as advance:
             advance(0, COMPILING)
-            for indices, kept in even_batches(num, at_once, mesh):
+            for indices, kept in even_batches(num, max_size, mesh):
                 began = time.perf_counter()
-                cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), rows)
+                cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), sharding)
                 x0 = None
-                if starts is not None:
-                    points = np.asarray(starts(sampling.seed, indices))
-                    x0 = jax.device_put(points, rows)
-                    sources.append(points[kept])
-                solved = program(params, jax.device_put(indices, rows), cond, x0)
-                found = (solved.x1, solved.nfe, solved.succeeded)
-                parts.append([on_host(array)[kept] for array in found])
+                if source_points is not None:
+                    points = np.asarray(source_points(sampling.seed, indices))
+                    x0 = jax.device_put(points, sharding)
+                    x0_parts.append(points[kept])
+                solved = program(params, jax.device_put(indices, sharding), cond, x0)
+                arrays = (solved.x1, solved.nfe, solved.succeeded)
+                parts.append([on_host(array)[kept] for array in arrays])
                 seconds.append((time.perf_counter() - began) / len(indices))
                 advance(kept.stop)
         x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
-        # The first batch waits for the compiler.
-        typical = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
-        x0 = np.concatenate(sources) if sources else None
-        return Drawn(x1, None, nfe, succeeded, typical, x0)
+        # The time of the first batch includes compilation.
+        median_seconds = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
+        x0 = np.concatenate(x0_parts) if x0_parts else None
+        return Drawn(x1, None, nfe, succeeded, median_seconds, x0)
 
     return draw

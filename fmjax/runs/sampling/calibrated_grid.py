@@ -1,8 +1,9 @@
-"""The calibrated grid of a run: measured once, kept beside its checkpoints."""
+"""The calibrated time grid of a run, measured once and kept in the run folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -20,7 +21,7 @@ NUM_PATHS = 32
 
 
 class _Grid(NamedTuple):
-    """What `grid.json` holds."""
+    """Contents of `grid.json`."""
 
     step: Count
     guidance: NonNegative
@@ -30,36 +31,36 @@ class _Grid(NamedTuple):
 
 
 def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent()) -> Tabulated:
-    """The density of a run's calibrated grid under the guidance of `sampling`.
+    """Read or measure the density of a run's calibrated time grid.
 
-    It is read from `grid.json` in the run folder if that is of these weights and this guidance,
-    and measured and written there otherwise.
+    The density is read from `grid.json` in the run folder if that file has the same weights and
+    guidance; otherwise it is measured and written there.
 
     Args:
         run: A trained run.
-        sampling: Its guidance counts; samples of all classes are followed.
-        progress: Hears of the measurement.
+        sampling: Provides the guidance; its other settings have no effect.
+        progress: Receives progress reports.
     """
-    asked = {
+    settings = {
         "step": run.step,
         "guidance": sampling.guidance,
         "guidance_interval": list(sampling.guidance_interval),
     }
-    kept = _read(run.folder.grid, asked)
-    if kept is not None:
-        return kept
+    density = _read(run.folder.grid, settings)
+    if density is not None:
+        return density
     with lock_outputs(run.folder.grid, on_wait=progress.say):
-        kept = _read(run.folder.grid, asked)  # Another process may have measured it.
-        return _measured(run, sampling, asked, progress) if kept is None else kept
+        density = _read(run.folder.grid, settings)  # Another process may have written it.
+        return _measure(run, sampling, settings, progress) if density is None else density
 
 
-def _measured(
-    run: Run, sampling: SamplingConfig, asked: dict[str, Any], progress: Progress
+def _measure(
+    run: Run, sampling: SamplingConfig, settings: Mapping[str, object], progress: Progress
 ) -> Tabulated:
     """Measure the density and write it."""
     with progress.task("calibrating the grid", 1) as advance:
         advance(0, COMPILING)
-        # Others than those of seed 0 that samples are drawn from.
+        # Seed 1, because samples use the noise of seed 0 by default.
         x0 = run_source_points(run, progress)(1, jnp.arange(NUM_PATHS))
         conds = even_conds(run, NUM_PATHS)
         velocity_fn = guided(
@@ -67,18 +68,18 @@ def _measured(
         )
         density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
         advance(1)
-    found = {"times": density.times, "density": density.density}
-    write_text(run.folder.grid, json.dumps({**asked, **found}) + "\n")
+    table = {"times": density.times, "density": density.density}
+    write_text(run.folder.grid, json.dumps({**settings, **table}) + "\n")
     progress.say(f"wrote {run.folder.grid}")
     return density
 
 
-def _read(path: Path, asked: dict[str, Any]) -> Tabulated | None:
-    """The grid that the folder keeps, if it is whole and the one that is asked for."""
+def _read(file: Path, settings: Mapping[str, object]) -> Tabulated | None:
+    """Read the density from a file; None if the file is invalid or has other settings."""
     try:
-        kept = read_json(path, _Grid)
-        if any(getattr(kept, name) != value for name, value in asked.items()):
+        grid = read_json(file, _Grid)
+        if any(getattr(grid, name) != value for name, value in settings.items()):
             return None
-        return Tabulated(kept.times, kept.density)
+        return Tabulated(grid.times, grid.density)
     except (OSError, ValueError):
         return None

@@ -1,36 +1,38 @@
-"""What samples are asked to be: classes, or prompts in words."""
+"""Conditions of samples: class labels or prompts."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import TokenShape
+from fmjax._arrays import Cond, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._progress import Progress, Silent
 from fmjax.data import Dataset
 from fmjax.runs.folder import Run, some_texts
 from fmjax.runs.sampling.batches import even_labels
 
-_FOR_EACH = 8  # Samples of a prompt, where nobody says which.
+_SAMPLES_PER_PROMPT = 8  # Number of samples per prompt if no prompts are given.
 
 
 class SampleConditions(NamedTuple):
-    """What each sample is asked to be.
+    """Conditions of samples, as the network takes them and as labels.
 
     Attributes:
-        cond: For the network, a row for each sample: labels or tokens; None without condition.
-        labels: The class or the number of the prompt, int32 `[num]`, or None.
-        prompts: By their numbers; none for classes.
+        cond: Input of the network, class labels or tokens with one row per sample; None for an
+            unconditional model.
+        labels: Class label, or index of the prompt in `prompts`, of each sample, int32 `[num]`, or
+            None.
+        prompts: The prompts; empty for classes.
     """
 
-    cond: Any = None
+    cond: Cond = None
     labels: np.ndarray | None = None
     prompts: tuple[str, ...] = ()
 
     @classmethod
     def of_classes(cls, labels: np.ndarray | None) -> "SampleConditions":
-        """To be of these classes."""
+        """Conditions for class labels; None for an unconditional model."""
         return cls(labels, labels)
 
 
@@ -42,48 +44,57 @@ def requested_conditions(
     *,
     progress: Progress = Silent(),
 ) -> SampleConditions:
-    """What `num` samples are asked to be: these classes or prompts in turn, in rising order.
+    """Spread `num` samples evenly over the requested classes or prompts, grouped in their order.
 
     Args:
         run: A trained run.
-        num: How many samples.
-        classes: None for all, evenly.
-        prompts: None for some captions that the run was trained on.
-        progress: Hears of words that the run does not know.
+        num: Number of samples.
+        classes: Class labels; empty for all classes.
+        prompts: Prompts; empty for some captions of the training data.
+        progress: Receives warnings about words that the tokenizer does not have.
 
     Raises:
-        ValueError: If the model has no such class or takes no prompts.
+        ValueError: If the model does not have one of the classes or does not take prompts.
     """
     if not isinstance(run.conditions, TokenShape):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
         return SampleConditions.of_classes(chosen_labels(num, run.num_classes, classes))
-    require(not classes, "classes", "be left out for a model of captions", classes)
-    some = some_texts(run.captions, min(num, max(4, num // _FOR_EACH)))
-    prompts = tuple(prompts or some)
+    require(not classes, "classes", "be left out for a model conditioned on captions", classes)
+    captions = some_texts(run.captions, min(num, max(4, num // _SAMPLES_PER_PROMPT)))
+    prompts = tuple(prompts or captions)
     require_unicode("prompts", *prompts)
     tokenizer = run.tokenizer
     unknown = tokenizer.unknown(prompts)
     if unknown:
-        progress.say(f"words that were not among the captions: {', '.join(unknown)}")
+        progress.say(f"words that are not in the training captions: {', '.join(unknown)}")
     for prompt in tokenizer.cut(prompts):
-        progress.say(f"warning: of {prompt!r} the run sees {tokenizer.num_tokens} words, no more")
+        progress.say(f"warning: prompt {prompt!r} is cut to {tokenizer.num_tokens} words")
     tokens = tokenizer.encode(prompts)
     if wordless := [repr(prompts[row]) for row in tokenizer.wordless(tokens)]:
-        progress.say(f"warning: prompts without a word that the run knows: {', '.join(wordless)}")
+        names = ", ".join(wordless)
+        progress.say(f"warning: prompts without any word of the training captions: {names}")
     labels = even_labels(num, len(prompts))
     assert labels is not None
     return SampleConditions(tokens[labels], labels, prompts)
 
 
-def even_conds(run: Run, num: int) -> Any:
-    """A condition for each of `num` samples, spread over classes or captions; None without."""
+def even_conds(run: Run, num: int) -> Cond:
+    """Conditions of `num` samples, spread evenly over classes or captions of the run.
+
+    Returns:
+        Labels or tokens, one row per sample; None for an unconditional model.
+    """
     texts = some_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
     return requested_conditions(run, num, (), texts).cond
 
 
-def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Any:
-    """The conditions of some examples as the run knows them; None for a model without."""
+def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Cond:
+    """Conditions of the examples at `indices` as the network takes them.
+
+    Returns:
+        Labels or tokens, one row per example; None for an unconditional model.
+    """
     if run.conditions is None:
         return None
     if dataset.captions is None:
@@ -93,18 +104,18 @@ def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Any:
 
 
 def data_conditions(run: Run, dataset: Dataset, num: int, seed: int) -> SampleConditions:
-    """To be what the data are: their conditions in a random order, over and over.
+    """Conditions for `num` samples, taken from the dataset in random order and repeated if needed.
 
-    The labels are known of captions too, if the data have both.
+    The result has labels for captions, too, if the dataset has class labels.
     """
     if run.conditions is None:
         return SampleConditions()
-    which = _random_order(dataset, num, seed)
-    return SampleConditions(conds_of(run, dataset, which), dataset.classes(which))
+    indices = _random_order(dataset, num, seed)
+    return SampleConditions(conds_of(run, dataset, indices), dataset.classes(indices))
 
 
 def labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:
-    """Labels with the data's own shares: its labels in a random order, over and over."""
+    """Labels of the dataset in random order, repeated if needed, int32 `[num]`."""
     labels = dataset.classes(_random_order(dataset, num, seed))
     assert labels is not None
     return labels
@@ -117,16 +128,24 @@ def _random_order(dataset: Dataset, num: int, seed: int) -> np.ndarray:
 def chosen_labels(
     num_samples: int, num_classes: int | None, classes: tuple[int, ...]
 ) -> np.ndarray | None:
-    """A label for each sample: the chosen classes in turn, in the order of their rows.
+    """Spread samples evenly over the chosen classes, grouped in the order of `classes`.
+
+    Args:
+        num_samples: Number of samples.
+        num_classes: Number of classes of the model; None for an unconditional model.
+        classes: Class labels; empty for all classes.
+
+    Returns:
+        Labels, int32 `[num_samples]`; None for an unconditional model.
 
     Raises:
-        ValueError: If the model has no such class.
+        ValueError: If the model does not have one of the classes.
     """
     if not classes:
         return even_labels(num_samples, num_classes)
-    require(num_classes is not None, "classes", "be left out for a model without", classes)
+    require(num_classes is not None, "classes", "be left out for a model without classes", classes)
     assert num_classes is not None
     for label in classes:
-        require(0 <= label < num_classes, "class", f"lie in 0 .. {num_classes - 1}", label)
-    which = even_labels(num_samples, len(classes))
-    return np.asarray(classes, np.int32)[which]
+        require(0 <= label < num_classes, "class", f"be between 0 and {num_classes - 1}", label)
+    indices = even_labels(num_samples, len(classes))
+    return np.asarray(classes, np.int32)[indices]

@@ -1,8 +1,7 @@
-"""Files of samples: their names, and writing and reading them as PNG and NPZ."""
+"""Name, write and read files of samples, as PNG and NPZ."""
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,13 +17,13 @@ from fmjax.runs.sampling.batches import (
 )
 from fmjax.solvers import ErrorControl
 
-_LONGEST_NAME = 200  # Bytes; most file systems take 255, with what is put before and behind it.
+_MAX_NAME_BYTES = 200  # Most file systems allow 255, including prefix and suffix.
 
 
 def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> str:
-    """A file name that tells all settings apart but the batch size.
+    """Make a file name from all sampling settings except the batch size.
 
-    That decides nothing but, within the tolerance, who shares adaptive steps.
+    The batch size only affects which samples share adaptive steps, within the tolerance.
     """
     if sampling.num_steps is None:
         steps = f"rtol{sampling.rtol:g}"
@@ -42,10 +41,10 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
             steps += "-" + _as_name(sampling.grid_density)
     parts = [sampling.solver, steps]
     if sampling.solver in SDE_SOLVERS:
-        plain = SamplingConfig()
+        default = SamplingConfig()
         for name in ("rate", "rate_scale", "rate_power"):
             value = getattr(sampling, name)
-            if value != getattr(plain, name):
+            if value != getattr(default, name):
                 parts.append(f"{name.replace('_', '')}{value}")
         if sampling.last_step != SamplingConfig.last_step:
             parts.append(f"last{sampling.last_step:g}")
@@ -53,87 +52,91 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
         parts.append(f"clip{sampling.clip:g}")
     if sampling.guidance != 1.0:
         low, high = sampling.guidance_interval
-        where = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
-        parts.append(f"guidance{sampling.guidance:g}{where}")
+        interval = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
+        parts.append(f"guidance{sampling.guidance:g}{interval}")
     if classes:
         parts.append("classes" + "-".join(map(str, classes)))
     if sampling.prompts:
-        # Too long for a name, together: the first one is to be read, the rest to be told apart.
+        # All prompts would be too long: use the first one and a hash of all.
         digest = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()[:8]
         parts.append(f"{_as_name(sampling.prompts[0].replace(' ', '-'))[:40]}-{digest}")
     name = "-".join([*parts, f"num{sampling.num_samples}", f"seed{sampling.seed}"])
-    if len(name.encode()) <= _LONGEST_NAME:
+    if len(name.encode()) <= _MAX_NAME_BYTES:
         return name
-    return f"{name[: _LONGEST_NAME // 2]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name[: _MAX_NAME_BYTES // 2]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _as_name(choice: Any) -> str:
-    """What a choice prints, of which file names can hold all."""
-    return "".join(c for c in repr(choice).lower() if c.isalnum() or c in ".-")
+def _as_name(value: object) -> str:
+    """The `repr` of a value without characters that file names may not contain."""
+    return "".join(c for c in repr(value).lower() if c.isalnum() or c in ".-")
 
 
 def described(drawn: Drawn) -> str:
-    """How many samples, at what cost, and whether all arrived."""
-    mean, most, failed = drawn.nfe.mean(), drawn.nfe.max(), int(np.sum(~drawn.succeeded))
+    """Summarize samples in one line: their number, cost and failures."""
+    mean, maximum, failed = drawn.nfe.mean(), drawn.nfe.max(), int(np.sum(~drawn.succeeded))
     text = f"{len(drawn.x1)} samples, {mean:.4g} network evaluations each"
-    text += f" (at most {most})" if most != mean else ""
-    return text + (f"; {failed} of them did not arrive at t = 1" if failed else "")
+    text += f" (at most {maximum})" if maximum != mean else ""
+    return text + (f"; {failed} of them did not reach t = 1" if failed else "")
 
 
 def in_words(sampling: SamplingConfig) -> str:
-    """What draws the samples: "heun with 16 steps and guidance 1.5"."""
+    """Describe the sampler, such as "heun with 16 steps and guidance 1.5"."""
     if sampling.num_steps is None:
-        how = f"{sampling.solver} at tolerance {sampling.rtol:g}"
+        solver = f"{sampling.solver} at tolerance {sampling.rtol:g}"
     else:
         grid = "" if sampling.grid == "uniform" else f"{sampling.grid} "
         steps = "step" if sampling.num_steps == 1 else "steps"
-        how = f"{sampling.solver} with {sampling.num_steps} {grid}{steps}"
-    return how if sampling.guidance == 1.0 else f"{how} and guidance {sampling.guidance:g}"
+        solver = f"{sampling.solver} with {sampling.num_steps} {grid}{steps}"
+    return solver if sampling.guidance == 1.0 else f"{solver} and guidance {sampling.guidance:g}"
 
 
-def read_samples(path: Path) -> tuple[Drawn, int]:
-    """The samples that `sample_run` wrote, and the training step of what drew them.
+def read_samples(file: Path) -> tuple[Drawn, int]:
+    """Read the samples that `sample_run` wrote, and the training step of the weights.
 
     Raises:
-        ValueError: If the file is damaged, or of something else.
+        ValueError: If the file is damaged or does not hold samples.
     """
     try:
-        arrays = read_npz(path)
-        labels, x0 = arrays.get("labels"), arrays.get("x0")  # Not every model has them.
+        arrays = read_npz(file)
+        labels, x0 = arrays.get("labels"), arrays.get("x0")  # Optional.
         prompts = tuple(map(str, arrays.get("prompts", ())))
         drawn = Drawn(
             arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0, prompts=prompts
         )
         return drawn, int(arrays["step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold samples that fmjax wrote, got {error}") from error
+        raise ValueError(f"{file} must hold samples that fmjax wrote, got {error}") from error
 
 
 def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
-    """Write `STEM.npz` (a `Drawn` and the step) and, if there is one, `STEM.png`."""
-    arrays: dict[str, Any] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
+    """Write samples and the training step to `STEM.npz`, and a picture to `STEM.png`.
+
+    Returns:
+        The files; data that are neither images nor points in the plane have no picture.
+    """
+    arrays: dict[str, np.ndarray] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
     for name in ("labels", "x0"):
         if getattr(drawn, name) is not None:
             arrays[name] = getattr(drawn, name)
     if drawn.prompts:
         arrays["prompts"] = np.asarray(drawn.prompts)
-    arrays["step"] = step
-    numbers, *pictures = sample_files(stem, drawn.x1.shape[1:])
-    # The picture first: where the numbers are whole, nothing is missing.
+    arrays["step"] = np.asarray(step)
+    npz_file, *pictures = sample_files(stem, drawn.x1.shape[1:])
+    # The arrays are written last, so that a complete NPZ file implies a complete picture.
     for picture in pictures:
         write_picture(drawn, picture)
-    write_npz(numbers, **arrays)
-    return [*pictures, numbers]
+    write_npz(npz_file, **arrays)
+    return [*pictures, npz_file]
 
 
 def write_picture(drawn: Drawn, file: Path) -> None:
-    """Write samples as a PNG: images in a grid, a row for each class, or points in the plane."""
+    """Write samples as PNG: a grid of images with one row per class, or points in the plane."""
     with write_atomically(file) as temporary:
         temporary.write_bytes(_picture(drawn))
 
 
 def _picture(drawn: Drawn) -> bytes:
-    """A PNG of images in a grid, or of points in the plane."""
+    """Encode samples as PNG: a grid of images, or points in the plane."""
     if is_image(drawn.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
@@ -146,18 +149,20 @@ def _picture(drawn: Drawn) -> bytes:
 
 
 def sample_files(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
-    """The files of samples: the numbers and, of images and of points in the plane, a picture."""
+    """The NPZ file of samples and, for images and points in the plane, the PNG file."""
     require(stem.name not in ("", ".."), "output", "be the name of a file", stem)
-    endings = (".npz", ".png") if has_picture(event_shape) else (".npz",)
-    return [stem.with_name(stem.name + end) for end in endings]
+    suffixes = (".npz", ".png") if has_picture(event_shape) else (".npz",)
+    return [stem.with_name(stem.name + suffix) for suffix in suffixes]
 
 
 def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """Images, columns and row names of a grid, a row for each class or prompt.
+    """Arrange images in a grid with one row per class or prompt.
 
-    Rows that are short end in blanks.
+    Short rows are filled with NaN. If the source points are images, a row of source points precedes
+    each row of samples.
 
-    What starts from other images has those in rows of their own, each above what became of it.
+    Returns:
+        Images `[rows * columns, *event]`, the number of columns, and a name for each row.
     """
     num, labels = len(drawn.x1), drawn.labels
     if labels is None:
@@ -169,12 +174,12 @@ def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
         rows = [np.flatnonzero(labels == label) for label in classes]
         columns = max(map(len, rows))
         names = tuple(drawn.prompts[c] if drawn.prompts else str(c) for c in classes)
-    shown = [drawn.x1]
+    sides = [drawn.x1]
     if drawn.x0 is not None:
-        shown = [drawn.x0, drawn.x1]
-        names = tuple(name for to in names or ["to"] * len(rows) for name in ("from", to))
-    grid = np.full((len(rows), len(shown), columns, *drawn.x1.shape[1:]), np.nan, np.float32)
-    for row, members in enumerate(rows):
-        for side, images in enumerate(shown):
-            grid[row, side, : len(members)] = images[members]
+        sides = [drawn.x0, drawn.x1]
+        names = tuple(name for target in names or ["to"] * len(rows) for name in ("from", target))
+    grid = np.full((len(rows), len(sides), columns, *drawn.x1.shape[1:]), np.nan, np.float32)
+    for row, indices in enumerate(rows):
+        for side, images in enumerate(sides):
+            grid[row, side, : len(indices)] = images[indices]
     return grid.reshape(-1, *drawn.x1.shape[1:]), columns, names

@@ -1,4 +1,4 @@
-"""Samples of a trained run, as a config asks for them."""
+"""Sample from a trained run."""
 
 from collections.abc import Callable
 
@@ -15,42 +15,61 @@ from fmjax.runs.sampling.source_points import run_source_points
 def draw_from(
     run: Run,
     sampling: SamplingConfig,
-    asked: SampleConditions | None = None,
+    conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
 ) -> Drawn:
-    """Draw `sampling.num_samples` samples of a run that are asked to be this.
+    """Draw `sampling.num_samples` samples from a run.
 
-    A calibrated grid is measured if the run has none yet.
+    Measures the calibrated time grid if `sampling` uses it and the run folder does not have it.
+
+    Args:
+        run: A trained run.
+        sampling: Settings of the sampler.
+        conditions: Conditions of the samples; None for an unconditional model.
+        progress: Receives progress reports.
     """
-    return make_draw_from(run, sampling, asked, progress=progress)(run.params)
+    return make_draw_from(run, sampling, conditions, progress=progress)(run.params)
 
 
 def make_draw_from(
     run: Run,
     sampling: SamplingConfig,
-    asked: SampleConditions | None = None,
+    conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
 ) -> Callable[[Params], Drawn]:
-    """Make `draw_from` as a function of the weights, compiled once. `run.params` are not used."""
-    asked = SampleConditions() if asked is None else asked
+    """Make a function that draws samples for any weights of a run and compiles only once.
+
+    Args:
+        run: A trained run; its `params` are not used.
+        sampling: Settings of the sampler.
+        conditions: Conditions of the samples; None for an unconditional model.
+        progress: Receives progress reports.
+    """
+    conditions = SampleConditions() if conditions is None else conditions
     steps = run_steps(run, sampling, progress)
-    starts = None if run.config.source is None else run_source_points(run, progress)
+    source_points = None if run.config.source is None else run_source_points(run, progress)
     solve = make_solve(run.experiment, sampling)
     draw = make_draw_samples(
-        run.config.path, solve, steps, run.event_shape, sampling, run.mesh, starts=starts
+        run.config.path,
+        solve,
+        steps,
+        run.event_shape,
+        sampling,
+        run.mesh,
+        source_points=source_points,
     )
 
     def draw_with(params: Params) -> Drawn:
-        drawn = draw(params, asked.cond, progress)
-        return drawn._replace(labels=asked.labels, prompts=asked.prompts)
+        drawn = draw(params, conditions.cond, progress)
+        return drawn._replace(labels=conditions.labels, prompts=conditions.prompts)
 
     return draw_with
 
 
 def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent()) -> Steps:
-    """The steps that a config asks for, on the schedule and the calibrated grid of a run."""
+    """Make the solver steps of a sampling config for the schedule and calibrated grid of a run."""
     calibrated = sampling.num_steps is not None and sampling.grid == "calibrated"
     density = run_grid(run, sampling, progress=progress) if calibrated else None
     return sampling.make_steps(run.config.path.schedule, density)

@@ -1,27 +1,33 @@
-"""How far a solve has come, told while it runs on the devices."""
+"""Report the progress of a solve while it runs on the devices."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fmjax._arrays import Cond, Params, Points
 from fmjax._progress import COMPILING, Progress
 
-_WHOLE = 100  # Units of progress in one solve.
+_UNITS = 100  # Units of progress per solve.
 
 
 class SolveProgress:
-    """Hears of the times at which a network is asked, and tells how far the solve is, in percent.
+    """Report the progress of solves in percent, from the times at which the network is evaluated.
 
-    Use it as a context manager. Times may come out of order: the latest counts.
+    Use it as a context manager. Times may arrive out of order; progress never decreases.
+
+    Args:
+        progress: Receives the reports.
+        description: Name of the task.
+        num_solves: Number of consecutive solves.
     """
 
     def __init__(self, progress: Progress, description: str, num_solves: int) -> None:
         self._progress, self._description = progress, description
-        self._total, self._done, self._told = num_solves * _WHOLE, 0, 0
+        self._total, self._done, self._reported = num_solves * _UNITS, 0, 0
         self._stack = ExitStack()
         self._advance: Callable[..., None] = lambda n=1, note="": None
 
@@ -40,26 +46,26 @@ class SolveProgress:
         jax.effects_barrier()
         self._stack.close()
 
-    def over(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """`apply(params, t, x, cond)`, heard of each time the device computes it."""
+    def over(self, apply: Callable[..., Points]) -> Callable[..., Points]:
+        """Wrap `apply(params, t, x, cond)` so that each evaluation on a device reports its time."""
 
-        def heard(params: Any, t: jax.Array, x: jax.Array, cond: Any) -> Any:
-            jax.debug.callback(self._at, jnp.max(t))
+        def reporting_apply(params: Params, t: jax.Array, x: jax.Array, cond: Cond) -> Points:
+            jax.debug.callback(self._on_time, jnp.max(t))
             return apply(params, t, x, cond)
 
-        return heard
+        return reporting_apply
 
     def next(self) -> None:
-        """One solve is over."""
+        """Report the end of one solve."""
         jax.effects_barrier()
-        self._done += _WHOLE
-        self._tell(self._done)
+        self._done += _UNITS
+        self._report(self._done)
 
-    def _at(self, t: Any) -> None:
-        # Not the last one: that is for `next` to say.
-        self._tell(self._done + min(_WHOLE - 1, int(_WHOLE * float(t))))
+    def _on_time(self, t: jax.Array | np.ndarray) -> None:
+        # The last unit is reported by `next`.
+        self._report(self._done + min(_UNITS - 1, int(_UNITS * float(t))))
 
-    def _tell(self, to: int) -> None:
-        if to > self._told:
-            self._advance(to - self._told)
-            self._told = to
+    def _report(self, units: int) -> None:
+        if units > self._reported:
+            self._advance(units - self._reported)
+            self._reported = units

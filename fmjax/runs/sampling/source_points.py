@@ -1,4 +1,4 @@
-"""Where the samples of a run start from: normal noise, or examples of other data."""
+"""Source points of the samples of a run: noise, or examples of a dataset."""
 
 from collections.abc import Callable
 
@@ -16,30 +16,36 @@ from fmjax.runs.sampling.batches import noise
 def run_source_points(
     run: Run, progress: Progress = Silent(), *, split: Split = "test"
 ) -> Callable[[int, np.ndarray | jax.Array], jax.Array]:
-    """What gives the points at t = 0 of some numbers, `(seed, indices) -> [indices, *event]`.
+    """Make the function that returns source points, `(seed, indices) -> x0 [indices, *event]`.
 
-    Normal noise; of a run between two data sets, examples of a split of the first, each once before
-    any comes again (of the training split where there is no other), with the noise of the config.
+    Source points are noise, or, for a run whose source distribution is a dataset, examples of that
+    dataset in random order plus the noise `config.source_noise`. All examples are used once before
+    any is repeated.
+
+    Args:
+        run: A trained run.
+        progress: Receives progress reports.
+        split: Split of the source dataset; the training split is used if it does not exist.
     """
     path, event_shape, scale = run.config.path, run.event_shape, run.config.source_noise
 
     @jax.jit
-    def noises(seed: jax.Array, indices: jax.Array) -> jax.Array:
+    def make_noise(seed: jax.Array, indices: jax.Array) -> jax.Array:
         return noise(jax.random.key(seed), indices, event_shape)
 
     if run.config.source is None:
-        of_noise = jax.jit(lambda seed, indices: path.start(noises(seed, indices)))
-        return lambda seed, indices: of_noise(jnp.asarray(seed), jnp.asarray(indices))
+        from_noise = jax.jit(lambda seed, indices: path.start(make_noise(seed, indices)))
+        return lambda seed, indices: from_noise(jnp.asarray(seed), jnp.asarray(indices))
     try:
-        source = run.config.source.load(split, progress=progress)
+        dataset = run.config.source.load(split, progress=progress)
     except NoSuchSplit:
-        source = run.config.source.load("train", progress=progress)
+        dataset = run.config.source.load("train", progress=progress)
 
-    def of_data(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
-        order = np.random.default_rng(seed).permutation(len(source))
-        points = jnp.asarray(source.points(order[np.asarray(indices) % len(source)]))
+    def from_dataset(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        points = jnp.asarray(dataset.points(order[np.asarray(indices) % len(dataset)]))
         if scale > 0.0:
-            points += scale * noises(jnp.asarray(seed), jnp.asarray(indices))
+            points += scale * make_noise(jnp.asarray(seed), jnp.asarray(indices))
         return path.start(points)
 
-    return of_data
+    return from_dataset

@@ -1,6 +1,6 @@
-"""Diffrax's ODE solvers: which there are, what each needs, and which cannot serve here."""
+"""Table and checks of the ODE solvers, Diffrax's and those of `fmjax.solvers.steppers.ode`."""
 
-from typing import Any
+from typing import TypeAlias
 
 import diffrax
 
@@ -8,7 +8,11 @@ from fmjax._checks import require
 from fmjax.solvers.engine.implicit import IMEX
 from fmjax.solvers.steppers.ode import FixedStepSolver
 
-# Euler, midpoint, Heun and RK4 are in `fixed.py`, no slower there and quicker to compile.
+Solver: TypeAlias = diffrax.AbstractSolver | FixedStepSolver
+"""An ODE solver: one of Diffrax or a fixed-step solver of fmjax."""
+
+# Euler, midpoint, Heun and RK4 are in `fmjax.solvers.steppers.ode`, where they are as fast and
+# compile faster.
 DIFFRAX_SOLVERS: dict[str, type] = {
     "ralston": diffrax.Ralston,
     "bosh3": diffrax.Bosh3,
@@ -38,32 +42,33 @@ _ODE = (
 )
 
 
-def check_solver(solver: Any) -> None:
-    """Refuse what cannot carry points along one velocity field.
+def check_solver(solver: object) -> None:
+    """Raise unless `solver` can solve an ODE with a single velocity field.
 
     Raises:
-        ValueError: If it is no solver, an SDE solver, or one for split fields.
+        ValueError: If it is not a solver, an SDE solver, or a solver for split fields.
     """
     if isinstance(solver, diffrax.SemiImplicitEuler):
         raise ValueError(
-            "solver must take one field, got SemiImplicitEuler: "
-            "it is for positions and momenta, and a velocity field is not split"
+            "solver must take a single velocity field, got SemiImplicitEuler, "
+            "which needs separate fields for positions and momenta"
         )
-    # A wrapped solver passes for what it wraps, but evaluates the field at other times.
-    wrapped = isinstance(solver, diffrax.AbstractWrappedSolver)
-    require(not wrapped, "solver", "not be wrapped in another", type(solver).__name__)
+    # `isinstance` treats a wrapped solver as the solver it wraps, but it evaluates the field at
+    # other times, so that the count of evaluations would be wrong.
+    is_wrapped = isinstance(solver, diffrax.AbstractWrappedSolver)
+    require(not is_wrapped, "solver", "not wrap another solver", type(solver).__name__)
     known = isinstance(solver, (FixedStepSolver, *_ODE)) and not isinstance(solver, type)
     require(known, "solver", "be an ODE solver of Diffrax or of fmjax.solvers", repr(solver))
 
 
-def has_error_estimate(solver: Any) -> bool:
-    """Whether adaptive steps are possible with this solver (an object or its class)."""
-    kind = solver if isinstance(solver, type) else type(solver)
-    if issubclass(kind, diffrax.AbstractSRK):  # Some have weights for it, others none.
-        return kind.tableau.b_error is not None
-    return issubclass(kind, diffrax.AbstractAdaptiveSolver)
+def has_error_estimate(solver: object) -> bool:
+    """Whether a solver, given as an object or a class, estimates its error for adaptive steps."""
+    solver_class = solver if isinstance(solver, type) else type(solver)
+    if issubclass(solver_class, diffrax.AbstractSRK):  # Only some tableaus have error weights.
+        return solver_class.tableau.b_error is not None
+    return issubclass(solver_class, diffrax.AbstractAdaptiveSolver)
 
 
-def is_implicit(solver: Any) -> bool:
-    """Whether a step has an equation to solve."""
+def is_implicit(solver: object) -> bool:
+    """Whether each step of the solver solves an equation for its result."""
     return isinstance(solver, diffrax.AbstractImplicitSolver)

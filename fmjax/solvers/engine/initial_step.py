@@ -1,11 +1,14 @@
-"""How an adaptive solve begins, and what decides and counts its steps from there."""
+"""First step and step size controller of an adaptive solve."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
 
+from fmjax._arrays import Cond
 from fmjax.solvers.engine.implicit import PerSampleImplicit
 from fmjax.solvers.engine.nfe_counter import (
     NUM_ENDS,
@@ -16,37 +19,46 @@ from fmjax.solvers.engine.nfe_counter import (
 )
 from fmjax.solvers.engine.non_finite import MIN_STEP_ULPS, Guarded
 from fmjax.solvers.engine.vector_field import BatchedField
-from fmjax.solvers.steps import AdaptiveSteps
+from fmjax.solvers.steps import AdaptiveSteps, RealScalar
 
 
 class InitialStep(NamedTuple):
-    """What is known before the first step.
+    """Values known before the first step.
 
     Attributes:
-        dt0: Its length, None if the controller knows.
-        solver_state: That starts from a slope already evaluated, None if the solver's own does.
-        nfe: Evaluations spent so far.
+        dt0: Size of the first step, None if the controller chooses it.
+        solver_state: Initial solver state that reuses the slope at t = 0, or None.
+        nfe: Network evaluations spent so far.
     """
 
     dt0: jax.Array | None
-    solver_state: Any
+    solver_state: PyTree
     nfe: jax.Array
 
 
 def make_initial_step(
-    batched_field: BatchedField, x0: jax.Array, cond: Any, solver: Any, steps: AdaptiveSteps
+    batched_field: BatchedField,
+    x0: jax.Array,
+    cond: Cond,
+    solver: diffrax.AbstractSolver,
+    steps: AdaptiveSteps,
 ) -> InitialStep:
-    """Choose the first step, at two evaluations."""
+    """Choose the size of the first step from two evaluations of the field."""
     order = solver.error_order(diffrax.ODETerm(batched_field.field))
-    dt0, slope, second = _first_step(batched_field, x0, cond, order, steps)
-    nfe = batched_field.cost(jnp.zeros((), x0.dtype)) + batched_field.cost(second)
-    return InitialStep(dt0, _known_slope(solver, nodes_of(solver), x0, slope), nfe)
+    assert order is not None  # `sample` refuses solvers without an error estimate.
+    dt0, slope, second_time = _first_step(batched_field, x0, cond, order, steps)
+    nfe = batched_field.cost(jnp.zeros((), x0.dtype)) + batched_field.cost(second_time)
+    return InitialStep(dt0, _state_from_slope(solver, nodes_of(solver), x0, slope), nfe)
 
 
 def adaptive_controller(
-    initial: InitialStep, batched_field: BatchedField, solver: Any, steps: AdaptiveSteps, dtype: Any
+    initial: InitialStep,
+    batched_field: BatchedField,
+    solver: diffrax.AbstractSolver,
+    steps: AdaptiveSteps,
+    dtype: np.dtype,
 ) -> NFECountingController:
-    """What decides the steps, as `steps` asks, and counts from `initial` on."""
+    """Make the controller of adaptive `steps`, which counts evaluations from `initial` on."""
     by_error = diffrax.PIDController(
         rtol=steps.rtol,
         atol=steps.atol,
@@ -65,13 +77,13 @@ def adaptive_controller(
 
 def counting_controller(
     initial: InitialStep,
-    inner: Any,
+    inner: diffrax.AbstractStepSizeController,
     batched_field: BatchedField,
-    solver: Any,
+    solver: diffrax.AbstractSolver,
     num_ends: int,
-    dtype: Any,
+    dtype: np.dtype,
 ) -> NFECountingController:
-    """`inner`, with books that start from `initial` and have room for `num_ends` steps."""
+    """Wrap `inner` to count evaluations from `initial` on and to record `num_ends` step ends."""
     stats = SolveStats.initial(initial.nfe, num_ends, dtype)
     slope_known = initial.solver_state is not None
     counts_evaluations = isinstance(solver, PerSampleImplicit)
@@ -80,9 +92,11 @@ def counting_controller(
     )
 
 
-def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) -> Any:
-    """The solver state that starts from a slope already evaluated, None if it has none."""
-    if slope is None or nodes is None or not nodes.reuses_first:
+def _state_from_slope(
+    solver: diffrax.AbstractSolver, nodes: Nodes | None, x0: jax.Array, slope: jax.Array
+) -> PyTree:
+    """Make the solver state that reuses the slope at t = 0, None if the solver cannot."""
+    if nodes is None or not nodes.reuses_first:
         return None
     if isinstance(solver, diffrax.ReversibleHeun):
         return x0, slope
@@ -92,35 +106,39 @@ def _known_slope(solver: Any, nodes: Nodes | None, x0: jax.Array, slope: Any) ->
 
 
 def _first_step(
-    batched_field: BatchedField, x0: jax.Array, cond: Any, order: Any, steps: AdaptiveSteps
+    batched_field: BatchedField,
+    x0: jax.Array,
+    cond: Cond,
+    order: RealScalar,
+    steps: AdaptiveSteps,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first step's length, the slope at t = 0, and the time of the second evaluation.
+    """Return the first step size, the slope at t = 0, and the time of the second evaluation.
 
-    Two evaluations, in a scan so that the network is compiled once. Diffrax's own choice is
-    0.01 whatever the field.
+    The two evaluations are in a scan, so that the network is compiled once. Diffrax's default is
+    0.01 for every field.
 
-    Source: Hairer, Norsett and Wanner 1993, Solving ODEs I, section II.4.
+    Reference: Hairer, Norsett and Wanner 1993, Solving ODEs I, section II.4.
     """
     scale = steps.atol + steps.rtol * jnp.abs(x0)
     size = batched_field.norm(x0 / scale)
 
-    def probe(at: Any, _: None) -> Any:
-        t, x = at
+    def probe(point: tuple[jax.Array, jax.Array], _: None) -> tuple[PyTree, PyTree]:
+        t, x = point
         slope = batched_field.field(t, x, cond)
         steepness = batched_field.norm(slope / scale)
-        flat = (size < 1e-5) | (steepness < 1e-5)
-        h = jnp.where(flat, 1e-6, 0.01 * size / jnp.where(flat, 1.0, steepness))
+        is_flat = (size < 1e-5) | (steepness < 1e-5)
+        h = jnp.where(is_flat, 1e-6, 0.01 * size / jnp.where(is_flat, 1.0, steepness))
         h = jnp.minimum(h, 0.1).astype(x0.dtype)
         return (t + h, x + h * slope), (slope, steepness, h)
 
     start = (jnp.zeros((), x0.dtype), x0)
     _, (slopes, steepness, h) = jax.lax.scan(probe, start, length=2)
     curvature = batched_field.norm((slopes[1] - slopes[0]) / scale) / h[0]
-    bend = jnp.maximum(steepness[0], curvature)
-    still = bend <= 1e-15
-    guess = (0.01 / jnp.where(still, 1.0, bend)) ** (1.0 / order)
-    guess = jnp.where(still, jnp.maximum(1e-6, 1e-3 * h[0]), guess)
-    # A field that is not finite at t = 0 must fail by its steps, not by a NaN for their length.
-    chosen = jnp.minimum(jnp.minimum(100.0 * h[0], guess), 1.0)
-    chosen = jnp.where(jnp.isfinite(bend), chosen, 0.01).astype(x0.dtype)
-    return jax.lax.stop_gradient(chosen), slopes[0], h[0]
+    max_derivative = jnp.maximum(steepness[0], curvature)
+    is_constant = max_derivative <= 1e-15
+    guess = (0.01 / jnp.where(is_constant, 1.0, max_derivative)) ** (1.0 / order)
+    guess = jnp.where(is_constant, jnp.maximum(1e-6, 1e-3 * h[0]), guess)
+    dt0 = jnp.minimum(jnp.minimum(100.0 * h[0], guess), 1.0)
+    # With a field that is not finite at t = 0 the steps must fail, not their size become NaN.
+    dt0 = jnp.where(jnp.isfinite(max_derivative), dt0, 0.01).astype(x0.dtype)
+    return jax.lax.stop_gradient(dt0), slopes[0], h[0]

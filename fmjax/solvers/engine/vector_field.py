@@ -1,61 +1,62 @@
-"""What a solve by Diffrax is given: the points of a batch together, or one sample by itself."""
+"""Vector fields for Diffrax: of all samples of a batch at one time, or of a single sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
+from jaxtyping import PyTree
 
-from fmjax._arrays import event_axes
+from fmjax._arrays import Cond, event_axes
 from fmjax._inputs import require_like
-from fmjax.paths import evaluations
-from fmjax.solvers.engine.diffrax_solvers import is_implicit
+from fmjax.paths import VelocityFn, evaluations
+from fmjax.solvers.engine.diffrax_solvers import Solver, is_implicit
 
 
-def checked_velocity(velocity_fn: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
-    """The velocity in the points' precision.
+def checked_velocity(velocity_fn: VelocityFn, t: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    """Evaluate a velocity field, check the shape of the result and cast it to the dtype of `x`.
 
     Raises:
-        ValueError: If it is not shaped like them.
+        ValueError: If the velocity does not have the shape of `x`.
     """
     velocity = velocity_fn(t, x, cond)
     require_like("velocity_fn", velocity, x)
     return velocity.astype(x.dtype)
 
 
-def largest_sample_norm(x: Any) -> jax.Array:
-    """The largest of the samples' rms over their event axes; see `_rms`."""
+def largest_sample_norm(x: jax.Array) -> jax.Array:
+    """The maximum over samples of the rms over event axes, as a norm of scaled errors."""
     return jnp.max(_rms(x, event_axes(x)))
 
 
-def rms_norm(x: Any) -> jax.Array:
-    """The rms over everything; see `_rms`."""
+def rms_norm(x: jax.Array) -> jax.Array:
+    """The rms over all axes, as a norm of scaled errors."""
     return _rms(x, None)
 
 
 def _rms(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
-    """The rms over `axes` of an error over its tolerance.
+    """The rms over `axes` of an error divided by its tolerance, without a gradient.
 
-    It decides step lengths, which a gradient takes as constants, so it has no gradient. (That of
-    a root is infinite at zero, the error of every network that is initialised with zeros.)
-    An error that is NaN (infinity by infinity) is infinite: the step is shortened.
+    It sets step sizes, which gradients treat as constants. (The derivative of the square root is
+    infinite at zero, which is the error of every network that is initialized with zeros.)
+    NaN counts as infinite, so that the step is shortened.
     """
     x = jax.lax.stop_gradient(jnp.where(jnp.isnan(x), jnp.inf, x))
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes))
 
 
 class BatchedField(NamedTuple):
-    """What is solved: the points of a batch together, or one sample by itself.
+    """A velocity field as one solve of Diffrax uses it: for a batch, or for a single sample.
 
     Attributes:
-        field: `field(t, x, cond)`, t scalar.
-        field_of_one: The same for one sample without batch axis.
-        evaluations: `evaluations(t)` of one call of `field_of_one`, a scalar.
-        batch: The batch axis, () for one sample.
-        norm: Of an error over its tolerance.
+        field: Velocity `field(t, x, cond)` of everything that is solved, t scalar.
+        field_of_one: Velocity `field_of_one(t, x, cond)` of one sample without batch axis.
+        evaluations: Network evaluations `evaluations(t)` of one call of `field_of_one`, a scalar.
+        batch: Shape of the batch axis, () for a single sample.
+        norm: Norm of an error divided by its tolerance.
     """
 
     field: Callable[..., jax.Array]
@@ -65,12 +66,14 @@ class BatchedField(NamedTuple):
     norm: Callable[[jax.Array], jax.Array]
 
     def cost(self, t: jax.Array) -> jax.Array:
-        """Network evaluations of one call of `field`, of each example."""
+        """Count the network evaluations of each sample in one call of `field` at time t."""
         return jnp.broadcast_to(self.evaluations(t), self.batch)
 
 
-def make_batched_field(velocity_fn: Any, batch: tuple[int, ...], norm: Any) -> BatchedField:
-    """The points of a batch, all at one time."""
+def make_batched_field(
+    velocity_fn: VelocityFn, batch: tuple[int, ...], norm: Callable[[jax.Array], jax.Array]
+) -> BatchedField:
+    """Make the field of a batch whose samples are all at the same time."""
     return BatchedField(
         field=lambda t, x, cond: checked_velocity(velocity_fn, jnp.broadcast_to(t, batch), x, cond),
         field_of_one=partial(_velocity_of_one, velocity_fn),
@@ -80,26 +83,28 @@ def make_batched_field(velocity_fn: Any, batch: tuple[int, ...], norm: Any) -> B
     )
 
 
-def _velocity_of_one(velocity_fn: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+def _velocity_of_one(velocity_fn: VelocityFn, t: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     cond = jax.tree.map(lambda c: c[None], cond)
     return checked_velocity(velocity_fn, t[None], x[None], cond)[0]
 
 
-def _evaluations_of_one(velocity_fn: Any, t: jax.Array) -> jax.Array:
+def _evaluations_of_one(velocity_fn: VelocityFn, t: jax.Array) -> jax.Array:
     return evaluations(velocity_fn, t[None])[0].astype(jnp.int32)
 
 
-def closure_convert(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> Any:
-    """The field of `size` samples like these: a pytree of all arrays that it closes over.
+def closure_convert(
+    velocity_fn: VelocityFn, x0: jax.Array, cond: Cond, size: int
+) -> jax.tree_util.Partial:
+    """Trace the field for a batch of `size` samples, as a pytree of the arrays it closes over.
 
-    As `equinox.filter_closure_convert`, which refuses arguments on a mesh, for it compares
-    their shardings too.
+    `equinox.filter_closure_convert` does the same, but compares the shardings of its arguments
+    and so refuses arrays on a mesh.
     """
-    given = (jnp.zeros(x0.shape[:1], x0.dtype), x0, cond)
-    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), given)
-    closed = jax.make_jaxpr(partial(checked_velocity, velocity_fn))(*rows)
+    inputs = (jnp.zeros(x0.shape[:1], x0.dtype), x0, cond)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), inputs)
+    closed = jax.make_jaxpr(partial(checked_velocity, velocity_fn))(*shapes)
 
-    def field(arrays: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+    def field(arrays: PyTree, t: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
         (velocity,) = eval_jaxpr(closed.jaxpr, arrays, *jax.tree.leaves((t, x, cond)))
         return velocity
 
@@ -107,33 +112,47 @@ def closure_convert(velocity_fn: Any, x0: jax.Array, cond: Any, size: int) -> An
 
 
 def make_sample_field(
-    velocity_fn: Any, solver: Any, x0: jax.Array, cond: Any, num: int
+    velocity_fn: VelocityFn, solver: Solver, x0: jax.Array, cond: Cond, num: int
 ) -> BatchedField:
-    """One of the samples `x0`; `num` of them, under vmap, call the field together again.
+    """Make the field of a single sample that calls `velocity_fn` on a batch under `vmap`.
 
-    Without that, `vmap` would turn a choice between two networks (guidance inside its interval)
-    into both of them.
+    A plain `vmap` would turn a choice between two networks (guidance inside an interval) into an
+    evaluation of both.
+
+    Args:
+        velocity_fn: Velocity field of a batch.
+        solver: Solver that evaluates the field.
+        x0: Points `[batch, *event]`, for the shape and dtype of a sample.
+        cond: Condition, with a leading batch axis.
+        num: Number of samples that are mapped over.
     """
     field_of_one = partial(_velocity_of_one, velocity_fn)
-    # Batching rules may close over no array that is traced, such as parameters under `jit`.
+    # Batching rules cannot close over traced arrays, such as parameters under `jit`.
     fields = {size: closure_convert(velocity_fn, x0, cond, size) for size in {1, num}}
     arrays, static = eqx.partition(fields, eqx.is_array)
 
     @jax.custom_batching.custom_vmap
-    def rejoined(arrays: Any, t: jax.Array, x: jax.Array, cond: Any) -> jax.Array:
+    def rebatched(arrays: PyTree, t: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
         return _velocity_of_one(eqx.combine(arrays, static)[1], t, x, cond)
 
-    @rejoined.def_vmap
-    def _(axis_size: int, batched: Any, arrays: Any, t: Any, x: Any, cond: Any) -> Any:
-        def spread(value: jax.Array, is_batched: bool) -> jax.Array:
+    @rebatched.def_vmap
+    def _(
+        axis_size: int,
+        batched: Sequence[PyTree],
+        arrays: PyTree,
+        t: jax.Array,
+        x: jax.Array,
+        cond: Cond,
+    ) -> tuple[jax.Array, bool]:
+        def broadcast(value: jax.Array, is_batched: bool) -> jax.Array:
             return value if is_batched else jnp.broadcast_to(value, (axis_size, *value.shape))
 
-        t, x, cond = jax.tree.map(spread, (t, x, cond), tuple(batched[1:]))
+        t, x, cond = jax.tree.map(broadcast, (t, x, cond), tuple(batched[1:]))
         return eqx.combine(arrays, static)[axis_size](t, x, cond), True
 
     return BatchedField(
-        # A Jacobian cannot be taken through the rejoined field.
-        field=field_of_one if is_implicit(solver) else partial(rejoined, arrays),
+        # JAX cannot take a Jacobian of a function with a custom batching rule.
+        field=field_of_one if is_implicit(solver) else partial(rebatched, arrays),
         field_of_one=field_of_one,
         evaluations=partial(_evaluations_of_one, velocity_fn),
         batch=(),

@@ -1,8 +1,7 @@
-"""The samplers of diffusion models, on any affine path: from one time's predictions to the next.
+"""One-step diffusion samplers on any affine path: DDIM and DDPM's ancestral sampler.
 
-A network's prediction is taken apart into the data and the noise it stands for, x1 and x0. With
-alpha and sigma at both ends of a step, 0 where it starts and 1 where it ends, everything here is
-said in terms of
+A network's prediction is converted to the predicted data x1 and the predicted noise x0. With alpha
+and sigma at the start of a step (index 0) and at its end (index 1), the samplers use
 
     q = (alpha_0 / sigma_0) / (alpha_1 / sigma_1) = exp(-h),   h = lambda_1 - lambda_0
 
@@ -11,23 +10,24 @@ which needs no logarithm at the ends of the path, where lambda = log(alpha / sig
 
 import enum
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from fmjax._arrays import safe_sqrt
 from fmjax._checks import require_between
 
 
 class StepCoefficients(NamedTuple):
-    """One step, all scalars.
+    """Index and path coefficients of one step, all scalars.
 
     Attributes:
-        n: Its number, from 0.
-        last: Whether it ends at t = 1.
-        alpha: At its start and its end.
-        sigma: At its start and its end.
+        n: Index of the step, from 0.
+        last: Whether the step ends at t = 1.
+        alpha: Coefficient of the data at the start and the end of the step.
+        sigma: Coefficient of the noise at the start and the end of the step.
         before_last: Whether the next step ends at t = 1.
     """
 
@@ -39,32 +39,32 @@ class StepCoefficients(NamedTuple):
 
     @property
     def q(self) -> jax.Array:
-        """The signal-to-noise ratio at the start by that at the end, in [0, 1)."""
-        signal = self.alpha[1] > 0.0  # Else alpha is below what float32 holds, at both ends.
-        end = jnp.where(signal, self.alpha[1] * self.sigma[0], 1.0)
-        return jnp.where(signal, self.alpha[0] * self.sigma[1] / end, 1.0)
+        """The ratio `alpha / sigma` at the start divided by that at the end, in [0, 1)."""
+        has_signal = self.alpha[1] > 0.0  # Otherwise alpha underflows in float32 at both ends.
+        divisor = jnp.where(has_signal, self.alpha[1] * self.sigma[0], 1.0)
+        return jnp.where(has_signal, self.alpha[0] * self.sigma[1] / divisor, 1.0)
 
     @property
-    def share_anew(self) -> jax.Array:
-        """`1 - q^2`: of the noise's variance, what a step of the diffusion draws anew."""
-        # Of steps that are next to nothing, q is rounded to more than 1.
+    def resampled_fraction(self) -> jax.Array:
+        """The fraction `1 - q^2` of the noise variance that a diffusion step samples again."""
+        # In very short steps q may be rounded to more than 1.
         return jnp.maximum(1.0 - jnp.square(self.q), 0.0)
 
 
 @runtime_checkable
 class DiffusionSampler(Protocol):
-    """One evaluation of the network a step.
+    """A diffusion sampler with one network evaluation per step.
 
-    Laws: `advance` is pure, and asks for noise only if `is_stochastic`.
+    Laws: `advance` is pure, and uses its noise only if `is_stochastic`.
     """
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether steps take noise."""
+        """Whether the steps add random noise."""
         ...
 
-    def start(self, x0: jax.Array) -> Any:
-        """The memory that the first step is given."""
+    def start(self, x0: jax.Array) -> PyTree:
+        """Return the memory passed to the first step."""
         ...
 
     def advance(
@@ -73,22 +73,37 @@ class DiffusionSampler(Protocol):
         x: jax.Array,
         x1: jax.Array,
         x0: jax.Array,
-        noise: Any,
-        memory: Any,
-    ) -> tuple[jax.Array, Any]:
-        """The points at the step's end, from the data and the noise predicted at its start."""
+        noise: jax.Array | None,
+        memory: PyTree,
+    ) -> tuple[jax.Array, PyTree]:
+        """Take one step.
+
+        Args:
+            step: Index and path coefficients of the step.
+            x: Points at the start of the step.
+            x1: Data predicted at the start of the step.
+            x0: Noise predicted at the start of the step.
+            noise: Standard normal noise, None for samplers that are not stochastic.
+            memory: Memory returned by the last step, or by `start`.
+
+        Returns:
+            The points at the end of the step, and the memory for the next step.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """`x = alpha x1 + sigma x0` with the predictions in place of x1 and x0.
+    """DDIM sampler: `x = alpha x1 + sigma x0` with predicted x1 and x0.
 
     Without noise (eta = 0) it is Euler's method for `x / alpha` as a function of `sigma / alpha`;
-    on the linear path it is Euler's method in t. With eta the share `eta^2 (1 - q^2)` of the
-    noise's variance is drawn anew: 1 is the posterior of the diffusion, DDPM's sampler.
+    on the linear path it is Euler's method in t.
 
-    Source: Song et al. 2020, arXiv:2010.02502, equations 12 and 16.
+    Attributes:
+        eta: Amount of noise, in [0, 1]. The fraction `eta^2 (1 - q^2)` of the noise variance is
+            sampled again in each step; 1 is the posterior of the diffusion, DDPM's sampler.
+
+    Reference: Song et al. 2020, arXiv:2010.02502, equations 12 and 16.
     """
 
     eta: float = 0.0
@@ -98,11 +113,11 @@ class DDIM:
 
     @property
     def is_stochastic(self) -> bool:
-        """If any noise is drawn anew."""
+        """Whether the steps add random noise, which is so unless eta is 0."""
         return self.eta > 0.0
 
     def start(self, x0: jax.Array) -> None:
-        """Nothing to remember."""
+        """Return no memory."""
 
     def advance(
         self,
@@ -110,48 +125,48 @@ class DDIM:
         x: jax.Array,
         x1: jax.Array,
         x0: jax.Array,
-        noise: Any,
-        memory: Any,
-    ) -> tuple[jax.Array, Any]:
-        """Put the predictions in, and what is drawn anew."""
-        fresh = self.eta**2 * step.share_anew
-        end = step.alpha[1] * x1 + step.sigma[1] * safe_sqrt(1.0 - fresh) * x0
-        if self.is_stochastic:
-            end = end + step.sigma[1] * safe_sqrt(fresh) * noise
+        noise: jax.Array | None,
+        memory: PyTree,
+    ) -> tuple[jax.Array, PyTree]:
+        """Combine predicted data, predicted noise and new noise at the end of the step."""
+        fraction = self.eta**2 * step.resampled_fraction
+        end = step.alpha[1] * x1 + step.sigma[1] * safe_sqrt(1.0 - fraction) * x0
+        if noise is not None and self.is_stochastic:
+            end = end + step.sigma[1] * safe_sqrt(fraction) * noise
         return end, memory
 
 
 class StepVariance(enum.Enum):
-    """How much noise an ancestral step draws; the two extremes of DDPM's section 3.2."""
+    """Variance of the noise in an ancestral step; the two extremes of DDPM's section 3.2."""
 
     POSTERIOR = "posterior"
-    """`sigma_1^2 (1 - q^2)`: a step towards data that are known."""
+    """`sigma_1^2 (1 - q^2)`, the variance of the posterior given the data."""
     BETA = "beta"
-    """`sigma_0^2 (1 - q^2)`, that of the forward step: towards data that are white noise."""
+    """`sigma_0^2 (1 - q^2)`, the variance of the forward step, exact for standard normal data."""
 
 
 @dataclass(frozen=True)
 class Ancestral:
-    """DDPM's sampler: the diffusion's posterior step. The last one draws no noise.
+    """DDPM's ancestral sampler: posterior steps of the diffusion, without noise in the last step.
 
-    Attributes:
-        variance: How much the others draw.
-
-    On fewer steps than it was trained with, alpha and sigma of the steps taken count, as in
+    With fewer steps than in training it uses alpha and sigma at the times of its grid, as in
     Nichol and Dhariwal 2021, arXiv:2102.09672, section 4.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2.
+    Attributes:
+        variance: Variance of the noise in each step.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2.
     """
 
     variance: StepVariance = StepVariance.POSTERIOR
 
     @property
     def is_stochastic(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def start(self, x0: jax.Array) -> None:
-        """Nothing to remember."""
+        """Return no memory."""
 
     def advance(
         self,
@@ -159,11 +174,12 @@ class Ancestral:
         x: jax.Array,
         x1: jax.Array,
         x0: jax.Array,
-        noise: Any,
-        memory: Any,
-    ) -> tuple[jax.Array, Any]:
-        """The posterior's mean, and noise."""
+        noise: jax.Array | None,
+        memory: PyTree,
+    ) -> tuple[jax.Array, PyTree]:
+        """Return the mean of the posterior plus noise."""
+        assert noise is not None  # The sampler is stochastic.
         mean = step.alpha[1] * x1 + step.sigma[1] * step.q * x0
         scale = step.sigma[0 if self.variance is StepVariance.BETA else 1]
-        std = jnp.where(step.last, 0.0, scale * safe_sqrt(step.share_anew))
+        std = jnp.where(step.last, 0.0, scale * safe_sqrt(step.resampled_fraction))
         return mean + std * noise, memory

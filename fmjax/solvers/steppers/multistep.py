@@ -1,12 +1,12 @@
-"""Multistep samplers of diffusion models: they remember what was predicted before.
+"""Multistep diffusion samplers, which reuse the predictions of earlier steps.
 
-With data D(lambda) predicted along the path, `x / sigma` grows by the integral of `e^lambda D`.
-The samplers here differ in the polynomial that they take for D.
+With predicted data D(lambda), `x / sigma` changes by the integral of `e^lambda D(lambda)` over
+lambda. The samplers differ in the polynomial by which they approximate D.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from fmjax.solvers.steppers.ddim import StepCoefficients
 
 
 class _History(NamedTuple):
-    """Data predictions at earlier times, the newest first, and their lambdas."""
+    """Data predictions at earlier times and their lambdas, latest first."""
 
     x1: tuple[jax.Array, ...]
     lambdas: tuple[jax.Array, ...]
@@ -33,21 +33,21 @@ class _History(NamedTuple):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M:
-    """DPM-Solver++(2M): the data prediction goes on in lambda as a line through the last two.
+    """DPM-Solver++(2M): extrapolates the last two data predictions linearly in lambda.
 
-    The first and the last step are of first order (DDIM): one has no line yet, to the other
-    lambda is infinite or nearly so.
+    The first and the last step are of first order (DDIM): the first has only one prediction, and
+    lambda is infinite or very large at the end of the last.
 
-    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+    Reference: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """
 
     @property
     def is_stochastic(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def start(self, x0: jax.Array) -> _History:
-        """No prediction yet."""
+        """Return an empty history of predictions."""
         return _History.empty(x0, 1)
 
     def advance(
@@ -56,16 +56,16 @@ class DPMSolverPP2M:
         x: jax.Array,
         x1: jax.Array,
         x0: jax.Array,
-        noise: Any,
+        noise: jax.Array | None,
         memory: _History,
     ) -> tuple[jax.Array, _History]:
-        """The algorithm's step, which is that of UniPC's predictor of order 2."""
+        """Take one step, which is a step of UniPC's predictor of order 2."""
         order = jnp.where((step.n == 0) | step.last, 1, 2)
         return _predict(step, x, x1, memory, order), memory.pushed(x1, _lambdas(step)[0])
 
 
 class _UniMemory(NamedTuple):
-    """Of the step before: where it started, what it was, and the predictions before its end."""
+    """The last step: its starting point, coefficients, order and the predictions before its end."""
 
     x: jax.Array
     step: StepCoefficients
@@ -75,17 +75,17 @@ class _UniMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class UniPC:
-    """UniPC: a multistep predictor, then a corrector that uses the next step's own evaluation.
+    """UniPC: a multistep predictor, and a corrector that reuses the next step's evaluation.
 
-    The corrector uses as many predictions as the predictor of its step, and the new one: it is of
-    one order more. First steps are of the order that there are predictions for. The last but one
-    is at most of order 2 and the last, which nothing corrects, of order 1: steps near t = 1 are
-    long in lambda (the authors' `lower_order_final`).
+    The corrector uses the predictions of the predictor and the one at the end of the step, so that
+    its order is one higher. The first steps have the order that the available predictions allow.
+    The second to last step has at most order 2 and the last step, which is not corrected, order 1,
+    because steps near t = 1 are long in lambda (the authors' `lower_order_final`).
 
     Attributes:
-        order: Of the predictor, 1 to 3, with the paper's `B_2(h) = e^h - 1`.
+        order: Order of the predictor, 1 to 3, with the paper's `B_2(h) = e^h - 1`.
 
-    Source: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 to 4 for data prediction.
+    Reference: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 to 4 for data prediction.
     """
 
     order: int = 2
@@ -96,16 +96,16 @@ class UniPC:
 
     @property
     def is_stochastic(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def start(self, x0: jax.Array) -> _UniMemory:
-        """No step yet."""
+        """Return a placeholder of the last step and an empty history of predictions."""
         zero = jnp.zeros((), x0.dtype)
         one = zero + 1.0
-        first, no = jnp.zeros((), jnp.int32), zero > 0
-        none = StepCoefficients(first, no, (one, one), (one, one), no)
-        return _UniMemory(x0, none, first, _History.empty(x0, self.order))
+        index, false = jnp.zeros((), jnp.int32), zero > 0
+        placeholder = StepCoefficients(index, false, (one, one), (one, one), false)
+        return _UniMemory(x0, placeholder, index, _History.empty(x0, self.order))
 
     def advance(
         self,
@@ -113,23 +113,23 @@ class UniPC:
         x: jax.Array,
         x1: jax.Array,
         x0: jax.Array,
-        noise: Any,
+        noise: jax.Array | None,
         memory: _UniMemory,
     ) -> tuple[jax.Array, _UniMemory]:
-        """Correct the step before by what was predicted here, then predict the next."""
-        history, here = memory.history, _lambdas(step)[0]
-        corrected = _correct(memory.step, memory.x, x1, here, history, memory.order)
+        """Correct the last step with the new prediction, then predict the end of this step."""
+        history, start = memory.history, _lambdas(step)[0]
+        corrected = _correct(memory.step, memory.x, x1, start, history, memory.order)
         x = jnp.where(step.n == 0, x, corrected)
-        most = jnp.where(step.last, 1, jnp.where(step.before_last, 2, self.order))
-        order = jnp.minimum(jnp.minimum(step.n + 1, self.order), most)
+        max_order = jnp.where(step.last, 1, jnp.where(step.before_last, 2, self.order))
+        order = jnp.minimum(jnp.minimum(step.n + 1, self.order), max_order)
         end = _predict(step, x, x1, history, order)
-        return end, _UniMemory(x, step, order, history.pushed(x1, here))
+        return end, _UniMemory(x, step, order, history.pushed(x1, start))
 
 
 def _predict(
     step: StepCoefficients, x: jax.Array, x1: jax.Array, history: _History, order: jax.Array
 ) -> jax.Array:
-    """Go on from x with x1 and `order - 1` earlier predictions."""
+    """Take one step from x with the prediction x1 and `order - 1` earlier predictions."""
     start, end = _lambdas(step)
     nodes = [_node(lam, start, end) for lam in history.lambdas]
     weights = _weights(nodes, end - start, order - 1)
@@ -144,7 +144,7 @@ def _correct(
     history: _History,
     order: jax.Array,
 ) -> jax.Array:
-    """The step again, with the prediction at its end and `order` at its start and before."""
+    """Repeat a step with the prediction at its end and the latest `order` of the history."""
     start, end = history.lambdas[0], lambda_end
     nodes = [_node(lam, start, end) for lam in (end, *history.lambdas[1:])]
     weights = _weights(nodes, end - start, order)
@@ -158,25 +158,25 @@ def _exact_step(
     others: tuple[jax.Array, ...],
     weights: jax.Array,
 ) -> jax.Array:
-    """The solution for data that go on in lambda as their predictions say."""
+    """Solve the step exactly for data that follow the polynomial through their predictions."""
     mean = x1
     for weight, other in zip(weights, others, strict=True):
-        # What is not known yet has no weight, whatever stands in its place.
+        # Predictions that do not exist yet have weight zero, and their placeholder may be NaN.
         mean = mean + jnp.where(weight == 0.0, 0.0, weight * (other - x1))
     return step.sigma[1] / step.sigma[0] * x + step.alpha[1] * (1.0 - step.q) * mean
 
 
-# Beyond e^20 to one there is nothing to be told of data or noise in float32.
+# For larger ratios of data and noise the smaller one is lost in float32.
 _MAX_LAMBDA = 20.0
 
 
 def _lambdas(step: StepCoefficients) -> tuple[jax.Array, jax.Array]:
-    """`log(alpha / sigma)` at both ends, held within what float32 can tell."""
-    least = math.exp(-_MAX_LAMBDA - 1.0)
+    """`log(alpha / sigma)` at both ends of a step, clipped to [-20, 20]."""
+    min_ratio = math.exp(-_MAX_LAMBDA - 1.0)
 
     def log_ratio(alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        # Roughly held before the logarithm too, whose derivative at zero is infinite.
-        alpha, sigma = jnp.maximum(alpha, least * sigma), jnp.maximum(sigma, least * alpha)
+        # Clipped before the logarithm too, whose derivative at zero is infinite.
+        alpha, sigma = jnp.maximum(alpha, min_ratio * sigma), jnp.maximum(sigma, min_ratio * alpha)
         return jnp.clip(jnp.log(alpha / sigma), -_MAX_LAMBDA, _MAX_LAMBDA)
 
     start, end = map(log_ratio, step.alpha, step.sigma)
@@ -184,7 +184,7 @@ def _lambdas(step: StepCoefficients) -> tuple[jax.Array, jax.Array]:
 
 
 def _node(lam: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Where lambda is on the way from start to end, 0 if that way has no length."""
+    """The position of `lam` between `start` (0) and `end` (1), 0 if they are equal."""
     return (lam - start) / jnp.where(end > start, end - start, jnp.inf)
 
 
@@ -192,28 +192,28 @@ _QUADRATURE = tuple((0.5 * v) for v in np.polynomial.legendre.leggauss(24))
 
 
 def _weights(nodes: list[jax.Array], h: jax.Array, num: jax.Array) -> jax.Array:
-    """Weights on `x1(node) - x1(0)` of the mean of x1 over a step under the weight e^(theta h).
+    """Weights of `x1(node) - x1(0)` in the mean of x1 over a step with density e^(theta h).
 
-    theta goes from 0 to 1 along the step in lambda, as the nodes are given; the polynomial of
-    degree `num` through the first `num` nodes and zero is integrated exactly. With one node the
-    paper takes 1/2 for the mean of theta. Lambdas that are held within bounds may be equal: from
-    the first node on that is not a new one, none is used.
+    theta in [0, 1] is the position within the step in lambda, as for the nodes. The weights
+    integrate the polynomial of degree `num` through the first `num` nodes and zero exactly. With
+    one node the paper sets the mean of theta to 1/2. Clipped lambdas may be equal: the first
+    duplicate node and all nodes after it get weight zero.
     """
-    new = [
+    is_new = [
         jnp.all(jnp.stack([node != other for other in (0.0, *nodes[:i])]))
         for i, node in enumerate(nodes)
     ]
-    num = jnp.minimum(num, jnp.sum(jnp.cumprod(jnp.stack(new).astype(jnp.int32))))
-    points, shares = _QUADRATURE
+    num = jnp.minimum(num, jnp.sum(jnp.cumprod(jnp.stack(is_new).astype(jnp.int32))))
+    points, quadrature_weights = _QUADRATURE
     theta = jnp.asarray(points + 0.5, h.dtype)
-    density = jnp.asarray(shares, h.dtype) * jnp.exp((theta - 1.0) * h)
+    density = jnp.asarray(quadrature_weights, h.dtype) * jnp.exp((theta - 1.0) * h)
     density = density / jnp.sum(density)
     powers = np.arange(1, len(nodes) + 1)
     moments = jnp.stack([jnp.sum(density * theta**m) for m in powers])
     moments = jnp.where(num == 1, 0.5, moments)
-    at = jnp.stack(nodes)
-    matrix = jnp.stack([at**m for m in powers])
+    node_array = jnp.stack(nodes)
+    matrix = jnp.stack([node_array**m for m in powers])
     used = powers <= num
-    square = used[:, None] & used[None, :]
-    matrix = jnp.where(square, matrix, jnp.eye(len(nodes), dtype=h.dtype))
+    both_used = used[:, None] & used[None, :]
+    matrix = jnp.where(both_used, matrix, jnp.eye(len(nodes), dtype=h.dtype))
     return jnp.linalg.solve(matrix, jnp.where(used, moments, 0.0))

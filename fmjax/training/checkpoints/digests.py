@@ -1,7 +1,7 @@
-"""Digests of the files of a folder: damage on a disk is found before anything is read from it.
+"""Digests of the files in a checkpoint folder, to detect damage before reading.
 
-Orbax's format has no checksum of an array's data: of 196 damaged copies of a checkpoint, 4 were
-read back with other numbers and no error.
+Orbax's format has no checksums of array data: of 196 damaged copies of a checkpoint, 4 were read
+with wrong numbers and without an error.
 """
 
 import json
@@ -18,31 +18,41 @@ _CHUNK = 2**20
 
 
 class _Sealed(TypedDict):
-    """What `digests.json` holds: of each file its size and CRC-32, and a CRC-32 of these."""
+    """Content of `digests.json`.
+
+    Attributes:
+        files: Size and CRC-32 of each file, by its path relative to the folder.
+        crc32: CRC-32 of `files`.
+    """
 
     files: dict[str, list[int]]
     crc32: int
 
 
 def write_digests(folder: Path, parts: Iterable[str]) -> None:
-    """Write size and CRC-32 of every file below `folder / part`, unless that has been done."""
+    """Write the digests of all files below `folder / part`, unless the folder has digests.
+
+    Args:
+        folder: Folder in which to write `digests.json`.
+        parts: Names of the subfolders to include.
+    """
     if is_sealed(folder):
         return
-    files = [path for part in parts for path in sorted((folder / part).rglob("*"))]
+    files = [file for part in parts for file in sorted((folder / part).rglob("*"))]
     digests = {
-        path.relative_to(folder).as_posix(): _digest(path) for path in files if path.is_file()
+        file.relative_to(folder).as_posix(): _digest(file) for file in files if file.is_file()
     }
     with write_atomically(folder / _NAME) as temporary:
         temporary.write_text(json.dumps({"files": digests, "crc32": _crc32(digests)}))
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether digests of the folder's files were written."""
+    """Return whether the folder has digests."""
     return (folder / _NAME).exists()
 
 
 def sealed_as(folder: Path) -> int | None:
-    """One number for all files of the folder, by which to know it again; None without digests."""
+    """Return one checksum that identifies the content of the folder; None without digests."""
     try:
         return read_json(folder / _NAME, _Sealed)["crc32"]
     except (OSError, ValueError):
@@ -50,13 +60,19 @@ def sealed_as(folder: Path) -> int | None:
 
 
 def find_damage(folder: Path, part: str, share: int = 0, shares: int = 1) -> str | None:
-    """What is wrong with the files of `folder / part`, in a few words; None if nothing is.
+    """Compare the files of `folder / part` with their digests.
+
+    The files can be divided among processes: each one checks the files whose index equals `share`
+    modulo `shares`.
 
     Args:
-        folder: With digests.
-        part: Of it.
-        share: Only every file of this number, counted round and round to `shares`.
-        shares: Into how many the files are dealt out.
+        folder: Folder with digests.
+        part: Name of the subfolder to check.
+        share: Index of this process.
+        shares: Number of processes.
+
+    Returns:
+        A short description of the first damage found, or None.
     """
     if not is_sealed(folder):
         return f"no {_NAME}"
@@ -76,10 +92,10 @@ def find_damage(folder: Path, part: str, share: int = 0, shares: int = 1) -> str
     return None
 
 
-def _digest(path: Path) -> list[int]:
+def _digest(file: Path) -> list[int]:
     size, crc32 = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
             size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
     return [size, crc32]
 

@@ -1,4 +1,4 @@
-"""When a disk does not take what a run writes: it is full, or gone."""
+"""Errors of writing a run to disk, such as a full disk, in one or several processes."""
 
 import errno
 import itertools
@@ -11,83 +11,90 @@ from pathlib import Path
 import jax
 from jax._src import distributed
 
-_MEETINGS, _UNWRITTEN = "fmjax/meetings", "fmjax/unwritten"
-_numbers = itertools.count()
-_LOOK_EVERY = 0.05
+# Folders of JAX's distributed key-value store.
+_BARRIERS, _FAILURES = "fmjax/barriers", "fmjax/write_failures"
+_POLL_SECONDS = 0.05
+_barrier_numbers = itertools.count()
 
 
 class CheckpointWriteError(Exception):
-    """The disk did not take what a run wrote; its last whole checkpoint is as it was.
+    """Raised when a run cannot write to disk; its last complete checkpoint is intact.
 
     Attributes:
-        step: Of that checkpoint, from which the run can go on; 0 if there is none.
+        step: Step of the last complete checkpoint, from which the run can resume; 0 if there is
+            none.
     """
 
     def __init__(self, error: OSError, step: int):
         self.step = step
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mended = "there is room" if full else "that is mended"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if is_full else "fix this"
         super().__init__(
-            f"{error.strerror}: {error.filename}; once {mended}, the same command goes on from "
-            f"step {step}"
+            f"{error.strerror}: {error.filename}; {remedy} and run the same command again to "
+            f"resume from step {step}"
         )
 
 
 def disk_error(error: Exception, folder: Path) -> OSError | None:
-    """What the system said, if an error of Orbax comes from the disk; else None.
+    """Convert an error of Orbax to the `OSError` that caused it, if the disk did.
 
     Args:
-        error: Of Orbax's; that of an array is a text of TensorStore's, with the system's number.
-        folder: Of the checkpoints. The one that was being written is named, by its final name.
+        error: Error raised by Orbax. If writing an array failed, its text contains TensorStore's
+            message with the error number of the system.
+        folder: Folder of the checkpoints.
+
+    Returns:
+        An error that names the folder of the checkpoint being written, or None if the cause is
+        not the disk.
     """
     if isinstance(error, OSError):
         number, text = error.errno, str(error.filename)
     else:
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        number, text = found and int(found[1]), str(error)
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        number, text = match and int(match[1]), str(error)
     if number is None:
         return None
     step = re.search(rf"{re.escape(str(folder))}/(\d+)", text)
     return OSError(number, os.strerror(number), str(folder / step[1] if step else folder))
 
 
-class _AnotherFailed(ValueError):
-    """A process did its part of a checkpoint, and another could not."""
+class _PeerWriteError(ValueError):
+    """Raised in a process that wrote its part of a checkpoint when another process failed."""
 
 
 def barrier(*, key: str, timeout_ms: int) -> None:
-    """Where the processes' background threads wait for one another while they save.
+    """Wait until the background threads of all processes have reached the same point of a save.
 
-    Orbax's own barriers keep waiting for a process that failed to write, up to 20 minutes. Here it
-    leaves a note for the others, which then fail too.
+    Orbax's barriers wait up to 20 minutes for a process that failed to write. With this barrier,
+    a failing process signals the failure, and all other processes fail too.
 
     Args:
-        key: What for; all processes meet for the same things in the same order.
-        timeout_ms: How long to wait.
+        key: Name of the barrier. All processes call the same barriers in the same order.
+        timeout_ms: Maximum time to wait, in milliseconds.
 
     Raises:
         ValueError: If another process could not write its part.
-        RuntimeError: If the others do not come in time.
+        RuntimeError: If the other processes do not arrive in time.
     """
     client = distributed.global_state.client
     if client is None:
         return
-    here, number = jax.process_index(), next(_numbers)
+    process, number = jax.process_index(), next(_barrier_numbers)
     if error := sys.exception():
-        if not isinstance(error, _AnotherFailed):
-            client.key_value_set(f"{_UNWRITTEN}/{here}", key, allow_overwrite=True)
+        if not isinstance(error, _PeerWriteError):
+            client.key_value_set(f"{_FAILURES}/{process}", key, allow_overwrite=True)
         return
-    client.key_value_set(f"{_MEETINGS}/{number}/{here}", key)
+    client.key_value_set(f"{_BARRIERS}/{number}/{process}", key)
     deadline = time.monotonic() + timeout_ms / 1000
-    while len(client.key_value_dir_get(f"{_MEETINGS}/{number}/")) < jax.process_count():
-        if failed := client.key_value_dir_get(f"{_UNWRITTEN}/"):
-            index = failed[0][0].rpartition("/")[2]
-            raise _AnotherFailed(
-                "saving a checkpoint must go well in all processes, got an error in process "
-                f"{index}, which says more"
+    while len(client.key_value_dir_get(f"{_BARRIERS}/{number}/")) < jax.process_count():
+        if failures := client.key_value_dir_get(f"{_FAILURES}/"):
+            index = failures[0][0].rpartition("/")[2]
+            raise _PeerWriteError(
+                "saving a checkpoint must succeed in all processes, got an error in process "
+                f"{index} (see its output)"
             )
         if time.monotonic() > deadline:
-            raise RuntimeError(f"not all processes came to the barrier {key}")
-        time.sleep(_LOOK_EVERY)
-    if number > 0:  # All have left the meeting before.
-        client.key_value_delete(f"{_MEETINGS}/{number - 1}/{here}")
+            raise RuntimeError(f"not all processes reached the barrier {key} in time")
+        time.sleep(_POLL_SECONDS)
+    if number > 0:  # All processes have left the previous barrier.
+        client.key_value_delete(f"{_BARRIERS}/{number - 1}/{process}")

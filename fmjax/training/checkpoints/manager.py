@@ -1,10 +1,11 @@
-"""Checkpoints on disk: the one module that knows Orbax.
+"""Saving and restoring of checkpoints with Orbax.
 
-A checkpoint of step n is the folder `FOLDER/n`. It holds the weights' average apart from the rest
-of the state, so that sampling reads only what it needs, and one JSON text: shapes and dtypes of
-all arrays, and what the caller adds (where the data iterator stands).
-Writing goes on in the background; a folder appears under its name only when it is whole. It comes
-with digests of its files, which are compared before Orbax reads a byte.
+The checkpoint of step n is the folder `FOLDER/n`. The averaged weights are stored separately from
+the remaining state, so that sampling reads only the weights. A JSON text holds the shapes and
+dtypes of all arrays and data of the caller, such as the state of the data iterator.
+
+Checkpoints are written in the background. A folder gets its final name only when it is complete.
+It contains digests of its files, which are verified before Orbax reads them.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from fmjax._arrays import Params
 from fmjax._checks import require_at_least
@@ -32,12 +34,12 @@ DAMAGED = "damaged"
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` gives.
+    """Result of `Checkpoints.restore`.
 
     Attributes:
-        state: Bit for bit the one saved, on the shardings asked for.
-        extra: What was saved beside it.
-        passed_over: A line for each later checkpoint that was damaged, which is set aside.
+        state: The saved state, bit for bit, on the requested shardings.
+        extra: The JSON data saved with the state.
+        passed_over: One line for each later checkpoint that was damaged and moved away.
     """
 
     state: TrainState
@@ -46,16 +48,21 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that waits for the last write.
+    """Saves and restores the checkpoints of one run.
 
-    Every refusal is a `ValueError` of one line that names the folder and the step.
+    Use it as a context manager, which waits for pending writes on exit. The message of every
+    `ValueError` is one line with the folder and, if there is one, the step.
     """
 
     def __init__(self, folder: Path | str, *, max_to_keep: int = 2):
-        """Open (and make) `folder`; the oldest go once more than `max_to_keep` are whole.
+        """Open or create a folder of checkpoints.
+
+        Args:
+            folder: Folder of the checkpoints.
+            max_to_keep: Number of complete checkpoints to keep; older ones are deleted.
 
         Raises:
-            ValueError: If the folder cannot be made or written.
+            ValueError: If the folder cannot be created or written.
         """
         require_at_least("max_to_keep", max_to_keep, 1)
         self.folder = Path(folder).absolute()
@@ -76,18 +83,18 @@ class Checkpoints:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The newest step saved or being saved; None if there is none."""
+        """Return the newest step saved or being saved, or None."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
-        """Copy the state off the devices and write it in the background, as its own step.
+        """Copy the state to the host and write it in the background, under its step.
 
         Args:
-            state: May be donated to the next step as soon as this returns.
-            extra: Anything JSON, given back by `restore`.
+            state: State to save. It may be donated as soon as this method returns.
+            extra: JSON data to save with the state; `restore` returns it.
 
         Raises:
-            Unwritten: If the disk did not take this checkpoint or the one before.
+            CheckpointWriteError: If this checkpoint or the previous one could not be written.
         """
         arrays = {name: flat_arrays(tree) for name, tree in _parts(state).items()}
         run: dict[str, Any] = {
@@ -95,7 +102,7 @@ class Checkpoints:
             "key_impl": key_impl(state.key),
             "extra": dict(extra),
         }
-        # A copy: it is written later, when the caller's lists may have changed.
+        # Copy, because it is written later, when the caller may have changed its lists.
         run = json.loads(json.dumps(run))
         items = {name: ocp.args.PyTreeSave(part) for name, part in arrays.items()}
         args = ocp.args.Composite(run=ocp.args.JsonSave(run), **items)
@@ -103,19 +110,19 @@ class Checkpoints:
             self._manager.save(int(state.step), args=args)
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
-        """Read a state and the `extra` saved with it.
+        """Read a state and the `extra` data saved with it.
 
-        Without a step, the newest checkpoint that is whole. Later ones, which are damaged, are
-        moved to `FOLDER/damaged`, so that the run can save under their steps again.
+        Without `step`, the newest undamaged checkpoint is read. Later, damaged checkpoints are
+        moved to `FOLDER/damaged`, so that the run can save these steps again.
 
         Args:
-            like: Arrays or `ShapeDtypeStruct`s with the shapes and shardings to restore onto,
-                whatever mesh the checkpoint was written from.
-            step: Which checkpoint.
+            like: Arrays or `ShapeDtypeStruct`s with the shapes and shardings to restore. The mesh
+                may differ from the one at the time of saving.
+            step: Step of the checkpoint to read; None for the newest undamaged one.
 
         Raises:
-            ValueError: If there is none, it (without a step, every one) is damaged, or it is of
-                another model or optimizer.
+            ValueError: If there is no such checkpoint, it (without `step`, every checkpoint) is
+                damaged, or it belongs to another model or optimizer.
         """
         read = partial(self._read, like)
         if step is not None:
@@ -123,56 +130,56 @@ class Checkpoints:
         restored, damage = self._reader.newest(read)
         if not damage:
             return restored
-        aside = self.folder / DAMAGED
-        with all_or_none("setting damaged checkpoints aside"):
+        damaged_folder = self.folder / DAMAGED
+        with all_or_none("moving damaged checkpoints"):
             if is_main():
-                aside.mkdir(exist_ok=True)
-                for each in damage:
-                    shutil.rmtree(aside / str(each), ignore_errors=True)
-                    (self.folder / str(each)).rename(aside / str(each))
+                damaged_folder.mkdir(exist_ok=True)
+                for damaged_step in map(str, damage):
+                    shutil.rmtree(damaged_folder / damaged_step, ignore_errors=True)
+                    (self.folder / damaged_step).rename(damaged_folder / damaged_step)
         self._manager.reload()
-        passed_over = (f"{text}; it is now in {aside}" for text in damage.values())
+        passed_over = (f"{text}; it was moved to {damaged_folder}" for text in damage.values())
         return restored._replace(passed_over=tuple(passed_over))
 
     def _read(self, like: TrainState, step: int) -> Restored:
         reader = self._reader
         run = reader.run(step)
         if run["key_impl"] != key_impl(like.key):
-            keys = f"keys of {run['key_impl']!r}, not {key_impl(like.key)!r}"
-            raise reader.foreign(step, keys)
+            difference = f"random keys of {run['key_impl']!r}, not {key_impl(like.key)!r}"
+            raise reader.foreign(step, difference)
         parts = {name: reader.part(step, run, name, part) for name, part in _parts(like).items()}
         state = TrainState(ema_params=parts["ema_params"], **parts["state"])
         return Restored(state, run["extra"])
 
     def wait(self) -> None:
-        """Return when everything saved is whole on the disk.
+        """Block until all saved checkpoints are completely written.
 
         Raises:
-            Unwritten: If the disk did not take it.
+            CheckpointWriteError: If a checkpoint could not be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then let go of the background threads."""
+        """Wait for pending writes, then stop the background threads."""
         with self._writing():
             self._manager.close()
 
     def write_error(self, error: OSError) -> CheckpointWriteError:
-        """The same error, of something that this run wrote; it says where the run can go on."""
+        """Convert an error of writing a file of this run; add the step to resume from."""
         return CheckpointWriteError(error, self.latest_step() or 0)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """What Orbax could not write, now or in the background, is told in one way."""
+        """Convert Orbax's write errors, now or in the background, to `CheckpointWriteError`."""
         try:
             yield
         except Exception as error:
             if isinstance(error, TimeoutError) and error.__cause__ is not None:
-                raise error.__cause__ from None  # What JAX says of a process that is gone.
-            if (refused := disk_error(error, self.folder)) is None:
+                raise error.__cause__ from None  # JAX's error about a lost process.
+            if (os_error := disk_error(error, self.folder)) is None:
                 raise
-            raise self.write_error(refused) from error
+            raise self.write_error(os_error) from error
 
 
 def restore_ema(
@@ -182,21 +189,22 @@ def restore_ema(
     step: int | None = None,
     alone: bool = False,
 ) -> tuple[Params, int]:
-    """Read only the averaged weights, to sample with.
+    """Read only the averaged weights of a checkpoint, for sampling.
 
     Args:
-        folder: Of a run's checkpoints; it is only read.
-        like: Arrays or `ShapeDtypeStruct`s, as from `jax.eval_shape(net.init, key)`. They go
-            where these lie (`laid_out` says where); to the first device, if that is nowhere.
-        step: Which checkpoint; by default the newest that is whole, with a warning if later ones
-            are not.
-        alone: This process reads by itself, whatever the others of its run do.
+        folder: Folder of a run's checkpoints; nothing is written to it.
+        like: Arrays or `ShapeDtypeStruct`s with the shapes to restore, as from
+            `jax.eval_shape(net.init, key)`. The weights get the shardings of these (see
+            `laid_out`), or are placed on the first device if they have none.
+        step: Step of the checkpoint to read; None for the newest undamaged one, with a warning if
+            later ones are damaged.
+        alone: Whether this process reads without synchronizing with the other processes.
 
     Returns:
-        The weights, and the step they are of.
+        The weights and the step of their checkpoint.
 
     Raises:
-        ValueError: If there is none, it is damaged, or it is of another model.
+        ValueError: If there is no such checkpoint, it is damaged, or it belongs to another model.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -209,25 +217,27 @@ def restore_ema(
 
         if step is not None:
             return read(reader.existing(step))
-        found, damage = reader.newest(read)
-        warn_of(damage, found[1])
-        return found
+        (params, newest_step), damage = reader.newest(read)
+        warn_of(damage, newest_step)
+        return params, newest_step
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
-    """A state as the items of a checkpoint."""
-    rest = {name: leaf for name, leaf in state._asdict().items() if name != "ema_params"}
-    return {"ema_params": state.ema_params, "state": rest}
+def _parts(state: TrainState) -> dict[str, PyTree]:
+    """Split a state into the items of a checkpoint."""
+    remaining = {name: leaf for name, leaf in state._asdict().items() if name != "ema_params"}
+    return {"ema_params": state.ema_params, "state": remaining}
 
 
 def _manager(
     folder: Path, *, max_to_keep: int | None, alone: bool = False
 ) -> ocp.CheckpointManager:
     check_step_metadata(folder)
-    here = jax.process_index()
+    process = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"alone{here}"
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"alone{process}",
         )
         if alone
         else ocp.options.MultiprocessingOptions(),
@@ -250,10 +260,10 @@ def _manager(
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove the parts of a checkpoint whose writing was stopped.
+    """Remove checkpoints whose writing was interrupted.
 
-    Orbax can do this in the background, where it fails if the folder is opened twice: each opening
-    removes what the other is removing.
+    Orbax can do this in the background, but that fails if the folder is opened twice at the same
+    time.
     """
     if is_main():
         for unfinished in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
@@ -263,8 +273,8 @@ def _remove_unfinished(folder: Path) -> None:
 def _seal(folder: Path) -> None:
     """Write the digests of the checkpoint being saved.
 
-    Orbax calls this when its files are whole, before it gives their folder its name: so a
-    checkpoint always has its digests. The folder is known by not having them yet.
+    Orbax calls this when the files are complete and before the folder gets its final name, so every
+    checkpoint has digests. The checkpoint being saved is the only one without digests.
     """
     if is_main():
         for step_folder in filter(Path.is_dir, folder.iterdir()):

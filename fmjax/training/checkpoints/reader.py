@@ -1,4 +1,4 @@
-"""Reading checkpoints: which of them are whole, and what is in them."""
+"""Reading of checkpoints, with detection of damage."""
 
 import json
 import warnings
@@ -10,23 +10,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from fmjax._json import check_json, parse_json
 from fmjax.training.checkpoints.digests import find_damage, is_sealed
-from fmjax.training.checkpoints.named_arrays import flat_arrays, unflat_arrays
+from fmjax.training.checkpoints.named_arrays import Leaf, flat_arrays, unflat_arrays
 
 Read = TypeVar("Read")
 
-_LONGEST = 256  # Bytes of what one process tells the others of a damage.
+_MAX_DAMAGE_BYTES = 256  # Length of the description of damage sent to other processes.
 
 
 class SavedRun(TypedDict):
-    """The JSON text of a checkpoint.
+    """Content of the JSON text of a checkpoint.
 
     Attributes:
-        arrays: By item and name, each array as `described` has it.
-        key_impl: The implementation of random keys.
-        extra: What the caller saved.
+        arrays: Dtype and shape of each array, as from `described`, by item and name.
+        key_impl: Name of the random number generator.
+        extra: JSON data saved by the caller.
     """
 
     arrays: dict[str, dict[str, str]]
@@ -35,7 +36,7 @@ class SavedRun(TypedDict):
 
 
 class _StepMetadata(TypedDict, total=False):
-    """What Orbax keeps of a checkpoint besides its arrays; other keys are ignored."""
+    """Orbax's metadata of a checkpoint; other keys are ignored."""
 
     item_handlers: dict[str, str] | str | None
     metrics: dict[str, Any] | None
@@ -46,37 +47,38 @@ class _StepMetadata(TypedDict, total=False):
 
 
 def check_step_metadata(folder: Path) -> None:
-    """Look at what Orbax reads of every checkpoint when it opens their folder.
+    """Check the metadata files that Orbax reads when it opens a folder of checkpoints.
 
-    Orbax does without a file that is cut short, but not without one of another type or depth.
+    Orbax ignores a truncated file, but fails on one with values of another type or too deeply
+    nested.
 
     Raises:
-        ValueError: If Orbax could not read one; it names the file.
+        ValueError: If Orbax could not read a file; the message names it.
     """
-    for path in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
+    for file in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
         try:
-            value = parse_json(path.read_bytes(), str(path), nonfinite=True)
+            value = parse_json(file.read_bytes(), str(file), nonfinite=True)
         except FileNotFoundError:
-            continue  # A training has just replaced that checkpoint.
+            continue  # A training run has just deleted this checkpoint.
         except ValueError as error:
             if isinstance(error.__cause__, json.JSONDecodeError | UnicodeError):
                 continue
             raise
         if value is not None:
-            check_json(value, _StepMetadata, str(path), extra=True)
+            check_json(value, _StepMetadata, str(file), extra=True)
 
 
 class DamagedCheckpoint(ValueError):
-    """The files of a checkpoint are not what was written."""
+    """Raised when the files of a checkpoint differ from the files written."""
 
 
 class Reader(NamedTuple):
     """Reads the checkpoints in a folder.
 
     Attributes:
-        folder: Theirs.
-        manager: Orbax's, of that folder.
-        alone: Whether this process reads by itself, whatever the others of its run do.
+        folder: Folder of the checkpoints.
+        manager: Orbax's checkpoint manager of the folder.
+        alone: Whether this process reads without synchronizing with the other processes.
     """
 
     folder: Path
@@ -84,10 +86,17 @@ class Reader(NamedTuple):
     alone: bool = False
 
     def newest(self, read: Callable[[int], Read]) -> tuple[Read, dict[int, str]]:
-        """`read(step)` of the newest checkpoint that is whole, and what is wrong with later ones.
+        """Read the newest undamaged checkpoint.
+
+        Args:
+            read: Function that reads the checkpoint of a step.
+
+        Returns:
+            The result of `read`, and a description of the damage of each later checkpoint by step.
 
         Raises:
-            ValueError: If there is none, and as `read` raises for one that is whole.
+            ValueError: If there is no undamaged checkpoint, or `read` raises it for an undamaged
+                one.
         """
         damage: dict[int, str] = {}
         steps = self._steps()
@@ -104,21 +113,21 @@ class Reader(NamedTuple):
         raise DamagedCheckpoint(next(iter(damage.values())))
 
     def _have_changed(self) -> bool:
-        """Whether another process has saved or removed checkpoints since they were listed.
+        """Return whether another process has saved or deleted checkpoints since they were listed.
 
-        It removes the old ones, perhaps the one that is being read here.
+        A training run deletes old checkpoints, perhaps the one being read.
         """
         if not self.alone and jax.process_count() > 1:
             return False
-        before = set(self.manager.all_steps())
+        listed_steps = set(self.manager.all_steps())
         self.manager.reload()
-        return set(self.manager.all_steps()) != before
+        return set(self.manager.all_steps()) != listed_steps
 
     def existing(self, step: int) -> int:
-        """The step, if there is such a checkpoint.
+        """Return `step` if there is a checkpoint of this step.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no such checkpoint.
         """
         if step not in (steps := self._steps()):
             raise ValueError(
@@ -127,36 +136,45 @@ class Reader(NamedTuple):
         return step
 
     def run(self, step: int) -> SavedRun:
-        """The JSON text of a checkpoint: what its arrays are, and the caller's `extra`."""
+        """Read the JSON text of a checkpoint."""
         run = self._item(step, "run", ocp.args.JsonRestore())
         try:
-            return check_json(run, SavedRun, "it")
+            return check_json(run, SavedRun, "run")
         except ValueError as error:
-            raise self.foreign(step, f"one that fmjax did not write: {error}") from error
+            raise self.foreign(step, f"one not written by fmjax: {error}") from error
 
-    def part(self, step: int, run: SavedRun, name: str, like: Any) -> Any:
-        """The arrays of one item, onto the shardings of `like`."""
-        wanted = {path: _with_sharding(leaf) for path, leaf in flat_arrays(like).items()}
-        self._require_alike(step, run["arrays"].get(name, {}), described(wanted), name)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        item = ocp.args.PyTreeRestore(wanted, restore_args=restore_args)
+    def part(self, step: int, run: SavedRun, name: str, like: PyTree) -> PyTree:
+        """Read the arrays of one item of a checkpoint.
+
+        Args:
+            step: Step of the checkpoint.
+            run: JSON text of the checkpoint.
+            name: Name of the item.
+            like: Arrays or `ShapeDtypeStruct`s with the shapes and shardings to restore.
+        """
+        target = {key: _with_sharding(leaf) for key, leaf in flat_arrays(like).items()}
+        self._require_same_arrays(step, run["arrays"].get(name, {}), described(target), name)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        item = ocp.args.PyTreeRestore(target, restore_args=restore_args)
         arrays = self._item(step, name, item)
-        return unflat_arrays({path: arrays[path] for path in wanted}, like)
+        return unflat_arrays({key: arrays[key] for key in target}, like)
 
     def foreign(self, step: int, difference: str) -> ValueError:
-        """That the checkpoint is not of this run."""
+        """Make the error of a checkpoint of another model or optimizer."""
         return ValueError(
-            f"checkpoint of step {step} in {self.folder} must be of this model and optimizer, "
+            f"checkpoint of step {step} in {self.folder} must match the model and optimizer, "
             f"got {difference}"
         )
 
     def _steps(self) -> list[int]:
         steps = list(self.manager.all_steps())
         if not steps:
-            raise ValueError(f"checkpoint folder must hold a checkpoint, got none in {self.folder}")
+            raise ValueError(
+                f"checkpoint folder must contain a checkpoint, got none in {self.folder}"
+            )
         return steps
 
-    def _item(self, step: int, name: str, item_args: Any) -> Any:
+    def _item(self, step: int, name: str, item_args: ocp.args.CheckpointArgs) -> PyTree:
         folder = self.folder / str(step)
         if not (folder / name).is_dir() and not is_sealed(folder):
             raise self.foreign(step, f"one without {name}")
@@ -165,48 +183,54 @@ class Reader(NamedTuple):
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**{name: item_args}))[name]
         except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # Of the devices or of other processes: the checkpoint may be whole.
+            raise  # Caused by devices or other processes: the checkpoint may be undamaged.
         except Exception as error:  # noqa: BLE001 - Orbax raises bare Exception for unreadable data
             raise self._damaged(step, error) from error
 
     def _damage(self, folder: Path, name: str) -> str | None:
-        """What is wrong with an item. Each process looks at a share of it; all say the same."""
+        """Find damage in an item; the processes share the work and return the same result."""
         if self.alone or jax.process_count() == 1:
             return find_damage(folder, name)
-        found = find_damage(folder, name, jax.process_index(), jax.process_count()) or ""
-        text = np.zeros(_LONGEST, np.uint8)
-        text[: len(found.encode())] = np.frombuffer(found.encode()[:_LONGEST], np.uint8)
-        for said in multihost_utils.process_allgather(text):
-            if said.any():
-                return bytes(said).rstrip(b"\0").decode(errors="ignore")
+        damage = find_damage(folder, name, jax.process_index(), jax.process_count()) or ""
+        text = np.zeros(_MAX_DAMAGE_BYTES, np.uint8)
+        content = damage.encode()[:_MAX_DAMAGE_BYTES]
+        text[: len(content)] = np.frombuffer(content, np.uint8)
+        for process_text in multihost_utils.process_allgather(text):
+            if process_text.any():
+                return bytes(process_text).rstrip(b"\0").decode(errors="ignore")
         return None
 
-    def _require_alike(self, step: int, saved: Any, wanted: Any, part: str) -> None:
-        """Raise unless a checkpoint's arrays have the names, shapes and dtypes wanted."""
-        for name in sorted(saved.keys() | wanted.keys()):
-            has, wants = saved.get(name, "nothing"), wanted.get(name, "nothing")
-            if has != wants:
-                raise self.foreign(step, f"{part}.{name}: it holds {has}, the run {wants}")
+    def _require_same_arrays(
+        self, step: int, saved: Mapping[str, str], expected: Mapping[str, str], part: str
+    ) -> None:
+        """Raise unless the arrays of a checkpoint have the expected names, shapes and dtypes."""
+        for name in sorted(saved.keys() | expected.keys()):
+            in_checkpoint, in_run = saved.get(name, "nothing"), expected.get(name, "nothing")
+            if in_checkpoint != in_run:
+                difference = (
+                    f"{part}.{name}: {in_checkpoint} in the checkpoint, {in_run} in the run"
+                )
+                raise self.foreign(step, difference)
 
     def _damaged(self, step: int, reason: Exception | str) -> DamagedCheckpoint:
         lines = str(reason).strip().splitlines() or [type(reason).__name__]
         return DamagedCheckpoint(
-            f"checkpoint of step {step} in {self.folder} must be whole, got {lines[0][:200]}"
+            f"checkpoint of step {step} in {self.folder} must be undamaged, got {lines[0][:200]}"
         )
 
 
 def warn_of(damage: Mapping[int, str], step: int) -> None:
-    """Warn that later checkpoints than that of `step` were passed over."""
+    """Warn that checkpoints later than `step` are damaged and were skipped."""
     for text in damage.values():
-        warnings.warn(f"{text}; that of step {step} is taken instead", stacklevel=3)
+        warnings.warn(f"{text}; using the checkpoint of step {step} instead", stacklevel=3)
 
 
-def described(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Each array as a text such as `float32[3, 4]`."""
+def described(arrays: Mapping[str, Leaf]) -> dict[str, str]:
+    """Describe the dtype and shape of each array, such as `float32[3, 4]`."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
 
 
-def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: Leaf) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -65,16 +65,16 @@ def test_missing_and_damaged_arrays_are_refused(tmp_path):
     damaged = whole[:80] + bytes(8) + whole[88:]
     for broken in (whole[:-30], b"", b"nothing of the kind", damaged):
         (tmp_path / "train.npz").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"train.npz must be a whole .npz file"):
+        with pytest.raises(ValueError, match=r"train.npz must be a valid .npz file"):
             load(source)
     (tmp_path / "train_x.npy").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"train_x.npy must be a whole .npy file"):
+    with pytest.raises(ValueError, match=r"train_x.npy must be a valid .npy file"):
         load(source)
 
 
 def test_arrays_that_would_need_pickle_are_refused(tmp_path):
     np.savez(tmp_path / "train.npz", x=np.array([{}, {}], dtype=object))
-    with pytest.raises(ValueError, match=r"train.npz must be a whole .npz file.*pickle"):
+    with pytest.raises(ValueError, match=r"train.npz must be a valid .npz file.*pickle"):
         load(ArrayData(str(tmp_path)))
 
 
@@ -180,14 +180,14 @@ def test_labels_that_count_no_classes_are_refused_with_their_file(tmp_path, labe
 @pytest.mark.parametrize(
     ("x", "found"),
     [
-        (X.astype(complex), "be uint8 or floating, got complex128"),
-        (X.astype("U3"), "be uint8 or floating, got <U3"),
-        (X > 3, "be uint8 or floating, got bool"),
-        (np.zeros(3, [("a", "f4")]), "be uint8 or floating, got [('a', '<f4')]"),
+        (X.astype(complex), "be uint8 or floating point, got complex128"),
+        (X.astype("U3"), "be uint8 or floating point, got <U3"),
+        (X > 3, "be uint8 or floating point, got bool"),
+        (np.zeros(3, [("a", "f4")]), "be uint8 or floating point, got [('a', '<f4')]"),
         (X[:, 0], "be [num_examples, *event], got shape (3,)"),
         (np.float32(3), "be [num_examples, *event], got shape ()"),
         (X[:0], "hold at least one example, got shape (0, 4)"),
-        (X[:, :0], "hold at least one number in each example, got shape (3, 0)"),
+        (X[:, :0], "hold at least one number per example, got shape (3, 0)"),
     ],
 )
 def test_examples_that_are_no_points_are_refused_with_their_file(tmp_path, x, found):
@@ -208,16 +208,16 @@ def test_other_orders_of_bytes_and_axes_are_read_as_the_same_numbers(tmp_path):
 def test_files_under_the_name_of_another_format_are_refused_as_what_they_are(tmp_path):
     np.savez(tmp_path / "train.npz", x=X)
     (tmp_path / "train.npz").rename(tmp_path / "train_x.npy")
-    with pytest.raises(ValueError, match=r"train_x.npy must be a whole .npy file, got an .npz"):
+    with pytest.raises(ValueError, match=r"train_x.npy must be a valid .npy file, got an .npz"):
         load(ArrayData(str(tmp_path)))
     (tmp_path / "train_x.npy").unlink()
     np.save(tmp_path / "x.npy", X)
     (tmp_path / "x.npy").rename(tmp_path / "train.npz")
-    with pytest.raises(ValueError, match=r"train.npz must be a whole .npz file, got an .npy file"):
+    with pytest.raises(ValueError, match=r"train.npz must be a valid .npz file, got an .npy file"):
         load(ArrayData(str(tmp_path)))
     with zipfile.ZipFile(tmp_path / "train.npz", "w") as archive:
         archive.writestr("x", b"no array")
-    with pytest.raises(ValueError, match=r"be a whole .npz file, got no array in 'x'"):
+    with pytest.raises(ValueError, match=r"be a valid .npz file, got no array in 'x'"):
         load(ArrayData(str(tmp_path)))
 
 
@@ -244,7 +244,7 @@ def test_broken_headers_are_refused_in_one_line(tmp_path, header):
     with zipfile.ZipFile(tmp_path / "test.npz", "w") as archive:
         archive.writestr("x.npy", content)
     for split, name in (("train", "train_x.npy"), ("test", "test.npz")):
-        with pytest.raises(ValueError, match=f"{name} must be a whole .np. file, got") as refused:
+        with pytest.raises(ValueError, match=f"{name} must be a valid .np. file, got") as refused:
             load(ArrayData(str(tmp_path)), split)
         assert "\n" not in str(refused.value)
 

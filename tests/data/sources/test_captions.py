@@ -210,8 +210,8 @@ def test_what_is_not_followed_or_read_is_counted_in_one_line(tmp_path, heard):
     there = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
     assert names == there
     assert heard.lines == [
-        f"left out of {tmp_path}: 4 links to a folder above them, 2 .caption files, 2 .heic files, "
-        "2 links that lead nowhere, 1 files without an ending, the first is train/a/0.caption"
+        f"left out of {tmp_path}: 4 links to a parent folder, 2 .caption files, 2 .heic files, "
+        "2 broken links, 1 files without an ending, the first is train/a/0.caption"
     ]
 
 

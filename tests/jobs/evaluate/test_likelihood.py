@@ -110,7 +110,7 @@ def test_names_become_objects():
         ({"num_examples": 1}, "num_examples must be at least 2, got 1"),
         ({"probes": 0}, "probes must be at least 1, got 0"),
         ({"solver": "tsit6"}, "did you mean 'tsit5'"),
-        ({"solver": "euler"}, "solver must estimate its error, or num_steps be given, got euler"),
+        ({"solver": "euler"}, "solver must have an error estimate if num_steps is left out, got euler"),
         ({"solver": "euler", "num_steps": 0}, "num_steps must lie in .1, 16777216., got 0"),
         ({"rtol": 0.0}, "rtol must be positive, got 0.0"),
         ({"divergence": "exakt"}, "did you mean 'exact'"),
@@ -127,5 +127,5 @@ def test_a_config_that_means_nothing_is_refused(fields, message, unchecked):
 @pytest.mark.slow
 def test_that_no_example_arrived_is_one_line(digits):
     broken = digits._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, digits.params))
-    with pytest.raises(ValueError, match="at least 2 examples must arrive at t = 0, got 0"):
+    with pytest.raises(ValueError, match="at least 2 examples must reach t = 0, got 0"):
         likelihood_run(broken, FEW)

@@ -161,12 +161,12 @@ def test_grey_and_colour_files_become_pixels_from_minus_one_to_one(picture, tmp_
 
 
 def test_files_that_are_not_as_the_model_takes_them_are_refused(picture, tmp_path):
-    with pytest.raises(ValueError, match="grey.png must be 28 x 28 pixels, as the model's, got 8"):
+    with pytest.raises(ValueError, match="grey.png must be 28 x 28 pixels, the size of the model"):
         read_image(picture, (28, 28, 1))
-    with pytest.raises(ValueError, match=r"grey.png must be of mode RGB, got L"):
+    with pytest.raises(ValueError, match=r"grey.png must have mode RGB, got L"):
         read_image(picture, (8, 8, 3))
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
-    with pytest.raises(ValueError, match="clear.png must be of mode L or 1 or RGB, got RGBA"):
+    with pytest.raises(ValueError, match="clear.png must have mode L or 1 or RGB, got RGBA"):
         read_image(tmp_path / "clear.png", (8, 8, 1))
     picture.write_bytes(picture.read_bytes()[:45])
     with pytest.raises(ValueError, match="grey.png must be a whole image file, got"):
@@ -189,11 +189,11 @@ def test_over_eight_devices_any_number_of_examples_will_do(run):
 @pytest.mark.parametrize(
     ("setting", "images", "message"),
     [
-        ({"classes": (1,)}, 0, r"classes must go with images that are given, got \(1,\)"),
-        ({}, 1, r"classes must be one for each of 1 images, for a model that has classes, got"),
-        ({"classes": (1, 2)}, 1, "classes must be one for each of 1 images"),
-        ({"classes": (10,)}, 1, r"classes must lie in 0 .. 9, got 10"),
-        ({"target_class": -1}, 0, r"target_class must lie in 0 .. 9, got -1"),
+        ({"classes": (1,)}, 0, r"classes must be left out without image files, got \(1,\)"),
+        ({}, 1, r"classes must have one class for each of the 1 images, got"),
+        ({"classes": (1, 2)}, 1, "classes must have one class for each of the 1 images"),
+        ({"classes": (10,)}, 1, r"classes must be between 0 and 9, got 10"),
+        ({"target_class": -1}, 0, r"target_class must be between 0 and 9, got -1"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(run, picture, setting, images, message):
@@ -207,7 +207,7 @@ def test_models_without_classes_or_images_are_refused(run, picture):
         invert_run(plain, dataclasses.replace(SMALL, target_class=1))
     with pytest.raises(ValueError, match="classes must be left out for a model without classes"):
         invert_run(plain, dataclasses.replace(SMALL, classes=(1,)), (picture,))
-    with pytest.raises(ValueError, match=r"run must be of images with 1 or 3 .*event shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"run must have images with 1 or 3 .*event shape \(2,\)"):
         invert_run(run._replace(event_shape=(2,)), SMALL)
     unguided = run._replace(experiment=run.experiment._replace(null_cond=None))
     with pytest.raises(ValueError, match="guidance must be 1 for a model without classes"):
@@ -236,6 +236,6 @@ def test_settings_that_mean_nothing_are_refused(setting, message):
 
 def test_images_that_did_not_arrive_are_told():
     trip = RoundTrip("heun", 8, None, 32.0, 1e-3, 2e-3, 1.0, 2)
-    assert described(trip).endswith("noise of rms 1.000; 2 did not arrive")
+    assert described(trip).endswith("rms of the noise 1.000; 2 solves failed")
     none = trip._replace(mean_rmse=None, worst_rmse=None, noise_rms=None)
-    assert described(none) == "heun, 8 steps, 32 network evaluations: none arrived"
+    assert described(none) == "heun, 8 steps, 32 network evaluations: all solves failed"

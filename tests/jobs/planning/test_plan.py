@@ -108,7 +108,7 @@ def test_of_adaptive_steps_a_plan_counts_one():
     counted = sampling_with(solver="tsit5").count()
     assert (counted.unit, counted.repeats) == ("solver step", None)
     assert counted.flops > 0
-    with pytest.raises(ValueError, match="grid must be of a trained run to be calibrated"):
+    with pytest.raises(ValueError, match="grid must not be calibrated without a trained run"):
         sampling_with(solver="heun", num_steps=4, grid="calibrated")
 
 

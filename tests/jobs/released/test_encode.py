@@ -156,10 +156,10 @@ def test_sizes_of_text_are_the_same_again_from_json():
 
 def test_encoders_that_are_not_known_cannot_be_dropped():
     config = Config(name="x", network=MMDiTConfig(), loss=LossConfig(encoder_drop=0.1))
-    with pytest.raises(ValueError, match="encoder_drop must be 0 for data without text of"):
+    with pytest.raises(ValueError, match="encoder_drop must be 0 for data without a known TextPart"):
         build(config, (8, 8, 4), TextShape(5, 6, 3))
     text = Text(np.ones((2, 5, 6), np.float32), np.ones((2, 3), np.float32))
-    with pytest.raises(ValueError, match="encoder_drop must be 0 for text whose encoders are not"):
+    with pytest.raises(ValueError, match="encoder_drop must be 0 for text without a known TextPart"):
         drop_parts(jax.random.key(0), text, (), 0.1)
 
 

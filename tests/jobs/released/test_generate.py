@@ -484,7 +484,7 @@ def flux(tmp_path):
         (with_setting("transformer", pooled_projection_dim=2), [], "as the pooled vectors of its"),
         (with_setting("transformer", out_channels=None), ["--height", 33], "height must be a"),
         (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
-        (sd3, ["--latents", "missing.npz"], "must be a whole .npz file"),
+        (sd3, ["--latents", "missing.npz"], "must be a valid .npz file"),
         (sd3, ["--steps", 0], "steps must lie in [1, 16777216], got 0"),
         (sd3, ["--stepz", 4], "did you mean --steps?"),
     ],
@@ -522,7 +522,7 @@ def test_noise_of_another_size_is_refused(tmp_path, capsys):
 def test_for_a_run_the_command_that_takes_prompts_is_named(tmp_path, capsys):
     (tmp_path / "model.json").write_text("{}")
     assert run("generate", tmp_path, "a cat") == 2
-    assert f"is a run, not a released model: fmjax sample {tmp_path}" in capsys.readouterr().err
+    assert f"is a run, not a released model; use fmjax sample {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_prompt_is_asked_for(capsys):

@@ -46,7 +46,7 @@ def write(path, document):
 def test_what_has_not_been_made_is_left_out(folder):
     page = page_of_run(folder)
     assert "<h1>toy</h1>" in page
-    for title in ("Samples", "Likelihood", "To noise and back", "Edits", "same noises"):
+    for title in ("Samples", "Likelihood", "Round trips to noise", "Edits", "same noises"):
         assert f"{title}</h2>" not in page
 
 
@@ -55,7 +55,7 @@ def test_likelihood_has_its_table(folder):
     page = page_of_run(folder)
     assert "Mean over 19 test examples by rk4 with 8 steps; 520 network evaluations each." in page
     assert '<td>bits per dimension</td><td data-value="2.345">2.345</td>' in page
-    assert '<td>nats of an example</td><td data-value="-93.5">-93.5</td>' in page
+    assert '<td>nats per example</td><td data-value="-93.5">-93.5</td>' in page
     points = LIKELIHOOD._replace(bits_per_dim=None, bits_error=None, bin_width=None)
     write(folder.path / "likelihood.json", points._asdict())
     assert "bits per dimension" not in page_of_run(folder)
@@ -73,7 +73,7 @@ def test_round_trips_have_their_table_and_pictures_their_sections(folder):
     assert '<td data-value="nan">–</td>' in page
     assert '<td class="bad" data-value="0">0 of 3</td>' in page
     assert "<h2>Edits</h2>" in page
-    assert "<h2>Between two images</h2>" not in page
+    assert "<h2>Interpolation between two images</h2>" not in page
 
 
 @pytest.mark.parametrize("name", ["likelihood", "inversion"])
@@ -117,7 +117,7 @@ def test_a_study_has_a_page_of_all_its_models(tmp_path):
     write_json(comparison(*rows, reference=None), tmp_path / "comparison.json")
     path = report_study(study, tmp_path, progress=Hears())
     page = path.read_text(encoding="utf-8")
-    assert "1 training on the same data, 2 samplings of them, 2,000 samples each." in page
+    assert "1 model trained on the same data, 2 sampling runs with 2,000 samples each." in page
     assert "<h2>Models and solvers</h2>" in page
     assert 'data-chart="metric-1"' in page
     assert 'data-chart="error"' not in page

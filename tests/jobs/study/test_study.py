@@ -250,13 +250,13 @@ def test_the_seeds_of_a_student_have_pairs_and_teachers_of_their_own():
     last = outside.all_trainings[-1].reflow
     assert (last.teacher, last.pairs) == ("elsewhere", "elsewhere/pairs_seed1")
     late = dataclasses.replace(FIRST, name="late")
-    with pytest.raises(ValueError, match="runs must have teachers before those that they teach"):
+    with pytest.raises(ValueError, match="runs must list teachers before their students"):
         dataclasses.replace(STUDY, runs=(student("late_seed1"), late), num_seeds=2)
 
 
 def test_trainings_of_seeds_must_have_names_of_their_own():
     taken = dataclasses.replace(FIRST, name="first_seed1")
-    with pytest.raises(ValueError, match="runs must have names of their own, got"):
+    with pytest.raises(ValueError, match="runs must have distinct names, got"):
         dataclasses.replace(STUDY, runs=(FIRST, taken), num_seeds=2)
     with pytest.raises(ValueError, match="num_seeds must lie in .1, 1000., got 0"):
         dataclasses.replace(STUDY, num_seeds=0)

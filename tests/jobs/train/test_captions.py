@@ -89,7 +89,7 @@ def test_training_leaves_all_that_prompts_need(trained, run):
     ]
     for name in ("report.html", "evaluation.json", "comparison.json", "samples/grid.png"):
         assert (trained / "run" / name).is_file()
-    assert "Prompts one below the other" in (trained / "run" / "report.html").read_text()
+    assert "One row per prompt." in (trained / "run" / "report.html").read_text()
 
 
 def test_the_samples_are_of_the_prompts_of_the_config_in_rows(trained):
@@ -104,7 +104,7 @@ def test_the_samples_are_of_the_prompts_of_the_config_in_rows(trained):
 def test_prompts_are_asked_for_at_the_command_line(trained, capsys):
     arguments = ("--prompts", "a green picture", "a purple blue", "--num-samples", "6")
     assert fmjax("sample", trained / "run", *arguments, "--output", trained / "asked") == 0
-    assert "words that were not among the captions: purple" in capsys.readouterr().out
+    assert "words that are not in the training captions: purple" in capsys.readouterr().out
     drawn, _ = read_samples(trained / "asked.npz")
     assert drawn.prompts == ("a green picture", "a purple blue")
     assert (trained / "asked.png").is_file()
@@ -159,7 +159,7 @@ def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_pat
 
 def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard, tmp_path, capsys):
     requested_conditions(run, 3, (), ("red 🎉", "🎉", "!"), progress=heard)
-    assert heard.lines[1] == "warning: prompts without a word that the run knows: '🎉', '!'"
+    assert heard.lines[1] == "warning: prompts without any word of the training captions: '🎉', '!'"
     shutil.copytree(trained / "images", tmp_path / "images")
     for place, text in enumerate(("...", "?", "the")):
         (tmp_path / "images" / "train" / f"{place}.txt").write_text(text)
@@ -177,9 +177,12 @@ def test_prompts_that_are_no_unicode_are_refused(run):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("sample", "--classes", "1"), "classes must be left out for a model of captions, got"),
+        (
+            ("sample", "--classes", "1"),
+            "classes must be left out for a model conditioned on",
+        ),
         (("sample", "--prompts", "a", "b", "--num-samples", "1"), "num_samples must be at least 2"),
-        (("invert",), "run must be of a model of classes or of none to be inverted, got one of"),
+        (("invert",), "run must be unconditional or conditioned on classes to be inverted, got"),
         (("reflow",), "be of a model of classes or of none to make pairs, got one of captions"),
     ],
 )
@@ -203,7 +206,7 @@ def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
     long = "a red blue red blue red"
     asked = requested_conditions(run, 1, (), (long,), progress=heard)
     np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(["red blue red blue"]))
-    assert heard.lines == [f"warning: of {long!r} the run sees 4 words, no more"]
+    assert heard.lines == [f"warning: prompt {long!r} is cut to 4 words"]
 
 
 def test_prompts_are_refused_of_a_model_without_captions(trained, run, capsys):
@@ -248,7 +251,7 @@ def test_of_classes_in_words_it_is_measured_whether_the_prompts_were_met(
     assert found.prompted
     assert found.accuracy == 0.25
     assert any(
-        "recognised as what the prompt asked for: 25.00 %" in line
+        "recognized as the class named in the prompt: 25.00 %" in line
         for line in evaluate.described(found)
     )
     assert read_evaluation(run.folder.evaluation) == found

@@ -293,7 +293,7 @@ def test_jumps_off_the_grid_of_a_shortcut_model_are_not_compared(teacher):
     config = dataclasses.replace(TEACHER, loss=ShortcutConfig(num_steps=8))
     run = teacher._replace(experiment=build(config, (2,), None))
     asked = CompareConfig(fixed_solvers=("flow_map",), adaptive_solvers=(), num_steps=(1, 3))
-    with pytest.raises(ValueError, match="num_steps must divide the 8 steps of the grid"):
+    with pytest.raises(ValueError, match="num_steps must be a divisor of 8, the steps of the grid"):
         run_methods(run, asked)
     assert len(run_methods(run, dataclasses.replace(asked, num_steps=(1, 8)))) == 1
     grids = dataclasses.replace(asked, num_steps=(1,), grids=("shifted",))
@@ -302,7 +302,7 @@ def test_jumps_off_the_grid_of_a_shortcut_model_are_not_compared(teacher):
 
 
 def test_what_wants_noise_to_start_from_is_refused_between_data_sets(teacher):
-    with pytest.raises(ValueError, match="run must start from noise, whose density is known"):
+    with pytest.raises(ValueError, match="run must have noise as its source distribution"):
         likelihood_run(teacher, LikelihoodConfig())
 
 

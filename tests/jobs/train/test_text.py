@@ -35,4 +35,4 @@ def test_a_small_flux_trains_from_latents_and_texts(tmp_path, monkeypatch, capsy
     assert (tmp_path / "run/checkpoints/3").is_dir()
     with pytest.raises(SystemExit):
         main(["sample", "run"])
-    assert "must be of a model of classes or of none" in capsys.readouterr().err
+    assert "must hold an unconditional model or one conditioned" in capsys.readouterr().err

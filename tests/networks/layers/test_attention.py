@@ -36,7 +36,9 @@ def test_a_bias_is_added_to_the_logits_and_minus_infinity_hides_a_key(heads):
     q, k, v = qkv(2, 3, 5, 7, 4)
     bias = normal(3, heads, 5, 7)
     bias[:, 1, 2:] = -np.inf
-    out = np.asarray(jax.jit(partial(attention, kind="auto"))(q, k, v, bias=jnp.asarray(bias)))
+    out = np.asarray(
+        jax.jit(partial(attention, implementation="auto"))(q, k, v, bias=jnp.asarray(bias))
+    )
     logits = np.einsum("bhqd,bhkd->bhqk", q, k) / 2.0 + bias[None]
     expected = np.einsum("bhqk,bhkd->bhqd", np.asarray(jax.nn.softmax(logits)), v)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-6)
@@ -46,7 +48,7 @@ def test_a_bias_is_added_to_the_logits_and_minus_infinity_hides_a_key(heads):
 
 def test_kernels_refuse_a_bias():
     q, k, v = qkv(1, 1, 128, 128, 8)
-    with pytest.raises(ValueError, match="attention must be 'xla' where it has a bias, got splash"):
+    with pytest.raises(ValueError, match="attention must be 'xla' if a bias is used, got splash"):
         attention(q, k, v, "splash", jnp.zeros((1, 128, 128)))
 
 
@@ -69,13 +71,13 @@ def test_softmax_of_bfloat16_queries_is_computed_in_float32():
 @pytest.fixture
 def interpreted(monkeypatch):
     """The TPU kernel on the CPU, step by step in Python."""
-    kernel = partial(module._splash_here, interpret=True)
-    monkeypatch.setattr(module, "_splash_here", kernel)
+    kernel = partial(module._splash_on_device, interpret=True)
+    monkeypatch.setattr(module, "_splash_on_device", kernel)
 
 
-def value_and_grads(kind):
+def value_and_grads(implementation):
     def total(q, k, v, w):
-        return jnp.sum(attention(q, k, v, kind) * w)
+        return jnp.sum(attention(q, k, v, implementation) * w)
 
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
 
@@ -135,5 +137,7 @@ def test_cudnn_is_called_by_name_in_the_program_for_a_gpu(monkeypatch):
 
 
 def test_kernels_refuse_what_they_cannot_take():
-    with pytest.raises(ValueError, match="attention must be given bfloat16 heads"):
+    with pytest.raises(
+        ValueError, match="attention inputs must be bfloat16 or float16 with at most 128"
+    ):
         attention(*qkv(1, 1, 8, 8, 64), "cudnn")

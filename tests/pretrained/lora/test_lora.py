@@ -112,8 +112,11 @@ def test_adapters_are_drawn_as_pefts_and_leave_other_draws_alone():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (("attn.to_w",), "lora.layers must name linear layers of this network, as .*'attn.to_w'"),
-        (("transformer_blocks.1.attn.to_q",), "must name a layer in all blocks that are alike"),
+        (
+            ("attn.to_w",),
+            "lora.layers must name linear layers of this network, such as .*'attn.to_w'",
+        ),
+        (("transformer_blocks.1.attn.to_q",), "must select a layer in all blocks of a stack"),
         (("attn.norm_q",), "lora.layers must name linear layers"),
     ],
 )
@@ -129,10 +132,13 @@ def renamed(old, new):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed("ff.net.0", "fc"), r"must be of layers of .*, got 2 others of 29 \(.*fc.proj"),
-        (renamed("transformer.", "text_encoder."), "must be of a transformer, got text_encoder"),
+        (
+            renamed("ff.net.0", "fc"),
+            r"must have adapters for layers of .*, got 2 unknown layers of 29 \(.*fc.proj",
+        ),
+        (renamed("transformer.", "text_encoder."), "must be for a transformer, got text_encoder"),
         (renamed("lora_A", "lora_C"), "tensors must be lora_A and lora_B of linear layers, or"),
-        (lambda t: {n: a for n, a in t.items() if "lora_A" in n}, "have both A and B, got no up"),
+        (lambda t: {n: a for n, a in t.items() if "lora_A" in n}, "have both A and B, got no B"),
         (lambda t: {n: a[:, :1] for n, a in t.items()}, r"must have A \[rank, in\] and B"),
         (lambda t: {n: a[..., None] for n, a in t.items()}, r"must have A \[rank, in\] and B"),
         (lambda _: {}, "must hold adapters, got none"),
@@ -141,14 +147,14 @@ def renamed(old, new):
                 "lora_unet_x.lora_up.weight": np.ones((4, 2), np.float32),
                 "lora_unet_x.lora_down.weight": np.ones((2, 4), np.float32),
             },
-            "layers must be those of a FLUX or SD3 transformer, got lora_unet_x",
+            "layers must belong to a FLUX or SD3 transformer, got lora_unet_x",
         ),
         (
             lambda _: {
                 "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": np.ones((4, 2)),
                 "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": np.ones((2, 4)),
             },
-            "must have 3 times 4 rows .*, got 4",
+            r"must have 3 \* 4 rows .*, got 4",
         ),
     ],
 )
@@ -161,7 +167,7 @@ def test_a_file_of_something_else_is_one_clear_line(change, message, tmp_path):
 
 
 def test_of_many_unknown_layers_all_are_counted_and_some_named():
-    folder, message = GOLDEN / "sd3-medium-tiny", r"got \d\d others of 29 \(.*, \.\.\.\)"
+    folder, message = GOLDEN / "sd3-medium-tiny", r"got \d\d unknown layers of 29 \(.*, \.\.\.\)"
     with TensorFiles(find_files(folder)) as files, pytest.raises(ValueError, match=message):
         merge_lora(files, GOLDEN / "lora-flux-diffusers")
 
@@ -172,7 +178,9 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"or a folder with {LORA_FILE} or adapter_model"):
         read_lora(tmp_path)
     (tmp_path / "lora.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"must be a .safetensors file; others can run any code"):
+    with pytest.raises(
+        ValueError, match=r"must be a .safetensors file, because other formats can run code"
+    ):
         read_lora(tmp_path / "lora.bin")
     (tmp_path / LORA_FILE).write_bytes(b"x")
     with pytest.raises(ValueError, match="must be a whole safetensors file"):
@@ -182,7 +190,7 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ('{"transformer.use_dora": true}', "adapters must be plain ones, got DoRA"),
+        ('{"transformer.use_dora": true}', "adapters must be plain LoRA, got DoRA"),
         ("{", "metadata must be JSON"),
     ],
 )

@@ -297,9 +297,9 @@ def test_adapters_of_text_encoders_are_left_out_which_is_said_once(
     found = read_lora(flux_file(tmp_path, **{tensor: np.ones((2, 3), np.float32)}), heard)
     assert found.keys() == bare.keys()
     (line,) = heard.lines
-    assert f"left out 1 tensors of text encoders ({encoder})" in line
+    assert f"ignored 1 tensors of text encoders ({encoder})" in line
     save_file({tensor: np.ones((2, 3), np.float32)}, tmp_path / LORA_FILE)
-    with pytest.raises(ValueError, match=f"adapters must be of a transformer, got {encoder}"):
+    with pytest.raises(ValueError, match=f"adapters must be for a transformer, got {encoder}"):
         read_lora(tmp_path)
 
 
@@ -307,7 +307,7 @@ def test_loading_says_what_is_left_out_and_checking_does_not(tmp_path, heard):
     tensor = {TEXT_ENCODERS[0][0]: np.ones((2, 3), np.float32)}
     path = flux_file(tmp_path, **tensor)
     loaded("flux-dev-tiny", lora=path, progress=heard)
-    assert len([line for line in heard.lines if "left out" in line]) == 1
+    assert len([line for line in heard.lines if "ignored" in line]) == 1
     check_component(GOLDEN / "flux-dev-tiny", lora=path)
 
 
@@ -320,22 +320,22 @@ QKV_KEY = "diffusion_model.double_blocks.0.img_attn.qkv"
     [
         (
             {f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((97, 2))},
-            rf"layer {QKV_KEY[16:]} must have 3 times 32 rows \(.*to_q, .*to_v\), got 97",
+            rf"layer {QKV_KEY[16:]} must have 3 \* 32 rows \(.*to_q, .*to_v\), got 97",
         ),
         (
             {"lora_unet_x.lora_down.weight": ONES, "lora_unet_x.lora_up.weight": ONES.T},
-            "layers must be those of a FLUX or SD3 transformer, got lora_unet_x",
+            "layers must belong to a FLUX or SD3 transformer, got lora_unet_x",
         ),
         (
             {
                 "lora_unet_down_blocks_0_q.lora_down.weight": ONES,
                 "lora_unet_down_blocks_0_q.lora_up.weight": ONES.T,
             },
-            "must be of a FLUX or SD3 transformer, got a UNet's",
+            "must be for a FLUX or SD3 transformer, got a UNet",
         ),
         (
             {"unet.mid_block.q.lora_A.weight": ONES, "unet.mid_block.q.lora_B.weight": ONES.T},
-            "must be of a FLUX or SD3 transformer, got a UNet's",
+            "must be for a FLUX or SD3 transformer, got a UNet",
         ),
         (
             {
@@ -350,8 +350,8 @@ QKV_KEY = "diffusion_model.double_blocks.0.img_attn.qkv"
             {"img_in.lora_A.a.weight": ONES, "img_in.lora_A.b.weight": ONES},
             r"layer img_in must have one adapter, got two",
         ),
-        ({"img_in.dora_scale": ONES}, "adapters must be plain ones, got DoRA"),
-        ({"img_in.lora_magnitude_vector.weight": ONES}, "adapters must be plain ones, got DoRA"),
+        ({"img_in.dora_scale": ONES}, "adapters must be plain LoRA, got DoRA"),
+        ({"img_in.lora_magnitude_vector.weight": ONES}, "adapters must be plain LoRA, got DoRA"),
         ({"img_in.lokr_w1": ONES}, "tensors must be lora_A and lora_B of linear layers, or alpha"),
         ({"img_in.diff_b": ONES}, "tensors must be lora_A and lora_B of linear layers, or alpha"),
         ({"img_in.lora_B.bias": ONES}, "tensors must be lora_A and lora_B of linear layers"),

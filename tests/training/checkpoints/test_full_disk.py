@@ -1,4 +1,4 @@
-"""A disk that fills up during a run: really full, on a small file system of its own."""
+"""A disk that fills up during a run: a small file system that is really full."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from tests.training.test_loop import NUM_STEPS, assert_same_run
 from tests.training.test_train_processes import finish, wait_for
 from tests.training.tiny import Points
 
-# TensorStore's threads come back to an event loop that Orbax has closed; the command hushes them.
+# TensorStore's threads return to an event loop that Orbax has closed; the command silences them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-TOLD = re.compile(
-    r"fmjax: error: No space left on device: (\S+); once there is room, the same command goes on "
-    r"from step (\d+)\n"
+MESSAGE = re.compile(
+    r"fmjax: error: No space left on device: (\S+); free some space and run the same command again "
+    r"to resume from step (\d+)\n"
 )
 
 
@@ -38,17 +38,17 @@ def disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs leave to mount a file system")
+        pytest.skip("needs permission to mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """A file that takes all room but `leave` bytes."""
+    """Write a file that takes all space but `leave` bytes."""
     filler = disk / "filler"
-    room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room - leave)
+        os.posix_fallocate(file.fileno(), 0, free - leave)
     return filler
 
 
@@ -59,7 +59,7 @@ def unbroken(tmp_path_factory):
 
 
 class Fills(Points):
-    """Takes the room of the disk after step 7, when the checkpoint of step 4 is whole."""
+    """Fills the disk after step 7, when the checkpoint of step 4 is complete."""
 
     def __init__(self, disk, leave):
         super().__init__(before_batch=lambda position: position == 7 and self.fill(disk, leave))
@@ -75,12 +75,12 @@ def test_the_checkpoint_before_stays_whole_and_the_run_goes_on_from_it(disk, unb
     folder = disk / "run"
     # Lines come at 3, 6, 9 and 12, checkpoints at 4, 8 and 12.
     with pytest.raises(
-        CheckpointWriteError, match="No space left on device: .*; once there is room"
+        CheckpointWriteError, match="No space left on device: .*; free some space and run"
     ) as error:
         run(folder, NUM_STEPS, batches=Fills(disk, leave))
     assert error.value.step == 4
     assert str(folder) in str(error.value)
-    assert str(error.value).endswith("goes on from step 4")
+    assert str(error.value).endswith("to resume from step 4")
     (disk / "filler").unlink()
     with Checkpoints(folder / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 4
@@ -103,7 +103,7 @@ def test_a_line_of_the_log_that_finds_no_room_is_told_alike(disk):
 def test_events_that_find_no_room_end_and_do_not_hang(disk):
     logger = RunLogger(disk / "run")
     logger.log(1, {"loss": 1.0})
-    # Metrics lie elsewhere: the events alone are without room.
+    # The metrics are on another disk: only the events find no space.
     logger.metrics = disk.with_name("metrics.jsonl")
     fill(disk, 0)
 
@@ -146,7 +146,7 @@ def assert_ends_alike(folder, undisturbed):
 def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
     disk, config, undisturbed, num_files, step
 ):
-    """The disk has bytes enough, or the command would not begin, but no room for more files."""
+    """The disk has enough bytes, or the command would not start, but too few inodes."""
     subprocess.run(["mount", "-o", f"remount,size=8m,nr_inodes={num_files}", disk], check=True)
     folder = disk / "run"
     child = subprocess.run(
@@ -158,10 +158,10 @@ def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
         check=False,
     )
     assert child.returncode == 1, child
-    told = TOLD.fullmatch(child.stderr)
-    assert told, child.stderr
-    assert told[1].startswith(str(folder))
-    assert int(told[2]) == step
+    match = MESSAGE.fullmatch(child.stderr)
+    assert match, child.stderr
+    assert match[1].startswith(str(folder))
+    assert int(match[2]) == step
     subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
     child = subprocess.run(
         command(config, folder),
@@ -196,7 +196,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(disk, conf
 
 
 def no_long_files():
-    """Files of this process end at 60 kB, as if its disk were full."""
+    """Limit the files of this process to 60 kB, as if its disk were full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
@@ -206,15 +206,15 @@ def no_long_files():
 def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_path, failing):
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        meeting = f"localhost:{free.getsockname()[1]}"
-    began = time.monotonic()
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    start = time.monotonic()
     processes = [
         subprocess.Popen(
             command(
                 config,
                 tmp_path / "run",
                 "--coordinator",
-                meeting,
+                coordinator,
                 "--num-processes",
                 "2",
                 "--process-index",
@@ -228,11 +228,12 @@ def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_pa
         )
         for index in range(2)
     ]
-    codes, said = finish(processes, timeout=120)
-    assert time.monotonic() - began < 90
+    codes, outputs = finish(processes, timeout=120)
+    assert time.monotonic() - start < 90
     assert codes[failing] == 1
     assert codes[1 - failing] == 2
-    told, heard = said[failing][1], said[1 - failing][1]
-    assert re.fullmatch(r"fmjax: error: File too large: \S+checkpoints/8; .* from step 0\n", told)
-    assert f"an error in process {failing}, which says more" in heard
-    assert heard.count("\n") == 1
+    own_error, peer_error = outputs[failing][1], outputs[1 - failing][1]
+    message = r"fmjax: error: File too large: \S+checkpoints/8; .* from step 0\n"
+    assert re.fullmatch(message, own_error)
+    assert f"an error in process {failing} (see its output)" in peer_error
+    assert peer_error.count("\n") == 1

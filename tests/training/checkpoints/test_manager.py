@@ -17,7 +17,7 @@ from fmjax.training import (
     make_train_step,
     restore_ema,
 )
-from fmjax.training.checkpoints import reader as restoring
+from fmjax.training.checkpoints import reader
 from fmjax.training.checkpoints.digests import write_digests
 from tests.training.tiny import Points, make_net, make_objective
 
@@ -32,7 +32,7 @@ def make_state(name="adamw", layout=(8, 1), net=None, key=None) -> TrainState:
 
 
 def bits(state):
-    """Everything of a state on the host, keys as their data."""
+    """All arrays of a state on the host, keys as their data."""
     return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
 
 
@@ -48,7 +48,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, state):
-    """A folder with one whole checkpoint, of step 0; never written again."""
+    """A folder with one complete checkpoint of step 0; it is never written again."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, EXTRA)
@@ -160,12 +160,12 @@ def test_the_averaged_weights_are_read_alone(saved, state):
         jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(state.ema_params))
         assert step == 0
     assert params["hidden"]["kernel"].addressable_shards[0].data.size == 64 * 64 // 8
-    # Damage elsewhere does not matter to them, and nothing is written.
+    # Nothing is written.
     assert not any("tmp" in path.name for path in saved.iterdir())
 
 
 def test_every_damaged_file_is_found(saved, state, tmp_path):
-    """Orbax's own files about the whole checkpoint are not needed to read it back."""
+    """Orbax's files at the top of the checkpoint are not needed to read it."""
     folder = copy_of(saved, tmp_path)
     files = [path for path in sorted((folder / "0").rglob("*")) if path.is_file()]
     needed = [path for path in files if path.parent != folder / "0" or path.name == "digests.json"]
@@ -177,7 +177,7 @@ def test_every_damaged_file_is_found(saved, state, tmp_path):
             flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
             for damaged in (flipped, whole[:middle], None)[: 3 if number % 5 == 0 else 1]:
                 path.unlink() if damaged is None else path.write_bytes(damaged)
-                message = f"checkpoint of step 0 in {folder} must be whole, got "
+                message = f"checkpoint of step 0 in {folder} must be undamaged, got "
                 with pytest.raises(ValueError, match=message) as error:
                     checkpoints.restore(state)
                 assert "\n" not in str(error.value)
@@ -197,8 +197,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, state
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(later, EXTRA)
     flip_a_bit(next((folder / "7" / "ema_params").rglob("d/*")))
-    named = f"checkpoint of step 7 in {folder} must be whole, got a damaged file ema_params/"
-    with pytest.warns(UserWarning, match=f"{named}.*; that of step 0 is taken instead"):
+    named = f"checkpoint of step 7 in {folder} must be undamaged, got a damaged file ema_params/"
+    with pytest.warns(UserWarning, match=f"{named}.*; using the checkpoint of step 0 instead"):
         params, step = restore_ema(folder, jax.eval_shape(lambda: state.ema_params))
     assert step == 0
     with Checkpoints(folder) as checkpoints:
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, state
         restored, _, (line,) = checkpoints.restore(state)
         assert_same_bits(restored, state)
         assert line.startswith(named)
-        assert line.endswith(f"it is now in {folder / 'damaged'}")
+        assert line.endswith(f"it was moved to {folder / 'damaged'}")
         # Its step is free again.
         assert checkpoints.latest_step() == 0
         checkpoints.save(later, EXTRA)
@@ -217,12 +217,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, state
 
 
 def test_what_orbax_cannot_read_is_one_line_too(saved, state, tmp_path):
-    """Digests that agree with a damaged file: then it is Orbax that finds the damage."""
+    """The digests match the damaged file, so Orbax finds the damage."""
     folder = copy_of(saved, tmp_path)
     (folder / "0" / "run" / "metadata").write_text("{")
     (folder / "0" / "digests.json").unlink()
     write_digests(folder / "0", ("run",))
-    message = f"checkpoint of step 0 in {folder} must be whole"
+    message = f"checkpoint of step 0 in {folder} must be undamaged"
     with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=message):
         checkpoints.restore(state)
 
@@ -238,13 +238,13 @@ def wider_net() -> VelocityNet:
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused(saved, state, tmp_path):
-    start = f"checkpoint of step 0 in {saved} must be of this model and optimizer, got "
+    start = f"checkpoint of step 0 in {saved} must match the model and optimizer, got "
     cases = {
-        "ema_params.first.bias: it holds float32\\[64\\], the run float32\\[32\\]": make_state(
+        "ema_params.first.bias: float32\\[64\\] in the checkpoint, float32\\[32\\] in": make_state(
             net=wider_net()
         ),
-        "state.opt_state.*: it holds int32\\[\\], the run nothing": make_state("muon"),
-        "keys of 'threefry2x32', not 'rbg'": make_state(key=jax.random.key(0, impl="rbg")),
+        "state.opt_state.*: int32\\[\\] in the checkpoint, nothing in the run": make_state("muon"),
+        "random keys of 'threefry2x32', not 'rbg'": make_state(key=jax.random.key(0, impl="rbg")),
     }
     with Checkpoints(saved) as checkpoints:
         for difference, like in cases.items():
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(saved, state, tmp
 def test_a_checkpoint_of_another_program_is_refused(state, tmp_path):
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(4, args=ocp.args.StandardSave({"w": np.ones(3)}))
-    message = f"checkpoint of step 4 in {tmp_path} must be of this model .* one without run"
+    message = f"checkpoint of step 4 in {tmp_path} must match the model .* one without run"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
         checkpoints.restore(state)
 
@@ -267,12 +267,15 @@ def test_a_description_that_fmjax_did_not_write_is_refused(saved, state, tmp_pat
     (folder / "0" / "run" / "metadata").write_text("{}")
     (folder / "0" / "digests.json").unlink()
     write_digests(folder / "0", ("run",))
-    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match="did not write"):
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(ValueError, match="not written by fmjax"),
+    ):
         checkpoints.restore(state)
 
 
 def test_a_folder_without_checkpoints_is_refused(saved, state, tmp_path):
-    message = f"checkpoint folder must hold a checkpoint, got none in {tmp_path}"
+    message = f"checkpoint folder must contain a checkpoint, got none in {tmp_path}"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
         checkpoints.restore(state)
     with pytest.raises(ValueError, match="checkpoint folder must exist, got .*nowhere"):
@@ -291,22 +294,22 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_weights_are_read_while_a_training_saves_and_removes_them(tmp_path, state, monkeypatch):
-    """One that goes when it is about to be read is not damaged: the next one is read, no older."""
+    """A checkpoint deleted while it is read is not damaged: the newer one is read instead."""
     like = jax.eval_shape(make_net().init, jax.random.key(0))
-    find_damage, later = restoring.find_damage, state._replace(step=state.step + 1)
+    find_damage, later = reader.find_damage, state._replace(step=state.step + 1)
     with Checkpoints(tmp_path, max_to_keep=1) as training:
         training.save(state, EXTRA)
         training.wait()
         saves = iter([later])
 
-        def saved_meanwhile(folder, *rest):
-            for each in saves:
-                training.save(each, EXTRA)
+        def save_and_find(folder, *args):
+            for later_state in saves:
+                training.save(later_state, EXTRA)
                 training.wait()
                 assert not folder.exists()
-            return find_damage(folder, *rest)
+            return find_damage(folder, *args)
 
-        monkeypatch.setattr(restoring, "find_damage", saved_meanwhile)
+        monkeypatch.setattr(reader, "find_damage", save_and_find)
         params, step = restore_ema(tmp_path, like)
     assert step == 1
     jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
