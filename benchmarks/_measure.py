@@ -1,26 +1,29 @@
-"""How every benchmark measures: in turns within one run, medians, ratios, one JSON line.
+"""Timing of benchmarks: candidates in alternation, medians and ratios, one line of JSON.
 
-Absolute times of a shared machine say little; two candidates that take turns see the same
-neighbours, so the ratio of their times holds.
+Absolute times on a shared machine vary. Candidates that run in alternation are slowed down by the
+same other processes, so the ratio of their times is reliable.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: int = 2
+    candidates: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Time each candidate once a round, in alternating order; seconds of each call.
+    """Time each candidate once per round, in alternating order.
 
     Args:
-        candidates: Each does its work to the end: a jax call must wait (`block_until_ready`).
-        rounds: Measured rounds. Every other round runs backwards, so that no candidate always
-            follows the same one.
-        warmup: Rounds before, which compile and fill caches and are not counted.
+        candidates: Functions by name. Each must finish its work: JAX calls need
+            `block_until_ready`.
+        rounds: Number of measured rounds. Every other round is in reverse order, so that no
+            candidate always follows the same one.
+        warmup: Number of rounds before these, for compilation and caches, that are not measured.
+
+    Returns:
+        The seconds of each call, by name of the candidate.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -34,26 +37,26 @@ def take_turns(
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
-    """Median over the rounds of `over[i] / under[i]`: each round against its own neighbour."""
+    """Return the median over the rounds of `over[i] / under[i]`."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """The quartiles: half of the rounds lie between them."""
+    """Return the first and the third quartile."""
     low, _, high = statistics.quantiles(values, n=4)
     return low, high
 
 
-def report(result: Mapping[str, Any]) -> None:
-    """Print the result as one JSON object on one line; floats to four digits."""
-    print(json.dumps({key: _short(value) for key, value in result.items()}))
+def report(result: Mapping[str, object]) -> None:
+    """Print the result as one line of JSON, with floats rounded to four digits."""
+    print(json.dumps({key: _rounded(value) for key, value in result.items()}))
 
 
-def _short(value: Any) -> Any:
+def _rounded(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
-        return {key: _short(item) for key, item in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_short(item) for item in value]
+        return [_rounded(item) for item in value]
     return value

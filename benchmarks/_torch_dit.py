@@ -1,11 +1,11 @@
-"""The DiT of fmjax written in PyTorch, as one would there: the peer of the speed benchmarks."""
+"""The DiT of fmjax in idiomatic PyTorch, which the speed benchmarks compare with."""
 
 import math
 import os
-from typing import Any
+from types import EllipsisType
 
-# PyTorch's threads wait for one another by spinning, which takes seconds a call where other
-# programs want the cores too. Must be set before torch loads.
+# By default, PyTorch's threads wait in busy loops, which costs seconds per call if other processes
+# use the cores. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmjax._arrays import Params
 from fmjax.networks import DiTConfig
 from fmjax.networks.layers.patches import sincos_positions
 
 
 class TorchBlock(nn.Module):
-    """Attention and MLP, each behind a norm that the condition modulates."""
+    """Attention and MLP, each after a normalization that is modulated by the condition."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -30,7 +31,7 @@ class TorchBlock(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Give the tokens after this block."""
+        """Apply the block to the tokens h, with the condition c."""
         batch, tokens, width = h.shape
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
@@ -45,7 +46,7 @@ class TorchBlock(nn.Module):
 
 
 class TorchDiT(nn.Module):
-    """`forward(t, x, labels)` with images `[batch, height, width, channel]`, as in fmjax."""
+    """DiT with `forward(t, x, labels)`; images are `[batch, height, width, channel]`."""
 
     positions: Tensor
     frequencies: Tensor
@@ -70,7 +71,7 @@ class TorchDiT(nn.Module):
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, t: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """Give the velocity, shaped like x."""
+        """Return the velocity, shaped like x."""
         angles = t[:, None] * self.frequencies
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         c = F.silu(self.embed_out(F.silu(self.hidden(features))) + self.labels(labels))
@@ -85,10 +86,10 @@ class TorchDiT(nn.Module):
         return x.reshape(-1, height, width, channels)
 
 
-def copy_weights(params: dict[str, Any], net: TorchDiT) -> None:
-    """Give the PyTorch network the weights of fmjax's."""
+def copy_weights(params: Params, net: TorchDiT) -> None:
+    """Copy the weights of the network of fmjax to the PyTorch network."""
 
-    def copy(layer: nn.Linear, weights: dict[str, Any], index: Any = ...) -> None:
+    def copy(layer: nn.Linear, weights: Params, index: int | EllipsisType = ...) -> None:
         kernel, bias = np.asarray(weights["kernel"])[index], np.asarray(weights["bias"])[index]
         layer.weight.data.copy_(torch.from_numpy(kernel.T.copy()))
         layer.bias.data.copy_(torch.from_numpy(bias.copy()))

@@ -1,14 +1,13 @@
-"""Kill a training run at random moments, again and again, and see that nothing is lost.
+"""Kill a training run at random times and check that it resumes without any loss.
 
-A small model is trained in the plane, with a checkpoint every few steps, so that many moments are
-in the middle of a save. A trial starts the run (or goes on with it), and kills it by SIGKILL after
-a random time. Every start must go on from the newest checkpoint that was whole; and once a run
-comes to its end, its last checkpoint and the lines of its log must be those of a run that nothing
-disturbed, bit for bit. Run:
+A small model is trained on points in the plane with a checkpoint every few steps, so that many
+kills hit a save. A trial starts or resumes the run and kills it with SIGKILL after a random time.
+Every start must resume from the newest complete checkpoint. At the end of a run, its last
+checkpoint and the lines of its log must equal those of an uninterrupted run bit for bit. Run:
 
     python benchmarks/crash.py
 
-It takes about 25 minutes for the 50 trials, and prints one JSON line.
+The 50 trials take about 25 minutes. The last line is one JSON object.
 """
 
 import argparse
@@ -19,30 +18,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from _measure import report
 
+# Fields of the log that depend on the speed of the machine.
 TIMES = ("examples_per_second", "teraflops_per_device", "share_of_peak")
 
 
 def train(folder: Path) -> None:
-    """The child: one whole run, or the rest of one."""
-    from fmjax._progress import Silent
+    """Start or resume the run in `folder` and train it to the end, in the child process."""
+    from fmjax._progress import Advance, Silent
     from fmjax.config import CompareConfig, Config, LossConfig, TrainingConfig
     from fmjax.data import ToyData
     from fmjax.jobs.train.train import train_folder
     from fmjax.networks import MLPConfig
 
-    class Loud(Silent):
-        """Says what happens; no bars."""
+    class PrintedProgress(Silent):
+        """Prints messages and the start of each task."""
 
         def say(self, line: str) -> None:
             print(line, flush=True)
 
-        def task(self, description: str, total: int | None) -> Any:
+        def task(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
             print(f"begins {description}", flush=True)
             return super().task(description, total)
 
@@ -56,30 +56,31 @@ def train(folder: Path) -> None:
         ),
         compare=CompareConfig(num_samples=8),
     )
-    train_folder(config, folder, progress=Loud())
+    train_folder(config, folder, progress=PrintedProgress())
 
 
-def start(folder: Path) -> subprocess.Popen:
-    """A child at work on the run in `folder`."""
+def start(folder: Path) -> subprocess.Popen[str]:
+    """Start a child process that trains the run in `folder`."""
     command = [sys.executable, __file__, "--child", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def newest(folder: Path) -> int | None:
-    """The newest checkpoint that has its name, which it gets when it is whole."""
+    """Return the step of the newest complete checkpoint: incomplete ones have other names."""
     checkpoints = folder / "checkpoints"
-    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
+    names = [entry.name for entry in checkpoints.glob("*")]
+    steps = [int(name) for name in names if name.isdigit()]
     return max(steps, default=None)
 
 
-def resumed(said: str) -> int | None:
-    """The step that a child went on from."""
-    found = re.search(r"resumed from step (\d+)", said)
-    return int(found[1]) if found else None
+def resumed_step(output: str) -> int | None:
+    """Return the step that a child resumed from, or None."""
+    match = re.search(r"resumed from step (\d+)", output)
+    return int(match[1]) if match else None
 
 
-def final(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """The bits of the last checkpoint, and the lines of the log without their times."""
+def final_state(folder: Path) -> tuple[dict[str, bytes], list[dict[str, object]]]:
+    """Return the bytes of the last checkpoint, and the log without times."""
     import orbax.checkpoint as ocp
 
     last = folder / "checkpoints" / str(newest(folder))
@@ -92,7 +93,7 @@ def final(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
 
 
 def main() -> None:
-    """Kill, restart, compare."""
+    """Kill and resume runs, and compare them with an uninterrupted one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -101,46 +102,47 @@ def main() -> None:
     if args.child is not None:
         train(args.child)
         return
-    rng, started = random.Random(args.seed), time.monotonic()
-    kills, in_training, in_a_save, ended = 0, 0, 0, 0
+    rng, started_at = random.Random(args.seed), time.monotonic()
+    kills, in_training, in_a_save, num_runs = 0, 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        calm = Path(scratch) / "calm"
-        began = time.monotonic()
-        said, _ = start(calm).communicate()
-        length = time.monotonic() - began
-        expected = final(calm)
+        uninterrupted = Path(scratch) / "uninterrupted"
+        run_started_at = time.monotonic()
+        start(uninterrupted).communicate()
+        run_seconds = time.monotonic() - run_started_at
+        expected = final_state(uninterrupted)
         while kills < args.trials:
-            folder, over = Path(scratch) / f"run{ended}", False
-            while not over:
-                before = newest(folder)
+            folder, finished = Path(scratch) / f"run{num_runs}", False
+            while not finished:
+                checkpoint = newest(folder)
                 child = start(folder)
-                patience = None if kills >= args.trials else rng.uniform(0.3, 1.0) * length
+                kill_after = None if kills >= args.trials else rng.uniform(0.3, 1.0) * run_seconds
                 try:
-                    said, _ = child.communicate(timeout=patience)
-                    over = True
+                    output, _ = child.communicate(timeout=kill_after)
+                    finished = True
                 except subprocess.TimeoutExpired:
                     child.kill()
-                    said, _ = child.communicate()
+                    output, _ = child.communicate()
                     kills += 1
-                    in_training += "begins training" in said
+                    in_training += "begins training" in output
                     checkpoints = (folder / "checkpoints").glob("*")
-                    in_a_save += any(not path.name.isdigit() for path in checkpoints)
+                    in_a_save += any(not entry.name.isdigit() for entry in checkpoints)
                 if child.returncode not in (0, -9):
-                    raise SystemExit(f"a run that was killed does not go on:\n{said}")
-                if "begins training" in said and resumed(said) != before:
-                    raise SystemExit(f"checkpoint {before} was whole, resumed {resumed(said)}")
-            got, ended = final(folder), ended + 1
-            if got != expected:
-                raise SystemExit(f"run {ended} ended differently after {kills} kills")
-            print(f"{kills} kills, {ended} runs ended alike", file=sys.stderr, flush=True)
+                    raise SystemExit(f"a killed run does not resume:\n{output}")
+                step = resumed_step(output)
+                if "begins training" in output and step != checkpoint:
+                    raise SystemExit(f"newest checkpoint is {checkpoint}, but step {step} resumed")
+            result, num_runs = final_state(folder), num_runs + 1
+            if result != expected:
+                raise SystemExit(f"run {num_runs} has another result after {kills} kills")
+            print(f"{kills} kills, {num_runs} equal runs", file=sys.stderr, flush=True)
     report(
         {
             "benchmark": "crash",
             "kills": kills,
             "during_training": in_training,
             "during_a_save": in_a_save,
-            "runs_ended_bit_equal": ended,
-            "seconds": time.monotonic() - started,
+            "runs_ended_bit_equal": num_runs,
+            "seconds": time.monotonic() - started_at,
         }
     )
 

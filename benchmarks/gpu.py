@@ -1,17 +1,17 @@
-"""Training and sampling on one NVIDIA GPU: speed, memory and attention kernels, in 8 minutes.
+"""Benchmark of one NVIDIA GPU: speed, memory and attention kernels of training and sampling.
 
     python benchmarks/gpu.py --output gpu.jsonl
     python benchmarks/gpu.py --parts dit lora     # dit, flux, lora, adaptive; or --skip flux
-    python benchmarks/gpu.py --tiny               # small sizes: the script itself, on a CPU too
+    python benchmarks/gpu.py --tiny               # small sizes, to test the script; works on a CPU
 
-`dit` is the training step of DiT-XL/2, `flux` 28 Euler steps of FLUX.1-dev's sizes, `lora` a
-training step of adapters of it, `adaptive` the sampling of DiT-B/2 with Tsit5; all with random
-weights. Results are JSON objects, one a line, on standard output and added to the end of
-`--output`, each as soon as it is there; docs/performance.md says what they mean. It needs the
-extra `cuda12` or `cuda13`, and no data.
+The parts are: `dit`, training steps of DiT-XL/2; `flux`, 28 Euler steps of a network of the size of
+FLUX.1-dev; `lora`, training steps of LoRA adapters of this network; `adaptive`, sampling of DiT-B/2
+with Tsit5. All use random weights. The results are lines of JSON, written to standard output and
+appended to `--output` as soon as they are known; docs/performance.md describes them. The benchmark
+takes 8 minutes and needs the extra `cuda12` or `cuda13`, but no data.
 
-Each case runs in a process of its own with a time limit. One that fails becomes a line of its
-own and the others go on; the exit status is then 1.
+Each case runs in a separate process with a time limit. A failed case becomes a line of the results,
+and the other cases still run; the exit status is then 1.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TextIO
 
 SCRIPT = Path(__file__).with_name("_gpu_parts.py")
 PARTS = ("dit", "flux", "lora", "adaptive")
-# In the order they run: what is least missed comes last, where time may have run out.
+# In the order in which they run: the least important cases come last, when time may run out.
 CASES = (
     ("dit", "none"),
     ("flux", ""),
@@ -40,16 +40,16 @@ CASES = (
     ("lora", "save_matmuls"),
 )
 LIMITS = {"about": 60.0, "dit": 110.0, "flux": 100.0, "lora": 110.0, "adaptive": 90.0}
-LEAST = 20.0  # Seconds that a case needs to be worth a start.
+MIN_SECONDS = 20.0  # A case is not started if less time is left.
 ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # Seconds of compilation are to be real.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # Compile times are measured.
 }
 DEFAULTS = {
     "CUDA_VISIBLE_DEVICES": "0",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # Else JAX takes three quarters of the memory.
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",  # The default of JAX is 0.75.
 }
-TINY = {  # A CPU compiles small programs quickly with these.
+TINY = {  # Fast compilation on a CPU.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE --xla_cpu_use_fusion_emitters=false"
 }
@@ -60,8 +60,8 @@ class Ended(NamedTuple):
     """How a process ended.
 
     Attributes:
-        reason: Why it failed, in words; None if it did not.
-        last_words: The end of what it wrote to standard error.
+        reason: Why the process failed; None if it succeeded.
+        last_words: Last lines of its standard error.
     """
 
     reason: str | None
@@ -74,13 +74,13 @@ def run(
     on_line: Callable[[Line], None],
     environment: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run a command, and end it with all that it started after `limit` seconds.
+    """Run a command, and kill it and its child processes after `limit` seconds.
 
     Args:
-        command: It writes JSON objects to standard output, one a line. What else it writes goes
+        command: Command that writes lines of JSON to standard output. All other output is copied
             to standard error.
         limit: Time limit in seconds.
-        on_line: Gets each object as soon as it is written.
+        on_line: Called with each JSON object as soon as it is written.
         environment: Environment of the command; None takes that of this process.
     """
     process = subprocess.Popen(
@@ -101,8 +101,8 @@ def run(
     def read(stream: TextIO) -> None:
         with stream:
             for text in stream:
-                found = parsed(text) if stream is process.stdout else None
-                say(text) if found is None else on_line(found)
+                line = parsed(text) if stream is process.stdout else None
+                say(text) if line is None else on_line(line)
 
     readers = [
         threading.Thread(target=read, args=(stream,), daemon=True)
@@ -128,23 +128,30 @@ def run(
 
 
 def parsed(text: str) -> Line | None:
-    """The JSON object in a line of text, if it is one."""
+    """Return the result in a line of text, or None if it is other output."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "line" in found else None
+    return value if isinstance(value, dict) and "line" in value else None
 
 
 class Lines:
-    """All lines so far; each goes to standard output and to the end of a file at once."""
+    """The lines of the results, each of which is written to standard output and a file at once.
+
+    Args:
+        output: File to append the lines to, or None.
+
+    Attributes:
+        all: The lines so far.
+    """
 
     def __init__(self, output: Path | None):
         self.all: list[Line] = []
         self._output = output
         self._lock = threading.Lock()
         if output is not None:
-            output.open("a").close()  # Now, rather than after the first result, if it cannot be.
+            output.open("a").close()  # Fail before the first measurement if it is not writable.
 
     def add(self, line: Line) -> None:
         """Write a line."""
@@ -160,7 +167,7 @@ class Lines:
 
 
 def best_results(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
-    """For each training case, the result with the most images per second."""
+    """Return the result with the most images per second of each training case."""
     best: dict[str, dict[str, Any]] = {}
     for line in lines:
         if line["line"] != "result" or line["part"] not in ("dit", "lora"):
@@ -168,36 +175,36 @@ def best_results(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
         name = f"{line['part']} {line['case']}"
         if line["images_per_second"] > best.get(name, {}).get("images_per_second", 0.0):
             names = ("batch_size", "images_per_second", "teraflops", "share_of_peak")
-            best[name] = {each: line[each] for each in names}
+            best[name] = {field: line[field] for field in names}
     return best
 
 
 def named_limit(text: str) -> tuple[str, float]:
-    """PART=SECONDS."""
+    """Parse the time limit of a part, PART=SECONDS."""
     part, _, seconds = text.partition("=")
     if part not in LIMITS:
-        raise argparse.ArgumentTypeError(f"must be PART=SECONDS, of {', '.join(LIMITS)}")
+        raise argparse.ArgumentTypeError(f"must be PART=SECONDS, PART one of {', '.join(LIMITS)}")
     return part, float(seconds)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="a file to add the lines to")
+    parser.add_argument("--output", type=Path, help="file to append the results to")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=PARTS,
         metavar="PART",
-        help="measure these alone: " + ", ".join(PARTS),
+        help="parts to measure: " + ", ".join(PARTS),
     )
     parser.add_argument(
-        "--skip", nargs="+", choices=PARTS, default=(), metavar="PART", help="leave these out"
+        "--skip", nargs="+", choices=PARTS, default=(), metavar="PART", help="parts to leave out"
     )
-    parser.add_argument("--tiny", action="store_true", help="small sizes, which a CPU can do")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, which also run on a CPU")
     parser.add_argument(
-        "--seconds", type=float, default=480.0, help="for everything together (480)"
+        "--seconds", type=float, default=480.0, help="time limit in total (default: 480)"
     )
     parser.add_argument(
         "--limit",
@@ -206,25 +213,25 @@ def make_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="PART=SECONDS",
-        help="for each case of a part",
+        help="time limit of each case of a part",
     )
     return parser
 
 
 def main() -> None:
-    """Run the cases one after the other."""
+    """Run the cases one after another."""
     args = make_parser().parse_args()
     environment = DEFAULTS | (TINY if args.tiny else {}) | os.environ | ENVIRONMENT
-    started, lines, limits = time.monotonic(), Lines(args.output), LIMITS | dict(args.limit)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The running case ends too.
+    started_at, lines, limits = time.monotonic(), Lines(args.output), LIMITS | dict(args.limit)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Also ends the running case.
 
     def measure(part: str, case: str = "") -> bool:
-        left = args.seconds - (time.monotonic() - started)
-        if left < min(LEAST, limits[part]):
-            reason = f"no time left of {args.seconds:.4g} s"
+        remaining = args.seconds - (time.monotonic() - started_at)
+        if remaining < min(MIN_SECONDS, limits[part]):
+            reason = f"no time left (limit {args.seconds:.4g} s)"
             lines.add({"line": "left_out", "part": part, "case": case, "reason": reason})
             return True
-        limit = min(left, limits[part])
+        limit = min(remaining, limits[part])
         command = [sys.executable, str(SCRIPT), part, case, "--seconds", str(limit)]
         ended = run([*command, *(["--tiny"] if args.tiny else [])], limit, lines.add, environment)
         if ended.reason is not None:
@@ -239,19 +246,19 @@ def main() -> None:
             )
         return ended.reason is None
 
-    worked = measure("about")
-    if worked:
-        wanted = [each for each in CASES if each[0] in args.parts and each[0] not in args.skip]
-        worked = all([measure(*each) for each in wanted])
+    succeeded = measure("about")
+    if succeeded:
+        parts = set(args.parts) - set(args.skip)
+        succeeded = all([measure(part, case) for part, case in CASES if part in parts])
     lines.add(
         {
             "line": "summary",
             "best": best_results(lines.all),
             "failures": sum(line["line"] == "failure" for line in lines.all),
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(time.monotonic() - started_at, 1),
         }
     )
-    sys.exit(0 if worked else 1)
+    sys.exit(0 if succeeded else 1)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The training loop over the bare step, and the time from the command to the first step.
+"""Benchmark of the training loop against the bare step, and of the time to the first step.
 
-On configs/digits.py. Run:
+The config is configs/digits.py. Run:
 
     python benchmarks/loop.py --rounds 5
 
-`loop_over_step` is the time of `fit` (data, transfer, log lines, one checkpoint each
-`checkpoint_every` steps) over that of the same jitted step called again and again with one batch
-that lies on the device. `first_step_cold_s` and `first_step_warm_s` are the seconds from
-`fmjax train configs/digits.py` in a process of its own until the first step has ended and its
-line stands in metrics.jsonl, with an empty and with a filled compilation cache;
-`first_step_resumed_s` is that of a run which goes on from a checkpoint. `save_blocks_share` is the
-share of the loop's time that it waits for saves, which go on in the background. The last line is
-one JSON object. Takes about five minutes on two idle cores.
+`loop_over_step` is the time of `fit` (data, transfer, logs, one checkpoint per `checkpoint_every`
+steps) divided by that of the same jitted step, called repeatedly with one batch on the device.
+`first_step_cold_s` and `first_step_warm_s` are the seconds from the start of
+`fmjax train configs/digits.py` until the first step is written to metrics.jsonl, with an empty and
+with a filled compilation cache; `first_step_resumed_s` is measured for a run that resumes from a
+checkpoint. `save_blocks_share` is the share of the time of the loop that it waits for saves, which
+are otherwise in the background. The last line is one JSON object. The benchmark takes about five
+minutes on two idle cores.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import jax
 from _measure import median_ratio, report, spread, take_turns
+from jaxtyping import PyTree
 
 from fmjax._memory import keep_freed_memory
 from fmjax.config import Config, build
@@ -42,19 +43,20 @@ from fmjax.training import (
     learning_rate_at,
     make_train_step,
 )
+from fmjax.training.loop import Batches
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"
 
 
 class Loop:
-    """Both candidates over one compiled step; each call trains a fresh state for `num_steps`."""
+    """Both candidates with one compiled step; each call trains a new state for `num_steps`."""
 
     def __init__(self, config: Config, dataset: Dataset, num_steps: int):
         self.config, self.dataset, self.num_steps = config, dataset, num_steps
         self.experiment = build(config, dataset.event_shape, dataset.num_classes)
         self.mesh = make_mesh()
-        _, sharding = self.fresh_state()
+        _, sharding = self.new_state()
         self.step = make_train_step(
             self.experiment.objective,
             self.experiment.optimizer,
@@ -66,27 +68,27 @@ class Loop:
         self.states: list[TrainState] = []
 
     def prepare(self, count: int) -> None:
-        """Have a state for each of `count` turns, made before the clock runs."""
-        self.states = [self.fresh_state()[0] for _ in range(count)]
+        """Create the states of `count` calls, which is not part of the measured time."""
+        self.states = [self.new_state()[0] for _ in range(count)]
 
-    def fresh_state(self):
-        """A new state and its sharding."""
+    def new_state(self) -> tuple[TrainState, PyTree]:
+        """Return a new training state and its shardings."""
         key = jax.random.key(self.config.training.seed)
         return init_state(self.experiment.net, self.experiment.optimizer, key, self.mesh)
 
-    def batches(self):
-        """The data from its start."""
+    def batches(self) -> Batches:
+        """Iterate over the batches of the data from its start."""
         return batches(self.dataset, batch_size=self.config.training.batch_size)
 
     def bare(self) -> None:
-        """The step and nothing else."""
+        """Run the training steps only."""
         state, metrics = self.states.pop(), None
         for _ in range(self.num_steps):
             state, metrics = self.step(state, self.batch)
         jax.block_until_ready((state, metrics))
 
-    def whole(self) -> None:
-        """What `fmjax train` does with the step."""
+    def full(self) -> None:
+        """Run the training steps in the loop of `fmjax train`."""
         training = self.config.training
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -110,14 +112,18 @@ class Loop:
 
 
 def first_step_seconds(cache: str, run: Path) -> float:
-    """Seconds from starting the command until it has written a line of its metrics.
+    """Return the seconds from the start of `fmjax train` until it writes a line of metrics.
 
-    It is then told to stop, so that the next start of the same run resumes it.
+    The process is then stopped by a signal, so that the next call on the same run resumes it.
+
+    Args:
+        cache: Folder of the compilation cache.
+        run: The run folder.
     """
-    # Only our own cache, whatever the shell that starts the benchmark uses.
+    # Remove a cache folder that the shell may have set.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     metrics = run / "metrics.jsonl"
-    before = metrics.read_text().count("\n") if metrics.exists() else 0
+    num_lines = metrics.read_text().count("\n") if metrics.exists() else 0
     start = time.perf_counter()
     process = subprocess.Popen(
         [
@@ -135,7 +141,7 @@ def first_step_seconds(cache: str, run: Path) -> float:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not (metrics.exists() and metrics.read_text().count("\n") > before):
+    while not (metrics.exists() and metrics.read_text().count("\n") > num_lines):
         if process.poll() is not None:
             raise SystemExit(f"fmjax train ended with {process.returncode}")
         time.sleep(0.01)
@@ -146,51 +152,51 @@ def first_step_seconds(cache: str, run: Path) -> float:
 
 
 def first_steps(rounds: int) -> dict[str, list[float]]:
-    """Cold, warm and resumed starts in turns, each round with a cache of its own."""
+    """Measure cold, warm and resumed starts, with a new cache in each round."""
     seconds: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as runs:
-            for kind, run in (("cold", "a"), ("warm", "b"), ("resumed", "b")):
-                seconds[kind].append(first_step_seconds(cache, Path(runs) / run))
+            for start, run in (("cold", "a"), ("warm", "b"), ("resumed", "b")):
+                seconds[start].append(first_step_seconds(cache, Path(runs) / run))
     return seconds
 
 
 class TimedCheckpoints(Checkpoints):
-    """Checkpoints that know how long their saves kept the loop waiting."""
+    """Checkpoints that record in `blocked` how many seconds each save blocks the loop."""
 
     blocked: ClassVar[list[float]] = []
 
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
-        """As `Checkpoints.save`."""
+        """Save like `Checkpoints.save`, and record the seconds."""
         start = time.perf_counter()
         super().save(state, extra)
         self.blocked.append(time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure, report."""
+    """Measure and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--start-rounds", type=int, default=3)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
+    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
     starts = first_steps(args.start_rounds)
     config = load_config(CONFIG)
     num_steps = config.training.checkpoint_every
     loop = Loop(config, config.data.load("train"), num_steps)
     loop.prepare(2 * (args.rounds + 1))
-    seconds = take_turns({"bare": loop.bare, "whole": loop.whole}, args.rounds, warmup=1)
-    blocked = TimedCheckpoints.blocked[1:]  # Without that of the first turn, which warms up.
-    ratios = [a / b for a, b in zip(seconds["whole"], seconds["bare"], strict=True)]
+    seconds = take_turns({"bare": loop.bare, "full": loop.full}, args.rounds, warmup=1)
+    blocked = TimedCheckpoints.blocked[1:]  # Without the warm-up round.
+    ratios = [a / b for a, b in zip(seconds["full"], seconds["bare"], strict=True)]
     report(
         {
             "benchmark": "loop",
-            "loop_over_step": median_ratio(seconds["whole"], seconds["bare"]),
+            "loop_over_step": median_ratio(seconds["full"], seconds["bare"]),
             "loop_over_step_quartiles": spread(ratios),
             "step_seconds": statistics.median(seconds["bare"]) / num_steps,
             "steps_per_turn": num_steps,
             "save_blocks_s": statistics.median(blocked),
-            "save_blocks_share": sum(blocked) / sum(seconds["whole"]),
+            "save_blocks_share": sum(blocked) / sum(seconds["full"]),
             "rounds": args.rounds,
             "first_step_cold_s": statistics.median(starts["cold"]),
             "first_step_warm_s": statistics.median(starts["warm"]),

@@ -1,12 +1,12 @@
 """Plans of published models on several machines, and weak scaling: the tables of docs/plans.md.
 
-Every plan is one `fmjax plan` in a process of its own. It needs the compilers (`fmjax[tpu]` and
-`fmjax[cuda12]`) but no accelerator, and about half an hour on two cores:
+Each plan is one `fmjax plan` in a separate process. This needs the compilers (`fmjax[tpu]` and
+`fmjax[cuda12]`) but no accelerator, and takes about half an hour on two cores:
 
     python benchmarks/plans.py            # all tables
-    python benchmarks/plans.py scaling    # one of them: dit, flux, released or scaling
+    python benchmarks/plans.py scaling    # one table: dit, flux, released or scaling
 
-It prints Markdown. Compile times are those of the machine it runs on.
+The output is Markdown. Compile times are those of the machine that runs the benchmark.
 """
 
 import json
@@ -14,17 +14,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).parents[1]
 XL = ["--network.width", "1152", "--network.num-layers", "28", "--network.num-heads", "16"]
 FSDP = ["--mesh.data", "1", "--mesh.fsdp", "-1"]
 HALVES = ["--mesh.data", "2", "--mesh.fsdp", "128"]
+Plan: TypeAlias = dict[str, Any]  # A plan in the JSON output of `fmjax plan`.
 SIT, FLUX, SD3 = "imagenet256_sit", "flux_dev", "sd35_large"
 
 
 def batch(size: int) -> list[str]:
-    """The option that sets it."""
+    """Return the option of the batch size."""
     return ["--training.batch-size", str(size)]
 
 
@@ -46,9 +47,9 @@ LARGE = [
     ("FLUX 12B", FLUX, "v6e:8x8", [*batch(64)]),
     ("FLUX 12B", FLUX, "h100:64", [*batch(64)]),
 ]
-# Training and sampling of both released families, as many examples as devices or twice that.
+# Training and sampling of both released families, with one example per device or two.
 RELEASED = [
-    # 2,432, the width of SD3.5 large, divides by 128, not by 256.
+    # 2,432, the width of SD3.5 large, is divisible by 128, but not by 256.
     (name, config, grid, [*batch(num), *work, *(HALVES if (config, num) == (SD3, 256) else [])])
     for name, config in (("FLUX, 11.9 B", FLUX), ("SD3.5 large, 8.1 B", SD3))
     for grid, num in (("v5e:16x16", 256), ("v5p:2x4x4", 64), ("v6e:8x8", 64), ("h100:8", 8))
@@ -64,7 +65,7 @@ RELEASED = [
         ],
     )
 ]
-# One slice up to 256 chips, then several: weights never leave theirs.
+# One slice of up to 256 chips, then several; weights are sharded within a slice.
 SCALING = [
     (
         f"{slices} x {grid}",
@@ -93,8 +94,8 @@ SCALING = [
 ]
 
 
-def plan(config: str, topology: str, options: list[str]) -> dict[str, Any]:
-    """What `fmjax plan` says of one."""
+def make_plan(config: str, topology: str, options: list[str]) -> Plan:
+    """Run `fmjax plan` and return its result."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
         command = [
@@ -117,72 +118,72 @@ def plan(config: str, topology: str, options: list[str]) -> dict[str, Any]:
 
 
 def gb(size: float | None, digits: int = 2) -> str:
-    """Bytes as GB."""
+    """Format a number of bytes in GB."""
     return "-" if size is None else f"{size / 1e9:.{digits}f}"
 
 
-def memory(found: dict[str, Any]) -> str:
-    """Two columns: what the program takes of a device's memory, and how much there is."""
-    sizes = " / ".join(gb(found[part]) for part in ("arguments", "temporaries", "peak"))
-    return f"{sizes} | {gb(found['memory'], 1)}{'' if found['fits'] else ', does not fit'}"
+def memory(plan: Plan) -> str:
+    """Format two columns: the memory that the program needs, and that of a device."""
+    sizes = " / ".join(gb(plan[part]) for part in ("arguments", "temporaries", "peak"))
+    return f"{sizes} | {gb(plan['memory'], 1)}{'' if plan['fits'] else ', does not fit'}"
 
 
 def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
-    """Memory and speed."""
+    """Print a table of memory and speed."""
     print(
         "| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
         "TFLOP each | sent, GB | at most, examples/s | compiled in |"
     )
     print("| --- " * 9 + "|")
     for name, config, topology, options in rows:
-        found = plan(config, topology, options)
-        mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
-        sent = sum(traffic["sent"] for traffic in found["traffic"].values())
-        layout = f"{mesh}, {found['batch_size']}, {found['remat']}"
-        rate = found["examples_per_second"]
+        plan = make_plan(config, topology, options)
+        mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+        sent = sum(traffic["sent"] for traffic in plan["traffic"].values())
+        layout = f"{mesh}, {plan['batch_size']}, {plan['remat']}"
+        rate = plan["examples_per_second"]
         print(
-            f"| {name} | {topology} | {layout} | {memory(found)} | "
-            f"{found['flops'] / 1e12:.1f} | {gb(sent)} | "
-            f"{rate or 0:,.4g} | {found['compile_seconds']:.0f} s |",
+            f"| {name} | {topology} | {layout} | {memory(plan)} | "
+            f"{plan['flops'] / 1e12:.1f} | {gb(sent)} | "
+            f"{rate or 0:,.4g} | {plan['compile_seconds']:.0f} s |",
             flush=True,
         )
 
 
 def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
-    """Memory, and the attention kernels of the program."""
+    """Print a table of memory and attention kernels."""
     print(
         "| model | work | devices | batch | arguments / temporaries / peak, GB | of | attention "
         "by | compiled in |"
     )
     print("| --- " * 8 + "|")
     for name, config, topology, options in rows:
-        found = plan(config, topology, options)
-        kernels = ", ".join(f"`{kernel}`" for kernel in found["kernels"]) or "plain products"
+        plan = make_plan(config, topology, options)
+        kernels = ", ".join(f"`{kernel}`" for kernel in plan["kernels"]) or "plain products"
         print(
-            f"| {name} | {found['work']} | {topology} | {found['batch_size']} | "
-            f"{memory(found)} | {kernels} | {found['compile_seconds']:.0f} s |",
+            f"| {name} | {plan['work']} | {topology} | {plan['batch_size']} | "
+            f"{memory(plan)} | {kernels} | {plan['compile_seconds']:.0f} s |",
             flush=True,
         )
 
 
 def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
-    """What each chip receives of every kind of collective, at 8 images a chip."""
+    """Print a table of the traffic of each chip by kind of collective, at 8 images per chip."""
     print(
         "| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
         "compute / links / network, ms |"
     )
     print("| --- " * 7 + "|")
     for _, config, topology, options in rows:
-        found = plan(config, topology, options)
-        mesh = f"data {found['mesh']['data']}, fsdp {found['mesh']['fsdp']}"
-        traffic = found["traffic"]
+        plan = make_plan(config, topology, options)
+        mesh = f"data {plan['mesh']['data']}, fsdp {plan['mesh']['fsdp']}"
+        traffic = plan["traffic"]
         gathered = traffic.get("all-gather", {"bytes": 0.0})["bytes"]
-        total = sum(each["bytes"] for each in traffic.values())
-        sent = sum(each["sent"] for each in traffic.values())
-        across = sum(each["across"] for each in traffic.values())
-        busy = (1e3 * found["roofline"][part] for part in ("compute", "links", "network"))
+        total = sum(collective["bytes"] for collective in traffic.values())
+        sent = sum(collective["sent"] for collective in traffic.values())
+        across = sum(collective["across"] for collective in traffic.values())
+        busy = (1e3 * plan["roofline"][part] for part in ("compute", "links", "network"))
         print(
-            f"| {found['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
+            f"| {plan['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
             f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in busy)} |",
             flush=True,
         )

@@ -1,16 +1,16 @@
-"""Sampling a DiT: fmjax against torchdiffeq's dopri5 on the same weights, on the CPU.
+"""Benchmark of sampling a DiT: fmjax against torchdiffeq's dopri5 with the same weights, on a CPU.
 
-A small DiT is trained on the 8x8 digits for a while, so that the field is a real one, and its
-weights are copied into PyTorch. fmjax solves a batch at `--tolerance`; torchdiffeq's tolerance
-is tightened from 1e-1 on, then bisected, until its worst sample ends no further from a reference
-than fmjax's worst does. Then the two are timed in alternation: at equal worst-sample
-error, so that a step control which neglects outliers has to pay for them. A second part times
-fmjax's plain fixed-step solvers against Diffrax's. Run:
+A small DiT is trained on the 8x8 digits, so that its velocity field is realistic, and its weights
+are copied to PyTorch. fmjax solves a batch at `--tolerance`. For torchdiffeq, the largest tolerance
+is determined at which its worst sample has at most the error of the worst sample of fmjax: it is
+decreased from 1e-1 and then bisected. Then both are timed in alternation. Because the worst-sample
+errors are equal, a step control that neglects outliers has no advantage. A second part times the
+fixed-step solvers of fmjax against those of Diffrax. Run:
 
     python benchmarks/sampling.py --rounds 12
 
-The last line is one JSON object; `dopri5_speed_ratio` and `tsit5_speed_ratio` are torchdiffeq's
-time over fmjax's. Takes two to three minutes on two cores.
+The last line is one JSON object; `dopri5_speed_ratio` and `tsit5_speed_ratio` are the time of
+torchdiffeq divided by that of fmjax. The benchmark takes two to three minutes on two cores.
 """
 
 import argparse
@@ -37,45 +37,52 @@ from fmjax.solvers import AdaptiveSteps, FixedSteps, Samples, sample
 
 
 def loosest(peer: TorchSolve, reference: np.ndarray, error: float) -> tuple[float, float, int]:
-    """The largest tolerance at least as exact as `error`: it, its error, its evaluations."""
+    """Return the largest tolerance of torchdiffeq with at most this error.
 
-    def attempt(exponent: float) -> tuple[bool, float]:
-        found = worst_error(peer(10.0**exponent), reference)
-        return found <= error, found
+    Args:
+        peer: The solve of torchdiffeq.
+        reference: Exact samples.
+        error: Largest allowed worst-sample error.
+
+    Returns:
+        The tolerance, its worst-sample error, and its number of network evaluations.
+    """
+
+    def error_at(exponent: float) -> float:
+        return worst_error(peer(10.0**exponent), reference)
 
     for exponent in -np.arange(1.0, 6.01, 0.25):
-        if attempt(float(exponent))[0]:
+        if error_at(float(exponent)) <= error:
             break
     else:
         raise SystemExit(f"torchdiffeq does not reach an error of {error:.1e}")
     good, bad = float(exponent), float(exponent) + 0.25
     for _ in range(4):
         middle = 0.5 * (good + bad)
-        good, bad = (middle, bad) if attempt(middle)[0] else (good, middle)
-    _, found = attempt(good)
-    return 10.0**good, found, peer.calls
+        good, bad = (middle, bad) if error_at(middle) <= error else (good, middle)
+    return 10.0**good, error_at(good), peer.calls
 
 
 def compare_adaptive(
-    solve: Callable[..., Samples], peer: TorchSolve, reference: np.ndarray, args: Any
-) -> dict[str, Any]:
-    """Our Dopri5 and Tsit5 against torchdiffeq, each at equal worst-sample error."""
-    found: dict[str, Any] = {}
+    solve: Callable[..., Samples], peer: TorchSolve, reference: np.ndarray, args: argparse.Namespace
+) -> dict[str, object]:
+    """Compare Dopri5 and Tsit5 of fmjax with torchdiffeq, each at equal worst-sample error."""
+    results: dict[str, object] = {}
     steps = AdaptiveSteps(args.tolerance, args.tolerance)
     for name, solver in (("dopri5", diffrax.Dopri5()), ("tsit5", diffrax.Tsit5())):
-        ours = jax.jit(partial(solve, solver=solver))
-        samples = ours(steps=steps)
+        jitted = jax.jit(partial(solve, solver=solver))
+        samples = jitted(steps=steps)
         error = worst_error(samples.x1, reference)
         tolerance, peer_error, peer_nfe = loosest(peer, reference, error)
         seconds = take_turns(
             {
-                "fmjax": partial(lambda ours: jax.block_until_ready(ours(steps=steps)), ours),
+                "fmjax": partial(lambda jitted: jax.block_until_ready(jitted(steps=steps)), jitted),
                 "torch": partial(peer, tolerance),
             },
             args.rounds,
         )
         ratios = [b / a for a, b in zip(seconds["fmjax"], seconds["torch"], strict=True)]
-        found |= {
+        results |= {
             f"{name}_speed_ratio": median_ratio(seconds["torch"], seconds["fmjax"]),
             f"{name}_speed_ratio_quartiles": spread(ratios),
             f"{name}_seconds": statistics.median(seconds["fmjax"]),
@@ -86,37 +93,39 @@ def compare_adaptive(
             f"{name}_torch_error": peer_error,
             f"{name}_torch_tolerance": tolerance,
         }
-    return found
+    return results
 
 
-def compare_fixed(solve: Callable[..., Samples], args: Any) -> dict[str, Any]:
-    """The plain solvers against Diffrax's of the same name, 16 steps."""
-    found: dict[str, Any] = {}
+def compare_fixed(solve: Callable[..., Samples], args: argparse.Namespace) -> dict[str, object]:
+    """Compare fixed-step solvers of fmjax with those of Diffrax, with 16 steps."""
+    results: dict[str, object] = {}
     pairs = {
         "euler": (solvers.Euler(), diffrax.Euler()),
         "midpoint": (solvers.Midpoint(), diffrax.Midpoint()),
         "heun": (solvers.Heun(), diffrax.Heun()),
     }
-    for name, (plain, theirs) in pairs.items():
+    steps = FixedSteps(uniform_grid(16))
+    for name, (plain, diffrax_solver) in pairs.items():
 
-        def take(solver: Any) -> Callable[[], Any]:
-            run = jax.jit(partial(solve, solver=solver, steps=FixedSteps(uniform_grid(16))))
-            return lambda: jax.block_until_ready(run())
+        def make_call(solver: object) -> Callable[[], object]:
+            jitted = jax.jit(partial(solve, solver=solver, steps=steps))
+            return lambda: jax.block_until_ready(jitted())
 
-        seconds = take_turns({"plain": take(plain), "diffrax": take(theirs)}, args.rounds)
-        found[f"{name}_plain_over_diffrax"] = median_ratio(seconds["plain"], seconds["diffrax"])
-    return found
+        calls = {"plain": make_call(plain), "diffrax": make_call(diffrax_solver)}
+        seconds = take_turns(calls, args.rounds)
+        results[f"{name}_plain_over_diffrax"] = median_ratio(seconds["plain"], seconds["diffrax"])
+    return results
 
 
 def main() -> None:
-    """Train, check, measure, report."""
+    """Train, measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--train-steps", type=int, default=200)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
+    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
     params = train(args.train_steps)
     net = make_dit(CONFIG, EVENT_SHAPE, NUM_CLASSES)
     peer_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
@@ -125,13 +134,13 @@ def main() -> None:
     labels = jnp.arange(args.batch_size) % NUM_CLASSES
     params = jax.device_put(params)
 
-    def solve(*, solver: Any, steps: Any) -> Samples:
+    def solve(*, solver: Any, steps: FixedSteps | AdaptiveSteps) -> Samples:
         return sample(partial(net.apply, params), x0, labels, solver=solver, steps=steps)
 
-    tight = jax.jit(partial(solve, solver=diffrax.Dopri8()))
-    reference = np.asarray(tight(steps=AdaptiveSteps(1e-6, 1e-6)).x1, np.float64)
+    reference_solve = jax.jit(partial(solve, solver=diffrax.Dopri8()))
+    reference = np.asarray(reference_solve(steps=AdaptiveSteps(1e-6, 1e-6)).x1, np.float64)
     peer = TorchSolve(peer_net, np.asarray(x0), np.asarray(labels))
-    found = compare_adaptive(solve, peer, reference, args) | compare_fixed(solve, args)
+    results = compare_adaptive(solve, peer, reference, args) | compare_fixed(solve, args)
     settings = {
         "tolerance": args.tolerance,
         "batch_size": args.batch_size,
@@ -145,7 +154,7 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
     }
-    report({"benchmark": "sampling"} | found | settings)
+    report({"benchmark": "sampling"} | results | settings)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Training step of a DiT: fmjax against the same network in PyTorch eager, on the CPU.
+"""Benchmark of the training step of a DiT: fmjax against PyTorch eager, on a CPU.
 
-Width 192, 6 layers, 3 heads, patch 2 on 28x28x1 images of 10 classes, batch 128, float32:
-noise and times drawn, forward, backward, AdamW, moving average. Run:
+The DiT has width 192, 6 layers, 3 heads and patch size 2; the data are 28x28x1 images of 10
+classes, batch size 128, float32. A step draws noise and times, computes the loss and its gradient,
+and updates the weights by AdamW and their moving average. Run:
 
     python benchmarks/train_step.py --rounds 12
 
-Both networks hold the same weights, and must agree before anything is timed. The last line is
-one JSON object; `throughput_ratio` is fmjax's images per second over PyTorch's, measured in
-alternation. Takes two to three minutes on two cores.
+Both networks have the same weights, and their outputs are compared before the timing. The last line
+is one JSON object; `throughput_ratio` is the images per second of fmjax divided by those of
+PyTorch, measured in alternation. The benchmark takes two to three minutes on two cores.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import os
 import statistics
 from collections.abc import Callable
 
-# PyTorch's threads wait for one another by spinning, which takes seconds a call where other
-# programs want the cores too. Must be set before torch loads.
+# By default, PyTorch's threads wait in busy loops, which costs seconds per call if other processes
+# use the cores. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax
@@ -40,7 +41,7 @@ LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY = 1e-4, 0.01, 0.999
 
 
 def jax_step(config: DiTConfig, batch: Batch, accumulation_steps: int) -> Callable[[], None]:
-    """A call that takes one step of fmjax and waits for it."""
+    """Return a function that runs one training step of fmjax and waits for it."""
     net, mesh = make_dit(config, EVENT_SHAPE, NUM_CLASSES), make_mesh()
     optimizer = make_optimizer(
         OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=None), 1
@@ -55,16 +56,16 @@ def jax_step(config: DiTConfig, batch: Batch, accumulation_steps: int) -> Callab
         accumulation_steps=accumulation_steps,
     )
 
-    def take() -> None:
+    def step_once() -> None:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    return take
+    return step_once
 
 
 def torch_step(config: DiTConfig, batch: Batch) -> Callable[[], None]:
-    """A call that takes the same step in PyTorch, with its fastest AdamW."""
+    """Return a function that runs the same step in PyTorch, with its fused AdamW."""
     net = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
     params = list(net.parameters())
     average = [p.detach().clone() for p in params]
@@ -73,50 +74,51 @@ def torch_step(config: DiTConfig, batch: Batch) -> Callable[[], None]:
     )
     x1, labels = torch.from_numpy(np.array(batch.x1)), torch.from_numpy(np.array(batch.cond)).long()
 
-    def take() -> None:
+    def step_once() -> None:
         x0, t = torch.randn_like(x1), torch.rand(len(x1))
-        mix = t[:, None, None, None]
-        loss = (net(t, mix * x1 + (1 - mix) * x0, labels) - (x1 - x0)).square().mean()
+        alpha = t[:, None, None, None]
+        x_t = alpha * x1 + (1 - alpha) * x0
+        loss = (net(t, x_t, labels) - (x1 - x0)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, params, 1 - EMA_DECAY)
 
-    return take
+    return step_once
 
 
 def largest_difference(config: DiTConfig, seed: int = 0) -> float:
-    """Of the two networks' outputs with equal weights, over the largest output."""
+    """Return the largest difference of the outputs with equal weights, over the largest output."""
     net = make_dit(config, EVENT_SHAPE, NUM_CLASSES)
     rng = np.random.default_rng(seed)
-    # A fresh network gives zero: move every weight, or the check would see nothing.
+    # The output of a new network is zero, so perturb every weight.
     params = jax.tree.map(
         lambda p: np.asarray(p) + 0.05 * rng.standard_normal(p.shape, np.float32),
         net.init(jax.random.key(seed)),
     )
     t, labels = rng.uniform(size=4).astype(np.float32), rng.integers(0, NUM_CLASSES + 1, 4)
     x = rng.standard_normal((4, *EVENT_SHAPE), np.float32)
-    ours = np.asarray(jax.jit(net.apply)(params, t, x, labels))
+    output = np.asarray(jax.jit(net.apply)(params, t, x, labels))
     peer = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
     copy_weights(params, peer)
     with torch.no_grad():
-        theirs = peer(torch.from_numpy(t), torch.from_numpy(x), torch.from_numpy(labels)).numpy()
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+        peer_output = peer(*map(torch.from_numpy, (t, x, labels))).numpy()
+    return float(np.abs(output - peer_output).max() / np.abs(peer_output).max())
 
 
 def main() -> None:
-    """Check, measure, report."""
+    """Compare the networks, measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--accumulation-steps", type=int, default=4)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # Of the whole process, so for both candidates.
+    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
     config = DiTConfig(patch_size=2, width=192, num_layers=6, num_heads=3, unroll_layers=True)
     difference = largest_difference(dataclasses.replace(config, unroll_layers=False))
     if difference > 1e-3:
-        raise SystemExit(f"the two networks differ by {difference:.1e} of the largest output")
+        raise SystemExit(f"the networks differ by {difference:.1e} of the largest output")
     print(f"networks agree: largest difference {difference:.1e} of the largest output")
     key = jax.random.key(1)
     batch = Batch(

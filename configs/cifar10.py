@@ -2,10 +2,10 @@
 
     fmjax train configs/cifar10.py --data.folder cifar-10-batches-bin
 
-Sizes and optimiser from arXiv:2210.02747, appendix E, table 3 (channels 256, depth 2,
-multipliers 1 2 2 2, attention at 16, heads of 64 channels, batch 256, 391,000 steps, Adam at
-5e-4 with 45,000 steps of warm-up, then polynomial decay, here of power one). There it reaches
-an FID of 6.35 with 142 evaluations (OT path).
+Network and optimizer of arXiv:2210.02747, appendix E, table 3: 256 channels, depth 2, multipliers
+1 2 2 2, attention at resolution 16, heads of 64 channels, batch size 256, 391,000 training steps,
+Adam at 5e-4 with 45,000 warm-up steps, then polynomial decay (here of power one). The paper reports
+an FID of 6.35 with 142 network evaluations (OT path).
 """
 
 from fmjax.config import (
@@ -21,7 +21,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """The published run, at full size: for an accelerator."""
+    """Return the published experiment at full size, for an accelerator."""
     return Config(
         name="cifar10",
         data=Cifar10Data("cifar-10-batches-bin"),

@@ -1,12 +1,12 @@
-"""Text to image on colour emoji: 3,655 pictures of 32x32 with their names.
+"""Text to image on 3,655 color emoji of 32x32 pixels and their names.
 
 fmjax train configs/emoji.py
 fmjax sample runs/emoji --prompts "a purple heart" "a dog with sunglasses"
 
-The pictures are those of Debian's packages fonts-noto-color-emoji and unicode-data.
+The images come from the Debian packages fonts-noto-color-emoji and unicode-data.
 
-On two CPU cores the whole command takes 23 minutes, figures included. Prompts whose words it knows
-come out, also of pictures that it has not seen; sunglasses on a cat do not.
+On two CPU cores, the entire command takes 23 minutes. The model draws prompts whose words occur in
+the training data, also for emoji that were held out, but not a cat with sunglasses.
 """
 
 from fmjax.config import (
@@ -43,7 +43,7 @@ MADE_UP = ("pink square", "blue apple", "cat with sunglasses", "cat with halo")
 
 
 def get_config() -> Config:
-    """An MM-DiT on patches of 4, and a text encoder of two layers."""
+    """Return an experiment with an MM-DiT on 4x4 patches and a text encoder of two layers."""
     return Config(
         name="emoji",
         data=EmojiData(repeats=3),

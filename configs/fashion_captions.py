@@ -1,12 +1,12 @@
-"""Text to image on Fashion-MNIST: captions made from the classes, read by an encoder trained along.
+"""Text to image on Fashion-MNIST, with captions made from the classes and a trained text encoder.
 
 fmjax train configs/fashion_captions.py
 fmjax sample runs/fashion_captions --prompts "a pair of trousers" "a photo of a winter boot"
 
-On two CPU cores the whole command takes 20 minutes, the classifier and all figures included. Of
-2,000 samples 90.75 % are recognised as what their prompt asked for (the classifier's accuracy on
-real test images: 92.48 %), at a Frechet distance of 7.79 (2,000 real test images: 1.24). Twice as
-many steps give 93.6 % and 5.45.
+On two CPU cores, the entire command takes 20 minutes, including the classifier of the evaluation.
+The classifier recognizes 90.75 % of 2,000 samples as the class of their prompt (accuracy on real
+test images: 92.48 %). Their Frechet distance is 7.79 (2,000 real test images: 1.24). With twice as
+many steps, these values are 93.6 % and 5.45.
 """
 
 from fmjax.config import (
@@ -38,7 +38,7 @@ PROMPTS = (
 
 
 def get_config() -> Config:
-    """An MM-DiT of 2.2 million parameters on patches of 4, and a text encoder of one layer."""
+    """Return an experiment with an MM-DiT of 2.2 million parameters on 4x4 patches."""
     return Config(
         name="fashion_captions",
         data=CaptionedClasses(),

@@ -1,15 +1,17 @@
-"""Straight paths and few steps on Fashion-MNIST: ten trainings, one network, one number of steps.
+"""Study of sampling with few steps on Fashion-MNIST: ten trainings of one network.
 
 fmjax study configs/fashion_mnist_few_steps.py
 
-Flow matching, with optimal-transport pairs, 2- and 3-rectified, distilled to one step, a shortcut
-model, MeanFlow, improved MeanFlow, the same with guidance built in, and DDPM: sampled with 1, 2, 4,
-8 and 32 evaluations and with adaptive steps, the distilled with 1 alone. A student starts from its
-teacher's weights: the 2- and 3-rectified and the distilled have had two and three times the steps
-of the others. Eight to twelve minutes each on two CPU cores; what was found is in docs/results.md.
+Models: flow matching, flow matching with minibatch optimal transport, the 2- and 3-rectified flows,
+one distilled to a single step, a shortcut model, MeanFlow, improved MeanFlow, MeanFlow with
+built-in guidance, and DDPM. Each is sampled with 1, 2, 4, 8 and 32 network evaluations and with
+adaptive steps, except the distilled model, which is sampled with one. All trainings have the same
+number of steps, but students start from the weights of their teacher: with those of the teachers,
+the 2-rectified flow has two times, the 3-rectified and the distilled flow three times as many. Each
+training takes eight to twelve minutes on two CPU cores. docs/results.md has the results.
 """
 
-import dataclasses
+from dataclasses import replace
 
 from fmjax.config import (
     AffinePath,
@@ -37,7 +39,7 @@ EVALUATIONS = (1, 2, 4, 8, 32)
 
 
 def get_study() -> StudyConfig:
-    """1,500 steps of 128 images for each model, 1,000 samples for each row."""
+    """Return the study: 1,500 training steps per model, 1,000 samples per row of the table."""
     flow = Config(
         name="flow",
         data=IdxData("fashion_mnist"),
@@ -54,12 +56,11 @@ def get_study() -> StudyConfig:
             checkpoint_every=500,
         ),
     )
-    different = dataclasses.replace
-    # The pairs of a teacher: 10,000 noises and images, 16 evaluations each.
+    # 10,000 pairs of noise and image, with 16 network evaluations each.
     pairs = ReflowConfig(
         "flow", num_pairs=10_000, sampling=SamplingConfig(solver="heun", num_steps=8)
     )
-    rectified = different(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
+    rectified = replace(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
     one_step = LossConfig(label_drop=0.1, density=UniformSteps(1))
     simple = LossConfig(
         prediction=Prediction.X0,
@@ -68,42 +69,43 @@ def get_study() -> StudyConfig:
         label_drop=0.1,
         stratified=True,
     )
-    # Uniform, for a jump from t = 0 is asked for that LogitNormal(0.4, 1) hardly ever teaches.
+    # Uniform times: sampling jumps from t = 0, which LogitNormal(0.4, 1) rarely trains.
     mean_flow = MeanFlowConfig(ratio_r_neq_t=0.5, density=Uniform())
-    guided = different(mean_flow, improved=True, guidance=BuiltInGuidance(1.5))
+    guided = replace(mean_flow, improved=True, guidance=BuiltInGuidance(1.5))
     runs = (
         flow,
-        different(flow, name="ot", coupling=MinibatchOT()),
-        different(rectified, name="2rf", reflow=pairs),
-        different(rectified, name="3rf", reflow=different(pairs, teacher="2rf")),
-        different(flow, name="distilled", loss=one_step, reflow=different(pairs, teacher="2rf")),
-        different(flow, name="shortcut", loss=ShortcutConfig(num_steps=32, stratified=True)),
-        different(flow, name="mean_flow", loss=mean_flow),
-        different(flow, name="improved_mean_flow", loss=different(mean_flow, improved=True)),
-        different(flow, name="guided_mean_flow", loss=guided),
-        different(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
+        replace(flow, name="ot", coupling=MinibatchOT()),
+        replace(rectified, name="2rf", reflow=pairs),
+        replace(rectified, name="3rf", reflow=replace(pairs, teacher="2rf")),
+        replace(flow, name="distilled", loss=one_step, reflow=replace(pairs, teacher="2rf")),
+        replace(flow, name="shortcut", loss=ShortcutConfig(num_steps=32, stratified=True)),
+        replace(flow, name="mean_flow", loss=mean_flow),
+        replace(flow, name="improved_mean_flow", loss=replace(mean_flow, improved=True)),
+        replace(flow, name="guided_mean_flow", loss=guided),
+        replace(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
     )
     adaptive = SamplingConfig(solver="tsit5", rtol=1e-2, atol=1e-2)
-    ways = {
+    samplings = {
         solver: (*(SamplingConfig(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
         for solver in ("euler", "flow_map", "ddim")
     }
-    names = ("mean_flow", "improved_mean_flow", "guided_mean_flow")
-    # Their jumps, and the velocity that they have learned with them: a shortcut model's 32 jumps.
-    own_flow = SamplingConfig(solver="euler", num_steps=32)
-    maps = dict.fromkeys(names, (*ways["flow_map"], own_flow))
-    # 16 steps are 32 evaluations: with the class and without.
-    as_guided = SamplingConfig(solver="euler", num_steps=16, guidance=1.5)
+    mean_flows = ("mean_flow", "improved_mean_flow", "guided_mean_flow")
+    # Sample MeanFlow models by jumps and by their velocity; for the shortcut model, 32 jumps are
+    # Euler steps of its velocity.
+    velocity_steps = SamplingConfig(solver="euler", num_steps=32)
+    mean_flow_samplings = dict.fromkeys(mean_flows, (*samplings["flow_map"], velocity_steps))
+    # 16 guided steps cost 32 network evaluations.
+    guided_steps = SamplingConfig(solver="euler", num_steps=16, guidance=1.5)
     return StudyConfig(
         name="fashion_mnist_few_steps",
         runs=runs,
-        samplings=ways["euler"],
+        samplings=samplings["euler"],
         own_samplings={
-            **maps,
-            "shortcut": ways["flow_map"],
-            "flow": (*ways["euler"], as_guided),
-            "ddpm": ways["ddim"],
-            "distilled": ways["euler"][:1],
+            **mean_flow_samplings,
+            "shortcut": samplings["flow_map"],
+            "flow": (*samplings["euler"], guided_steps),
+            "ddpm": samplings["ddim"],
+            "distilled": samplings["euler"][:1],
         },
         num_samples=1_000,
     )

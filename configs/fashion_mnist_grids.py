@@ -1,9 +1,9 @@
-"""Where fixed steps should lie, on Fashion-MNIST: uniform, EDM's and calibrated grids.
+"""Study of time grids on Fashion-MNIST: uniform, EDM and calibrated.
 
 fmjax study configs/fashion_mnist_grids.py
 
-The linear model of `configs/fashion_mnist_study.py`, by Euler's and Heun's methods with 4, 8 and 16
-steps on each grid.
+The linear model of `configs/fashion_mnist_study.py` is sampled by the Euler and Heun methods with
+4, 8 and 16 steps on each grid.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from fmjax.runs.load_config import load_study
 
 
 def get_study() -> StudyConfig:
-    """1,000 samples for each row."""
+    """Return the study, with 1,000 samples per row of the table."""
     study = load_study(Path(__file__).with_name("fashion_mnist_study.py"))
     return StudyConfig(
         name="fashion_mnist_grids",

@@ -1,14 +1,14 @@
-"""Flow matching against the generation before, on Fashion-MNIST: paths, couplings, solvers.
+"""Study of flow matching and DDPM on Fashion-MNIST: paths, couplings and solvers.
 
 fmjax study configs/fashion_mnist_study.py
 
-Six trainings of one network on one budget: flow matching on the linear, the cosine and a
-variance-preserving path, with minibatch optimal transport, and DDPM with linear and with cosine
-betas; each sampled deterministically and with noise along the way, at 8 and at 40 evaluations,
-which divide the 1,000 times that DDPM is trained at.
+Six trainings of the same network with the same number of steps: flow matching on the linear, the
+cosine and a variance-preserving path, flow matching with minibatch optimal transport, and DDPM with
+linear and with cosine betas. Each is sampled by deterministic and stochastic solvers with 8 and 40
+network evaluations. Both numbers divide 1,000, the number of times that DDPM is trained at.
 """
 
-import dataclasses
+from dataclasses import replace
 
 from fmjax.config import (
     AffinePath,
@@ -31,7 +31,7 @@ from fmjax.config import (
 
 
 def get_study() -> StudyConfig:
-    """1,000 steps of 128 images for each model, 1,000 samples for each row."""
+    """Return the study: 1,000 training steps per model, 1,000 samples per row of the table."""
     linear = Config(
         name="linear",
         data=IdxData("fashion_mnist"),
@@ -49,7 +49,7 @@ def get_study() -> StudyConfig:
             checkpoint_every=500,
         ),
     )
-    # Ho et al. 2020, arXiv:2006.11239: noise is predicted, at one of 1,000 times, unweighted.
+    # Ho et al. 2020, arXiv:2006.11239: unweighted noise prediction at 1,000 times.
     simple = LossConfig(
         prediction=Prediction.X0,
         space=Prediction.X0,
@@ -57,19 +57,18 @@ def get_study() -> StudyConfig:
         label_drop=0.1,
         stratified=True,
     )
-    different = dataclasses.replace
     return StudyConfig(
         name="fashion_mnist_study",
         runs=(
             linear,
-            different(linear, name="ot", coupling=MinibatchOT()),
-            different(linear, name="cosine", path=AffinePath(Cosine())),
-            different(linear, name="vp", path=AffinePath(VariancePreserving())),
-            different(linear, name="ddpm_linear", path=AffinePath(LinearBetas()), loss=simple),
-            different(linear, name="ddpm_cosine", path=AffinePath(CosineBetas()), loss=simple),
+            replace(linear, name="ot", coupling=MinibatchOT()),
+            replace(linear, name="cosine", path=AffinePath(Cosine())),
+            replace(linear, name="vp", path=AffinePath(VariancePreserving())),
+            replace(linear, name="ddpm_linear", path=AffinePath(LinearBetas()), loss=simple),
+            replace(linear, name="ddpm_cosine", path=AffinePath(CosineBetas()), loss=simple),
         ),
-        # The same evaluations for all. A sampler that knows how holds what it
-        # takes for the data within their bounds, as DDPM does.
+        # The same number of network evaluations for all. Diffusion samplers clip the predicted
+        # data to their range, as DDPM does.
         samplings=tuple(
             SamplingConfig(solver=solver, num_steps=nfe // evaluations, clip=clip)
             for solver, evaluations, clip in (

@@ -1,16 +1,17 @@
-r"""LoRA adapters of FLUX.1, trained on latents of 1024x1024 images with their captions.
+r"""Finetune FLUX.1 with LoRA adapters on latents of 1024x1024 images with captions.
 
     fmjax plan configs/finetune_flux.py --topology v5e:2x4
     fmjax encode FLUX.1-dev images --output latents
     fmjax train configs/finetune_flux.py --pretrained.folder FLUX.1-dev --data.folder latents
     fmjax export runs/finetune_flux --output lora
 
-`pretrained.folder` is the released model as diffusers has it, or its transformer alone; the network
-is the one in it. The export is a file that `pipeline.load_lora_weights("lora")` of diffusers reads.
+`pretrained.folder` is the released model in diffusers format, or only its transformer, and sets the
+sizes of the network. The export is a LoRA file for `pipeline.load_lora_weights("lora")` of
+diffusers.
 
-The released weights stay as they are, in bfloat16. While it learns, the network is given a guidance
-scale of 1, at which its field is that of the images themselves. The layers are all of attention.
-It has not been trained to a figure.
+The released weights are frozen, in bfloat16. In training, the guidance input of the network is 1,
+for which its velocity field is that of the data. The adapters are on all attention layers. We have
+not run this training to the end.
 """
 
 from fmjax.config import (
@@ -31,7 +32,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """Adapters of rank 16 on all attention, with all devices sharing one copy of the weights."""
+    """Return an experiment with adapters of rank 16 and weights sharded over all devices."""
     return Config(
         name="finetune_flux",
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TextShape(512, 4096, 768)),

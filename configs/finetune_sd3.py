@@ -1,4 +1,4 @@
-r"""All weights of Stable Diffusion 3.5 medium, trained on latents of 1024x1024 images.
+r"""Finetune all weights of Stable Diffusion 3.5 medium on latents of 1024x1024 images.
 
     fmjax plan configs/finetune_sd3.py --topology v5e:4x4
     fmjax encode stable-diffusion-3.5-medium images --output latents
@@ -6,11 +6,12 @@ r"""All weights of Stable Diffusion 3.5 medium, trained on latents of 1024x1024 
         --data.folder latents
     fmjax export runs/finetune_sd3 --output finetuned
 
-`pretrained.folder` is the released model as diffusers has it, or its transformer alone; the network
-is the one in it, so SD3 medium and 3.5 large do as well. The export is a folder that
-`SD3Transformer2DModel.from_pretrained` of diffusers reads; with `--pipeline`, a whole pipeline.
+`pretrained.folder` is the released model in diffusers format, or only its transformer, and sets the
+sizes of the network, so that SD3 medium and 3.5 large work too. The export is a folder for
+`SD3Transformer2DModel.from_pretrained` of diffusers; with `--pipeline`, it is a complete pipeline.
 
-All weights learn but the table of positions, in float32. It has not been trained to a figure.
+All weights are trained in float32, except the position table. We have not run this training to the
+end.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """Stable Diffusion 3.5 medium, with all devices sharing one copy of the weights."""
+    """Return an experiment with SD3.5 medium and weights sharded over all devices."""
     network = dataclasses.replace(SD35_MEDIUM, dtype="bfloat16", remat="full")
     return Config(
         name="finetune_sd3",

@@ -1,4 +1,4 @@
-r"""FLUX.1's network, 11.9 billion parameters, on latents of 1024x1024 images with their captions.
+r"""Train FLUX.1's network of 11.9 billion parameters on latents of 1024x1024 images with captions.
 
     fmjax plan configs/flux_dev.py --topology v5e:16x16
     fmjax encode FLUX.1-dev images --output latents
@@ -6,12 +6,12 @@ r"""FLUX.1's network, 11.9 billion parameters, on latents of 1024x1024 images wi
     fmjax export runs/flux_dev --pipeline --output mine
     fmjax generate mine "a red fox in the snow"
 
-The network starts anew; the released folder says its sizes, and the exported one has its encoders,
-autoencoder and scheduler. The folder of the data holds latents of FLUX's autoencoder, less 0.1159,
-times 0.3611, what T5-XXL's encoder makes of the captions, and CLIP-L's pooled output.
+The network is newly initialized; the released folder sets its sizes, and the export copies the text
+encoders, autoencoder and scheduler from it. The data folder holds latents of FLUX's autoencoder,
+minus 0.1159 and times 0.3611, encoded captions of T5-XXL, and pooled outputs of CLIP-L.
 
 Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
-logit-normal times, shifted by 3 towards the noise. It has not been trained to a figure.
+logit-normal times with a shift of 3 towards the noise. We have not run this training to the end.
 """
 
 from fmjax.config import (
@@ -30,7 +30,7 @@ from fmjax.config import (
     TrainingConfig,
 )
 
-# Of 512 tokens; T5's are the tokens, CLIP's the pooled vector.
+# 512 tokens; T5 gives the tokens, CLIP the pooled vector.
 TEXT = TextShape(
     512,
     4096,
@@ -40,7 +40,7 @@ TEXT = TextShape(
 
 
 def get_config() -> Config:
-    """FLUX.1-dev's sizes, with all devices sharing one copy of the weights."""
+    """Return an experiment with the sizes of FLUX.1-dev and weights sharded over all devices."""
     return Config(
         name="flux_dev",
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),

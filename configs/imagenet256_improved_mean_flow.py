@@ -1,4 +1,4 @@
-r"""Improved MeanFlow on the latents of ImageNet at 256x256: B/2 here, XL/2 by three options.
+r"""Improved MeanFlow on latents of ImageNet 256x256, with DiT-B/2 or, by three options, DiT-XL/2.
 
     fmjax train configs/imagenet256_improved_mean_flow.py --data.folder latents
     fmjax train configs/imagenet256_improved_mean_flow.py --data.folder latents \
@@ -6,13 +6,14 @@ r"""Improved MeanFlow on the latents of ImageNet at 256x256: B/2 here, XL/2 by t
         --network.num-heads 16
     fmjax sample runs/imagenet256_improved_mean_flow --num-steps 1 --guidance 3
 
-The folder is that of `imagenet256_sit.py`. After Geng et al. 2025, arXiv:2512.02012: `v` is
-regressed along the network's own velocity, and the guidance, its scale from 1 to 8 and its times,
-is an input: samples choose it and still take one evaluation. There B/2 reaches an FID of 3.39 with
-one evaluation, M/2 2.27, L/2 1.86 and XL/2 1.72 (1.54 with two). It differs from this config in
-its networks, which take conditions as tokens where DiT takes them through its norms and give `v` by
-a head of its own where here it is the map's at r = t, and in its training, 640 epochs of batches
-of 1,024 for B/2. Not trained by us: it takes an accelerator.
+The data folder is that of `imagenet256_sit.py`. Recipe of Geng et al. 2025, arXiv:2512.02012: the
+derivative is taken along the velocity of the network, and guidance is an input, with scales from 1
+to 8 and its interval of times, so that guided samples cost one network evaluation. The paper
+reports FIDs with one evaluation of 3.39 (B/2), 2.27 (M/2), 1.86 (L/2) and 1.72 (XL/2; 1.54 with
+two). Differences from the paper: its networks take conditions as tokens and predict the velocity
+with a separate head, while DiT takes conditions by adaptive normalization and the velocity is the
+map at r = t. Its training of B/2 has 640 epochs with batch size 1,024. We have not trained this
+config, which needs an accelerator.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """DiT-B/2."""
+    """Return the experiment with DiT-B/2."""
     return Config(
         name="imagenet256_improved_mean_flow",
         data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),

@@ -1,4 +1,4 @@
-r"""A shortcut model on the latents of ImageNet at 256x256: B/2 here, XL/2 by three options.
+r"""Shortcut model on latents of ImageNet 256x256, with DiT-B/2 or, by three options, DiT-XL/2.
 
     fmjax train configs/imagenet256_shortcut.py --data.folder latents
     fmjax train configs/imagenet256_shortcut.py --data.folder latents \
@@ -7,11 +7,12 @@ r"""A shortcut model on the latents of ImageNet at 256x256: B/2 here, XL/2 by th
     fmjax sample runs/imagenet256_shortcut --num-steps 1
     fmjax sample runs/imagenet256_shortcut --solver euler --num-steps 128 --guidance 1.5
 
-The folder is that of `imagenet256_sit.py`. Recipe of Frans et al. 2024, arXiv:2410.12557: a grid
-of 128 steps, a quarter of the batch learns steps of 2 to 128 of them, targets from averaged
-weights (decay 0.999) with guidance 1.5 at the finest steps, AdamW at 1e-4 with decay 0.1. There
-XL/2 reaches an FID of 10.6 in one step, 7.8 in four and 3.8 in 128, which are not learned with
-guidance and take it from outside. Not trained by us: it takes an accelerator.
+The data folder is that of `imagenet256_sit.py`. Recipe of Frans et al. 2024, arXiv:2410.12557: a
+grid of 128 steps; a quarter of the batch trains steps that span 2 to 128 of them, with targets from
+the averaged weights (decay 0.999) and a guidance scale of 1.5 for the finest steps; AdamW at 1e-4
+with weight decay 0.1. The paper reports FIDs of XL/2 of 10.6 in one step, 7.8 in four and 3.8 in
+128 steps. The 128 steps are trained without guidance and are guided in sampling. We have not
+trained this config, which needs an accelerator.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """DiT-B/2."""
+    """Return the experiment with DiT-B/2."""
     return Config(
         name="imagenet256_shortcut",
         data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),

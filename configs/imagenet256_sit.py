@@ -1,16 +1,16 @@
-r"""SiT on the latents of ImageNet at 256x256: B/2 here, XL/2 by three options.
+r"""SiT on latents of ImageNet 256x256, with DiT-B/2 or, by three options, DiT-XL/2.
 
     fmjax train configs/imagenet256_sit.py --data.folder latents
     fmjax train configs/imagenet256_sit.py --data.folder latents --name imagenet256_sit_xl2 \
         --network.width 1152 --network.num-layers 28 --network.num-heads 16
 
-The folder holds `train_x.npy`, float32 or float16 `[1281167, 32, 32, 4]` (Stable Diffusion's
-VAE, scaled by 0.18215), and `train_labels.npy`, integers below 1,000.
+The data folder holds `train_x.npy`, float32 or float16 `[1281167, 32, 32, 4]` (latents of Stable
+Diffusion's autoencoder, scaled by 0.18215), and `train_labels.npy`, integers below 1,000.
 
-Recipe of Ma et al. 2024, arXiv:2401.08740: linear path, velocity prediction, AdamW at 1e-4
-without decay or warm-up, batch 256, EMA 0.9999. There B/2 reaches an FID of 34.5 after 80
-epochs without guidance, XL/2 2.15 by the ODE and 2.06 by the SDE after 1,400 epochs with
-guidance 1.5.
+Recipe of Ma et al. 2024, arXiv:2401.08740: linear path, velocity prediction, AdamW at 1e-4 without
+weight decay or warm-up, batch size 256, EMA decay 0.9999. The paper reports an FID of 34.5 for B/2
+after 80 epochs without guidance, and for XL/2 after 1,400 epochs with guidance 1.5 of 2.15 with the
+ODE and 2.06 with the SDE.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """SiT-B/2 for 80 epochs."""
+    """Return the experiment with SiT-B/2, for 80 epochs."""
     return Config(
         name="imagenet256_sit",
         data=ArrayData("latents", num_classes=1_000, event_shape=(32, 32, 4)),

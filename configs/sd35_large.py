@@ -1,4 +1,4 @@
-r"""Stable Diffusion 3.5 large's network, 8 billion parameters, on latents of 1024x1024 images.
+r"""Train SD3.5 large's network of 8 billion parameters on latents of 1024x1024 images.
 
     fmjax plan configs/sd35_large.py --topology v5e:16x16
     fmjax encode stable-diffusion-3.5-large images --output latents
@@ -7,15 +7,15 @@ r"""Stable Diffusion 3.5 large's network, 8 billion parameters, on latents of 10
     fmjax export runs/sd35_large --pipeline --output mine
     fmjax generate mine "a red fox in the snow"
 
-The network starts anew; the released folder says its sizes, and the exported one has its encoders,
-autoencoder and scheduler. The folder of the data holds latents of SD3's autoencoder, and what its
-three text encoders make of the captions: 77 tokens of both CLIPs side by side, 256 of T5-XXL, and
-the CLIPs' pooled vectors.
+The network is newly initialized; the released folder sets its sizes, and the export copies the text
+encoders, autoencoder and scheduler from it. The data folder holds latents of SD3's autoencoder and
+captions encoded by its three text encoders: 77 tokens with the channels of both CLIP encoders, 256
+tokens of T5-XXL, and the pooled vectors of both CLIP encoders.
 
 Recipe of Esser et al. 2024, arXiv:2403.03206, for 1024x1024: linear path, velocity prediction,
-logit-normal times, shifted by 3 towards the noise, queries and keys normalised, and each text
-encoder dropped by itself with probability 0.464, so that one example in ten has no text at all. It
-has not been trained to a figure.
+logit-normal times with a shift of 3 towards the noise, normalized queries and keys. Each text
+encoder is dropped separately with probability 0.464, so that one example in ten has no text. We
+have not run this training to the end.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ TEXT = TextShape(
 
 
 def get_config() -> Config:
-    """SD3.5 large's sizes, with all devices sharing one copy of the weights."""
+    """Return an experiment with the sizes of SD3.5 large and weights sharded over all devices."""
     return Config(
         name="sd35_large",
         data=EncodedData("latents", event_shape=(128, 128, 16), text=TEXT),

@@ -1,12 +1,11 @@
-"""From sneakers to ankle boots of Fashion-MNIST: transport between classes, and its reflow.
+"""Transport from sneakers to ankle boots of Fashion-MNIST, and its reflow.
 
 fmjax train configs/sneakers_to_boots.py
 fmjax reflow runs/sneakers_to_boots --reflow.num-pairs 6000 --reflow.sampling.num-steps 8
 
-The page of either run shows each boot below the sneaker that it was made from, and says how
-straight the paths between them are and what the transport costs. There are 6,000 sneakers to make
-pairs of. On two CPU cores some six minutes of training each; figures and a picture are in
-docs/few_steps.md.
+The report of each run shows every boot below the sneaker it was generated from, the straightness of
+the trajectories and the transport cost. The data have 6,000 sneakers to make pairs of. Each
+training takes about six minutes on two CPU cores. docs/few_steps.md has results and a picture.
 """
 
 from fmjax.config import (
@@ -24,7 +23,7 @@ SNEAKER, ANKLE_BOOT = 7, 9
 
 
 def get_config() -> Config:
-    """A small DiT, unconditional, linear path from one class's images with noise to the other's."""
+    """Return an unconditional experiment with a small DiT, from noisy sneakers to ankle boots."""
     return Config(
         name="sneakers_to_boots",
         data=IdxData("fashion_mnist", classes=(ANKLE_BOOT,)),

@@ -1,4 +1,4 @@
-"""Flow matching in the plane, on eight Gaussians: seconds to train, easy to look at.
+"""Flow matching on eight Gaussians in the plane, which trains in seconds.
 
 fmjax train configs/toy2d.py
 fmjax train configs/toy2d.py --data.name spirals --run runs/spirals
@@ -17,7 +17,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """An MLP, unconditional, linear path."""
+    """Return an unconditional experiment with an MLP."""
     return Config(
         name="toy2d",
         data=ToyData("eight_gaussians"),

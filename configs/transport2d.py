@@ -1,9 +1,9 @@
-"""From eight Gaussians to two moons: transport between data, whose paths a reflow untangles.
+"""Transport from eight Gaussians to two moons, and its reflow to straight trajectories.
 
 fmjax train configs/transport2d.py
 fmjax reflow runs/transport2d
 
-The page of either run draws its paths, and says how straight they are.
+The report of each run plots the trajectories and their straightness.
 """
 
 from fmjax.config import (
@@ -19,7 +19,7 @@ from fmjax.config import (
 
 
 def get_config() -> Config:
-    """An MLP, unconditional, linear path between points of both."""
+    """Return an unconditional experiment with an MLP, between two datasets of points."""
     return Config(
         name="transport2d",
         data=ToyData("moons"),

@@ -1,8 +1,8 @@
 """fmjax trains and samples flow-matching models in JAX, on TPU and GPU.
 
 The public names are listed in `__init__.pyi`. Each is imported on first use, so `import fmjax`
-costs little more than `import jax`. Subpackages hold the rest; `fmjax.config` has everything that
-a config file needs.
+costs little more than `import jax`. All other names are in subpackages; `fmjax.config` has
+everything that a config file needs.
 
     from fmjax import AffinePath, DiTConfig, flow_matching_objective, make_network, sample
 """

@@ -3,8 +3,7 @@
 A lock is `flock` on a small hidden file that contains the name of its holder. The system releases
 it whenever the process ends. Unlike `lockf`, `flock` belongs to an open file, not to a process: it
 also excludes threads of one process, and reading the holder's name does not release it. On NFS,
-Linux converts it to a lock visible to other machines if the file is open for writing, as it is
-here.
+Linux converts it to a lock visible to other machines if the file is open for writing.
 """
 
 import errno

@@ -39,7 +39,7 @@ def test_no_module_imports_or_calls_what_runs_code_from_a_file(path):
             if called.endswith(
                 "exec_module"
             ):  # A config, which the user names on the command line.
-                assert path.name == "configs.py"
+                assert path.name == "load_config.py"
 
 
 def test_an_image_that_is_postscript_runs_no_program(tmp_path):
@@ -61,9 +61,9 @@ def test_an_image_that_is_postscript_runs_no_program(tmp_path):
         text=True,
         env=os.environ | {"PATH": path},
     )
-    assert "photo.png must be a whole image file" in done.stderr
+    assert "photo.png must be a valid image file" in done.stderr
     assert not ran.exists()
-    with pytest.raises(ValueError, match="must be a whole image file, got cannot identify"):
+    with pytest.raises(ValueError, match="must be a valid image file, got cannot identify"):
         ImageFiles([picture], 8)[:]
     with pytest.raises(ValueError, match="must be a whole image file, got cannot identify"):
         read_image(picture, (8, 8, 3))

@@ -110,7 +110,10 @@ def test_the_script_knows_the_options_that_are_shown(gpu):
 def test_a_limit_is_of_a_part_there_is(gpu, capsys):
     with pytest.raises(SystemExit):
         gpu.make_parser().parse_args(["--limit", "dat=3"])
-    assert "must be PART=SECONDS, of about, dit, flux, lora, adaptive" in capsys.readouterr().err
+    assert (
+        "must be PART=SECONDS, PART one of about, dit, flux, lora, adaptive"
+        in capsys.readouterr().err
+    )
 
 
 def benchmarked(tmp_path, *options):
@@ -198,7 +201,7 @@ def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path):
 def test_what_there_is_no_time_for_is_left_out(tmp_path):
     lines, _ = benchmarked(tmp_path, "--parts", "flux", "--seconds", "1")
     assert [line["line"] for line in lines] == ["left_out", "left_out", "summary"]
-    assert lines[1]["reason"] == "no time left of 1 s"
+    assert lines[1]["reason"] == "no time left (limit 1 s)"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fmjax
+import fmjax.metrics
 from fmjax import AdaptiveSteps, AffinePath, Batch, FixedSteps, MLPConfig, make_mesh
 from fmjax.data import Dataset
 from fmjax.sharding.mesh import put_batch

@@ -10,6 +10,7 @@ from typing import Any
 import cattrs
 from cattrs.strategies import configure_tagged_union
 
+from fmjax._checks import DataclassInstance
 from fmjax._json import Mismatch, make_converter, parse_json, structure
 from fmjax.config.experiment import AnyCoupling, Config
 from fmjax.config.losses import AnyLoss
@@ -77,7 +78,7 @@ def to_json(config: Config) -> str:
     return json.dumps(_CONVERTER.unstructure(config, Config), indent=2) + "\n"
 
 
-def require_types(config: Any, name: str = "config") -> None:
+def require_types(config: DataclassInstance, name: str = "config") -> None:
     """Raise unless every part of a config has one of the types of its field.
 
     Python does not check the types of fields, so a wrong one would fail far from the mistake.
@@ -97,7 +98,7 @@ def require_types(config: Any, name: str = "config") -> None:
             names = " or ".join(member.__name__ for member in members)
             if not isinstance(value, members):
                 raise ValueError(f"{name}.{field.name} must be a {names}, got {value!r}")
-            if dataclasses.is_dataclass(value):
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 require_types(value, f"{name}.{field.name}")
 
 

@@ -195,9 +195,7 @@ class Dataset:
             points -= np.float32(1)
         return points
 
-    def _as_float32(
-        self, name: str, array: np.ndarray | Rows, indices: Indices
-    ) -> np.ndarray:
+    def _as_float32(self, name: str, array: np.ndarray | Rows, indices: Indices) -> np.ndarray:
         """Return float32 copies of the rows at `indices`, after a check that they are finite."""
         # A value beyond float32 overflows to infinity, which the check below refuses.
         with np.errstate(over="ignore", invalid="ignore"):

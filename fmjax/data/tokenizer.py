@@ -1,13 +1,13 @@
 """Word tokenizer of captions, whose vocabulary is learned from the captions of a data set.
 
-Texts are lower-cased and split at spaces; punctuation and articles are removed. Accents are removed
-from Latin letters only ("café" becomes "cafe", but か and が differ). Hyphens and apostrophes within
-a word are kept, and so are signs that change its meaning ("c++", "c#", ".net"). Each emoji and
-symbol is a word. Languages without spaces between words need added spaces. Token id 0 is padding
-and 1 an unknown word.
+Texts are lower-cased and split at spaces; punctuation and articles are removed. Accents are
+removed from Latin letters only ("café" becomes "cafe", but か and が differ). Hyphens and
+apostrophes within a word are kept, and so are signs that change its meaning ("c++", "c#", ".net").
+Each emoji and symbol is a word. Languages without spaces between words need added spaces. Token
+id 0 is padding and 1 an unknown word.
 
-The splitting rule has a version, stored in `tokenizer.json`; tokenizers keep the version under which
-they were written.
+The splitting rule has a version, stored in `tokenizer.json`; tokenizers keep the version under
+which they were written.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Released models: folders of diffusers, their weights in and out."""
+"""Released models in the format of diffusers: load, fine-tune and save them."""

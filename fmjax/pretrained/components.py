@@ -1,23 +1,29 @@
-"""The parts of released models: which network a config.json means, and its weights."""
+"""Components of released models: build the network of a config.json and load its weights."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+from jax.typing import DTypeLike
 
-from fmjax._arrays import Params, TextShape
+from fmjax._arrays import Params, PRNGKey, TextShape
 from fmjax._progress import Progress, Silent
 from fmjax.networks import (
-    NetworkConfig,
+    AutoencoderConfig,
+    CLIPTextConfig,
+    FluxConfig,
+    MMDiTConfig,
+    T5Config,
     make_autoencoder,
     make_clip_text,
     make_flux,
     make_mmdit,
     make_t5_encoder,
 )
+from fmjax.paths import VelocityNet
 from fmjax.pretrained.config_files import class_of, read_about
 from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
 from fmjax.pretrained.families.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
@@ -25,33 +31,38 @@ from fmjax.pretrained.families.flux import PATCH, flux_config, flux_views
 from fmjax.pretrained.families.sd3 import sd3_config, sd3_views
 from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config, t5_views
 from fmjax.pretrained.files import TensorFiles, find_files
+from fmjax.pretrained.layouts import Views
 from fmjax.pretrained.lora.files import merge_lora
 from fmjax.pretrained.weights import check_tensors, load_params
 from fmjax.sharding import laid_out
 
 FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
-"""Classes of transformers."""
+"""Class names of the supported transformers in diffusers."""
+
+_ConfigT = TypeVar("_ConfigT", AutoencoderConfig, CLIPTextConfig, T5Config)
 
 
 class Component(NamedTuple):
-    """A part of a released model, without its weights.
+    """A component of a released model, without its weights.
 
     Attributes:
-        about: Its config.json.
-        config: The same as fmjax has it.
-        views: Its parameters as parts of tensors.
+        about: Contents of its config.json.
+        config: The corresponding config of fmjax; its class depends on the component.
+        views: Layouts of its parameters in the tensors of its files.
         init: `init(key) -> params`.
-        tensor_axes: As of a `VelocityNet`.
-        network: Its pure functions (`CLIPText`, `T5Encoder`, `Autoencoder`); of a transformer,
-            which is made for latents of one size, `network(event_shape, text)` gives them.
-        aliases: Tensors that may be copies of others, by name.
-        buffers: Tensors that may be there, and are no parameters.
+        tensor_axes: Axis of each parameter that tensor parallelism splits, by dotted name.
+        network: Pure functions of the network (`CLIPText`, `T5Encoder`, `Autoencoder`). For a
+            transformer, which depends on the size of the latents, a function
+            `network(event_shape, text)` that returns a `VelocityNet`.
+        aliases: Names of optional tensors that are copies of other tensors, with the names of those
+            tensors.
+        buffers: Names of optional tensors that are not parameters.
     """
 
     about: Mapping[str, Any]
     config: Any
-    views: Any
-    init: Callable[..., Params]
+    views: Views
+    init: Callable[[PRNGKey], Params]
     tensor_axes: Mapping[str, int]
     network: Any
     aliases: Mapping[str, str] = {}
@@ -59,7 +70,12 @@ class Component(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A part of a released model with its weights."""
+    """A component of a released model with its weights.
+
+    Attributes:
+        component: The component.
+        params: Its parameters, nested dicts of arrays.
+    """
 
     component: Component
     params: Params
@@ -68,20 +84,23 @@ class Loaded(NamedTuple):
 def make_component(
     about: Mapping[str, Any], names: Sequence[str] = (), **settings: Any
 ) -> Component:
-    """The network that a config.json describes.
+    """Build the network that a config.json describes.
 
     Args:
-        about: The parsed file.
-        names: Of the tensors of its files; some classes have two spellings of them.
-        settings: Of how it is computed (dtype, remat, attention, ...), of networks that have them.
+        about: Contents of the file.
+        names: Names of the tensors in the component's files. CLIP files name their tensors with or
+            without a prefix.
+        settings: Config fields that determine the computation (dtype, remat, attention, ...).
+            Text encoders and autoencoders ignore fields that their config lacks.
 
     Raises:
-        ValueError: If it is of no class that is known here, or of one with sizes that are not.
+        ValueError: If the class is not supported, or the network has unsupported sizes or options.
     """
-    found = class_of(about)
-    make = _MAKERS.get(str(found))
+    class_name = class_of(about)
+    make = _MAKERS.get(str(class_name))
     if make is None:
-        raise ValueError(f"config.json must be of {', '.join(_MAKERS)}, got {found}")
+        rule = f"name one of the classes {', '.join(_MAKERS)}"
+        raise ValueError(f"config.json must {rule}, got {class_name}")
     return make(about, names, settings)
 
 
@@ -89,31 +108,32 @@ def load_component(
     folder: Path,
     *,
     mesh: jax.sharding.Mesh,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     compute: str = "float32",
     lora: Path | None = None,
     lora_scale: float = 1.0,
     progress: Progress = Silent(),
     **settings: Any,
 ) -> Loaded:
-    """Read a part of a model: the folder with its config.json and safetensors.
+    """Load a component of a released model from its config.json and safetensors files.
 
     Args:
-        folder: Of that part.
-        mesh: Over which the weights are laid; each device reads its own part of the files.
-        dtype: Of the weights; None keeps that of the files.
-        compute: The dtype of the computation, "float32" or "bfloat16".
-        lora: A LoRA file, whose adapters are added to the weights.
-        lora_scale: How much of them.
-        progress: Receives each parameter, and one line of what of a LoRA file is left out.
-        settings: As of `make_component`.
+        folder: Folder of the component.
+        mesh: Device mesh that holds the weights. Each device reads only its shards.
+        dtype: Dtype of the weights; None keeps the dtype of the files.
+        compute: Dtype of the computation, "float32" or "bfloat16".
+        lora: LoRA file whose adapters are added to the weights.
+        lora_scale: Additional factor of the adapters.
+        progress: Receives one step per parameter, and a line if adapters of the LoRA file are
+            ignored.
+        settings: Config fields that determine the computation, see `make_component`.
 
     Raises:
-        ValueError: If the folder lacks a file, or one is damaged, pickled or of something else; or
-            the LoRA file is of another model.
-        WeightsMismatch: If the tensors are not those of the config.json.
+        ValueError: If a file is missing, damaged, pickled or of an unsupported class, or if the
+            LoRA file is for another model.
+        WeightsMismatch: If the tensors do not match the config.json.
     """
-    opened = _opened(folder, lora, lora_scale, progress, dtype=compute, **settings)
+    opened = _open_component(folder, lora, lora_scale, progress, dtype=compute, **settings)
     with opened as (files, component):
         like = jax.eval_shape(component.init, jax.random.key(0))
         like = laid_out(like, mesh, component.tensor_axes)
@@ -122,34 +142,40 @@ def load_component(
 
 
 def check_component(folder: Path, *, lora: Path | None = None) -> Component:
-    """Look at the files of a part of a model, without reading weights.
+    """Check the files of a component of a released model without reading its weights.
+
+    Args:
+        folder: Folder of the component.
+        lora: LoRA file for the component; its adapters are read and checked.
 
     Raises:
-        ValueError: As `load_component`.
-        WeightsMismatch: As `load_component`.
+        ValueError: If a file is missing, damaged, pickled or of an unsupported class, or if the
+            LoRA file is for another model.
+        WeightsMismatch: If the tensors do not match the config.json.
     """
-    with _opened(folder, lora, 1.0, Silent()) as (_, component):
+    with _open_component(folder, lora, 1.0, Silent()) as (_, component):
         return component
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_component(
     folder: Path, lora: Path | None, scale: float, progress: Progress, **settings: Any
 ) -> Iterator[tuple[TensorFiles, Component]]:
-    """The tensors of a folder, with adapters added to them, and the part that they must be of."""
+    """Open the files of a component, with adapters added, and check them against its config."""
     about = read_about(folder / "config.json")
     try:
-        with _tensors(folder, lora, scale, progress) as files:
+        with _open_tensors(folder, lora, scale, progress) as files:
             component = make_component(about, tuple(files.shapes), **settings)
             check_tensors(files, component.views, (*component.aliases, *component.buffers))
             yield files, component
     except ValueError as error:
+        # Do not repeat a folder or file that the message names already.
         if any(str(path) in str(error) for path in (folder, lora) if path):
             raise
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _tensors(folder: Path, lora: Path | None, scale: float, progress: Progress) -> TensorFiles:
+def _open_tensors(folder: Path, lora: Path | None, scale: float, progress: Progress) -> TensorFiles:
     files = TensorFiles(find_files(folder))
     if lora is None:
         return files
@@ -157,21 +183,22 @@ def _tensors(folder: Path, lora: Path | None, scale: float, progress: Progress) 
         return merge_lora(files, lora, scale, progress)
 
 
-def transformer_config(about: Mapping[str, Any], **settings: Any) -> NetworkConfig:
-    """The network of a transformer's config.json.
+def transformer_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig | MMDiTConfig:
+    """Return the network config that corresponds to the config.json of a transformer.
 
     Args:
-        about: The parsed file.
-        settings: As of `make_component`.
+        about: Contents of the file.
+        settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
-        ValueError: If it is of something else, or lacks a size.
+        ValueError: If the class is not a supported transformer, or a size is missing.
     """
-    read = {FLUX_TRANSFORMER: flux_config, SD3_TRANSFORMER: sd3_config}
-    found = str(class_of(about))
-    if found not in read:
-        raise ValueError(f"config.json must be of {' or '.join(read)}, got {found}")
-    return read[found](about, **settings)
+    readers = {FLUX_TRANSFORMER: flux_config, SD3_TRANSFORMER: sd3_config}
+    class_name = str(class_of(about))
+    if class_name not in readers:
+        rule = f"name the class {' or '.join(readers)}"
+        raise ValueError(f"config.json must {rule}, got {class_name}")
+    return readers[class_name](about, **settings)
 
 
 def _flux(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
@@ -182,33 +209,43 @@ def _sd3(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -
     return _transformer(about, sd3_config(about, **settings), sd3_views(about), make_mmdit)
 
 
-def _transformer(about: Mapping[str, Any], config: Any, views: Any, make: Any) -> Component:
-    """Its parameters do not depend on the sizes of latents; those of the smallest are as good."""
-    event = (config.patch_size, config.patch_size, latent_channels(about))
+def _transformer(
+    about: Mapping[str, Any],
+    config: FluxConfig | MMDiTConfig,
+    views: Views,
+    make: Callable[..., VelocityNet],
+) -> Component:
+    # The parameters do not depend on the size of the latents, so the smallest one will do.
+    event_shape = (config.patch_size, config.patch_size, latent_channels(about))
     text = TextShape(1, about["joint_attention_dim"], about["pooled_projection_dim"])
-    net = make(config, event, text)
+    net = make(config, event_shape, text)
 
-    def network(event_shape: tuple[int, ...], text: TextShape) -> Any:
+    def network(event_shape: tuple[int, ...], text: TextShape) -> VelocityNet:
         return make(config, event_shape, text)
 
     return Component(about, config, views, net.init, net.tensor_axes, network)
 
 
 def latent_channels(about: Mapping[str, Any]) -> int:
-    """Channels of the latents of a transformer; FLUX's in_channels are those of a patch."""
+    """Return the number of latent channels that a transformer takes.
+
+    Args:
+        about: Contents of the transformer's config.json. For FLUX, its `in_channels` are the
+            channels of a patch.
+    """
     packed = class_of(about) == FLUX_TRANSFORMER
     return about["in_channels"] // PATCH**2 if packed else about["in_channels"]
 
 
 def _vae(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with(autoencoder_config(about), settings)
+    config = _with_settings(autoencoder_config(about), settings)
     network = make_autoencoder(config)
     views = autoencoder_views(config)
     return Component(about, config, views, network.init, network.tensor_axes, network)
 
 
 def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with(clip_text_config(about), settings)
+    config = _with_settings(clip_text_config(about), settings)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     network, views = make_clip_text(config), clip_text_views(config, prefix=prefix)
     return Component(
@@ -223,7 +260,7 @@ def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, An
 
 
 def _t5(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with(t5_config(about), settings)
+    config = _with_settings(t5_config(about), settings)
     network = make_t5_encoder(config)
     return Component(
         about,
@@ -236,8 +273,8 @@ def _t5(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) ->
     )
 
 
-def _with(config: Any, settings: Mapping[str, Any]) -> Any:
-    """The settings that such a config has."""
+def _with_settings(config: _ConfigT, settings: Mapping[str, Any]) -> _ConfigT:
+    """Replace the fields of a config, ignoring settings that are not among its fields."""
     fields = {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, **{k: v for k, v in settings.items() if k in fields})
 

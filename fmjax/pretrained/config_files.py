@@ -1,4 +1,7 @@
-"""What the config.json of each class of a released model must hold, as types."""
+"""Types of the config.json files of released models, and functions that read and check them.
+
+The `*About` types name the keys that fmjax uses; other keys are allowed.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,19 +11,19 @@ from fmjax._json import NonNegative, Positive, Rule, Size, check_json, read_json
 
 T = TypeVar("T")
 
-# Layers, heads, sides of tables, ...: whatever is counted in a loop.
+# Counts that bound a loop, such as layers and heads: a huge value in a file would never finish.
 Few = Annotated[int, Rule("an integer from 1 to 4096", lambda value: 1 <= value <= 4096)]
 
 
 class ClassAbout(TypedDict, total=False):
-    """Where diffusers and transformers say of which class a part is."""
+    """Keys in which diffusers (`_class_name`) and transformers (`architectures`) name the class."""
 
     _class_name: str
     architectures: list[str]
 
 
 class FluxAbout(ClassAbout):
-    """A FluxTransformer2DModel."""
+    """The config.json of a FluxTransformer2DModel."""
 
     in_channels: Size
     num_layers: Few
@@ -37,7 +40,7 @@ class FluxAbout(ClassAbout):
 
 
 class SD3About(ClassAbout):
-    """An SD3Transformer2DModel."""
+    """The config.json of an SD3Transformer2DModel."""
 
     in_channels: Size
     patch_size: Few
@@ -55,7 +58,7 @@ class SD3About(ClassAbout):
 
 
 class AutoencoderAbout(ClassAbout, total=False):
-    """An AutoencoderKL."""
+    """The config.json of an AutoencoderKL."""
 
     in_channels: Size
     out_channels: Size
@@ -74,7 +77,7 @@ class AutoencoderAbout(ClassAbout, total=False):
 
 
 class CLIPAbout(ClassAbout):
-    """A CLIPTextModel or CLIPTextModelWithProjection."""
+    """The config.json of a CLIPTextModel or CLIPTextModelWithProjection."""
 
     vocab_size: Size
     max_position_embeddings: Size
@@ -89,7 +92,7 @@ class CLIPAbout(ClassAbout):
 
 
 class T5About(ClassAbout):
-    """A T5EncoderModel."""
+    """The config.json of a T5EncoderModel."""
 
     vocab_size: Size
     d_model: Size
@@ -106,7 +109,7 @@ class T5About(ClassAbout):
 
 
 class SchedulerAbout(ClassAbout, total=False):
-    """A FlowMatchEulerDiscreteScheduler."""
+    """The scheduler_config.json of a FlowMatchEulerDiscreteScheduler."""
 
     num_train_timesteps: Size
     shift: Positive
@@ -119,7 +122,7 @@ class SchedulerAbout(ClassAbout, total=False):
     time_shift_type: Literal["exponential", "linear"]
 
 
-_KINDS: Mapping[str, Callable[..., Any]] = {
+_TYPES: Mapping[str, Callable[..., Any]] = {
     "FluxTransformer2DModel": FluxAbout,
     "SD3Transformer2DModel": SD3About,
     "AutoencoderKL": AutoencoderAbout,
@@ -131,30 +134,40 @@ _KINDS: Mapping[str, Callable[..., Any]] = {
 
 
 def class_of(about: Mapping[str, Any], name: str = "config.json") -> str | None:
-    """The class that a config.json is of, as diffusers or transformers calls it."""
-    found = checked(about, ClassAbout, name)
-    return found.get("_class_name") or next(iter(found.get("architectures", ())), None)
+    """Return the class of diffusers or transformers that a config.json names, or None.
+
+    Args:
+        about: Contents of the file.
+        name: Name of the file in error messages.
+    """
+    class_about = checked(about, ClassAbout, name)
+    return class_about.get("_class_name") or next(iter(class_about.get("architectures", ())), None)
 
 
 def checked(about: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json") -> T:
-    """A parsed config.json as a type of this module; what is null counts as left out.
+    """Check the contents of a config.json against a type of this module; drop null values.
+
+    Args:
+        about: Contents of the file.
+        kind: One of the `*About` types.
+        name: Name of the file in error messages.
 
     Raises:
-        ValueError: If a value is missing or of another type.
+        ValueError: If a required value is missing, or a value has another type.
     """
-    said = {key: value for key, value in about.items() if value is not None}
-    for key, value in said.items():
-        said[key] = list(value) if isinstance(value, tuple) else value
-    return check_json(said, kind, name, extra=True)
+    values = {key: value for key, value in about.items() if value is not None}
+    for key, value in values.items():
+        values[key] = list(value) if isinstance(value, tuple) else value
+    return check_json(values, kind, name, extra=True)
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Read the config.json of a part, or a scheduler's file; what is null is left out.
+    """Read and check a config.json or scheduler_config.json; drop null values.
 
     Raises:
-        ValueError: If there is no such file, it holds something else, or values of a class that
-            is known here are missing or of another type.
+        ValueError: If the file does not exist or is not JSON, or, for the known classes, if a
+            required value is missing or has another type.
     """
     about = read_json(path, dict[str, Any])
-    kind = _KINDS.get(str(class_of(about, str(path))), ClassAbout)
+    kind = _TYPES.get(str(class_of(about, str(path))), ClassAbout)
     return dict(checked(about, kind, str(path)))

@@ -1,12 +1,12 @@
-"""Files of tensors: safetensors, single or in shards, opened without reading them whole.
+"""Access to safetensors files, single or in shards, that reads parts of tensors on demand.
 
-Files of pickled weights can run any code of their maker's when they are opened: they are refused.
+Pickled weights are refused, because they can run arbitrary code when they are opened.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -14,11 +14,14 @@ from fmjax._checks import require
 from fmjax._json import read_json
 from fmjax.pretrained.layouts import Index
 
+if TYPE_CHECKING:
+    import safetensors
+
 STEMS = ("diffusion_pytorch_model", "model")
-"""How diffusers and transformers call the weights of a part of a model."""
+"""File names, without suffix, of weights in diffusers and transformers."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = (".safetensors", *_PICKLES)
-"""Endings of files of weights."""
+"""Suffixes of weight files."""
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -41,13 +44,13 @@ _EXPONENTS = {
 
 
 class TensorFiles:
-    """The tensors of some safetensors files, by name. Use it as a context manager.
+    """Open safetensors files with their tensors by name. Use it as a context manager.
 
     Attributes:
         paths: The files.
-        shapes: Of every tensor.
-        dtypes: Of every tensor, as NumPy names them.
-        file_of: Which of the files holds a tensor.
+        shapes: Shape of every tensor, by name.
+        dtypes: NumPy dtype name of every tensor, by name.
+        file_of: File that holds each tensor, by name.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -55,52 +58,55 @@ class TensorFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.file_of: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, safetensors.safe_open] = {}
         for path in paths:
-            self._open[path] = _opened(path)
-            for name in self._open[path].keys():  # noqa: SIM118 (it is no dict)
-                require(name not in self.shapes, f"tensor {name}", "stand in one file", path.name)
+            self._open[path] = _open(path)
+            for name in self._open[path].keys():  # noqa: SIM118 (not a dict)
+                rule = "be in one file only"
+                require(name not in self.shapes, f"tensor {name}", rule, f"a copy in {path.name}")
                 part = self._open[path].get_slice(name)
                 self.shapes[name] = tuple(part.get_shape())
-                found = part.get_dtype()
-                require(found in _DTYPES, f"tensor {name}", f"be of {', '.join(_DTYPES)}", found)
-                self.dtypes[name], self.file_of[name] = _DTYPES[found], path
+                dtype, rule = part.get_dtype(), f"have one of the dtypes {', '.join(_DTYPES)}"
+                require(dtype in _DTYPES, f"tensor {name}", rule, dtype)
+                self.dtypes[name], self.file_of[name] = _DTYPES[dtype], path
 
     def __enter__(self) -> "TensorFiles":
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         self._open.clear()
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        """Part of a tensor; slices without steps read no more of the file than that.
+        """Read part of a tensor. Slices with a step read their entire range from the file.
 
         Raises:
-            ValueError: If a number in it is NaN or infinite.
+            ValueError: If a value in it is NaN or infinite.
         """
         part = self._open[self.file_of[name]].get_slice(name)
-        if not self.shapes[name] or 0 in self.shapes[name]:  # safetensors slices no such tensor.
-            found = np.asarray(self._open[self.file_of[name]].get_tensor(name))
+        # safetensors cannot slice scalars and empty tensors.
+        if not self.shapes[name] or 0 in self.shapes[name]:
+            array = np.asarray(self._open[self.file_of[name]].get_tensor(name))
         else:
-            whole = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
-            found = np.asarray(part[whole])[tuple(slice(None, None, s.step) for s in index)]
-        require_finite(f"tensor {name} in {self.file_of[name].name}", found)
-        return found
+            ranges = tuple(slice(s.start, s.stop) for s in index) or (slice(None),)
+            array = np.asarray(part[ranges])[tuple(slice(None, None, s.step) for s in index)]
+        require_finite(f"tensor {name} in {self.file_of[name].name}", array)
+        return array
 
     def metadata(self, path: Path) -> Mapping[str, str]:
-        """What a file says of itself."""
+        """Return the metadata of a file; empty if it has none."""
         return self._open[path].metadata() or {}
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
-    """Raise if a number of a tensor is NaN or infinite: then all bits of its exponent are set.
+    """Raise a `ValueError` if a value of a tensor is NaN or infinite.
 
-    As integers, because NumPy has no fast test of bfloat16. It costs about as much as a copy.
+    Such values have all bits of the exponent set. The test runs on integers, because NumPy has no
+    fast one for bfloat16; it costs about as much as a copy.
     """
     exponent = _EXPONENTS.get(array.dtype.name)
     if exponent is None or not array.size:
@@ -111,11 +117,11 @@ def require_finite(name: str, array: np.ndarray) -> None:
 
 
 def find_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors of a part of a model: one file, or all that its index names.
+    """Find the safetensors files of a model component: one file, or the shards in its index.
 
     Raises:
-        ValueError: If there are none, or only pickled ones; or the index names what is not there
-            or not in this folder.
+        ValueError: If there are none, or only pickles; if there are weights of several precisions;
+            or if the index names files that do not exist or are outside of the folder.
     """
     for stem in STEMS:
         index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
@@ -123,7 +129,7 @@ def find_files(folder: Path) -> tuple[Path, ...]:
             return _indexed(index)
         if single.is_file():
             return (single,)
-    # Of another precision: model.fp16.safetensors, or model.safetensors.index.fp16.json.
+    # Files of another precision: model.fp16.safetensors, or model.safetensors.index.fp16.json.
     indexes = [path for stem in STEMS for path in folder.glob(f"{stem}.safetensors.index.*.json")]
     singles = [path for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors")]
     if len(indexes) == 1:
@@ -135,51 +141,47 @@ def find_files(folder: Path) -> tuple[Path, ...]:
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     if pickles:
         raise ValueError(
-            f"{folder} must hold safetensors, got {pickles[0]}: a pickle, which can run any code "
-            "when it is opened"
+            f"{folder} must hold safetensors, got {pickles[0]}: a pickle, which can run arbitrary "
+            "code when it is opened"
         )
     raise ValueError(
         f"{folder} must hold {STEMS[0]}.safetensors or {STEMS[1]}.safetensors, got neither"
     )
 
 
-def plain_name(name: Any) -> bool:
-    """Whether it is the name of a file in a folder, and no way out of it."""
+def plain_name(name: object) -> bool:
+    """Whether a value is a file name without folders, so that it cannot lead out of a folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 class _Index(TypedDict):
-    """What the index of shards must hold."""
+    """Required keys of the index of a sharded model."""
 
     weight_map: dict[str, str]
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor is in, as the index of shards has it."""
+    """Read the index of a sharded model: the file name of each tensor."""
     return read_json(index, _Index, extra=True)["weight_map"]
 
 
 def _indexed(index: Path) -> tuple[Path, ...]:
-    places = weight_map(index)
-    wrong = next((name for name in places.values() if not plain_name(name)), None)
-    right = bool(places) and wrong is None
-    require(right, str(index), "map tensors to files beside it", repr(wrong or places))
-    paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
-    for path in paths:
-        require(
-            path.is_file(),
-            f"{index.parent}",
-            f"hold {path.name}, which its index names",
-            "no such file",
-        )
-    return paths
+    names = weight_map(index)
+    invalid = next((name for name in names.values() if not plain_name(name)), None)
+    valid = bool(names) and invalid is None
+    require(valid, str(index), "map tensors to files in the same folder", repr(invalid or names))
+    files = tuple(index.with_name(name) for name in sorted(set(names.values())))
+    for file in files:
+        rule = f"hold {file.name}, which its index names"
+        require(file.is_file(), str(index.parent), rule, "no such file")
+    return files
 
 
-def _opened(path: Path) -> Any:
+def _open(file: Path) -> "safetensors.safe_open":
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="numpy")
+        return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"{path} must be a whole safetensors file, got {said}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file} must be a complete safetensors file, got {reason}") from error

@@ -1,4 +1,4 @@
-"""A released model: a folder of diffusers with its parts, as `model_index.json` lists them."""
+"""Folders of released models in the format of diffusers, with a `model_index.json`."""
 
 import re
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from fmjax._checks import require, require_unicode
 from fmjax._files import is_hidden, require_exists, walk, write_atomically
@@ -28,7 +29,7 @@ from fmjax.pretrained.weights import require_new, save_params
 INDEX = "model_index.json"
 SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
 
-# Of each kind of pipeline its parts of weights, and their classes.
+# The components with weights of each pipeline class, and their classes.
 _WEIGHTS: Mapping[str, Mapping[str, str]] = {
     SD3: {
         "transformer": "SD3Transformer2DModel",
@@ -44,8 +45,8 @@ _WEIGHTS: Mapping[str, Mapping[str, str]] = {
         "text_encoder_2": "T5EncoderModel",
     },
 }
-# Weights, their index and shards, of any precision.
-_FOUND = re.compile(
+# File names that `find_files` may select: weights, shards and indexes of any precision.
+_WEIGHT_FILE = re.compile(
     rf"({'|'.join(STEMS)})(-\d{{5}}-of-\d{{5}})?(\.\w+)?\.safetensors(\.index(\.\w+)?\.json)?"
 )
 _OPTIONAL = (SD3, "text_encoder_3")
@@ -53,12 +54,12 @@ _OPTIONAL = (SD3, "text_encoder_3")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that `open_model` has looked through.
+    """A released model in the format of diffusers. Create it with `open_model`.
 
     Attributes:
         path: The folder.
-        kind: The class of its pipeline, `SD3` or `FLUX`.
-        parts: Those that are there, each with the class that the index gives it.
+        kind: Class of the pipeline, `SD3` or `FLUX`.
+        parts: Names of the components that the model has, each with its class.
     """
 
     path: Path
@@ -66,11 +67,11 @@ class ModelFolder:
     parts: Mapping[str, str]
 
     def has(self, part: str) -> bool:
-        """Whether it has a part; some models come without their third text encoder."""
+        """Whether the model has a component; SD3 models may lack `text_encoder_3`."""
         return part in self.parts
 
     def about(self, part: str) -> dict[str, Any]:
-        """The config.json of a part, or the scheduler's file."""
+        """Read the config.json of a component, or the scheduler_config.json of the scheduler."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return read_about(self.path / part / name)
 
@@ -79,67 +80,69 @@ class ModelFolder:
         part: str,
         *,
         mesh: jax.sharding.Mesh,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         compute: str = "float32",
         progress: Progress = Silent(),
         **settings: Any,
     ) -> Loaded:
-        """A part with its weights (`load_component`)."""
-        where = self.path / part
+        """Load a component with its weights; see `load_component`."""
+        folder = self.path / part
         return load_component(
-            where, mesh=mesh, dtype=dtype, compute=compute, progress=progress, **settings
+            folder, mesh=mesh, dtype=dtype, compute=compute, progress=progress, **settings
         )
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Its text encoders, in order."""
+        """Names of the text encoders of the pipeline class, in order."""
         return tuple(part for part in _WEIGHTS[self.kind] if part.startswith("text_encoder"))
 
 
 def tokenizer_part(encoder: str) -> str:
-    """The part that holds the tokenizer of a text encoder."""
+    """Return the name of the component that holds the tokenizer of a text encoder."""
     return encoder.replace("text_encoder", "tokenizer")
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder says it is a model of diffusers."""
+    """Whether a folder contains a `model_index.json`."""
     return (path / INDEX).is_file()
 
 
 def open_model(path: Path) -> ModelFolder:
-    """Look through a folder of diffusers; no weights are read.
+    """Open the folder of a released model and check its components; reads no weights.
 
     Raises:
-        ValueError: If it is no such folder, of a model that is not known here, or lacks a part.
+        ValueError: If it is not a folder of a supported pipeline class, or a component is missing.
     """
     require_exists("model folder", path)
-    require_unicode("model folder", path.absolute())  # Readers of tokenizers take no other name.
-    need = f"be a folder with a {INDEX}"
-    require(is_model_folder(path), f"model {path}", need, "none" if path.is_dir() else "a file")
+    require_unicode("model folder", path.absolute())  # The tokenizers package needs UTF-8 paths.
+    rule, got = f"be a folder with a {INDEX}", "none" if path.is_dir() else "a file"
+    require(is_model_folder(path), f"model {path}", rule, got)
+    index_file = str(path / INDEX)
     index = read_json(path / INDEX, dict[str, Any])
-    kind = checked(index, ClassAbout, str(path / INDEX)).get("_class_name")
+    kind = checked(index, ClassAbout, index_file).get("_class_name")
     if kind is None or kind not in _WEIGHTS:
-        raise ValueError(f"{path / INDEX} must be of {' or '.join(_WEIGHTS)}, got {kind}")
-    listed = {name: found for name, found in index.items() if isinstance(found, list)}
-    listed = check_json(listed, dict[str, list[str | None]], str(path / INDEX))
-    # A part that the model does without is listed as [null, null].
-    parts = {name: found[1] for name, found in listed.items() if len(found) == 2 and found[1]}
+        raise ValueError(f"{index_file} must name the class {' or '.join(_WEIGHTS)}, got {kind}")
+    listed = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    listed = check_json(listed, dict[str, list[str | None]], index_file)
+    # Entries are [library, class]; those of missing components are [null, null].
+    parts = {name: entry[1] for name, entry in listed.items() if len(entry) == 2 and entry[1]}
     for name in parts:
-        require(plain_name(name), str(path / INDEX), "name folders beside it", repr(name))
-    for name, wanted in _WEIGHTS[kind].items():
+        require(plain_name(name), index_file, "name folders next to it", repr(name))
+    for name, expected in _WEIGHTS[kind].items():
         if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
-            found = class_of(read_about(path / name / "config.json"))
-            require(found == wanted, str(path / name), f"hold a {wanted}", found)
+            class_name = class_of(read_about(path / name / "config.json"))
+            require(class_name == expected, str(path / name), f"hold a {expected}", class_name)
         if name.startswith("text_encoder") and name in parts:
             _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
     _require_part(path, "scheduler", "scheduler_config.json", parts)
     return ModelFolder(path, kind, parts)
 
 
-def _require_part(path: Path, part: str, file: str, parts: Mapping[str, str]) -> None:
-    require(part in parts, f"{path / INDEX}", f"name a {part}", ", ".join(sorted(parts)))
-    require((path / part / file).is_file(), str(path), f"hold {part}/{file}", "no such file")
+def _require_part(folder: Path, part: str, file: str, parts: Mapping[str, str]) -> None:
+    listed = ", ".join(sorted(parts))
+    require(part in parts, str(folder / INDEX), f"list the component {part}", listed)
+    require((folder / part / file).is_file(), str(folder), f"hold {part}/{file}", "no such file")
 
 
 def save_model(
@@ -147,25 +150,26 @@ def save_model(
     folder: Path,
     parts: Mapping[str, Loaded],
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> None:
-    """Write a model as a folder of diffusers: its source, with the weights of some parts.
+    """Write a copy of a released model in which some components have new weights.
 
-    All other files of its parts, and those beside them that are no weights, are copied as they are.
-    The index is written last: a folder without one is no model.
+    Other components are copied, as are all files at the top level except weights. The index is
+    written last, so that an incomplete folder is not a valid model.
 
     Args:
-        source: Where it came from.
-        folder: The new one.
-        parts: Those with weights of their own, by name.
-        dtype: Of these weights in the files, as of `save_params`.
-        overwrite: Write into a folder that holds files.
-        progress: Hears of each file.
+        source: Model that is copied.
+        folder: Folder to write.
+        parts: Components with new weights, by name.
+        dtype: Dtype of the new weights in the files; see `save_params` for None.
+        overwrite: Whether to write into a folder that already contains files.
+        progress: Receives one step per written weight file.
 
     Raises:
-        ValueError: If the folder is the source or one of it, or holds files.
+        ValueError: If `folder` is the source folder or inside of it, or contains files and
+            `overwrite` is False.
     """
     require_apart(source.path, folder)
     require_new(folder, overwrite)
@@ -175,42 +179,42 @@ def save_model(
         save_component(source.path / part, folder / part, loaded, dtype=dtype, progress=progress)
     if jax.process_index() != 0:
         return
-    _copy_plain(source.path, folder, skip=INDEX)
+    _copy_other_files(source.path, folder, skip=INDEX)
     for part in sorted(set(source.parts) - set(parts)):
-        for path in walk(source.path / part).files:
-            _copy(source.path / part / path, folder / part / path)
-        _remove_other_weights(folder / part, {path.name for path in (source.path / part).glob("*")})
+        for file in walk(source.path / part).files:
+            _copy(source.path / part / file, folder / part / file)
+        _remove_other_weights(folder / part, {file.name for file in (source.path / part).glob("*")})
     _copy(source.path / INDEX, folder / INDEX)
 
 
 def require_apart(source: Path, folder: Path) -> None:
-    """Raise if what is to be written would lie in what it is made of."""
+    """Raise a `ValueError` if the folder to write is the source folder or inside of it."""
     inside = folder.resolve().is_relative_to(source.resolve())
-    require(not inside, "folder", "be another than the source", folder)
+    require(not inside, "folder", f"be outside of the source folder {source}", folder)
 
 
-def _copy(path: Path, to: Path) -> None:
-    with write_atomically(to) as temporary:
-        shutil.copyfile(path, temporary)
+def _copy(file: Path, destination: Path) -> None:
+    with write_atomically(destination) as temporary:
+        shutil.copyfile(file, temporary)
 
 
-def _of_weights(path: Path) -> bool:
-    return path.suffix in WEIGHTS or ".safetensors.index" in path.name
+def _holds_weights(file: Path) -> bool:
+    return file.suffix in WEIGHTS or ".safetensors.index" in file.name
 
 
 def _remove_other_weights(folder: Path, kept: Collection[str]) -> None:
-    """What was in a folder before, and `find_files` could take for what was written; its shards."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _FOUND.fullmatch(path.name) and path.name not in kept:
-            path.unlink()
+    """Delete earlier weight files that `find_files` could select instead of the new ones."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if _WEIGHT_FILE.fullmatch(file.name) and file.name not in kept:
+            file.unlink()
 
 
-def _copy_plain(source: Path, folder: Path, skip: str = "") -> None:
-    """The files of a folder that are no weights and no index of them, whatever their precision."""
-    for path in sorted(source.iterdir()):
-        plain = path.is_file() and not _of_weights(path) and not is_hidden(Path(path.name))
-        if plain and path.name != skip:
-            _copy(path, folder / path.name)
+def _copy_other_files(source: Path, folder: Path, skip: str = "") -> None:
+    """Copy the files of a folder except weights, their indexes and hidden files."""
+    for file in sorted(source.iterdir()):
+        copied = file.is_file() and not _holds_weights(file) and not is_hidden(Path(file.name))
+        if copied and file.name != skip:
+            _copy(file, folder / file.name)
 
 
 def save_component(
@@ -218,17 +222,17 @@ def save_component(
     folder: Path,
     loaded: Loaded,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     progress: Progress = Silent(),
 ) -> None:
-    """Write one part of a model: its weights, and the other files of its source.
+    """Write the weights of a component, and copy the other files of its source folder.
 
     Args:
-        source: The folder that it came from.
-        folder: The new one.
-        loaded: The part.
-        dtype: As of `save_params`.
-        progress: Hears of each file.
+        source: Folder from which the component was loaded.
+        folder: Folder to write.
+        loaded: Component with its weights.
+        dtype: Dtype of the weights in the files; see `save_params` for None.
+        progress: Receives one step per written weight file.
     """
     require_apart(source, folder)
     component, params = loaded
@@ -243,13 +247,13 @@ def save_component(
             progress=progress,
         )
     if jax.process_index() == 0:
-        _copy_plain(source, folder)
+        _copy_other_files(source, folder)
         kept = {file.name for file in files.paths}
         indexes = [
-            path
-            for path in source.glob("*.safetensors.index*.json")
-            if set(weight_map(path).values()) == kept
+            index
+            for index in source.glob("*.safetensors.index*.json")
+            if set(weight_map(index).values()) == kept
         ]
-        for path in indexes:
-            _copy(path, folder / path.name)
-        _remove_other_weights(folder, kept | {path.name for path in indexes})
+        for index in indexes:
+            _copy(index, folder / index.name)
+        _remove_other_weights(folder, kept | {index.name for index in indexes})

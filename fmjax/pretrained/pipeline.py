@@ -1,7 +1,7 @@
-"""A released model as a velocity field: its conventions turned into fmjax's, once, here.
+"""Released models as velocity fields: convert the conventions of diffusers to those of fmjax.
 
-Released models count noise, sigma = 1 - t, and their velocity points from data to noise; what they
-take for an image are latents, shifted and scaled.
+Released models use sigma = 1 - t, and their velocity points from data to noise. Their samples are
+shifted and scaled latents of an autoencoder.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ import numpy as np
 from fmjax._arrays import Cond, Params, Points, Text, TextShape, Times
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
+from fmjax.networks import MMDiTConfig
 from fmjax.paths import VelocityNet, reversed_time
 from fmjax.pretrained.components import Loaded, latent_channels, transformer_config
 from fmjax.pretrained.families.autoencoder import autoencoder_config
@@ -22,12 +23,13 @@ from fmjax.pretrained.time_grid import released_sigmas
 
 
 class Kind(NamedTuple):
-    """What is usual for a model.
+    """Default sampling settings of a released model.
 
     Attributes:
-        steps: Of Euler.
-        guidance: Its scale; None for a model that was distilled to do without.
-        distilled: Whether guidance is an input of the network, instead of a second evaluation.
+        steps: Number of Euler steps.
+        guidance: Guidance scale; None for a model that was distilled to sample without guidance.
+        distilled: Whether sampling needs one network evaluation per step, because guidance is an
+            input of the network or not used.
     """
 
     steps: int
@@ -36,7 +38,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(model: ModelFolder) -> Kind:
-    """What is usual for a model, as diffusers has it."""
+    """Return the default sampling settings of a model, equal to those of diffusers."""
     if model.kind != FLUX:
         return Kind(steps=28, guidance=7.0, distilled=False)
     guided = bool(model.about("transformer").get("guidance_embeds", False))
@@ -44,12 +46,12 @@ def kind_of(model: ModelFolder) -> Kind:
 
 
 class Latents(NamedTuple):
-    """What a model's images are to it.
+    """Sizes of the latents of one image.
 
     Attributes:
-        event_shape: Of one image's latents, (height, width, channel).
-        patch: Side of a token's square of latents.
-        factor: Pixels of an image's side for each of its latents'.
+        event_shape: Shape of the latents, (height, width, channel).
+        patch: Side of the square of latents that is one token.
+        factor: Downsampling factor of the autoencoder, pixels per latent along a side.
     """
 
     event_shape: tuple[int, int, int]
@@ -58,51 +60,61 @@ class Latents(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image."""
+        """Number of tokens of the image."""
         height, width, _ = self.event_shape
         return (height // self.patch) * (width // self.patch)
 
 
 def latents_of(model: ModelFolder, height: int | None = None, width: int | None = None) -> Latents:
-    """The latents of images of a size, in pixels; None takes the size the model was made for.
+    """Return the sizes of the latents of an image.
+
+    Args:
+        model: Released model.
+        height: Height in pixels; None takes the default of the model.
+        width: Width in pixels; None takes the default of the model.
 
     Raises:
-        ValueError: If a side is no multiple of the patch times the autoencoder's factor.
+        ValueError: If a side is not divisible by the downsampling factor times the patch size, or
+            too large for the model's table of positions.
     """
     about = model.about("transformer")
-    config: Any = transformer_config(about)
+    config = transformer_config(about)
     factor, patch = autoencoder_config(model.about("vae")).downsampling, config.patch_size
-    usual = factor * about.get("sample_size", 128)
-    sides = {"height": height or usual, "width": width or usual}
+    default = factor * about.get("sample_size", 128)
+    sides = {"height": height or default, "width": width or default}
     for name, side in sides.items():
-        rule = f"be a multiple of {factor * patch} (the autoencoder's {factor} times the patch)"
+        rule = f"be divisible by {factor * patch}, the autoencoder's {factor} times the patch size"
         require(side % (factor * patch) == 0, name, rule, side)
-    table = getattr(config, "position_table", None)
-    if table is not None:
-        rule = f"be at most {table * patch * factor} for this model"
-        require(max(sides.values()) <= table * patch * factor, "size", rule, max(sides.values()))
+    if isinstance(config, MMDiTConfig) and config.position_table is not None:
+        largest, limit = max(sides.values()), config.position_table * patch * factor
+        require(largest <= limit, "size", f"be at most {limit} for this model", largest)
     channels = latent_channels(about)
     return Latents((sides["height"] // factor, sides["width"] // factor, channels), patch, factor)
 
 
 def released_times(model: ModelFolder, latents: Latents, num_steps: int) -> np.ndarray:
-    """The times of a model's own grid, rising from 0 to 1, float32.
+    """Return the default time grid of a model, increasing from 0 to 1, `[num_steps + 1]` float32.
+
+    Args:
+        model: Released model.
+        latents: Sizes of the latents, on which the grid may depend.
+        num_steps: Number of steps.
 
     Raises:
-        ValueError: If its scheduler is of another kind.
+        ValueError: If the scheduler of the model is not supported.
     """
-    about, equal = model.about("scheduler"), model.kind == FLUX
-    sigmas = released_sigmas(about, num_steps, latents.num_tokens, to_one_step=equal)
+    about, is_flux = model.about("scheduler"), model.kind == FLUX
+    sigmas = released_sigmas(about, num_steps, latents.num_tokens, to_one_step=is_flux)
     return (1.0 - sigmas).astype(np.float32)
 
 
 def velocity_net(loaded: Loaded, event_shape: tuple[int, ...], text: Text) -> VelocityNet:
-    """A transformer as any network of fmjax: noise at t = 0, its velocity towards the data.
+    """Convert a released transformer to a velocity network with noise at t = 0.
 
     Args:
         loaded: The transformer.
-        event_shape: Of latents.
-        text: Prompts, of the sizes that it will be called with.
+        event_shape: Shape of the latents of one image.
+        text: Encoded prompts with the sizes of those that the network will be called with.
     """
     (_, num_tokens, width), pooled_width = text.tokens.shape, text.pooled.shape[-1]
     shape = TextShape(num_tokens, width, pooled_width)
@@ -110,7 +122,7 @@ def velocity_net(loaded: Loaded, event_shape: tuple[int, ...], text: Text) -> Ve
 
 
 def reverse_network_time(net: VelocityNet) -> VelocityNet:
-    """A network that was trained with t = 1 at the noise, in fmjax's time."""
+    """Convert a network with noise at t = 1 to one with noise at t = 0."""
 
     def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
         return reversed_time(partial(net.apply, params))(t, x, cond)
@@ -119,30 +131,31 @@ def reverse_network_time(net: VelocityNet) -> VelocityNet:
 
 
 def read_latents(arrays: Mapping[str, np.ndarray], latents: Latents, packed: bool) -> np.ndarray:
-    """Noise that diffusers made, as fmjax has it: `init_latents` of an .npz file.
+    """Convert initial noise from the layout of diffusers to `[images, height, width, channel]`.
 
     Args:
-        arrays: By name.
-        latents: The sizes wanted.
-        packed: Whether a row is a patch, `[channel, row, column]` (FLUX); else it is an image
-            `[channel, height, width]`.
+        arrays: Arrays of an .npz file, by name; the noise is `init_latents`.
+        latents: Expected sizes of the latents.
+        packed: Whether the noise is `[images, patches, channel * row * column]` (FLUX) instead of
+            `[images, channel, height, width]`.
 
     Raises:
-        ValueError: If there is no such array, or it has other sizes.
+        ValueError: If the array is missing or has another shape.
     """
     require("init_latents" in arrays, "latents", "hold an array init_latents", sorted(arrays))
-    found = np.asarray(arrays["init_latents"], np.float32)
+    noise = np.asarray(arrays["init_latents"], np.float32)
     height, width, channels = latents.event_shape
     size = latents.patch
-    want = (channels, height, width)
+    expected = (channels, height, width)
     if packed:
-        want = (latents.num_tokens, channels * size**2)
-    right = found.shape[1:] == want and len(found) > 0
-    require(right, "init_latents", f"be of shape {('images', *want)}", found.shape)
+        expected = (latents.num_tokens, channels * size**2)
+    valid = noise.shape[1:] == expected and len(noise) > 0
+    rule = f"have shape (images, {', '.join(map(str, expected))})"
+    require(valid, "init_latents", rule, noise.shape)
     if not packed:
-        return found.transpose(0, 2, 3, 1)
-    x = found.reshape(-1, height // size, width // size, channels, size, size)
-    return x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, height, width, channels)
+        return noise.transpose(0, 2, 3, 1)
+    patches = noise.reshape(-1, height // size, width // size, channels, size, size)
+    return patches.transpose(0, 1, 4, 2, 5, 3).reshape(-1, height, width, channels)
 
 
 def load_transformer(
@@ -153,7 +166,15 @@ def load_transformer(
     progress: Progress = Silent(),
     **settings: Any,
 ) -> Loaded:
-    """The transformer, with weights and computation of one type."""
+    """Load the transformer of a model, with the same dtype for weights and computation.
+
+    Args:
+        model: Released model.
+        mesh: Device mesh that holds the weights.
+        dtype: Dtype of the weights and the computation, "float32" or "bfloat16".
+        progress: Receives progress reports.
+        settings: Further arguments of `load_component`.
+    """
     return model.load(
         "transformer", mesh=mesh, dtype=dtype, compute=dtype, progress=progress, **settings
     )

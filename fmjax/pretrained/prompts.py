@@ -1,43 +1,45 @@
-"""Prompts as a released model's text encoders give them.
+"""Encode prompts with the text encoders of a released model.
 
-The encoders are read one after the other, each gone before the next comes: with T5-XXL they are as
-large as the transformer itself, and are not needed once the prompts are encoded.
+The encoders are loaded one at a time and freed before the next one: with T5-XXL they are as large
+as the transformer, and they are not needed once the prompts are encoded.
 
-Source: Esser et al. 2024, arXiv:2403.03206, section 4 (which outputs SD3 takes, and how they are
-joined); Black Forest Labs, FLUX.1 (2024).
+Reference: Esser et al. 2024, arXiv:2403.03206, section 4 (outputs that SD3 uses and how they are
+combined); Black Forest Labs, FLUX.1 (2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from fmjax._arrays import Text, TextPart, TextShape
+from fmjax._arrays import Params, Text, TextPart, TextShape
 from fmjax._checks import require, require_at_least, require_unicode
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.networks.text_encoders.t5 import T5Config
+from fmjax.networks import CLIPOutput, CLIPTextConfig, T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
 from fmjax.pretrained.tokenizers.tokenizers import Tokenizer, read_tokenizer
 from fmjax.sharding import num_shares, replicated
 
 MAX_TOKENS = {SD3: 256, FLUX: 512}
-"""Tokens that T5 is given, unless others are asked for: as many as diffusers takes by default.
+"""Default number of T5 tokens of each pipeline class, as in diffusers.
 
-A model that comes without it has zeros in their place.
+If an SD3 model has no T5 encoder, zeros replace its tokens.
 """
-_SHOWN = 60  # Characters of a prompt in a warning.
+_MAX_SHOWN = 60  # Maximum number of characters of a prompt in a warning.
 
 
 @dataclass(frozen=True)
 class PromptEncoding:
-    """How prompts are encoded.
+    """Settings of the prompt encoding.
 
     Attributes:
-        max_tokens: That T5 is given; None takes the model's usual number.
-        dtype: Of weights and computation, "float32" or "bfloat16".
-        batch_size: Prompts at once.
+        max_tokens: Number of T5 tokens; None takes the default of the model.
+        dtype: Dtype of the weights and the computation, "float32" or "bfloat16".
+        batch_size: Number of prompts per program call.
     """
 
     max_tokens: int | None = None
@@ -51,66 +53,75 @@ class PromptEncoding:
 
 
 class LoadedEncoder(NamedTuple):
-    """A text encoder on the devices.
+    """A text encoder with its weights on the devices.
 
     Attributes:
-        part: Which of the model's.
-        tokenizer: Its own.
-        length: Tokens that it is given.
-        apply: `apply(params, tokens)`, jitted, its result whole on every device.
-        params: Its weights.
-        batch_size: Prompts at once.
+        part: Name of the component.
+        tokenizer: Tokenizer of the encoder.
+        length: Number of tokens per prompt.
+        apply: `apply(params, tokens) -> outputs`, jitted, with outputs replicated on all devices.
+        params: Weights of the encoder.
+        batch_size: Number of prompts per program call, divisible by the batch shards of the mesh.
     """
 
     part: str
     tokenizer: Tokenizer
     length: int
-    apply: Any
-    params: Any
+    apply: Callable[[Params, ArrayLike], PyTree]
+    params: Params
     batch_size: int
 
-    def __call__(self, prompts: Sequence[str], progress: Progress = Silent()) -> Any:
-        """Encode prompts: what the encoder gives, on the host."""
-        tokens, lost = self.tokenizer(prompts, self.length)
-        _warn(prompts, lost, self, progress)
+    def __call__(self, prompts: Sequence[str], progress: Progress = Silent()) -> PyTree:
+        """Encode prompts and return the outputs on the host, with the prompts as first axis."""
+        tokens, truncated = self.tokenizer(prompts, self.length)
+        _warn_truncated(prompts, truncated, self, progress)
         outputs = []
         with progress.task(self.part.replace("_", " "), len(prompts)) as advance:
             advance(0, COMPILING)
             for first in range(0, len(prompts), self.batch_size):
-                kept = min(self.batch_size, len(prompts) - first)
+                num = min(self.batch_size, len(prompts) - first)
+                # The last batch is padded with its last prompt, so that it does not recompile.
                 rows = np.minimum(np.arange(first, first + self.batch_size), len(prompts) - 1)
                 out = self.apply(self.params, tokens[rows])
-                outputs.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], out))
-                advance(kept)
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
+                outputs.append(jax.tree.map(lambda a, n=num: np.asarray(a)[:n], out))
+                advance(num)
+        return jax.tree.map(lambda *batches: np.concatenate(batches), *outputs)
 
 
 def tokenizer_of(model: ModelFolder, part: str) -> Tokenizer:
-    """The tokenizer of one of a model's text encoders."""
+    """Read the tokenizer of a text encoder.
+
+    Args:
+        model: Released model.
+        part: Name of the text encoder.
+    """
     return read_tokenizer(model.path / tokenizer_part(part))
 
 
 def num_tokens(
-    model: ModelFolder, config: Any, tokenizer: Tokenizer, max_tokens: int | None
+    model: ModelFolder,
+    config: CLIPTextConfig | T5Config,
+    tokenizer: Tokenizer,
+    max_tokens: int | None,
 ) -> int:
-    """Tokens that a text encoder is given.
+    """Return the number of tokens per prompt of a text encoder.
 
     Args:
-        model: Whose it is.
-        config: Of the encoder.
-        tokenizer: Its own.
-        max_tokens: Asked for of T5; None takes the usual number.
+        model: Released model.
+        config: Config of the text encoder.
+        tokenizer: Tokenizer of the text encoder.
+        max_tokens: Requested number of T5 tokens; None takes the default. CLIP ignores it.
 
     Raises:
-        ValueError: If they are more than the tokenizer takes.
+        ValueError: If `max_tokens` exceeds the limit of the tokenizer.
     """
-    t5 = isinstance(config, T5Config)
-    usual = MAX_TOKENS[model.kind] if t5 else config.max_tokens
-    most = tokenizer.max_length
-    if not t5 or max_tokens is None:
-        return min(usual, most or usual)
-    rule = f"be at most {most}, as many as the tokenizer takes"
-    require(most is None or max_tokens <= most, "max_tokens", rule, max_tokens)
+    is_t5 = isinstance(config, T5Config)
+    default = MAX_TOKENS[model.kind] if is_t5 else config.max_tokens
+    limit = tokenizer.max_length
+    if not is_t5 or max_tokens is None:
+        return min(default, limit or default)
+    rule = f"be at most {limit}, the limit of the tokenizer"
+    require(limit is None or max_tokens <= limit, "max_tokens", rule, max_tokens)
     return max_tokens
 
 
@@ -122,10 +133,18 @@ def load_encoder(
     mesh: jax.sharding.Mesh,
     progress: Progress = Silent(),
 ) -> LoadedEncoder:
-    """One of a model's text encoders with its tokenizer.
+    """Load a text encoder with its tokenizer.
+
+    Args:
+        model: Released model.
+        part: Name of the text encoder.
+        encoding: Settings of the prompt encoding.
+        mesh: Device mesh that holds the weights.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If it is missing or damaged, or takes fewer tokens than are asked for.
+        ValueError: If the encoder is missing or damaged, or `encoding.max_tokens` exceeds the limit
+            of its tokenizer.
     """
     tokenizer = tokenizer_of(model, part)
     component, params = model.load(
@@ -133,14 +152,14 @@ def load_encoder(
     )
     length = num_tokens(model, component.config, tokenizer, encoding.max_tokens)
 
-    def apply(params: Any, tokens: jax.Array) -> Any:
+    def apply(params: Params, tokens: ArrayLike) -> PyTree:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return component.network.apply(params, tokens)
 
-    shares = num_shares(mesh)
-    size = -(-encoding.batch_size // shares) * shares
+    shards = num_shares(mesh)
+    batch_size = -(-encoding.batch_size // shards) * shards
     apply = jax.jit(apply, out_shardings=replicated(mesh))
-    return LoadedEncoder(part, tokenizer, length, apply, params, size)
+    return LoadedEncoder(part, tokenizer, length, apply, params, batch_size)
 
 
 def encode_prompts(
@@ -151,47 +170,50 @@ def encode_prompts(
     mesh: jax.sharding.Mesh,
     progress: Progress = Silent(),
 ) -> tuple[Text, TextShape]:
-    """Encode prompts; nothing of the encoders stays on the devices.
+    """Encode prompts with all text encoders of a model, which are freed afterwards.
 
     Args:
-        model: With its text encoders.
-        prompts: Texts; what an encoder does not take of them is cut off, and that is said.
-        encoding: How.
-        mesh: Over which each encoder's weights are laid.
-        progress: Hears of each encoder, and of each prompt that is cut.
+        model: Released model.
+        prompts: Texts to encode. Prompts that are too long for an encoder are truncated.
+        encoding: Settings of the prompt encoding.
+        mesh: Device mesh that holds the weights of each encoder.
+        progress: Receives progress reports, and a warning for each truncated prompt.
 
     Returns:
-        The text, on the host, and its sizes, which say what of it is whose.
+        The encoded prompts on the host, and their sizes with one `TextPart` per encoder.
 
     Raises:
-        ValueError: If there are no prompts, or a part of the model is missing or damaged.
+        ValueError: If there are no prompts, or a text encoder is missing or damaged.
     """
     require_at_least("the number of prompts", len(prompts), 1)
     require_unicode("prompts", *prompts)
-    few = replace(encoding, batch_size=min(encoding.batch_size, len(prompts)))
+    encoding = replace(encoding, batch_size=min(encoding.batch_size, len(prompts)))
 
-    def outputs_of(part: str) -> Any:
-        return load_encoder(model, part, few, mesh=mesh, progress=progress)(prompts, progress)
+    def encode_with(part: str) -> PyTree:
+        return load_encoder(model, part, encoding, mesh=mesh, progress=progress)(prompts, progress)
 
-    outputs = [outputs_of(part) if model.has(part) else None for part in model.encoders]
+    outputs = [encode_with(part) if model.has(part) else None for part in model.encoders]
     return combine_encodings(model, outputs, encoding)
 
 
 def combine_encodings(
-    model: ModelFolder, outputs: Sequence[Any], encoding: PromptEncoding
+    model: ModelFolder, outputs: Sequence[PyTree], encoding: PromptEncoding
 ) -> tuple[Text, TextShape]:
-    """The text that a model's encoders make together, and its sizes.
+    """Combine the outputs of all text encoders to the condition of the transformer.
 
     Args:
-        model: Which says how.
-        outputs: Of its encoders in their order, None for one that it does without.
-        encoding: How they were made.
+        model: Released model.
+        outputs: Output of each text encoder in `model.encoders`, None for a missing encoder.
+        encoding: Settings with which the outputs were computed.
+
+    Returns:
+        The encoded prompts, and their sizes with one `TextPart` per encoder.
     """
     if model.kind == FLUX:
         clip, t5 = outputs
-        (_, num, width), pooled = t5.shape, clip.pooled.shape[-1]
-        parts = (TextPart((0, 0), (0, 0), (0, pooled)), TextPart((0, num), (0, width), (0, 0)))
-        return Text(t5, clip.pooled), TextShape(num, width, pooled, parts)
+        (_, tokens, width), pooled = t5.shape, clip.pooled.shape[-1]
+        parts = (TextPart((0, 0), (0, 0), (0, pooled)), TextPart((0, tokens), (0, width), (0, 0)))
+        return Text(t5, clip.pooled), TextShape(tokens, width, pooled, parts)
     first, second, t5 = outputs
     if t5 is None:
         width = model.about("transformer")["joint_attention_dim"]
@@ -200,32 +222,35 @@ def combine_encodings(
     return _sd3_text(first, second, t5)
 
 
-def _sd3_text(first: Any, second: Any, t5: np.ndarray) -> tuple[Text, TextShape]:
-    """Both CLIPs side by side in the channels, filled up with zeros; T5's tokens behind them."""
+def _sd3_text(first: CLIPOutput, second: CLIPOutput, t5: np.ndarray) -> tuple[Text, TextShape]:
+    """Concatenate both CLIP outputs along the channels, pad them with zeros, and append T5."""
     clip = np.concatenate([first.hidden, second.hidden], axis=-1)
-    (_, tokens, channels), width = clip.shape, t5.shape[-1]
+    (_, clip_tokens, channels), width = clip.shape, t5.shape[-1]
     clip = np.pad(clip, ((0, 0), (0, 0), (0, width - channels)))
     pooled = np.concatenate([first.pooled, second.pooled], axis=-1)
-    split, of_pooled = first.hidden.shape[-1], first.pooled.shape[-1]
-    both = np.concatenate([clip, t5], axis=1)
+    split, pooled_split = first.hidden.shape[-1], first.pooled.shape[-1]
+    tokens = np.concatenate([clip, t5], axis=1)
     parts = (
-        TextPart((0, tokens), (0, split), (0, of_pooled)),
-        TextPart((0, tokens), (split, channels), (of_pooled, pooled.shape[-1])),
-        TextPart((tokens, both.shape[1]), (0, width), (0, 0)),
+        TextPart((0, clip_tokens), (0, split), (0, pooled_split)),
+        TextPart((0, clip_tokens), (split, channels), (pooled_split, pooled.shape[-1])),
+        TextPart((clip_tokens, tokens.shape[1]), (0, width), (0, 0)),
     )
-    return Text(both, pooled), TextShape(both.shape[1], width, pooled.shape[-1], parts)
+    return Text(tokens, pooled), TextShape(tokens.shape[1], width, pooled.shape[-1], parts)
 
 
-def _warn(
-    prompts: Sequence[str], lost: Sequence[str | None], encoder: LoadedEncoder, progress: Progress
+def _warn_truncated(
+    prompts: Sequence[str],
+    truncated: Sequence[str | None],
+    encoder: LoadedEncoder,
+    progress: Progress,
 ) -> None:
-    for prompt, rest in zip(prompts, lost, strict=True):
-        if rest is not None:
+    for prompt, text in zip(prompts, truncated, strict=True):
+        if text is not None:
             progress.say(
-                f"warning: {encoder.part} takes {encoder.length} tokens; of the prompt "
-                f"{_short(prompt)!r} it does not see {_short(rest)!r}"
+                f"warning: {encoder.part} takes {encoder.length} tokens; the prompt "
+                f"{_shorten(prompt)!r} is truncated and loses {_shorten(text)!r}"
             )
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + ".."
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

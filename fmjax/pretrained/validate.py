@@ -1,4 +1,4 @@
-"""Whether the parts of a released model are whole and fit each other: no weights are read."""
+"""Check that the components of a released model are complete and match, without reading weights."""
 
 from pathlib import Path
 
@@ -15,18 +15,18 @@ def validate_model(
     lora: Path | None = None,
     max_tokens: int | None = None,
 ) -> None:
-    """Raise unless a model's files hold what its parts need, by the headers of the files.
+    """Check the files of all components of a released model, using only the headers of weights.
 
     Args:
-        model: From `open_model`.
-        transformer: Whether the transformer's files are needed.
-        lora: A LoRA file for the transformer.
-        max_tokens: That T5 is to be given; None is the usual number.
+        model: Model from `open_model`.
+        transformer: Whether to check the weight files of the transformer.
+        lora: LoRA file for the transformer.
+        max_tokens: Number of tokens for T5; None takes the default of the model.
 
     Raises:
-        ValueError: If a file is missing, damaged, pickled or of something else, or two parts do
-            not fit each other.
-        WeightsMismatch: If tensors are missing, unexpected or of other shapes.
+        ValueError: If a file is missing, damaged, pickled or of an unsupported class, or if two
+            components do not match.
+        WeightsMismatch: If tensors are missing, unexpected or of another shape.
     """
     configs = {
         part: check_component(model.path / part).config
@@ -36,9 +36,9 @@ def validate_model(
     for part in filter(model.has, model.encoders):
         num_tokens(model, configs[part], tokenizer_of(model, part), max_tokens)
     about = model.about("transformer")
-    channels, vae = latent_channels(about), configs["vae"].latent_channels
-    rule = f"have the {channels} channels of latents of the transformer"
-    require(vae == channels, str(model.path / "vae"), rule, vae)
+    channels, vae_channels = latent_channels(about), configs["vae"].latent_channels
+    rule = f"have {channels} latent channels, like the transformer"
+    require(vae_channels == channels, str(model.path / "vae"), rule, vae_channels)
     *clips, t5 = (configs.get(part) for part in model.encoders)
     _require_width(
         model,
@@ -49,15 +49,14 @@ def validate_model(
     if t5 is not None:
         _require_width(model, "joint_attention_dim", "the tokens of its T5 encoder", t5.width)
     if model.kind != FLUX:
-        width, most = sum(clip.width for clip in clips if clip), about["joint_attention_dim"]
-        rule = f"have tokens of at most {most} channels together, the transformer's"
-        require(width <= most, f"CLIP encoders of {model.path}", rule, width)
+        width, limit = sum(clip.width for clip in clips if clip), about["joint_attention_dim"]
+        rule = f"have tokens of at most {limit} channels in total, like the transformer"
+        require(width <= limit, f"CLIP encoders of {model.path}", rule, width)
     if transformer:
         check_component(model.path / "transformer", lora=lora)
 
 
-def _require_width(model: ModelFolder, name: str, of: str, found: int) -> None:
-    wanted = model.about("transformer")[name]
-    require(
-        found == wanted, f"{model.path}", f"have a transformer with {name} {found}, as {of}", wanted
-    )
+def _require_width(model: ModelFolder, name: str, source: str, width: int) -> None:
+    value = model.about("transformer")[name]
+    rule = f"have a transformer with {name} {width}, the width of {source}"
+    require(width == value, str(model.path), rule, value)

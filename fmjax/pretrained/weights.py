@@ -1,4 +1,4 @@
-"""Parameters from files of tensors, slice by slice onto the devices, and back."""
+"""Load parameters from tensor files shard by shard, and write them back."""
 
 import os
 import shutil
@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from fmjax._arrays import Params
 from fmjax._checks import require
@@ -19,53 +21,57 @@ from fmjax._files import write_atomically
 from fmjax._locks import is_left
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
-from fmjax.pretrained.layouts import Index, TensorLayout, all_tensors
+from fmjax.pretrained.layouts import Index, TensorLayout, Views, all_tensors
 
-_THREADS = 8  # That read and write layers side by side.
+_THREADS = 8  # Threads that read and write layers concurrently.
 _UNFINISHED = ".fmjax.unfinished"
-_NAMED = 8  # Tensors of one kind in a message.
+_MAX_LISTED = 8  # Tensors of each category in a message.
+
+_Leaf: TypeAlias = jax.Array | np.ndarray
 
 
 class WeightsMismatch(ValueError):
-    """Files whose tensors are not those of the model.
+    """Raised if the tensors in files differ from those of the model.
 
     Attributes:
-        missing: Names that the files lack.
-        unexpected: Names that the model does not have.
-        misshaped: Names of tensors of another shape, with both.
+        missing: Names of tensors that the files lack.
+        unexpected: Names of tensors that the model does not have.
+        misshaped: Names of tensors with the wrong shape, each with both shapes.
     """
 
     def __init__(self, where: str, missing: list[str], unexpected: list[str], misshaped: list[str]):
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-        parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
+        categories = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+        parts = [
+            f"{len(names)} {text} ({_list(names)})" for text, names in categories.items() if names
+        ]
         super().__init__(
             f"{where} must hold the tensors of its config.json, got {'; '.join(parts)}"
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
-def check_tensors(files: TensorFiles, views: Any, ignored: Sequence[str] = ()) -> None:
-    """Raise unless the files hold exactly the tensors of a model.
+def check_tensors(files: TensorFiles, views: Views, ignored: Sequence[str] = ()) -> None:
+    """Check that files hold exactly the tensors of a model.
 
     Args:
-        files: Opened.
-        views: Of all its parameters.
-        ignored: Names that may be there, and are no parameters.
+        files: Open files.
+        views: Layouts of all parameters of the model.
+        ignored: Names of optional tensors.
 
     Raises:
-        WeightsMismatch: Which lists all that are missing, unexpected or of another shape.
+        WeightsMismatch: If tensors are missing, unexpected or of another shape; lists all of them.
     """
-    wanted, found = all_tensors(views), files.shapes
-    missing = sorted(set(wanted) - set(found))
-    unexpected = sorted(set(found) - set(wanted) - set(ignored))
+    expected, actual = all_tensors(views), files.shapes
+    missing = sorted(set(expected) - set(actual))
+    unexpected = sorted(set(actual) - set(expected) - set(ignored))
     misshaped = [
-        f"{name}: {list(found[name])}, not {list(wanted[name])}"
-        for name in sorted(set(wanted) & set(found))
-        if wanted[name] != found[name]
+        f"{name}: {list(actual[name])}, not {list(expected[name])}"
+        for name in sorted(set(expected) & set(actual))
+        if expected[name] != actual[name]
     ]
     if missing or unexpected or misshaped:
         raise WeightsMismatch(str(files.paths[0].parent), missing, unexpected, misshaped)
@@ -73,164 +79,179 @@ def check_tensors(files: TensorFiles, views: Any, ignored: Sequence[str] = ()) -
 
 def load_params(
     files: TensorFiles,
-    views: Any,
-    like: Any,
+    views: Views,
+    like: PyTree,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     progress: Progress = Silent(),
 ) -> Params:
-    """Read parameters, each device its own part: the host holds one such part at a time.
+    """Load parameters so that each device reads only its shards, one shard at a time.
 
     Args:
-        files: That `check_tensors` has seen.
-        views: Nested dicts of `TensorLayout`, of the structure of the parameters.
-        like: Their shapes and shardings (`jax.ShapeDtypeStruct`).
-        dtype: Of the parameters; None keeps that of the files.
-        progress: Hears of each.
+        files: Open files that passed `check_tensors`.
+        views: Layouts of the parameters, nested dicts of `TensorLayout`.
+        like: Shapes and shardings of the parameters, nested dicts of `jax.ShapeDtypeStruct`.
+        dtype: Dtype of the parameters; None keeps the dtype of the files.
+        progress: Receives one step per parameter.
     """
     leaves, structure = jax.tree.flatten(like)
-    assert jax.tree.structure(views) == structure, "views and parameters must have one structure"
-    found = []
-    with progress.task("loading weights", len(leaves)) as advance, _threads() as pool:
+    assert jax.tree.structure(views) == structure, "views and like must have the same structure"
+    arrays = []
+    with progress.task("loading weights", len(leaves)) as advance, _thread_pool() as pool:
         for view, leaf in zip(jax.tree.leaves(views), leaves, strict=True):
             assert view.shape == leaf.shape, f"{view.shape} is not {leaf.shape}"
-            kind = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
-            read: Any = partial(_read, view, files, dtype=kind, pool=pool)
-            found.append(_laid(leaf, read))
+            leaf_dtype = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
+            read = partial(_read, view, files, dtype=leaf_dtype, pool=pool)
+            arrays.append(_load_sharded(leaf.shape, leaf.sharding, read))
             advance()
-    return jax.tree.unflatten(structure, found)
+    return jax.tree.unflatten(structure, arrays)
 
 
-def _laid(leaf: Any, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array whose parts are read one after the other, each once for all devices that have it."""
-    holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
-        spans = (s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
-        holders.setdefault(tuple(spans), []).append(device)
-    parts = []
-    for spans, devices in holders.items():
-        part = read(tuple(slice(*span) for span in spans))
-        parts += jax.block_until_ready([jax.device_put(part, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+def _load_sharded(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]
+) -> jax.Array:
+    """Build a sharded array; reads each shard once for all local devices that hold it."""
+    devices_by_shard: dict[tuple[tuple[int, int], ...], list] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        bounds = (s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        devices_by_shard.setdefault(tuple(bounds), []).append(device)
+    shards = []
+    for bounds, devices in devices_by_shard.items():
+        shard = read(tuple(slice(*bound) for bound in bounds))
+        shards += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _one_or_many() -> ThreadPoolExecutor:
-    """One thread where processes gather together: all in one order."""
-    return ThreadPoolExecutor(1) if jax.process_count() > 1 else _threads()
+def _gather_pool() -> ThreadPoolExecutor:
+    """A pool for work that may gather arrays from all processes.
+
+    With several processes it has one thread, because all of them must gather in the same order.
+    """
+    return ThreadPoolExecutor(1) if jax.process_count() > 1 else _thread_pool()
 
 
-def _threads() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
 
 
 def _read(
-    view: TensorLayout, files: TensorFiles, index: Index, *, dtype: Any, pool: ThreadPoolExecutor
+    view: TensorLayout,
+    files: TensorFiles,
+    index: Index,
+    *,
+    dtype: np.dtype,
+    pool: ThreadPoolExecutor,
 ) -> np.ndarray:
-    """Part of a parameter; layers, or other rows of its first axis, side by side."""
+    """Read part of a parameter; the entries of the first axis (layers) are read concurrently."""
     if len(view.shape) < 3:
         return view.read(files.read, index, dtype)
-    first, *rest = (slice(*s.indices(n)) for s, n in zip(index, view.shape, strict=True))
-    out = np.empty([s.stop - s.start for s in (first, *rest)], dtype)
+    rows, *inner = (slice(*s.indices(n)) for s, n in zip(index, view.shape, strict=True))
+    out = np.empty([s.stop - s.start for s in (rows, *inner)], dtype)
 
-    def fill(row: int) -> None:
-        part = view.read(files.read, (slice(row, row + 1), *rest), dtype)
-        out[row - first.start] = part[0]
+    def read_row(row: int) -> None:
+        part = view.read(files.read, (slice(row, row + 1), *inner), dtype)
+        out[row - rows.start] = part[0]
 
-    list(pool.map(fill, range(first.start, first.stop)))
+    list(pool.map(read_row, range(rows.start, rows.stop)))
     return out
 
 
-def dtype_of(files: TensorFiles, view: TensorLayout) -> Any:
-    """The type of a parameter that loses nothing of what its tensors hold."""
-    kinds = (jnp.dtype(files.dtypes[name]) for name in view.tensors)
-    return jnp.result_type(*dict.fromkeys(kinds))
+def dtype_of(files: TensorFiles, view: TensorLayout) -> np.dtype:
+    """Return the dtype that holds all tensors of a parameter without loss of precision."""
+    dtypes = (jnp.dtype(files.dtypes[name]) for name in view.tensors)
+    return jnp.result_type(*dict.fromkeys(dtypes))
 
 
 def save_params(
     params: Params,
-    views: Any,
+    views: Views,
     source: TensorFiles,
     folder: Path,
     *,
     aliases: Mapping[str, str] | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     progress: Progress = Silent(),
 ) -> None:
-    """Write parameters as the tensors that they came from, in files of the same names.
+    """Write parameters in the tensors and files from which they were loaded.
 
-    On the host there is one file's content at a time. What was not changed is written as it was,
-    byte for byte.
+    The host holds the contents of one file at a time. Parameters that were not changed give the
+    same bytes as in the source files.
 
     Args:
-        params: The parameters; they may lie on the devices of several processes.
-        views: As of `load_params`.
-        source: The files that they came from, which say what goes where.
-        folder: Where the new ones go.
-        aliases: Tensors that are copies of others, by name.
-        dtype: Of the files; None takes that of the parameters, or the source's where the two
-            agree.
-        progress: Hears of each file.
+        params: The parameters. They may be sharded over several processes.
+        views: Layouts of the parameters, nested dicts of `TensorLayout`.
+        source: Open source files, which determine the tensors of each file.
+        folder: Folder to write.
+        aliases: Names of tensors that are copies of other tensors, with the names of those tensors.
+        dtype: Dtype of the tensors. None keeps the dtype of each source tensor if the parameter
+            still has the dtype it was loaded with, and otherwise uses that of the parameter.
+        progress: Receives one step per written file.
     """
     pairs = list(zip(jax.tree.leaves(views), jax.tree.leaves(params), strict=True))
-    known = {name for view, _ in pairs for name in view.tensors}
-    kinds = {
-        name: _kind(source, view, leaf, name, dtype)
+    dtypes = {
+        name: _tensor_dtype(source, view, leaf, name, dtype)
         for view, leaf in pairs
         for name in view.tensors
     }
-    with progress.task("writing weights", len(source.paths)) as advance, _one_or_many() as pool:
-        for path in source.paths:
-            names = [name for name in source.shapes if source.file_of[name] == path]
-            # What is no parameter stays as it is: a buffer.
-            out = {name: source.read(name) for name in names if name not in known}
-            out = {name: np.array(array) for name, array in out.items()}
-            own = {
-                name: np.empty(source.shapes[name], kinds[name]) for name in names if name in known
+    with progress.task("writing weights", len(source.paths)) as advance, _gather_pool() as pool:
+        for file in source.paths:
+            names = [name for name in source.shapes if source.file_of[name] == file]
+            # Buffers, which are not parameters, are copied.
+            out = {name: np.array(source.read(name)) for name in names if name not in dtypes}
+            copies = {name: of for name, of in (aliases or {}).items() if name in out}
+            written = [name for name in names if name in dtypes]
+            # An alias may be in another file than the tensor that it copies.
+            filled = {
+                name: np.empty(source.shapes[name], dtypes[name])
+                for name in dict.fromkeys((*written, *copies.values()))
             }
-            wanted = {name: of for name, of in (aliases or {}).items() if name in out}
-            own |= {
-                of: np.empty(source.shapes[of], kinds[of])
-                for of in wanted.values()
-                if of not in own
-            }
-            _fill(own, pairs, pool)
-            out |= {name: own[of] for name, of in wanted.items()}
-            out |= {name: array for name, array in own.items() if name in names}
+            _fill(filled, pairs, pool)
+            out |= {name: filled[of] for name, of in copies.items()}
+            out |= {name: filled[name] for name in written}
             if jax.process_index() == 0:
-                write_tensors(folder / path.name, out, source.metadata(path))
+                write_tensors(folder / file.name, out, source.metadata(file))
             advance()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all.
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file atomically.
 
     Raises:
-        ValueError: If a number of a tensor is NaN or infinite.
+        ValueError: If a value of a tensor is NaN or infinite.
     """
     from safetensors.numpy import save_file
 
     for name, array in tensors.items():
         require_finite(f"tensor {name}", array)
     with write_atomically(path) as temporary:
-        save_file(dict(tensors), temporary, dict(about))
+        save_file(dict(tensors), temporary, dict(metadata))
 
 
-def _kind(source: TensorFiles, view: TensorLayout, leaf: Any, name: str, dtype: Any) -> Any:
+def _tensor_dtype(
+    source: TensorFiles, view: TensorLayout, leaf: _Leaf, name: str, dtype: DTypeLike | None
+) -> np.dtype:
     if dtype is not None:
         return jnp.dtype(dtype)
-    same = jnp.dtype(leaf.dtype) == dtype_of(source, view)
-    return jnp.dtype(source.dtypes[name]) if same else jnp.dtype(leaf.dtype)
+    unchanged = jnp.dtype(leaf.dtype) == dtype_of(source, view)
+    return jnp.dtype(source.dtypes[name]) if unchanged else jnp.dtype(leaf.dtype)
 
 
-def _write_layer(view: TensorLayout, leaf: Any, out: Mapping[str, np.ndarray], layer: int) -> None:
+def _write_layer(
+    view: TensorLayout, leaf: _Leaf, out: Mapping[str, np.ndarray], layer: int
+) -> None:
     index = (slice(layer, layer + 1), *(slice(0, n) for n in view.shape[1:]))
     view.write(_on_host(leaf[layer : layer + 1]), index, out)
 
 
 def _fill(
-    out: Mapping[str, np.ndarray], pairs: Sequence[tuple[TensorLayout, Any]], pool: Any
+    out: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[TensorLayout, _Leaf]],
+    pool: ThreadPoolExecutor,
 ) -> None:
-    """Put into tensors what of the parameters belongs there; layer by layer, where stacked."""
+    """Write parameters into the tensors in `out`; stacked parameters layer by layer."""
     for view, leaf in pairs:
         blocks = [block for block in view.blocks if block.name in out]
         if not blocks:
@@ -242,7 +263,7 @@ def _fill(
         list(pool.map(partial(_write_layer, view, leaf, out), layers))
 
 
-def _on_host(array: Any) -> np.ndarray:
+def _on_host(array: _Leaf) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
@@ -251,23 +272,23 @@ def _on_host(array: Any) -> np.ndarray:
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raise unless a folder is new or empty, or may be written over.
+    """Raise a `ValueError` if a folder contains files that may not be overwritten.
 
-    One that a killed process was filling counts as empty.
+    A folder that was left unfinished by a killed process counts as empty.
     """
-    taken = folder.exists() and not (folder.is_dir() and (_is_empty(folder) or _is_half(folder)))
-    rule = "be new or empty (--overwrite replaces what it holds)"
-    require(overwrite or not taken, f"folder {folder}", rule, "files in it")
+    free = folder.is_dir() and (_is_empty(folder) or _is_unfinished(folder))
+    rule = "be new or empty (--overwrite replaces its files)"
+    require(overwrite or free or not folder.exists(), f"folder {folder}", rule, "files in it")
 
 
 @contextmanager
 def filling(folder: Path) -> Iterator[None]:
-    """Mark a folder as unfinished while it is filled, for `require_new`.
+    """Mark a folder as unfinished while the block writes to it; `require_new` reads the mark.
 
-    After an error, a folder that was empty before is empty again.
+    If the block raises and the folder was empty before, all its files are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    empty = _is_empty(folder) or _is_half(folder)
+    empty = _is_empty(folder) or _is_unfinished(folder)
     marker = folder / _UNFINISHED
     marker.touch()
     try:
@@ -286,5 +307,5 @@ def _is_empty(folder: Path) -> bool:
     return all(map(is_left, folder.iterdir()))
 
 
-def _is_half(folder: Path) -> bool:
+def _is_unfinished(folder: Path) -> bool:
     return (folder / _UNFINISHED).exists()

@@ -1,6 +1,6 @@
-"""What a run shows: the solver comparison as data and words, figures, and one HTML page.
+"""Reports of runs: solver comparisons as data and text, figures, and an HTML page.
 
-`comparison` and `advice` need nothing beyond the standard library; `images` loads Pillow,
-and `style`, `plots`, `solver_plots` and `page` load matplotlib, `page` also jinja2: so
-nothing is imported here.
+Nothing is imported here, to keep imports light: `comparison` and `advice` need only the standard
+library; `images` loads Pillow; `style`, `plots`, `solver_plots` and `page` load matplotlib; `page`
+also loads jinja2.
 """

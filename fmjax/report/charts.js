@@ -1,6 +1,6 @@
 
 "use strict";
-// Charts: SVG that is drawn anew when the width or the choice in the legend changes.
+// Charts as SVG, which are redrawn when the width or the selection in the legend changes.
 
 const SVG = document.querySelector("svg")?.namespaceURI;
 const MARKERS = {
@@ -27,7 +27,7 @@ function format(value) {
   return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
 }
 
-/** From values to pixels `first` to `last`, with the values that get a label. */
+/** Maps values to pixels between `first` and `last`, and chooses the tick values. */
 function makeScale(axis, values, first, last, spacing) {
   const to = axis.log ? Math.log10 : (v) => v;
   let [low, high] = (axis.range ?? [Math.min(...values), Math.max(...values)]).map(to);
@@ -59,7 +59,7 @@ function logTicks(low, high, count) {
   return fine.length <= count ? fine : within([1], Math.ceil((high - low) / count));
 }
 
-/** Draws a chart of its box's width, and returns its points in pixels. */
+/** Draws a chart in the width of its box, and returns its points in pixels. */
 function drawChart(svg, chart, hidden) {
   const width = svg.parentElement.clientWidth, height = Math.round(Math.min(430, Math.max(270, 0.56 * width)));
   const left = 62, right = width - 12, top = 10, bottom = height - 44;
@@ -96,7 +96,7 @@ function drawChart(svg, chart, hidden) {
 
 const line = (places) => places.map((p, i) => `${i ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join("");
 
-/** Level from one end to the next; the first stair begins at the left. */
+/** Horizontal segments that end at the points; the first one begins at `left`. */
 const stairs = (places, left) => `M${left} ${places[0].y.toFixed(1)}` + places.map((p) => `V${p.y.toFixed(1)}H${p.x.toFixed(1)}`).join("");
 
 const markerClass = (look) => (look.family === "fixed" ? "hollow" : "filled");
@@ -107,13 +107,13 @@ function drawLevels(svg, levels, y, box) {
   drawn.forEach((level, i) => {
     if (level.band) add(svg, "rect", { class: "band", x: box.left, y: level.at, width: box.right - box.left, height: box.bottom - level.at });
     else add(svg, "line", { class: "level", x1: box.left, x2: box.right, y1: level.at, y2: level.at });
-    // Two that lie close are named at either end.
+    // Labels alternate between both ends, so that those of close levels do not overlap.
     const end = i % 2 ? { x: box.right - 5, "text-anchor": "end" } : { x: box.left + 5 };
     add(svg, "text", { class: "name", ...end, y: level.at < box.top + 14 ? level.at + 14 : level.at - 5 }, level.label);
   });
 }
 
-/** Makes a chart live: values at the pointer, at a touch, and by the arrow keys. */
+/** Makes a chart interactive: shows values at the pointer, on touch, and by the arrow keys. */
 function makeChart(box, chart, hidden) {
   const svg = box.querySelector("svg"), tip = box.querySelector(".tip");
   let places = [], picked = null;

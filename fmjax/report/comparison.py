@@ -1,13 +1,13 @@
-"""What a comparison of solvers found, as rows of plain numbers, and its CSV and JSON files.
+"""The results of a solver comparison as plain data, and their CSV and JSON files.
 
-No arrays and no functions in here: a `Comparison` read back from its JSON equals the one
-that was written, and every figure, table and sentence of the report is made from it alone.
+A `Comparison` contains no arrays or functions, equals the one read back from its JSON file, and is
+the only input of the figures, tables and sentences of a report.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -30,31 +30,30 @@ from fmjax._json import read_json as read_json_as
 FORMAT = 1
 Family = Annotated[str, one_of("fixed", "adaptive", "stochastic")]
 
-
-AS_REAL = "High frequencies"  # Of samples neither more nor less is better than real data's.
+AS_REAL = "High frequencies"  # The metric that is best when closest to that of real data.
 
 
 class SolverRun(NamedTuple):
-    """One solver at one setting on the shared starting points.
+    """Results of one solver with one setting on the shared source points.
 
     Attributes:
-        solver: The solver's name, as "RK4" or "Tsit5".
-        steps: Steps of the fixed grid; None for an adaptive solve.
-        tolerance: Both the relative and the absolute one; None for a fixed grid.
-        nfe_mean: Network evaluations per sample, mean over samples. Rejected steps count.
-        nfe_max: The same, largest over samples.
-        rmse_mean: Distance of the end points to the reference, mean over samples of each
-            sample's root mean square over its event axes, in data units.
-        rmse_worst: The same, largest over samples. Infinite where a sample is not finite. Both
-            are NaN where nothing was solved tightly to compare with.
-        seconds: Wall time for the whole batch, compilation apart (median of the repeats).
-        succeeded: Share of samples that reached t = 1 within the solver's step limit.
+        solver: Name of the solver, such as "RK4" or "Tsit5".
+        steps: Number of fixed steps; None for adaptive steps.
+        tolerance: Relative and absolute tolerance of adaptive steps; None for fixed steps.
+        nfe_mean: Network evaluations per sample, mean over samples, including rejected steps.
+        nfe_max: Network evaluations per sample, maximum over samples.
+        rmse_mean: Mean over samples of the root mean square difference, over event axes, between
+            the end point and that of the reference, in data units; NaN without a reference.
+        rmse_worst: Maximum over samples of this difference; infinite if a sample is not finite,
+            NaN without a reference.
+        seconds: Wall time for the batch without compilation, median over repeats.
+        succeeded: Fraction of samples that reached t = 1 within the solver's step limit.
         metrics: Sample metrics by name.
-        family: "fixed" or "adaptive" steps of an ODE, or "stochastic": with noise along the way,
-            so that there is no end point to err from (NaN).
-        model: Which trained model, where there are several.
-        spread: Sample standard deviation of each metric over seeds, where there are several;
-            the other figures are then their means.
+        family: "fixed" or "adaptive" for ODE solvers by their steps, or "stochastic" for samplers
+            that add noise, for which errors are NaN.
+        model: Name of the model; "" if there is only one.
+        spread: Sample standard deviation of each metric over seeds, if there are several. The
+            other values are then means over seeds.
     """
 
     solver: str
@@ -73,19 +72,25 @@ class SolverRun(NamedTuple):
 
     @property
     def adaptive(self) -> bool:
-        """Whether the solver chose its own steps."""
+        """Whether the solver used adaptive steps."""
         return self.tolerance is not None
 
     @property
     def setting(self) -> str:
-        """What was set, in words: "8 steps" or "tolerance 1e-3"."""
+        """The setting in words: "8 steps" or "tolerance 1e-3"."""
         if self.tolerance is not None:
             return f"tolerance {power_of_ten(self.tolerance)}"
         return "1 step" if self.steps == 1 else f"{self.steps} steps"
 
 
 class StepEnds(NamedTuple):
-    """Where in t an adaptive solve put its accepted steps, rising to 1."""
+    """The accepted steps of an adaptive solve.
+
+    Attributes:
+        solver: Name of the solver.
+        tolerance: Relative and absolute tolerance.
+        times: End times of the accepted steps, increasing to 1.
+    """
 
     solver: str
     tolerance: Positive
@@ -93,17 +98,17 @@ class StepEnds(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The solve that the errors are measured against.
+    """The accurate solve against which errors are measured.
 
     Attributes:
-        solver: Its name.
-        tolerance: Relative and absolute.
-        precision: The arithmetic of the solve: "float64" or "float32".
-        nfe: Evaluations per sample, the most of any.
-        uncertainty: Its own error, estimated from above, as a worst-sample RMSE: errors below
-            this say little.
-        note: What a reader must know, such as why it is not float64.
-        metrics: Sample metrics of the reference's own end points.
+        solver: Name of the solver.
+        tolerance: Relative and absolute tolerance.
+        precision: Floating point type of the solve, "float64" or "float32".
+        nfe: Network evaluations per sample, maximum over samples.
+        uncertainty: Upper estimate of the reference's error, as the RMSE of the worst sample.
+            Errors below it are not meaningful.
+        note: Note for the reader, such as why the solve is not in float64.
+        metrics: Sample metrics of the end points of the reference.
     """
 
     solver: str
@@ -116,18 +121,18 @@ class Reference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Every run, what it was measured against, and on what.
+    """The results of a solver comparison.
 
     Attributes:
         runs: One row for each solver and setting.
-        reference: What errors are measured against, if they are.
-        step_ends: Step positions of the adaptive solves.
-        num_samples: Shared starting points.
-        device: What it ran on, in words.
-        floors: By metric name, what real data scores against real data.
-        step: The training step of the weights; None for a field that was not trained.
-        guidance: Classifier-free guidance scale of the field; 1 is none.
-        higher_is_better: Names of the metrics of which that is so.
+        reference: Solve against which errors are measured, or None.
+        step_ends: Step end times of the adaptive solves.
+        num_samples: Number of shared source points.
+        device: Description of the device.
+        floors: Value of each metric between two sets of real data, by name.
+        step: Training step of the weights; None for a velocity field that was not trained.
+        guidance: Scale of classifier-free guidance; 1 for none.
+        higher_is_better: Names of the metrics that are better when higher.
     """
 
     runs: tuple[SolverRun, ...]
@@ -142,7 +147,7 @@ class Comparison(NamedTuple):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models compared, in the order of their first appearance."""
+        """Names of the models, in the order of their first appearance."""
         return tuple(dict.fromkeys(run.model for run in self.runs))
 
     @property
@@ -152,11 +157,11 @@ class Comparison(NamedTuple):
 
     @property
     def spread_names(self) -> tuple[str, ...]:
-        """Names of those whose spread over seeds is known."""
+        """Names of the metrics with a spread over seeds."""
         return tuple(dict.fromkeys(name for run in self.runs for name in run.spread))
 
     def curves(self) -> dict[str, tuple[SolverRun, ...]]:
-        """The runs by solver (and model), each from its cheapest to its dearest setting."""
+        """Group the runs by model and solver, each sorted by the number of evaluations."""
         curves: dict[str, list[SolverRun]] = {}
         for run in sorted(self.runs, key=lambda run: run.nfe_mean):
             curves.setdefault(self.title_of(run), []).append(run)
@@ -164,22 +169,22 @@ class Comparison(NamedTuple):
         return {name: tuple(curves[name]) for name in names}
 
     def title_of(self, run: SolverRun) -> str:
-        """The name of the run's curve: its solver, after its model where there are several.
+        """Return the name of the run's curve.
 
-        A solver that is here with fixed and with adaptive steps has a curve for each.
+        It is the name of the run, with the kind of steps if the solver has runs of both kinds.
         """
-        kinds = {each.adaptive for each in self.runs if each.solver == run.solver}
+        step_kinds = {other.adaptive for other in self.runs if other.solver == run.solver}
         steps = "adaptive" if run.adaptive else "fixed"
         name = self.name_of(run)
-        return name if len(kinds) == 1 else f"{name}, {steps} steps"
+        return name if len(step_kinds) == 1 else f"{name}, {steps} steps"
 
     def name_of(self, run: SolverRun) -> str:
-        """The run's solver, after its model where there are several."""
+        """Return the solver of a run, preceded by its model if there are several models."""
         return run.solver if len(self.models) == 1 else f"{run.model} · {run.solver}"
 
 
 def power_of_ten(value: float) -> str:
-    """A short decimal such as "1e-3", "0.25" or "3.2e-5"."""
+    """Format a number to two digits, such as "1e-3", "0.25" or "3.2e-5"."""
     text = f"{value:.2g}"
     if "e" not in text and value != 0 and abs(value) < 0.1:
         text = f"{value:.1e}"
@@ -191,7 +196,7 @@ def power_of_ten(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """Two digits and the power of ten, always: "4.9e-1", "inf"."""
+    """Format a number to two digits, always with a power of ten: "4.9e-1", "inf"."""
     if not math.isfinite(value):
         return f"{value}"
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -199,7 +204,7 @@ def scientific(value: float) -> str:
 
 
 def write_json(comparison: Comparison, path: Path) -> None:
-    """Write all of it, so that `read_json` gives it back equal. Infinity becomes "inf"."""
+    """Write a comparison to a JSON file; infinity becomes "inf"."""
     document = {
         "format": FORMAT,
         **comparison._asdict(),
@@ -212,48 +217,48 @@ def write_json(comparison: Comparison, path: Path) -> None:
 
 
 def read_json(path: Path) -> Comparison:
-    """Read what `write_json` wrote.
+    """Read a comparison from a JSON file written by `write_json`.
 
     Raises:
-        ValueError: If the file is not such a document.
+        ValueError: If the file is not a comparison.
     """
     document = read_json_as(path, dict[str, Any])
-    form = document.pop("format", None)
-    require(form == FORMAT, f"{path}", f"have format {FORMAT}", form)
+    format_ = document.pop("format", None)
+    require(format_ == FORMAT, f"{path}", f"have format {FORMAT}", format_)
     runs = document.get("runs")
     for run in runs if isinstance(runs, list) else ():
         _add_family(run)
-    found = check_json(document, Comparison, str(path))
-    require(bool(found.runs), str(path), "hold at least one row", "none")
-    for place, run in enumerate(found.runs):
-        _check_setting(run, f"{path}: runs[{place}]")
-    return found
+    comparison = check_json(document, Comparison, str(path))
+    require(bool(comparison.runs), str(path), "contain at least one row", "none")
+    for i, run in enumerate(comparison.runs):
+        _check_setting(run, f"{path}: runs[{i}]")
+    return comparison
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write one line for each run; each metric is a column named after it."""
+    """Write a comparison to a CSV file, one line for each run and one column for each metric."""
     fields = [name for name in SolverRun._fields if name not in ("metrics", "spread")]
-    metrics, spread = comparison.metric_names, comparison.spread_names
+    metric_names, spread_names = comparison.metric_names, comparison.spread_names
     with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*fields, *metrics, *(f"{name}, spread" for name in spread)])
+        writer.writerow([*fields, *metric_names, *(f"{name}, spread" for name in spread_names)])
         for run in comparison.runs:
-            values: Iterable[Any] = [getattr(run, name) for name in fields]
-            figures = [run.metrics.get(name, math.nan) for name in metrics]
-            spreads = [run.spread.get(name, math.nan) for name in spread]
-            writer.writerow([*values, *figures, *spreads])
+            values = [getattr(run, name) for name in fields]
+            metrics = [run.metrics.get(name, math.nan) for name in metric_names]
+            spreads = [run.spread.get(name, math.nan) for name in spread_names]
+            writer.writerow([*values, *metrics, *spreads])
 
 
 def row_to_json(run: SolverRun) -> str:
-    """One row, as `row_from_json` reads it back equal."""
+    """Format one row as a line of JSON."""
     return json.dumps(plain_json(run._asdict()), allow_nan=False) + "\n"
 
 
 def row_from_json(text: str) -> SolverRun:
-    """Read what `row_to_json` wrote.
+    """Parse a row written by `row_to_json`.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the text is not a row.
     """
     fields = parse_json(text, "row")
     _add_family(fields)
@@ -262,12 +267,13 @@ def row_from_json(text: str) -> SolverRun:
     return run
 
 
-def _add_family(fields: Any) -> None:
-    """Give a row from before rows had families its own."""
+def _add_family(fields: object) -> None:
+    """Add the family to a row from a version without families."""
     if isinstance(fields, dict):
         fields.setdefault("family", "adaptive" if fields.get("steps") is None else "fixed")
 
 
 def _check_setting(run: SolverRun, name: str) -> None:
-    one = (run.steps is None) != (run.tolerance is None)
-    require(one, name, "have steps or a tolerance", f"{run.steps} and {run.tolerance}")
+    is_valid = (run.steps is None) != (run.tolerance is None)
+    got = f"steps {run.steps} and tolerance {run.tolerance}"
+    require(is_valid, name, "have either steps or a tolerance", got)

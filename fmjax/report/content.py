@@ -1,4 +1,4 @@
-"""What a page shows, as plain data."""
+"""The content of a report page, as plain data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from fmjax.report.tables import Table
 
 
 class KeyNumber(NamedTuple):
-    """One figure at the head of the page.
+    """A number at the top of the page.
 
     Attributes:
-        name: What it measures.
-        value: The figure as it is to be read, as "12.3" or "98.1 %".
-        note: What to hold it against, as "two halves of the real data: 5.1".
+        name: Name of the quantity.
+        value: Formatted number, such as "12.3" or "98.1 %".
+        note: Value for comparison, such as "two halves of the real data: 5.1".
     """
 
     name: str
@@ -25,7 +25,14 @@ class KeyNumber(NamedTuple):
 
 
 class SampleGrid(NamedTuple):
-    """Sampled images, `[n, height, width, 1 or 3]` in [-1, 1], and how to lay them out."""
+    """A grid of sampled images.
+
+    Attributes:
+        images: `[n, height, width, 1 or 3]` in [-1, 1].
+        columns: Number of images in a row.
+        row_labels: One label for each row, or none.
+        caption: Caption of the grid.
+    """
 
     images: np.ndarray
     columns: int
@@ -34,7 +41,13 @@ class SampleGrid(NamedTuple):
 
 
 class SamplePoints(NamedTuple):
-    """Samples of a two-dimensional model, `[n, 2]`, and real data, `[m, 2]`."""
+    """Samples of a two-dimensional model and real data.
+
+    Attributes:
+        samples: Sampled points, `[n, 2]`.
+        data: Real data, `[m, 2]`.
+        caption: Caption of the figure.
+    """
 
     samples: np.ndarray
     data: np.ndarray
@@ -42,22 +55,28 @@ class SamplePoints(NamedTuple):
 
 
 class LossCurve(NamedTuple):
-    """The training loss as logged, one value for each of `steps`."""
+    """The training loss.
+
+    Attributes:
+        steps: Training steps with a log line.
+        losses: Logged loss at each of `steps`.
+    """
 
     steps: tuple[float, ...]
     losses: tuple[float, ...]
 
 
 class PathShape(NamedTuple):
-    """How far a flow's paths are from straight ones, along t: means over paths.
+    """Deviation of a flow's trajectories from straight lines along t, as means over trajectories.
 
     Attributes:
-        times: Of the deviation.
-        deviation: Squared distance of the velocity from that of the straight line, a coordinate.
-        midpoints: Of the curvature.
-        curvature: Rms of the second derivative.
-        caption: What to read from it.
-        lines: Of points in the plane, where each path is at `times`; or nothing.
+        times: Times of `deviation`.
+        deviation: Squared difference between the velocity and that of the straight line, per
+            coordinate.
+        midpoints: Times of `curvature`.
+        curvature: Root mean square of the second derivative.
+        caption: Caption of the figure.
+        lines: Positions of each trajectory at `times` for two-dimensional data, otherwise empty.
     """
 
     times: tuple[float, ...]
@@ -69,7 +88,13 @@ class PathShape(NamedTuple):
 
 
 class NamedPicture(NamedTuple):
-    """A picture under its title, as PNG content."""
+    """A picture with a title.
+
+    Attributes:
+        title: Title of its section.
+        png: Content of the PNG file.
+        caption: Caption of the picture.
+    """
 
     title: str
     png: bytes
@@ -77,20 +102,20 @@ class NamedPicture(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a page shows; a part that is empty is left out.
+    """The content of a report page; empty parts are omitted.
 
     Attributes:
-        title: The run's name.
-        summary: A sentence on what was trained, on what, for how long.
-        key_numbers: Shown large, in this order.
-        samples: A grid of images or a scatter of points.
-        comparison: The solver comparison.
-        loss: The training loss.
-        paths: How straight the paths are.
-        config: The whole experiment, as plain values that JSON can hold.
+        title: Name of the run.
+        summary: A sentence about the model, the data and the training time.
+        key_numbers: Numbers shown at the top, in this order.
+        samples: A grid of images or a scatter plot of points.
+        comparison: Solver comparison.
+        loss: Training loss.
+        paths: Straightness of the trajectories.
+        config: Config of the experiment, as JSON data.
         gallery: Samples of every row of the comparison.
-        tables: Further figures, each in a section of its own.
-        pictures: Further pictures, each in a section of its own.
+        tables: Additional tables, each in a separate section.
+        pictures: Additional pictures, each in a separate section.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Samples of every row of a comparison, side by side: what the figures look like."""
+"""The gallery: samples of every row of a comparison, and its file."""
 
 import json
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from fmjax.report.comparison import Family, SolverRun
 
 
 class GalleryEntry(NamedTuple):
-    """A few samples of one row, of the same noises in every row of a model.
+    """A few samples of one row; all rows of a model start from the same noise.
 
     Attributes:
-        model: Which trained model, where there are several.
-        solver: The solver's name.
-        setting: Its steps or tolerance, in words.
+        model: Name of the model; "" if there is only one.
+        solver: Name of the solver.
+        setting: Number of steps or tolerance, in words.
         family: "fixed", "adaptive" or "stochastic".
-        nfe_mean: Network evaluations of a sample.
-        images: `[n, height, width, 1 or 3]` in [-1, 1].
+        nfe_mean: Mean network evaluations per sample.
+        images: Sampled images, `[n, height, width, 1 or 3]` in [-1, 1].
     """
 
     model: str
@@ -34,12 +34,12 @@ class GalleryEntry(NamedTuple):
 
     @classmethod
     def of(cls, run: SolverRun, images: np.ndarray) -> "GalleryEntry":
-        """Samples of this row."""
+        """Make the entry of a run from its samples."""
         return cls(run.model, run.solver, run.setting, run.family, run.nfe_mean, images)
 
 
 class _Row(TypedDict):
-    """A `GalleryEntry` in JSON; its images are an array of their own."""
+    """A `GalleryEntry` as JSON data; the images are stored separately."""
 
     model: str
     solver: str
@@ -50,7 +50,7 @@ class _Row(TypedDict):
 
 
 def write_gallery(entries: Sequence[GalleryEntry], path: Path) -> None:
-    """Write to one .npz file: images as bytes, and their rows' names."""
+    """Write a gallery to one .npz file, with images as bytes."""
     images = [
         np.round(127.5 * (np.clip(np.nan_to_num(entry.images), -1.0, 1.0) + 1.0)).astype(np.uint8)
         for entry in entries
@@ -60,20 +60,21 @@ def write_gallery(entries: Sequence[GalleryEntry], path: Path) -> None:
 
 
 def read_gallery(path: Path) -> tuple[GalleryEntry, ...]:
-    """Read what `write_gallery` wrote, to half a byte's step.
+    """Read a gallery written by `write_gallery`; pixel values are rounded to 256 levels.
 
     Raises:
-        ValueError: If the file is damaged, or of something else.
+        ValueError: If the file is damaged or not a gallery.
     """
     arrays = read_npz(path)
     names = ", ".join(sorted(arrays))
-    rule = "be a gallery that fmjax wrote"
+    rule = "be a gallery written by fmjax"
     require({"rows", "images"} <= set(arrays), str(path), rule, f"arrays {names}")
     text, images = str(arrays["rows"]), arrays["images"]
     rows = check_json(parse_json(text, f"{path}: rows"), list[_Row], f"{path}: rows")
-    pictures = images.ndim == 5 and images.shape[-1] in (1, 3) and images.dtype == np.uint8
-    pictures = pictures and images.size > 0
-    require(pictures, f"{path}: images", "be pictures as bytes", f"{images.dtype}{images.shape}")
+    is_valid = images.ndim == 5 and images.shape[-1] in (1, 3) and images.dtype == np.uint8
+    is_valid = is_valid and images.size > 0
+    rule = "be uint8 of shape [rows, n, height, width, 1 or 3]"
+    require(is_valid, f"{path}: images", rule, f"{images.dtype} of shape {images.shape}")
     require_lengths(str(path), rows=rows, images=images)
     return tuple(
         GalleryEntry(**{**row, "images": image.astype(np.float32) / 127.5 - 1.0})

@@ -1,4 +1,4 @@
-// The page around the charts: legends, budgets, sorted tables, and the theme.
+// Interactive parts of the page other than charts: legends, budgets, sortable tables, and the theme.
 
 function makeButton(parent, text, act) {
   const button = document.createElement("button");
@@ -44,7 +44,7 @@ function drawEntry(button, entry) {
   button.append(entry.name);
 }
 
-/** Shows of each solver the one row that a budget of evaluations allows. */
+/** Shows, for each solver, the most expensive row within the chosen budget of evaluations. */
 function makeBudgets(place) {
   const strips = document.querySelectorAll(".strip"), all = JSON.parse(place.dataset.budgets);
   const buttons = all.map((budget) => makeButton(place, budget.toLocaleString("en"), () => choose(budget)));
@@ -63,7 +63,7 @@ function makeSortable(table) {
   };
   function compare(a, b, sign) {
     if (typeof a === "string" || typeof b === "string") return sign * String(a).localeCompare(String(b), "en", { numeric: true });
-    // What has no value comes last either way.
+    // Missing values come last in both orders.
     if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
     return a === b ? 0 : a < b ? -sign : sign;
   }
@@ -80,7 +80,7 @@ function makeSortable(table) {
   });
 }
 
-/** Follows the system until the reader says otherwise; pictures follow too. */
+/** Adds the theme button. "auto" follows the system; the choice also selects the pictures. */
 function makeTheme(place) {
   const themes = ["auto", "light", "dark"], media = { auto: "(prefers-color-scheme: dark)", light: "not all", dark: "all" };
   let chosen = 0;

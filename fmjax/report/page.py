@@ -1,7 +1,7 @@
-"""The report of a run or a study: one HTML page that needs nothing else, and its figures beside it.
+"""The report of a run or a study: a self-contained HTML page and its figures as PNG files.
 
-The page holds all it shows, its script and style among it; a policy forbids it to load anything
-and to run any other script. Without scripts the charts are pictures, and all else is there.
+The page contains its pictures, script and style. Its content security policy forbids loading
+anything and running any other script. Without JavaScript, pictures replace the charts.
 """
 
 import base64
@@ -61,14 +61,14 @@ SCRIPTS = ("charts.js", "page.js")
 def write_report(report: Report, folder: Path) -> Path:
     """Write `report.html` and `figures/*.png` into `folder`.
 
-    Each file is written whole or not at all, the page last.
+    Each file is written atomically, the page last.
 
     Returns:
-        The path of the page.
+        The file of the page.
     """
     pictures = draw(report)
     page = folder / "report.html"
-    # Another command may be writing the page: of other results, or of the same.
+    # Another command may be writing the same page.
     with lock_outputs(page, on_wait=lambda _: None):
         for picture in pictures.values():
             save_png(picture.light, folder / "figures" / f"{picture.name}.png")
@@ -78,7 +78,12 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def render(report: Report, pictures: Mapping[str, Picture]) -> str:
-    """The page as text. `pictures` are those that `draw` made of the same report."""
+    """Render the page as HTML.
+
+    Args:
+        report: Content of the page.
+        pictures: Pictures of the same report, from `draw`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fmjax", "report"),
         autoescape=True,
@@ -112,7 +117,7 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
 
 
 def _charts(report: Report) -> dict[str, Any]:
-    """What the page's script draws: legends and charts, by name."""
+    """Collect the data for the page's script: legends and charts, by name."""
     legends, charts = {}, {}
     if report.comparison is not None:
         legends["solvers"] = comparison_legend(report.comparison)
@@ -131,6 +136,6 @@ def _text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """The text as a content security policy names it."""
+    """Return the hash of a script or style for the content security policy."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

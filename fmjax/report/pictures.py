@@ -1,9 +1,10 @@
-"""Every picture of a report as PNG, in a light and a dark rendering."""
+"""The pictures of a report as PNG, for the light and the dark theme."""
 
 import base64
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fmjax.report.comparison import AS_REAL, Comparison
@@ -15,14 +16,14 @@ from fmjax.report.style import DARK, LIGHT, Theme, png_bytes
 
 
 class Picture(NamedTuple):
-    """A figure for the page, in both themes, as PNG content.
+    """A figure of the page.
 
     Attributes:
-        name: Its file name without the suffix.
-        text: What it shows, for those who cannot see it.
-        light: For a light page, and what is saved as a file.
-        dark: For a dark page.
-        caption: What to read from it.
+        name: Name of its file without the suffix.
+        text: Description for screen readers, also used as title.
+        light: PNG content for the light theme, which is also saved as a file.
+        dark: PNG content for the dark theme.
+        caption: Caption of the figure.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Picture(NamedTuple):
 
 
 def draw(report: Report) -> dict[str, Picture]:
-    """Every picture of the report, by file name."""
+    """Draw all pictures of a report, by file name."""
     pictures = []
     if isinstance(report.samples, SampleGrid):
         pictures.append(_grid_picture(report.samples))
@@ -52,7 +53,7 @@ def draw(report: Report) -> dict[str, Picture]:
         pictures.append(
             _picture(
                 "samples",
-                "Scatter of samples beside real data",
+                "Scatter plot of samples and real data",
                 lambda theme: plot_points(points.samples, points.data, theme=theme),
                 points.caption,
             )
@@ -73,7 +74,7 @@ def draw(report: Report) -> dict[str, Picture]:
         pictures.append(
             _picture(
                 "paths",
-                "How far paths are from straight lines, along t",
+                "Straightness and curvature of trajectories along t",
                 lambda theme: plot_paths(paths, theme=theme),
                 paths.caption,
             )
@@ -82,10 +83,10 @@ def draw(report: Report) -> dict[str, Picture]:
             pictures.append(
                 _picture(
                     "lines",
-                    "Paths in the plane, from where they start to where they end",
+                    "Trajectories in the plane",
                     lambda theme: plot_lines(paths.lines, theme=theme),
-                    "From the source (open) to the samples (filled). Where lines of one condition "
-                    "cross, they do at different times.",
+                    "From source points (open) to samples (filled). Trajectories with the same "
+                    "condition cross only at different times.",
                 )
             )
     return {picture.name: picture for picture in pictures}
@@ -99,14 +100,13 @@ def _comparison_pictures(comparison: Comparison) -> list[Picture]:
                 "error",
                 "Error of the worst sample against network evaluations",
                 lambda theme: plot_error(comparison, theme=theme),
-                "Down and to the left is better. " + _families_in_words(comparison),
+                "Lower left is better. " + _describe_families(comparison),
             ),
             _picture(
                 "time",
                 "Error of the worst sample against wall time",
                 lambda theme: plot_error(comparison, cost="seconds", theme=theme),
-                f"The same against wall time for all {comparison.num_samples:,} samples, "
-                "compilation apart.",
+                f"Wall time for all {comparison.num_samples:,} samples, without compilation.",
             ),
         ]
     for i, name in enumerate(comparison.metric_names):
@@ -122,19 +122,19 @@ def _comparison_pictures(comparison: Comparison) -> list[Picture]:
         pictures.append(
             _picture(
                 "steps",
-                "Where in t the adaptive solvers put their steps",
+                "Step density of the adaptive solvers along t",
                 lambda theme: plot_steps(comparison, theme=theme),
-                "High where the solver takes short steps; each level piece is one accepted step.",
+                "Higher values are shorter steps; each horizontal segment is one accepted step.",
             )
         )
     return pictures
 
 
-def _families_in_words(comparison: Comparison) -> str:
+def _describe_families(comparison: Comparison) -> str:
     lines = {
         "fixed": "dashed: fixed steps",
         "adaptive": "solid: adaptive steps",
-        "stochastic": "dotted: with noise along the way",
+        "stochastic": "dotted: stochastic samplers",
     }
     families = {run.family for run in comparison.runs}
     words = "; ".join(words for family, words in lines.items() if family in families)
@@ -143,19 +143,19 @@ def _families_in_words(comparison: Comparison) -> str:
 
 def _metric_caption(comparison: Comparison, name: str) -> str:
     higher = name in comparison.higher_is_better
-    better = "nearest to real data's" if name == AS_REAL else "higher" if higher else "lower"
-    caption = f"Of {comparison.num_samples:,} samples; {better} is better."
+    better = "closer to real data" if name == AS_REAL else "higher" if higher else "lower"
+    caption = f"Computed from {comparison.num_samples:,} samples; {better} is better."
     if comparison.reference is not None and name in comparison.reference.metrics:
-        caption += " Once it meets the reference's line, a smaller error no longer shows in it."
-    return f"{caption} {_families_in_words(comparison)}"
+        caption += " At the level of the reference, the metric does not resolve smaller errors."
+    return f"{caption} {_describe_families(comparison)}"
 
 
-def _picture(name: str, text: str, plot: Callable[[Theme], Any], caption: str = "") -> Picture:
+def _picture(name: str, text: str, plot: Callable[[Theme], Figure], caption: str = "") -> Picture:
     return Picture(name, text, png_bytes(plot(LIGHT)), png_bytes(plot(DARK)), caption)
 
 
 def _grid_picture(grid: SampleGrid) -> Picture:
-    def drawn(theme: Theme) -> bytes:
+    def render(theme: Theme) -> bytes:
         image: Image.Image = image_grid(
             grid.images,
             grid.columns,
@@ -165,9 +165,9 @@ def _grid_picture(grid: SampleGrid) -> Picture:
         )
         return image_bytes(image)
 
-    return Picture("samples", "Grid of samples", drawn(LIGHT), drawn(DARK), grid.caption)
+    return Picture("samples", "Grid of samples", render(LIGHT), render(DARK), grid.caption)
 
 
 def data_uri(png: bytes) -> str:
-    """The picture as an address that holds it."""
+    """Encode a PNG picture as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,4 +1,4 @@
-"""Plans to read: text, JSON, and a picture of the memory."""
+"""Plans of training and sampling workloads as text, JSON and a figure of the memory use."""
 
 import json
 from collections.abc import Sequence
@@ -17,34 +17,35 @@ def _gb(size: float) -> str:
 
 
 class Plan(NamedTuple):
-    """A training step, or a batch of samples, on some devices; bytes are those of one device.
+    """Cost estimate of a training step or a batch of samples; sizes are in bytes per device.
 
     Attributes:
-        name: Of the config.
+        name: Name of the config.
         work: "training" or "sampling".
-        unit: What operations, bytes sent and seconds are of: a step of the training, a batch of
-            samples, or one step of the solver where their number is not known.
-        topology: As it was asked for.
-        device: Its kind.
-        num_devices: How many.
-        mesh: Devices along data, fsdp and tensor.
-        batch_size: Examples of a step or batch, over all devices.
-        accumulation_steps: Parts in which it is taken.
-        remat: Rematerialisation of the network's blocks.
-        num_parameters: Of the network.
-        arguments: State and batch.
-        temporaries: Activations, gradients and gathered weights; None where it does not compile.
-        peak: The most at once; None likewise.
-        memory: What a device has, None if that is not known.
-        fits: Whether the peak is within it.
-        flops: Operations, without what is done again.
-        traffic: What is sent between devices, by kind.
-        roofline: Seconds that computing, memory, links, and the network between slices or
-            nodes take at their best, if that is known.
-        compile_seconds: That the compiler took.
-        price: Dollars of a device for an hour.
-        repeats: Units of the whole job: its steps or batches; None if that is not known.
-        kernels: Of attention in the compiled program; none where it is plain products.
+        unit: Unit of `flops`, `traffic` and `roofline`: "step" of training, "batch" of samples, or
+            one step of the solver if the number of steps is unknown.
+        topology: Requested device topology.
+        device: Kind of device.
+        num_devices: Number of devices.
+        mesh: Number of devices along the axes data, fsdp and tensor.
+        batch_size: Number of examples per step or batch, over all devices.
+        accumulation_steps: Number of microbatches per step.
+        remat: Rematerialization of the network's blocks.
+        num_parameters: Number of parameters of the network.
+        arguments: Size of the training state and the batch.
+        temporaries: Size of activations, gradients and gathered weights; None if compilation
+            failed.
+        peak: Peak memory use; None if compilation failed.
+        memory: Memory of a device; None if unknown.
+        fits: Whether `peak` is at most `memory`.
+        flops: Operations per device, without recomputation.
+        traffic: Data sent between devices, by kind of collective operation.
+        roofline: Minimum seconds for computation, memory access, links, and the network between
+            slices or nodes, if known.
+        compile_seconds: Compilation time in seconds.
+        price: Price of a device in dollars per hour, or None.
+        repeats: Number of units of the entire job; None if unknown.
+        kernels: Attention kernels in the compiled program; empty for plain matrix products.
     """
 
     name: str
@@ -73,57 +74,57 @@ class Plan(NamedTuple):
 
     @property
     def step_seconds(self) -> float | None:
-        """A step takes at least so long: whatever is slowest, if all else hides behind it."""
+        """Minimum time of a unit: its slowest part, if all other parts overlap with it."""
         return max(self.roofline.values()) if self.roofline else None
 
     @property
     def examples_per_second(self) -> float | None:
-        """On all devices, at most; None if a unit is less than the whole work on a batch."""
+        """Maximum speed on all devices; None if the number of solver steps is unknown."""
         if self.step_seconds is None or self.repeats is None:
             return None
         return self.batch_size / self.step_seconds
 
     @property
     def dollars(self) -> float | None:
-        """Of the whole job, at least."""
+        """Minimum price of the entire job; None if unknown."""
         if self.step_seconds is None or self.price is None or self.repeats is None:
             return None
         return self.price * self.num_devices * self.repeats * self.step_seconds / 3600
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan as lines of a terminal."""
+    """Format a plan as text for the terminal."""
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
     rows = [
         ("devices", f"{plan.num_devices} {plan.device} ({plan.topology}): {mesh}"),
         (
             "batch",
-            f"{plan.batch_size:,}{_parts(plan)}, remat {plan.remat}"
+            f"{plan.batch_size:,}{_microbatches(plan)}, remat {plan.remat}"
             if plan.work == "training"
             else f"{plan.batch_size:,} samples",
         ),
         ("parameters", f"{plan.num_parameters / 1e6:,.1f} million"),
-        ("memory of a device", _memory(plan)),
-        ("operations", f"{plan.flops / 1e12:,.3g} TFLOP a {plan.unit} and device"),
+        ("memory per device", _memory(plan)),
+        ("operations", f"{plan.flops / 1e12:,.3g} TFLOP per {plan.unit} and device"),
     ]
     if plan.kernels:
-        rows.append(("attention by", ", ".join(plan.kernels)))
+        rows.append(("attention kernels", ", ".join(plan.kernels)))
     for kind, traffic in sorted(plan.traffic.items()):
-        rows.append((kind, f"{traffic.count:,} of {traffic.bytes / _GB:,.3g} GB together"))
+        rows.append((kind, f"{traffic.count:,}, {traffic.bytes / _GB:,.3g} GB in total"))
     if plan.roofline:
-        each = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items() if s)
+        times = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.roofline.items() if s)
         rate = plan.examples_per_second
         speed = "" if rate is None else f": at most {_rounded(rate)} examples/s"
-        rows.append(("roofline", f"{each} a {plan.unit}{speed}"))
+        rows.append(("roofline", f"{times} per {plan.unit}{speed}"))
     if plan.dollars is not None:
         rows.append(
             (
                 "price",
-                f"{plan.dollars:,.2f} dollars for {plan.repeats:,} {_many(plan.unit)} at least",
+                f"at least {plan.dollars:,.2f} dollars for {plan.repeats:,} {_plural(plan.unit)}",
             )
         )
     if plan.compile_seconds:
-        rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
+        rows.append(("compilation time", f"{plan.compile_seconds:.0f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([plan.name, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
@@ -132,11 +133,11 @@ def _rounded(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _parts(plan: Plan) -> str:
-    return f" in {plan.accumulation_steps} parts" if plan.accumulation_steps > 1 else ""
+def _microbatches(plan: Plan) -> str:
+    return f" in {plan.accumulation_steps} microbatches" if plan.accumulation_steps > 1 else ""
 
 
-def _many(unit: str) -> str:
+def _plural(unit: str) -> str:
     return "batches" if unit == "batch" else f"{unit}s"
 
 
@@ -153,8 +154,8 @@ def _memory(plan: Plan) -> str:
 
 
 def plans_json(plans: Sequence[Plan]) -> str:
-    """All plans that were tried, with what follows from them."""
-    found = [
+    """Format plans as JSON, with the derived quantities."""
+    entries = [
         plan._asdict()
         | {
             "traffic": {kind: traffic._asdict() for kind, traffic in plan.traffic.items()},
@@ -164,28 +165,34 @@ def plans_json(plans: Sequence[Plan]) -> str:
         }
         for plan in plans
     ]
-    return json.dumps({"plans": found}, indent=2) + "\n"
+    return json.dumps({"plans": entries}, indent=2) + "\n"
 
 
 def plot_memory(plans: Sequence[Plan], *, theme: Theme = LIGHT) -> Figure:
-    """What each plan holds on a device, against what a device has."""
+    """Plot the memory use of each plan and the memory of a device."""
     figure = new_figure(WIDTH, 1.5 + 0.55 * len(plans), theme)
     axes = figure.subplots()
-    dress(axes, theme, xlabel="GB of a device", ylabel="", title="Memory by layout")
+    dress(axes, theme, xlabel="GB per device", ylabel="", title="Memory by layout")
     names = [
         "data {data}, fsdp {fsdp}, tensor {tensor}".format(**plan.mesh)
-        + f"\nbatch {plan.batch_size}{_parts(plan)}, remat {plan.remat}"
+        + f"\nbatch {plan.batch_size}{_microbatches(plan)}, remat {plan.remat}"
         for plan in plans
     ]
     arguments = [plan.arguments / _GB for plan in plans]
     peaks = [(plan.peak or 0.0) / _GB for plan in plans]
-    rest = [max(peak - held, 0.0) for peak, held in zip(peaks, arguments, strict=True)]
-    rows = range(len(plans))  # Two plans may have one name.
+    temporaries = [max(peak - size, 0.0) for peak, size in zip(peaks, arguments, strict=True)]
+    rows = range(len(plans))  # Not the names, since two plans may have the same name.
     axes.barh(rows, arguments, color=theme.cool[1], label="weights, moments, average")
-    axes.barh(rows, rest, left=arguments, color=theme.warm[0], label="activations and gradients")
+    axes.barh(
+        rows,
+        temporaries,
+        left=arguments,
+        color=theme.warm[0],
+        label="activations and gradients",
+    )
     if plans[0].memory is not None:
         axes.axvline(
-            plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="the device's memory"
+            plans[0].memory / _GB, color=theme.ink, linewidth=1.2, label="memory of the device"
         )
     axes.set_yticks(rows, names)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""Figures of a training run: its loss, and the samples of a two-dimensional model."""
+"""Figures of a training run: its loss, trajectories, and samples of two-dimensional models."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,21 @@ def plot_loss(
     ylabel: str = "training loss",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """The loss against the training step: as logged, faint, and its running mean.
+    """Plot the logged loss and its running mean against the training step.
 
-    The mean runs over about a twentieth of the points to each side, fewer near the ends.
+    The running mean extends over a twentieth of the points to each side, fewer near the ends.
+
+    Args:
+        steps: Training steps with a log line.
+        losses: Logged loss at each of `steps`.
+        ylabel: Label of the vertical axis.
+        theme: Colors of the figure.
 
     Raises:
         ValueError: If `steps` and `losses` differ in length.
     """
-    require(
-        len(steps) == len(losses), "losses", f"be one for each of {len(steps)} steps", len(losses)
-    )
+    rule = f"have one entry for each of {len(steps)} steps"
+    require(len(steps) == len(losses), "losses", rule, len(losses))
     figure = new_figure(WIDTH, 3.2, theme)
     axes = figure.subplots()
     dress(axes, theme, xlabel="step", ylabel=ylabel, title="Loss")
@@ -46,12 +51,12 @@ def plot_loss(
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean over the finite ones of `reach` neighbours to each side, fewer near the ends."""
+    """Average the finite values of `reach` neighbors to each side, fewer near the ends."""
     finite = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(values))
-    # The same reach to both sides, or the ends would lean towards the middle.
+    # A symmetric window does not bias the values near the ends.
     span = np.minimum(reach, np.minimum(index, len(values) - 1 - index))
     first, last = index - span, index + span + 1
     means = (total[last] - total[first]) / np.maximum(count[last] - count[first], 1)
@@ -59,7 +64,7 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
-    """How far paths are from straight lines at constant speed, and how they bend, along t."""
+    """Plot the deviation from straight lines at constant speed and the curvature along t."""
     figure = new_figure(WIDTH, 3.2, theme)
     left, right = figure.subplots(1, 2)
     dress(
@@ -75,7 +80,7 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
         right,
         theme,
         xlabel="t (0: noise, 1: data)",
-        ylabel="second derivative, rms",
+        ylabel="RMS of the second derivative",
         title="Curvature",
     )
     right.plot(paths.midpoints, paths.curvature, color=theme.warm[1], linewidth=2.0)
@@ -86,11 +91,11 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
 
 
 def plot_lines(lines: Sequence[Sequence[Sequence[float]]], *, theme: Theme = LIGHT) -> Figure:
-    """Paths in the plane, `[paths, times, 2]`: open where they start, filled where they end."""
+    """Plot trajectories `[n, times, 2]` in the plane, with open starts and filled ends."""
     points = np.asarray(lines, np.float64)
     figure = new_figure(WIDTH, 4.4, theme)
     axes = figure.subplots()
-    dress(axes, theme, title=f"Paths ({len(points)})")
+    dress(axes, theme, title=f"Trajectories ({len(points)})")
     axes.add_collection(LineCollection(list(points), colors=theme.faint, linewidths=0.8))
     x0, x1 = points[:, 0], points[:, -1]
     axes.scatter(*x0.T, s=16, facecolors=theme.background, edgecolors=theme.cool[1], zorder=3)
@@ -102,34 +107,34 @@ def plot_lines(lines: Sequence[Sequence[Sequence[float]]], *, theme: Theme = LIG
 
 
 def plot_points(samples: np.ndarray, data: np.ndarray, *, theme: Theme = LIGHT) -> Figure:
-    """Samples of a two-dimensional model beside real data, on the same axes limits.
+    """Plot samples of a two-dimensional model and real data side by side, with equal limits.
 
     Args:
-        samples: `[n, 2]`.
-        data: `[m, 2]`; an empty one leaves its panel out.
-        theme: Colours.
+        samples: Sampled points, `[n, 2]`.
+        data: Real data, `[m, 2]`; its panel is omitted if it is empty.
+        theme: Colors of the figure.
 
     Raises:
-        ValueError: If either is not of shape `[n, 2]`.
+        ValueError: If `samples` or `data` does not have shape `[n, 2]`.
     """
     for name, points in (("samples", samples), ("data", data)):
-        require(points.ndim == 2 and points.shape[1] == 2, name, "be of shape [n, 2]", points.shape)
+        require(points.ndim == 2 and points.shape[1] == 2, name, "have shape [n, 2]", points.shape)
     figure = new_figure(WIDTH, 3.2, theme)
-    pairs = ((samples, "Samples", theme.warm[1]), (data, "Real data", theme.cool[1]))
-    pairs = pairs if len(data) else pairs[:1]
-    panels = figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (points, title, colour) in zip(panels, pairs, strict=True):
+    panels = ((samples, "Samples", theme.warm[1]), (data, "Real data", theme.cool[1]))
+    panels = panels if len(data) else panels[:1]
+    all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (points, title, color) in zip(all_axes, panels, strict=True):
         dress(axes, theme, title=f"{title} ({len(points):,})")
         size = float(np.clip(12_000 / max(len(points), 1), 1.0, 14.0))
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=color, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
     low, high = _limits(np.concatenate([samples, data]))
-    panels[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    all_axes[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
 
 
 def _limits(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What holds 99.8 % of the finite points, with a margin: a stray one must not zoom out."""
+    """Return the limits of 99.8 % of the finite points, with a margin; outliers are cut off."""
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
         return np.full(2, -1.0), np.full(2, 1.0)

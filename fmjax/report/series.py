@@ -1,8 +1,9 @@
-"""How the curves of a comparison look and are named, in its figures and on its page alike.
+"""Style and legend of the curves of a comparison, in its figures and on its page.
 
-Of one model, hue tells the families apart and shades with markers the solvers; of several, hue
-is the model, and markers are the solvers. The line always tells the family: dashed for fixed
-steps, solid for adaptive ones, dotted for noise along the way; markers of fixed steps are hollow.
+With one model, the hue is that of the solver's family, and shade and marker are those of the
+solver. With several models, the hue is that of the model, and the marker that of the solver. Lines
+are dashed for fixed steps, solid for adaptive steps and dotted for stochastic samplers. Markers of
+fixed steps are hollow.
 """
 
 from typing import NamedTuple
@@ -12,18 +13,18 @@ from matplotlib.colors import to_hex
 from fmjax.report.comparison import Comparison, SolverRun
 from fmjax.report.style import Theme, shades
 
-FAMILIES = {"fixed": "Fixed steps", "adaptive": "Adaptive steps", "stochastic": "With noise"}
-# Told apart at a glance also where shades are close.
+FAMILIES = {"fixed": "Fixed steps", "adaptive": "Adaptive steps", "stochastic": "Stochastic"}
+# Distinguishes solvers with similar shades.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Look(NamedTuple):
-    """How a curve is drawn.
+    """Style of a curve.
 
     Attributes:
-        colour: Of line and marker, as "#2b83ba".
-        family: "fixed", "adaptive" or "stochastic", which is the kind of line; "" draws none.
-        marker: Matplotlib's letter; "" draws none.
+        colour: Color of line and marker, such as "#2b83ba".
+        family: "fixed", "adaptive" or "stochastic", which sets the line style; "" for no line.
+        marker: Matplotlib's code of the marker; "" for no marker.
     """
 
     colour: str
@@ -32,7 +33,13 @@ class Look(NamedTuple):
 
 
 class LegendEntry(NamedTuple):
-    """One name in a legend, which stands for all curves that have its key."""
+    """An entry of a legend, for all curves with its key.
+
+    Attributes:
+        key: Key that connects the entry with its curves.
+        name: Displayed name.
+        look: Style of the entry.
+    """
 
     key: str
     name: str
@@ -40,32 +47,37 @@ class LegendEntry(NamedTuple):
 
 
 class LegendGroup(NamedTuple):
-    """Names of one kind: the models, or the solvers of one family."""
+    """A group of a legend: the models, or the solvers of one family.
+
+    Attributes:
+        title: Title of the group.
+        entries: Entries of the group.
+    """
 
     title: str
     entries: tuple[LegendEntry, ...]
 
 
 def keys_of(comparison: Comparison, run: SolverRun) -> tuple[str, ...]:
-    """The legend's names that a run goes by: its solver's, and its model's if there are several."""
+    """Return the legend keys of a run: of its solver, and of its model if there are several."""
     solver = f"{run.family}:{run.solver}"
     return (solver,) if len(comparison.models) == 1 else (f"model:{run.model}", solver)
 
 
 def looks(comparison: Comparison, theme: Theme) -> dict[str, Look]:
-    """How each of `comparison.curves()` looks, by its name."""
-    solvers = _solver_looks(comparison, theme)
-    several = len(comparison.models) > 1
+    """Return the style of each curve of `comparison.curves()`, by name."""
+    solver_looks = _solver_looks(comparison, theme)
+    has_models = len(comparison.models) > 1
     return {
-        name: solvers[runs[0].family, runs[0].solver]._replace(
-            **{"colour": _hue(comparison, runs[0].model, theme)} if several else {}
+        name: solver_looks[runs[0].family, runs[0].solver]._replace(
+            **{"colour": _hue(comparison, runs[0].model, theme)} if has_models else {}
         )
         for name, runs in comparison.curves().items()
     }
 
 
 def legend(comparison: Comparison, theme: Theme) -> tuple[LegendGroup, ...]:
-    """The models, if there are several, and the solvers by family."""
+    """Make the legend: the models, if there are several, and the solvers by family."""
     groups = []
     if len(comparison.models) > 1:
         models = tuple(
@@ -73,12 +85,12 @@ def legend(comparison: Comparison, theme: Theme) -> tuple[LegendGroup, ...]:
             for model in comparison.models
         )
         groups.append(LegendGroup("Models", models))
-    found = _solver_looks(comparison, theme)
+    solver_looks = _solver_looks(comparison, theme)
     for family, title in FAMILIES.items():
         entries = tuple(
             LegendEntry(f"{family}:{solver}", solver, look)
-            for (kind, solver), look in found.items()
-            if kind == family
+            for (solver_family, solver), look in solver_looks.items()
+            if solver_family == family
         )
         if entries:
             groups.append(LegendGroup(title, entries))
@@ -86,19 +98,19 @@ def legend(comparison: Comparison, theme: Theme) -> tuple[LegendGroup, ...]:
 
 
 def _solver_looks(comparison: Comparison, theme: Theme) -> dict[tuple[str, str], Look]:
-    """By family and solver, in order of appearance; without hue where that is the model's."""
+    """Return the style of each solver by family and name; with several models, without hue."""
     solvers = tuple(dict.fromkeys((run.family, run.solver) for run in comparison.runs))
-    found = {}
+    solver_looks = {}
     for family, stops in zip(FAMILIES, (theme.cool, theme.warm, theme.fresh), strict=True):
-        mine = [solver for kind, solver in solvers if kind == family]
-        for i, (solver, shade) in enumerate(zip(mine, shades(stops, len(mine)), strict=True)):
+        names = [solver for solver_family, solver in solvers if solver_family == family]
+        for i, (solver, shade) in enumerate(zip(names, shades(stops, len(names)), strict=True)):
             if len(comparison.models) == 1:
                 look = Look(to_hex(shade), family, MARKERS[i % len(MARKERS)])
             else:
-                place = solvers.index((family, solver))
-                look = Look(theme.ink, family, MARKERS[place % len(MARKERS)])
-            found[family, solver] = look
-    return found
+                index = solvers.index((family, solver))
+                look = Look(theme.ink, family, MARKERS[index % len(MARKERS)])
+            solver_looks[family, solver] = look
+    return solver_looks
 
 
 def _hue(comparison: Comparison, model: str, theme: Theme) -> str:

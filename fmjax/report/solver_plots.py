@@ -1,11 +1,11 @@
-"""Figures of a comparison: error against cost, metric against evaluations, steps in t.
+"""Figures of a solver comparison: error against cost, metrics against evaluations, and step sizes.
 
-`fmjax.report.series` says how each curve looks.
+The style of the curves is defined in `fmjax.report.series`.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +17,14 @@ from fmjax.report.comparison import Comparison, SolverRun, StepEnds, power_of_te
 from fmjax.report.series import Look, legend, looks
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure, shades
 
-LINES: dict[str, Any] = {"fixed": (0, (5, 2)), "adaptive": "-", "stochastic": (0, (1, 1.5)), "": ""}
+Color: TypeAlias = tuple[float, float, float, float]
+
+LINES: dict[str, str | tuple[int, tuple[float, ...]]] = {
+    "fixed": (0, (5, 2)),
+    "adaptive": "-",
+    "stochastic": (0, (1, 1.5)),
+    "": "",
+}
 COSTS = {
     "nfe": ("evaluations", "network evaluations per sample", lambda run: run.nfe_mean),
     "seconds": ("wall time", "wall time for the batch, seconds", lambda run: run.seconds),
@@ -30,11 +37,15 @@ def plot_error(
     cost: str = "nfe",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Worst-sample RMSE against evaluations or wall time, log-log, one line for each solver.
+    """Plot the RMSE of the worst sample against evaluations or wall time, on logarithmic axes.
 
-    `cost` is "nfe", evaluations per sample, or "seconds", wall time for the whole batch.
-    Runs in which a sample is not finite or did not reach the end have no point. The shaded
-    band lies below the reference's own uncertainty, where errors say little.
+    Runs with failed or non-finite samples have no point. The shaded band marks errors below the
+    uncertainty of the reference, which are not meaningful.
+
+    Args:
+        comparison: Solver comparison.
+        cost: "nfe" for evaluations per sample, or "seconds" for the wall time of the batch.
+        theme: Colors of the figure.
 
     Raises:
         ValueError: If `cost` is neither "nfe" nor "seconds".
@@ -47,7 +58,7 @@ def plot_error(
         axes, theme, xlabel=xlabel, ylabel="RMSE of the worst sample", title=f"Error against {name}"
     )
     lines = _draw_curves(axes, comparison, theme, x, lambda run: run.rmse_worst)
-    _logarithmic(axes)
+    _set_logarithmic(axes)
     uncertainty = comparison.reference.uncertainty if comparison.reference else 0.0
     if 0 < uncertainty < math.inf and lines:
         low, high = axes.get_ylim()
@@ -60,15 +71,20 @@ def plot_error(
 
 
 def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> Figure:
-    """A sample metric against evaluations, with what real data and the exact solve score.
+    """Plot a sample metric against evaluations, with lines for real data and the reference.
 
-    A metric that is better when higher is a share, on a linear axis from 0 to 1.
+    Metrics that are better when higher are fractions and have a linear axis from 0 to 1.
+
+    Args:
+        comparison: Solver comparison.
+        name: Name of the metric.
+        theme: Colors of the figure.
 
     Raises:
         ValueError: If the comparison has no metric of that name.
     """
     require_one_of("name", name, comparison.metric_names)
-    share = name in comparison.higher_is_better
+    is_fraction = name in comparison.higher_is_better
     figure = new_figure(WIDTH, 5.0, theme)
     axes = figure.subplots()
     dress(
@@ -84,10 +100,10 @@ def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> F
         theme,
         lambda run: run.nfe_mean,
         lambda run: run.metrics.get(name),
-        zero=share,
+        allow_zero=is_fraction,
     )
-    _logarithmic(axes, y=not share)
-    if share:
+    _set_logarithmic(axes, y=not is_fraction)
+    if is_fraction:
         axes.set_ylim(0.0, 1.0)
     reference = comparison.reference
     floor = comparison.floors.get(name)
@@ -105,35 +121,36 @@ def plot_metric(comparison: Comparison, name: str, *, theme: Theme = LIGHT) -> F
 
 
 def plot_steps(comparison: Comparison, *, theme: Theme = LIGHT) -> Figure:
-    """Where in t each adaptive solver puts its steps: one panel a solver, one row a tolerance.
+    """Plot the accepted steps of each adaptive solver along t, one panel per solver.
 
-    The line is the local step density, one over the step's length (each flat piece is one
-    accepted step); the ticks below are the step ends, the loosest tolerance on top.
+    The curve of each tolerance is the step density, the inverse of the step size; each horizontal
+    segment is one accepted step. The ticks below are the ends of the steps, with one row per
+    tolerance, the largest at the top.
 
     Raises:
-        ValueError: If the comparison holds no step positions.
+        ValueError: If the comparison has no step ends.
     """
     solvers = tuple(dict.fromkeys(ends.solver for ends in comparison.step_ends))
-    require(bool(solvers), "comparison", "hold step positions", "none")
+    require(bool(solvers), "comparison", "contain step ends", "none")
     rows = math.ceil(len(solvers) / 2)
     figure = new_figure(WIDTH, 0.7 + 3.0 * rows, theme)
     grid = figure.add_gridspec(2 * rows, 2, height_ratios=(3, 1.4) * rows)
     tolerances = sorted({ends.tolerance for ends in comparison.step_ends}, reverse=True)
-    colours = dict(zip(tolerances, shades(theme.ramp, len(tolerances)), strict=True))
+    colors = dict(zip(tolerances, shades(theme.ramp, len(tolerances)), strict=True))
     top: Axes | None = None
     for i, solver in enumerate(solvers):
         row, column = divmod(i, 2)
         density = figure.add_subplot(grid[2 * row, column], sharey=top)
         rug = figure.add_subplot(grid[2 * row + 1, column], sharex=density)
         top = top or density
-        mine = sorted(
+        solves = sorted(
             (ends for ends in comparison.step_ends if ends.solver == solver),
             key=lambda ends: -ends.tolerance,
         )
-        _draw_density(density, mine, colours, theme, solver)
+        _draw_density(density, solves, colors, theme, solver)
         density.set_ylabel("steps per unit of t" if column == 0 else "", color=theme.ink)
-        _draw_rug(rug, mine, colours, theme)
-    handles = [Line2D([], [], color=colours[t], linewidth=2.2) for t in tolerances]
+        _draw_rug(rug, solves, colors, theme)
+    handles = [Line2D([], [], color=colors[t], linewidth=2.2) for t in tolerances]
     names = [power_of_ten(t) for t in tolerances]
     legend = figure.legend(
         handles,
@@ -156,17 +173,17 @@ def _draw_curves(
     x: Callable[[SolverRun], float],
     y: Callable[[SolverRun], float | None],
     *,
-    zero: bool = False,
+    allow_zero: bool = False,
 ) -> dict[str, Line2D]:
-    """One line for each curve that has a finite, positive point (a logarithm needs both)."""
-    found = looks(comparison, theme)
+    """Draw the curves from all finite points, which must be positive unless `allow_zero`."""
+    curve_looks = looks(comparison, theme)
     lines: dict[str, Line2D] = {}
     for name, runs in comparison.curves().items():
         points = [(x(run), y(run)) for run in runs if run.succeeded == 1]
         points = [(a, b) for a, b in points if b is not None and 0 <= b < math.inf]
-        points = [(a, b) for a, b in points if b > 0 or zero]
+        points = [(a, b) for a, b in points if b > 0 or allow_zero]
         if points:
-            style = _line_style(found[name], theme)
+            style = _line_style(curve_looks[name], theme)
             (lines[name],) = axes.plot(*zip(*points, strict=True), label=name, **style)
     return lines
 
@@ -184,15 +201,15 @@ def _line_style(look: Look, theme: Theme) -> dict[str, Any]:
     }
 
 
-def _logarithmic(axes: Axes, *, y: bool = True) -> None:
-    """The axes logarithmic, ticks as plain numbers where they stay short."""
+def _set_logarithmic(axes: Axes, *, y: bool = True) -> None:
+    """Make the axes logarithmic, with short numbers as tick labels."""
     axes.set_xscale("log")
     if y:
         axes.set_yscale("log")
     plain = FuncFormatter(lambda v, _: f"{v:,.10g}" if 1e-3 <= v <= 1e5 else power_of_ten(v))
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = sorted(axis.get_view_interval())
-        # Less than two decades hold too few powers of ten to read a value by.
+        # Less than two decades contain too few powers of ten to read off values.
         narrow = low > 0 and high / low < 100
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
         axis.set_major_formatter(plain)
@@ -200,7 +217,7 @@ def _logarithmic(axes: Axes, *, y: bool = True) -> None:
 
 
 def _legend(figure: Figure, comparison: Comparison, theme: Theme) -> None:
-    """Names below the axes: a thick line for a model's hue, the very curve for a solver."""
+    """Draw the legend below the axes: a thick line for a model, a line with marker for a solver."""
     handles, names = [], []
     for group in legend(comparison, theme):
         for entry in group.entries:
@@ -223,7 +240,7 @@ def _legend(figure: Figure, comparison: Comparison, theme: Theme) -> None:
 
 
 def _note(axes: Axes, theme: Theme, y: float, text: str, *, above: bool) -> None:
-    """Small text at the left end of a horizontal line."""
+    """Write small text at the left end of a horizontal line."""
     axes.annotate(
         text,
         (0.01, y),
@@ -237,7 +254,7 @@ def _note(axes: Axes, theme: Theme, y: float, text: str, *, above: bool) -> None
 
 
 def _draw_density(
-    axes: Axes, solves: Sequence[StepEnds], colours: dict, theme: Theme, solver: str
+    axes: Axes, solves: Sequence[StepEnds], colors: Mapping[float, Color], theme: Theme, solver: str
 ) -> None:
     dress(axes, theme, title=solver)
     axes.set_yscale("log")
@@ -246,10 +263,12 @@ def _draw_density(
     for ends in solves:
         edges = (0.0, *ends.times)
         heights = [1 / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-        axes.stairs(heights, edges, baseline=None, color=colours[ends.tolerance], linewidth=1.6)
+        axes.stairs(heights, edges, baseline=None, color=colors[ends.tolerance], linewidth=1.6)
 
 
-def _draw_rug(axes: Axes, solves: Sequence[StepEnds], colours: dict, theme: Theme) -> None:
+def _draw_rug(
+    axes: Axes, solves: Sequence[StepEnds], colors: Mapping[float, Color], theme: Theme
+) -> None:
     dress(axes, theme, xlabel="t (0 noise, 1 data)")
     axes.grid(False)
     axes.set(xlim=(0, 1), ylim=(-0.5, len(solves) - 0.5), yticks=[])
@@ -259,7 +278,7 @@ def _draw_rug(axes: Axes, solves: Sequence[StepEnds], colours: dict, theme: Them
             ends.times,
             row - 0.36,
             row + 0.36,
-            color=colours[ends.tolerance],
+            color=colors[ends.tolerance],
             linewidth=max(0.4, min(1.4, 60 / len(ends.times))),
         )
         axes.annotate(

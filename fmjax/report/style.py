@@ -1,7 +1,7 @@
-"""How the figures look: a light and a dark theme, shades of series, and PNG files.
+"""Style of the figures: a light and a dark theme, shades of colors, and PNG files.
 
-Figures are matplotlib `Figure` objects with an Agg canvas, never pyplot's: no global
-state, no window, safe in threads.
+Figures are matplotlib `Figure` objects with an Agg canvas, without pyplot: no global state, no
+windows, and safe in threads.
 """
 
 import io
@@ -16,24 +16,24 @@ from matplotlib.figure import Figure
 
 from fmjax._files import write_atomically
 
-# Inches. Text of 9 points then stays legible when a page is scaled to a phone's width.
+# Width in inches, with which text of 9 points is legible on the screen of a phone.
 WIDTH = 5.8
 DPI = 160
 
 
 class Theme(NamedTuple):
-    """Colours of one rendering.
+    """Colors of the light or the dark theme.
 
     Attributes:
-        background: Behind everything.
+        background: Background of figures.
         ink: Text and outlines.
         faint: Secondary text.
         grid: Grid and axis lines.
-        cool: From one end to the other of the shades for fixed-step solvers.
-        warm: The same for adaptive solvers, and for what is compared with data.
-        fresh: The same for stochastic samplers.
-        hues: One for each trained model, where several are compared.
-        ramp: Stops of the sequential shades for ordered settings, loosest first.
+        cool: Gradient stops for fixed-step solvers and real data.
+        warm: Gradient stops for adaptive solvers and samples.
+        fresh: Gradient stops for stochastic samplers.
+        hues: One color for each model, if several are compared.
+        ramp: Gradient stops for ordered settings, starting with the largest tolerance.
     """
 
     background: str
@@ -47,8 +47,8 @@ class Theme(NamedTuple):
     ramp: tuple[str, ...]
 
 
-# Blue against orange is the pair of hues that every common colour-vision deficiency tells
-# apart (Okabe and Ito, "Color Universal Design", 2008); within each, shades go with markers.
+# Blue and orange can be distinguished with every common color vision deficiency (Okabe and Ito,
+# "Color Universal Design", 2008). Markers distinguish the shades of each.
 LIGHT = Theme(
     background="#ffffff",
     ink="#1c2128",
@@ -96,20 +96,20 @@ DARK = Theme(
 
 
 def shades(stops: Sequence[str], count: int) -> list[tuple[float, float, float, float]]:
-    """`count` colours at equal distances along the gradient through `stops`."""
+    """Return `count` RGBA colors at equal distances along the gradient through `stops`."""
     gradient = LinearSegmentedColormap.from_list("stops", list(stops))
     return [gradient(0.5 if count == 1 else i / (count - 1)) for i in range(count)]
 
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
-    """An empty figure of so many inches, on the theme's background."""
+    """Create an empty figure with the theme's background; sizes are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.background)
     FigureCanvasAgg(figure)
     return figure
 
 
 def dress(axes: Axes, theme: Theme, *, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
-    """Give axes the theme's colours, a light grid, and no box."""
+    """Apply the theme to axes: colors, labels, a grid and no box."""
     axes.set_facecolor(theme.background)
     axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
     axes.set_ylabel(ylabel, color=theme.ink, fontsize=10)
@@ -124,7 +124,7 @@ def dress(axes: Axes, theme: Theme, *, xlabel: str = "", ylabel: str = "", title
 
 
 def png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as a PNG file's content, without a time stamp: same figure, same bytes."""
+    """Render a figure as PNG without a time stamp, so that equal figures have equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None}
@@ -133,11 +133,11 @@ def png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write the figure as PNG, atomically."""
+    """Write a figure to a PNG file, atomically."""
     save_png(png_bytes(figure, dpi), path)
 
 
 def save_png(content: bytes, path: Path) -> None:
-    """Write a PNG file's content, atomically."""
+    """Write the content of a PNG file, atomically."""
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Tables of a page: cells that are read one way and sorted another."""
+"""Tables of a page, whose cells have a displayed text and a value for sorting."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ DASH = "–"
 
 
 class Cell(NamedTuple):
-    """One cell.
+    """A cell of a table.
 
     Attributes:
-        text: As it is read.
-        value: What it is sorted by; None sorts by the text.
-        kind: "bad" for what went wrong, or a family of solvers.
+        text: Displayed text.
+        value: Value for sorting; None sorts by `text`.
+        kind: CSS class: "bad" for a failure, a family of solvers, or "".
     """
 
     text: str
@@ -26,14 +26,15 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table under its title.
+    """A table with a title.
 
     Attributes:
-        title: Of its section; "" within another.
-        columns: Their names.
-        rows: Texts, numbers (shown to three digits) or cells, one for each column.
-        note: What the figures are of.
-        keys: Of each row, the legend's names that it goes by; none if it always shows.
+        title: Title of its section; "" if it has no section.
+        columns: Names of the columns.
+        rows: Rows of texts, numbers (shown to three digits) or cells, one for each column.
+        note: Note above the table.
+        keys: Keys of the legend entries that show or hide each row; empty if all rows are always
+            visible.
     """
 
     title: str
@@ -44,39 +45,39 @@ class Table(NamedTuple):
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """The rows as cells."""
+        """The rows, with all values converted to cells."""
         return [[_cell(value) for value in row] for row in self.rows]
 
 
 def number(value: float, text: str | None = None) -> Cell:
-    """A number's cell; a dash for NaN."""
+    """Make the cell of a number; NaN is a dash."""
     if math.isnan(value):
         return Cell(DASH, value)
     return Cell(f"{value:.3g}" if text is None else text, value)
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Every run of a comparison, in the order of its curves."""
-    errors = comparison.reference is not None
+    """Make the table of all runs of a comparison, grouped by curve."""
+    has_errors = comparison.reference is not None
     columns = [
         *(["model"] if len(comparison.models) > 1 else []),
         *("solver", "setting", "evaluations"),
-        *(["RMSE, mean", "RMSE, worst"] if errors else []),
+        *(["RMSE, mean", "RMSE, worst"] if has_errors else []),
         *comparison.metric_names,
         *("wall time", "succeeded"),
     ]
     runs = [run for curve in comparison.curves().values() for run in curve]
-    rows = [_row(comparison, run, errors) for run in runs]
+    rows = [_row(comparison, run, has_errors) for run in runs]
     return Table("", columns, rows, keys=[keys_of(comparison, run) for run in runs])
 
 
-def _row(comparison: Comparison, run: SolverRun, errors: bool) -> list[Cell]:
+def _row(comparison: Comparison, run: SolverRun, has_errors: bool) -> list[Cell]:
     evaluations = f"{run.nfe_mean:,.0f}"
     if run.nfe_max > run.nfe_mean:
         evaluations += f" (max {run.nfe_max:,})"
-    # From coarse to fine, whether steps or tolerance.
+    # Sorts from coarse to fine, for steps as well as for tolerances.
     fineness = run.steps if run.tolerance is None else 1 / run.tolerance
-    rmse = (run.rmse_mean, run.rmse_worst) if errors else ()
+    rmse = (run.rmse_mean, run.rmse_worst) if has_errors else ()
     return [
         *([Cell(run.model)] if len(comparison.models) > 1 else []),
         Cell(run.solver, kind=run.family if run.family in FAMILIES else ""),

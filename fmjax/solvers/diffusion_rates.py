@@ -1,9 +1,9 @@
-"""Diffusion rates: how much noise an SDE stirs in along the way from noise to data.
+"""Diffusion rates w(t) of SDE sampling: the amount of noise added over time.
 
-For any rate w >= 0 the SDE `dx = (u + w^2/2 score) dt + w dW` has at every time the same
-distribution of points as the flow `dx = u dt` (arXiv:2303.08797; SiT, arXiv:2401.08740). The rates
-here are in this library's time, t = 0 noise and t = 1 data. SiT writes its SDE with sqrt(w) before
-the noise, so its coefficient is the square of the rate here; each class says where it meets SiT's.
+For any rate w >= 0 the SDE `dx = (u + w^2/2 score) dt + w dW` has the same distribution at every
+time as the flow `dx = u dt` (arXiv:2303.08797; SiT, arXiv:2401.08740). Time runs from noise at
+t = 0 to data at t = 1. SiT's SDE has the noise term sqrt(w) dW, so that its coefficient is the
+square of the rate here; the classes state which of SiT's coefficients they correspond to.
 """
 
 import math
@@ -19,19 +19,23 @@ from fmjax.paths import AnySchedule, Linear
 
 @runtime_checkable
 class DiffusionRate(Protocol):
-    """A rate w(t), in data units per square root of a unit of time.
+    """A diffusion rate w(t), in data units per square root of a unit of time.
 
     Laws: elementwise, any shape; finite and at least zero on the closed interval [0, 1].
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """w(t), shaped like `t`."""
+        """Evaluate w(t), shaped like `t`."""
         ...
 
 
 @dataclass(frozen=True)
 class _Scaled:
-    """What all rates have: a factor, 0 for none at all."""
+    """Base class of the rates.
+
+    Attributes:
+        scale: Factor of the rate; 0 adds no noise.
+    """
 
     scale: float = 1.0
 
@@ -42,19 +46,23 @@ class _Scaled:
 
 @dataclass(frozen=True)
 class ConstantRate(_Scaled):
-    """`w = scale`. The drift back to the data, `w^2 / 2 sigma^2`, is stiff near t = 1."""
+    """Constant rate `w = scale`, whose drift term `w^2 / 2 sigma^2` is stiff near t = 1."""
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """The scale."""
+        """Evaluate scale."""
         return jnp.full_like(t, self.scale)
 
 
 @dataclass(frozen=True)
 class SigmaRate(_Scaled):
-    """`w = scale * sigma(t)^power`: fades with the noise of the path.
+    """Rate `w = scale * sigma(t)^power`, proportional to a power of the path's noise level.
 
-    With power 1 the drift stays as mild as the flow's up to t = 1. SiT's choice "sigma",
+    With power 1 the drift stays as smooth as the flow's up to t = 1. SiT's choice "sigma",
     `w^2 = sigma`, is power 1/2.
+
+    Attributes:
+        schedule: Schedule whose sigma(t) is used.
+        power: Exponent of sigma(t).
     """
 
     schedule: AnySchedule = Linear()
@@ -66,40 +74,40 @@ class SigmaRate(_Scaled):
         require_positive("power", self.power)
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Scale * sigma(t)^power."""
+        """Evaluate scale * sigma(t)^power."""
         return self.scale * self.schedule.sigma(t) ** self.power
 
 
 @dataclass(frozen=True)
 class IncreasingRate(_Scaled):
-    """`w = scale * sin^2(pi t / 2)`, from nothing at the noise: `DecreasingRate` mirrored."""
+    """Rate `w = scale * sin^2(pi t / 2)`, zero at the noise: `DecreasingRate` mirrored."""
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Scale * sin^2(pi t / 2)."""
+        """Evaluate scale * sin^2(pi t / 2)."""
         return self.scale * jnp.square(jnp.sin(0.5 * math.pi * t))
 
 
 @dataclass(frozen=True)
 class DecreasingRate(_Scaled):
-    """`w = scale * cos^2(pi t / 2)`, to nothing at the data.
+    """Rate `w = scale * cos^2(pi t / 2)`, zero at the data.
 
-    SiT's "decreasing": `w^2` goes as `(1 + cos(pi t))^2`.
+    SiT's "decreasing", with `w^2` proportional to `(1 + cos(pi t))^2`.
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Scale * cos^2(pi t / 2), written so that it is exactly zero at t = 1."""
+        """Evaluate scale * cos^2(pi t / 2), in a form that is exactly zero at t = 1."""
         return self.scale * jnp.square(jnp.sin(0.5 * math.pi * (1.0 - t)))
 
 
 @dataclass(frozen=True)
 class IncreasingDecreasingRate(_Scaled):
-    """`w = scale * sin(pi t)`: most in the middle.
+    """Rate `w = scale * sin(pi t)`, largest in the middle.
 
-    SiT's "increasing-decreasing": `w^2` goes as `sin^2(pi t)`.
+    SiT's "increasing-decreasing", with `w^2` proportional to `sin^2(pi t)`.
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Scale * sin(pi t), written so that it is exactly zero at both ends, never below."""
+        """Evaluate scale * sin(pi t), in a form that is exactly zero at both ends."""
         return self.scale * jnp.sin(math.pi * jnp.minimum(t, 1.0 - t))
 
 

@@ -1,7 +1,6 @@
-"""Guidance: velocity fields made of velocity fields."""
+"""Classifier-free guidance of velocity fields."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +14,24 @@ from fmjax.paths import VelocityFn, evaluations
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """A guided field; make it by `classifier_free`, which says what the fields mean."""
+    """A velocity field with classifier-free guidance, made by `classifier_free`.
+
+    Attributes:
+        velocity_fn: Velocity field trained with dropped conditions.
+        null_cond: Null condition, a pytree like the condition.
+        scale: Guidance scale; 1 is no guidance.
+        interval: Times [low, high] that are guided.
+    """
 
     velocity_fn: VelocityFn
-    null_cond: Any
+    null_cond: Cond
     scale: float
     interval: tuple[float, float]
 
     def __call__(self, t: Times, x: Points, cond: Cond = None) -> Points:
-        """Give the guided velocity; outside the interval the network is called once only."""
+        """Evaluate the guided velocity, with one network evaluation outside the interval."""
         if self.interval == (0.0, 1.0):
-            return self._guided(t, x, cond)  # Half the program, so half the time to compile.
+            return self._guided(t, x, cond)  # Without the `cond` it compiles twice as fast.
         return jax.lax.cond(
             jnp.any(self._inside(t)),
             self._guided,
@@ -36,9 +42,9 @@ class ClassifierFree:
         )
 
     def evaluations(self, t: Times) -> Int[Array, " batch"]:
-        """Two network evaluations inside the interval, one outside."""
-        each = evaluations(self.velocity_fn, t)
-        return jnp.where(self._inside(t), 2 * each, each)
+        """Count two network evaluations inside the interval, one outside."""
+        count = evaluations(self.velocity_fn, t)
+        return jnp.where(self._inside(t), 2 * count, count)
 
     def _inside(self, t: Times) -> jax.Array:
         low, high = self.interval
@@ -48,8 +54,7 @@ class ClassifierFree:
         require(cond is not None, "cond", "be given for guidance", None)
         require_cond(cond, x.shape[0])
         null = null_like(cond, self.null_cond)
-        # The two copies of an example stand side by side, so that on a mesh they stay on the
-        # device that has the example.
+        # The two copies of an example are adjacent, so that on a mesh they stay on its device.
         both = jax.tree.map(_interleave, cond, null)
         velocity = self.velocity_fn(jnp.repeat(t, 2), jnp.repeat(x, 2, axis=0), both)
         require_like("velocity_fn", velocity, jax.ShapeDtypeStruct(_twice(x), x.dtype))
@@ -68,33 +73,36 @@ def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
 
 def classifier_free(
     velocity_fn: VelocityFn,
-    null_cond: Any,
+    null_cond: Cond,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> VelocityFn:
-    """`v = v_uncond + scale (v_cond - v_uncond)` for t in `interval`, `v_cond` elsewhere.
+    """Apply classifier-free guidance to a velocity field.
+
+    `v = v_uncond + scale (v_cond - v_uncond)` for t in `interval`, `v_cond` elsewhere.
 
     Args:
-        velocity_fn: A field trained with its condition dropped now and then.
-        null_cond: What stood for no condition in training: a pytree like the condition,
-            each leaf broadcast to its (for class labels the integer `num_classes`).
-        scale: 1 is no guidance, 0 drops the condition.
-        interval: The times [low, high] that are guided (arXiv:2404.07724 guides the middle).
+        velocity_fn: Velocity field trained with dropped conditions.
+        null_cond: Null condition of training: a pytree like the condition, each leaf broadcast to
+            the leaf of the condition (for class labels the integer `num_classes`).
+        scale: Guidance scale; 1 is no guidance, 0 ignores the condition.
+        interval: Times [low, high] that are guided (arXiv:2404.07724 guides the middle).
 
     Returns:
-        The guided field. It costs two network evaluations inside the interval, and says so.
-        Where samples of a batch stand at different times (`ErrorControl.PER_SAMPLE`), the
-        device computes two for all while any is inside; the count is of what each needs.
+        The guided velocity field. It takes two network evaluations inside the interval, and counts
+        them. Where the samples of a batch are at different times (`ErrorControl.PER_SAMPLE`), the
+        device computes both for all samples while any is inside, but the count is what each
+        sample needs.
 
     Raises:
         ValueError: If the scale is negative or the interval is not within [0, 1].
 
-    Source: Ho and Salimans 2022, arXiv:2207.12598; Kynkaanniemi et al. 2024, arXiv:2404.07724.
+    Reference: Ho and Salimans 2022, arXiv:2207.12598; Kynkaanniemi et al. 2024, arXiv:2404.07724.
     """
     require_function("velocity_fn", velocity_fn)
     require_at_least("guidance scale", scale, 0.0)
-    pair = isinstance(interval, (tuple, list)) and len(interval) == 2
-    require(pair, "guidance interval", "be a pair of times", interval)
+    is_pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+    require(is_pair, "guidance interval", "be a pair of times", interval)
     low, high = interval
     require(0.0 <= low <= high <= 1.0, "guidance interval", "be low <= high in [0, 1]", interval)
     if scale == 1.0:

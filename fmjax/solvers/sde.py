@@ -78,9 +78,9 @@ def sample_sde(
             all steps and tolerances.
         cond: Condition passed to `predict_fn`; every leaf has a leading batch axis.
         prediction: Quantity that `predict_fn` predicts.
-        rate: Diffusion rate w(t). With a rate that does not vanish at the data the drift has the
-            term `w^2 / 2 sigma^2`, and steps that are not short compared with its inverse near
-            t = 1 diverge.
+        rate: Diffusion rate w(t). If it does not vanish at the data, the drift contracts at the
+            rate `w^2 / 2 sigma^2`, and steps near t = 1 that are not short compared with its
+            inverse diverge.
         solver: `EulerMaruyama`, `StochasticHeun`, or one of `SDE_SOLVERS`.
         steps: Fixed time grid, or separate adaptive steps for each sample (`PER_SAMPLE`) with a
             solver that estimates its error.
@@ -127,6 +127,7 @@ def sample_sde(
         start = grid[-2]
         if isinstance(solver, StochasticSolver):
             return solve_stochastic(solver, field, rate, x0, keys, grid)
+    assert isinstance(solver, diffrax.AbstractSRK)  # Other solvers have no adaptive steps.
     drift_fn = CountedField(
         lambda t, x, cond=None: drift(t, x, cond, rate(t)), lambda t: evaluations(predict_fn, t)
     )

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` for programs, TensorBoard events for eyes."""
+"""Logs of a training run: `metrics.jsonl` for programs and event files for TensorBoard."""
 
 import contextlib
 import json
@@ -15,31 +15,34 @@ from fmjax._json import AnyFloat, Count, check_json, parse_json
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter
 
-# Seconds after which TensorBoard sees a point at the latest.
+# Maximum time in seconds until TensorBoard sees a point.
 _FLUSH_EVERY = 10.0
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """Hears the numbers of a run. Laws: steps come in rising order; `rewind` forgets later ones."""
+    """Protocol of a log of training metrics.
+
+    `log` is called with increasing steps, except after `rewind`.
+    """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep `values` as those of `step`."""
+        """Record the values of a step."""
         ...
 
     def rewind(self, step: int) -> None:
-        """Forget whatever is later than `step`: the run goes on from there."""
+        """Discard the values of later steps, because the run resumes from `step`."""
         ...
 
     def close(self) -> None:
-        """Have everything on the disk."""
+        """Write all pending values to disk."""
         ...
 
 
 class RunLogger:
-    """Writes `FOLDER/metrics.jsonl`, one JSON object a line, and `FOLDER/events/` for TensorBoard.
+    """Writes `FOLDER/metrics.jsonl`, one JSON object per line, and TensorBoard's `FOLDER/events/`.
 
-    A context manager. Both are appended to when a run goes on, and no step stands twice.
+    A resumed run appends to both, without duplicate steps. Can be used as a context manager.
     """
 
     def __init__(self, folder: Path | str):
@@ -52,23 +55,23 @@ class RunLogger:
     def __enter__(self) -> "RunLogger":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # On a full disk the same error twice; the first one says more.
-        with contextlib.suppress(*[] if kind is None else [OSError]):
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        # On a full disk, closing raises the error again, with less information.
+        with contextlib.suppress(*[] if error_type is None else [OSError]):
             self.close()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line, and one point to each of TensorBoard's curves.
+        """Append one line to `metrics.jsonl` and one point to each TensorBoard curve.
 
         Raises:
-            OSError: If the disk does not take them; it names the file.
+            OSError: If a file cannot be written; the error names the file.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        # Written here and not by tensorboardX's thread: that dies of a full disk, and then the
-        # training waits for it without end.
-        from tensorboardX import summary  # Imports PyTorch where there is one.
+        # Not written by tensorboardX's thread, which a full disk ends, so that training would wait
+        # for it forever.
+        from tensorboardX import summary  # Imports PyTorch if it is installed.
 
         with naming(self._events_folder):
             if self._events is None:
@@ -81,7 +84,7 @@ class RunLogger:
                 self._flush_at = time.monotonic() + _FLUSH_EVERY
 
     def rewind(self, step: int) -> None:
-        """Drop the lines later than `step`, and a last line that was cut off."""
+        """Remove the lines of later steps and an incomplete last line."""
         self.close()
         self._first_step = step + 1
         if not self.metrics.exists():
@@ -91,7 +94,7 @@ class RunLogger:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
     def close(self) -> None:
-        """Flush TensorBoard's events; the lines are on the disk already."""
+        """Flush TensorBoard's events; the lines are already on disk."""
         events, self._events = self._events, None
         if events is not None:
             with naming(self._events_folder):
@@ -109,13 +112,13 @@ class RunLogger:
         events = RecordWriter(str(self._events_folder / name))
         events.write(_event(wall_time=time.time(), file_version="brain.Event:2"))
         if self._first_step is not None:
-            # TensorBoard hides what an earlier process wrote from this step on.
+            # Makes TensorBoard hide later points of earlier processes.
             events.write(_event(step=self._first_step, session_log={"status": "START"}))
         return events
 
 
 class _Line(TypedDict):
-    """What every line of the log holds; its other keys are numbers."""
+    """Required keys of a line of the log; the values of all other keys are numbers."""
 
     step: Count
 
@@ -123,32 +126,31 @@ class _Line(TypedDict):
 def _event(**fields: Any) -> bytes:
     from tensorboardX.proto import event_pb2
 
-    # Its classes are made when it is imported.
+    # The classes of this module are created at import, so pyright cannot see them.
     return event_pb2.Event(**fields).SerializeToString()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The lines that `RunLogger` wrote, without the half line of a process that was killed.
+    """Read the lines of `metrics.jsonl`, without an incomplete last line of a killed process.
 
-    Warns once of lines that are damaged, which are left out: a log stops neither a training nor
-    a report.
+    Damaged lines are skipped with one warning, so that they stop neither training nor a report.
     """
-    found, damaged, last = [], [], 0
+    lines, damaged, number = [], [], 0
     with path.open("rb") as file:
-        for last, text in enumerate(file, start=1):
+        for number, text in enumerate(file, start=1):
             try:
-                line = parse_json(text, f"line {last}", nonfinite=True)
-                check_json(line, dict[str, AnyFloat], f"line {last}")
-                check_json(line, _Line, f"line {last}", extra=True)
+                line = parse_json(text, f"line {number}", nonfinite=True)
+                check_json(line, dict[str, AnyFloat], f"line {number}")
+                check_json(line, _Line, f"line {number}", extra=True)
             except ValueError as error:
-                damaged.append((last, text, error))
+                damaged.append((number, text, error))
             else:
-                found.append(line)
-    if damaged and damaged[-1][0] == last and not damaged[-1][1].endswith(b"\n"):
-        damaged.pop()  # That half line.
+                lines.append(line)
+    if damaged and damaged[-1][0] == number and not damaged[-1][1].endswith(b"\n"):
+        damaged.pop()  # The incomplete last line.
     if damaged:
         warnings.warn(
-            f"{path} has {len(damaged)} damaged lines, which are left out: {damaged[0][2]}",
+            f"{path} has {len(damaged)} damaged lines, which are skipped: {damaged[0][2]}",
             stacklevel=2,
         )
-    return found
+    return lines

@@ -1,4 +1,4 @@
-"""The training loop: data in, steps, checkpoints, numbers out, and a clean way to leave."""
+"""The training loop: batches, training steps, logs, checkpoints, and stopping on signals."""
 
 import sys
 import time
@@ -26,22 +26,22 @@ from fmjax.training.step import TrainStep
 
 @runtime_checkable
 class Batches(Protocol):
-    """An iterator of batches that can say where it stands.
+    """Protocol of an iterator of batches whose position can be saved.
 
-    Laws: after `set_state(s)` come the batches that came after `get_state()` gave `s`; a state is
-    JSON.
+    The state is JSON data. After `set_state(state)`, the iterator returns the same batches as
+    after the call of `get_state` that returned `state`.
     """
 
     def __next__(self) -> Batch:
-        """The next batch: this process's rows, numpy arrays."""
+        """Return the rows of this process in the next batch, as NumPy arrays."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Where the iterator stands."""
+        """Return the position of the iterator."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a saved position."""
         ...
 
 
@@ -54,125 +54,130 @@ def fit(
     num_steps: int,
     checkpoints: Checkpoints | None = None,
     logger: Logger | None = None,
-    learning_rate: Callable[[int], Any] | None = None,
+    learning_rate: Callable[[int], jax.Array | float] | None = None,
     flops_per_example: float | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
     on_checkpoint: Callable[[TrainState], None] | None = None,
     progress: Progress = Silent(),
 ) -> TrainState:
-    """Train until `num_steps` steps are taken; go on from the newest checkpoint if there is one.
+    """Train for `num_steps` steps, resuming from the newest checkpoint if there is one.
 
-    A run that was stopped, however often, ends with the bits of one that never was. SIGTERM or
-    Ctrl-C finish the step, save and leave; a second Ctrl-C leaves at once. On the command line a
-    signal before the end of the first step ends the process: there is nothing to save.
+    A run that was stopped and resumed ends with the same bits as an uninterrupted run. On SIGTERM
+    or Ctrl-C, the current step is finished and saved before training stops; a second Ctrl-C stops
+    at once. On the command line, a signal before the end of the first step ends the process, since
+    there is nothing to save.
 
     Args:
-        state: From `init_state`; donated. With a checkpoint it only says what to restore, and
-            where to.
-        step_fn: From `make_train_step`.
-        batches: Endless, or with at least `num_steps` batches.
-        mesh: The one that the state lives on.
-        num_steps: Of the whole run, those already taken included.
-        checkpoints: Where to save and resume; None keeps nothing.
-        logger: Gets loss, grad_norm (means since the line before), learning_rate and the speed
-            after the first step, every `log_every` steps and at the end.
-        learning_rate: `learning_rate(n)` of step n, from 0; logged only.
-        flops_per_example: Operations of one example in a step, forwards and back, for the speed.
-        log_every: Steps between two lines.
-        checkpoint_every: Steps between two checkpoints; the last step is always saved.
-        on_checkpoint: Called in all processes with the state after every `checkpoint_every` steps
-            but not at the end; it must keep no array of the state, which the next step reuses.
-            A run that goes on from such a step calls it again: it may have been stopped between.
-        progress: Hears how far it is.
+        state: State from `init_state`; it is donated. If there is a checkpoint, only its shapes and
+            shardings are used.
+        step_fn: Training step from `make_train_step`.
+        batches: Iterator with at least `num_steps` batches.
+        mesh: Mesh of the state.
+        num_steps: Total number of steps of the run, including those before resuming.
+        checkpoints: Checkpoints to resume from and to save to; None disables saving.
+        logger: Receives loss and grad_norm (means since the previous line), learning_rate and
+            speed, after the first step, every `log_every` steps and after the last step.
+        learning_rate: Function from the index of a step, from 0, to its learning rate; used only
+            for the log.
+        flops_per_example: Operations per example and step, forward and backward, to log the speed.
+        log_every: Number of steps between log lines.
+        checkpoint_every: Number of steps between checkpoints. The last step is always saved.
+        on_checkpoint: Called in all processes with the state every `checkpoint_every` steps, but
+            not after the last step. It must not keep arrays of the state, whose buffers the next
+            step reuses. A run that resumes from such a step calls it again, since the earlier
+            process may have stopped before or during the call.
+        progress: Receives progress reports.
 
     Returns:
-        The final state, with its checkpoint on the disk.
+        The final state; its checkpoint is completely written.
 
     Raises:
-        Interrupted: After a signal.
-        NonFiniteLoss: If a step was not finite. Its state is never saved.
-        Unwritten: If the disk does not take a checkpoint or a line of the log.
-        ValueError: If all checkpoints are damaged or the newest is of another model, the batch
-            does not divide by the devices, or the batches end too early.
+        Interrupted: If a signal stopped training.
+        NonFiniteLoss: If the loss, gradient or update of a step is not finite. The state of that
+            step is not saved.
+        CheckpointWriteError: If a checkpoint or a line of the log cannot be written.
+        ValueError: If all checkpoints are damaged, the newest belongs to another model, the batch
+            size is not divisible by the number of devices, or the batches end too early.
     """
     require_at_least("num_steps", num_steps, 1)
     require_at_least("log_every", log_every, 1)
     require_at_least("checkpoint_every", checkpoint_every, 1)
     if not is_main():
         logger = None
-    state, monitor = _resumed(state, batches, checkpoints, logger, progress)
+    state, monitor = _resume(state, batches, checkpoints, logger, progress)
     first_step = int(state.step)
     if first_step >= num_steps:
         return state
-    feed = _Feed(batches, mesh, num_steps)
+    prefetch = _Prefetch(batches, mesh, num_steps)
     last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
     report = _Report(monitor, logger, learning_rate, last_good_step, flops_per_example, mesh)
     with (
         StopSignals() as signals,
-        _settled(checkpoints),
+        _finish_writes(checkpoints),
         progress.task("training", total=num_steps) as advance,
     ):
         advance(first_step, COMPILING)
         if on_checkpoint is not None and first_step > 0 and first_step % checkpoint_every == 0:
-            _call_apart(on_checkpoint, state, monitor, progress, after="first step")
-        feed.fetch(first_step)
+            _call_untimed(on_checkpoint, state, monitor, progress, part="first step")
+        prefetch.fetch(first_step)
         for step in range(first_step + 1, num_steps + 1):
-            batch = feed.take()
+            batch = prefetch.take()
             state, metrics = step_fn(state, batch)
             monitor.add(step, metrics)
             if step == first_step + 1:
-                jax.block_until_ready(metrics)  # In all processes.
+                jax.block_until_ready(metrics)
                 signals.begin(first_step)
                 progress.part_done("first step")
             if step < num_steps:
-                # While the device works on this step, the next batch travels to it.
-                feed.fetch(step)
-            ended = step == num_steps
-            if step == 1 or step % log_every == 0 or ended:
+                # Transfer the next batch while the device computes this step.
+                prefetch.fetch(step)
+            is_last = step == num_steps
+            if step == 1 or step % log_every == 0 or is_last:
                 with all_or_none("writing the log"):
                     report(step, jax.tree.leaves(batch)[0].shape)
             cause = signals.cause(step)
-            saves = step % checkpoint_every == 0
-            if checkpoints is not None and (cause or saves or ended):
+            is_checkpoint = step % checkpoint_every == 0
+            if checkpoints is not None and (cause or is_checkpoint or is_last):
                 monitor.read(last_good_step)
-                checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
+                checkpoints.save(state, {"batches": prefetch.state, "window": monitor.window})
             if cause:
                 raise Interrupted(cause, step, saved=checkpoints is not None)
-            if saves and not ended and on_checkpoint is not None:
-                _call_apart(on_checkpoint, state, monitor, progress)
+            if is_checkpoint and not is_last and on_checkpoint is not None:
+                _call_untimed(on_checkpoint, state, monitor, progress)
             advance(1, report.note)
     progress.part_done("training")
-    # Only once the signals are let go: none is lost between the two.
-    if cause := signals.last_cause(num_steps):  # While the last checkpoint was written.
+    # Checked after the signal handlers are removed, so that no signal is lost. One may have arrived
+    # while the last checkpoint was written.
+    if cause := signals.last_cause(num_steps):
         raise Interrupted(cause, num_steps, saved=checkpoints is not None)
     return state
 
 
-def _call_apart(
+def _call_untimed(
     function: Callable[[TrainState], None],
     state: TrainState,
     monitor: Monitor,
     progress: Progress,
     *,
-    after: str = "training",
+    part: str = "training",
 ) -> None:
-    """Call a function between two steps, out of the part `after` and out of the speed."""
+    """Call a function between two steps and exclude its time from `part` and from the speed."""
     jax.block_until_ready(state)
-    progress.part_done(after)
+    progress.part_done(part)
     start = time.perf_counter()
     function(state)
     monitor.exclude(time.perf_counter() - start)
 
 
-def _resumed(
+def _resume(
     state: TrainState,
     batches: Batches,
     checkpoints: Checkpoints | None,
     logger: Logger | None,
     progress: Progress,
 ) -> tuple[TrainState, Monitor]:
-    """State, iterator and log as of the newest checkpoint, or as they are if there is none."""
+    """Restore state, iterator, log and metrics from the newest checkpoint, if there is one."""
     if checkpoints is None or checkpoints.latest_step() is None:
         if logger is not None:
             logger.rewind(int(state.step))
@@ -180,18 +185,18 @@ def _resumed(
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    # Two states at once may not fit the devices.
+    # Free the memory first: two states may not fit on the devices.
     jax.tree.map(lambda leaf: leaf.delete(), state)
     state, extra, passed_over = checkpoints.restore(like)
     for line in passed_over:
         progress.say(line)
     try:
-        saved = check_json(extra, _Extra, "it")
+        saved = check_json(extra, _Extra, "extra")
         batches.set_state(saved["batches"])
     except ValueError as error:
         raise ValueError(
-            f"checkpoint of step {int(state.step)} must hold where the data and the "
-            f"log stand, got one that does not: {error}"
+            f"checkpoint of step {int(state.step)} must contain the positions of the data and the "
+            f"log, got one without them: {error}"
         ) from error
     if logger is not None:
         logger.rewind(int(state.step))
@@ -200,14 +205,23 @@ def _resumed(
 
 
 class _Extra(TypedDict):
-    """What `fit` saves beside the state of a training."""
+    """JSON data that `fit` saves with the training state.
+
+    Attributes:
+        batches: State of the data iterator.
+        window: Losses and gradient norms since the last log line.
+    """
 
     batches: dict[str, Any]
     window: list[tuple[AnyFloat, AnyFloat]]
 
 
-class _Feed:
-    """One batch ahead of the step; `state` is that of the batches taken, not of those fetched."""
+class _Prefetch:
+    """Transfers the next batch to the devices while a step runs.
+
+    Attributes:
+        state: State of the data iterator after the last batch taken, without the prefetched one.
+    """
 
     def __init__(self, batches: Batches, mesh: Mesh, num_steps: int):
         self._batches, self._mesh, self._num_steps = batches, mesh, num_steps
@@ -215,17 +229,17 @@ class _Feed:
         self.state: dict[str, Any] = {}
 
     def fetch(self, steps_taken: int) -> None:
-        """Read the batch of the next step and send it on its way."""
+        """Read the batch of the next step and start its transfer to the devices."""
         try:
             batch = next(self._batches)
         except StopIteration:
             raise ValueError(
-                f"batches must last for {self._num_steps} steps, got {steps_taken}"
+                f"batches must yield {self._num_steps} batches, got {steps_taken}"
             ) from None
         self._next = (put_batch(batch, self._mesh), self._batches.get_state())
 
     def take(self) -> Batch:
-        """The batch fetched last."""
+        """Return the prefetched batch."""
         assert self._next is not None, "take() without fetch()"
         batch, self.state = self._next
         self._next = None
@@ -234,15 +248,27 @@ class _Feed:
 
 _SPEEDS = {
     "examples_per_second": "{:,.0f} {examples}/s",
-    "teraflops_per_device": "{:.3g} TFLOP/s a device",
-    "share_of_peak": "{:.0%} of its peak",
+    "teraflops_per_device": "{:.3g} TFLOP/s per device",
+    "share_of_peak": "{:.0%} of peak",
 }
 
 
 class _Report:
-    """Turns what the monitor read into a log line and a note beside the progress bar."""
+    """Writes log lines, and makes the note of the progress bar.
 
-    def __init__(self, monitor, logger, learning_rate, last_good_step, flops_per_example, mesh):
+    Attributes:
+        note: Loss and speed of the last log line, in words.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        logger: Logger | None,
+        learning_rate: Callable[[int], jax.Array | float] | None,
+        last_good_step: Callable[[], int | None],
+        flops_per_example: float | None,
+        mesh: Mesh,
+    ):
         self._monitor, self._logger = monitor, logger
         self._learning_rate, self._last_good_step = learning_rate, last_good_step
         self._flops_per_example, self._mesh = flops_per_example, mesh
@@ -251,18 +277,18 @@ class _Report:
     def __call__(self, step: int, shape: tuple[int, ...]) -> None:
         self._monitor.read(self._last_good_step)
         values = self._monitor.summary(shape[0])
-        values |= self._work(values.get("examples_per_second"))
+        values |= self._compute_rate(values.get("examples_per_second"))
         if self._learning_rate is not None:
             values["learning_rate"] = float(self._learning_rate(step - 1))
         if self._logger is not None:
             self._logger.log(step, values)
         self.note = f"loss {values['loss']:.4f}"
-        for name, form in _SPEEDS.items():
+        for name, template in _SPEEDS.items():
             if name in values:
-                self.note += ", " + form.format(values[name], examples=noun(shape[1:]))
+                self.note += ", " + template.format(values[name], examples=noun(shape[1:]))
 
-    def _work(self, examples_per_second: float | None) -> dict[str, float]:
-        """What that speed is in operations, and of the most that the device can do."""
+    def _compute_rate(self, examples_per_second: float | None) -> dict[str, float]:
+        """Convert the speed to operations per second and to a fraction of the device's peak."""
         if examples_per_second is None or self._flops_per_example is None:
             return {}
         flops = examples_per_second * self._flops_per_example / self._mesh.size
@@ -272,10 +298,10 @@ class _Report:
 
 
 @contextmanager
-def _settled(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Leave only when all saves are whole, however it ends; but a second Ctrl-C means now.
+def _finish_writes(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Wait for pending checkpoints on exit, except after a second Ctrl-C.
 
-    A disk that did not take a line of the log is told as one that did not take a checkpoint.
+    A failed log write is reported like a failed checkpoint write.
     """
     try:
         yield

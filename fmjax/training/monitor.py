@@ -1,49 +1,49 @@
-"""Reads the metrics of many steps at once, so that no step waits for the host."""
+"""Reading of step metrics from the device in groups, so that no step waits for the host."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from fmjax.training.state import StepMetrics
 
-# Steps the host may be ahead of the device: enough to hide the host's work, and few enough that
-# waiting batches fill no memory and a stop takes effect soon.
+# Number of steps by which the host may be ahead of the device: enough to hide the host's work, and
+# few enough that queued batches need little memory and a stop takes effect soon.
 _MAX_AHEAD = 2
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss, the gradient or the update of a step was not finite; training stopped there.
+    """Raised when the loss, the gradient or the update of a training step is not finite.
 
     Attributes:
-        step: The step, counted from 1.
-        last_good_step: Step of the newest checkpoint, from before; None if there is none.
+        step: Number of the step, from 1.
+        last_good_step: Step of the newest checkpoint before that step; None if there is none.
     """
 
     def __init__(self, step: int, metrics: StepMetrics, last_good_step: int | None):
         self.step, self.last_good_step = step, last_good_step
-        kept = (
+        checkpoint = (
             "there is no checkpoint"
             if last_good_step is None
-            else f"the last good checkpoint is of step {last_good_step}"
+            else f"the last good checkpoint is that of step {last_good_step}"
         )
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-        update = ", and an update that is not" if math.isfinite(loss + grad_norm) else ""
+        update = " with a non-finite update" if math.isfinite(loss + grad_norm) else ""
         super().__init__(
             f"loss, gradient and update must be finite, got loss {loss} and "
-            f"gradient norm {grad_norm}{update} in step {step}; {kept}"
+            f"gradient norm {grad_norm}{update} in step {step}; {checkpoint}"
         )
 
 
 class Monitor:
-    """Keeps what steps tell on the device until it is asked for.
+    """Collects the metrics of steps and averages them over the steps between two log lines.
 
     Args:
-        window: Losses and gradient norms since the last line, as `window` of an earlier process
-            gave them: with them a resumed run writes the lines of an unbroken one.
+        window: Losses and gradient norms since the last log line, from the attribute `window` of
+            an earlier process. With it, a resumed run logs the same values as an uninterrupted
+            one.
     """
 
     def __init__(self, window: list[list[float]] | None = None):
@@ -53,16 +53,19 @@ class Monitor:
         self._started: float | None = None
 
     def add(self, step: int, metrics: StepMetrics) -> None:
-        """Note a dispatched step; wait if the device is too far behind."""
+        """Add the metrics of a dispatched step; wait if the device is too far behind."""
         self._unread.append((step, metrics))
         if len(self._unread) > _MAX_AHEAD:
             jax.block_until_ready(self._unread[-1 - _MAX_AHEAD][1].loss)
 
     def read(self, last_good_step: Callable[[], int | None]) -> None:
-        """Fetch everything noted so far.
+        """Copy all metrics added so far from the device.
+
+        Args:
+            last_good_step: Returns the step of the newest checkpoint, for the error.
 
         Raises:
-            NonFiniteLoss: At the first step that was not finite.
+            NonFiniteLoss: If the metrics of a step are not finite.
         """
         for (step, _), metrics in zip(
             self._unread, jax.device_get([metrics for _, metrics in self._unread]), strict=True
@@ -74,14 +77,15 @@ class Monitor:
         self._unread.clear()
 
     def exclude(self, seconds: float) -> None:
-        """Leave a time in which no step was taken out of the speed of the next summary."""
+        """Exclude a time without training steps from the speed in the next summary."""
         if self._started is not None:
             self._started += seconds
 
-    def summary(self, batch_size: int) -> dict[str, Any]:
-        """Means since the last summary, and examples per second of wall time.
+    def summary(self, batch_size: int) -> dict[str, float]:
+        """Return the mean loss and gradient norm, and the speed, since the last summary.
 
-        The first summary of a process has no speed: its time went into compilation.
+        The first summary of a process has no `examples_per_second`, because its time includes
+        compilation.
         """
         losses, grad_norms = zip(*self.window, strict=True)
         values = {"loss": statistics.fmean(losses), "grad_norm": statistics.fmean(grad_norms)}

@@ -1,18 +1,17 @@
-"""Optimizers by configuration: AdamW and Muon, warm-up, cosine, clipping.
+"""Optimizers AdamW and Muon, with warm-up, learning rate decay and gradient clipping.
 
-Muon orthogonalises the momentum of matrices and leaves everything else to AdamW. Which
-parameter is a matrix cannot be told from its shape alone, because the layers of a network
-may be stacked on a leading axis: `[layers, width]` is a stack of biases. So weights are known
-by name, see `matrix_axes`.
+Muon orthogonalizes the momentum of matrices; all other parameters use AdamW. The shape alone does
+not tell whether a parameter is a matrix, because layers may be stacked on a leading axis:
+`[layers, width]` is a stack of biases. So matrices are identified by name, see `matrix_axes`.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
 
 from fmjax._arrays import Params
@@ -30,21 +29,22 @@ _MATRIX_NAMES = ("kernel", "weight", "w")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move.
+    """Config of the optimizer.
 
     Attributes:
         name: "adamw" or "muon".
-        learning_rate: Its peak, reached after the warm-up. Muon's updates are scaled to the
-            size of AdamW's (rms 0.2), so one value serves both.
-        schedule: What follows the warm-up: "constant", or "cosine" or "linear" down to what
-            would be 0 in the step after the last.
-        warmup_steps: Steps of linear rise; the first step takes `1 / warmup_steps` of the peak.
-        weight_decay: Decoupled decay of every parameter, multiplied by the learning rate.
-        b1: Decay of the first moment (AdamW).
-        b2: Decay of the second moment (AdamW).
-        clip_norm: Largest global norm of the gradient; None does not clip.
+        learning_rate: Peak learning rate, reached after the warm-up. Muon's updates are scaled to
+            the size of AdamW's (root mean square 0.2), so both use the same learning rate.
+        schedule: Learning rate after the warm-up: "constant", or "cosine" or "linear" decay to 0,
+            which is reached one step after the last.
+        warmup_steps: Number of steps of linear warm-up. The first step uses `1 / warmup_steps` of
+            the peak.
+        weight_decay: Decoupled weight decay of every parameter, multiplied by the learning rate.
+        b1: Decay of AdamW's first moment.
+        b2: Decay of AdamW's second moment.
+        clip_norm: Maximum global norm of the gradient; None disables clipping.
 
-    Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Liu et al. 2025,
+    Reference: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Liu et al. 2025,
     arXiv:2502.16982 (Muon with AdamW-sized updates).
     """
 
@@ -72,25 +72,25 @@ class OptimizerConfig:
 
 
 def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | int) -> jax.Array:
-    """Learning rate of step number `step` (from 0) in a run of `num_steps`."""
+    """Compute the learning rate of step `step` (from 0) in a run of `num_steps` steps."""
     step = jnp.asarray(step, jnp.float32)
     warmup = float(config.warmup_steps)
-    rise = jnp.minimum(1.0, (step + 1) / warmup) if config.warmup_steps else 1.0
+    warmup_factor = jnp.minimum(1.0, (step + 1) / warmup) if config.warmup_steps else 1.0
     progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1.0), 0.0, 1.0)
-    falls = {
+    decay_factors = {
         "constant": 1.0,
         "cosine": 0.5 * (1 + jnp.cos(math.pi * progress)),
         "linear": 1 - progress,
     }
-    fall = falls[config.schedule]
-    return jnp.asarray(config.learning_rate * rise * fall, jnp.float32)
+    decay_factor = decay_factors[config.schedule]
+    return jnp.asarray(config.learning_rate * warmup_factor * decay_factor, jnp.float32)
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The gradient transformation that `config` describes, for a run of `num_steps`.
+    """Make the optax gradient transformation of a config, for a run of `num_steps` steps.
 
     Raises:
-        ValueError: If the warm-up is longer than the run; at init, if Muon finds no matrix.
+        ValueError: If the warm-up is longer than the run. At init, if Muon finds no matrix.
     """
     require_at_least("num_steps", num_steps, 1)
     require_between("optimizer.warmup_steps", config.warmup_steps, 0, num_steps)
@@ -115,21 +115,21 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
-def matrix_axes(params: Params) -> Any:
-    """Which axes of each parameter Muon takes for the rows and columns of a matrix.
+def matrix_axes(params: Params) -> PyTree:
+    """Select the axes of each parameter that Muon treats as rows and columns of a matrix.
 
-    Only weights named `kernel`, `weight` or `w` count. With two axes they are `[in, out]`; with
-    three `[layers, in, out]`, a matrix for each layer; with four `[height, width, in, out]`, a
-    convolution whose window and input channels are its rows. None: not a matrix, left to AdamW.
-    Embeddings are left to AdamW too: their rows are looked up, not multiplied.
+    Matrices are the parameters named `kernel`, `weight` or `w` with shape `[in, out]`,
+    `[layers, in, out]` (one matrix per layer), or `[height, width, in, out]` (a convolution, whose
+    window and input channels are the rows). All other parameters use AdamW. So do embeddings, whose
+    rows are looked up and not multiplied.
 
     Returns:
-        A pytree like `params` of `MuonDimensionNumbers` or None.
+        A pytree like `params` of `MuonDimensionNumbers`, or None for a parameter that uses AdamW.
 
     Raises:
-        ValueError: If there is no matrix at all, since the run would be plain AdamW unnoticed.
+        ValueError: If there is no matrix, since all parameters would use AdamW.
 
-    Source: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
+    Reference: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
     def axes(path, leaf):
@@ -139,13 +139,12 @@ def matrix_axes(params: Params) -> Any:
         by_rank = {2: ((0,), (1,)), 3: ((1,), (2,)), 4: ((0, 1, 2), (3,))}
         return MuonDimensionNumbers(*by_rank[leaf.ndim]) if leaf.ndim in by_rank else None
 
-    found = jax.tree_util.tree_map_with_path(axes, params)
-    is_spec = lambda leaf: isinstance(leaf, MuonDimensionNumbers)  # noqa: E731
+    def is_spec(leaf: PyTree) -> bool:
+        return isinstance(leaf, MuonDimensionNumbers)
+
+    specs = jax.tree_util.tree_map_with_path(axes, params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    require(
-        any(map(is_spec, jax.tree.leaves(found, is_leaf=is_spec))),
-        "params",
-        f"hold a matrix named {', '.join(_MATRIX_NAMES)} for muon",
-        names,
-    )
-    return found
+    has_matrix = any(map(is_spec, jax.tree.leaves(specs, is_leaf=is_spec)))
+    rule = f"contain a matrix named {', '.join(_MATRIX_NAMES[:-1])} or {_MATRIX_NAMES[-1]} for muon"
+    require(has_matrix, "params", rule, names)
+    return specs

@@ -1,37 +1,38 @@
-"""What training carries from one step to the next."""
+"""The training state and the metrics of a training step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import optax
 
 from fmjax._arrays import Params, PRNGKey
 
 
 class TrainState(NamedTuple):
-    """Everything that a run needs to go on as if it had never stopped.
+    """Complete state of a training run, from which it resumes bit for bit.
 
-    `params` and `ema_params` share no buffers, because the step donates the state.
+    `params` and `ema_params` share no buffers, because the training step donates the state.
 
     Attributes:
-        step: Steps taken so far, an int32 scalar.
+        step: Number of steps taken, an int32 scalar.
         params: Weights of the network, float32.
-        ema_params: Their moving average, float32, the weights to sample with.
-        opt_state: The optimizer's state (moments and counters).
-        key: The run's key; the randomness of step n is `fold_in(key, n)`.
+        ema_params: Moving average of the weights, float32, used for sampling.
+        opt_state: State of the optimizer (moments and counters).
+        key: Random key of the run; step n uses `fold_in(key, n)`.
     """
 
     step: jax.Array
     params: Params
     ema_params: Params
-    opt_state: Any
+    opt_state: optax.OptState
     key: PRNGKey
 
 
 class StepMetrics(NamedTuple):
-    """What one step tells, left on the device until somebody reads it.
+    """Metrics of one training step, as arrays on the device.
 
     Attributes:
-        loss: Mean over the global batch, float32.
+        loss: Mean loss over the global batch, float32.
         grad_norm: Global L2 norm of the gradient before clipping, float32.
         finite: Whether the loss, the gradient and the update are all finite.
     """

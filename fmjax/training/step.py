@@ -1,18 +1,17 @@
-"""One training step: a single jitted function over a mesh, with the state donated.
+"""The training step: one jitted function on a mesh, which donates the training state.
 
-The randomness of a step is drawn once, for the whole global batch, and only then is the batch cut
-into microbatches. So neither the number of devices nor that of accumulation steps changes a
-number beyond the order of a sum.
+All random numbers of a step are sampled for the global batch before it is split into microbatches.
+So the numbers of devices and of accumulation steps change the results only by the order of sums.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Params, PRNGKey
 from fmjax._checks import require, require_at_least
@@ -25,25 +24,25 @@ from fmjax.training.ema import update_ema
 from fmjax.training.state import StepMetrics, TrainState
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
-"""`step(state, batch)`, or `step(state, batch, frozen)`."""
+"""A training step `step(state, batch)` or `step(state, batch, frozen)`."""
 
 
 def init_state(
     net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, key: PRNGKey, mesh: Mesh
-) -> tuple[TrainState, Any]:
-    """A fresh state, made where it will live.
+) -> tuple[TrainState, TrainState]:
+    """Initialize a training state on a mesh.
 
-    The initialisation is jitted with its layout as output, so that a model that fits no single
-    device is never whole on one.
+    The initialization is jitted with sharded outputs, so a model that does not fit on one device
+    is never gathered on one.
 
     Args:
-        net: Its `init` gives the weights.
-        optimizer: From `make_optimizer`, or any of optax.
-        key: Of the whole run: one half makes the weights, the other is kept for the steps.
-        mesh: From `make_mesh`.
+        net: Network whose `init` makes the weights.
+        optimizer: Optimizer from `make_optimizer`, or any other of optax.
+        key: Random key of the run. It is split into a key for the weights and one for the steps.
+        mesh: Device mesh from `make_mesh`.
 
     Returns:
-        The state, and its sharding (a `TrainState` of `NamedSharding`s).
+        The state and its sharding, a `TrainState` of `NamedSharding`s.
     """
     require_key(key)
     like = abstract_state(net, optimizer, mesh)
@@ -54,7 +53,7 @@ def init_state(
 def abstract_state(
     net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state that `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings."""
+    """Return the state of `init_state` as `jax.ShapeDtypeStruct`s with shardings."""
     like = jax.eval_shape(partial(_init, net, optimizer), jax.random.key(0))
     return laid_out(like, mesh, net.tensor_axes)
 
@@ -63,34 +62,34 @@ def _init(
     net: VelocityNet | FlowMapNet, optimizer: optax.GradientTransformation, key: PRNGKey
 ) -> TrainState:
     init_key, step_key = jax.random.split(key)
-    return _state_of(optimizer, net.init(init_key), step_key)
+    return _make_state(optimizer, net.init(init_key), step_key)
 
 
 def state_from(
-    params: Params, optimizer: optax.GradientTransformation, key: PRNGKey, sharding: Any
+    params: Params, optimizer: optax.GradientTransformation, key: PRNGKey, sharding: TrainState
 ) -> TrainState:
-    """The state of `init_state` with other weights.
+    """Make the initial training state for given weights.
 
     Args:
-        params: They are donated.
-        optimizer: As of `init_state`.
-        key: As of `init_state`.
-        sharding: Of the state.
+        params: Initial weights; they are donated.
+        optimizer: Optimizer from `make_optimizer`, or any other of optax.
+        key: Random key of the run, used as in `init_state`.
+        sharding: Sharding of the state, a `TrainState` of `NamedSharding`s.
     """
 
-    def start(params: Params, key: PRNGKey) -> TrainState:
-        return _state_of(optimizer, params, jax.random.split(key)[1])
+    def initial_state(params: Params, key: PRNGKey) -> TrainState:
+        return _make_state(optimizer, params, jax.random.split(key)[1])
 
-    return jax.jit(start, out_shardings=sharding, donate_argnums=0)(params, key)
+    return jax.jit(initial_state, out_shardings=sharding, donate_argnums=0)(params, key)
 
 
-def _state_of(
+def _make_state(
     optimizer: optax.GradientTransformation, params: Params, step_key: PRNGKey
 ) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: the step donates the state, and no buffer may be donated twice.
+        # Copy, because the step donates the state and no buffer may be donated twice.
         ema_params=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params),
         opt_state=optimizer.init(params),
         key=step_key,
@@ -102,36 +101,41 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
-    state_sharding: Any,
+    state_sharding: TrainState,
     ema_decay: float = 0.9999,
     accumulation_steps: int = 1,
-    frozen_sharding: Any = None,
+    frozen_sharding: PyTree = None,
 ) -> TrainStep:
-    """Bind what stays the same over a run into `step(state, batch) -> (state, metrics)`.
+    """Make the jitted training step `step(state, batch) -> (state, metrics)`.
 
     Args:
-        objective: What to draw for a batch, and the loss of each example.
-        optimizer: The one whose state `state` holds.
-        mesh: From `make_mesh`.
-        state_sharding: Second result of `init_state`.
-        ema_decay: What the decay of the moving average tends to, see `ema.update_ema`.
-        accumulation_steps: Microbatches one after another, for batches too big for memory.
-        frozen_sharding: Of parameters that are not trained, nested dicts: the step then takes
-            them as a third argument, which it neither changes nor donates, and the state holds
-            the others alone. The objective sees all of them, `combine`.
+        objective: Samples the random inputs of a batch and computes the loss of each example.
+        optimizer: Optimizer whose state is in the training state.
+        mesh: Device mesh from `make_mesh`.
+        state_sharding: Sharding of the state, the second result of `init_state`.
+        ema_decay: Limit of the decay of the moving average, see `ema.update_ema`.
+        accumulation_steps: Number of microbatches over which gradients are accumulated, for batches
+            that do not fit in memory.
+        frozen_sharding: Shardings of parameters that are not trained, a nested dict. The step then
+            takes these parameters as a third argument, which it neither changes nor donates, and
+            the state contains only the trained parameters. The objective receives both, merged by
+            `combine`.
 
     Returns:
-        The jitted step. It donates its state: the one passed in cannot be used again.
+        The jitted step. It donates the state, which cannot be used again after the call.
 
     Raises:
-        ValueError: If a setting is out of range; when first called, if the batch does not
-            divide by devices times accumulation steps, or a loss is not one per example.
+        ValueError: If a setting is out of range. When first called, if the batch size is not
+            divisible by the number of devices times `accumulation_steps`, or the objective does not
+            return one loss per example.
     """
     require(0 <= ema_decay < 1, "ema_decay", "lie in [0, 1)", ema_decay)
     require_at_least("accumulation_steps", accumulation_steps, 1)
 
-    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, StepMetrics]:
-        # Lets networks and couplings name the mesh axes without being handed the mesh.
+    def step(
+        state: TrainState, batch: Batch, frozen: PyTree = None
+    ) -> tuple[TrainState, StepMetrics]:
+        # With this context, networks and couplings can refer to the mesh axes by name.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             batch_size = jax.tree.leaves(batch)[0].shape[0]
             require_batch_fits(batch_size, mesh, accumulation_steps)
@@ -139,57 +143,58 @@ def make_train_step(
             loss, grads = _loss_and_grads(
                 objective.with_frozen(frozen),
                 state,
-                _microbatches(examples, accumulation_steps, mesh),
+                _split_batch(examples, accumulation_steps, mesh),
             )
-            # Gradients laid out like the weights: the sum over devices then becomes a
-            # reduce-scatter instead of an all-reduce of whole arrays.
+            # Sharding the gradients like the weights makes the sum over devices a reduce-scatter
+            # instead of an all-reduce of entire arrays.
             grads = jax.lax.with_sharding_constraint(grads, state_sharding.params)
-            return _apply(optimizer, state, loss, grads, ema_decay)
+            return _apply_gradient(optimizer, state, loss, grads, ema_decay)
 
-    more = () if frozen_sharding is None else (frozen_sharding,)
+    frozen_shardings = () if frozen_sharding is None else (frozen_sharding,)
     return jax.jit(
         step,
-        in_shardings=(state_sharding, batch_sharding(mesh), *more),
+        in_shardings=(state_sharding, batch_sharding(mesh), *frozen_shardings),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def _microbatches(examples: Any, num: int, mesh: Mesh) -> Any:
-    """Each leaf `[batch, ...]` as `[num, batch / num, ...]`, without moving a row between devices.
+def _split_batch(examples: PyTree, num: int, mesh: Mesh) -> PyTree:
+    """Split each leaf `[batch, ...]` into microbatches, `[num, batch / num, ...]`.
 
-    Microbatch k takes the rows k, k + num, k + 2 num, ...: every device cuts its own rows.
+    Microbatch k consists of the rows k, k + num, k + 2 num and so on, so that no row moves between
+    devices.
     """
     if num == 1:
         return jax.tree.map(lambda leaf: leaf[None], examples)
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
-    def cut(leaf):
+    def split(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0] // num, num, *leaf.shape[1:])
         return jax.lax.with_sharding_constraint(jnp.moveaxis(rows, 1, 0), sharding)
 
-    return jax.tree.map(cut, examples)
+    return jax.tree.map(split, examples)
 
 
 def _loss_and_grads(
-    objective: Objective, state: TrainState, microbatches: Any
+    objective: Objective, state: TrainState, microbatches: PyTree
 ) -> tuple[jax.Array, Params]:
-    """Mean loss over all microbatches and its gradient, float32."""
+    """Compute the mean loss over all microbatches and its gradient, in float32."""
 
-    def mean_loss(params, examples):
+    def mean_loss(params: Params, examples: PyTree) -> jax.Array:
         losses = objective.loss(params, examples)
         batch_size = jax.tree.leaves(examples)[0].shape[0]
         require(
             losses.shape == (batch_size,),
             "objective.loss",
-            f"give one value per example, shape {(batch_size,)}",
+            f"return one value per example, shape {(batch_size,)}",
             losses.shape,
         )
         return jnp.mean(losses.astype(jnp.float32))
 
     num = jax.tree.leaves(microbatches)[0].shape[0]
 
-    def value_and_grad(examples):
+    def value_and_grad(examples: PyTree) -> tuple[jax.Array, Params]:
         with_targets = objective.with_targets(state.ema_params, examples)
         return jax.value_and_grad(mean_loss)(state.params, with_targets)
 
@@ -204,8 +209,14 @@ def _loss_and_grads(
     return jax.tree.map(lambda leaf: leaf / num, total)
 
 
-def _apply(optimizer, state, loss, grads, ema_decay):
-    """Move the weights and their average; say how it went."""
+def _apply_gradient(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    loss: jax.Array,
+    grads: Params,
+    ema_decay: float,
+) -> tuple[TrainState, StepMetrics]:
+    """Update the weights, their moving average and the optimizer's state."""
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -343,7 +343,7 @@ def test_a_reflow_into_its_teacher_is_refused_before_pairs_are_made(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").symlink_to(toy_run)
     assert run("reflow", toy_run, "--run", spelling, "--overwrite") == 2
-    expected = f"run folder must be another than the teacher's, got {spelling}"
+    expected = f"run folder must differ from the teacher's, got {spelling}"
     assert capsys.readouterr().err == f"fmjax: error: {expected}\n"
     assert not (toy_run / "pairs").exists()
     assert run("reflow", toy_run, "--run", "new", "--reflow.pairs", "new/pairs") == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
-from fmjax._trees import divided
+from fmjax._trees import partition
 from fmjax.cli.parsing import parse
 from fmjax.config import (
     SOLVERS,
@@ -200,7 +200,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     step = make_step(config, experiment, mesh, sharding)
     frozen = ()
     if experiment.tuning is not None:
-        frozen = (divided(experiment.init(jax.random.key(1)), experiment.tuning.learns)[1],)
+        frozen = (partition(experiment.init(jax.random.key(1)), experiment.tuning.learns)[1],)
     rng = np.random.default_rng(0)
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)

@@ -72,13 +72,13 @@ SMALL = MMDiTConfig(num_heads=2, head_width=8, num_layers=2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MMDiTConfig(num_layers=2, dual_layers=(2,)), "dual_layers must be below num_lay"),
+        (lambda: MMDiTConfig(num_layers=2, dual_layers=(2,)), "dual_layers must contain indices "),
         (lambda: MMDiTConfig(num_heads=1, head_width=6), "width must be a multiple of 4"),
-        (lambda: make_mmdit(SMALL, (8, 8, 4), 10), "conditions must be text for an MM-DiT"),
+        (lambda: make_mmdit(SMALL, (8, 8, 4), 10), r"must be text \(a TextShape\) for an MM-DiT"),
         (lambda: make_mmdit(SMALL, (7, 8, 4), TEXT), "patch_size must divide the image size 7x8"),
         (
             lambda: make_mmdit(dataclasses.replace(SMALL, position_table=2), (8, 8, 4), TEXT),
-            "event_shape must have sides of at most 4 for this table of positions",
+            r"event_shape must have sides of at most position_table \* patch_size = 4, got",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_whole_model_is_written_back(name, tmp_path):
         assert (tmp_path / "out" / path).read_bytes() == (model.path / path).read_bytes(), path
     with pytest.raises(ValueError, match="must be new or empty"):
         save_model(model, tmp_path / "out", {})
-    with pytest.raises(ValueError, match="must be another than the source"):
+    with pytest.raises(ValueError, match="must be outside of the source folder"):
         save_model(model, model.path, {})
 
 
@@ -166,7 +166,7 @@ def test_no_other_weights_are_written_beside_the_new_ones(tmp_path):
     assert "vae/diffusion_pytorch_model.safetensors" in written
     assert not [name for name in written if "fp16" in name or "whole" in name or "old" in name]
     assert not [name for name in written if name.startswith(".")]
-    with pytest.raises(ValueError, match="must be another than the source"):
+    with pytest.raises(ValueError, match="must be outside of the source folder"):
         save_model(model, source / "inside", {})
 
 
@@ -278,17 +278,17 @@ def shard_outside(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (pickled, "got diffusion_pytorch_model.bin: a pickle, which can run any code"),
-        (pickled_under_another_name, "must be a whole safetensors file, got"),
-        (cut, "must be a whole safetensors file, got"),
-        (broken_header, "must be a whole safetensors file, got"),
+        (pickled, "got diffusion_pytorch_model.bin: a pickle, which can run arbitrary code"),
+        (pickled_under_another_name, "must be a complete safetensors file, got"),
+        (cut, "must be a complete safetensors file, got"),
+        (broken_header, "must be a complete safetensors file, got"),
         (no_weights, "must hold diffusion_pytorch_model.safetensors or model.safetensors"),
         (no_config, "must hold config.json, got no such file"),
         (no_json, "config.json must be JSON, got"),
-        (other_class, "config.json must be of .*SD3Transformer2DModel.*, got UNet2DCondition"),
+        (other_class, "must name one of the classes .*SD3Transformer2DModel.*, got UNet2DCondition"),
         (no_sizes, "config.json must hold a value at in_channels, got none"),
         (lost_shard, "00001-of-00002.safetensors, which its index names, got no such file"),
-        (shard_outside, "must map tensors to files beside it"),
+        (shard_outside, "must map tensors to files in the same folder"),
     ],
 )
 def test_what_is_damaged_or_unsafe_is_refused_in_one_line(folder, damage, message):

@@ -1,4 +1,4 @@
-"""A comparison with rows that obey a law, and one whose answers are known by hand."""
+"""Made-up comparisons: one with rows that follow a known order, and one from given rows."""
 
 from fmjax.report.comparison import Comparison, Reference, SolverRun, StepEnds
 
@@ -33,7 +33,7 @@ def comparison(*runs, reference=REFERENCE):
 
 
 def example():
-    """Euler of order 1, RK4 of order 4, and Tsit5, with its steps."""
+    """Euler of order 1, RK4 of order 4, and Tsit5 with its steps."""
     rows = [run("Euler", n, n, 1.0 / n, 0.01 * n) for n in (1, 2, 4, 8)]
     rows += [run("RK4", n, 4 * n, 1.0 / n**4, 0.05 * n) for n in (1, 2, 4, 8)]
     rows += [run("Tsit5", tol, round(30 * tol**-0.2), tol, 0.3) for tol in (1e-2, 1e-4)]

@@ -21,15 +21,15 @@ def test_the_cheapest_and_the_fastest_run_within_each_error_are_found():
 
 def test_the_advice_reads_as_english():
     assert sentences(comparison(EULER, HEUN, TSIT5), (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)) == (
-        "For a worst-sample error of at most 0.1, take Heun with 8 steps for the fewest "
+        "For a worst-sample error of at most 0.1, use Heun with 8 steps for the fewest "
         "evaluations (16 evaluations in 500 ms) or Euler with 64 steps for the least time "
         "(64 evaluations in 200 ms).",
-        "For at most 0.01, take Heun with 8 steps: 16 evaluations in 500 ms, both the fewest "
-        "and the fastest.",
-        "For at most 0.001, take Tsit5 at tolerance 1e-4: 80 evaluations in 1.5 s, both the "
-        "fewest and the fastest.",
-        "No run reaches 1e-4; the closest is Tsit5 at tolerance 1e-4, at 9e-4.",
-        "To draw samples by the first of these: --solver heun --num-steps 8.",
+        "For at most 0.01, use Heun with 8 steps: 16 evaluations in 500 ms, the fewest "
+        "evaluations and the least time.",
+        "For at most 0.001, use Tsit5 at tolerance 1e-4: 80 evaluations in 1.5 s, the fewest "
+        "evaluations and the least time.",
+        "No run reaches 1e-4; the closest is Tsit5 at tolerance 1e-4, with 9e-4.",
+        "To sample with the first of these: --solver heun --num-steps 8.",
     )
 
 
@@ -53,7 +53,7 @@ def test_every_solver_has_its_name_on_the_command_line(name):
 
 def test_levels_with_one_answer_share_a_sentence():
     words = " ".join(sentences(comparison(TSIT5), (1e-1, 1e-2, 1e-3)))
-    assert words.startswith("For a worst-sample error of at most 0.001, take Tsit5")
+    assert words.startswith("For a worst-sample error of at most 0.001, use Tsit5")
     assert words.count("For ") == 1
 
 
@@ -66,20 +66,20 @@ def test_a_run_that_left_a_sample_behind_is_never_taken():
     failed = run("Tsit5", 1e-6, 10, 1e-6, 0.1, succeeded=0.9)
     assert advise(comparison(failed), (0.1,))[0].cheapest is None
     (words,) = sentences(comparison(failed), (0.1,))
-    assert "none brought every sample to its end" in words
+    assert words.endswith(": in every run, some samples failed.")
 
 
 def test_a_run_with_an_infinite_error_is_never_taken():
     (words,) = sentences(comparison(run("Euler", 1, 1, math.inf, 0.1)), (0.1,))
     assert words == (
-        "No run reaches a worst-sample error of 0.1: none brought every sample to its end."
+        "No run reaches a worst-sample error of 0.1: in every run, some samples failed."
     )
 
 
 def test_errors_below_the_uncertainty_of_the_reference_are_not_advised_on():
     vague = comparison(TSIT5, reference=REFERENCE._replace(uncertainty=0.005))
     assert sentences(vague, (1e-2, 1e-3))[2:] == (
-        "Errors below 0.005 cannot be told from the reference's own.",
+        "Errors below 0.005 cannot be distinguished from that of the reference.",
     )
 
 
@@ -95,7 +95,7 @@ def test_durations_carry_their_unit():
 
 def test_a_row_solved_as_no_option_says_is_not_given_as_options():
     (words,) = sentences(comparison(run("Tsit5, bfloat16", 1e-3, 80, 0.1, 1.0)), (0.1,))
-    assert "take Tsit5, bfloat16 at tolerance 1e-3" in words
+    assert "use Tsit5, bfloat16 at tolerance 1e-3" in words
 
 
 def test_samplers_with_noise_are_not_in_the_advice_on_errors():
@@ -103,8 +103,8 @@ def test_samplers_with_noise_are_not_in_the_advice_on_errors():
     words = sentences(comparison(noisy, HEUN), (1e-2, 1e-3))
     assert "closest is Heun" in words[1]
     assert not any("Ancestral" in sentence for sentence in words)
-    # No end point to err from is no failure.
-    assert not any("No run reaches" in said for said in sentences(comparison(noisy), (1e-2,)))
+    # A sampler without errors is not a failed run.
+    assert not any("No run reaches" in line for line in sentences(comparison(noisy), (1e-2,)))
 
 
 @pytest.mark.parametrize(("higher", "best"), [((), "good"), (("sliced Wasserstein",), "poor")])
@@ -117,7 +117,7 @@ def test_without_a_reference_the_first_metric_decides_within_each_budget(higher,
     ]
     study = comparison(*rows, reference=None)._replace(higher_is_better=higher)
     first, second = sentences(study)
-    assert first.startswith("Within 1 evaluation the best sliced Wasserstein is 0.95, by good")
-    assert second.startswith("Within 16 evaluations the best sliced Wasserstein is ")
-    assert f"by {best} · Euler with 8 steps." in second
+    assert first.startswith("With at most 1 evaluation, the best sliced Wasserstein is 0.95, from")
+    assert second.startswith("With at most 16 evaluations, the best sliced Wasserstein is ")
+    assert f"from {best} · Euler with 8 steps." in second
     assert sentences(study._replace(runs=(rows[0]._replace(metrics={}),))) == ()

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what it does when it is used, and that it asks for nothing."""
+"""The page in Chromium: its interactive parts, and that it sends no requests."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        # Its sandbox wants rights that a container seldom gives; the page is our own.
+        # The sandbox needs rights that containers often lack; the page is trusted.
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -45,16 +45,16 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page and, at the end, holds it to have asked for nothing and to have no errors."""
-    contexts, requests, complaints = [], [], []
+    """Opens the page; at the end, checks that it sent no requests and had no errors."""
+    contexts, requests, errors = [], [], []
 
     def opened(**settings):
         context = browser.new_context(**{"viewport": {"width": 1000, "height": 800}, **settings})
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         return page
 
@@ -62,7 +62,7 @@ def open_page(browser, address):
     for context in contexts:
         context.close()
     assert [url for url in requests if not url.startswith(("data:", address))] == []
-    assert complaints == []
+    assert errors == []
 
 
 def curve(page, chart, name):

@@ -1,4 +1,4 @@
-"""What the page's charts plot, and how curves look there and in figures."""
+"""The data of the page's charts, and the style of curves."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def test_models_differ_in_hue_solvers_in_marker_and_families_in_line():
         "Models",
         "Fixed steps",
         "Adaptive steps",
-        "With noise",
+        "Stochastic",
     ]
 
 

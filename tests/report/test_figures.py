@@ -74,14 +74,14 @@ def test_unknown_costs_and_metrics_are_refused():
         plot_error(example(), cost="money")
     with pytest.raises(ValueError, match="name must be one of sliced Wasserstein, got 'FID'"):
         plot_metric(example(), "FID")
-    with pytest.raises(ValueError, match="comparison must hold step positions, got none"):
+    with pytest.raises(ValueError, match="comparison must contain step ends, got none"):
         plot_steps(comparison())
 
 
 def test_the_loss_figure_holds_the_loss_as_logged():
     drawn = lines(plot_loss([10, 20, 30], [3.0, 2.0, 1.0]))
     np.testing.assert_array_equal(drawn["as logged"].get_ydata(), [3.0, 2.0, 1.0])
-    with pytest.raises(ValueError, match="losses must be one for each of 2 steps, got 1"):
+    with pytest.raises(ValueError, match="losses must have one entry for each of 2 steps, got 1"):
         plot_loss([1, 2], [1.0])
 
 
@@ -97,7 +97,7 @@ def test_the_scatter_shows_samples_beside_data_on_equal_limits():
     np.testing.assert_array_equal(left.collections[0].get_offsets(), samples)
     np.testing.assert_array_equal(right.collections[0].get_offsets(), data)
     assert left.get_xlim() == right.get_xlim()
-    with pytest.raises(ValueError, match=r"data must be of shape \[n, 2\], got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"data must have shape \[n, 2\], got \(5, 3\)"):
         plot_points(samples, np.zeros((5, 3)))
 
 
@@ -158,13 +158,13 @@ def test_values_out_of_range_are_black_or_white_and_nan_is_black():
 
 
 def test_what_is_not_a_grid_of_images_is_refused():
-    with pytest.raises(ValueError, match=r"images must be of shape .*, got \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must have shape .*, got \(4, 8, 8\)"):
         image_grid(np.zeros((4, 8, 8)), 2)
     with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
         image_grid(np.zeros((4, 8, 8, 1)), 0)
-    with pytest.raises(ValueError, match="row_labels must be one for each of 2 rows, got 1"):
+    with pytest.raises(ValueError, match="row_labels must have one entry for each of 2 rows"):
         image_grid(np.zeros((4, 8, 8, 1)), 2, row_labels=("a",))
-    with pytest.raises(ValueError, match="column_labels must be one for each of 2 columns, got 1"):
+    with pytest.raises(ValueError, match="column_labels must have one entry for each of 2"):
         image_grid(np.zeros((4, 8, 8, 1)), 2, column_labels=("a",))
 
 

@@ -1,4 +1,4 @@
-"""What a gallery keeps of its images, and what it refuses."""
+"""The gallery file: rounding of its images, and refused files."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RUN = SolverRun("Heun", 8, None, 16.0, 16, 0.1, 0.2, 1.0, model="linear")
 
 def test_a_gallery_read_back_has_the_images_to_half_a_byte(tmp_path):
     images = np.random.default_rng(0).uniform(-1.2, 1.2, (3, 4, 4, 1)).astype(np.float32)
-    images[0, 0, 0, 0] = np.nan  # Of a sample that failed: grey.
+    images[0, 0, 0, 0] = np.nan  # As in a failed sample; shown as gray.
     write_gallery([GalleryEntry.of(RUN, images), GalleryEntry.of(RUN, -images)], tmp_path / "g.npz")
     first, second = read_gallery(tmp_path / "g.npz")
     assert first[:5] == ("linear", "Heun", "8 steps", "fixed", 16.0)
@@ -22,5 +22,5 @@ def test_a_gallery_read_back_has_the_images_to_half_a_byte(tmp_path):
 
 def test_a_foreign_file_is_refused(tmp_path):
     np.savez(tmp_path / "g.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match=r"g\.npz must be a gallery that fmjax wrote, got"):
+    with pytest.raises(ValueError, match=r"g\.npz must be a gallery written by fmjax, got"):
         read_gallery(tmp_path / "g.npz")

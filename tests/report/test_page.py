@@ -136,7 +136,7 @@ def test_a_report_of_a_toy_needs_no_comparison(tmp_path):
     points = SamplePoints(np.zeros((3, 2)), np.ones((3, 2)))
     text = write_report(Report("moons", samples=points), tmp_path).read_text(encoding="utf-8")
     assert "Samples" in text
-    assert "Fixed against adaptive" not in text
+    assert "Fixed-step and adaptive" not in text
 
 
 def test_further_tables_and_pictures_have_sections_of_their_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of the page: what is read, and what is sorted by."""
+"""Tables of the page: displayed texts and values for sorting."""
 
 import math
 

@@ -24,8 +24,8 @@ from fmjax.solvers import (
     Heun,
     UniPC,
     edit,
-    encode,
     interpolate,
+    invert,
     log_density,
     sample,
     sample_diffusion,
@@ -97,7 +97,7 @@ def test_other_solves_compute_no_nan():
     assert sample_sde(GAUSSIAN.velocity, path, x, KEYS, steps=PADDED).succeeded.all()
     assert sample_flow_map(GAUSSIAN.mean_velocity, x, steps=PADDED).succeeded.all()
     assert log_density(still, x).succeeded.all()
-    assert encode(still, x).succeeded.all()
+    assert invert(still, x).succeeded.all()
     assert edit(still, path, x, KEYS, 0.5).succeeded.all()
 
 

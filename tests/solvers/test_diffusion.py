@@ -365,7 +365,7 @@ def test_a_noise_that_is_not_a_number_is_flagged_alone():
             lambda: sample_diffusion(
                 predictor(PATHS["linear"]), PATHS["linear"], X0, steps=AdaptiveSteps()
             ),
-            "steps must be FixedSteps for a sampler of diffusion models",
+            "steps must be FixedSteps for a diffusion sampler",
         ),
         (
             lambda: sample_diffusion(

@@ -209,7 +209,7 @@ def test_refusals(unchecked):
     keys, x1 = jax.random.split(jax.random.key(0), 6), noise()
     with pytest.raises(ValueError, match="num_probes must be at least 1, got 0"):
         Hutchinson(0)
-    with pytest.raises(ValueError, match="keys must be given for Hutchinson, one of each example"):
+    with pytest.raises(ValueError, match="keys must be given for Hutchinson, one per example"):
         log_density(GAUSSIAN.velocity, x1, divergence=Hutchinson())
     with pytest.raises(ValueError, match="source_scale must be positive, got 0"):
         log_density(GAUSSIAN.velocity, x1, source_scale=0.0)

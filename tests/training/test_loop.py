@@ -249,7 +249,7 @@ class Poisoned(Points):
 @pytest.mark.slow
 @pytest.mark.parametrize(("bad", "last_good"), [(7, 4), (8, 4), (9, 8)])
 def test_a_step_that_is_not_finite_is_named_and_never_saved(tmp_path, unbroken, bad, last_good):
-    message = f"got loss nan and gradient norm nan in step {bad}; .* is of step {last_good}"
+    message = f"got loss nan and gradient norm nan in step {bad}; .* is that of step {last_good}"
     with pytest.raises(NonFiniteLoss, match=message) as error:
         run(tmp_path, NUM_STEPS, batches=Poisoned(bad))
     assert (error.value.step, error.value.last_good_step) == (bad, last_good)
@@ -326,7 +326,7 @@ class Few(Points):
 
 
 def test_batches_that_end_early_are_refused():
-    with pytest.raises(ValueError, match="batches must last for 5 steps, got 3"):
+    with pytest.raises(ValueError, match="batches must yield 5 batches, got 3"):
         bare_fit(batches=Few())
 
 

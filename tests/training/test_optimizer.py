@@ -116,7 +116,7 @@ def test_only_weights_are_matrices():
 
 
 def test_muon_without_a_matrix_is_refused():
-    with pytest.raises(ValueError, match="params must hold a matrix named kernel"):
+    with pytest.raises(ValueError, match="params must contain a matrix named kernel"):
         make_optimizer(MUON, 10).init({"theta": jnp.zeros((4, 4))})
 
 

@@ -1,4 +1,4 @@
-"""Pairs of source and target that belong together, on disk: what reflow trains on."""
+"""Pairs of source point and data point on disk, the training data of reflow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +10,22 @@ from fmjax._checks import require
 from fmjax.data.records.manifest import RecordField
 from fmjax.data.records.records import Records, open_records
 
-LEAST_PER_SHARD = 1024  # So that a shard's own bytes do not count.
+LEAST_PER_SHARD = 1024  # Makes the overhead per shard negligible.
 
 
 def pair_fields(event_shape: tuple[int, ...], conditional: bool) -> tuple[RecordField, ...]:
-    """The arrays of a pair: `x0`, `x1` and, of a conditional model, `label`."""
+    """Return the record fields of a pair: `x0`, `x1` and, for conditional models, `label`."""
     points = tuple(RecordField(name, "float32", event_shape) for name in ("x0", "x1"))
     return points + ((RecordField("label", "int32"),) if conditional else ())
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A set of pairs as `fmjax.data.batches` reads it.
+    """A set of pairs on disk, which `fmjax.data.batches` reads.
 
     Attributes:
-        records: On disk.
-        num_classes: How many classes the labels count, or None.
+        records: Records of the pairs.
+        num_classes: Number of classes, or None for unconditional pairs.
     """
 
     records: Records
@@ -36,32 +36,32 @@ class Pairs:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of a point."""
+        """Shape of one data point."""
         return self.records.manifest.fields[0].shape
 
     @property
     def conditions(self) -> Conditions:
-        """What the pairs are conditioned on."""
+        """Number of classes, or None for unconditional pairs."""
         return self.num_classes
 
     def examples(self, indices: np.ndarray) -> Batch:
-        """The pairs at `indices`."""
-        found = self.records.read(indices)
-        return Batch(x1=found["x1"], cond=found.get("label"), x0=found["x0"])
+        """Return the pairs at `indices`."""
+        arrays = self.records.read(indices)
+        return Batch(x1=arrays["x1"], cond=arrays.get("label"), x0=arrays["x0"])
 
 
 def open_pairs(folder: Path, event_shape: tuple[int, ...], num_classes: int | None) -> Pairs:
-    """Open pairs for a model of such points and classes.
+    """Open a folder of pairs for a model with this event shape and number of classes.
 
     Raises:
-        ValueError: If they are of others, or not whole.
+        ValueError: If the pairs have other fields, or records are missing or damaged.
     """
     records = open_records(folder)
-    fields, wanted = records.manifest.fields, pair_fields(event_shape, num_classes is not None)
-    rule = f"hold pairs of {_in_words(wanted)}"
-    require(fields == wanted, f"folder {folder}", rule, _in_words(fields))
+    fields, expected = records.manifest.fields, pair_fields(event_shape, num_classes is not None)
+    rule = f"hold pairs of {_describe(expected)}"
+    require(fields == expected, f"folder {folder}", rule, _describe(fields))
     return Pairs(records, num_classes)
 
 
-def _in_words(fields: tuple[RecordField, ...]) -> str:
+def _describe(fields: tuple[RecordField, ...]) -> str:
     return ", ".join(f"{field.name} {field.dtype}{list(field.shape)}" for field in fields)

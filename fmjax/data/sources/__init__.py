@@ -1,1 +1,1 @@
-"""Data sets: one module per source of examples."""
+"""Data sets, one module per data source."""

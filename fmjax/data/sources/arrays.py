@@ -1,4 +1,4 @@
-"""Arrays that the user has made: latents, features, or images of any kind."""
+"""Data set in NumPy files of the user: latents, features, or images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +20,29 @@ from fmjax.data.dataset import (
 )
 
 _ARRAYS = ("x", "labels", "text", "pooled")
-_ENDS = (".npz", *(f"_{name}.npy" for name in _ARRAYS))
-_MOST_COUNTED = 100_000  # Classes that labels alone may say there are: else one number is wrong.
-_LOOKED_AT = 512  # Examples of a mapped file, for their range.
-_MOST = 1.1  # Resized images reach a little beyond 1.
+_SUFFIXES = (".npz", *(f"_{name}.npy" for name in _ARRAYS))
+_MAX_INFERRED_CLASSES = 100_000  # A higher label is probably wrong, unless num_classes is given.
+_NUM_CHECKED = 512  # Examples of a mapped file whose range is checked.
+_MAX_VALUE = 1.1  # Resized images slightly exceed 1.
 
 
 @dataclass(frozen=True)
 class ArrayData:
-    """Examples from NumPy files: `train.npz` and `test.npz`, or `.npy` files for big sets.
+    """Examples in NumPy files: `train.npz` and `test.npz`, or `.npy` files for large data sets.
 
-    An `.npz` holds `x`, `[num_examples, *event]`, uint8 pixels or floating values, and
-    optionally `labels`; or `text` `[num_examples, tokens, width]` and `pooled`
-    `[num_examples, width]`, prompts as their encoders gave them; any other array is refused.
-    Where a split does not fit in memory, give it as `train_x.npy`, `train_labels.npy` and so on:
-    these are mapped, not read, and each process touches only its share.
+    An `.npz` file holds `x`, `[num_examples, *event]`, with uint8 pixels or floating-point values,
+    and optionally either `labels`, or encoded prompts: `text` `[num_examples, tokens, width]` and
+    `pooled` `[num_examples, width]`. Other arrays are refused. A split that does not fit into
+    memory can be stored as `train_x.npy`, `train_labels.npy` and so on. These files are
+    memory-mapped, and each process reads only its share.
 
     Attributes:
-        folder: With these files.
-        num_classes: How many classes the labels count; None for one more than the highest
-            label of the training split.
-        event_shape: Of one example; None for whatever the files hold. Given, it is known where
-            there are no files yet, as for `fmjax plan`.
-        text: The same of a prompt.
+        folder: Folder of the files.
+        num_classes: Number of classes; None for one more than the highest label of the training
+            split.
+        event_shape: Shape of one data point; None to read it from the files. Set it to use the
+            config before the files exist, as with `fmjax plan`.
+        text: Sizes of an encoded prompt; None to read them from the files.
     """
 
     folder: str
@@ -52,13 +52,13 @@ class ArrayData:
 
     def __post_init__(self) -> None:
         require_numbers(self, "data.")
-        one = self.text is None or self.num_classes is None
-        require(one, "data", "have classes or text, not both", "num_classes and text")
+        has_one = self.text is None or self.num_classes is None
+        require(has_one, "data", "have classes or text, not both", "num_classes and text")
         if self.num_classes is not None:
             require_between("data.num_classes", self.num_classes, 1, MOST_CLASSES)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
-        """The shape of one example and its classes or text, as given or as the files have it."""
+        """Return the shape of one data point and the conditions, from the config or the files."""
         conditions = self.num_classes if self.text is None else self.text
         if self.event_shape is not None and conditions is not None:
             return self.event_shape, conditions
@@ -71,116 +71,117 @@ class ArrayData:
         return train.event_shape, train.conditions
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Read or map one split.
+        """Read or memory-map one split.
 
-        Arrays of an `.npz` file are checked for NaN and infinity here, mapped ones as they are
-        read.
+        Arrays of an `.npz` file are checked for NaN and infinity here, mapped arrays on access.
 
         Raises:
-            ValueError: If the folder has no file for it, or the file is not what it should be.
+            ValueError: If the files of the split are missing or invalid.
         """
         folder = Path(self.folder).expanduser()
         arrays, files = _read(folder, split)
         dataset = self._dataset(folder, split, arrays, files)
-        right = self.event_shape in (None, dataset.event_shape)
+        matches = self.event_shape in (None, dataset.event_shape)
         rule = f"hold examples of shape {self.event_shape}"
-        require(right, f"folder {folder}", rule, dataset.event_shape)
+        require(matches, f"folder {folder}", rule, dataset.event_shape)
         for name, array in arrays.items():
             if not isinstance(array, np.memmap):
                 require_finite(dataset.name_of(name), array)
         if split == "train":
-            _say_what_is_left_out(folder, progress)
-            _say_range(dataset, progress)
+            _warn_of_other_files(folder, progress)
+            _warn_of_range(dataset, progress)
         return dataset
 
     def _dataset(
         self, folder: Path, split: Split, arrays: dict[str, np.ndarray], files: dict[str, Path]
     ) -> Dataset:
+        """Build the data set of a split from its arrays."""
+        name = f"folder {folder}"
         x, labels = arrays["x"], arrays.get("labels")
-        unconditional = Dataset(x, files=files)  # Refuses x before anything is compared with it.
+        unconditional = Dataset(x, files=files)  # Checks x before its use in other checks.
         if self.text is not None or not {"text", "pooled"}.isdisjoint(arrays):
-            there = {"text", "pooled"} <= set(arrays)
-            require(there, f"folder {folder}", "hold text and pooled together", sorted(arrays))
-            require(labels is None, f"folder {folder}", "hold labels or text, not both", "both")
+            is_complete = {"text", "pooled"} <= set(arrays)
+            require(is_complete, name, "hold both text and pooled", sorted(arrays))
+            require(labels is None, name, "hold labels or text, not both", "both")
             dataset = Dataset(x, text=Text(arrays["text"], arrays["pooled"]), files=files)
-            right = self.text in (None, dataset.conditions)
-            require(right, f"folder {folder}", f"hold text of {self.text}", dataset.conditions)
+            matches = self.text in (None, dataset.conditions)
+            require(matches, name, f"hold text of {self.text}", dataset.conditions)
             return dataset
         if labels is None:
-            rule = f"hold labels of {split}, for data.num_classes {self.num_classes}"
-            require(self.num_classes is None, f"folder {folder}", rule, "none")
+            rule = f"hold labels of {split}, because data.num_classes is {self.num_classes}"
+            require(self.num_classes is None, name, rule, "none")
             return unconditional
         num_classes = self.num_classes
         if num_classes is None:
-            train, of_train = (arrays, files) if split == "train" else _read(folder, "train")
-            there = "labels" in train
-            require(there, f"folder {folder}", "label the train split too", "none")
-            num_classes = _count(f"file {of_train['labels']}: labels", train)
+            train, train_files = (arrays, files) if split == "train" else _read(folder, "train")
+            require("labels" in train, name, "hold labels of the train split too", "none")
+            num_classes = _infer_num_classes(f"file {train_files['labels']}: labels", train)
         return Dataset(x, labels, num_classes, files=files)
 
 
-def _count(name: str, arrays: dict[str, np.ndarray]) -> int:
-    """How many classes there are: one more than the highest label."""
+def _infer_num_classes(name: str, arrays: dict[str, np.ndarray]) -> int:
+    """Return the number of classes, one more than the highest label."""
     labels = arrays["labels"]
     require_labels(name, labels, len(np.atleast_1d(arrays["x"])))
-    highest, most = int(labels.max(initial=0)), max(_MOST_COUNTED, len(labels))
-    rule = f"be below {most}, or data.num_classes say how many there are"
-    require(highest < most, name, rule, highest)
+    highest, bound = int(labels.max(initial=0)), max(_MAX_INFERRED_CLASSES, len(labels))
+    rule = f"be below {bound} unless data.num_classes is set"
+    require(highest < bound, name, rule, highest)
     return highest + 1
 
 
 def _read(folder: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str, Path]]:
-    """The arrays of a split by name, and the file of each."""
-    path = folder / f"{split}.npz"
+    """Read or memory-map the arrays of a split; return them by name, and the file of each."""
+    npz_file = folder / f"{split}.npz"
     mapped = {file.stem.removeprefix(f"{split}_"): file for file in folder.glob(f"{split}_*.npy")}
     if "x" in mapped:
         arrays = {name: open_npy(mapped[name]) for name in _ARRAYS if name in mapped}
         rule = f"hold {split}.npz or {split}_x.npy, not both"
-        require(not path.exists(), f"folder {folder}", rule, "both")
+        require(not npz_file.exists(), f"folder {folder}", rule, "both")
         for name in mapped:
             require_one_of(f"folder {folder}: the array of {split}_*.npy", name, _ARRAYS)
         return arrays, {name: mapped[name] for name in arrays}
-    if not path.is_file():
+    if not npz_file.is_file():
         raise NoSuchSplit(
-            f"data.folder must hold {split}.npz, written by numpy.savez({split!r}, x=.., "
-            f"labels=..), or {split}_x.npy, got {folder}"
+            f"data.folder must hold {split}.npz, written by numpy.savez({split!r}, x=..., "
+            f"labels=...), or {split}_x.npy, got {folder}"
         )
-    arrays = read_npz(path)
-    require("x" in arrays, f"file {path}", "hold an array x", sorted(arrays))
+    arrays = read_npz(npz_file)
+    require("x" in arrays, f"file {npz_file}", "hold an array x", sorted(arrays))
     for name in arrays:
-        require_one_of(f"file {path}: the array", name, _ARRAYS)
-    left = sorted(file.name for file in mapped.values())
-    require(not left, f"folder {folder}", f"hold {split}.npz or {split}_x.npy with others", left)
-    return arrays, dict.fromkeys(arrays, path)
+        require_one_of(f"file {npz_file}: the array", name, _ARRAYS)
+    npy_files = sorted(file.name for file in mapped.values())
+    rule = f"hold only {split}.npz, or {split}_x.npy with the other .npy files"
+    require(not npy_files, f"folder {folder}", rule, npy_files)
+    return arrays, dict.fromkeys(arrays, npz_file)
 
 
-def _say_what_is_left_out(folder: Path, progress: Progress) -> None:
-    """Name files of arrays that are of no split."""
-    known = {f"{split}{end}" for split in SPLITS for end in _ENDS}
-    files = (file.name for file in folder.iterdir() if not is_hidden(Path(file.name)))
-    left = sorted(n for n in files if n.endswith((".npz", ".npy")) and n not in known)
-    if left:
+def _warn_of_other_files(folder: Path, progress: Progress) -> None:
+    """Warn of array files that do not belong to a split."""
+    known = {f"{split}{suffix}" for split in SPLITS for suffix in _SUFFIXES}
+    names = (file.name for file in folder.iterdir() if not is_hidden(Path(file.name)))
+    unused = sorted(n for n in names if n.endswith((".npz", ".npy")) and n not in known)
+    if unused:
         progress.say(
-            f"warning: {len(left)} files of arrays in {folder} are left out, the first is {left[0]}"
+            f"warning: ignored {len(unused)} array files in {folder}, the first is {unused[0]}"
         )
 
 
-def _say_range(dataset: Dataset, progress: Progress) -> None:
-    """Warn of images as floats that do not fill [-1, 1]: those in [0, 1], [0, 255] or normalised.
+def _warn_of_range(dataset: Dataset, progress: Progress) -> None:
+    """Warn of float images with a range other than [-1, 1], such as [0, 1] or [0, 255].
 
-    Of mapped files a share of the examples is read.
+    Only a part of the examples of memory-mapped files is read.
     """
     x, shape = dataset.x, dataset.event_shape
     if x.dtype == np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3):
         return
-    mapped, part = isinstance(x, np.memmap), len(x) > _LOOKED_AT
-    indices = np.linspace(0, len(x) - 1, _LOOKED_AT).astype(int) if part else slice(None)
-    points = dataset.points(indices) if mapped else np.asarray(x)
+    is_mapped, is_large = isinstance(x, np.memmap), len(x) > _NUM_CHECKED
+    indices = np.linspace(0, len(x) - 1, _NUM_CHECKED).astype(int) if is_large else slice(None)
+    points = dataset.points(indices) if is_mapped else np.asarray(x)
     low, high = float(points.min()), float(points.max())
-    if (low < 0 and max(-low, high) <= _MOST) or low == high == 0:
+    if (low < 0 and max(-low, high) <= _MAX_VALUE) or low == high == 0:
         return
-    of = f" in {_LOOKED_AT} of its examples" if mapped and part else ""
+    part = f" in {_NUM_CHECKED} of its examples" if is_mapped and is_large else ""
     progress.say(
-        f"warning: {dataset.name_of('x')} ranges from {low:.4g} to {high:.4g}{of}; images are "
-        "meant to be floats in [-1, 1], or uint8 pixels"
+        f"warning: {dataset.name_of('x')} ranges from {low:.4g} to {high:.4g}{part}; images "
+        "should be floats in [-1, 1] or uint8 pixels"
     )

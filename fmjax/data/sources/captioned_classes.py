@@ -1,4 +1,4 @@
-"""Captions for images of classes: each image is called by its class, in one of several wordings."""
+"""Class-labeled images with generated captions, which name the class in several wordings."""
 
 from dataclasses import dataclass
 
@@ -23,21 +23,21 @@ FASHION_NAMES = (
     "a bag|a handbag|a purse",
     "an ankle boot|a boot|a winter boot",
 )
-"""What Fashion-MNIST's ten classes are called."""
+"""Names of the ten classes of Fashion-MNIST; alternatives are separated by `|`."""
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} on a black background")
 
 
 @dataclass(frozen=True)
 class CaptionedClasses:
-    """Images of classes, with captions that say the class; the labels stay known to metrics.
+    """Class-labeled images with generated captions; metrics can still use the labels.
 
     Attributes:
-        data: The images.
-        names: What each class is called, several wordings apart by `|`.
-        templates: Sentences about it, with `{}` where the name stands.
-        seed: Which example is called what, once and for all.
-        tokenizer: How captions become numbers.
+        data: The images and their class labels.
+        names: Names of each class; alternatives are separated by `|`.
+        templates: Captions with the placeholder `{}` for the name.
+        seed: Seed of the choice of a caption for each example.
+        tokenizer: Sizes of the tokenizer of the captions.
     """
 
     data: IdxData = IdxData("fashion_mnist")
@@ -49,18 +49,19 @@ class CaptionedClasses:
     def __post_init__(self) -> None:
         require_numbers(self, "data.")
         num_classes = self.data.shape()[1]
-        right = len(self.names) == num_classes and all(map(str.strip, self.names))
-        require(right, "data.names", f"be one for each of {num_classes} classes", self.names)
-        right = len(self.templates) > 0 and all(text.count("{}") == 1 for text in self.templates)
-        require(right, "data.templates", "be texts with {} once in each", self.templates)
+        is_valid = len(self.names) == num_classes and all(map(str.strip, self.names))
+        rule = f"hold a name for each of {num_classes} classes"
+        require(is_valid, "data.names", rule, self.names)
+        is_valid = bool(self.templates) and all(text.count("{}") == 1 for text in self.templates)
+        require(is_valid, "data.templates", "be texts that contain {} once", self.templates)
         require_at_least("data.seed", self.seed, 0)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
-        """The shape of one example and of its caption, without reading any."""
+        """Return the shape of one image and the sizes of its caption, without reading files."""
         return self.data.shape()[0], self.tokenizer.shape
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Read one split, and call every image something.
+        """Read one split and choose a caption for each image.
 
         Raises:
             ValueError: If files are missing and cannot be downloaded, or are damaged.
@@ -68,19 +69,20 @@ class CaptionedClasses:
         dataset = self.data.load(split, progress=progress)
         assert dataset.labels is not None
         texts = self._texts(split, dataset.labels)
-        # All that may be said, so that no word is left to chance.
-        said = [text for label in range(len(self.names)) for text in self.wordings(label)]
-        captions = captions_of(texts, said, self.tokenizer)
+        # Learn from all possible captions, so that the vocabulary does not depend on chance.
+        possible = [text for label in range(len(self.names)) for text in self.wordings(label)]
+        captions = captions_of(texts, possible, self.tokenizer)
         return Dataset(dataset.x, dataset.labels, dataset.num_classes, captions=captions)
 
     def wordings(self, label: int) -> list[str]:
-        """All that an example of this class may be called."""
+        """Return all possible captions of a class."""
         names = self.names[label].split("|")
         return [text.replace("{}", name) for text in self.templates for name in names]
 
     def _texts(self, split: Split, labels: np.ndarray) -> list[str]:
-        # Raw bits: NumPy promises only of these that they stay the same from version to version.
+        """Choose a caption for each example."""
+        # Only raw bits are guaranteed to be the same in every version of NumPy.
         bits = np.random.PCG64([self.seed, SPLITS.index(split)]).random_raw(len(labels))
-        said = [self.wordings(label) for label in range(len(self.names))]
+        wordings = [self.wordings(label) for label in range(len(self.names))]
         pairs = zip(labels.tolist(), (bits >> np.uint64(32)).tolist(), strict=True)
-        return [said[label][number % len(said[label])] for label, number in pairs]
+        return [wordings[label][number % len(wordings[label])] for label, number in pairs]

@@ -1,4 +1,4 @@
-"""A folder of images with captions."""
+"""Data set of captioned images in a folder."""
 
 import hashlib
 import os
@@ -17,26 +17,26 @@ from fmjax.data.tokenizer import TokenizerConfig
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images of any size with captions, `[size, size, 3]`, decoded batch after batch.
+    """Captioned images in a folder, `[size, size, 3]`, decoded when a batch is loaded.
 
-    The caption of an image `NAME.png` (or .jpg, ..) is, in this order:
+    The caption of an image `NAME.png` (or another image format) is the first of:
 
-    1. its line in a list, `metadata.jsonl` or `captions.jsonl` with lines such as
+    1. Its entry in a list: `metadata.jsonl` or `captions.jsonl` with lines such as
        `{"file_name": "cats/1.png", "text": "a red cat"}` (or "caption"), or `metadata.csv` with
-       these columns. A list is in the folder of the image or in one above it, up to `folder`, and
-       names files from where it is. A folder has one list at most.
-    2. the file `NAME.txt` next to it.
-    3. the file `NAME.caption` next to it.
+       these columns. A list is in the folder of the image or in one of its parents, up to
+       `folder`; file names are relative to the list. Each folder may have one list.
+    2. The file `NAME.txt` in the same folder.
+    3. The file `NAME.caption` in the same folder.
 
-    Links are followed. Files that are none of these are left out, and a line says how many. If
-    there are folders `train` and `test` they are the splits; else a share of the images is the test
-    split, chosen by their names. The middle of each image is taken, on white.
+    Links are followed. Other files are skipped, and their number is reported. Folders `train` and
+    `test` are the splits if they exist; otherwise test images are chosen by a hash of their names.
+    Images are center-cropped, on a white background.
 
     Attributes:
-        folder: With the images.
-        size: Side of the squares that they become.
-        test_every: About one image in so many is a test image.
-        tokenizer: How captions become numbers.
+        folder: Folder of the images.
+        size: Side of the square images in pixels.
+        test_every: About one in `test_every` images is a test image.
+        tokenizer: Sizes of the tokenizer of the captions.
     """
 
     folder: str
@@ -50,26 +50,27 @@ class CaptionedImages:
         require_at_least("data.test_every", self.test_every, 2)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
-        """The shape of one example and of its caption, without reading any."""
+        """Return the shape of one image and the sizes of its caption, without reading files."""
         return (self.size, self.size, 3), self.tokenizer.shape
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Find the images of one split and read their captions; no image is decoded yet.
+        """Find the images of one split and read their captions, without decoding images.
 
         Raises:
-            ValueError: If images and captions do not belong together, one to one.
+            ValueError: If an image has no caption or a caption has no image.
         """
         folder = Path(self.folder).expanduser()
         require_exists("data.folder", folder)
         require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
         splits = self._splits(folder, progress if split == "train" else Silent())
         if not splits[split]:
-            raise NoSuchSplit(f"data.folder must hold images to {split} on, got {folder}")
+            raise NoSuchSplit(f"data.folder must hold images of the {split} split, got {folder}")
         images = ImageFiles([folder / name for name in splits[split]], self.size)
-        texts, learned = (list(splits[name].values()) for name in (split, "train"))
-        return Dataset(images, captions=captions_of(texts, learned, self.tokenizer))
+        texts, training_texts = (list(splits[name].values()) for name in (split, "train"))
+        return Dataset(images, captions=captions_of(texts, training_texts, self.tokenizer))
 
     def _splits(self, folder: Path, progress: Progress) -> dict[str, Pairs]:
+        """Return the images of each split, relative to `folder`, and their captions."""
         found = walk(folder)
         if (folder / "train").is_dir():
             by_split = read_captions(folder, found, SPLITS, progress)

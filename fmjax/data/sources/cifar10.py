@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 training and 10,000 test colour images of 32x32, ten classes."""
+"""CIFAR-10: 50,000 training and 10,000 test color images of 32x32, ten classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +18,25 @@ _FILES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Cifar10Data:
-    """CIFAR-10 in its binary version, `[32, 32, 3]` uint8, ten classes.
+    """The binary version of CIFAR-10, images `[32, 32, 3]` uint8 of ten classes.
 
     Attributes:
-        folder: `cifar-10-batches-bin`, as the published archive unpacks.
+        folder: The folder `cifar-10-batches-bin` of the published archive.
 
-    Source: A. Krizhevsky 2009, Learning multiple layers of features from tiny images.
+    Reference: A. Krizhevsky 2009, Learning multiple layers of features from tiny images.
     """
 
     folder: str
 
     def shape(self) -> tuple[tuple[int, ...], int | None]:
-        """The shape of one example and the number of classes, without reading any."""
+        """Return the shape of one data point and the number of classes, without reading files."""
         return (32, 32, 3), 10
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Read one split.
+        """Read one split of the data set.
 
         Raises:
-            ValueError: If a file is missing or is not made of whole records.
+            ValueError: If a file is missing or does not consist of complete records.
         """
         folder = Path(self.folder).expanduser()
         records = np.concatenate([_read(folder / name) for name in _FILES[split]])
@@ -45,17 +45,18 @@ class Cifar10Data:
         return Dataset(x=images, labels=records[:, 0].copy(), num_classes=10)
 
 
-def _read(path: Path) -> np.ndarray:
-    """Records of one byte of label and 3,072 bytes of pixels, channel by channel."""
-    if not path.is_file():
+def _read(file: Path) -> np.ndarray:
+    """Read records of one label byte and 3,072 bytes of pixels, channel by channel."""
+    if not file.is_file():
         raise ValueError(
-            f"data.folder must hold {path.name} of CIFAR-10's binary version (unpack "
-            f"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz), got {path.parent}"
+            f"data.folder must hold {file.name} of CIFAR-10's binary version (unpack "
+            f"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz), got {file.parent}"
         )
-    content = np.fromfile(path, dtype=np.uint8)
-    whole = len(content) > 0 and len(content) % (1 + _PIXELS) == 0
-    require(whole, f"file {path}", f"hold whole records of {1 + _PIXELS} bytes", len(content))
+    content = np.fromfile(file, dtype=np.uint8)
+    is_complete = len(content) > 0 and len(content) % (1 + _PIXELS) == 0
+    rule = f"hold complete records of {1 + _PIXELS} bytes"
+    require(is_complete, f"file {file}", rule, f"{len(content)} bytes")
     records = content.reshape(-1, 1 + _PIXELS)
     highest = int(records[:, 0].max())
-    require(highest < 10, f"file {path}", "hold labels 0 to 9", highest)
+    require(highest < 10, f"file {file}", "hold labels 0 to 9", highest)
     return records

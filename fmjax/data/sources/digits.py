@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn bundles: 1,797 grey images of 8x8."""
+"""The handwritten digits of scikit-learn: 1,797 grayscale images of 8x8, ten classes."""
 
 from dataclasses import dataclass
 
@@ -12,28 +12,28 @@ _TEST_EVERY = 5
 
 @dataclass(frozen=True)
 class DigitsData:
-    """Handwritten digits, `[8, 8, 1]` in [-1, 1] (from 17 grey values), ten classes.
+    """Handwritten digits, `[8, 8, 1]` in [-1, 1] (from 17 gray values), ten classes.
 
-    The split is stratified and needs no random numbers: within each class, in the order of
-    the file, every fifth image is a test image. That gives 1,442 to train on and 355 to test
-    on. The same 13 writers are on both sides.
+    The split is stratified and deterministic: within each class, in the order of the file, every
+    fifth image is a test image. There are 1,442 training and 355 test images. Both splits contain
+    all 13 writers.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
+    Reference: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
     """
 
     def shape(self) -> tuple[tuple[int, ...], int | None]:
-        """The shape of one example and the number of classes, without reading any."""
+        """Return the shape of one data point and the number of classes, without reading files."""
         return (8, 8, 1), 10
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """The images of one split, in the order of the file."""
-        from sklearn.datasets import load_digits  # Takes a second, which only digits are worth.
+        """Load the images of one split, in the order of the file."""
+        from sklearn.datasets import load_digits  # Slow to import.
 
         pixels, target = (np.asarray(array) for array in load_digits(return_X_y=True))
         rank = np.empty(len(target), dtype=np.int64)
         for label in range(10):
-            of_class = np.flatnonzero(target == label)
-            rank[of_class] = np.arange(len(of_class))
+            indices = np.flatnonzero(target == label)
+            rank[indices] = np.arange(len(indices))
         is_test = rank % _TEST_EVERY == _TEST_EVERY - 1
         chosen = is_test if split == "test" else ~is_test
         images = (pixels[chosen] / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)

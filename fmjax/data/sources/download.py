@@ -1,4 +1,4 @@
-"""Fetch a published file once, and keep it only if it is the published one."""
+"""Download of published files with verified checksums."""
 
 import hashlib
 import http.client
@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS = 30.0
 
 
 class DownloadError(ValueError):
-    """No mirror gave the published file; the message says what each one gave."""
+    """Raised when no mirror provides the published file; the message lists all failures."""
 
 
 def download(
@@ -29,50 +29,51 @@ def download(
     progress: Progress = Silent(),
     open_url: Callable[..., Any] = urllib.request.urlopen,
 ) -> None:
-    """Write the file at the first mirror that has it to `path`, whole or not at all.
+    """Download a file to `path` from the first mirror that has it, atomically.
 
     Args:
-        mirrors: https addresses of the same file, tried in order.
-        path: Where to write it. Its folder is made.
-        sha256: Of the published file, in hexadecimal.
-        progress: Hears one task per mirror tried, in bytes.
-        open_url: Opens an address, as `urllib.request.urlopen` does.
+        mirrors: https URLs of the file, tried in order.
+        path: Output file. Its folder is created.
+        sha256: Hexadecimal SHA-256 checksum of the published file.
+        progress: Receives one task per attempted mirror, in bytes.
+        open_url: Opens a URL like `urllib.request.urlopen`.
 
     Raises:
-        ValueError: If an address is not https.
-        DownloadError: If no mirror can be reached, or none has the file of that checksum.
+        ValueError: If a URL is not https.
+        DownloadError: If no mirror provides a file with this checksum.
     """
     for url in mirrors:
-        require(url.startswith("https://"), "mirrors", "be https addresses", url)
+        require(url.startswith("https://"), "mirrors", "be https URLs", url)
     with ExitStack() as stack:
-        with suppress(OSError):  # What is wrong with the folder is said below.
+        with suppress(OSError):  # The write below reports problems of the folder.
             stack.enter_context(lock_file(path, on_wait=progress.say))
-        # Another process may have fetched it.
+        # Another process may have downloaded it.
         if not (path.is_file() and _sha256(path) == sha256):
-            _fetch(mirrors, path, sha256, progress, open_url)
+            _download(mirrors, path, sha256, progress, open_url)
 
 
-def _fetch(
+def _download(
     mirrors: Sequence[str],
     path: Path,
     sha256: str,
     progress: Progress,
     open_url: Callable[..., Any],
 ) -> None:
+    """Try the mirrors in order; raise `DownloadError` if all fail."""
     failures = []
     for url in mirrors:
         try:
             with (
                 write_atomically(path) as temporary,
-                open_url(url, timeout=_TIMEOUT_SECONDS) as reply,
+                open_url(url, timeout=_TIMEOUT_SECONDS) as response,
             ):
-                size = reply.headers.get("Content-Length")
+                size = response.headers.get("Content-Length")
                 with progress.task(
                     f"downloading {path.name}", int(size) if size else None
                 ) as advance:
-                    found = _copy(reply, temporary, advance)
-                if found != sha256:
-                    raise DownloadError(f"sha256 {found[:12]}.. instead of {sha256[:12]}..")
+                    actual = _copy(response, temporary, advance)
+                if actual != sha256:
+                    raise DownloadError(f"sha256 {actual[:12]}... instead of {sha256[:12]}...")
         except (OSError, http.client.HTTPException, DownloadError) as error:
             failures.append(f"{url}: {error or type(error).__name__}")
         else:
@@ -85,11 +86,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copy(reply: Any, path: Path, advance: Advance) -> str:
-    """Write the reply's body to `path`; give its sha256."""
+def _copy(response: Any, path: Path, advance: Advance) -> str:
+    """Write the body of a response to `path` and return its SHA-256 checksum."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        while chunk := reply.read(_CHUNK_BYTES):
+        while chunk := response.read(_CHUNK_BYTES):
             digest.update(chunk)
             file.write(chunk)
             advance(len(chunk))

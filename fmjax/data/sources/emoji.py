@@ -1,4 +1,4 @@
-"""Colour emoji with their names: Noto's pictures, called as Unicode calls them."""
+"""Data set of color emoji: the images of Noto Color Emoji, captioned with Unicode names."""
 
 import hashlib
 import io
@@ -41,18 +41,18 @@ _INSTALLED = {
     _NAMES: Path("/usr/share/unicode/emoji"),
 }
 _LINE = re.compile(r"([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\S+ (.*)")
-_VARIATION = 0xFE0F  # "Show me in colour", which the font's names leave out.
+_VARIATION = 0xFE0F  # Variation selector for color, which the glyph names of the font omit.
 _TEST_EVERY = 10
 _PEOPLE, _TONE = ("woman", "man", "person", "girl", "boy"), " skin tone"
 
 
 class Emoji(NamedTuple):
-    """One line of Unicode's list.
+    """One emoji of Unicode's list.
 
     Attributes:
-        group: One of `GROUPS`.
-        name: As Unicode calls it: "woman firefighter: dark skin tone".
-        codes: Its code points, without those that only ask for colour.
+        group: Group of the emoji, one of `GROUPS`.
+        name: Unicode name, such as "woman firefighter: dark skin tone".
+        codes: Code points, without variation selectors.
     """
 
     group: str
@@ -61,42 +61,42 @@ class Emoji(NamedTuple):
 
     @property
     def has_tone(self) -> bool:
-        """Whether its skin is of one of five tones, not yellow."""
+        """Whether the emoji has one of the five skin tones."""
         return _TONE in self.name
 
     @property
     def caption(self) -> str:
-        """Its name as one would say it: "woman firefighter with dark skin tone"."""
-        name, _, more = self.name.partition(": ")
+        """Caption in natural language, such as "woman firefighter with dark skin tone"."""
+        name, _, details = self.name.partition(": ")
         if name in ("keycap", "flag"):
-            return f"{name} {more}"
-        parts = more.split(", ") if more else []
+            return f"{name} {details}"
+        parts = details.split(", ") if details else []
         people = " and ".join(part for part in parts if part in _PEOPLE)
         tones = " and ".join(p.removesuffix(_TONE) for p in parts if p.endswith(_TONE))
         looks = [tones + _TONE] if tones else []
         looks += [p for p in parts if p not in _PEOPLE and not p.endswith(_TONE)]
-        said = f"with {' and '.join(looks)}" if looks else ""
-        return " ".join(filter(None, (name, people, said)))
+        suffix = f"with {' and '.join(looks)}" if looks else ""
+        return " ".join(filter(None, (name, people, suffix)))
 
 
 @dataclass(frozen=True)
 class EmojiData:
-    """Colour emoji on white, `[size, size, 3]` uint8, with their names as captions.
+    """Color emoji on a white background, `[size, size, 3]` uint8, captioned with their names.
 
-    The font and the list of names are looked for in `folder` if one is given, else where Debian's
-    packages `fonts-noto-color-emoji` and `unicode-data` put them. A tenth of those that differ from
-    another by a skin tone alone is the test split: pictures of which every word was learned, but
-    not together. All others are trained on.
+    The font and the list of names are read from `folder` if it is given, else from Debian's
+    packages `fonts-noto-color-emoji` and `unicode-data`. The test split is a tenth of the emoji
+    with a skin tone: the training split contains each word of their captions, but not the
+    combination. All other emoji are in the training split.
 
     Attributes:
-        size: Side of the pictures.
-        groups: Only these of Unicode's groups; empty for all.
-        repeats: So often a picture without a skin tone comes in the training split, for one of
-            each with one: of those there are five that differ in nothing else.
-        folder: With `NotoColorEmoji.ttf` and `emoji-test.txt`.
-        tokenizer: How captions become numbers.
+        size: Side of the images in pixels.
+        groups: Unicode groups to include; empty for all.
+        repeats: Number of copies of each emoji without a skin tone in the training split, to
+            balance the five variants of each emoji with a skin tone.
+        folder: Folder with `NotoColorEmoji.ttf` and `emoji-test.txt`.
+        tokenizer: Sizes of the tokenizer of the captions.
 
-    Source: Google, Noto Color Emoji (SIL Open Font License); Unicode Technical Standard 51.
+    Reference: Google, Noto Color Emoji (SIL Open Font License); Unicode Technical Standard 51.
     """
 
     size: int = 32
@@ -113,28 +113,29 @@ class EmojiData:
             require_one_of("data.groups", group, GROUPS)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
-        """The shape of one example and of its caption, without reading any."""
+        """Return the shape of one image and the sizes of its caption, without reading files."""
         return (self.size, self.size, 3), self.tokenizer.shape
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Draw the pictures of one split.
+        """Render the emoji of one split.
 
         Raises:
-            ValueError: If the font or the list is missing or something else.
+            ValueError: If the font or the list of names is missing or invalid.
         """
-        listed = [one for one in _listed(self._find(_NAMES)) if one.group in self._groups]
-        chosen = [one for one in listed if _is_test(one) == (split == "test")]
-        if listed and not chosen:
-            raise NoSuchSplit(f"data.groups must hold emoji to {split} on, got {self.groups}")
-        pictures = _pictures(self._find(_FONT), chosen)
-        size = 3.0 * self.size**2 * len(pictures)
-        require_host_memory("data.size", size, "pictures")
-        x = np.stack([squared(open_image(io.BytesIO(p)), self.size) for p in pictures])
-        learned = [one.caption for one in listed if not _is_test(one)]
-        often = [1 if one.has_tone or split == "test" else self.repeats for one in chosen]
-        rows = np.repeat(np.arange(len(chosen)), often)
-        texts = [chosen[row].caption for row in rows.tolist()]
-        return Dataset(x[rows], captions=captions_of(texts, learned, self.tokenizer))
+        emojis = [e for e in _read_names(self._find(_NAMES)) if e.group in self._groups]
+        selected = [emoji for emoji in emojis if _is_test(emoji) == (split == "test")]
+        if emojis and not selected:
+            rule = f"hold emoji of the {split} split"
+            raise NoSuchSplit(f"data.groups must {rule}, got {self.groups}")
+        pngs = _read_pngs(self._find(_FONT), selected)
+        size = 3.0 * self.size**2 * len(pngs)
+        require_host_memory("data.size", size, "images")
+        x = np.stack([squared(open_image(io.BytesIO(png)), self.size) for png in pngs])
+        training_texts = [emoji.caption for emoji in emojis if not _is_test(emoji)]
+        copies = [1 if e.has_tone or split == "test" else self.repeats for e in selected]
+        rows = np.repeat(np.arange(len(selected)), copies)
+        texts = [selected[row].caption for row in rows.tolist()]
+        return Dataset(x[rows], captions=captions_of(texts, training_texts, self.tokenizer))
 
     @property
     def _groups(self) -> tuple[str, ...]:
@@ -142,13 +143,13 @@ class EmojiData:
 
     def _find(self, name: str) -> Path:
         folder = _INSTALLED[name] if self.folder is None else Path(self.folder).expanduser()
-        path = folder / name
-        if not path.is_file():
+        file = folder / name
+        if not file.is_file():
             raise ValueError(
-                f"data.folder must hold {_FONT} and {_NAMES}, or Debian's packages "
-                f"fonts-noto-color-emoji and unicode-data be installed, got no file {path}"
+                f"data.folder must hold {_FONT} and {_NAMES}, unless Debian's packages "
+                f"fonts-noto-color-emoji and unicode-data are installed, got no file {file}"
             )
-        return path
+        return file
 
 
 def _is_test(emoji: Emoji) -> bool:
@@ -158,39 +159,40 @@ def _is_test(emoji: Emoji) -> bool:
     return int.from_bytes(digest[:4], "big") % _TEST_EVERY == 0
 
 
-def _listed(path: Path) -> Iterator[Emoji]:
+def _read_names(file: Path) -> Iterator[Emoji]:
+    """Read Unicode's list of emoji."""
     group = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# group: "):
             group = line.removeprefix("# group: ").strip()
-        elif found := _LINE.match(line):
-            codes = (int(code, 16) for code in found[1].split())
-            yield Emoji(group, found[2], tuple(code for code in codes if code != _VARIATION))
+        elif match := _LINE.match(line):
+            codes = (int(code, 16) for code in match[1].split())
+            yield Emoji(group, match[2], tuple(code for code in codes if code != _VARIATION))
 
 
-def _pictures(path: Path, emojis: list[Emoji]) -> list[bytes]:
-    """The PNG of each, as the font holds it: of a sequence, under the name of its ligature."""
-    # Imported where it is used: no other data need it.
+def _read_pngs(file: Path, emojis: list[Emoji]) -> list[bytes]:
+    """Read the PNG image of each emoji from the font; sequences of code points are ligatures."""
+    # Imported on use, because only this data set needs it.
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
-        with path.open("rb") as file:
-            font: Any = TTFont(file, lazy=True)
+        with file.open("rb") as stream:
+            font: Any = TTFont(stream, lazy=True)
             glyphs, names = font["CBDT"].strikeData[0], font.getBestCmap()
             ligatures = font["GSUB"].table.LookupList.Lookup[0].SubTable[0].ligatures
-            together = {
-                (first, *each.Component): each.LigGlyph
-                for first, several in ligatures.items()
-                for each in several
+            sequences = {
+                (first, *ligature.Component): ligature.LigGlyph
+                for first, group in ligatures.items()
+                for ligature in group
             }
-            pictures = []
+            pngs = []
             for emoji in emojis:
                 parts = tuple(names.get(code) for code in emoji.codes)
-                glyph = parts[0] if len(parts) == 1 else together.get(parts)
-                rule = f"have a picture of {emoji.name!r}"
-                require(glyph in glyphs, f"file {path}", rule, "none")
-                pictures.append(glyphs[glyph].imageData)
-            return pictures
+                glyph = parts[0] if len(parts) == 1 else sequences.get(parts)
+                rule = f"have an image of {emoji.name!r}"
+                require(glyph in glyphs, f"file {file}", rule, "none")
+                pngs.append(glyphs[glyph].imageData)
+            return pngs
     except (TTLibError, KeyError, AttributeError, IndexError) as error:
-        rule = "be a font of colour bitmaps (CBDT)"
-        raise ValueError(f"file {path} must {rule}, got {error!r}") from error
+        rule = "be a font of color bitmaps (CBDT)"
+        raise ValueError(f"file {file} must {rule}, got {error!r}") from error

@@ -1,4 +1,4 @@
-"""Latents and encoded captions, as `fmjax encode` wrote them."""
+"""Data set of latents and encoded captions, written by `fmjax encode`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from fmjax._checks import require, require_numbers
 from fmjax._files import require_exists
 from fmjax._json import check_json
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import Dataset, NoSuchSplit, Split
+from fmjax.data.dataset import Dataset, Indices, NoSuchSplit, Split
 from fmjax.data.records.manifest import RecordField, RecordManifest
 from fmjax.data.records.records import Records, open_records
 
@@ -21,16 +21,16 @@ LATENTS, TOKENS, POOLED = "latents", "tokens", "pooled"
 
 @dataclass(frozen=True)
 class EncodedData:
-    """Images as an autoencoder's latents, with their captions as text encoders gave them.
+    """Autoencoder latents of images, with encoded captions, in a folder of `fmjax encode`.
 
-    A folder that `fmjax encode` wrote: ArrayRecord shards under `train` and `test`, read at random
-    and never whole.
+    The folder holds ArrayRecord shards in the subfolders `train` and `test`. They are read with
+    random access, so the data need not fit into memory.
 
     Attributes:
-        folder: With these.
-        event_shape: Of one example's latents; None for whatever the files hold. Given, with the
-            text, it is known where there are no files yet, as for `fmjax plan`.
-        text: The sizes of a text.
+        folder: Folder written by `fmjax encode`.
+        event_shape: Shape of one latent; None to read it from the files. Set it and `text` to use
+            the config before the files exist, as with `fmjax plan`.
+        text: Sizes of an encoded caption; None to read them from the files.
     """
 
     folder: str
@@ -41,38 +41,38 @@ class EncodedData:
         require_numbers(self, "data.")
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
-        """The shape of one example's latents, and the sizes of its text."""
+        """Return the shape of one latent and the sizes of an encoded caption."""
         if self.event_shape is not None and self.text is not None:
             return self.event_shape, self.text
         train = self.load("train")
         return train.event_shape, train.conditions
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Open one split; nothing is read yet.
+        """Open one split without reading examples.
 
         Raises:
-            ValueError: If the folder has no such split, or it is damaged or of something else.
+            ValueError: If the split is missing, damaged or does not match the config.
         """
         folder = Path(self.folder).expanduser()
         require_exists("data.folder", folder)
-        require(folder.is_dir(), "data.folder", "be a folder that fmjax encode wrote", folder)
+        require(folder.is_dir(), "data.folder", "be a folder written by fmjax encode", folder)
         if not (folder / split).is_dir():
             raise NoSuchSplit(
-                f"data.folder must hold {split}, as fmjax encode writes it, got {folder}"
+                f"data.folder must hold {split}, written by fmjax encode, got {folder}"
             )
         records = open_records(folder / split)
-        fields = {one.name for one in records.manifest.fields}
-        wanted = {LATENTS, TOKENS, POOLED}
-        rule = f"hold {', '.join(sorted(wanted))}"
-        require(fields == wanted, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
-        rows = {name: _Rows(records, name) for name in wanted}
+        fields = {field.name for field in records.manifest.fields}
+        expected = {LATENTS, TOKENS, POOLED}
+        rule = f"hold {', '.join(sorted(expected))}"
+        require(fields == expected, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
+        rows = {name: _Rows(records, name) for name in expected}
         event_shape = rows[LATENTS].shape[1:]
         text = _text_shape(folder / split, records.manifest.about)
-        # Who names sizes need not name whose text is whose.
+        # A config may set the sizes without the parts.
         sizes = text if self.text is None or self.text.parts else replace(text, parts=())
-        for asked, holds in ((self.event_shape, event_shape), (self.text, sizes)):
-            rule = f"hold examples of {asked}"
-            require(asked in (None, holds), f"folder {folder / split}", rule, holds)
+        for configured, actual in ((self.event_shape, event_shape), (self.text, sizes)):
+            rule = f"hold examples of {configured}"
+            require(configured in (None, actual), f"folder {folder / split}", rule, actual)
         return _Encoded(rows[LATENTS], text=Text(rows[TOKENS], rows[POOLED]), shape=text)
 
 
@@ -85,7 +85,7 @@ def encoded_manifest(
     examples_per_shard: int,
     about: dict[str, Any],
 ) -> RecordManifest:
-    """What a split of encoded examples holds; `about` says what made it."""
+    """Create the manifest of a split of encoded examples; `about` describes its origin."""
     fields = (
         RecordField(LATENTS, dtype, event_shape),
         RecordField(TOKENS, dtype, (text.num_tokens, text.width)),
@@ -101,7 +101,7 @@ def _text_shape(folder: Path, about: Mapping[str, Any]) -> TextShape:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """One field of all records, read when it is asked for."""
+    """One field of all records as an array, read on access."""
 
     records: Records
     name: str
@@ -120,19 +120,19 @@ class _Rows:
 
     @property
     def _field(self) -> RecordField:
-        return next(one for one in self.records.manifest.fields if one.name == self.name)
+        return next(field for field in self.records.manifest.fields if field.name == self.name)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        every = np.arange(len(self.records))[indices]
-        return self.records.read(np.atleast_1d(every))[self.name].astype(np.float32)
+    def __getitem__(self, indices: Indices) -> np.ndarray:
+        numbers = np.arange(len(self.records))[indices]
+        return self.records.read(np.atleast_1d(numbers))[self.name].astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class _Encoded(Dataset):
-    """Records whose fields are read together."""
+    """Encoded examples; the fields of a record are read together."""
 
     shape: TextShape | None = None
 
@@ -140,8 +140,8 @@ class _Encoded(Dataset):
     def conditions(self) -> Conditions:
         return self.shape
 
-    def examples(self, indices: slice | np.ndarray = slice(None)) -> Batch:
+    def examples(self, indices: Indices = slice(None)) -> Batch:
         assert isinstance(self.x, _Rows)
-        read = self.x.records.read(np.arange(len(self))[indices])
-        found = {name: array.astype(np.float32) for name, array in read.items()}
-        return Batch(x1=found[LATENTS], cond=Text(found[TOKENS], found[POOLED]))
+        records = self.x.records.read(np.arange(len(self))[indices])
+        arrays = {name: array.astype(np.float32) for name, array in records.items()}
+        return Batch(x1=arrays[LATENTS], cond=Text(arrays[TOKENS], arrays[POOLED]))

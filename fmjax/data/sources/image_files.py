@@ -1,4 +1,4 @@
-"""Images of any size as squares of one size, decoded when they are asked for."""
+"""Image files of any size, decoded on access to squares of one size."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -7,28 +7,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# Pillow reads PostScript with Ghostscript, which runs the file as a program.
-_PROGRAMS = ("EPS",)
+# Pillow reads PostScript with Ghostscript, which executes the file as a program.
+_EXECUTABLE_FORMATS = ("EPS",)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def open_image(file: Path | str | BytesIO) -> Image.Image:
-    """Open an image of any format that Pillow reads, except those that run another program.
+    """Open an image of any format that Pillow reads without running another program.
 
     Raises:
-        OSError: If the file is no image of such a format.
+        OSError: If the file is not an image of such a format.
     """
     Image.init()
-    return Image.open(file, formats=[name for name in Image.ID if name not in _PROGRAMS])
+    return Image.open(file, formats=[name for name in Image.ID if name not in _EXECUTABLE_FORMATS])
 
 
 def squared(image: Image.Image, size: int) -> np.ndarray:
-    """The middle of an image on white, uint8 `[size, size, 3]`: its short side fills the square."""
+    """Center-crop and resize an image to uint8 `[size, size, 3]`, on a white background."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would cut off all but the darkest 256 levels.
+    if image.mode.startswith("I;16"):  # Pillow would clip all values above 255.
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise OSError(f"pixels of 32 bits (mode {image.mode}), of which nothing says what is white")
+        raise OSError(f"32-bit pixels (mode {image.mode}), whose value range is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -38,45 +38,47 @@ def squared(image: Image.Image, size: int) -> np.ndarray:
 
 
 class ImageFiles:
-    """Image files as one array `[num, size, size, 3]` of uint8 that never stands in memory."""
+    """Image files as a uint8 array `[num, size, size, 3]` that is decoded on access."""
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
-        """Take the files, in their order, and the side of the squares."""
-        self._paths, self._size = np.asarray([str(path) for path in paths], object), size
+        """Set the files, in order, and the side of the square images in pixels."""
+        self._files, self._size = np.asarray([str(path) for path in paths], object), size
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files."""
-        return tuple(map(Path, self._paths))
+        """The image files, in order."""
+        return tuple(map(Path, self._files))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all images together."""
+        """Shape of the array, `(num, size, size, 3)`."""
         return (len(self), self._size, self._size, 3)
 
     def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
         """Decode the images at `indices`.
 
         Raises:
-            ValueError: If a file is not a whole image.
+            ValueError: If a file is not a valid image.
         """
-        pixels = np.empty((len(self._paths[indices]), *self.shape[1:]), np.uint8)
-        for row, path in zip(pixels, self._paths[indices], strict=True):
-            row[...] = _read(path, self._size)
+        files = self._files[indices]
+        pixels = np.empty((len(files), *self.shape[1:]), np.uint8)
+        for row, file in zip(pixels, files, strict=True):
+            row[...] = _read(file, self._size)
         return pixels
 
 
-def _read(path: str, size: int) -> np.ndarray:
+def _read(file: str, size: int) -> np.ndarray:
+    """Read an image file as a square, uint8 `[size, size, 3]`."""
     try:
-        with open_image(path) as image:
-            # JPEGs are decoded at a fraction of their size, where that is enough.
+        with open_image(file) as image:
+            # Lets the JPEG decoder skip detail that the resize would remove.
             image.draft("RGB", (2 * size, 2 * size))
             return squared(image, size)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} must be a whole image file, got {error}") from error
+        raise ValueError(f"image {file} must be a valid image file, got {error}") from error

@@ -22,16 +22,16 @@ _STEMS = (
 
 @dataclass(frozen=True)
 class _Published:
-    """Where a set of four .gz files is found, and the sha256 of each in the order of _STEMS."""
+    """Locations of the four files of a data set, and their SHA-256 checksums in `_STEMS` order."""
 
     installed: Path | None
     mirrors: tuple[str, ...]
     sha256: tuple[str, str, str, str]
 
 
-# The checksums of Fashion-MNIST were computed from Debian's files, whose contents are the
-# official ones: restoring the file name and time in their gzip headers gives the md5 sums that
-# the authors publish. Those of MNIST are as torch-rb, guild and others have them.
+# The checksums of Fashion-MNIST were computed from Debian's files. Their contents are the official
+# ones: restoring the file name and time in the gzip headers gives the published md5 sums. The
+# checksums of MNIST agree with those in torch-rb, guild and other projects.
 _PUBLISHED: dict[str, _Published] = {
     "fashion_mnist": _Published(
         installed=Path("/usr/share/datasets/fashion-mnist"),
@@ -63,18 +63,18 @@ _PUBLISHED: dict[str, _Published] = {
 
 @dataclass(frozen=True)
 class IdxData:
-    """Grey images from IDX files, ten classes, `[28, 28, 1]` uint8.
+    """Grayscale images of MNIST or Fashion-MNIST, `[28, 28, 1]` uint8, ten classes.
 
-    The files are looked for in `folder` if one is given; else where Debian's package
-    `dataset-fashion-mnist` puts them; else in fmjax's cache, into which they are downloaded
-    once. The test split is the published test set.
+    The files are read from `folder` if it is given, else from Debian's package
+    `dataset-fashion-mnist` if it is installed, else from fmjax's cache, to which they are
+    downloaded once. The test split is the published test set.
 
     Attributes:
         name: "fashion_mnist" or "mnist".
-        folder: With the four files under their published names, gzipped or not.
-        classes: Only examples of these, which keep their labels; empty for all.
+        folder: Folder with the four files under their published names, gzipped or not.
+        classes: Class labels to keep; empty for all. Labels are not renumbered.
 
-    Source: H. Xiao et al. 2017, arXiv:1708.07747; Y. LeCun et al. 1998, The MNIST database.
+    Reference: H. Xiao et al. 2017, arXiv:1708.07747; Y. LeCun et al. 1998, The MNIST database.
     """
 
     name: str = "fashion_mnist"
@@ -84,58 +84,59 @@ class IdxData:
     def __post_init__(self) -> None:
         require_numbers(self, "data.")
         require_one_of("data.name", self.name, _PUBLISHED)
-        known = all(0 <= label < 10 for label in self.classes)
-        require(known, "data.classes", "be labels from 0 to 9", self.classes)
+        in_range = all(0 <= label < 10 for label in self.classes)
+        require(in_range, "data.classes", "be labels from 0 to 9", self.classes)
 
     def shape(self) -> tuple[tuple[int, ...], int | None]:
-        """The shape of one example and the number of classes, without reading any."""
+        """Return the shape of one data point and the number of classes, without reading files."""
         return (28, 28, 1), 10
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Read one split.
+        """Read one split of the data set.
 
         Raises:
             ValueError: If files are missing and cannot be downloaded, or are damaged.
         """
         stems = _STEMS[:2] if split == "train" else _STEMS[2:]
-        images_path, labels_path = (self._find(stem, progress) for stem in stems)
-        images, labels = read_idx(images_path), read_idx(labels_path)
-        right = images.ndim == 3 and images.size > 0
-        require(right, f"file {images_path}", "hold images [n, height, width]", images.shape)
-        matching = labels.shape == images.shape[:1]
-        require(matching, f"file {labels_path}", f"hold {len(images)} labels", labels.shape)
+        images_file, labels_file = (self._find(stem, progress) for stem in stems)
+        images, labels = read_idx(images_file), read_idx(labels_file)
+        is_valid = images.ndim == 3 and images.size > 0
+        require(is_valid, f"file {images_file}", "hold images [n, height, width]", images.shape)
+        matches = labels.shape == images.shape[:1]
+        require(matches, f"file {labels_file}", f"hold {len(images)} labels", labels.shape)
         highest = int(np.max(labels))
-        require(highest < 10, f"file {labels_path}", "hold labels 0 to 9", highest)
+        require(highest < 10, f"file {labels_file}", "hold labels 0 to 9", highest)
         if self.classes:
             chosen = np.isin(labels, self.classes)
             images, labels = images[chosen], labels[chosen]
         return Dataset(x=images[..., None], labels=labels, num_classes=10)
 
     def _find(self, stem: str, progress: Progress) -> Path:
+        """Return a file of the data set, after downloading it if necessary."""
         published = _PUBLISHED[self.name]
         if self.folder is not None:
             return _in_folder(Path(self.folder).expanduser(), stem)
         if published.installed is not None and (published.installed / f"{stem}.gz").is_file():
             return published.installed / f"{stem}.gz"
-        path = cache_dir() / "datasets" / self.name / f"{stem}.gz"
-        if not path.is_file():
+        file = cache_dir() / "datasets" / self.name / f"{stem}.gz"
+        if not file.is_file():
             digest = published.sha256[_STEMS.index(stem)]
             mirrors = [f"{mirror}{stem}.gz" for mirror in published.mirrors]
             try:
-                download(mirrors, path, sha256=digest, progress=progress)
+                download(mirrors, file, sha256=digest, progress=progress)
             except DownloadError as error:
                 raise ValueError(
-                    f"data.folder must name a folder with {stem}.gz when it cannot be downloaded, "
+                    f"data.folder must be a folder with {stem}.gz if it cannot be downloaded, "
                     f"got None ({error})"
                 ) from error
-        return path
+        return file
 
 
 def _in_folder(folder: Path, stem: str) -> Path:
-    for path in (folder / f"{stem}.gz", folder / stem):
-        if path.is_file():
-            return path
+    """Return the gzipped or plain file in a folder."""
+    for file in (folder / f"{stem}.gz", folder / stem):
+        if file.is_file():
+            return file
     raise ValueError(
-        f"data.folder must hold {stem}.gz (leave data.folder out to have it downloaded), "
-        f"got {folder}"
+        f"data.folder must hold {stem}.gz (omit data.folder to download it), got {folder}"
     )

@@ -1,4 +1,4 @@
-"""Two-dimensional toys, all about as wide as two standard deviations of the source."""
+"""Two-dimensional toy distributions, scaled to about two standard deviations of the source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, Split
 
-_Draw: TypeAlias = tuple[np.ndarray, np.ndarray]
+_Sample: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Points `[num_examples, 2]` and labels `[num_examples]`."""
 
 EIGHT_GAUSSIANS_RADIUS = 2.0
 EIGHT_GAUSSIANS_STD = 0.15
 
 
-def eight_gaussians(generator: np.random.Generator, num_examples: int) -> _Draw:
-    """Equal Gaussians of standard deviation 0.15 at the eighths of a circle of radius 2."""
+def eight_gaussians(generator: np.random.Generator, num_examples: int) -> _Sample:
+    """Sample eight equally likely Gaussians of standard deviation 0.15 on a circle of radius 2."""
     label = generator.integers(8, size=num_examples)
     noise = generator.standard_normal((num_examples, 2))
     return EIGHT_GAUSSIANS_RADIUS * _on_circle(label * (np.pi / 4)) + (
@@ -26,8 +27,8 @@ def eight_gaussians(generator: np.random.Generator, num_examples: int) -> _Draw:
     ), label
 
 
-def moons(generator: np.random.Generator, num_examples: int) -> _Draw:
-    """Two interleaved half circles of radius 1.2 with Gaussian noise of 0.1."""
+def moons(generator: np.random.Generator, num_examples: int) -> _Sample:
+    """Sample two interleaved half circles of radius 1.2, with Gaussian noise of std 0.1."""
     label = generator.integers(2, size=num_examples)
     upper = _on_circle(np.pi * generator.random(num_examples))
     lower = np.array([1.0, 0.5]) - upper
@@ -35,8 +36,8 @@ def moons(generator: np.random.Generator, num_examples: int) -> _Draw:
     return 1.2 * curve + 0.1 * generator.standard_normal((num_examples, 2)), label
 
 
-def checkerboard(generator: np.random.Generator, num_examples: int) -> _Draw:
-    """Uniform on the eight unit squares of one colour in `[-2, 2]^2`; the label is the square."""
+def checkerboard(generator: np.random.Generator, num_examples: int) -> _Sample:
+    """Sample uniformly from eight squares of a checkerboard on [-2, 2]^2, labeled by square."""
     label = generator.integers(8, size=num_examples)
     row = label // 2
     column = 2 * (label % 2) + row % 2
@@ -44,10 +45,10 @@ def checkerboard(generator: np.random.Generator, num_examples: int) -> _Draw:
     return corner + generator.random((num_examples, 2)), label
 
 
-def pinwheel(generator: np.random.Generator, num_examples: int) -> _Draw:
-    """Five arms, radially 1.2 +- 0.36 wide, twisted by their own distance from the centre.
+def pinwheel(generator: np.random.Generator, num_examples: int) -> _Sample:
+    """Sample a pinwheel of five arms with radius 1.2 +- 0.36, twisted by distance from the center.
 
-    Source: M. Johnson et al. 2016, arXiv:1603.06277, section 7.1.
+    Reference: M. Johnson et al. 2016, arXiv:1603.06277, section 7.1.
     """
     label = generator.integers(5, size=num_examples)
     arm = np.array([0.36, 0.06]) * generator.standard_normal((num_examples, 2))
@@ -57,8 +58,8 @@ def pinwheel(generator: np.random.Generator, num_examples: int) -> _Draw:
     return arm[:, :1] * along + arm[:, 1:] * across, label
 
 
-def spirals(generator: np.random.Generator, num_examples: int) -> _Draw:
-    """Two arms of one and a half turns, out to radius 2, with Gaussian noise of 0.06."""
+def spirals(generator: np.random.Generator, num_examples: int) -> _Sample:
+    """Sample two spirals of one and a half turns and radius 2, with Gaussian noise of std 0.06."""
     label = generator.integers(2, size=num_examples)
     # The square root spreads examples evenly along the arm, whose length grows like angle^2.
     angle = 3 * np.pi * np.sqrt(generator.random(num_examples))
@@ -70,8 +71,8 @@ def _on_circle(angle: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-# Name -> (sampler, number of components that it labels).
-_TOYS: dict[str, tuple[Callable[[np.random.Generator, int], _Draw], int]] = {
+# Name -> (sampling function, number of labeled components).
+_TOYS: dict[str, tuple[Callable[[np.random.Generator, int], _Sample], int]] = {
     "moons": (moons, 2),
     "eight_gaussians": (eight_gaussians, 8),
     "checkerboard": (checkerboard, 8),
@@ -82,13 +83,13 @@ _TOYS: dict[str, tuple[Callable[[np.random.Generator, int], _Draw], int]] = {
 
 @dataclass(frozen=True)
 class ToyData:
-    """A finite draw from one of the toys, event shape `[2]`.
+    """A finite sample of a toy distribution, event shape `[2]`.
 
     Attributes:
-        name: moons, eight_gaussians, checkerboard, pinwheel or spirals.
-        num_examples: How many examples each split holds.
-        seed: Of the draw; train and test are independent draws.
-        conditional: Whether the component that drew an example is its class.
+        name: "moons", "eight_gaussians", "checkerboard", "pinwheel" or "spirals".
+        num_examples: Number of examples in each split.
+        seed: Seed of the sample; the train and test splits are independent.
+        conditional: Whether the mixture component of each example is its class label.
     """
 
     name: str = "moons"
@@ -103,16 +104,16 @@ class ToyData:
         require_at_least("data.seed", self.seed, 0)
 
     def shape(self) -> tuple[tuple[int, ...], int | None]:
-        """The shape of one example and the number of classes, without drawing any."""
+        """Return the shape of one data point and the number of classes (None: unconditional)."""
         return (2,), _TOYS[self.name][1] if self.conditional else None
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
-        """Draw the examples of one split."""
-        # Random numbers and points, in float64.
+        """Sample the examples of one split."""
+        # An estimate for the random numbers and points, in float64.
         require_host_memory("data.num_examples", 48.0 * self.num_examples, "examples")
-        draw, num_components = _TOYS[self.name]
+        sample, num_components = _TOYS[self.name]
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])
-        points, labels = draw(generator, self.num_examples)
+        points, labels = sample(generator, self.num_examples)
         points = points.astype(np.float32)
         if not self.conditional:
             return Dataset(x=points)

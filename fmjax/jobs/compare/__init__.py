@@ -1,1 +1,1 @@
-"""`fmjax compare RUN`: fixed and adaptive solvers on one velocity field."""
+"""`fmjax compare RUN`: compare fixed and adaptive solvers on one velocity field."""

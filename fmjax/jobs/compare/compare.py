@@ -1,7 +1,7 @@
-"""Fixed against adaptive solvers on one velocity field, from shared starting points.
+"""Compare fixed and adaptive solvers on one velocity field, from the same source points.
 
-Every row of an ODE solver is measured against a tight Dopri8 solve. One program is compiled for
-each solver: grids of all lengths are padded to the longest, and tolerances are arguments.
+The end points of ODE solvers are compared with an accurate Dopri8 solve. One program is compiled
+for each solver: time grids are padded to the longest one, and tolerances are arguments.
 """
 
 import itertools
@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
@@ -26,13 +27,13 @@ from fmjax.solvers import Samples
 
 
 class Metric(NamedTuple):
-    """A figure of merit of the samples.
+    """A metric of sample quality.
 
     Attributes:
-        name: As it stands in tables and on axes.
-        evaluate: Samples `[n, *event]`, float32 in host memory, to a number.
-        floor: What real data score against real data, if known.
-        higher_is_better: As of a share of good samples; a distance is better when lower.
+        name: Name in tables and on axes.
+        evaluate: Computes the metric of samples `[n, *event]`, float32 NumPy arrays.
+        floor: Value of the metric for real data compared with real data, or None if unknown.
+        higher_is_better: Whether larger values are better.
     """
 
     name: str
@@ -42,11 +43,11 @@ class Metric(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of a comparison, with what it was measured on.
+    """One row of a comparison, with its end points.
 
     Attributes:
-        run: The figures.
-        x1: The end points, float32 on the host.
+        run: Errors, cost and metrics.
+        x1: The end points `[batch, *event]`, float32 in host memory.
     """
 
     run: SolverRun
@@ -60,7 +61,7 @@ def compare(
     cond: Cond = None,
     *,
     methods: Sequence[Method],
-    keys: Any = None,
+    keys: Key[Array, " batch"] | None = None,
     metrics: Sequence[Metric] = (),
     reference_tolerance: float | None = None,
     in_float64: bool = True,
@@ -69,31 +70,33 @@ def compare(
     on_row: Callable[[Row], None] = lambda row: None,
     progress: Progress = Silent(),
 ) -> Comparison:
-    """Solve from the same `x0` by every method at every setting, and measure each.
+    """Solve from the same `x0` with each method and setting, and measure cost, error and metrics.
 
     Args:
-        make_velocity_fn: The field of some parameters, for the reference; given float64
-            parameters, times and points it must compute in float64 for that to be of float64.
+        make_velocity_fn: Returns the velocity field for given parameters, for the reference. It
+            must compute in float64 if parameters, times and points are float64; otherwise the
+            reference is limited to float32.
         params: The parameters, a pytree of arrays.
-        x0: Shared starting points, float32.
-        cond: What the field is conditioned on.
+        x0: Source points shared by all solves, float32.
+        cond: Condition of the velocity field, one per sample.
         methods: The solvers and their settings (`fmjax.jobs.compare.methods`).
         keys: Random keys of the samples, `[batch]`, for stochastic methods.
-        metrics: Evaluated on the end points of every run.
-        reference_tolerance: Of the reference; None takes 1e-7 in float64, 1e-6 in float32.
-        in_float64: Whether the reference is of float64, where there is that; for models too large
-            to stand twice in memory it is not.
-        repeats: At most so many timed solves of each row; the median counts.
-        patience: Seconds after which a row is not timed again.
-        on_row: Hears of each row with its end points.
-        progress: Hears of each compilation and row.
+        metrics: Metrics to evaluate on the end points of each row.
+        reference_tolerance: Tolerance of the reference; None means 1e-7 in float64 and 1e-6 in
+            float32.
+        in_float64: Whether to compute the reference in float64 if the device supports it. Disable
+            it for models that do not fit in memory a second time.
+        repeats: Maximum number of timed solves of each row; the median time is reported.
+        patience: Seconds of solving after which a row is not timed again.
+        on_row: Called with each row and its end points.
+        progress: Receives a report for each compilation and row.
 
     Raises:
-        ValueError: If there is nothing to run.
+        ValueError: If there is no method with a setting.
     """
     solves = [(method, setting) for method in methods for setting in method.settings]
-    require(bool(solves), "comparison", "have a solver and a setting", "none")
-    # Of each program its cheapest setting, to be traced with and to warm it up.
+    require(bool(solves), "comparison", "have at least one solver with a setting", "none")
+    # Each program is traced and warmed up with its cheapest setting.
     cheapest = {method.solve: setting.steps for method, setting in reversed(solves)}
     lowered = (
         jax.jit(solve).lower(params, x0, keys, cond, steps) for solve, steps in cheapest.items()
@@ -104,16 +107,16 @@ def compare(
         reference = lower_reference(
             make_velocity_fn, params, x0, cond, reference_tolerance, in_float64=in_float64
         )
-        programs = _compiled(itertools.chain([reference.lowered], lowered))
+        programs = _compile_all(itertools.chain([reference.lowered], lowered))
         exact = solve_reference(reference, programs.pop(0))
         advance(1, note="reference")
         by_solve = dict(zip(cheapest, programs, strict=True))
         for solve, steps in cheapest.items():
-            # A program's first run is slower by what it loads and allocates: not to be timed.
+            # The first run also loads the program and allocates memory, so it is not timed.
             jax.block_until_ready(by_solve[solve](params, x0, keys, cond, steps))
         for method, setting in solves:
             run = partial(by_solve[method.solve], params, x0, keys, cond, setting.steps)
-            samples, seconds = _timed(run, repeats, patience)
+            samples, seconds = _time(run, repeats, patience)
             row = _row(method, setting, samples, seconds, exact.x1, metrics)
             on_row(row)
             rows.append(row.run)
@@ -131,14 +134,14 @@ def compare(
     )
 
 
-def _compiled(lowered: Iterable[jax.stages.Lowered]) -> list[Callable[..., Samples]]:
-    """Compile side by side, the first while the next is traced: XLA needs no interpreter."""
+def _compile_all(lowered: Iterable[jax.stages.Lowered]) -> list[Callable[..., Samples]]:
+    """Compile programs in parallel, and while the next is traced: XLA releases Python's lock."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(lambda low: low.compile(), lowered))
 
 
-def _timed(run: Callable[[], Samples], repeats: int, patience: float) -> tuple[Samples, float]:
-    """Run once, and again while patience lasts, at most `repeats` times; median seconds."""
+def _time(run: Callable[[], Samples], repeats: int, patience: float) -> tuple[Samples, float]:
+    """Run until `patience` seconds or `repeats` runs are reached; return the median seconds."""
     seconds: list[float] = []
     while True:
         start = time.perf_counter()
@@ -149,7 +152,12 @@ def _timed(run: Callable[[], Samples], repeats: int, patience: float) -> tuple[S
 
 
 def evaluated(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
-    """The metrics of finite samples; infinite ones have none but the worst."""
+    """Evaluate metrics; return the worst values if any sample is not finite.
+
+    Args:
+        metrics: The metrics.
+        x1: Samples `[n, *event]`.
+    """
     if not np.all(np.isfinite(x1)):
         return {m.name: 0.0 if m.higher_is_better else float("inf") for m in metrics}
     return {metric.name: float(metric.evaluate(x1.astype(np.float32))) for metric in metrics}
@@ -164,7 +172,7 @@ def _row(
     metrics: Sequence[Metric],
 ) -> Row:
     x1 = np.asarray(samples.x1, np.float64)
-    # Noise along the way leads elsewhere: there is no end point to be right or wrong about.
+    # Stochastic solvers have no reference end point.
     errors = np.full(len(x1), np.nan) if method.family == "stochastic" else rmse(x1, exact)
     run = SolverRun(
         solver=method.name,
@@ -188,7 +196,7 @@ def _step_ends(samples: Samples) -> tuple[float, ...]:
 
 
 def device_in_words() -> str:
-    """What the work runs on: "2 CPU cores", "4 x TPU v5e"."""
+    """Describe the devices of this run, such as "2 CPU cores" or "4 x TPU v5e"."""
     device, count = jax.devices()[0], jax.device_count()
     if device.platform == "cpu":
         return f"{os.cpu_count()} CPU cores"

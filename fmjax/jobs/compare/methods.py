@@ -1,25 +1,27 @@
-"""What a comparison runs: solvers, each with the settings that become its rows."""
+"""The solvers of a comparison, with the settings that form its rows."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax.config import SolveFn, Steps
 from fmjax.paths import VelocityFn, uniform_grid
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps, Samples, sample
+from fmjax.solvers.engine.diffrax_solvers import Solver
 
 
 class Setting(NamedTuple):
-    """Of a method, what makes one row.
+    """The steps or tolerances of a method for one row.
 
     Attributes:
-        steps: Given to its `solve`.
-        num_steps: How many they are, where they are fixed.
-        tolerance: rtol = atol, where they adapt.
+        steps: Argument of the method's `solve`.
+        num_steps: Number of fixed steps; None for adaptive steps.
+        tolerance: Relative and absolute tolerance of adaptive steps; None for fixed steps.
     """
 
     steps: Steps
@@ -28,13 +30,13 @@ class Setting(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way from noise to samples. Methods that share `solve` share its compiled program.
+    """A solver with its settings. Methods with the same `solve` share one compiled program.
 
     Attributes:
-        name: As the report has it, such as "Heun" or "Heun, calibrated grid".
+        name: Name in the report, such as "Heun" or "Heun, calibrated grid".
         family: "fixed", "adaptive" or "stochastic".
-        solve: Solves a batch.
-        settings: Its rows, from cheap to dear; each one's steps are of the same shapes.
+        solve: Computes a batch of samples from source points.
+        settings: Settings of the rows, from cheap to expensive. Their steps have the same shapes.
     """
 
     name: str
@@ -43,10 +45,17 @@ class Method(NamedTuple):
     settings: tuple[Setting, ...]
 
 
-def ode_solve(make_velocity_fn: Callable[[Params], VelocityFn], solver: Any) -> SolveFn:
-    """The solve of an ODE by one solver."""
+def ode_solve(make_velocity_fn: Callable[[Params], VelocityFn], solver: Solver) -> SolveFn:
+    """Return the function that solves an ODE with one solver.
 
-    def solve(params: Params, x0: Points, keys: Any, cond: Cond, steps: Steps) -> Samples:
+    Args:
+        make_velocity_fn: Returns the velocity field for given parameters.
+        solver: The solver, as for `fmjax.solvers.sample`.
+    """
+
+    def solve(
+        params: Params, x0: Points, keys: Key[Array, " batch"] | None, cond: Cond, steps: Steps
+    ) -> Samples:
         del keys
         return sample(make_velocity_fn(params), x0, cond, solver=solver, steps=steps)
 
@@ -56,22 +65,22 @@ def ode_solve(make_velocity_fn: Callable[[Params], VelocityFn], solver: Any) -> 
 def fixed_settings(
     num_steps: Iterable[int], make_grid: Callable[[int], jax.Array] | None = None
 ) -> tuple[Setting, ...]:
-    """Fixed steps of several numbers, padded alike so that one program serves them.
+    """Return settings with fixed steps, padded to one length so that they share a program.
 
     Args:
-        num_steps: How many.
-        make_grid: Where they lie; None takes equal steps.
+        num_steps: Number of steps of each setting.
+        make_grid: Returns the time grid for a number of steps; None means a uniform grid.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If a number of steps is not positive.
     """
-    numbers = sorted(num_steps)
-    require(min(numbers, default=1) > 0, "num_steps", "be positive", tuple(numbers))
+    counts = sorted(num_steps)
+    require(min(counts, default=1) > 0, "num_steps", "be positive", tuple(counts))
     make = uniform_grid if make_grid is None else make_grid
-    longest = max(numbers, default=1)
+    longest = max(counts, default=1)
     return tuple(
         Setting(FixedSteps(jnp.concatenate([make(n), jnp.ones(longest - n)])), num_steps=n)
-        for n in numbers
+        for n in counts
     )
 
 
@@ -80,7 +89,12 @@ def adaptive_settings(
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE,
     slots: int | None = None,
 ) -> tuple[Setting, ...]:
-    """Adaptive steps at several tolerances, relative and absolute alike.
+    """Return settings with adaptive steps.
+
+    Args:
+        tolerances: Relative and absolute tolerance of each setting.
+        control: How the errors of the samples in a batch determine the step size.
+        slots: Number of samples that are solved at the same time when streaming, or None.
 
     Raises:
         ValueError: If a tolerance is not positive.

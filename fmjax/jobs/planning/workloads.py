@@ -69,21 +69,21 @@ def training_step(
             devices.
     """
     experiment = build(config, event_shape, conditions)
-    batch_size = config.training.batch_size
-    require_batch_fits(batch_size, mesh, config.training.accumulation_steps)
-    batch = abstract_batch(event_shape, conditions, batch_size, mesh, paired=config.paired)
+    num_examples = config.training.batch_size
+    require_batch_fits(num_examples, mesh, config.training.accumulation_steps)
+    batch = abstract_batch(event_shape, conditions, num_examples, mesh, paired=config.paired)
     state = abstract_state(experiment.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
 
     def count() -> Counted:
-        flops = batch_size * step_flops(
+        flops = num_examples * step_flops(
             config, state.params, batch, *frozen, event_shape=event_shape, conditions=conditions
         )
         return Counted(flops, "step", config.training.num_steps)
 
     step = make_step(config, experiment, mesh, sharding)
-    return Work(mesh, step, (state, batch, *frozen), (state.params, *frozen), batch_size, count)
+    return Work(mesh, step, (state, batch, *frozen), (state.params, *frozen), num_examples, count)
 
 
 def step_flops(

@@ -1,1 +1,1 @@
-"""`fmjax generate`, `encode`, `export` and `compare FOLDER PROMPT`: released models."""
+"""Commands on released models: `fmjax generate`, `encode`, `export`, `compare FOLDER PROMPT`."""

@@ -1,16 +1,17 @@
-"""Solvers compared on a prompt: fixed and adaptive ones, from the same noises, on one model."""
+"""Compare fixed and adaptive solvers on a prompt with a released model, from the same noise."""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax._arrays import Cond, Params, Points, Times
 from fmjax._checks import (
     MAX_STEPS,
     require,
@@ -49,18 +50,18 @@ from fmjax.runs.folder import require_no_run
 from fmjax.runs.sampling.batches import noise
 from fmjax.sharding import batch_sharding, num_shares
 
-_SHOWN = 256  # Pixels of a picture's longer side in the gallery, at most.
+_MAX_SIDE = 256  # Maximum side of a picture in the gallery, in pixels.
 
 
 @dataclass(frozen=True)
 class ComparePromptConfig:
-    """Which solvers are compared on a prompt, and at what settings.
+    """Solvers and settings to compare on a prompt.
 
     Attributes:
-        fixed_solvers: Names of those that take each of `steps` steps on the model's own grid.
-        steps: Theirs.
-        adaptive_solvers: Names of those that adapt their steps to each of `tolerances`.
-        tolerances: Their rtol = atol.
+        fixed_solvers: Names of solvers with fixed steps on the time grid of the model.
+        steps: Numbers of steps of each solver in `fixed_solvers`.
+        adaptive_solvers: Names of solvers with adaptive steps.
+        tolerances: Tolerances, rtol = atol, of each solver in `adaptive_solvers`.
     """
 
     fixed_solvers: tuple[str, ...] = ("euler", "heun", "adams_bashforth_2")
@@ -78,9 +79,10 @@ class ComparePromptConfig:
             require_between("steps", number, 1, MAX_STEPS)
         for tolerance in self.tolerances:
             require_positive("tolerances", tolerance)
-        fixed = self.fixed_solvers and self.steps
-        some = fixed or (self.adaptive_solvers and self.tolerances)
-        require(bool(some), "comparison", "have a solver", "none")
+        has_fixed = bool(self.fixed_solvers and self.steps)
+        has_adaptive = bool(self.adaptive_solvers and self.tolerances)
+        rule = "have at least one solver with steps or tolerances"
+        require(has_fixed or has_adaptive, "comparison", rule, "none")
 
 
 def compare_prompt(
@@ -92,21 +94,21 @@ def compare_prompt(
     *,
     progress: Progress = Silent(),
 ) -> Comparison:
-    """Solve for pictures of a prompt by every solver at every setting; write tables and a page.
+    """Generate pictures of a prompt with every solver and setting, and write tables and a report.
 
-    Errors are those of the latents, against a tight solve of the same noises.
+    Errors are differences of latents from an accurate solve from the same noise.
 
     Args:
-        model: From `open_model`.
-        prompt: The text.
-        output: Folder of the results; what has their names is replaced.
-        config: Which solvers.
-        picture: Size, guidance, seed, number of pictures and the like; its solver, steps and batch
-            do not count: all pictures are solved at once.
-        progress: Hears of each row.
+        model: The model, from `open_model`.
+        prompt: The prompt.
+        output: Folder of the results; existing results in it are replaced.
+        config: Solvers and settings to compare.
+        picture: Size, guidance, seed, number of pictures and the like. Solver, steps and batch size
+            have no effect: all pictures form one batch.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the model cannot do what is asked, or there is nothing to compare.
+        ValueError: If the model does not support the request, or there is nothing to compare.
     """
     euler = dataclasses.replace(picture, solver="euler", steps=1)
     request = validate_request(model, euler, progress)
@@ -125,13 +127,13 @@ def _compare(
     config: ComparePromptConfig,
     progress: Progress,
 ) -> Comparison:
-    """`compare_prompt`, while the output is held."""
+    """Compare the solvers and write the results; the output folder is locked."""
     for name in ("comparison.csv", "comparison.json", "gallery.npz", "report.html"):
         require_target(output / name)
-    shares = num_shares(request.mesh)
-    num = -(-request.config.num_images // shares) * shares
+    shards = num_shares(request.mesh)
+    num = -(-request.config.num_images // shards) * shards
     with products_of(request.dtype):
-        rows, comparison = _solved(request, prompt, num, config, progress)
+        rows, comparison = _solve_all(request, prompt, num, config, progress)
         flat = np.concatenate([latents for _, latents in rows])
         images = decode_latents(request, flat, progress)
         images = images.reshape(len(rows), num, *images.shape[1:])
@@ -139,7 +141,8 @@ def _compare(
     write_csv(comparison, output / "comparison.csv")
     write_json(comparison, output / "comparison.json")
     gallery = [
-        GalleryEntry.of(run, _shrunk(shown)) for (run, _), shown in zip(rows, images, strict=True)
+        GalleryEntry.of(run, _shrink(pictures))
+        for (run, _), pictures in zip(rows, images, strict=True)
     ]
     write_gallery(gallery, output / "gallery.npz")
     page = write_report(_report(request, prompt, num, config, comparison, gallery), output)
@@ -147,14 +150,18 @@ def _compare(
     return comparison
 
 
-def _solved(
+def _solve_all(
     request: GenerationRequest,
     prompt: str,
     num: int,
     config: ComparePromptConfig,
     progress: Progress,
 ) -> tuple[list[tuple[SolverRun, np.ndarray]], Comparison]:
-    """Every row with its latents; the transformer lives no longer than this call."""
+    """Solve each row of the comparison; the weights are freed when this function returns.
+
+    Returns:
+        Each row with its latents, and the comparison.
+    """
     mesh = request.mesh
     text, null = encode_request(request, [prompt], progress)
     scale = guidance_scale(request, null)
@@ -168,41 +175,45 @@ def _solved(
     )
     experiment = released_experiment(request, loaded, text, null)
 
-    def field(params: Any) -> Any:
+    def field(params: Params) -> CountedField:
         velocity_fn = guided(experiment, params, scale)
 
-        def on_mesh(t: Any, x: Any, cond: Any = None) -> Any:
+        def on_mesh(t: Times, x: Points, cond: Cond = None) -> Points:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return velocity_fn(t, x, cond)
 
         return CountedField(on_mesh, partial(evaluations, velocity_fn))
 
-    place = batch_sharding(mesh)
+    sharding = batch_sharding(mesh)
     x0 = noise(jax.random.key(request.config.seed), jnp.arange(num), request.latents.event_shape)
-    cond = jax.device_put(condition(request, text, np.zeros(num, int)), place)
-    found: list[tuple[SolverRun, np.ndarray]] = []
+    cond = jax.device_put(condition(request, text, np.zeros(num, int)), sharding)
+    rows: list[tuple[SolverRun, np.ndarray]] = []
     comparison = compare(
         field,
         loaded.params,
-        jax.device_put(x0, place),
+        jax.device_put(x0, sharding),
         cond,
         methods=_methods(request, config, field),
-        # Of bfloat16 a tighter solve would follow the rounding.
+        # With bfloat16, a smaller tolerance would resolve rounding errors.
         reference_tolerance=None if request.dtype == "float32" else 1e-3,
         in_float64=request.dtype == "float32" and jax.default_backend() == "cpu",
-        on_row=lambda row: found.append((row.run, row.x1)),
+        on_row=lambda row: rows.append((row.run, row.x1)),
         progress=progress,
     )
-    return found, comparison
+    return rows, comparison
 
 
-def _methods(request: GenerationRequest, config: ComparePromptConfig, field: Any) -> list[Method]:
-    def own_grid(num_steps: int) -> jax.Array:
+def _methods(
+    request: GenerationRequest,
+    config: ComparePromptConfig,
+    field: Callable[[Params], CountedField],
+) -> list[Method]:
+    def model_grid(num_steps: int) -> jax.Array:
         return jnp.asarray(released_times(request.model, request.latents, num_steps))
 
     methods = []
     for name in config.fixed_solvers:
-        settings = fixed_settings(config.steps, own_grid)
+        settings = fixed_settings(config.steps, model_grid)
         solve = ode_solve(field, ODE_SOLVERS[name]())
         methods.append(Method(f"{solver_title(name)}, the model's steps", "fixed", solve, settings))
     for name in config.adaptive_solvers:
@@ -213,17 +224,18 @@ def _methods(request: GenerationRequest, config: ComparePromptConfig, field: Any
 
 
 def _size(request: GenerationRequest) -> tuple[int, int]:
+    """Height and width of the pictures in pixels."""
     height, width, _ = request.latents.event_shape
     return height * request.latents.factor, width * request.latents.factor
 
 
-def _shrunk(images: np.ndarray) -> np.ndarray:
-    """Pictures small enough for a page, means of squares of their pixels."""
-    factor = -(-max(images.shape[1:3]) // _SHOWN)
+def _shrink(images: np.ndarray) -> np.ndarray:
+    """Shrink pictures by averaging blocks of pixels until they fit the gallery."""
+    factor = -(-max(images.shape[1:3]) // _MAX_SIDE)
     height, width = (side // factor * factor for side in images.shape[1:3])
     num, channels = len(images), images.shape[-1]
-    cut = images[:, :height, :width].reshape(num, height // factor, factor, -1, factor, channels)
-    return cut.mean((2, 4))
+    blocks = images[:, :height, :width].reshape(num, height // factor, factor, -1, factor, channels)
+    return blocks.mean((2, 4))
 
 
 def _report(
@@ -238,8 +250,8 @@ def _report(
     settings = {"picture": request.config, "solvers": config}
     return Report(
         title=f"“{prompt}”",
-        summary=f"{num} picture{'' if num == 1 else 's'} of {width}x{height} by "
-        f"{request.model.path.resolve().name}, by each solver from the same noise.",
+        summary=f"{num} picture{'' if num == 1 else 's'} of {width}x{height} pixels by "
+        f"{request.model.path.resolve().name} with each solver, from the same noise.",
         comparison=comparison,
         config=json.loads(
             json.dumps(

@@ -1,16 +1,16 @@
-"""Images with captions as a released model sees them, once for many trainings."""
+"""Encode images and captions with the encoders of a released model, for training."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Text
+from fmjax._arrays import Params, Text, TextShape
 from fmjax._checks import (
     require,
     require_at_least,
@@ -20,7 +20,7 @@ from fmjax._checks import (
 )
 from fmjax._files import fingerprint, require_folder, require_outside, require_space
 from fmjax._locks import lock_folder
-from fmjax._progress import COMPILING, Progress, Silent
+from fmjax._progress import COMPILING, Advance, Progress, Silent
 from fmjax.data import (
     CaptionedImages,
     Dataset,
@@ -46,16 +46,17 @@ from fmjax.sharding import MeshConfig, batch_sharding, make_mesh, num_shares
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How images with captions are encoded.
+    """Settings of encoding images with captions.
 
     Attributes:
-        size: Side of the squares that images are cut to, in pixels.
-        test_every: About one image in so many is a test image.
-        max_tokens: Of a caption, that the largest text encoder sees; None takes the usual number.
-        batch_size: Images at once.
-        examples_per_shard: Of the files.
-        dtype: Of text encoders and files: "float32" or "bfloat16".
-        mesh: The layout of the devices. By default each has images of its own.
+        size: Side of the squares that images are cropped to, in pixels.
+        test_every: About one in `test_every` images is a test image.
+        max_tokens: Maximum number of tokens per caption of the largest text encoder; None uses the
+            default of the model.
+        batch_size: Number of images per batch.
+        examples_per_shard: Number of examples per file.
+        dtype: Data type of the text encoders and the files, "float32" or "bfloat16".
+        mesh: Mesh of devices. By default, devices encode different images.
     """
 
     size: int = 1024
@@ -75,9 +76,14 @@ class EncodeConfig:
 
 
 class _Encoders(NamedTuple):
-    """Everything of a model that looks at images or captions, on the devices."""
+    """The encoders of a model, with their weights on the devices.
 
-    text: Callable[[list[str]], tuple[Text, Any]]
+    Attributes:
+        text: Encodes captions; returns the result and its sizes.
+        image: Encodes images `[num, height, width, channel]` to latents.
+    """
+
+    text: Callable[[list[str]], tuple[Text, TextShape]]
     image: Callable[[np.ndarray], np.ndarray]
 
 
@@ -89,72 +95,72 @@ def encode(
     *,
     progress: Progress = Silent(),
 ) -> None:
-    """Write latents and encoded captions of a folder of images, for `EncodedData`.
+    """Encode a folder of images with captions, and write latents and texts for `EncodedData`.
 
-    Latents are the means that the autoencoder gives, shifted and scaled as the model wants them.
-    Started again, it goes on with the shards that are missing.
+    Latents are the means of the autoencoder, shifted and scaled as in the model. Shards that exist
+    already are kept, so an interrupted call can be repeated.
 
     Args:
-        model: From `open_model`; its transformer is not needed.
-        images: A folder of images with captions, as `CaptionedImages` has it.
-        output: The new folder.
-        config: How.
-        progress: Hears of each part.
+        model: The model, from `open_model`; its transformer is not needed.
+        images: A folder of images with captions in the layout of `CaptionedImages`.
+        output: The output folder.
+        config: Settings of the encoding.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If images and captions do not belong together, the size is no multiple of the
-            autoencoder's, or the output folder is a run or holds another set.
+        ValueError: If images and captions do not match, the size is not a multiple of the factor of
+            the autoencoder, or the output folder is a run folder or holds another dataset.
     """
-    require_unicode("output", output.absolute())  # ArrayRecord writes to no other name.
+    require_unicode("output", output.absolute())  # ArrayRecord needs a UTF-8 path.
     _check_output(output, images, model)
     with lock_folder(output, "output folder"):
         _encode(model, images, output, config, progress)
 
 
 def _check_output(output: Path, images: Path, model: ModelFolder) -> None:
-    """Raise unless a set can be written there without a change to what it is made of."""
+    """Raise unless the output folder differs from run folders and from the input folders."""
     require_folder(output)
     require_no_run(output)
     require_outside(output, model.path)
     require_outside(output, images)
-    for split in SPLITS:  # Images may lie in the folder, but not where its shards go.
+    for split in SPLITS:  # The output folder may contain the images, but its splits may not.
         require_outside(images, output / split, "images")
 
 
 def _encode(
     model: ModelFolder, images: Path, output: Path, config: EncodeConfig, progress: Progress
 ) -> None:
-    """`encode`, while the output is held."""
+    """Encode all splits; the output folder is locked."""
     latents = latents_of(model, config.size, config.size)
     validate_model(model, transformer=False, max_tokens=config.max_tokens)
-    source = CaptionedImages(str(images), config.size, config.test_every)
-    found: dict[str, Dataset] = {}
+    data = CaptionedImages(str(images), config.size, config.test_every)
+    datasets: dict[str, Dataset] = {}
     for split in SPLITS:
         try:
-            found[split] = source.load(split, progress=progress)
+            datasets[split] = data.load(split, progress=progress)
         except NoSuchSplit as error:
-            require(split != "train", "images", "hold some to train on", error)
-            progress.say(f"without test images: {error}")
+            require(split != "train", "images", "include training images", error)
+            progress.say(f"no test images: {error}")
     with products_of(config.dtype):
-        made = _write_splits(model, config, found, output, latents.event_shape, progress)
-    total = sum(map(len, found.values()))
-    there = f", {total - made} were there" if made < total else ""
-    progress.say(f"encoded {made} examples to {output}{there}")
+        num_encoded = _write_splits(model, config, datasets, output, latents.event_shape, progress)
+    num_existing = sum(map(len, datasets.values())) - num_encoded
+    existing = f", {num_existing} examples existed already" if num_existing else ""
+    progress.say(f"encoded {num_encoded} examples to {output}{existing}")
 
 
 def _write_splits(
     model: ModelFolder,
     config: EncodeConfig,
-    found: dict[str, Dataset],
+    datasets: dict[str, Dataset],
     output: Path,
     event_shape: tuple[int, ...],
     progress: Progress,
 ) -> int:
-    """Write what is missing; how many examples these were."""
-    encoders, made = _load(model, config, progress), 0
+    """Write the missing shards; return the number of examples that were encoded."""
+    encoders, num_encoded = _load(model, config, progress), 0
     _, text = encoders.text([""])
-    for split, dataset in found.items():
-        # What was encoded of other pictures, or by another model, is not to be gone on with.
+    for split, dataset in datasets.items():
+        # Fingerprints, so that shards of other images or of another model are not continued.
         assert dataset.captions is not None
         assert isinstance(dataset.x, ImageFiles)
         about = {
@@ -177,43 +183,46 @@ def _write_splits(
         missing = missing_shards(folder, manifest)
         require_space(output, manifest.num_bytes(missing), f"{split} records")
         total = sum(len(manifest.examples(number)) for number in missing)
-        made += total
+        num_encoded += total
         with progress.task(f"encoding {split}", total) as advance:
             advance(0, COMPILING)
             for number in missing:
-                arrays = _encoded(dataset, manifest.examples(number), encoders, config, advance)
+                arrays = _encode_shard(
+                    dataset, manifest.examples(number), encoders, config, advance
+                )
                 write_shard(folder, manifest, number, arrays)
-    return made
+    return num_encoded
 
 
 def _files_of(model: ModelFolder) -> Iterator[Path]:
-    """What decides how the model sees images and captions."""
+    """The files of a model that determine the encodings of images and captions."""
     for part in ("vae", *filter(model.has, model.encoders)):
         yield model.path / part / "config.json"
         yield from find_files(model.path / part)
         if part in model.encoders:
-            words = sorted((model.path / tokenizer_part(part)).iterdir())
-            yield from (path for path in words if path.is_file())
+            tokenizer_files = sorted((model.path / tokenizer_part(part)).iterdir())
+            yield from (file for file in tokenizer_files if file.is_file())
 
 
-def _encoded(
-    dataset: Dataset, numbers: range, encoders: _Encoders, config: EncodeConfig, advance: Any
+def _encode_shard(
+    dataset: Dataset, examples: range, encoders: _Encoders, config: EncodeConfig, advance: Advance
 ) -> dict[str, np.ndarray]:
-    """The arrays of some examples, batch after batch."""
+    """Encode the examples of one shard in batches."""
     assert dataset.captions is not None
     parts: dict[str, list[np.ndarray]] = {LATENTS: [], TOKENS: [], POOLED: []}
-    for first in range(0, len(numbers), config.batch_size):
-        rows = np.array(numbers[first : first + config.batch_size])
-        text, _ = encoders.text([dataset.captions.texts[row] for row in rows])
-        parts[LATENTS].append(encoders.image(dataset.points(rows)))
+    for first in range(0, len(examples), config.batch_size):
+        indices = np.array(examples[first : first + config.batch_size])
+        text, _ = encoders.text([dataset.captions.texts[index] for index in indices])
+        parts[LATENTS].append(encoders.image(dataset.points(indices)))
         parts[TOKENS].append(text.tokens)
         parts[POOLED].append(text.pooled)
-        advance(len(rows))
-    kind = jnp.dtype(config.dtype)
-    return {name: np.concatenate(arrays).astype(kind) for name, arrays in parts.items()}
+        advance(len(indices))
+    dtype = jnp.dtype(config.dtype)
+    return {name: np.concatenate(arrays).astype(dtype) for name, arrays in parts.items()}
 
 
 def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Encoders:
+    """Load the text encoders and the autoencoder."""
     mesh = make_mesh(config.mesh)
     encoding = PromptEncoding(config.max_tokens, config.dtype, config.batch_size)
     encoders = [
@@ -223,32 +232,33 @@ def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Enco
         for part in model.encoders
     ]
 
-    said = _Warnings(progress)
+    warnings = _WarningsOnly(progress)
 
-    def text(captions: list[str]) -> tuple[Text, Any]:
-        return combine_encodings(model, [one and one(captions, said) for one in encoders], encoding)
+    def text(captions: list[str]) -> tuple[Text, TextShape]:
+        outputs = [encoder and encoder(captions, warnings) for encoder in encoders]
+        return combine_encodings(model, outputs, encoding)
 
     component, params = model.load("vae", mesh=mesh, dtype="float32", progress=progress)
-    place, shares = batch_sharding(mesh), num_shares(mesh)
+    sharding, shards = batch_sharding(mesh), num_shares(mesh)
 
     @jax.jit
-    def latents(params: Any, images: jax.Array) -> jax.Array:
+    def latents(params: Params, images: jax.Array) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return component.config.scaled(component.network.encode(params, images)[0])
 
     def image(images: np.ndarray) -> np.ndarray:
-        # One on each device at a time: of a large one the attention takes gigabytes.
-        found = []
-        for first in range(0, len(images), shares):
-            rows = np.minimum(np.arange(first, first + shares), len(images) - 1)
-            found.append(np.asarray(latents(params, jax.device_put(images[rows], place))))
-        return np.concatenate(found)[: len(images)]
+        # One image per device at a time, because attention on large images takes gigabytes.
+        parts = []
+        for first in range(0, len(images), shards):
+            indices = np.minimum(np.arange(first, first + shards), len(images) - 1)
+            parts.append(np.asarray(latents(params, jax.device_put(images[indices], sharding))))
+        return np.concatenate(parts)[: len(images)]
 
     return _Encoders(text, image)
 
 
-class _Warnings(Silent):
-    """Hears of what is cut off, not of every batch."""
+class _WarningsOnly(Silent):
+    """Pass lines, such as warnings about truncated captions, on to `progress`, and ignore tasks."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

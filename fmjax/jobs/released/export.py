@@ -1,10 +1,9 @@
-"""What a run made of released weights, written as diffusers reads it."""
+"""Export the weights of a run of a released network in the format of diffusers."""
 
 import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,86 +43,90 @@ def export_run(
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Path:
-    """Write the averaged weights of a run of a released network.
+    """Write the averaged (EMA) weights of a run of a released network.
 
-    They are of the type of the released weights; what was not trained is what it was, byte for
-    byte.
+    The weights have the data types of the released weights. Weights that were not trained are
+    byte-for-byte equal to the released weights.
 
     Args:
         path: The run folder.
-        output: Where to: of adapters a folder or a .safetensors file; else a folder.
-        merged: Of adapters, write the released weights with them added.
-        pipeline: Write the whole released pipeline, not its transformer alone.
-        overwrite: Write into a folder that holds files.
-        progress: Hears of the weights.
+        output: The output folder; for LoRA adapters, a folder or a .safetensors file.
+        merged: Whether to merge LoRA adapters into the released weights and write those.
+        pipeline: Whether to write the entire pipeline instead of its transformer only.
+        overwrite: Whether to replace existing files.
+        progress: Receives progress reports.
 
     Returns:
         The file or folder that was written.
 
     Raises:
-        ValueError: If the run has no released weights or no checkpoint, there is something at
-            `output`, or nothing to be merged or no pipeline there.
+        ValueError: If the run has no released weights or no checkpoint, `output` exists, `merged`
+            is set for a run without adapters, or the released model is not a pipeline.
     """
     config = read_config(path)
     if config.pretrained is None:
         raise ValueError(
-            f"run {path} must be of a released network (pretrained.folder) to "
-            "be exported, got one of its own"
+            f"run {path} must start from a released network (pretrained.folder) to "
+            "be exported, got a run without pretrained.folder"
         )
-    source, lora = config.pretrained.path, config.pretrained.lora
+    released, lora = config.pretrained.path, config.pretrained.lora
     require(
         lora is not None or not merged, "merged", "be left out for a run without adapters", merged
     )
-    tensors = merged or lora is None
-    require(tensors or not pipeline, "pipeline", "go with merged, of a run of adapters", pipeline)
+    all_weights = merged or lora is None
+    rule = "be combined with merged for a run of adapters"
+    require(all_weights or not pipeline, "pipeline", rule, pipeline)
     if pipeline:
-        require(is_model_folder(source), "pretrained.folder", "be a pipeline to write one", source)
-    if not tensors:
+        rule = "be a pipeline to write a pipeline"
+        require(is_model_folder(released), "pretrained.folder", rule, released)
+    if not all_weights:
         file = output if output.suffix == ".safetensors" else output / LORA_FILE
         require_target(file)
         require(
             overwrite or not file.exists(),
             f"file {file}",
             "be new (--overwrite replaces it)",
-            "one that exists",
+            "an existing file",
         )
         with lock_file(file):
             mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
-            tuning, params = _trained(path, config, mesh)
+            tuning, params = _restore(path, config, mesh)
             save_lora(file, params, tuning)
         return file
-    require_apart(source, output)
+    require_apart(released, output)
     require_folder(output)
     require_no_run(output)
-    require_space(output, size_of(source if pipeline else transformer_folder(source)), "weights")
+    require_space(
+        output, size_of(released if pipeline else transformer_folder(released)), "weights"
+    )
     with lock_folder(output, "output folder"):
         require_new(output, overwrite)
         with filling(output):
-            _export_tensors(path, config, output, pipeline=pipeline, progress=progress)
+            _export_weights(path, config, output, pipeline=pipeline, progress=progress)
     return output
 
 
-def _export_tensors(
+def _export_weights(
     path: Path, config: Config, output: Path, *, pipeline: bool, progress: Progress
 ) -> None:
-    """Write all weights into a folder that is held."""
+    """Write all weights; the output folder is locked."""
     assert config.pretrained is not None
-    source, lora = config.pretrained.path, config.pretrained.lora
+    released, lora = config.pretrained.path, config.pretrained.lora
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
-    tuning, params = _trained(path, config, mesh)
+    tuning, params = _restore(path, config, mesh)
     if lora is None:
-        loaded = _whole(source, tuning, params, mesh, progress)
+        loaded = _combine_with_frozen(released, tuning, params, mesh, progress)
     else:
-        loaded = _merged(source, tuning, params, mesh, progress)
+        loaded = _merge_adapters(released, tuning, params, mesh, progress)
     if pipeline:
         parts = {"transformer": loaded}
-        save_model(open_model(source), output, parts, overwrite=True, progress=progress)
+        save_model(open_model(released), output, parts, overwrite=True, progress=progress)
     else:
-        save_component(transformer_folder(source), output, loaded, progress=progress)
+        save_component(transformer_folder(released), output, loaded, progress=progress)
 
 
-def _trained(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
-    """What learned, as its average is."""
+def _restore(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
+    """Restore the averaged weights that were trained."""
     tuning = build(config, *read_model(path)).tuning
     assert tuning is not None
     like = jax.eval_shape(tuning.net.init, jax.random.key(0))
@@ -131,24 +134,27 @@ def _trained(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
     return tuning, restore_ema(RunFolder(path).checkpoints, like)[0]
 
 
-def _merged(source: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: Progress) -> Loaded:
+def _merge_adapters(
+    released: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: Progress
+) -> Loaded:
+    """Load the released transformer with the adapters `params` merged into its weights."""
     with (
-        tempfile.TemporaryDirectory() as folder,
-        at_stop(partial(shutil.rmtree, folder, ignore_errors=True)),
+        tempfile.TemporaryDirectory() as temporary,
+        at_stop(partial(shutil.rmtree, temporary, ignore_errors=True)),
     ):
-        file = Path(folder) / LORA_FILE
+        file = Path(temporary) / LORA_FILE
         save_lora(file, params, tuning)
-        where = transformer_folder(source)
-        return load_component(where, mesh=mesh, lora=file, progress=progress)
+        folder = transformer_folder(released)
+        return load_component(folder, mesh=mesh, lora=file, progress=progress)
 
 
-def _whole(source: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: Progress) -> Loaded:
-    """All weights of a network that learned itself, in the types of its files."""
-    where = transformer_folder(source)
-    rest = tuning.load(source, tuning.frozen(mesh), dtype=tuning.dtype, progress=progress)
-    views, leaves = flatten_dict(tuning.views), flatten_dict(combine(params, rest))
-    with TensorFiles(find_files(where)) as files:
-        cast: dict[str, Any] = {
-            name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()
-        }
-    return Loaded(make_component(read_about(where / "config.json")), unflatten_dict(cast))
+def _combine_with_frozen(
+    released: Path, tuning: Tuning, params: Params, mesh: Mesh, progress: Progress
+) -> Loaded:
+    """Combine trained and frozen weights, in the data types of the released files."""
+    folder = transformer_folder(released)
+    frozen = tuning.load(released, tuning.frozen(mesh), dtype=tuning.dtype, progress=progress)
+    views, leaves = flatten_dict(tuning.views), flatten_dict(combine(params, frozen))
+    with TensorFiles(find_files(folder)) as files:
+        cast = {name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()}
+    return Loaded(make_component(read_about(folder / "config.json")), unflatten_dict(cast))

@@ -1,4 +1,4 @@
-"""Pictures of prompts with a released model: encode, solve, decode, each with its own weights."""
+"""Generate pictures of prompts with a released model: encode, solve and decode."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Text
+from fmjax._arrays import Params, Text
 from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
 from fmjax._memory import require_host_memory
@@ -39,14 +39,14 @@ from fmjax.sharding import batch_sharding
 
 
 class Pictures(NamedTuple):
-    """What became of prompts.
+    """Generated pictures, with their latents and costs.
 
     Attributes:
-        prompts: Of each picture.
-        images: `[num, height, width, channel]` in [-1, 1].
-        latents: Which they were decoded from, `[num, height, width, channel]`.
-        nfe: Network evaluations of each.
-        succeeded: Whether each solve arrived.
+        prompts: The prompt of each picture.
+        images: Images in [-1, 1], `[num, height, width, channel]`.
+        latents: The latents that were decoded, `[num, height, width, channel]`.
+        nfe: Number of network evaluations of each picture, `[num]`.
+        succeeded: Whether the solve of each picture reached t = 1, `[num]`.
     """
 
     prompts: tuple[str, ...]
@@ -62,57 +62,63 @@ def generate(
     config: GenerateConfig = GenerateConfig(),  # noqa: B008 (frozen)
     *,
     latents: Path | None = None,
-    on_image: Callable[[int, np.ndarray], None] = lambda number, image: None,
+    on_image: Callable[[int, np.ndarray], None] = lambda index, image: None,
     progress: Progress = Silent(),
 ) -> Pictures:
-    """Make pictures: `config.num_images` of each prompt, one prompt after the other.
+    """Generate `config.num_images` pictures of each prompt, grouped by prompt.
 
-    Text encoders, transformer and autoencoder are on the devices one at a time.
+    Text encoders, transformer and autoencoder occupy the devices one after the other.
 
     Args:
-        model: From `open_model`.
-        prompts: Texts.
-        config: How.
-        latents: An .npz file with noise to start from, `init_latents` in diffusers' layout, one
-            for each picture.
-        on_image: Hears of each picture's number and pixels as soon as it is decoded.
-        progress: Hears of each part.
+        model: The model, from `open_model`.
+        prompts: The prompts.
+        config: Settings of the solver, the size, the guidance and the like.
+        latents: An .npz file with the noise of each picture, as `init_latents` in the layout of
+            diffusers; None draws noise from the seed.
+        on_image: `(index, image)` is called as soon as each picture is decoded.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the model cannot do what is asked, or a part of it is missing or damaged.
+        ValueError: If the model does not support the request, or files of it are missing or
+            damaged.
     """
     request = validate_request(model, config, progress)
     require_at_least("the number of prompts", len(prompts), 1)
     height, width, _ = request.latents.event_shape
-    # Pixels as bytes, and latents of 4 bytes.
+    # One byte per pixel and channel, and float32 latents.
     size = 3.0 * request.latents.factor**2 * height * width
     size += 4.0 * math.prod(request.latents.event_shape)
     require_host_memory("num_images", len(prompts) * config.num_images * size, "pictures")
-    asked = tuple(prompt for prompt in prompts for _ in range(config.num_images))
-    starts = None
+    repeated = tuple(prompt for prompt in prompts for _ in range(config.num_images))
+    x0 = None
     if latents is not None:
-        starts = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
-        rule = f"hold noise for the {len(asked)} pictures"
-        require(len(starts) == len(asked), "init_latents", rule, len(starts))
+        x0 = read_latents(read_npz(latents), request.latents, model.kind == FLUX)
+        rule = f"hold noise for {len(repeated)} pictures"
+        require(len(x0) == len(repeated), "init_latents", rule, len(x0))
     validate_model(model, lora=config.lora, max_tokens=config.max_tokens)
     with products_of(request.dtype):
         cond, null = encode_request(request, prompts, progress)
-        solved = _solved(request, asked, cond, null, starts, progress)
+        solved = _solve(request, len(repeated), cond, null, x0, progress)
         images = decode_latents(request, solved["x1"], progress, on_image)
-    return Pictures(asked, images, solved["x1"], solved["nfe"], solved["succeeded"])
+    return Pictures(repeated, images, solved["x1"], solved["nfe"], solved["succeeded"])
 
 
 def encode_request(
     request: GenerationRequest, prompts: Sequence[str], progress: Progress = Silent()
 ) -> tuple[Text, Text | None]:
-    """The prompts' text, and that of the negative prompt, where guidance asks for it."""
+    """Encode prompts and, for classifier-free guidance, the negative prompt.
+
+    Returns:
+        The encoded prompts, and the encoded negative prompt, or None without classifier-free
+        guidance.
+    """
     encoding = PromptEncoding(request.config.max_tokens, request.dtype)
     texts = list(prompts)
-    guides = not request.distilled and (request.guidance or 0.0) > 1.0
-    if guides:
+    classifier_free = not request.distilled and (request.guidance or 0.0) > 1.0
+    if classifier_free:
         texts.append(request.config.negative or "")
     text, _ = encode_prompts(request.model, texts, encoding, mesh=request.mesh, progress=progress)
-    if not guides:
+    if not classifier_free:
         return text, None
     return jax.tree.map(lambda a: a[:-1], text), jax.tree.map(lambda a: a[-1:], text)
 
@@ -122,41 +128,47 @@ def released_experiment(
     loaded: Loaded,
     cond: Text,
     null: Text | None,
-    watch: SolveProgress | None = None,
+    solve_progress: SolveProgress | None = None,
 ) -> Experiment:
-    """A released transformer as an experiment that solvers take.
+    """Make an `Experiment` from a released transformer, without objective and optimizer.
 
     Args:
-        request: What is asked.
-        loaded: The transformer.
-        cond: The prompts' text.
-        null: The negative prompt's.
-        watch: Hears of the times at which the network is asked.
+        request: The request.
+        loaded: The transformer with its weights.
+        cond: The encoded prompts.
+        null: The encoded negative prompt, or None.
+        solve_progress: Receives the time of each network evaluation.
     """
     net = velocity_net(loaded, request.latents.event_shape, cond)
-    if watch is not None:
-        net = net._replace(apply=watch.over(net.apply))
-    nothing: Any = None
-    return Experiment(net, nothing, nothing, AffinePath(), Prediction.VELOCITY, null)
+    if solve_progress is not None:
+        net = net._replace(apply=solve_progress.over(net.apply))
+    no_training: Any = None
+    return Experiment(net, no_training, no_training, AffinePath(), Prediction.VELOCITY, null)
 
 
-def condition(request: GenerationRequest, cond: Text, rows: np.ndarray) -> Text:
-    """The text of some pictures, with the scale for models that take it as an input."""
-    picked = Text(cond.tokens[rows], cond.pooled[rows])
+def condition(request: GenerationRequest, cond: Text, indices: np.ndarray) -> Text:
+    """Select encoded prompts, and add the guidance scale if it is an input of the network.
+
+    Args:
+        request: The request.
+        cond: The encoded prompts.
+        indices: Index of the prompt of each picture.
+    """
+    selected = Text(cond.tokens[indices], cond.pooled[indices])
     if not request.distilled or request.guidance is None:
-        return picked
-    return picked._replace(guidance=np.full(len(rows), request.guidance, np.float32))
+        return selected
+    return selected._replace(guidance=np.full(len(indices), request.guidance, np.float32))
 
 
-def _solved(
+def _solve(
     request: GenerationRequest,
-    asked: tuple[str, ...],
+    num_samples: int,
     cond: Text,
     null: Text | None,
-    starts: np.ndarray | None,
+    x0: np.ndarray | None,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
-    """The latents of all pictures; the transformer's weights live no longer than this call."""
+    """Solve for the latents of all pictures; the weights are freed when this function returns."""
     config, mesh = request.config, request.mesh
     loaded = load_transformer(
         request.model,
@@ -166,11 +178,11 @@ def _solved(
         lora=config.lora,
         lora_scale=config.lora_scale,
     )
-    batches = list(even_batches(len(asked), config.batch_size, mesh))
-    with SolveProgress(progress, "sampling", len(batches)) as watch:
-        experiment = released_experiment(request, loaded, cond, null, watch)
+    batches = list(even_batches(num_samples, config.batch_size, mesh))
+    with SolveProgress(progress, "sampling", len(batches)) as solve_progress:
+        experiment = released_experiment(request, loaded, cond, null, solve_progress)
         sampling = SamplingConfig(
-            num_samples=len(asked),
+            num_samples=num_samples,
             solver=config.solver,
             num_steps=config.steps or 1,
             guidance=guidance_scale(request, null),
@@ -184,14 +196,15 @@ def _solved(
             config.seed,
             mesh,
         )
-        place, parts = batch_sharding(mesh), []
+        sharding, parts = batch_sharding(mesh), []
         for indices, kept in batches:
-            rows = jax.device_put(condition(request, cond, indices // config.num_images), place)
-            x0 = None if starts is None else jax.device_put(jnp.asarray(starts[indices]), place)
-            solved = draw(loaded.params, jax.device_put(indices, place), rows, x0)
-            named = {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
-            parts.append({name: np.asarray(array)[kept] for name, array in named.items()})
-            watch.next()
+            text = condition(request, cond, indices // config.num_images)
+            start = None if x0 is None else jax.device_put(jnp.asarray(x0[indices]), sharding)
+            inputs = jax.device_put((indices, text), sharding)
+            solved = draw(loaded.params, *inputs, start)
+            arrays = {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
+            parts.append({name: np.asarray(array)[kept] for name, array in arrays.items()})
+            solve_progress.next()
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -199,15 +212,25 @@ def decode_latents(
     request: GenerationRequest,
     latents: np.ndarray,
     progress: Progress = Silent(),
-    on_image: Callable[[int, np.ndarray], None] = lambda number, image: None,
+    on_image: Callable[[int, np.ndarray], None] = lambda index, image: None,
 ) -> np.ndarray:
-    """Images of latents, one after the other; large ones in tiles."""
+    """Decode latents to images one by one, large images in tiles.
+
+    Args:
+        request: The request.
+        latents: Latents, `[num, height, width, channel]`.
+        progress: Receives progress reports.
+        on_image: `(index, image)` is called after each image.
+
+    Returns:
+        Images in [-1, 1], `[num, height, width, channel]`.
+    """
     loaded = request.model.load("vae", mesh=request.mesh, dtype="float32", progress=progress)
     config, vae = loaded.component.config, loaded.component.network
     tile = max(1, request.config.tile // request.latents.factor)
 
     @jax.jit
-    def decode(params: Any, latents: jax.Array) -> jax.Array:
+    def decode(params: Params, latents: jax.Array) -> jax.Array:
         with jax.sharding.use_abstract_mesh(request.mesh.abstract_mesh):
             return decode_tiled(vae.decode, params, config.unscaled(latents), tile=tile)
 
@@ -216,8 +239,8 @@ def decode_latents(
     images = np.empty((len(latents), *size, config.channels_out), np.float32)
     with progress.task("decoding", len(latents)) as advance:
         advance(0, COMPILING)
-        for number, one in enumerate(latents):
-            images[number] = np.asarray(decode(loaded.params, one[None]))[0]
-            on_image(number, images[number])
+        for index, latent in enumerate(latents):
+            images[index] = np.asarray(decode(loaded.params, latent[None]))[0]
+            on_image(index, images[index])
             advance()
     return images

@@ -1,16 +1,16 @@
-"""Pictures of prompts as files, each of which says what it is of."""
+"""Write generated pictures as PNG files with their settings as metadata."""
 
 import dataclasses
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image, PngImagePlugin
 
 from fmjax._checks import require
 from fmjax._files import (
@@ -29,12 +29,12 @@ _FOLDER = Path("pictures")
 
 
 class PictureWriter:
-    """Writes each picture of a request as a PNG that says what it is of, as soon as it is there.
+    """Write the pictures of a request as PNG files, each as soon as it is decoded.
 
-    Its metadata hold the prompt, and all settings as JSON under "fmjax".
+    The metadata hold the prompt under "prompt" and all settings as JSON under "fmjax".
 
     Attributes:
-        paths: What was written.
+        paths: The files that were written.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class PictureWriter:
         latents: Path | None = None,
         inputs: Sequence[Path] = (),
     ) -> None:
-        """Choose the files.
+        """Check that the files can be written.
 
         Args:
-            request: What is asked.
-            prompts: One for each picture.
-            output: Name of the file, numbered if there are several; by default the prompt's words,
-                in the folder `pictures`, with a number where there is such a file already.
-            latents: The file with the noise, where it does not come from the seed.
-            inputs: Files that are read, which no picture may replace.
+            request: The request.
+            prompts: One prompt per picture.
+            output: The output file, with a number added for several pictures. By default, a new
+                file in the folder `pictures`, named by the words of the prompt.
+            latents: The file with the noise, or None if the noise is drawn from the seed.
+            inputs: Input files, which no picture may replace.
 
         Raises:
-            ValueError: If the name is not that of a PNG, or of a file that can be written.
-            OSError: If no file can be written there.
+            ValueError: If `output` is not a PNG file that can be written.
+            OSError: If no file can be created in the folder.
         """
-        ending = "" if output is None else output.suffix
-        require(ending in ("", ".png"), "output", "end in .png", output)
+        suffix = "" if output is None else output.suffix
+        require(suffix in ("", ".png"), "output", "end in .png", output)
         self._request, self._prompts, self._output = request, tuple(prompts), output
         self._noise = (
             {"seed": request.config.seed} if latents is None else {"latents": latents.name}
@@ -70,13 +70,13 @@ class PictureWriter:
         self._check_targets(inputs)
 
     def _check_targets(self, inputs: Sequence[Path]) -> None:
-        """Whether all files can be written: known before minutes of work."""
+        """Raise unless all files can be written, before the pictures are computed."""
         if self._output is None:
             require_folder(_FOLDER)
         else:
             require_target(self._output, inputs=inputs)
-            for number in range(len(self._prompts)):
-                require_target(self._path(number), inputs=inputs)
+            for index in range(len(self._prompts)):
+                require_target(self._file(index), inputs=inputs)
         height, width, _ = self._request.latents.event_shape
         pixels = height * width * self._request.latents.factor**2
         folder = _FOLDER if self._output is None else self._output.parent
@@ -85,35 +85,40 @@ class PictureWriter:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Hold the files that were named, so that no other process writes them meanwhile."""
-        named = () if self._output is None else (self._path(0),)
-        with lock_outputs(*named):
+        """Lock the output files, if `output` was given, against writes of other processes."""
+        files = () if self._output is None else (self._file(0),)
+        with lock_outputs(*files):
             yield
 
-    def __call__(self, number: int, image: np.ndarray) -> None:
-        """Write the picture of that number."""
-        prompt = self._prompts[number]
-        about = _about(self._request, number, prompt, image, self._noise)
-        named = self._output is not None
-        # A name that nothing has is chosen: two processes must not choose the same.
-        with nullcontext() if named else lock_folder(_FOLDER, on_wait=lambda _: None):
-            path = self._path(number)
-            with write_atomically(path) as temporary:
-                _image(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, about))
-        self.paths.append(path)
+    def __call__(self, index: int, image: np.ndarray) -> None:
+        """Write the picture at `index`, with pixels in [-1, 1]."""
+        prompt = self._prompts[index]
+        settings = _settings(self._request, index, prompt, image, self._noise)
+        has_name = self._output is not None
+        # Lock the folder while an unused name is chosen, so that processes choose different names.
+        with nullcontext() if has_name else lock_folder(_FOLDER, on_wait=lambda _: None):
+            file = self._file(index)
+            with write_atomically(file) as temporary:
+                _to_pil(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, settings))
+        self.paths.append(file)
 
-    def _path(self, number: int) -> Path:
-        end = f"-{number}" if len(self._prompts) > 1 else ""
+    def _file(self, index: int) -> Path:
+        end = f"-{index}" if len(self._prompts) > 1 else ""
         if self._output is not None:
             return self._output.with_name(f"{self._output.stem}{end}.png")
-        noise = "-".join(f"{name}{slug(str(of))}" for name, of in self._noise.items())
-        stem = f"{slug(self._prompts[number])}-{noise}{end}"
+        noise = "-".join(f"{name}{slug(str(value))}" for name, value in self._noise.items())
+        stem = f"{slug(self._prompts[index])}-{noise}{end}"
         return unused(_FOLDER, stem, ".png")
 
 
-def _about(
-    request: GenerationRequest, number: int, prompt: str, image: np.ndarray, noise: dict[str, Any]
-) -> dict[str, Any]:
+def _settings(
+    request: GenerationRequest,
+    index: int,
+    prompt: str,
+    image: np.ndarray,
+    noise: Mapping[str, int | str],
+) -> dict[str, object]:
+    """The settings that reproduce a picture, as JSON values."""
     config = dataclasses.asdict(request.config)
     lora = request.config.lora
     config |= {"lora": None if lora is None else lora.name} | ({} if lora else {"lora_scale": None})
@@ -124,20 +129,20 @@ def _about(
     return {name: value for name, value in config.items() if value is not None} | {
         **noise,
         "prompt": prompt,
-        "number": number,
+        "number": index,
         "model": request.model.path.resolve().name,
         "height": image.shape[0],
         "width": image.shape[1],
     }
 
 
-def unused(folder: Path, stem: str, ending: str = "") -> Path:
-    """A name in a folder that nothing has: the stem, or with -v2, -v3, .. behind it.
+def unused(folder: Path, stem: str, suffix: str = "") -> Path:
+    """The first unused name in a folder among `stem`, `stem-v2`, `stem-v3` and so on.
 
-    A folder in which a killed process has left nothing but a lock counts as nothing.
+    Names of empty folders, and of folders with only the lock of a killed process, count as unused.
     """
-    stems = itertools.chain([stem], (f"{stem}-v{number}" for number in itertools.count(2)))
-    paths = (folder / f"{name}{ending}" for name in stems)
+    stems = itertools.chain([stem], (f"{stem}-v{version}" for version in itertools.count(2)))
+    paths = (folder / f"{name}{suffix}" for name in stems)
     return next(path for path in paths if not os.path.lexists(path) or _is_empty(path))
 
 
@@ -146,38 +151,35 @@ def _is_empty(path: Path) -> bool:
 
 
 def slug(prompt: str) -> str:
-    """A prompt's words as the name of a file."""
+    """The words of a prompt as part of a file name, at most 60 characters."""
     return "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
 
 
-def _image(image: np.ndarray) -> Any:
-    from PIL import Image
-
+def _to_pil(image: np.ndarray) -> Image.Image:
+    """Convert pixels in [-1, 1] to an 8-bit image."""
     levels = np.clip(np.rint((image.astype(np.float64) + 1.0) * 127.5), 0, 255).astype(np.uint8)
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
-def _metadata(prompt: str, about: dict[str, Any]) -> Any:
-    from PIL.PngImagePlugin import PngInfo
-
-    found = PngInfo()
-    found.add_itxt("prompt", prompt)
-    found.add_itxt("fmjax", json.dumps(about, ensure_ascii=False))
-    return found
+def _metadata(prompt: str, settings: Mapping[str, object]) -> PngImagePlugin.PngInfo:
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt("prompt", prompt)
+    metadata.add_itxt("fmjax", json.dumps(settings, ensure_ascii=False))
+    return metadata
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one on each line; empty lines count for nothing.
+def read_prompts(file: Path) -> list[str]:
+    """Read the prompts of a text file, one per line; empty lines are ignored.
 
     Raises:
-        ValueError: If the file is not there, no text or empty.
+        ValueError: If the file does not exist, is not UTF-8 text or has no prompts.
     """
-    require_exists("prompts", path)
-    require(path.is_file(), "prompts", "be a text file", f"the folder {path}")
+    require_exists("prompts", file)
+    require(file.is_file(), "prompts", "be a text file", f"the folder {file}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"file {path} must be text, got {error}") from error
-    found = [line.strip() for line in lines if line.strip()]
-    require(bool(found), f"file {path}", "hold a prompt on each line", "no line")
-    return found
+        raise ValueError(f"file {file} must be UTF-8 text, got {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    require(bool(prompts), f"file {file}", "have one prompt per line", "no prompts")
+    return prompts

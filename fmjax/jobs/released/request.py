@@ -1,4 +1,4 @@
-"""What is asked of a released model, checked against it before any weights are read."""
+"""Validate a generation request against a released model before any weights are read."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,16 +19,16 @@ from fmjax.solvers import SDE_SOLVERS, AdaptiveSteps, ErrorControl, FixedSteps
 
 
 class GenerationRequest(NamedTuple):
-    """What is asked of a model, checked against it before any weights are read.
+    """A validated request to generate pictures with a released model.
 
     Attributes:
-        model: The folder.
-        config: What was asked for.
-        latents: Their sizes.
-        steps: Of the solver.
-        guidance: Its scale; None for a model without.
-        dtype: Of weights and computation.
-        mesh: The devices.
+        model: The folder of the model.
+        config: The requested settings.
+        latents: Sizes of the latents.
+        steps: Steps of the solver.
+        guidance: Guidance scale; None for a model without guidance.
+        dtype: Data type of weights and computation, "float32" or "bfloat16".
+        mesh: The mesh of devices.
     """
 
     model: ModelFolder
@@ -41,43 +41,44 @@ class GenerationRequest(NamedTuple):
 
     @property
     def distilled(self) -> bool:
-        """Whether guidance is an input of the network."""
+        """Whether the guidance scale is an input of the network (guidance distillation)."""
         return kind_of(self.model).distilled
 
 
 def validate_request(
     model: ModelFolder, config: GenerateConfig, progress: Progress = Silent()
 ) -> GenerationRequest:
-    """Raise for what a model cannot do, by its configs alone; `validate_model` looks at its files.
+    """Check a request against the config files of a model and resolve its defaults.
+
+    `validate_model` checks the files of the weights.
 
     Args:
-        model: From `open_model`.
-        config: What is requested.
+        model: The model, from `open_model`.
+        config: The requested settings.
         progress: Receives one line if the guidance scale has no effect.
 
     Raises:
-        ValueError: For sizes that are no multiples of the patch times the autoencoder's factor,
-            a guidance scale other than 0 and 1 of a model without guidance, a negative prompt of
-            one that takes none.
+        ValueError: If the size is not a multiple of the patch size times the factor of the
+            autoencoder, or the model does not support the guidance scale or a negative prompt.
     """
     kind = kind_of(model)
     latents = latents_of(model, config.height, config.width)
     if config.lora is not None:
         require_exists("lora", config.lora)
     if kind.distilled:
-        rule = "be left out for FLUX, which has learned to do with one evaluation"
+        rule = "be left out for FLUX, which does not use classifier-free guidance"
         require(config.negative is None, "negative", rule, repr(config.negative))
     guidance = _guidance(kind, config.guidance, progress)
     if config.negative is not None:
         assert guidance is not None
-        rule = "be above 1 with a negative prompt, which else does nothing"
+        rule = "be above 1 with a negative prompt, which has no effect otherwise"
         require(guidance > 1.0, "guidance", rule, guidance)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    # Of an SDE every sample has steps of its own: they follow its noise.
-    own = config.solver in SDE_SOLVERS
-    control = ErrorControl.PER_SAMPLE if own else ErrorControl.LARGEST_SAMPLE
+    # SDE solvers adapt the steps of each sample to the noise of that sample.
+    is_sde = config.solver in SDE_SOLVERS
+    control = ErrorControl.PER_SAMPLE if is_sde else ErrorControl.LARGEST_SAMPLE
     steps: Steps = AdaptiveSteps(config.rtol, config.atol, control)
     if config.steps is not None or config.solver == "euler":
         steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
@@ -85,34 +86,34 @@ def validate_request(
 
 
 def _guidance(kind: Kind, scale: float | None, progress: Progress) -> float | None:
-    """The scale that pictures are guided by; None for a model without guidance.
+    """Resolve the guidance scale; None for a model without guidance.
 
-    Of classifier-free guidance, 1 or less is none, as in diffusers: the scale is then 1.
+    As in diffusers, scales of at most 1 disable classifier-free guidance; the result is then 1.
     """
     if scale is None:
         return kind.guidance
     if kind.guidance is None:
         rule = "be 0 or 1, or left out, for a model without guidance (schnell)"
         require(scale in (0.0, 1.0), "guidance", rule, scale)
-        progress.say(f"guidance {scale:g} has no effect: the model has no guidance (schnell)")
+        progress.say(f"guidance {scale:g} has no effect: this model has no guidance (schnell)")
         return None
     if kind.distilled or scale >= 1.0:
         return scale
-    progress.say(f"guidance {scale:g} has no effect: this model is guided by scales above 1")
+    progress.say(f"guidance {scale:g} has no effect: this model needs a scale above 1")
     return 1.0
 
 
 def guidance_scale(request: GenerationRequest, null: Text | None) -> float:
-    """Of classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance; 1 disables it."""
     return 1.0 if null is None or request.guidance is None else float(request.guidance)
 
 
 @contextlib.contextmanager
 def products_of(dtype: str) -> Iterator[None]:
-    """Products of matrices as exact as that type asks for.
+    """Set the precision of matrix products to full float32 in the block if `dtype` is "float32".
 
-    Of float32 a GPU or TPU takes less than that, unless it is told.
+    By default, GPUs and TPUs compute float32 products with lower precision.
     """
-    usual = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    with jax.default_matmul_precision("highest" if dtype == "float32" else usual):
+    default = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    with jax.default_matmul_precision("highest" if dtype == "float32" else default):
         yield

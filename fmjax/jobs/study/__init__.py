@@ -1,1 +1,1 @@
-"""`fmjax study`: several trainings, measured alike."""
+"""`fmjax study`: train several configs and measure their samples in the same way."""

@@ -1,4 +1,4 @@
-"""A study: several trainings, each sampled in several ways, measured alike, in one table."""
+"""Run a study: train several configs, sample each with several settings, and tabulate metrics."""
 
 import hashlib
 from dataclasses import replace
@@ -60,47 +60,50 @@ from fmjax.runs.sampling.files import (
 from fmjax.runs.sampling.run_samples import draw_from
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")
-MIN_FEATURE_SAMPLES = 4  # Samples that have a third neighbour, and so precision and recall.
+MIN_FEATURE_SAMPLES = 4  # Precision and recall use the third nearest neighbor of each sample.
 
 
-def run_study(config: StudyConfig, path: Path, *, progress: Progress = Silent()) -> Comparison:
-    """Train every run, sample it in every way, measure it, and write the table.
+def run_study(config: StudyConfig, folder: Path, *, progress: Progress = Silent()) -> Comparison:
+    """Train all runs of a study, sample and measure each, and write the table.
 
-    What is there already is kept: trainings are resumed, and rows of the same weights and
-    settings are not drawn again. `PATH/NAME` are the run folders, `PATH/comparison.json` and
-    `.csv` the table, `PATH/gallery.npz` some samples of every row.
+    Existing results are kept: trainings are resumed, and samples are not computed again for rows
+    with the same weights and settings. The study folder contains the run folders (`NAME/`), the
+    table (`comparison.json` and `comparison.csv`) and some samples of each row (`gallery.npz`).
 
     Args:
         config: The study.
-        path: Its folder.
-        progress: Hears of every part.
+        folder: The study folder.
+        progress: Receives progress reports.
+
+    Returns:
+        The table, with one row for each run and sampling.
 
     Raises:
-        ValueError: If the data have no classes to measure by, or a run's folder holds
-            something else.
+        ValueError: If the data have no class labels for the classifier, a sampling does not fit its
+            run, or a run folder contains another run or other files.
     """
-    # Whatever can refuse does so before hours of training.
+    # All checks precede the training, which may take hours.
     for run_config in config.runs:
-        rule = "be left on in a study, which measures samples by the classifier"
+        rule = "be True in a study, which measures samples with the classifier"
         classifier = run_config.evaluation.classifier
         require(classifier, f"evaluation.classifier of {run_config.name}", rule, classifier)
         _require_samplings(run_config, config.ways(run_config))
     event_shape, _ = config.runs[0].data.shape()
     require_samples_fit("num_samples", config.num_samples, event_shape)
     require_samples_fit("num_paths", config.num_paths, event_shape)
-    require_folder(path)
-    require_no_run(path)
-    with lock_folder(path, "study folder"):
+    require_folder(folder)
+    require_no_run(folder)
+    with lock_folder(folder, "study folder"):
         for training in config.all_trainings:
-            with lock_run(path / training.name, _in_study(training, config, path)):
+            with lock_run(folder / training.name, _in_study(training, config, folder)):
                 pass
-        return _run_study(config, path, progress)
+        return _run_study(config, folder, progress)
 
 
-def _run_study(config: StudyConfig, path: Path, progress: Progress) -> Comparison:
-    """`run_study`, while the folder is held."""
-    folder, rows, gallery = RunFolder(path), [], []
-    measure = _measure_of(config, progress)
+def _run_study(config: StudyConfig, folder: Path, progress: Progress) -> Comparison:
+    """Implement `run_study`, after its checks and with the study folder locked."""
+    files, rows, gallery = RunFolder(folder), [], []
+    measure = _make_measure(config, progress)
     comparison = Comparison(
         runs=(),
         num_samples=config.num_samples,
@@ -109,69 +112,79 @@ def _run_study(config: StudyConfig, path: Path, progress: Progress) -> Compariso
         higher_is_better=HIGHER_IS_BETTER,
     )
     for run_config in config.runs:
-        runs = [_trained(each, config, path, progress) for each in config.trainings(run_config)]
+        runs = [
+            _train_and_measure_paths(training, config, folder, progress)
+            for training in config.trainings(run_config)
+        ]
         for sampling in config.ways(run_config):
-            found = [
+            seed_rows = [
                 _row(
                     run,
-                    replace(sampling, seed=sampling.seed + nth),
+                    replace(sampling, seed=sampling.seed + offset),
                     config.num_samples,
-                    path / "rows",
+                    folder / "rows",
                     measure,
                     progress,
                 )
-                for nth, run in enumerate(runs)
+                for offset, run in enumerate(runs)
             ]
-            rows.append(mean_row([row for row, _ in found]))
-            gallery.append(GalleryEntry.of(*found[0]))
-        # After each: a study that is stopped leaves a table of what it has.
+            rows.append(mean_row([row for row, _ in seed_rows]))
+            gallery.append(GalleryEntry.of(*seed_rows[0]))
+        # Written after each run, so that an interrupted study leaves a table.
         comparison = comparison._replace(runs=tuple(rows))
-        write_csv(comparison, folder.comparison.with_suffix(".csv"))
-        write_gallery(gallery, folder.gallery)
-        write_json(comparison, folder.comparison)
-    progress.say(f"wrote {folder.comparison} and {folder.comparison.with_suffix('.csv')}")
+        write_csv(comparison, files.comparison.with_suffix(".csv"))
+        write_gallery(gallery, files.gallery)
+        write_json(comparison, files.comparison)
+    progress.say(f"wrote {files.comparison} and {files.comparison.with_suffix('.csv')}")
     return comparison
 
 
-def _in_study(config: Config, study: StudyConfig, path: Path) -> Config:
-    """The config of a training, with its teacher in the study's folder."""
+def _in_study(config: Config, study: StudyConfig, folder: Path) -> Config:
+    """Replace the name of a teacher that belongs to the study by its run folder."""
     names = {training.name for training in study.all_trainings}
     if config.reflow is None or config.reflow.teacher not in names:
         return config
-    teacher = str((path / config.reflow.teacher).resolve())
+    teacher = str((folder / config.reflow.teacher).resolve())
     return replace(config, reflow=replace(config.reflow, teacher=teacher))
 
 
-def _trained(config: Config, study: StudyConfig, path: Path, progress: Progress) -> Run:
-    """Train one of the study's and follow its paths."""
-    run = train(_in_study(config, study, path), path / config.name, progress=progress)
+def _train_and_measure_paths(
+    config: Config, study: StudyConfig, folder: Path, progress: Progress
+) -> Run:
+    """Train one run of the study and measure the straightness of its trajectories."""
+    run = train(_in_study(config, study, folder), folder / config.name, progress=progress)
     if run.folder.paths.is_file():
-        known = read_paths(run.folder.paths)
-        if (known.step, known.num_paths, known.guidance) == (run.step, study.num_paths, 1.0):
+        result = read_paths(run.folder.paths)
+        if (result.step, result.num_paths, result.guidance) == (run.step, study.num_paths, 1.0):
             return run
     measure_paths(run, SamplingConfig(), study.num_paths, progress=progress)
     return run
 
 
 class _Measure(NamedTuple):
-    """What samples are held against.
+    """Metrics of samples, with the real data to which they are compared.
 
     Attributes:
-        classifier: Its features, and its opinion of labels.
-        labels: What samples are asked to be: the shares of the training set.
-        real: Features of training examples.
-        as_many: Of some of them, as many as there are samples.
-        floors: What test examples score.
+        classifier: Classifier that computes features and predicts labels.
+        labels: Class labels of the samples, with the class frequencies of the training set.
+        real_features: Features of training examples.
+        subset_features: Features of a random subset with as many examples as there are samples.
+        floors: Value of each metric for test examples.
     """
 
     classifier: ImageClassifier
     labels: np.ndarray
-    real: np.ndarray
-    as_many: np.ndarray
+    real_features: np.ndarray
+    subset_features: np.ndarray
     floors: dict[str, float]
 
     def __call__(self, x1: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
-        """The metrics of finite samples; the worst if they are too few to tell."""
+        """Compute the metrics of finite samples; return the worst values if there are too few.
+
+        Args:
+            x1: Finite samples, `[num, *event]`.
+            labels: Class labels with which they were generated, `[num]`, or None.
+        """
         if len(x1) < MIN_FEATURE_SAMPLES:
             worst = {
                 "Frechet distance": float("inf"),
@@ -181,51 +194,51 @@ class _Measure(NamedTuple):
             }
             return worst if labels is None else worst | {"Recognised": 0.0}
         features = self.classifier.features(x1)
-        shares = precision_recall(features, self.as_many)
-        found = {
-            "Frechet distance": frechet_distance(features, self.real),
+        shares = precision_recall(features, self.subset_features)
+        metrics = {
+            "Frechet distance": frechet_distance(features, self.real_features),
             **{name.capitalize(): getattr(shares, name) for name in PrecisionRecall._fields},
             AS_REAL: high_frequency_share(x1),
         }
-        if labels is not None:  # Of samples that were asked to be something.
-            found["Recognised"] = self.classifier.accuracy(x1, labels)
-        return found
+        if labels is not None:
+            metrics["Recognised"] = self.classifier.accuracy(x1, labels)
+        return metrics
 
 
 def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> None:
-    """Raise unless the run can be trained, and sampled in each of these ways."""
+    """Raise unless the run can be trained, and sampled with each of the settings."""
     event_shape, conditions = run.data.shape()
-    rule = "be classes or none for a study"
-    words = isinstance(conditions, TokenShape)
-    require(not words, f"conditions of {run.name}", rule, "captions")
+    rule = "be class labels or None in a study"
+    has_captions = isinstance(conditions, TokenShape)
+    require(not has_captions, f"conditions of {run.name}", rule, "captions")
     experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:
-        guided = sampling.guidance == 1.0 or (run.conditional and run.loss.label_drop > 0)
-        require(
-            guided,
-            "samplings",
-            f'be without guidance for {run.name}, which knows no "no class"',
-            sampling.guidance,
-        )
+        is_guidable = run.conditional and run.loss.label_drop > 0
+        rule = f"have guidance 1 for {run.name}, which has no classes or has loss.label_drop = 0"
+        require(sampling.guidance == 1.0 or is_guidable, "samplings", rule, sampling.guidance)
         make_solve(experiment, sampling)
-        sampling.make_steps(run.path.schedule, Tabulated())  # Any calibrated grid would do.
+        # Any calibrated grid serves for this check.
+        sampling.make_steps(run.path.schedule, Tabulated())
 
 
-def _measure_of(config: StudyConfig, progress: Progress) -> _Measure:
+def _make_measure(config: StudyConfig, progress: Progress) -> _Measure:
+    """Load the classifier and real data, and measure the test examples for the floors."""
     data, num_samples = config.runs[0].data, config.num_samples
     classifier, test = data_classifier(data, progress=progress), test_split(data, progress)
     if classifier is None or test is None or test.labels is None:
-        raise ValueError("study data must be images with classes and a test set, got others")
+        raise ValueError("study data must be images with classes and a test set, got other data")
     train_set = data.load("train", progress=progress)
-    enough = num_samples <= min(len(train_set), len(test))
-    require(enough, "num_samples", f"be at most the {len(test)} test examples", num_samples)
+    limit = min(len(train_set), len(test))
+    rule = f"be at most {limit}, the number of examples in the smaller of training and test set"
+    require(num_samples <= limit, "num_samples", rule, num_samples)
     with progress.task("measuring real data", 1) as advance:
-        each = np.linspace(0, len(train_set) - 1, min(len(train_set), MAX_REAL)).astype(int)
-        real = classifier.features(train_set.points(each))
-        some = np.random.default_rng(0).permutation(len(real))[:num_samples]
-        measure = _Measure(classifier, labels_like(train_set, num_samples, 0), real, real[some], {})
-        held = slice(num_samples)
-        floors = measure(test.points(held), test.labels[held])
+        indices = np.linspace(0, len(train_set) - 1, min(len(train_set), MAX_REAL)).astype(int)
+        features = classifier.features(train_set.points(indices))
+        subset = np.random.default_rng(0).permutation(len(features))[:num_samples]
+        labels = labels_like(train_set, num_samples, 0)
+        measure = _Measure(classifier, labels, features, features[subset], {})
+        first = slice(num_samples)
+        floors = measure(test.points(first), test.labels[first])
         advance(1)
     return measure._replace(floors=floors)
 
@@ -238,29 +251,32 @@ def _row(
     measure: _Measure,
     progress: Progress,
 ) -> tuple[SolverRun, np.ndarray]:
-    """One row and some of its samples, from its files if they are of these weights."""
-    asked = replace(sampling, num_samples=num_samples)
-    # By more than their names: a training may have been replaced by another of as many steps.
-    config = hashlib.sha256(to_json(run.config).encode()).hexdigest()[:12]
-    stem = folder / f"{run.config.name}-step{run.step}-{config}-{settings_name(asked)}"
-    figures, pictures = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
+    """Compute one row and some of its samples, or read them from files of the same weights."""
+    sampling = replace(sampling, num_samples=num_samples)
+    # The file name contains a digest of the config, because a run may have been replaced by another
+    # run with the same name and number of steps.
+    digest = hashlib.sha256(to_json(run.config).encode()).hexdigest()[:12]
+    stem = f"{run.config.name}-step{run.step}-{digest}-{settings_name(sampling)}"
+    row_file, images_file = folder / f"{stem}.json", folder / f"{stem}.npz"
     try:
-        return row_from_json(figures.read_text(encoding="utf-8")), read_npz(pictures)["images"]
+        return row_from_json(row_file.read_text(encoding="utf-8")), read_npz(images_file)["images"]
     except (OSError, KeyError, ValueError):
-        pass  # Not there, or cut short: drawn again.
-    progress.say(f"{run.config.name}: {settings_name(asked)}")
+        pass  # The files are missing or incomplete: sample again.
+    progress.say(f"{run.config.name}: {settings_name(sampling)}")
     labels = None if run.num_classes is None else measure.labels
-    drawn = draw_from(run, asked, SampleConditions.of_classes(labels), progress=progress)
-    row = _figures(run, asked, drawn, measure)
-    # One of each class, where the labels come in random order.
-    first = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
-    write_npz(pictures, images=drawn.x1[first])
-    write_text(figures, row_to_json(row))
-    return row, drawn.x1[first]
+    drawn = draw_from(run, sampling, SampleConditions.of_classes(labels), progress=progress)
+    row = _measured_row(run, sampling, drawn, measure)
+    # The first sample of each class.
+    shown = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
+    write_npz(images_file, images=drawn.x1[shown])
+    write_text(row_file, row_to_json(row))
+    return row, drawn.x1[shown]
 
 
-def _figures(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure) -> SolverRun:
-    arrived = drawn.succeeded
+def _measured_row(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure) -> SolverRun:
+    """Measure samples and describe how they were computed."""
+    succeeded = drawn.succeeded
+    labels = None if drawn.labels is None else drawn.labels[succeeded]
     fixed = sampling.num_steps is not None
     stochastic = is_stochastic(sampling.solver)
     return SolverRun(
@@ -275,6 +291,6 @@ def _figures(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure
         rmse_mean=float("nan"),
         rmse_worst=float("nan"),
         seconds=drawn.seconds * len(drawn.x1),
-        succeeded=float(arrived.mean()),
-        metrics=measure(drawn.x1[arrived], None if drawn.labels is None else drawn.labels[arrived]),
+        succeeded=float(succeeded.mean()),
+        metrics=measure(drawn.x1[succeeded], labels),
     )

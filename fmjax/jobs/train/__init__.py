@@ -1,1 +1,1 @@
-"""`fmjax train` and `fmjax reflow`."""
+"""`fmjax train` and `fmjax reflow`: train a config into a run folder."""

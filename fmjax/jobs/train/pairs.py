@@ -1,15 +1,16 @@
-"""The pairs of source and target that a trained flow makes, on disk."""
+"""Generate pairs of source point and data point with a trained flow, and store them on disk."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
 from fmjax._files import require_folder, require_space
 from fmjax._locks import lock_folder
@@ -36,28 +37,32 @@ from fmjax.sharding import all_or_none, batch_sharding, is_main
 from fmjax.solvers import invert
 from fmjax.training.checkpoints.digests import sealed_as
 
-_STREAM = 2**31  # Numbers of the pairs' noises; those of samples count from 0.
-_MOST_SHARDS = 512
+# Index of the noise of the first pair. Samples use the indices from 0, so that pairs and samples
+# have different noise.
+_FIRST_NOISE_INDEX = 2**31
+_MAX_SHARDS = 512
 
 
 def pairs_folder(config: ReflowConfig) -> Path:
-    """Where the pairs lie."""
+    """Return the folder of the pairs."""
     return Path(config.teacher) / "pairs" if config.pairs is None else Path(config.pairs)
 
 
 def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silent()) -> Pairs:
-    """Make the pairs that are not there yet, and open them all.
+    """Generate the missing pairs and open all pairs.
 
-    Shard after shard, each whole or not at all: stopped, it goes on where it was. Of several
-    processes each makes its share, on its own devices.
+    Each shard is written completely or not at all, so an interrupted call can be repeated and
+    continues with the next shard. Each process of a run generates a part of the shards on its local
+    devices.
 
     Args:
-        teacher: The flow, opened with `alone=True`.
-        config: How many, and how.
-        progress: Hears of every batch.
+        teacher: The flow that generates the pairs, opened with `alone=True`.
+        config: Number of pairs, sampling settings, and folder.
+        progress: Receives a report for each batch.
 
     Raises:
-        ValueError: If the folder holds pairs that were made otherwise, or a pair did not arrive.
+        ValueError: If the folder contains pairs made with other settings, or a trajectory did not
+            reach its end.
     """
     folder, manifest = pairs_folder(config), _manifest(teacher, config)
     with ExitStack() as stack:
@@ -68,17 +73,18 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
             if is_main():
                 prepare_records(folder, manifest)
                 require_space(folder, manifest.num_bytes(missing_shards(folder, manifest)), "pairs")
-        with all_or_none("listing the pairs"):  # Before any process adds to them.
+        with all_or_none("listing the pairs"):  # Before any process writes one.
             missing = missing_shards(folder, manifest)
         with all_or_none("making pairs"):
-            mine = missing[jax.process_index() :: jax.process_count()]
-            if mine:
-                _make_shards(teacher, config, folder, manifest, mine, progress)
+            shards = missing[jax.process_index() :: jax.process_count()]
+            if shards:
+                _make_shards(teacher, config, folder, manifest, shards, progress)
     with all_or_none("opening the pairs"):
         return open_pairs(folder, teacher.event_shape, teacher.num_classes)
 
 
 def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
+    """Describe the pairs by the teacher's weights and the settings that determine them."""
     sampling = dataclasses.asdict(config.sampling)
     for name in ("num_samples", "batch_size"):
         del sampling[name]
@@ -92,23 +98,26 @@ def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
     return RecordManifest(
         pair_fields(teacher.event_shape, teacher.num_classes is not None),
         num_examples=config.num_pairs,
-        examples_per_shard=max(LEAST_PER_SHARD, -(-config.num_pairs // _MOST_SHARDS)),
+        examples_per_shard=max(LEAST_PER_SHARD, -(-config.num_pairs // _MAX_SHARDS)),
         about=json.loads(json.dumps(about, default=str)),
     )
 
 
-class _Way(NamedTuple):
-    """One direction in which pairs are made.
+_SolvePairs = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+class _Direction(NamedTuple):
+    """A way to generate pairs: from source points to data points, or the reverse.
 
     Attributes:
-        points: Of some numbers, where they begin.
-        labels: Of some numbers, or None.
-        solve: `(params, points, numbers, labels) -> (x0, x1, succeeded)`, jitted.
+        points: Returns the known points of the pairs with the given indices.
+        labels: Returns the class labels of the pairs with the given indices, or None.
+        solve: `(params, points, noise_indices, labels) -> (x0, x1, succeeded)`, jitted.
     """
 
-    points: Callable[[np.ndarray], Any]
+    points: Callable[[np.ndarray], np.ndarray | jax.Array]
     labels: Callable[[np.ndarray], np.ndarray | None]
-    solve: Callable[..., tuple[Any, Any, Any]]
+    solve: _SolvePairs
 
 
 def _make_shards(
@@ -119,97 +128,111 @@ def _make_shards(
     shards: list[int],
     progress: Progress,
 ) -> None:
+    """Generate and write shards of pairs, part of them from real data points."""
     data = teacher.config.data.load("train", progress=progress)
-    ways = (_from_source(teacher, config, data, progress), _from_data(teacher, config, data))
-    numbers = np.arange(config.num_pairs)
-    # Evenly among the others: pair n is real if the share of n + 1 has one more than that of n.
-    real = np.floor((numbers + 1) * config.real_share) > np.floor(numbers * config.real_share)
-    most = min(config.sampling.batch_size, manifest.examples_per_shard)
+    directions = (_from_source(teacher, config, data, progress), _from_data(teacher, config, data))
+    indices = np.arange(config.num_pairs)
+    # Pairs from real data are spread evenly: pair n is one if n + 1 pairs contain one more of them
+    # than n pairs.
+    is_real = np.floor((indices + 1) * config.real_share) > np.floor(indices * config.real_share)
+    batch_size = min(config.sampling.batch_size, manifest.examples_per_shard)
     with progress.task("making pairs", sum(len(manifest.examples(n)) for n in shards)) as advance:
         advance(0, COMPILING)
         for shard in shards:
-            mine = np.asarray(manifest.examples(shard))
-            kinds = [mine[~real[mine]], mine[real[mine]]]
+            in_shard = np.asarray(manifest.examples(shard))
+            by_direction = [in_shard[~is_real[in_shard]], in_shard[is_real[in_shard]]]
             parts = [
-                _solved(way, teacher, most, kind, advance)
-                for way, kind in zip(ways, kinds, strict=True)
-                if len(kind)
+                _solve_pairs(direction, teacher, batch_size, pairs, advance)
+                for direction, pairs in zip(directions, by_direction, strict=True)
+                if len(pairs)
             ]
-            order = np.argsort(np.concatenate(kinds))
+            order = np.argsort(np.concatenate(by_direction))
             arrays = {
                 name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]
             }
             write_shard(folder, manifest, shard, arrays)
 
 
-def _solved(
-    way: _Way, teacher: Run, batch_size: int, numbers: np.ndarray, advance: Callable[[int], None]
+def _solve_pairs(
+    direction: _Direction,
+    teacher: Run,
+    batch_size: int,
+    indices: np.ndarray,
+    advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    """The pairs of some numbers, batch after batch of one size."""
-    rows, parts = batch_sharding(teacher.mesh), []
-    for places, kept in even_batches(len(numbers), batch_size, teacher.mesh):
-        some = numbers[places]
-        given = (way.points(some), _noise_numbers(some), way.labels(some))
-        found = way.solve(teacher.params, *jax.device_put(given, rows))
-        x0, x1, arrived = (np.asarray(a)[kept] for a in found)
-        failed = int(np.sum(~arrived))
-        require(failed == 0, "pairs", "arrive at the end of their path", f"{failed} that did not")
-        labels = {} if given[2] is None else {"label": given[2][kept]}
-        parts.append({"x0": x0, "x1": x1} | labels)
+    """Generate the pairs with the given indices, in batches of one size."""
+    sharding, parts = batch_sharding(teacher.mesh), []
+    for positions, kept in even_batches(len(indices), batch_size, teacher.mesh):
+        batch = indices[positions]
+        labels = direction.labels(batch)
+        inputs = (direction.points(batch), _noise_indices(batch), labels)
+        results = direction.solve(teacher.params, *jax.device_put(inputs, sharding))
+        x0, x1, succeeded = (np.asarray(array)[kept] for array in results)
+        failed = int(np.sum(~succeeded))
+        rule = "reach the end of their trajectories"
+        require(failed == 0, "pairs", rule, f"{failed} that did not")
+        label = {} if labels is None else {"label": labels[kept]}
+        parts.append({"x0": x0, "x1": x1} | label)
         advance(len(x0))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _noise_numbers(numbers: np.ndarray) -> np.ndarray:
-    return (numbers + _STREAM).astype(np.uint32)
+def _noise_indices(indices: np.ndarray) -> np.ndarray:
+    return (indices + _FIRST_NOISE_INDEX).astype(np.uint32)
 
 
-def _from_source(teacher: Run, config: ReflowConfig, data: Dataset, progress: Progress) -> _Way:
-    """From the source to where the flow takes it."""
+def _from_source(
+    teacher: Run, config: ReflowConfig, data: Dataset, progress: Progress
+) -> _Direction:
+    """Solve from source points to data points."""
     sampling, mesh = config.sampling, teacher.mesh
     solve, steps = make_solve(teacher.experiment, sampling), run_steps(teacher, sampling, progress)
-    # Noises and source examples that no sample of the teacher or the student starts from.
-    starts, key = run_source_points(teacher, progress, split="train"), jax.random.key(sampling.seed)
-    number = _noise_numbers if teacher.config.source is None else np.asarray
+    # Samples of the teacher and the student start from other noise and other source examples.
+    source_points = run_source_points(teacher, progress, split="train")
+    key = jax.random.key(sampling.seed)
+    source_indices = _noise_indices if teacher.config.source is None else np.asarray
     all_labels = None
     if teacher.num_classes is not None:
         all_labels = labels_like(data, config.num_pairs, sampling.seed)
 
     @jax.jit
-    def forwards(params: Any, x0: Any, numbers: Any, cond: Any) -> tuple[Any, Any, Any]:
+    def forwards(
+        params: Params, x0: Points, noise_indices: jax.Array, cond: Cond
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            solved = solve(params, x0, noise_keys(key, numbers), cond, steps)
-        return x0, solved.x1, solved.succeeded
+            samples = solve(params, x0, noise_keys(key, noise_indices), cond, steps)
+        return x0, samples.x1, samples.succeeded
 
-    return _Way(
-        lambda numbers: starts(sampling.seed, number(numbers)),
-        lambda numbers: None if all_labels is None else all_labels[numbers],
+    return _Direction(
+        lambda indices: source_points(sampling.seed, source_indices(indices)),
+        lambda indices: None if all_labels is None else all_labels[indices],
         forwards,
     )
 
 
-def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Way:
-    """From real data back to where the flow has them from."""
+def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
+    """Solve from real data points back to source points."""
     sampling, mesh = config.sampling, teacher.mesh
     steps = run_steps(teacher, sampling)
-    # Every example once before any comes again.
+    # All examples are used once before any is repeated.
     order = np.random.default_rng(sampling.seed).permutation(len(data))
 
-    def taken(numbers: np.ndarray) -> np.ndarray:
-        return order[(numbers * config.real_share).astype(int) % len(data)]
+    def data_indices(indices: np.ndarray) -> np.ndarray:
+        return order[(indices * config.real_share).astype(int) % len(data)]
 
     @jax.jit
-    def backwards(params: Any, x1: Any, numbers: Any, cond: Any) -> tuple[Any, Any, Any]:
-        del numbers
+    def backwards(
+        params: Params, x1: Points, noise_indices: jax.Array, cond: Cond
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del noise_indices
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             field = guided(
                 teacher.experiment, params, sampling.guidance, sampling.guidance_interval
             )
-            found = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
-        return found.x0, x1, found.succeeded
+            result = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
+        return result.x0, x1, result.succeeded
 
-    return _Way(
-        lambda numbers: data.points(taken(numbers)),
-        lambda numbers: None if teacher.num_classes is None else data.classes(taken(numbers)),
-        backwards,
-    )
+    def labels(indices: np.ndarray) -> np.ndarray | None:
+        return None if teacher.num_classes is None else data.classes(data_indices(indices))
+
+    return _Direction(lambda indices: data.points(data_indices(indices)), labels, backwards)

@@ -1,4 +1,4 @@
-"""The folder of a run, made before its training or found to be this very run."""
+"""Lock, check and create the run folder of a training."""
 
 import dataclasses
 import json
@@ -20,46 +20,46 @@ from fmjax.runs.folder import RunFolder, as_read, read_config, some_texts, write
 from fmjax.runs.released_weights import as_released
 from fmjax.sharding import MeshConfig, all_or_none, is_main
 
-_CAPTIONS_KEPT = 64
-_FIRST = {"model.json", "tokenizer.json"}
-# The config of a run that is being removed: it is renamed first, and removed last.
+_MAX_CAPTIONS = 64  # Number of captions stored in a run folder.
+_WRITTEN_FIRST = {"model.json", "tokenizer.json"}  # Written before the config.
+# Name of the config while its run is being removed: it is renamed first and deleted last.
 _REPLACED = ".replaced.json"
 
 
 @contextmanager
-def lock_run(path: Path, config: Config, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold a run folder for its training and results; of several processes the first does.
+def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterator[None]:
+    """Lock a run folder for training and results; process 0 holds the lock for all processes.
 
-    Whatever the folder can refuse is refused here, before data are read or pairs are made.
+    All checks of the folder are made here, before data are read or pairs are generated.
 
     Args:
-        path: The run folder. A missing one is made, and removed if nothing is written.
-        config: Of the run.
-        overwrite: Whether a run in it is to be replaced.
+        folder: The run folder. It is created if missing, and removed if nothing is written to it.
+        config: Config of the run.
+        overwrite: Whether to replace a run in the folder.
 
     Raises:
-        ValueError: If another process holds the folder, it holds something else, or it is the
-            teacher's folder or within a folder of checkpoints.
-        OSError: If no file can be written there.
+        ValueError: If another process holds the lock, the folder contains another run or other
+            files, or it is the teacher's folder or inside a checkpoint folder.
+        OSError: If the folder is not writable.
     """
-    folder = RunFolder(path)
+    files = RunFolder(folder)
     check_texts(config)
     with ExitStack() as stack:
         with all_or_none("opening the run folder"):
             config = as_released(config)
             if is_main():
-                require_folder(path, "run folder")
+                require_folder(folder, "run folder")
                 if config.reflow is not None:
                     teacher, pairs = Path(config.reflow.teacher), pairs_folder(config.reflow)
-                    rule = "be another than the teacher's"
-                    require(not same_place(path, teacher), "run folder", rule, path)
-                    require_outside(pairs, path, "reflow.pairs")
-                stack.enter_context(lock_folder(path, "run folder"))
-                if (path / _REPLACED).exists():  # Of a command that was killed in the removal.
-                    _clear(folder)
-                _found(folder, config, overwrite=overwrite)
+                    rule = "differ from the teacher's"
+                    require(not same_place(folder, teacher), "run folder", rule, folder)
+                    require_outside(pairs, folder, "reflow.pairs")
+                stack.enter_context(lock_folder(folder, "run folder"))
+                if (folder / _REPLACED).exists():  # An earlier removal was interrupted.
+                    _remove_run(files)
+                _has_run(files, config, overwrite=overwrite)
                 if overwrite:
-                    require_unlocked(path)
+                    require_unlocked(folder)
         yield
 
 
@@ -72,96 +72,106 @@ def prepare(
     captions: Captions | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Make the folder for a new run, or see that it holds this very run to go on with.
+    """Create the run folder, or check that it contains a run with this config to resume.
 
-    A run may go on over another mesh: the numbers do not depend on it. Of captions it keeps some,
-    and what makes numbers of them: to draw from it the data are not needed.
+    A run may be resumed on another mesh, because its results do not depend on the mesh. The folder
+    stores some captions and their tokenizer, so that sampling does not need the data.
+
+    Args:
+        folder: The run folder.
+        config: Config of the run.
+        event_shape: Shape of one example.
+        conditions: What the model is conditioned on.
+        captions: Captions of the data, for a model conditioned on them.
+        overwrite: Whether to replace a run in the folder.
 
     Raises:
-        ValueError: If it holds a run with another config, or things that are no run.
+        ValueError: If the folder contains a run with another config, or other files.
     """
-    if _found(folder, config, overwrite=overwrite):
+    if _has_run(folder, config, overwrite=overwrite):
         _require_same_words(folder, captions)
         return
     if folder.config.exists() or (folder.path / _REPLACED).exists():
-        _clear(folder)
+        _remove_run(folder)
     model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
     if isinstance(conditions, TextShape):
         model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
     if isinstance(conditions, TokenShape):
         assert captions is not None
-        kept = some_texts(captions.texts, _CAPTIONS_KEPT)
+        stored = some_texts(captions.texts, _MAX_CAPTIONS)
         tokens = dataclasses.asdict(conditions)
-        model |= {"num_classes": None, "tokens": tokens, "captions": kept}
+        model |= {"num_classes": None, "tokens": tokens, "captions": stored}
         captions.tokenizer.write(folder.tokenizer)
     write_text(folder.model, json.dumps(model))
-    # Last, because its presence is what makes the folder a run.
+    # Written last, because a folder with a config counts as a run.
     write_text(folder.config, to_json(config))
 
 
-def _found(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
-    """Whether the folder holds this run, to go on with; False if it is to be made.
+def _has_run(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
+    """Return whether the folder contains a run with this config that is to be resumed.
 
     Raises:
-        ValueError: If it holds a run with another config, or things that are no run.
+        ValueError: If the folder contains a run with another config, or other files.
     """
     path = folder.path
     if not path.exists() or (path / _REPLACED).exists():
         return False
-    # A process that was killed between its files leaves the first of them.
-    if path.is_dir() and {file.name for file in path.iterdir() if not is_left(file)} <= _FIRST:
+    # A process that was killed while it created the folder leaves only the first files.
+    files = {file.name for file in path.iterdir() if not is_left(file)} if path.is_dir() else None
+    if files is not None and files <= _WRITTEN_FIRST:
         return False
     try:
-        found = read_config(path)
+        existing = read_config(path)
     except ValueError as error:
         raise ValueError(
             f"run folder {path} must be new, empty or a run, got something else in it ({error})"
         ) from error
     if overwrite:
         return False
-    _require_same(folder, config, found)
+    _require_same_config(folder, config, existing)
     return True
 
 
-def _clear(folder: RunFolder) -> None:
-    """Remove a run, but not the folder, whose lock is held.
+def _remove_run(folder: RunFolder) -> None:
+    """Remove the contents of a run folder, but not the folder itself, whose lock is held.
 
-    From its first step on the folder holds no run but what is left of one: killed, the next
-    command goes on with the removal.
+    The config is renamed first, so that after an interruption the folder does not count as a run
+    and the next command continues the removal.
     """
     path, replaced = folder.path, folder.path / _REPLACED
     require_unlocked(path)
     if folder.config.exists():
         folder.config.replace(replaced)
-    for each in sorted(path.iterdir()):
-        if each == replaced or is_lock(each):
+    for entry in sorted(path.iterdir()):
+        if entry == replaced or is_lock(entry):
             continue
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each)
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
         else:
-            each.unlink()
+            entry.unlink()
     replaced.unlink(missing_ok=True)
 
 
-def _require_same(folder: RunFolder, config: Config, found: Config) -> None:
-    wanted, has = (
-        json.loads(to_json(dataclasses.replace(each, mesh=MeshConfig())))
-        for each in (as_read(config), found)
-    )
-    differing = differences(wanted, has)
-    if differing:
+def _require_same_config(folder: RunFolder, config: Config, existing: Config) -> None:
+    """Raise unless two configs are equal, except for the mesh."""
+
+    def without_mesh(config: Config) -> Any:
+        return json.loads(to_json(dataclasses.replace(config, mesh=MeshConfig())))
+
+    fields = differences(without_mesh(as_read(config)), without_mesh(existing))
+    if fields:
         raise ValueError(
-            f"run folder {folder.path} must be new or hold this config, got another "
-            f"{', '.join(differing[:4])}{', ...' if differing[4:] else ''} "
-            f"(--run names another folder, --overwrite replaces it)"
+            f"run folder {folder.path} must be new or contain a run with this config, got "
+            f"different {', '.join(fields[:4])}{', ...' if fields[4:] else ''} "
+            f"(choose another folder with --run, or replace the run with --overwrite)"
         )
 
 
 def check_texts(config: Config) -> None:
-    """Refuse texts and paths in a config that no file takes, before the training.
+    """Check that all strings of a config can be written to a UTF-8 file.
 
     Raises:
-        ValueError: If a field holds text that is not UTF-8, with the name of the field.
+        ValueError: If a string is not valid Unicode; the message names the field.
     """
 
     def check(value: Any, name: str) -> None:
@@ -178,25 +188,31 @@ def check_texts(config: Config) -> None:
 
 
 def rule_of(folder: RunFolder) -> int:
-    """The version of the rule that splits captions into words: that of a run which is resumed."""
+    """Return the version of the word-splitting rule: that of an existing run, or the newest."""
     return read_word_tokenizer(folder.tokenizer).rule if folder.tokenizer.is_file() else RULE
 
 
 def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
-    """The numbers of words that the weights know must be those of the data."""
+    """Raise unless the tokenizer of the run is that of the captions."""
     if captions is not None:
-        same = read_word_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
-        rule = "be of the words of the data's captions (--overwrite replaces the run)"
-        require(same, f"{folder.tokenizer}", rule, "others: the captions have changed")
+        is_same = read_word_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
+        rule = "have the words of the data's captions (replace the run with --overwrite)"
+        require(is_same, f"{folder.tokenizer}", rule, "other words: the captions have changed")
 
 
-def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
-    """The fields, dotted, in which two JSON values differ."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        keys = list(wanted) + [key for key in found if key not in wanted]
+def differences(new: Any, old: Any, name: str = "") -> list[str]:
+    """Return the dotted names of the fields in which two JSON values differ.
+
+    Args:
+        new: A JSON value.
+        old: The JSON value to compare with.
+        name: Dotted name of the values, as a prefix.
+    """
+    if isinstance(new, dict) and isinstance(old, dict):
+        keys = list(new) + [key for key in old if key not in new]
         parts = (
-            differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else key)
+            differences(new.get(key), old.get(key), f"{name}.{key}" if name else key)
             for key in keys
         )
         return [field for part in parts for field in part]
-    return [] if wanted == found else [name]
+    return [] if new == old else [name]

@@ -1,4 +1,4 @@
-"""Pictures of samples during a training."""
+"""Draw pictures of samples during training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,25 +29,34 @@ def training_pictures(
     mesh: jax.sharding.Mesh,
     progress: Progress,
 ) -> Callable[[TrainState], None] | None:
-    """Make the function that draws one batch of samples and writes `samples/stepNUMBER.png`.
+    """Make a function that computes one batch of samples and writes `samples/stepNUMBER.png`.
 
-    The samples are those of `config.sampling`, on a uniform grid where it asks for a calibrated
-    one. All processes of a run must call the function; the first one writes.
+    The samples use the settings of `config.sampling`, with a uniform time grid in place of a
+    calibrated one. All processes of a run must call the function; process 0 writes the picture.
+
+    Args:
+        config: The experiment.
+        experiment: The model and the other objects built from the config.
+        folder: The run folder.
+        event_shape: Shape of one sample.
+        conditions: What the model is conditioned on.
+        mesh: The mesh of the training.
+        progress: Receives progress reports.
 
     Returns:
-        The function of the state, or None if `config.training.draw_samples` is off or the model's
-        samples have no picture: latents, text, trainings of released weights.
+        A function of the training state, or None if `config.training.draw_samples` is False or the
+        samples cannot be drawn (latents, text-to-image models, fine-tuned released models).
     """
     training, sampling = config.training, config.sampling
     released = experiment.tuning is not None or isinstance(conditions, TextShape)
     if not training.draw_samples or not has_picture(event_shape) or released:
         return None
-    num = min(sampling.num_samples, sampling.batch_size)
-    sampling = dataclasses.replace(sampling, num_samples=num)
+    num_samples = min(sampling.num_samples, sampling.batch_size)
+    sampling = dataclasses.replace(sampling, num_samples=num_samples)
     if sampling.num_steps is not None and sampling.grid == "calibrated":
         sampling = dataclasses.replace(sampling, grid="uniform")
     run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
-    requested = requested_conditions(run, num, (), sampling.prompts)
+    requested = requested_conditions(run, num_samples, (), sampling.prompts)
     draw = make_draw_from(run, sampling, requested, progress=progress)
     width = len(str(training.num_steps))
     enabled = True
@@ -63,8 +72,8 @@ def training_pictures(
                 raise
             enabled = False
             progress.say(
-                "warning: samples are not drawn during training: the devices have no memory for "
-                "sampling.batch_size samples beside the training state"
+                "warning: samples are not drawn during training, because the devices do not have "
+                "memory for sampling.batch_size samples in addition to the training state"
             )
             return
         with all_or_none("writing a picture of samples"):

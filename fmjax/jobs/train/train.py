@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
@@ -47,43 +47,44 @@ from fmjax.training import (
 
 
 def train(
-    config: Config, path: Path, *, overwrite: bool = False, progress: Progress = Silent()
+    config: Config, folder: Path, *, overwrite: bool = False, progress: Progress = Silent()
 ) -> Run:
-    """`train_folder`, and the run that it leaves, opened."""
-    train_folder(config, path, overwrite=overwrite, progress=progress)
-    return open_run(path)
+    """Train into a run folder with `train_folder`, and return the opened run."""
+    train_folder(config, folder, overwrite=overwrite, progress=progress)
+    return open_run(folder)
 
 
 def train_folder(
     config: Config,
-    path: Path,
+    folder: Path,
     *,
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> None:
-    """Train, and leave a run folder with config, checkpoints and metrics.
+    """Train into a run folder with config, checkpoints and metrics.
 
-    A run that stands there with the same config is resumed where it stopped. Several processes
-    that were joined (`fmjax.sharding.join`) each load a share of the data, and all see the folder.
+    An existing run with the same config is resumed. In a multi-process run
+    (`fmjax.sharding.join`), each process loads a part of the data, and all processes must have
+    access to the folder.
 
     Args:
         config: The experiment.
-        path: The run folder.
-        overwrite: Replace a run that stands there.
-        progress: Hears of every part.
+        folder: The run folder.
+        overwrite: Replace an existing run in the folder.
+        progress: Receives progress reports.
 
     Raises:
-        ValueError: If the parts of the config do not fit together or the data, or the folder
-            holds something else.
-        Interrupted: After SIGTERM or Ctrl-C, with everything saved.
-        NonFiniteLoss: If the loss was not finite.
+        ValueError: If the parts of the config are inconsistent with each other or the data, or the
+            folder contains another run or other files.
+        Interrupted: After SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
+        NonFiniteLoss: If the loss became infinite or NaN.
     """
-    with lock_run(path, config, overwrite=overwrite):
-        _train(config, RunFolder(path), overwrite, progress)
+    with lock_run(folder, config, overwrite=overwrite):
+        _train(config, RunFolder(folder), overwrite, progress)
 
 
 def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
-    """`train_folder`, while the folder is held."""
+    """Implement `train_folder`, with the run folder locked."""
     with all_or_none("reading the released model"):
         config = as_released(config)
     training, mesh = config.training, make_mesh(config.mesh)
@@ -92,9 +93,9 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     paired = teacher is not None
     dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
     event_shape, conditions = dataset.event_shape, dataset.conditions
-    like = abstract_state(experiment.net, experiment.optimizer, mesh)
+    abstract = abstract_state(experiment.net, experiment.optimizer, mesh)
     batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
-    require_device_memory("network", like, "parameters, their average and the optimizer's state")
+    require_device_memory("network", abstract, "parameters, their average and optimizer state")
     require_device_memory("training.batch_size", batch, "examples of a batch")
     examples: Examples = dataset
     if teacher is not None:
@@ -110,44 +111,50 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
             num_processes=jax.process_count(),
             process_index=jax.process_index(),
         )
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_step(config, experiment, mesh, sharding)
-    rest = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
+    abstract_frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
     flops = step_flops(
-        config, like.params, batch, *rest, event_shape=event_shape, conditions=conditions
+        config,
+        abstract.params,
+        batch,
+        *abstract_frozen,
+        event_shape=event_shape,
+        conditions=conditions,
     )
-    # After all that can refuse the folder is made, not before.
+    # The folder is created after all checks.
     with all_or_none("making the run folder"):
         if is_main():
             captions = dataset.captions
-            _require_space(folder, like, training)
+            _require_space(folder, abstract, training)
             prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = warm_start(teacher, config, state, folder.checkpoints)
-    teacher = None  # Its weights take memory.
-    more = f" beside {num_parameters(frozen):,} that stay" if frozen else ""
+    teacher = None  # Frees the memory of its weights.
+    fixed = f" and {num_parameters(frozen):,} frozen parameters" if frozen else ""
+    kind = "trainable parameters" if frozen else "parameters"
     progress.say(
-        f"{config.name}: {num_parameters(state.params):,} parameters{more}, {len(examples):,} "
+        f"{config.name}: {num_parameters(state.params):,} {kind}{fixed}, {len(examples):,} "
         f"{'examples' if config.reflow is None else 'pairs'} of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )
-    bound = step if not frozen else lambda state, batch: step(state, batch, *frozen)
+    bound_step = step if not frozen else lambda state, batch: step(state, batch, *frozen)
     with all_or_none("preparing pictures of samples"):
         draw = training_pictures(
             config, experiment, folder, event_shape, conditions, mesh, progress
         )
-    _fit(config, state, bound, feed, mesh, folder, flops, draw, progress)
+    _fit(config, state, bound_step, feed, mesh, folder, flops, draw, progress)
 
 
-def _require_space(folder: RunFolder, like: TrainState, training: TrainingConfig) -> None:
-    """Raise unless the disk has room for the checkpoints, one more than is kept being written."""
-    saved = -(-training.num_steps // training.checkpoint_every)
-    count = min(training.checkpoints_kept + 1, saved)
-    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
-    there = size_of(folder.checkpoints)
-    what = f"{count} checkpoint{'s' if count > 1 else ''}"
-    require_space(folder.path, max(0, count * num_bytes - there), what)
+def _require_space(folder: RunFolder, abstract: TrainState, training: TrainingConfig) -> None:
+    """Raise unless the disk has space for the kept checkpoints and the one being written."""
+    num_saved = -(-training.num_steps // training.checkpoint_every)
+    count = min(training.checkpoints_kept + 1, num_saved)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    existing = size_of(folder.checkpoints)
+    description = f"{count} checkpoint{'s' if count > 1 else ''}"
+    require_space(folder.path, max(0, count * num_bytes - existing), description)
 
 
 def _read(
@@ -158,22 +165,31 @@ def _read(
     paired: bool,
     resumed: RunFolder | None,
 ) -> tuple[Dataset, Dataset | None, Experiment]:
-    """The data, where its flow starts from if that is data too, and what is built for them.
+    """Load the data and build the experiment, with all checks of the config against the data.
 
-    Whatever does not fit is refused here: not after hours of training.
+    Args:
+        config: The experiment.
+        mesh: The mesh of the training.
+        progress: Receives progress reports.
+        paired: Whether the training uses pairs, which include the source points.
+        resumed: Run folder of an existing run whose tokenizer rule is used, or None.
+
+    Returns:
+        The dataset, the dataset of source points (None if they are noise or in pairs), and the
+        experiment.
     """
     training = config.training
     with all_or_none("reading the data"):
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
-        if dataset.text is None:  # Of prompts that encoders read nothing is compared afterwards.
+        if dataset.text is None:  # Text-to-image models are not compared after training.
             require_comparable(config.compare.num_samples, len(dataset))
         source = None
         if (captions := dataset.captions) is not None:
             captions = captions if resumed is None else captions.by_rule(rule_of(resumed))
             dataset = dataclasses.replace(dataset, captions=captions)
-            _say_what_is_cut(captions, progress)
+            _warn_about_captions(captions, progress)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
@@ -183,17 +199,18 @@ def _read(
     return dataset, source, experiment
 
 
-def _say_what_is_cut(captions: Captions, progress: Progress) -> None:
+def _warn_about_captions(captions: Captions, progress: Progress) -> None:
+    """Report captions that are too long or contain no word of the vocabulary."""
     long = captions.tokenizer.cut(captions.texts)
     if long:
         progress.say(
             f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
-            f"{captions.config.num_tokens}; what is over is left out, the first of {long[0]!r}"
+            f"({captions.config.num_tokens}) and are truncated; the first is {long[0]!r}"
         )
     if wordless := captions.tokenizer.wordless(captions.tokens):
         progress.say(
-            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word that the "
-            f"model learns and count as empty, the first is {captions.texts[wordless[0]]!r}"
+            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word of the "
+            f"vocabulary and count as empty; the first is {captions.texts[wordless[0]]!r}"
         )
 
 
@@ -208,6 +225,7 @@ def _fit(
     draw: Callable[[TrainState], None] | None,
     progress: Progress,
 ) -> None:
+    """Run the training loop with checkpoints and logs in the run folder."""
     training = config.training
     with (
         Checkpoints(folder.checkpoints, max_to_keep=training.checkpoints_kept) as checkpoints,
@@ -222,9 +240,7 @@ def _fit(
             checkpoints=checkpoints,
             logger=logger,
             flops_per_example=flops,
-            learning_rate=lambda n: np.asarray(
-                learning_rate_at(config.optimizer, training.num_steps, n)
-            ),
+            learning_rate=partial(learning_rate_at, config.optimizer, training.num_steps),
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
             on_checkpoint=draw,

@@ -1,4 +1,4 @@
-"""Blocks of the autoencoder in `networks/autoencoder/autoencoder.py`."""
+"""Residual blocks, attention and resolution levels of the autoencoder."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from fmjax.networks.layers.linear import Linear, compute_dtype
 
 
 class Sizes(NamedTuple):
-    """What all blocks of an autoencoder have in common.
+    """Sizes and options shared by all blocks of an autoencoder.
 
     Attributes:
-        num_groups: As of `AutoencoderConfig`, and so the others.
-        dtype: See `num_groups`.
-        attention: See `num_groups`.
+        num_groups: Number of groups of the group norms.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        attention: Attention implementation (see `layers.attention.attention`).
     """
 
     num_groups: int
@@ -25,17 +25,17 @@ class Sizes(NamedTuple):
     attention: str
 
     def conv(
-        self, before: int, after: int, size: int = 3, *, stride: int = 1, rngs: nnx.Rngs
+        self, channels_in: int, channels_out: int, size: int = 3, *, stride: int = 1, rngs: nnx.Rngs
     ) -> Conv:
-        """A convolution of `size` x `size` pixels."""
+        """Build a convolution with a `size` x `size` kernel."""
         settings: dict[str, Any] = dict(dtype=compute_dtype(self.dtype), kernel_init=conv_init)
-        return Conv(before, after, size, stride=stride, rngs=rngs, **settings)
+        return Conv(channels_in, channels_out, size, stride=stride, rngs=rngs, **settings)
 
     def norm(self, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-        """Group norm, float32 as its parameters.
+        """Build a float32 group norm.
 
-        The variance is that of centred values: as a difference of squares it would lose digits to
-        the large means that these features have.
+        The variance is computed from centered values, because `E[x^2] - E[x]^2` loses precision
+        for the large means of these features.
         """
         return nnx.GroupNorm(
             channels, self.num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs
@@ -43,29 +43,33 @@ class Sizes(NamedTuple):
 
 
 class ResBlock(nnx.Module):
-    """Norm, silu and convolution, twice; a skip around all of it."""
+    """Residual block of two norms, SiLU activations and convolutions."""
 
-    def __init__(self, sizes: Sizes, before: int, after: int, *, rngs: nnx.Rngs):
-        self.norm_in = sizes.norm(before, rngs=rngs)
-        self.conv_in = sizes.conv(before, after, rngs=rngs)
-        self.norm_out = sizes.norm(after, rngs=rngs)
-        self.conv_out = sizes.conv(after, after, rngs=rngs)
-        self.skip = None if before == after else sizes.conv(before, after, 1, rngs=rngs)
+    def __init__(self, sizes: Sizes, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
+        self.norm_in = sizes.norm(channels_in, rngs=rngs)
+        self.conv_in = sizes.conv(channels_in, channels_out, rngs=rngs)
+        self.norm_out = sizes.norm(channels_out, rngs=rngs)
+        self.conv_out = sizes.conv(channels_out, channels_out, rngs=rngs)
+        self.skip = (
+            None
+            if channels_in == channels_out
+            else sizes.conv(channels_in, channels_out, 1, rngs=rngs)
+        )
 
     def __call__(
-        self, h: Float[Array, "batch height width before"]
-    ) -> Float[Array, "batch height width after"]:
-        """Give the next feature map."""
+        self, h: Float[Array, "batch height width channels_in"]
+    ) -> Float[Array, "batch height width channels_out"]:
+        """Return the output feature map."""
         inner = self.conv_in(nnx.silu(self.norm_in(h)))
         inner = self.conv_out(nnx.silu(self.norm_out(inner)))
         return inner + (h if self.skip is None else self.skip(h))
 
 
 class AttentionBlock(nnx.Module):
-    """Attention of all pixels to all, of one head, with a norm before and a skip around."""
+    """Residual single-head self-attention over all pixels, with a group norm before it."""
 
     def __init__(self, sizes: Sizes, channels: int, *, rngs: nnx.Rngs):
-        self.kind = sizes.attention
+        self.implementation = sizes.attention
         self.norm = sizes.norm(channels, rngs=rngs)
 
         def linear() -> Linear:
@@ -76,15 +80,15 @@ class AttentionBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
-        """Give the feature map, each pixel having seen all others."""
+        """Return the output feature map."""
         batch, height, width, channels = h.shape
         tokens = self.norm(h).reshape(batch, 1, height * width, channels)
         q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
-        return h + self.out(attention(q, k, v, self.kind)).reshape(h.shape)
+        return h + self.out(attention(q, k, v, self.implementation)).reshape(h.shape)
 
 
 class Middle(nnx.Module):
-    """Two residual blocks, attention between them."""
+    """Blocks at the lowest resolution: two residual blocks with optional attention between them."""
 
     def __init__(self, sizes: Sizes, channels: int, *, attend: bool, rngs: nnx.Rngs):
         self.first = ResBlock(sizes, channels, channels, rngs=rngs)
@@ -94,36 +98,41 @@ class Middle(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
-        """Give the next feature map."""
+        """Return the output feature map."""
         h = self.first(h)
         return self.last(h if self.attention is None else self.attention(h))
 
 
 class Level(nnx.Module):
-    """Residual blocks of one resolution, and the change to the next."""
+    """Residual blocks of one resolution, followed by a change to the next resolution."""
 
     def __init__(
         self,
         sizes: Sizes,
-        before: int,
-        after: int,
+        channels_in: int,
+        channels_out: int,
         num_blocks: int,
         change: Resample,
         *,
         rngs: nnx.Rngs,
     ):
         blocks = {
-            f"block{i}": ResBlock(sizes, after if i else before, after, rngs=rngs)
+            f"block{i}": ResBlock(
+                sizes, channels_out if i else channels_in, channels_out, rngs=rngs
+            )
             for i in range(num_blocks)
         }
-        self.blocks, self.order = nnx.Dict(blocks), tuple(blocks)  # nnx.Dict sorts its keys
+        self.blocks, self.order = nnx.Dict(blocks), tuple(blocks)  # nnx.Dict sorts its keys.
         self.change: Resample = change
         stride = 2 if change == "down" else 1
-        same = change == "none"
-        self.resample = None if same else sizes.conv(after, after, stride=stride, rngs=rngs)
+        self.resample = (
+            None
+            if change == "none"
+            else sizes.conv(channels_out, channels_out, stride=stride, rngs=rngs)
+        )
 
-    def __call__(self, h: Float[Array, "batch height width before"]) -> jax.Array:
-        """Give the feature map of the next level."""
+    def __call__(self, h: Float[Array, "batch height width channels_in"]) -> jax.Array:
+        """Return the feature map of the next level."""
         for name in self.order:
             h = self.blocks[name](h)
         if self.resample is None:

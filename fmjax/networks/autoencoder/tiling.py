@@ -1,4 +1,4 @@
-"""Decoding of large images tile by tile, in the memory of one tile."""
+"""Tiled decoding of large images, with the memory use of one tile."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _ROWS, _COLUMNS = 1, 2  # Axes of images.
 
 
 class _Span(NamedTuple):
-    """Where a tile stands along one side of the latents."""
+    """Extent of a tile along one side of the latents: first pixel and number of pixels."""
 
     start: int
     size: int
@@ -29,22 +29,23 @@ def decode_tiled(
     tile: int,
     overlap: int | None = None,
 ) -> Float[Array, "batch _height _width channel"]:
-    """Decode square tiles that overlap, and blend each linearly into the one before it.
+    """Decode latents in overlapping square tiles and blend neighboring tiles linearly.
 
-    Each tile is decoded without a sight of the others, so the images differ a little from those of
-    `decode`; they are those of diffusers' `enable_tiling`. The last tiles of a row or column are
-    what is left of the latents. Tiles of one size go through one loop: of the decoder, the program
-    holds a copy for each size, nine at most with a quarter of overlap.
+    Tiles are decoded independently, so the images differ slightly from those of `decode`; they
+    equal those of `enable_tiling` in diffusers. The last tile of a row or column can be smaller.
+    Tiles of equal size are decoded in one loop; the program contains one copy of the decoder per
+    size, at most nine with an overlap of a quarter tile.
 
     Args:
-        decode: `decode(params, latents) -> images`, as of `Autoencoder`.
-        params: Passed to `decode`.
-        latents: Those of one tile or less are decoded as they are.
+        decode: Function `decode(params, latents) -> images`, such as `Autoencoder.decode`.
+        params: Parameters passed to `decode`.
+        latents: Latents to decode; those that fit in one tile are decoded at once.
         tile: Side of a tile, in pixels of the latents.
-        overlap: Of neighbouring tiles, in pixels of the latents; None for a quarter of a tile.
+        overlap: Overlap of neighboring tiles, in pixels of the latents; None for a quarter of
+            `tile`.
 
     Raises:
-        ValueError: If the tile is not positive or no larger than the overlap.
+        ValueError: If `tile` is not positive, or `overlap` is negative or not less than `tile`.
     """
     require_at_least("tile", tile, 1)
     overlap = tile // 4 if overlap is None else overlap
@@ -54,42 +55,42 @@ def decode_tiled(
         return decode(params, latents)
     stride = tile - overlap
     rows, columns = _spans(height, tile, stride), _spans(width, tile, stride)
-    images = _decoded(lambda part: decode(params, part), latents, rows, columns)
+    images = _decode_tiles(lambda part: decode(params, part), latents, rows, columns)
     factor = images[0, 0].shape[_ROWS] // rows[0].size
-    return _joined(images, len(rows), len(columns), overlap * factor, stride * factor)
+    return _join_tiles(images, len(rows), len(columns), overlap * factor, stride * factor)
 
 
 def _spans(size: int, tile: int, stride: int) -> list[_Span]:
     return [_Span(start, min(tile, size - start)) for start in range(0, size, stride)]
 
 
-def _decoded(
+def _decode_tiles(
     decode: Callable[[Array], Array],
     latents: Array,
     rows: Sequence[_Span],
     columns: Sequence[_Span],
 ) -> dict[tuple[int, int], Array]:
-    """All tiles by their places in the grid, decoded one after the other."""
-    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    """Decode all tiles one after the other; return them by their (row, column) in the grid."""
+    tiles_by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            places.setdefault((row.size, column.size), []).append((i, j))
+            tiles_by_size.setdefault((row.size, column.size), []).append((i, j))
     images = {}
-    for (height, width), alike in places.items():
+    for (height, width), tiles in tiles_by_size.items():
 
-        def one(corner: Array, height: int = height, width: int = width) -> Array:
+        def decode_tile(corner: Array, height: int = height, width: int = width) -> Array:
             part = jax.lax.dynamic_slice_in_dim(latents, corner[0], height, _ROWS)
             return decode(jax.lax.dynamic_slice_in_dim(part, corner[1], width, _COLUMNS))
 
-        corners = np.array([(rows[i].start, columns[j].start) for i, j in alike], np.int32)
-        images |= zip(alike, jax.lax.map(one, corners), strict=True)
+        corners = np.array([(rows[i].start, columns[j].start) for i, j in tiles], np.int32)
+        images |= zip(tiles, jax.lax.map(decode_tile, corners), strict=True)
     return images
 
 
-def _joined(
+def _join_tiles(
     images: dict[tuple[int, int], Array], rows: int, columns: int, overlap: int, stride: int
 ) -> Array:
-    """One image. A tile is blended with those above and to the left, which are blended already."""
+    """Join tiles to one image; blend each with the blended tiles above and to the left."""
     blended: dict[tuple[int, int], Array] = {}
     for i in range(rows):
         for j in range(columns):
@@ -99,22 +100,22 @@ def _joined(
             if j > 0:
                 image = _blend(blended[i, j - 1], image, overlap, _COLUMNS)
             blended[i, j] = image
-    bands = [
+    strips = [
         jnp.concatenate([blended[i, j][:, :stride, :stride] for j in range(columns)], _COLUMNS)
         for i in range(rows)
     ]
-    return jnp.concatenate(bands, _ROWS)
+    return jnp.concatenate(strips, _ROWS)
 
 
-def _blend(before: Array, after: Array, overlap: int, axis: int) -> Array:
-    """`after`, its first pixels fading from the last of `before`, which lie on the same place."""
-    overlap = min(overlap, before.shape[axis], after.shape[axis])
+def _blend(previous: Array, image: Array, overlap: int, axis: int) -> Array:
+    """Fade linearly from the last pixels of `previous` to the first pixels of `image`."""
+    overlap = min(overlap, previous.shape[axis], image.shape[axis])
     if overlap == 0:
-        return after
-    shape = [overlap if axis == other else 1 for other in range(after.ndim)]
+        return image
+    shape = [overlap if axis == other else 1 for other in range(image.ndim)]
     ramp = (np.arange(overlap, dtype=np.float32) / overlap).reshape(shape)
-    end = before.shape[axis]
-    last = jax.lax.slice_in_dim(before, end - overlap, end, axis=axis)
-    first = jax.lax.slice_in_dim(after, 0, overlap, axis=axis)
-    rest = jax.lax.slice_in_dim(after, overlap, None, axis=axis)
-    return jnp.concatenate([last * (1.0 - ramp) + first * ramp, rest], axis)
+    end = previous.shape[axis]
+    last = jax.lax.slice_in_dim(previous, end - overlap, end, axis=axis)
+    first = jax.lax.slice_in_dim(image, 0, overlap, axis=axis)
+    remaining = jax.lax.slice_in_dim(image, overlap, None, axis=axis)
+    return jnp.concatenate([last * (1.0 - ramp) + first * ramp, remaining], axis)

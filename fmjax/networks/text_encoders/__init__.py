@@ -1,1 +1,1 @@
-"""Text encoders: CLIP, T5, and a small one that is trained with the network."""
+"""Text encoders: CLIP, T5, and a small encoder that is trained together with the network."""

@@ -1,6 +1,6 @@
-"""CLIP's text encoder: a transformer in which a token sees those before it.
+"""Text encoder of CLIP: a transformer with causal attention.
 
-Source: Radford et al. 2021, arXiv:2103.00020, section 2.4.
+Reference: Radford et al. 2021, arXiv:2103.00020, section 2.4.
 """
 
 from dataclasses import dataclass
@@ -31,23 +31,23 @@ _XAVIER = nnx.initializers.xavier_uniform()
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Sizes and choices of a CLIP text encoder; the defaults are those of CLIP ViT-L/14.
+    """Sizes and options of a CLIP text encoder; the defaults are those of CLIP ViT-L/14.
 
     Attributes:
-        vocab_size: Tokens that there are.
-        max_tokens: Of a prompt, at most.
+        vocab_size: Number of tokens in the vocabulary.
+        max_tokens: Maximum number of tokens of a prompt.
         width: Channels of a token.
-        num_layers: Blocks.
-        num_heads: Attention heads; they share `width` evenly.
-        mlp_width: Hidden channels of a block's MLP.
-        activation: Of the MLP, "quick_gelu" or "gelu" (the exact one), or another of
-            `ACTIVATIONS`.
-        projection: Channels that the pooled state is projected to, None for no projection.
-        end_token: Whose first place in a prompt gives the pooled state; None takes the largest
-            token instead.
-        epsilon: Of the norms.
-        dtype: Of the computation, "float32" or "bfloat16"; parameters, norms and the sum that runs
-            through the blocks are float32.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of attention heads; must divide `width`.
+        mlp_width: Hidden channels of the MLP of a block.
+        activation: Activation of the MLP, one of `ACTIVATIONS`; CLIP models use "quick_gelu" or
+            "gelu" (exact).
+        projection: Channels of the projected pooled state, or None for no projection.
+        end_token: ID of the end token; the state at its first position is the pooled state. None
+            uses the position of the largest ID instead.
+        epsilon: Constant added to the variance in the norms.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters, norms and the residual
+            stream are float32.
     """
 
     vocab_size: int = 49408
@@ -76,21 +76,22 @@ class CLIPTextConfig:
 
 
 CLIP_L = CLIPTextConfig()
-"""CLIP ViT-L/14, of FLUX: 123 million parameters. SD3's has a projection to 768 channels."""
+"""CLIP ViT-L/14 as in FLUX: 123 million parameters. SD3 adds a projection to 768 channels."""
 CLIP_G = CLIPTextConfig(
     width=1280, num_layers=32, num_heads=20, mlp_width=5120, activation="gelu", projection=1280
 )
-"""OpenCLIP ViT-bigG/14, SD3's second: 695 million parameters."""
+"""OpenCLIP ViT-bigG/14, the second text encoder of SD3: 695 million parameters."""
 
 
 class CLIPOutput(NamedTuple):
-    """What a CLIP text encoder gives, float32.
+    """Output of a CLIP text encoder, float32.
 
     Attributes:
-        hidden: The tokens before the last block, `[batch, tokens, width]`, without a norm: what
-            SD3 is conditioned on.
-        last: The tokens after it, normalised.
-        pooled: The end token of `last`, `[batch, width]`, or projected, `[batch, projection]`.
+        hidden: Token states before the last block, without a norm, `[batch, tokens, width]`; the
+            condition of SD3.
+        last: Token states after the last block and the final norm, `[batch, tokens, width]`.
+        pooled: State of the end token in `last`, `[batch, width]`, or its projection,
+            `[batch, projection]`.
     """
 
     hidden: jax.Array
@@ -99,20 +100,20 @@ class CLIPOutput(NamedTuple):
 
 
 class LayerNorm(nnx.Module):
-    """`scale * layer_norm(x) + bias`, in float32."""
+    """Layer norm with scale and bias, in float32."""
 
     def __init__(self, width: int, epsilon: float):
         self.epsilon = epsilon
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Give the normalised tokens."""
+        """Return the normalized tokens."""
         scale, bias = all_gather_fsdp(self.scale[...]), all_gather_fsdp(self.bias[...])
         return layer_norm(x, self.epsilon) * scale[None, None] + bias[None, None]
 
 
 class CLIPBlock(nnx.Module):
-    """Attention to the tokens before, then an MLP, each behind a norm."""
+    """Pre-norm transformer block with causal attention and an MLP."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.mlp_width
@@ -130,15 +131,20 @@ class CLIPBlock(nnx.Module):
     def __call__(
         self, h: tuple[jax.Array, jax.Array], mask: Float[Array, "1 tokens tokens"]
     ) -> tuple[jax.Array, jax.Array]:
-        """Give the tokens before and after this block, of those before and after the last one."""
-        _, before = h
-        after = before + shard_batch(self.attention(self.attention_norm(before), mask))
-        hidden = ACTIVATIONS[self.config.activation](self.mlp_in(self.mlp_norm(after)))
-        return before, after + shard_batch(self.mlp_out(hidden))
+        """Return the tokens before and after this block.
+
+        Args:
+            h: Result of the previous block, or a pair of the input tokens.
+            mask: Additive causal mask of the attention logits.
+        """
+        _, inputs = h
+        attended = inputs + shard_batch(self.attention(self.attention_norm(inputs), mask))
+        hidden = ACTIVATIONS[self.config.activation](self.mlp_in(self.mlp_norm(attended)))
+        return inputs, attended + shard_batch(self.mlp_out(hidden))
 
 
 class CLIPText(nnx.Module):
-    """Tokens in, blocks, states out; see the module's docstring."""
+    """CLIP text encoder."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         width, projection = config.width, config.projection
@@ -154,17 +160,17 @@ class CLIPText(nnx.Module):
         self.projection = None if projection is None else Linear(width, projection, **settings)
 
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> CLIPOutput:
-        """Give the states of these prompts."""
-        num, most = tokens.shape[1], self.config.max_tokens
-        require(num <= most, "tokens", f"be at most {most} for this encoder", num)
+        """Return the token states and pooled states of prompts, given as token IDs."""
+        num, max_tokens = tokens.shape[1], self.config.max_tokens
+        rule = f"be at most max_tokens = {max_tokens}"
+        require(num <= max_tokens, "number of tokens", rule, num)
         h = self.tokens(tokens) + self.positions(np.arange(num))[None]
         h = at_least_float32(shard_batch(h))
         mask = jnp.asarray(np.triu(np.full((1, num, num), -np.inf, np.float32), 1))
         hidden, last = run_blocks(self.blocks, (h, h), mask)
         last = self.norm(last)
-        ends = jnp.argmax(
-            tokens if self.config.end_token is None else tokens == self.config.end_token, axis=-1
-        )
+        end_token = self.config.end_token
+        ends = jnp.argmax(tokens if end_token is None else tokens == end_token, axis=-1)
         pooled = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
         if self.projection is not None:
             pooled = at_least_float32(self.projection(pooled))
@@ -172,10 +178,10 @@ class CLIPText(nnx.Module):
 
 
 def make_clip_text(config: CLIPTextConfig) -> TextEncoder:
-    """A CLIP text encoder as pure functions; `apply(params, tokens)` gives a `CLIPOutput`.
+    """Build a CLIP text encoder as pure functions; `apply(params, tokens)` returns a `CLIPOutput`.
 
     Raises:
-        ValueError: When called, if there are more tokens than the encoder has places for.
+        ValueError: When called, if a prompt has more than `config.max_tokens` tokens.
     """
 
     def build(rngs: nnx.Rngs) -> CLIPText:

@@ -1,14 +1,15 @@
-"""Layers that text encoders share: attention with a bias, activations."""
+"""Layers shared by the text encoders: attention with a bias, embedding tables, activations."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from fmjax._arrays import Params
+from fmjax._arrays import Params, PRNGKey
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.linear import INPUTS, OUTPUTS, Linear
 from fmjax.sharding import all_gather_fsdp
@@ -17,9 +18,9 @@ _XAVIER = nnx.initializers.xavier_uniform()
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x sigmoid(1.702 x)`: the quick one of the two approximations of GELU.
+    """Sigmoid approximation of GELU, `x sigmoid(1.702 x)`.
 
-    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+    Reference: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
     return x * nnx.sigmoid(1.702 * x)
 
@@ -33,40 +34,40 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "silu": nnx.silu,
     }
 )
-"""By name; "gelu" is the exact one, "gelu_tanh" and "quick_gelu" are two approximations of it."""
+"""Activations by name; "gelu" is exact, "gelu_tanh" and "quick_gelu" are approximations of it."""
 
 
 class TextEncoder(NamedTuple):
-    """An encoder of text as pure functions; `params` is a nested dict of float32 arrays.
+    """Text encoder as pure functions; its parameters are a nested dict of float32 arrays.
 
     Attributes:
-        init: `init(key) -> params`.
-        apply: `apply(params, tokens)`, tokens int32 `[batch, tokens]`.
-        tensor_axes: By the dotted name of a parameter, the axis of it that the mesh axis
-            `tensor` splits; those that are not named are not split.
+        init: Function `init(key) -> params`.
+        apply: Function `apply(params, tokens)` of int32 token IDs `[batch, tokens]`.
+        tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
+            axis `tensor`. Other parameters are not split.
     """
 
-    init: Callable[[Any], Params]
-    apply: Callable[..., Any]
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[..., PyTree]
     tensor_axes: Mapping[str, int] = MappingProxyType({})
 
 
 class Table(nnx.Module):
-    """One vector for each whole number below `size`."""
+    """Embedding table with one vector for each index below `size`."""
 
     def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (size, width)))
 
-    def __call__(self, numbers: Int[Any, "*shape"]) -> Float[Array, "*shape width"]:
-        """Give the vectors of these numbers."""
-        return all_gather_fsdp(self.table[...])[numbers]
+    def __call__(self, indices: Int[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape width"]:
+        """Return the vectors at these indices."""
+        return all_gather_fsdp(self.table[...])[indices]
 
 
 class BiasedAttention(nnx.Module):
-    """Multi-head attention of tokens to one another, with a bias for each pair of places.
+    """Multi-head self-attention with a bias for each pair of positions.
 
-    The queries', keys' and values' columns are those of the first head, then of the second, and
-    so on: a device that holds some of them holds whole heads.
+    The columns of queries, keys and values are ordered by head, so that tensor parallelism splits
+    them between heads.
     """
 
     def __init__(
@@ -92,20 +93,20 @@ class BiasedAttention(nnx.Module):
     def __call__(
         self,
         h: Float[Array, "batch tokens width"],
-        bias: Float[Array, "some tokens tokens"],
+        bias: Float[Array, "bias_heads tokens tokens"],
         scale: float = 1.0,
     ) -> Float[Array, "batch tokens width"]:
-        """Give the tokens, each a mixture of all.
+        """Return the tokens after attention.
 
         Args:
-            h: Tokens.
-            bias: Of the logits, as `attention` takes it.
-            scale: Of the logits before the bias, over the usual `1 / sqrt(head_width)`.
+            h: Tokens before attention.
+            bias: Bias added to the logits, for each head or (`bias_heads` = 1) for all heads.
+            scale: Factor of the logits before the bias, in addition to `1 / sqrt(head_width)`.
         """
         batch, tokens, _ = h.shape
         q, k, v = (
             layer(h).reshape(batch, tokens, self.num_heads, -1).transpose(0, 2, 1, 3)
             for layer in (self.q, self.k, self.v)
         )
-        mixed = attention(scale * q, k, v, "xla", bias)
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, -1))
+        attended = attention(scale * q, k, v, "xla", bias)
+        return self.out(attended.transpose(0, 2, 1, 3).reshape(batch, tokens, -1))

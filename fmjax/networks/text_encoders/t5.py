@@ -1,7 +1,7 @@
-"""T5's encoder: a transformer whose attention knows how far apart tokens are.
+"""Encoder of T5: a transformer with relative position biases.
 
-Source: Raffel et al. 2019, arXiv:1910.10683, section 2.1; version 1.1, with gated MLPs: Shazeer
-2020, arXiv:2002.05202, section 2.
+Reference: Raffel et al. 2019, arXiv:1910.10683, section 2.1; Shazeer 2020, arXiv:2002.05202,
+section 2 (the gated MLPs of version 1.1).
 """
 
 import math
@@ -30,22 +30,23 @@ from fmjax.sharding import all_gather_fsdp, shard_batch
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes and choices of a T5 encoder; the defaults are those of T5 v1.1 XXL.
+    """Sizes and options of a T5 encoder; the defaults are those of T5 v1.1 XXL.
 
     Attributes:
-        vocab_size: Tokens that there are.
+        vocab_size: Number of tokens in the vocabulary.
         width: Channels of a token.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        head_width: Channels of each.
-        mlp_width: Hidden channels of a block's MLP.
-        activation: Of the MLP, one of `ACTIVATIONS`.
-        gated: Whether the MLP multiplies it by a second linear function of its input.
-        num_buckets: Kinds of distances between tokens; half of them are of tokens further on.
-        max_distance: From which on all distances are of one kind.
-        epsilon: Of the norms.
-        dtype: Of the computation, "float32" or "bfloat16"; parameters, norms and the sum that runs
-            through the blocks are float32.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of attention heads.
+        head_width: Channels of a head.
+        mlp_width: Hidden channels of the MLP of a block.
+        activation: Activation of the MLP, one of `ACTIVATIONS`.
+        gated: Whether the MLP multiplies the activation by a second linear function of its input.
+        num_buckets: Number of buckets of relative positions, even; half of them are for later
+            tokens.
+        max_distance: Distance from which on all relative positions share one bucket.
+        epsilon: Constant added to the mean square in the norms.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters, norms and the residual
+            stream are float32.
     """
 
     vocab_size: int = 32128
@@ -65,8 +66,8 @@ class T5Config:
         sizes = ("vocab_size", "width", "num_layers", "num_heads", "head_width", "mlp_width")
         for name in sizes:
             require_at_least(name, getattr(self, name), 1)
-        even = self.num_buckets >= 4 and self.num_buckets % 2 == 0
-        require(even, "num_buckets", "be an even number of at least 4", self.num_buckets)
+        is_valid = self.num_buckets >= 4 and self.num_buckets % 2 == 0
+        require(is_valid, "num_buckets", "be an even number of at least 4", self.num_buckets)
         require_at_least("max_distance", self.max_distance, self.num_buckets // 4 + 1)
         require_one_of("activation", self.activation, ACTIVATIONS)
         require_positive("epsilon", self.epsilon)
@@ -74,42 +75,48 @@ class T5Config:
 
 
 T5_XXL = T5Config()
-"""The encoder of T5 v1.1 XXL, of SD3 and FLUX: 4.8 billion parameters."""
+"""Encoder of T5 v1.1 XXL, used by SD3 and FLUX: 4.8 billion parameters."""
 
 
 def distance_buckets(num: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "num num"]:
-    """Which kind of distance lies between each token (row) and each that it sees (column).
+    """Assign each pair of query token (row) and key token (column) to a relative position bucket.
 
-    One half of the kinds is for tokens before and at one's own place, one for those after it. Of
-    each half one half is for short distances, each by itself; further away the kinds grow wider,
-    as powers do, up to `max_distance`.
+    The first half of the buckets is for keys at or before the query, the second half for keys after
+    it. In each half, the first half of the buckets holds one short distance each; the others hold
+    logarithmically growing ranges of distances up to `max_distance`.
 
-    Source: Raffel et al. 2019, arXiv:1910.10683, section 2.1.
+    Args:
+        num: Number of tokens.
+        num_buckets: Number of buckets.
+        max_distance: Distance from which on all relative positions share one bucket.
+
+    Reference: Raffel et al. 2019, arXiv:1910.10683, section 2.1.
     """
     offsets = np.arange(num)[None, :] - np.arange(num)[:, None]
     half, distances = num_buckets // 2, np.abs(offsets)
-    short = half // 2
-    # In float32, as the weights were trained: where a kind ends hangs on the rounding.
-    far = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(short))
-    far = far / np.float32(math.log(max_distance / short)) * np.float32(half - short)
-    far = np.minimum(short + far.astype(np.int32), half - 1)
-    kinds = np.where(distances < short, distances, far)
-    return (kinds + half * (offsets > 0)).astype(np.int32)
+    num_exact = half // 2
+    # float32, as in the training of released weights: rounding affects the ends of the buckets.
+    log_ratio = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(num_exact))
+    log_ratio = log_ratio / np.float32(math.log(max_distance / num_exact))
+    log_index = (log_ratio * np.float32(half - num_exact)).astype(np.int32)
+    log_buckets = np.minimum(num_exact + log_index, half - 1)
+    buckets = np.where(distances < num_exact, distances, log_buckets)
+    return (buckets + half * (offsets > 0)).astype(np.int32)
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with its scale."""
+    """RMS norm with a scale, in float32."""
 
     def __init__(self, width: int, epsilon: float):
         self.epsilon, self.scale = epsilon, nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Give the normalised tokens, float32."""
+        """Return the normalized tokens, float32."""
         return rms_norm(x, all_gather_fsdp(self.scale[...]), self.epsilon)
 
 
 class T5Block(nnx.Module):
-    """Attention of all tokens to all, then an MLP, each behind a norm."""
+    """Pre-norm transformer block with biased attention over all tokens and an MLP."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.mlp_width
@@ -130,8 +137,8 @@ class T5Block(nnx.Module):
         h: Float[Array, "batch tokens width"],
         bias: Float[Array, "heads tokens tokens"],
     ) -> Float[Array, "batch tokens width"]:
-        """Give the tokens after this block."""
-        # The logits are not scaled: the weights were drawn, and trained, small instead.
+        """Return the tokens after this block."""
+        # T5 does not scale the logits by 1 / sqrt(head_width): its initialization accounts for it.
         unscaled = math.sqrt(self.config.head_width)
         h = h + shard_batch(self.attention(self.attention_norm(h), bias, unscaled))
         normed = self.mlp_norm(h)
@@ -142,7 +149,7 @@ class T5Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Tokens in, blocks, states out; see the module's docstring."""
+    """T5 encoder."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -152,7 +159,7 @@ class T5Encoder(nnx.Module):
         self.norm = RMSNorm(config.width, config.epsilon)
 
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        """Give the states of these prompts; padding is seen like any other token."""
+        """Return the token states of prompts, given as token IDs; padding is not masked."""
         config = self.config
         h = at_least_float32(shard_batch(self.tokens(tokens)))
         buckets = distance_buckets(tokens.shape[1], config.num_buckets, config.max_distance)
@@ -161,7 +168,7 @@ class T5Encoder(nnx.Module):
 
 
 def make_t5_encoder(config: T5Config) -> TextEncoder:
-    """A T5 encoder as pure functions; `apply(params, tokens)` gives states of float32."""
+    """Build a T5 encoder as pure functions, with `apply(params, tokens)` -> float32 token states."""
 
     def build(rngs: nnx.Rngs) -> T5Encoder:
         return T5Encoder(config, rngs=rngs)

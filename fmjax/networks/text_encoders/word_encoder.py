@@ -1,11 +1,11 @@
-"""A small text encoder, trained along with the network that draws what the text says.
+"""Small text encoder that is trained together with the network that it conditions.
 
-Words are embedded, and a transformer without causality lets each see all: places are learned, norms
-come first, and padding is a word like any other, so that no condition, all padding, needs no rule
-of its own. The network that draws sees a vector for each word and one for the whole text.
+It is a bidirectional pre-norm transformer on word embeddings with learned positions. Padding is not
+masked, so that the null condition, all padding, needs no special case. The output is one vector per
+word and one pooled vector per caption.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762; norms first: Xiong et al. 2020, arXiv:2002.04745;
-that the text encoder is trained along: Nichol et al. 2021, arXiv:2112.10741, section 3 (GLIDE).
+Reference: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (pre-norm);
+Nichol et al. 2021, arXiv:2112.10741, section 3 (GLIDE: joint training of the text encoder).
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
 from fmjax._checks import require, require_at_least, require_numbers, require_one_of
+from fmjax._inputs import described
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.functional import PureModule, functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
@@ -39,14 +40,14 @@ _XAVIER = nnx.initializers.xavier_uniform()
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """Sizes of a text encoder.
+    """Sizes of the text encoder for captions.
 
     Attributes:
         width: Channels of a word.
-        num_layers: Blocks; 0 leaves the words as they are embedded.
-        num_heads: Attention heads; they share `width` evenly.
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        unroll_layers: Write every layer into the program instead of a scan.
+        num_layers: Number of transformer blocks; with 0, words are only embedded.
+        num_heads: Number of attention heads; must divide `width`.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Unroll the loop over layers instead of using a scan.
     """
 
     width: int = 128
@@ -66,12 +67,12 @@ class TextEncoderConfig:
         require(divides, "text_encoder.num_heads", rule, self.num_heads)
 
     def shape(self, tokens: TokenShape) -> TextShape:
-        """Sizes of what it makes of such tokens."""
+        """Return the sizes of the `Text` that the encoder computes from captions of these sizes."""
         return TextShape(tokens.num_tokens, self.width, self.width)
 
 
 class TextBlock(nnx.Module):
-    """Attention and MLP, each behind a norm."""
+    """Pre-norm transformer block with attention over all words and an MLP."""
 
     def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, _MLP_RATIO * config.width
@@ -82,24 +83,24 @@ class TextBlock(nnx.Module):
         self.mlp_out = Linear(hidden, width, split=INPUTS, kernel_init=_XAVIER, **settings)
 
     def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Give the words after this block."""
-        # So few tokens are fastest as plain products, on any device.
+        """Return the words after this block."""
         q, k, v = self.to_heads.heads(layer_norm(h))
-        mixed = attention(q, k, v)
-        h = h + shard_batch(self.out(mixed.transpose(0, 2, 1, 3).reshape(h.shape)))
+        # For few tokens, plain matrix products are fastest on all devices.
+        attended = attention(q, k, v, "xla")
+        h = h + shard_batch(self.out(attended.transpose(0, 2, 1, 3).reshape(h.shape)))
         hidden = nnx.gelu(self.mlp_in(layer_norm(h)), approximate=True)
         return h + shard_batch(self.mlp_out(hidden))
 
 
 class TextEncoder(nnx.Module):
-    """Numbers of words in, a `Text` out; see the module's docstring."""
+    """Text encoder that maps the word IDs of captions to a `Text`."""
 
     def __init__(self, config: TextEncoderConfig, shape: TokenShape, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
         self.config, self.shape = config, shape
         self.words = nnx.Embed(shape.vocab_size, config.width, embedding_init=normal, rngs=rngs)
-        places = (shape.num_tokens, config.width)
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), places))
+        table = (shape.num_tokens, config.width)
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), table))
         self.blocks = (
             stack_blocks(lambda rngs: TextBlock(config, rngs=rngs), config.num_layers, rngs)
             if config.num_layers
@@ -107,29 +108,31 @@ class TextEncoder(nnx.Module):
         )
 
     def __call__(self, cond: Cond) -> Text:
-        """Give a vector for each word, and the mean over those that are not padding."""
-        tokens = self._checked(cond)
-        # Not `self.words(tokens)`: that would round float64 params to float32.
+        """Return one vector per word, and the mean over the words that are not padding."""
+        tokens = self._require_tokens(cond)
+        # `self.words(tokens)` would round float64 parameters to float32.
         table = all_gather_fsdp(self.words.embedding[...])
         h = jnp.take(table, tokens, axis=0) + all_gather_fsdp(self.positions[...])[None]
         h = shard_batch(layer_norm(h))
         if self.blocks is not None:
             h = run_blocks(self.blocks, h, unroll=self.config.unroll_layers)
         h = layer_norm(h)
-        says = (tokens > 0).astype(h.dtype)[:, :, None]
-        pooled = jnp.sum(says * h, axis=1) / jnp.maximum(jnp.sum(says, axis=1), 1.0)
+        is_word = (tokens > 0).astype(h.dtype)[:, :, None]
+        pooled = jnp.sum(is_word * h, axis=1) / jnp.maximum(jnp.sum(is_word, axis=1), 1.0)
         return Text(at_least_float32(h), at_least_float32(pooled))
 
-    def _checked(self, cond: Any) -> jax.Array:
-        rule = f"be token ids [batch, {self.shape.num_tokens}] for a network of captions"
-        array = hasattr(cond, "dtype") and jnp.issubdtype(cond.dtype, jnp.integer)
-        right = array and cond.shape[1:] == (self.shape.num_tokens,)
-        require(right, "cond", rule, cond.shape if array else type(cond).__name__)
+    def _require_tokens(self, cond: PyTree) -> jax.Array:
+        """Return `cond` if it holds token IDs of the expected shape; raise otherwise."""
+        num_tokens = self.shape.num_tokens
+        is_integer = hasattr(cond, "dtype") and jnp.issubdtype(cond.dtype, jnp.integer)
+        is_valid = is_integer and cond.shape[1:] == (num_tokens,)
+        rule = f"be integer token IDs [batch, {num_tokens}] for a network with captions"
+        require(is_valid, "cond", rule, described(cond))
         return cond
 
 
 def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> PureModule:
-    """The encoder as pure functions: `apply(params, tokens) -> Text`."""
+    """Build the text encoder as pure functions, with `apply(params, tokens) -> Text`."""
 
     def build(rngs: nnx.Rngs) -> TextEncoder:
         return TextEncoder(config, shape, rngs=rngs)
@@ -138,9 +141,13 @@ def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> PureModul
 
 
 def with_encoder(encoder: PureModule, image: VelocityNet) -> VelocityNet:
-    """A network of text, conditioned on tokens by an encoder that is trained along.
+    """Combine a text encoder and a text-to-image network into a network conditioned on tokens.
 
-    Its parameters are `{"encoder": .., "image": ..}`.
+    The parameters are `{"encoder": ..., "image": ...}`; both are trained.
+
+    Args:
+        encoder: Text encoder, built by `make_text_encoder`.
+        image: Network conditioned on the `Text` that the encoder returns.
     """
 
     def init(key: PRNGKey) -> Params:
@@ -151,5 +158,5 @@ def with_encoder(encoder: PureModule, image: VelocityNet) -> VelocityNet:
         return image.apply(params["image"], t, x, encoder.apply(params["encoder"], cond))
 
     parts = {"encoder": encoder.tensor_axes, "image": image.tensor_axes}
-    axes = {f"{part}.{n}": axis for part, named in parts.items() for n, axis in named.items()}
+    axes = {f"{part}.{name}": axis for part, axes in parts.items() for name, axis in axes.items()}
     return VelocityNet(jax.jit(init), apply, axes)

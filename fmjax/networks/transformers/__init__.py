@@ -1,1 +1,1 @@
-"""Transformers on image patches: DiT, and MM-DiT (SD3) and FLUX, which also take text tokens."""
+"""Transformers on image patches: DiT, and the text-to-image networks MM-DiT (SD3) and FLUX."""

@@ -1,7 +1,7 @@
-"""DiT: a transformer on patches of an image, conditioned through its norms (adaLN-zero).
+"""DiT: a transformer on image patches, conditioned through adaptive layer norms (adaLN-zero).
 
-Source: Peebles and Xie 2023, arXiv:2212.09748; as a velocity network: Ma et al. 2024 (SiT),
-arXiv:2401.08740.
+Reference: Peebles and Xie 2023, arXiv:2212.09748; Ma et al. 2024 (SiT), arXiv:2401.08740, as a
+velocity network.
 """
 
 from dataclasses import dataclass
@@ -42,25 +42,27 @@ POSITIONS = ("learned", "sincos", "rotary")
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Sizes and choices of a DiT.
+    """Sizes and options of a DiT.
 
     Attributes:
         patch_size: Side of the square patches, in pixels.
         width: Channels of a token.
-        num_layers: Blocks.
-        num_heads: Attention heads; they share `width` evenly.
-        mlp_ratio: Hidden channels of a block's MLP over `width`.
-        positions: "sincos" (fixed) or "learned", added to the tokens, or "rotary", which
-            turns queries and keys.
-        qk_norm: RMS norm of each head's queries and keys (steadies large or bfloat16 nets).
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        unroll_layers: Write every layer into the program instead of a scan: faster on the
-            CPU, slower to compile.
-        remat: What of a block is computed again in the backward pass to save memory: "none",
-            "full" (all of it: a third more work), "save_matmuls" (all but the linear layers) or
-            "offload" (all, with what goes into the blocks kept by the host; TPU and GPU).
-        attention: "auto" (the fastest on the device it runs on: splash on TPU, cuDNN on GPU, where
-            sizes and types let them), or "xla", which forward mode works through.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of attention heads; must divide `width`.
+        mlp_ratio: Hidden channels of the MLP of a block, divided by `width`.
+        positions: Position embeddings: "sincos" (fixed) or "learned", added to the tokens, or
+            "rotary", applied to queries and keys.
+        qk_norm: Whether to apply RMS norm to the queries and keys of each head, which stabilizes
+            the training of large or bfloat16 networks.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Unroll the loop over layers instead of using a scan: faster on the CPU,
+            slower to compile.
+        remat: Part of each block that is recomputed in the backward pass to save memory: "none",
+            "full" (everything, a third more computation), "save_matmuls" (everything except linear
+            layers) or "offload" (everything, with block inputs in host memory; TPU and GPU).
+        attention: Attention implementation: "auto" (splash on TPU and cuDNN on GPU if they support
+            the sizes and types), "xla" (supports forward-mode differentiation), "splash" or
+            "cudnn".
     """
 
     patch_size: int = 2
@@ -105,7 +107,7 @@ DIT_XL = DiTConfig(width=1152, num_layers=28, num_heads=16)
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of all tokens to all, in the layout [batch, head, token, dim]."""
+    """Multi-head self-attention over all tokens, with optional QK norm and rotary positions."""
 
     def __init__(self, config: DiTConfig, grid: tuple[int, int], *, rngs: nnx.Rngs):
         width, head = config.width, config.width // config.num_heads
@@ -118,7 +120,7 @@ class SelfAttention(nnx.Module):
         self.k_scale = nnx.Param(jnp.ones(head)) if config.qk_norm else None
 
     def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Give the tokens, each a mixture of all."""
+        """Return the tokens after attention."""
         batch, tokens, width = h.shape
         heads = self.config.num_heads
         q, k, v = self.to_heads.heads(h)
@@ -128,18 +130,14 @@ class SelfAttention(nnx.Module):
         if self.config.positions == "rotary":
             angles = rotary_angles(*self.grid, width // heads)
             q, k = rotate(q, angles), rotate(k, angles)
-        mixed = (
-            attention(q, k, v, self.config.attention)
-            .transpose(0, 2, 1, 3)
-            .reshape(batch, tokens, width)
-        )
-        return self.out(mixed)
+        attended = attention(q, k, v, self.config.attention).transpose(0, 2, 1, 3)
+        return self.out(attended.reshape(batch, tokens, width))
 
 
 class DiTBlock(nnx.Module):
-    """Attention and MLP, each behind a norm whose scale, shift and gate come from the condition.
+    """Attention and MLP with adaptive layer norm; the condition sets scale, shift and gate.
 
-    The gates start at zero, so a block starts as the identity.
+    The gates are zero at initialization, so that the block is the identity.
     """
 
     def __init__(self, config: DiTConfig, grid: tuple[int, int], *, rngs: nnx.Rngs):
@@ -157,7 +155,7 @@ class DiTBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]
     ) -> Float[Array, "batch tokens width"]:
-        """Give the tokens after this block."""
+        """Return the tokens after this block."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
             shard_batch(self.modulation(c))[:, None, :], 6, axis=-1
         )
@@ -167,7 +165,7 @@ class DiTBlock(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """Patches in, blocks, patches out; see the module's docstring."""
+    """Diffusion transformer (DiT) on image patches."""
 
     def __init__(
         self,
@@ -199,7 +197,7 @@ class DiT(nnx.Module):
         self.out = Linear(config.width, patch, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
-        """Give the prediction, float32, shaped like x."""
+        """Return the prediction, float32, shaped like x."""
         config = self.config
         c = nnx.silu(self.embed(t, cond))
         h = self.patches(patchify(x, config.patch_size))
@@ -218,13 +216,18 @@ def make_dit(
     event_shape: tuple[int, ...],
     conditions: int | FlowMapConditions | None = None,
 ) -> VelocityNet:
-    """A DiT for images of `event_shape` = (height, width, channel) as pure functions.
+    """Build a DiT as pure functions. Its output is zero at initialization.
 
-    Its output is zero at the start. With classes, label `num_classes` is the null class.
+    Args:
+        config: Sizes and options of the DiT.
+        event_shape: (height, width, channel) of an image.
+        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
+            `num_classes` is the null class.
 
     Raises:
-        ValueError: If the event is no image or its sides are no multiples of the patch; if a
-            label comes to a network without classes, or none to one with classes.
+        ValueError: If `event_shape` is not an image, or its sides are not multiples of the patch
+            size. When called, if a network without classes receives labels, or a network with
+            classes receives none.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     height, width, _ = event_shape

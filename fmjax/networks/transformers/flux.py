@@ -1,9 +1,8 @@
 """FLUX.1: a rectified-flow transformer on text and image tokens.
 
-First come blocks in which text and image have weights of their own and attend to each other, then
-blocks in which both are one sequence, with attention and MLP side by side. The network takes time
-as it is given; released weights were trained with t = 1 at the noise, and are turned around where
-they are read.
+Double blocks, with separate weights for text and image and joint attention, are followed by single
+blocks, with shared weights and parallel attention and MLP. The network uses time as given. Released
+weights were trained with t = 1 at the noise; the code that loads them reverses the time.
 
 Reference: Black Forest Labs, FLUX.1 (2024). The blocks are defined in `joint_blocks.py`.
 """
@@ -41,22 +40,23 @@ from fmjax.paths import VelocityNet
 
 @dataclass(frozen=True)
 class FluxConfig:
-    """Sizes and choices of a FLUX.1 network; the defaults are those of its 12 B models.
+    """Sizes and options of a FLUX.1 network; the defaults are those of the 12 B models.
 
     Attributes:
-        patch_size: Side of the square patches of latents that are one token.
-        num_heads: Attention heads.
-        head_width: Channels of each; a token has `num_heads * head_width`.
-        num_double: Blocks in which text and image have weights of their own.
-        num_single: Blocks after them, in which they share them.
-        rotary_axes: Channels of a head that turn with the picture's number (always 0), with the
-            row and with the column.
-        guidance: Asked for where a condition names no scale, of networks that take it as an input
-            (dev); None for a network without that input (schnell).
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        unroll_layers: Write every layer into the program instead of two scans.
-        remat: What of a block is computed again in the backward pass, as of `DiTConfig`.
-        attention: By which means, as of `DiTConfig`.
+        patch_size: Side of the square patches of latents that form one token.
+        num_heads: Number of attention heads.
+        head_width: Channels of a head; a token has `num_heads * head_width` channels.
+        num_double: Number of double blocks, with separate weights for text and image.
+        num_single: Number of single blocks, with shared weights for text and image.
+        rotary_axes: Channels of a head that are rotated by the image index (always 0), by the row
+            and by the column; even numbers that sum to `head_width`.
+        guidance: Default guidance scale of a network with a guidance input (dev), used if the
+            condition has no scale; None for a network without this input (schnell).
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Unroll the loops over layers instead of using scans.
+        remat: Part of each block that is recomputed in the backward pass: "none", "full",
+            "save_matmuls" or "offload" (see `DiTConfig`).
+        attention: Attention implementation, "auto", "xla", "splash" or "cudnn" (see `DiTConfig`).
     """
 
     patch_size: int = 2
@@ -75,35 +75,37 @@ class FluxConfig:
         for name in ("patch_size", "num_heads", "head_width", "num_double", "num_single"):
             require_at_least(name, getattr(self, name), 1)
         require_computable(self)
-        even = all(size >= 0 and size % 2 == 0 for size in self.rotary_axes)
-        fits = even and sum(self.rotary_axes) == self.head_width
-        rule = f"be even numbers that add up to the head's {self.head_width} channels"
-        require(fits, "rotary_axes", rule, self.rotary_axes)
+        are_even = all(size >= 0 and size % 2 == 0 for size in self.rotary_axes)
+        is_valid = are_even and sum(self.rotary_axes) == self.head_width
+        rule = f"be even numbers that sum to head_width = {self.head_width}"
+        require(is_valid, "rotary_axes", rule, self.rotary_axes)
         if self.guidance is not None:
             require_at_least("guidance", self.guidance, 0.0)
 
     @property
     def sizes(self) -> Sizes:
-        """What its blocks have in common."""
+        """Sizes and options shared by all blocks."""
         return Sizes(self.num_heads, self.head_width, self.dtype, self.attention)
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Number of channels of a token."""
         return self.sizes.width
 
 
 FLUX_DEV = FluxConfig()
 """FLUX.1-dev: 11.9 billion parameters, with the guidance scale as an input."""
 FLUX_SCHNELL = FluxConfig(guidance=None)
-"""FLUX.1-schnell: the same without that input."""
+"""FLUX.1-schnell: the network of FLUX.1-dev without the guidance input."""
 
 
 class Flux(TextToImage):
-    """Blocks of two kinds; see the module's docstring."""
+    """FLUX.1 network of double blocks and single blocks."""
+
+    config: FluxConfig
 
     def add_blocks(self, rngs: nnx.Rngs) -> None:
-        """Two stacks, and what embeds the guidance scale."""
+        """Build the stacks of double and single blocks, and the embedding of the guidance scale."""
         config, sizes = self.config, self.config.sizes
         self.double = stack_blocks(
             lambda rngs: DoubleBlock(sizes, rngs=rngs), config.num_double, rngs
@@ -117,23 +119,23 @@ class Flux(TextToImage):
             else VectorEmbedding(TIME_FEATURES, config.width, rngs=rngs)
         )
 
-    def embedded(self, t: Times, cond: Text) -> Vectors:
-        """Time, guidance and the whole of the prompt as one vector for each example."""
+    def embed_condition(self, t: Times, cond: Text) -> Vectors:
+        """Embed time, guidance scale and pooled prompt as one vector per sample."""
         if self.guidance is None:
-            return super().embedded(t, cond)
-        usual = jnp.broadcast_to(jnp.asarray(self.config.guidance, t.dtype), t.shape)
-        scale = usual if cond.guidance is None else cond.guidance
+            return super().embed_condition(t, cond)
+        default = jnp.broadcast_to(jnp.asarray(self.config.guidance, t.dtype), t.shape)
+        scale = default if cond.guidance is None else cond.guidance
         guidance = self.guidance(ddpm_features(scale, TIME_FEATURES))
-        return super().embedded(t, cond._replace(guidance=None)) + guidance
+        return super().embed_condition(t, cond._replace(guidance=None)) + guidance
 
-    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
-        """What becomes of the image's tokens."""
+    def apply_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
+        """Apply the double and single blocks and return the image tokens."""
         config, num_text = self.config, text.shape[1]
-        how: dict[str, Any] = dict(unroll=config.unroll_layers, remat=config.remat)
-        angles = _angles(config, num_text, *self.grid)
-        text, image = run_blocks(self.double, (text, image), c, angles, **how)
-        h = run_blocks(self.single, jnp.concatenate([text, image], axis=1), c, angles, **how)
-        return h[:, num_text:]
+        settings: dict[str, Any] = dict(unroll=config.unroll_layers, remat=config.remat)
+        angles = _rotary_angles(config, num_text, *self.grid)
+        text, image = run_blocks(self.double, (text, image), c, angles, **settings)
+        h = jnp.concatenate([text, image], axis=1)
+        return run_blocks(self.single, h, c, angles, **settings)[:, num_text:]
 
 
 def make_flux(
@@ -142,28 +144,29 @@ def make_flux(
     text: Conditions,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
-    """A FLUX network for latents of `event_shape` = (height, width, channel), as pure functions.
+    """Build a FLUX.1 network as pure functions. Its output is zero at initialization.
 
-    Its condition is a `Text` of the sizes `text`; its output is zero at the start.
+    Its condition is a `Text`.
 
     Args:
-        config: Its sizes.
-        event_shape: Of the latents.
-        text: Sizes of the condition.
-        adapters: Of its layers.
+        config: Sizes and options of the network.
+        event_shape: (height, width, channel) of the latents.
+        text: Sizes of the condition, a `TextShape`.
+        adapters: Low-rank adapters of the network's layers, or None.
 
     Raises:
-        ValueError: If the event is no image, its sides are no multiples of the patch, or it is
-            given no text; when called, if the condition is not such a text.
+        ValueError: If `event_shape` is not an image, its sides are not multiples of the patch
+            size, or `text` is not a `TextShape`. When called, if the condition is not a `Text` of
+            these sizes.
     """
     return make_text_to_image(Flux, config, event_shape, text, adapters, "a FLUX")
 
 
-def _angles(config: FluxConfig, num_text: int, rows: int, columns: int) -> np.ndarray:
-    """Rotary angles of all tokens, `[tokens, head_width / 2]`; those of text are zero."""
-    by_picture, by_row, by_column = (channels // 2 for channels in config.rotary_axes)
+def _rotary_angles(config: FluxConfig, num_text: int, rows: int, columns: int) -> np.ndarray:
+    """Compute the rotary angles of all tokens, `[tokens, head_width / 2]`; zero for text."""
+    by_index, by_row, by_column = (channels // 2 for channels in config.rotary_axes)
     image = [
-        np.zeros((rows * columns, by_picture)),
+        np.zeros((rows * columns, by_index)),
         axis_angles(rows, columns, by_row)[0],
         axis_angles(rows, columns, by_column)[1],
     ]

@@ -1,9 +1,10 @@
-"""Transformer blocks on tokens of two kinds, text and image, that attend to one another.
+"""Transformer blocks with joint attention over text and image tokens, used by MM-DiT and FLUX.
 
-Source: the joint blocks: Esser et al. 2024, arXiv:2403.03206, figure 2; the parallel ones:
-Dehghani et al. 2023, arXiv:2302.05442, section 2.
+Reference: Esser et al. 2024, arXiv:2403.03206, figure 2 (double blocks); Dehghani et al. 2023,
+arXiv:2302.05442, section 2 (single blocks, with parallel attention and MLP).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,14 +32,14 @@ _ZEROS = nnx.initializers.zeros
 
 
 class Sizes(NamedTuple):
-    """What the blocks of a network have in common.
+    """Sizes and options shared by all blocks of a network.
 
     Attributes:
-        num_heads: Attention heads.
-        head_width: Channels of each.
-        dtype: Of the computation.
-        attention: By which means, as of `attention`.
-        qk_norm: Whether the RMS of queries and keys is normalised.
+        num_heads: Number of attention heads.
+        head_width: Channels of a head.
+        dtype: Type of the computation, "float32" or "bfloat16".
+        attention: Attention implementation (see `layers.attention.attention`).
+        qk_norm: Whether to apply RMS norm to queries and keys.
     """
 
     num_heads: int
@@ -49,12 +50,12 @@ class Sizes(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Number of channels of a token."""
         return self.num_heads * self.head_width
 
 
 class VectorEmbedding(nnx.Module):
-    """`W2 silu(W1 x)`: a vector for each example from its features."""
+    """Two-layer embedding `W2 silu(W1 x)` of one feature vector per sample."""
 
     def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
@@ -62,12 +63,12 @@ class VectorEmbedding(nnx.Module):
         self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch width"]:
-        """Give one vector for each example."""
+        """Return one embedding vector per sample."""
         return self.out(nnx.silu(self.hidden(x)))
 
 
 class Heads(nnx.Module):
-    """Queries, keys and values of tokens, the first two with their RMS normalised by head."""
+    """Queries, keys and values of tokens, with optional RMS norm of queries and keys."""
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         dtype = compute_dtype(sizes.dtype)
@@ -80,7 +81,7 @@ class Heads(nnx.Module):
     def __call__(
         self, h: Float[Array, "batch tokens width"]
     ) -> tuple[Float[Array, "batch heads tokens dim"], ...]:
-        """Give q, k and v."""
+        """Return queries, keys and values."""
         q, k, v = self.linear.heads(h)
         if self.q_scale is None or self.k_scale is None:
             return q, k, v
@@ -89,7 +90,7 @@ class Heads(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of one kind of token to itself."""
+    """Multi-head self-attention within one stream of tokens."""
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         width, dtype = sizes.width, compute_dtype(sizes.dtype)
@@ -97,15 +98,18 @@ class Attention(nnx.Module):
         self.out = Linear(width, width, split=INPUTS, dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
 
     def __call__(self, h: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Give the tokens, each a mixture of all."""
+        """Return the tokens after attention."""
         q, k, v = self.to_heads(h)
-        return self.out(_mixed(self.sizes, q, k, v))
+        return self.out(_attend(self.sizes, q, k, v))
 
 
 class Stream(nnx.Module):
-    """What one kind of token has of its own in a block, around the attention to both kinds.
+    """Weights of one stream of tokens, text or image, in a double block.
 
-    In some blocks it also attends to itself alone, beside that (`dual`).
+    Args:
+        sizes: Sizes and options shared by all blocks.
+        dual: Whether the stream also has self-attention in addition to the joint attention.
+        rngs: Random keys of the parameters.
     """
 
     def __init__(self, sizes: Sizes, *, dual: bool = False, rngs: nnx.Rngs):
@@ -122,28 +126,37 @@ class Stream(nnx.Module):
         self.mlp_out = Linear(hidden, width, split=INPUTS, **settings)
 
     def modulations(self, c: Float[Array, "batch width"]) -> list[jax.Array]:
-        """Shift, scale and gate, `[batch, 1, width]`: of attention, MLP and attention to itself."""
+        """Return shift, scale and gate of joint attention, MLP and self-attention.
+
+        Each is `[batch, 1, width]`.
+        """
         return modulations_of(self.modulation, c)
 
-    def after(
+    def update(
         self,
         h: Float[Array, "batch tokens width"],
-        mixed: Float[Array, "batch tokens width"],
+        attended: Float[Array, "batch tokens width"],
         modulations: list[jax.Array],
     ) -> Float[Array, "batch tokens width"]:
-        """Give the tokens after attention, which gave `mixed`, and MLP."""
-        _, _, gate_a, shift, scale, gate_m, *of_alone = modulations
-        attended = gate_a * shard_batch(self.out(mixed))
+        """Return the tokens after this block.
+
+        Args:
+            h: Tokens before this block.
+            attended: Output of the joint attention for these tokens.
+            modulations: Result of the method `modulations`.
+        """
+        _, _, gate_a, shift, scale, gate_m, *dual_modulations = modulations
+        change = gate_a * shard_batch(self.out(attended))
         if self.alone is not None:
-            shift_b, scale_b, gate_b = of_alone
-            attended = attended + gate_b * shard_batch(self.alone(modulate(h, shift_b, scale_b)))
-        h = h + attended
+            shift_b, scale_b, gate_b = dual_modulations
+            change = change + gate_b * shard_batch(self.alone(modulate(h, shift_b, scale_b)))
+        h = h + change
         hidden = nnx.gelu(self.mlp_in(modulate(h, shift, scale)), approximate=True)
         return h + gate_m * shard_batch(self.mlp_out(hidden))
 
 
 class LastText(nnx.Module):
-    """The text's part in the last block: the image attends to it, and nothing comes of it."""
+    """Weights of the text stream in the last block, where only the image tokens are updated."""
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         self.modulation = Linear(
@@ -157,20 +170,24 @@ class LastText(nnx.Module):
         self.to_heads = Heads(sizes, rngs=rngs)
 
     def modulations(self, c: Float[Array, "batch width"]) -> list[jax.Array]:
-        """Shift and scale, each `[batch, 1, width]`."""
+        """Return shift and scale of the joint attention, each `[batch, 1, width]`."""
         return modulations_of(self.modulation, c)
 
 
 def modulations_of(layer: Linear, c: Float[Array, "batch width"]) -> list[jax.Array]:
-    """What a linear layer makes of the condition, in parts as wide as that, `[batch, 1, width]`."""
+    """Apply a linear layer to the condition and split it into parts `[batch, 1, width]`."""
     out = shard_batch(layer(c))[:, None, :]
     return jnp.split(out, out.shape[-1] // c.shape[-1], axis=-1)
 
 
 class DoubleBlock(nnx.Module):
-    """Text and image with weights of their own; all tokens attend to all.
+    """Block with separate weights for text and image, and attention over all tokens.
 
-    Of the last block of a network nothing but the image may be wanted (`last`).
+    Args:
+        sizes: Sizes and options shared by all blocks.
+        dual: Whether the image stream also has self-attention.
+        last: Whether only the image tokens are updated, as in the last block of a network.
+        rngs: Random keys of the parameters.
     """
 
     def __init__(self, sizes: Sizes, *, dual: bool = False, last: bool = False, rngs: nnx.Rngs):
@@ -184,28 +201,30 @@ class DoubleBlock(nnx.Module):
         c: Float[Array, "batch width"],
         angles: Float[np.ndarray, "tokens half_dim"] | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Give text and image tokens after this block."""
+        """Return the text and image tokens after this block."""
         text, image = h
-        of_text, of_image = self.text.modulations(c), self.image.modulations(c)
-        parts = (
-            self.text.to_heads(modulate(text, *of_text[:2])),
-            self.image.to_heads(modulate(image, *of_image[:2])),
+        text_modulations = self.text.modulations(c)
+        image_modulations = self.image.modulations(c)
+        heads = (
+            self.text.to_heads(modulate(text, *text_modulations[:2])),
+            self.image.to_heads(modulate(image, *image_modulations[:2])),
         )
-        q, k, v = (jnp.concatenate(pair, axis=2) for pair in zip(*parts, strict=True))
-        mixed, split = _mixed(self.sizes, q, k, v, angles), text.shape[1]
+        q, k, v = (jnp.concatenate(pair, axis=2) for pair in zip(*heads, strict=True))
+        attended, num_text = _attend(self.sizes, q, k, v, angles), text.shape[1]
         if isinstance(self.text, Stream):
-            text = self.text.after(text, mixed[:, :split], of_text)
-        return text, self.image.after(image, mixed[:, split:], of_image)
+            text = self.text.update(text, attended[:, :num_text], text_modulations)
+        return text, self.image.update(image, attended[:, num_text:], image_modulations)
 
 
 class SingleBlock(nnx.Module):
-    """All tokens alike, with attention and MLP side by side behind one norm.
+    """Block with shared weights for text and image, and parallel attention and MLP.
 
     Attributes:
-        lora: An adapter of `out` and `mlp_out`, which are one layer of both their inputs.
+        lora: Low-rank adapter of `out` and `mlp_out`, which act as one layer on their concatenated
+            inputs, or None.
     """
 
-    lora: Any = None
+    lora: Callable[..., Array] | None = None
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         width, hidden = sizes.width, _MLP_RATIO * sizes.width
@@ -224,22 +243,22 @@ class SingleBlock(nnx.Module):
         c: Float[Array, "batch width"],
         angles: Float[np.ndarray, "tokens half_dim"],
     ) -> Float[Array, "batch tokens width"]:
-        """Give the tokens after this block."""
+        """Return the tokens after this block."""
         shift, scale, gate = modulations_of(self.modulation, c)
         normed = modulate(h, shift, scale)
         q, k, v = self.to_heads(normed)
-        mixed = _mixed(self.sizes, q, k, v, angles)
+        attended = _attend(self.sizes, q, k, v, angles)
         hidden = nnx.gelu(self.mlp_in(normed), approximate=True)
-        out = self.out(mixed) + self.mlp_out(hidden)
-        out = out if self.lora is None else out + self.lora(mixed, hidden)
+        out = self.out(attended) + self.mlp_out(hidden)
+        out = out if self.lora is None else out + self.lora(attended, hidden)
         return h + gate * shard_batch(out)
 
 
-def _mixed(
+def _attend(
     sizes: Sizes, q: jax.Array, k: jax.Array, v: jax.Array, angles: np.ndarray | None = None
 ) -> Float[Array, "batch tokens width"]:
-    """Attention of all tokens to all; with angles, these tell the places of the tokens."""
+    """Compute attention over all tokens and merge the heads, with optional rotary angles."""
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
-    mixed = attention(q, k, v, sizes.attention)
-    return mixed.transpose(0, 2, 1, 3).reshape(mixed.shape[0], mixed.shape[2], -1)
+    attended = attention(q, k, v, sizes.attention)
+    return attended.transpose(0, 2, 1, 3).reshape(attended.shape[0], attended.shape[2], -1)

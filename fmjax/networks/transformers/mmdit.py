@@ -1,11 +1,11 @@
-"""Stable Diffusion 3's network: a rectified-flow transformer on text and image tokens (MM-DiT).
+"""MM-DiT, the network of Stable Diffusion 3: a rectified-flow transformer on text and image tokens.
 
-In every block text and image have weights of their own and attend to each other; places are added
-to the image's tokens at the start. The network takes time as it is given; released weights were
-trained with t = 1 at the noise, and are turned around where they are read.
+Each block has separate weights for text and image, and joint attention. Position embeddings are
+added to the image tokens before the first block. The network uses time as given. Released weights
+were trained with t = 1 at the noise; the code that loads them reverses the time.
 
-Source: Esser et al. 2024, arXiv:2403.03206, section 4 and figure 2. The second attention of some
-blocks, of the image to itself: Stability AI, Stable Diffusion 3.5 medium (2024).
+Reference: Esser et al. 2024, arXiv:2403.03206, section 4 and figure 2; Stability AI, Stable
+Diffusion 3.5 medium (2024), for the additional self-attention of the image in some blocks.
 """
 
 import itertools
@@ -36,22 +36,24 @@ from fmjax.sharding import all_gather_fsdp
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """Sizes and choices of an MM-DiT; the defaults are those of SD3 medium.
+    """Sizes and options of an MM-DiT; the defaults are those of SD3 medium.
 
     Attributes:
-        patch_size: Side of the square patches of latents that are one token.
-        num_heads: Attention heads.
-        head_width: Channels of each; a token has `num_heads * head_width`.
-        num_layers: Blocks.
-        dual_layers: Those, counted from 0, in which the image also attends to itself alone.
-        qk_norm: RMS norm of each head's queries and keys (steadies large or bfloat16 nets).
-        position_table: Side, in patches, of the table of positions that released models hold among
-            their weights; its middle is used, and it is not trained. None computes sines and
-            cosines of the picture's own rows and columns.
-        dtype: Of the computation, "float32" or "bfloat16"; parameters are float32.
-        unroll_layers: Write every layer into the program instead of scans.
-        remat: What of a block is computed again in the backward pass, as of `DiTConfig`.
-        attention: By which means, as of `DiTConfig`.
+        patch_size: Side of the square patches of latents that form one token.
+        num_heads: Number of attention heads.
+        head_width: Channels of a head; a token has `num_heads * head_width` channels.
+        num_layers: Number of blocks.
+        dual_layers: Indices, from 0, of the blocks in which the image also has self-attention.
+        qk_norm: Whether to apply RMS norm to the queries and keys of each head, which stabilizes
+            the training of large or bfloat16 networks.
+        position_table: Side, in patches, of the position table stored in released weights, which
+            is cropped at its center and not trained. None computes sine-cosine embeddings of the
+            rows and columns of the image instead.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
+        unroll_layers: Unroll the loops over layers instead of using scans.
+        remat: Part of each block that is recomputed in the backward pass: "none", "full",
+            "save_matmuls" or "offload" (see `DiTConfig`).
+        attention: Attention implementation, "auto", "xla", "splash" or "cudnn" (see `DiTConfig`).
     """
 
     patch_size: int = 2
@@ -70,8 +72,9 @@ class MMDiTConfig:
         for name in ("patch_size", "num_heads", "head_width", "num_layers"):
             require_at_least(name, getattr(self, name), 1)
         require_computable(self)
-        known = set(self.dual_layers) <= set(range(self.num_layers))
-        require(known, "dual_layers", f"be below num_layers {self.num_layers}", self.dual_layers)
+        are_layers = set(self.dual_layers) <= set(range(self.num_layers))
+        rule = f"contain indices from 0 to num_layers - 1 = {self.num_layers - 1}"
+        require(are_layers, "dual_layers", rule, self.dual_layers)
         if self.position_table is None:
             require(self.width % 4 == 0, "width", "be a multiple of 4 for positions", self.width)
         else:
@@ -79,21 +82,25 @@ class MMDiTConfig:
 
     @property
     def sizes(self) -> Sizes:
-        """What its blocks have in common."""
+        """Sizes and options shared by all blocks."""
         return Sizes(self.num_heads, self.head_width, self.dtype, self.attention, self.qk_norm)
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Number of channels of a token."""
         return self.num_heads * self.head_width
 
     @property
     def runs(self) -> list[tuple[bool, bool, range]]:
-        """Layers in a row that are alike, each run a scan: are they dual, the last, and which."""
-        kinds = [(i in self.dual_layers, i == self.num_layers - 1) for i in range(self.num_layers)]
-        alike = itertools.groupby(range(self.num_layers), key=lambda i: kinds[i])
-        layers = [(kind, list(run)) for kind, run in alike]
-        return [(*kind, range(run[0], run[-1] + 1)) for kind, run in layers]
+        """Runs of consecutive blocks of equal structure as (dual, last, layers).
+
+        Each run is executed as one scan. `dual` tells whether the image also has self-attention,
+        `last` whether the run is the last block, and `layers` are the indices of its blocks.
+        """
+        flags = [(i in self.dual_layers, i == self.num_layers - 1) for i in range(self.num_layers)]
+        groups = itertools.groupby(range(self.num_layers), key=lambda i: flags[i])
+        runs = [(dual, last, list(layers)) for (dual, last), layers in groups]
+        return [(dual, last, range(layers[0], layers[-1] + 1)) for dual, last, layers in runs]
 
 
 SD3_MEDIUM = MMDiTConfig(position_table=192)
@@ -105,41 +112,43 @@ SD35_LARGE = MMDiTConfig(num_heads=38, num_layers=38, qk_norm=True, position_tab
 
 
 class MMDiT(TextToImage):
-    """Blocks in which every token has weights of its kind; see the module's docstring."""
+    """MM-DiT network of double blocks."""
+
+    config: MMDiTConfig
 
     def add_blocks(self, rngs: nnx.Rngs) -> None:
-        """Positions, and a stack for each run of blocks that are alike."""
-        config, table = self.config, self.config.position_table
-        self.positions = None if table is None else nnx.Param(_table(table, config.width))
+        """Build the position table and a stack of blocks for each run of equal blocks."""
+        config, side = self.config, self.config.position_table
+        self.positions = None if side is None else nnx.Param(_position_table(side, config.width))
         for run, (dual, last, layers) in enumerate(config.runs):
-            build = _block_of(config.sizes, dual, last)
+            build = _block_builder(config.sizes, dual=dual, last=last)
             setattr(self, f"blocks_{run}", stack_blocks(build, len(layers), rngs))
 
-    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
-        """What becomes of the image's tokens."""
+    def apply_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
+        """Add positions to the image tokens, apply all blocks, and return the image tokens."""
         config = self.config
-        h = (text, image + self._places().astype(image.dtype)[None])
+        h = (text, image + self._position_embeddings().astype(image.dtype)[None])
         for run in range(len(config.runs)):
             blocks = getattr(self, f"blocks_{run}")
             h = run_blocks(blocks, h, c, unroll=config.unroll_layers, remat=config.remat)
         return h[1]
 
-    def _places(self) -> Float[Array, "tokens width"]:
-        """What is added to the image's tokens, row by row."""
+    def _position_embeddings(self) -> Float[Array, "tokens width"]:
+        """Return the position embeddings of the image tokens, row by row."""
         rows, columns = self.grid
         if self.positions is None:
             return sincos_positions(rows, columns, self.config.width)
         table = jax.lax.stop_gradient(all_gather_fsdp(self.positions[...]))
         top, left = (table.shape[0] - rows) // 2, (table.shape[1] - columns) // 2
-        middle = table[top : top + rows, left : left + columns]
-        return middle.reshape(rows * columns, -1)
+        center = table[top : top + rows, left : left + columns]
+        return center.reshape(rows * columns, -1)
 
 
-def _block_of(sizes: Sizes, dual: bool, last: bool) -> Callable[[nnx.Rngs], DoubleBlock]:
+def _block_builder(sizes: Sizes, *, dual: bool, last: bool) -> Callable[[nnx.Rngs], DoubleBlock]:
     return lambda rngs: DoubleBlock(sizes, dual=dual, last=last, rngs=rngs)
 
 
-def _table(side: int, width: int) -> Float[Array, "rows columns width"]:
+def _position_table(side: int, width: int) -> Float[Array, "rows columns width"]:
     return sincos_positions(side, side, width).reshape(side, side, width)
 
 
@@ -149,24 +158,24 @@ def make_mmdit(
     text: Conditions,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
-    """An MM-DiT for latents of `event_shape` = (height, width, channel), as pure functions.
+    """Build an MM-DiT as pure functions. Its output is zero at initialization.
 
-    Its condition is a `Text` of the sizes `text`; its output is zero at the start.
+    Its condition is a `Text`.
 
     Args:
-        config: Its sizes.
-        event_shape: Of the latents.
-        text: Sizes of the condition.
-        adapters: Of its layers.
+        config: Sizes and options of the network.
+        event_shape: (height, width, channel) of the latents.
+        text: Sizes of the condition, a `TextShape`.
+        adapters: Low-rank adapters of the network's layers, or None.
 
     Raises:
-        ValueError: If the event is no image, its sides are no multiples of the patch or more than
-            the table of positions holds, or it is given no text; when called, if the condition is
-            not such a text.
+        ValueError: If `event_shape` is not an image, its sides are not multiples of the patch size
+            or exceed the position table, or `text` is not a `TextShape`. When called, if the
+            condition is not a `Text` of these sizes.
     """
     net = make_text_to_image(MMDiT, config, event_shape, text, adapters, "an MM-DiT")
     if config.position_table is not None:
-        most = config.position_table * config.patch_size
-        rule = f"have sides of at most {most} for this table of positions"
-        require(max(event_shape[:2]) <= most, "event_shape", rule, event_shape)
+        max_side = config.position_table * config.patch_size
+        rule = f"have sides of at most position_table * patch_size = {max_side}"
+        require(max(event_shape[:2]) <= max_side, "event_shape", rule, event_shape)
     return net

@@ -1,7 +1,7 @@
-"""Networks from text and an image's patches to an image: what they have around their blocks."""
+"""Base class of text-to-image transformers: embeddings of the inputs, and the output layer."""
 
 from abc import abstractmethod
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -23,30 +23,52 @@ from fmjax.paths import VelocityNet
 from fmjax.sharding import shard_batch
 
 TIME_FEATURES = 256
-"""Sines and cosines of a time, and of a guidance scale."""
+"""Number of sine and cosine features of a time or a guidance scale."""
 Words: TypeAlias = Float[Array, "batch words width"]
 Patches: TypeAlias = Float[Array, "batch tokens width"]
 Vectors: TypeAlias = Float[Array, "batch width"]
-"""One for each example: its time and the whole of its prompt."""
+"""One embedding vector per sample, of its time and pooled prompt."""
 _XAVIER = nnx.initializers.xavier_uniform()
 _ZEROS = nnx.initializers.zeros
 
 
-class TextToImage(nnx.Module):
-    """Embeddings of time, text and patches, blocks of a subclass's own, and patches out.
+@runtime_checkable
+class TextToImageConfig(Protocol):
+    """Config of a text-to-image transformer, such as `FluxConfig`."""
 
-    The output is zero at the start.
+    @property
+    def patch_size(self) -> int:
+        """Side of the square patches of latents that form one token."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a token."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Type of the computation, "float32" or "bfloat16"."""
+        ...
+
+
+class TextToImage(nnx.Module):
+    """Embeddings of time, text and image patches, blocks of a subclass, and the output layer.
+
+    The output is zero at initialization.
 
     Args:
-        config: Of the network, `patch_size`, `width` and `dtype` among it.
+        config: Config of the network.
         event_shape: (height, width, channel) of the latents.
         text: Sizes of the condition.
-        rngs: For the parameters.
+        rngs: Random keys of the parameters.
     """
+
+    config: TextToImageConfig
 
     def __init__(
         self,
-        config: Any,
+        config: TextToImageConfig,
         event_shape: tuple[int, ...],
         text: TextShape,
         *,
@@ -67,51 +89,52 @@ class TextToImage(nnx.Module):
 
     @abstractmethod
     def add_blocks(self, rngs: nnx.Rngs) -> None:
-        """Make what is the subclass's own."""
+        """Build the blocks and other parameters of the subclass."""
 
     @abstractmethod
-    def through_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
-        """What becomes of the image's tokens."""
+    def apply_blocks(self, text: Words, image: Patches, c: Vectors) -> Patches:
+        """Apply all blocks and return the image tokens."""
 
-    def embedded(self, t: Times, cond: Text) -> Vectors:
-        """Time and the whole of the prompt as one vector for each example."""
-        rule = "be None for a network without that input"
+    def embed_condition(self, t: Times, cond: Text) -> Vectors:
+        """Embed time and pooled prompt as one vector per sample."""
+        rule = "be None for a network without a guidance input"
         require(cond.guidance is None, "cond.guidance", rule, "a scale")
         return self.time(ddpm_features(t, TIME_FEATURES)) + self.pooled(cond.pooled)
 
     def __call__(self, t: Times, x: Points, cond: Text | None) -> Points:
-        """Give the prediction, float32, shaped like x."""
+        """Return the prediction, float32, shaped like x."""
         cond = checked_text(cond, self.text)
-        c = shard_batch(nnx.silu(self.embedded(t, cond)))
+        c = shard_batch(nnx.silu(self.embed_condition(t, cond)))
         size = self.config.patch_size
         text, image = self.tokens(cond.tokens), self.patches(patchify(x, size))
-        image = self.through_blocks(text, image, c)
+        image = self.apply_blocks(text, image, c)
         shift, scale = modulations_of(self.modulation, c)
         tokens = at_least_float32(self.out(modulate(image, shift, scale)))
         return unpatchify(tokens, size, x.shape[1:])
 
 
 def make_text_to_image(
-    kind: type[TextToImage],
-    config: Any,
+    module_class: type[TextToImage],
+    config: TextToImageConfig,
     event_shape: tuple[int, ...],
     text: Conditions,
     adapters: Adapters | None,
     name: str,
 ) -> VelocityNet:
-    """Such a network as pure functions.
+    """Build a text-to-image transformer as pure functions.
 
     Args:
-        kind: Which.
-        config: Its sizes.
-        event_shape: Of the latents.
-        text: Sizes of its condition.
-        adapters: Of its layers.
-        name: In words, for messages: "an MM-DiT".
+        module_class: Class of the network.
+        config: Config of the network.
+        event_shape: (height, width, channel) of the latents.
+        text: Sizes of the condition, a `TextShape`.
+        adapters: Low-rank adapters of the network's layers, or None.
+        name: Name of the network in error messages, such as "an MM-DiT".
 
     Raises:
-        ValueError: If the conditions are no text, the event is no image, or its sides are no
-            multiples of the patch; when called, if the condition is not such a text.
+        ValueError: If `text` is not a `TextShape`, `event_shape` is not an image, or its sides are
+            not multiples of the patch size. When called, if the condition is not a `Text` of these
+            sizes.
     """
     shape = require_text(text, name)
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
@@ -120,28 +143,32 @@ def make_text_to_image(
     require(divides, "patch_size", f"divide the image size {height}x{width}", size)
 
     def build(rngs: nnx.Rngs) -> TextToImage:
-        return kind(config, event_shape, shape, rngs=rngs)
+        return module_class(config, event_shape, shape, rngs=rngs)
 
     return VelocityNet(*functionalize(with_adapters(build, adapters)))
 
 
 def require_text(conditions: Conditions, network: str) -> TextShape:
-    """The sizes of a text; raise unless these are the conditions.
+    """Return `conditions` if they are the sizes of a text; raise otherwise.
 
     Args:
-        conditions: What a model is conditioned on.
-        network: In words, for the message: "an MM-DiT".
+        conditions: Conditions of a model.
+        network: Name of the network in the message, such as "an MM-DiT".
     """
     if not isinstance(conditions, TextShape):
-        raise ValueError(f"conditions must be text for {network} network, got {conditions}")
+        raise ValueError(
+            f"conditions must be text (a TextShape) for {network} network, got {conditions}"
+        )
     return conditions
 
 
 def checked_text(cond: Cond, shape: TextShape) -> Text:
-    """The condition; raise unless it is a text of these sizes."""
+    """Return `cond` if it is a `Text` of these sizes; raise otherwise."""
     if not isinstance(cond, Text):
-        raise ValueError(f"cond must be a Text for a network of text, got {type(cond)}")
-    want = ((shape.num_tokens, shape.width), (shape.pooled_width,))
-    got = (cond.tokens.shape[1:], cond.pooled.shape[1:])
-    require(want == got, "cond", f"hold tokens and pooled of shapes {want}", got)
+        name = type(cond).__name__
+        raise ValueError(f"cond must be a Text for a text-to-image network, got {name}")
+    expected = ((shape.num_tokens, shape.width), (shape.pooled_width,))
+    shapes = (cond.tokens.shape[1:], cond.pooled.shape[1:])
+    rule = f"have tokens and pooled of shapes {expected} per sample"
+    require(shapes == expected, "cond", rule, shapes)
     return cond

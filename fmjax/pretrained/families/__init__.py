@@ -1,1 +1,1 @@
-"""One module per family of released networks: its config.json and its tensor names."""
+"""Config files and tensor layouts of released networks, one module per network family."""

@@ -1,4 +1,4 @@
-"""Released autoencoders, diffusers' `AutoencoderKL`: their configs and their tensors."""
+"""Configs and tensor layouts of released autoencoders (`AutoencoderKL` in diffusers)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.autoencoder.autoencoder import AutoencoderConfig
 from fmjax.pretrained.config_files import AutoencoderAbout, checked
-from fmjax.pretrained.layouts import TensorLayout, convolution, linear, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, convolution, linear, tensor
 
-_MADE_OF = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-
-Views = dict[str, Any]
+_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
 def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
-    """The autoencoder that a parsed `config.json` describes; what it leaves out is as in diffusers.
+    """Return the config of the autoencoder that a config.json describes.
+
+    Missing keys take the defaults of diffusers.
 
     Raises:
-        ValueError: If it is made of what is not known here: other blocks or another activation,
-            latents with a mean and a deviation for each channel.
+        ValueError: If the autoencoder has unsupported blocks or activations, or normalizes its
+            latents per channel.
     """
     for name in ("latents_mean", "latents_std"):
         require(about.get(name) is None, name, "be null", about.get(name))
     about = checked(about, AutoencoderAbout)
     widths = tuple(about.get("block_out_channels", (64,)))
-    for name, block in _MADE_OF.items():
-        kinds = list(about.get(name, (block,)))
+    for name, block in _BLOCK_TYPES.items():
+        blocks = list(about.get(name, (block,)))
         rule = f"be {block} for each of {len(widths)} levels"
-        require(kinds == [block] * len(widths), name, rule, kinds)
+        require(blocks == [block] * len(widths), name, rule, blocks)
     activation = about.get("act_fn", "silu")
     require(activation == "silu", "act_fn", "be silu", activation)
     return AutoencoderConfig(
@@ -46,7 +46,7 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
 
 
 def autoencoder_views(config: AutoencoderConfig) -> Views:
-    """Views of the tensors of a file, structured like the params of `make_autoencoder`."""
+    """Return the layouts of the parameters of `make_autoencoder(config)`."""
     return {"encoder": _encoder(config), "decoder": _decoder(config)}
 
 
@@ -57,11 +57,11 @@ def _encoder(config: AutoencoderConfig) -> Views:
         f"level{i}": _level(
             f"encoder.down_blocks.{i}",
             widths[max(i - 1, 0)],
-            after,
+            width,
             config.num_blocks,
             "downsamplers" if i < last else None,
         )
-        for i, after in enumerate(widths)
+        for i, width in enumerate(widths)
     }
     quant = {"quant": convolution("quant_conv", moments, moments, 1)} if config.quant else {}
     return quant | {
@@ -80,14 +80,15 @@ def _decoder(config: AutoencoderConfig) -> Views:
         f"level{i}": _level(
             f"decoder.up_blocks.{last - i}",
             widths[min(i + 1, last)],
-            after,
+            width,
             config.num_blocks + 1,
             "upsamplers" if i > 0 else None,
         )
-        for i, after in enumerate(widths)
+        for i, width in enumerate(widths)
     }
-    has = config.post_quant
-    quant = {"quant": convolution("post_quant_conv", latent, latent, 1)} if has else {}
+    quant = {}
+    if config.post_quant:
+        quant = {"quant": convolution("post_quant_conv", latent, latent, 1)}
     return quant | {
         "inputs": convolution("decoder.conv_in", latent, widths[-1], 3),
         "middle": _middle("decoder.mid_block", widths[-1], config.attend),
@@ -97,14 +98,17 @@ def _decoder(config: AutoencoderConfig) -> Views:
     }
 
 
-def _level(name: str, before: int, after: int, num_blocks: int, change: str | None) -> Views:
+def _level(
+    name: str, in_channels: int, channels: int, num_blocks: int, resampler: str | None
+) -> Views:
     blocks = {
-        f"block{i}": _residual(f"{name}.resnets.{i}", after if i else before, after)
+        f"block{i}": _residual(f"{name}.resnets.{i}", channels if i else in_channels, channels)
         for i in range(num_blocks)
     }
-    if change is None:
+    if resampler is None:
         return {"blocks": blocks}
-    return {"blocks": blocks, "resample": convolution(f"{name}.{change}.0.conv", after, after, 3)}
+    resample = convolution(f"{name}.{resampler}.0.conv", channels, channels, 3)
+    return {"blocks": blocks, "resample": resample}
 
 
 def _middle(name: str, channels: int, attend: bool) -> Views:
@@ -115,20 +119,23 @@ def _middle(name: str, channels: int, attend: bool) -> Views:
     }
 
 
-def _residual(name: str, before: int, after: int) -> Views:
-    same = before == after
-    skip = {} if same else {"skip": convolution(f"{name}.conv_shortcut", before, after, 1)}
+def _residual(name: str, in_channels: int, channels: int) -> Views:
+    skip = {}
+    if in_channels != channels:
+        skip = {"skip": convolution(f"{name}.conv_shortcut", in_channels, channels, 1)}
     return skip | {
-        "norm_in": _norm(f"{name}.norm1", before),
-        "conv_in": convolution(f"{name}.conv1", before, after, 3),
-        "norm_out": _norm(f"{name}.norm2", after),
-        "conv_out": convolution(f"{name}.conv2", after, after, 3),
+        "norm_in": _norm(f"{name}.norm1", in_channels),
+        "conv_in": convolution(f"{name}.conv1", in_channels, channels, 3),
+        "norm_out": _norm(f"{name}.norm2", channels),
+        "conv_out": convolution(f"{name}.conv2", channels, channels, 3),
     }
 
 
 def _attention(name: str, channels: int) -> Views:
-    layers = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
-    views = {ours: linear(f"{name}.{their}", channels, channels) for ours, their in layers.items()}
+    modules = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
+    views = {
+        layer: linear(f"{name}.{module}", channels, channels) for layer, module in modules.items()
+    }
     return views | {"norm": _norm(f"{name}.group_norm", channels)}
 
 

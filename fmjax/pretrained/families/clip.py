@@ -1,4 +1,4 @@
-"""CLIP text encoders as transformers saves them: their settings, and the names of their weights."""
+"""Configs and tensor layouts of released CLIP text encoders, in the format of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,35 +6,36 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.text_encoders.clip import CLIPTextConfig
 from fmjax.pretrained.config_files import ClassAbout, CLIPAbout, checked
-from fmjax.pretrained.layouts import TensorLayout, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, linear, stacked, tensor
 
 PREFIX = "text_model."
-"""Of most files' names. Some have none, and the projection never has it."""
+"""Prefix of the tensor names in most files. The projection never has it."""
 BUFFERS = ("embeddings.position_ids",)
-"""Tensors, after the prefix, that older files hold beside the weights: 0, 1, 2, .."""
+"""Buffers in older files, without the prefix: the position ids 0, 1, 2, ..."""
 
 _PROJECTS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-_LEGACY_END = 2  # What it says was not yet what it meant: the largest token.
+# Older files state this wrong end token; the end token is then the largest id in a prompt.
+_LEGACY_END = 2
 
 
 def clip_text_config(about: Mapping[str, Any]) -> CLIPTextConfig:
-    """The encoder that a parsed `config.json` describes.
+    """Return the config of the text encoder that a config.json describes.
 
     Raises:
-        ValueError: If it describes another kind of model, or lacks or asks for what a CLIP text
-            encoder here does not have.
+        ValueError: If the class or the activation is not supported, or a required key is missing.
     """
-    kind = next(iter(checked(about, ClassAbout).get("architectures", ())), "none")
-    require(kind in _PROJECTS, "architectures", f"be one of {', '.join(_PROJECTS)}", kind)
+    class_name = next(iter(checked(about, ClassAbout).get("architectures", ())), "none")
+    rule = f"be one of {', '.join(_PROJECTS)}"
+    require(class_name in _PROJECTS, "architectures", rule, class_name)
     about = checked(about, CLIPAbout)
     activation = about.get("hidden_act", "quick_gelu")
     known = activation in _ACTIVATIONS
     require(known, "hidden_act", f"be one of {', '.join(_ACTIVATIONS)}", activation)
     end = about.get("eos_token_id", 49407)
-    projection = about.get("projection_dim") if _PROJECTS[kind] else None
-    rule = f"hold projection_dim for a {kind}"
-    require(projection is not None or not _PROJECTS[kind], "config.json", rule, "none")
+    projection = about.get("projection_dim") if _PROJECTS[class_name] else None
+    rule = f"hold projection_dim for a {class_name}"
+    require(projection is not None or not _PROJECTS[class_name], "config.json", rule, "none")
     return CLIPTextConfig(
         vocab_size=about["vocab_size"],
         max_tokens=about["max_position_embeddings"],
@@ -49,12 +50,12 @@ def clip_text_config(about: Mapping[str, Any]) -> CLIPTextConfig:
     )
 
 
-def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> dict[str, Any]:
-    """Where a file holds each parameter of `make_clip_text(config)`.
+def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> Views:
+    """Return the layouts of the parameters of `make_clip_text(config)`.
 
     Args:
-        config: Of the encoder.
-        prefix: Before all names but the projection's: `PREFIX`, or nothing.
+        config: Config of the text encoder.
+        prefix: Prefix of all tensor names except that of the projection: `PREFIX` or "".
     """
     width = config.width
     layers = [_block(config, f"{prefix}encoder.layers.{i}") for i in range(config.num_layers)]
@@ -72,12 +73,12 @@ def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> dict[str
     return views
 
 
-def _block(config: CLIPTextConfig, name: str) -> dict[str, Any]:
+def _block(config: CLIPTextConfig, name: str) -> Views:
     width, hidden = config.width, config.mlp_width
-    heads = {own: f"{name}.self_attn.{own}_proj" for own in ("q", "k", "v", "out")}
+    modules = {layer: f"{name}.self_attn.{layer}_proj" for layer in ("q", "k", "v", "out")}
     return {
         "attention_norm": _norm(f"{name}.layer_norm1", width),
-        "attention": {own: linear(theirs, width, width) for own, theirs in heads.items()},
+        "attention": {layer: linear(module, width, width) for layer, module in modules.items()},
         "mlp_norm": _norm(f"{name}.layer_norm2", width),
         "mlp_in": linear(f"{name}.mlp.fc1", width, hidden),
         "mlp_out": linear(f"{name}.mlp.fc2", hidden, width),

@@ -1,4 +1,4 @@
-"""FLUX.1's transformer: its config.json, and where its weights stand in diffusers' files."""
+"""Configs and tensor layouts of FLUX.1 transformers, in the format of diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,34 +11,33 @@ from fmjax.pretrained.config_files import FluxAbout, checked
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
-    Views,
     around_blocks,
     embedding,
     heads,
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, stacked, tensor
 
 PATCH = 2
-"""Side of a patch, which diffusers cuts before the network."""
+"""Side of a patch in latents; in diffusers the pipeline, not the network, splits patches."""
 
 
 def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
-    """The network of a config.json.
+    """Return the network config that corresponds to a FluxTransformer2DModel.
 
     Args:
-        about: The parsed file of a FluxTransformer2DModel.
-        settings: Of how it is computed (dtype, remat, attention, ...).
+        about: Contents of the config.json.
+        settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
-        ValueError: If it is of something else.
+        ValueError: If the class or a value is not supported.
     """
     require_class(about, "FluxTransformer2DModel")
     about = checked(about, FluxAbout)
     patch, out = about.get("patch_size", 1), about.get("out_channels")
     require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
-    require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
+    require(out in (None, about["in_channels"]), "out_channels", "equal in_channels", out)
     return FluxConfig(
         patch_size=PATCH,
         num_heads=about["num_attention_heads"],
@@ -52,15 +51,15 @@ def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
 
 
 def flux_config_json(config: FluxConfig, channels: int, text: TextShape) -> dict[str, Any]:
-    """The config.json of a network: what `flux_config` reads.
+    """Return the config.json of a network config, the inverse of `flux_config`.
 
     Args:
-        config: The network.
-        channels: Of its latents.
-        text: Sizes of its condition.
+        config: Config of the network.
+        channels: Number of latent channels.
+        text: Sizes of the text condition.
 
     Raises:
-        ValueError: If no such file can describe it.
+        ValueError: If the patch size is not that of FLUX.
     """
     require(config.patch_size == PATCH, "patch_size", f"be {PATCH} in FLUX", config.patch_size)
     return {
@@ -80,14 +79,18 @@ def flux_config_json(config: FluxConfig, channels: int, text: TextShape) -> dict
 
 
 def flux_views(about: Mapping[str, Any]) -> Views:
-    """Params of `make_flux`, as parts of the file's tensors."""
+    """Return the layouts of the parameters of `make_flux`.
+
+    Args:
+        about: Contents of the transformer's config.json.
+    """
     config, sizes = flux_config(about), flux_config(about).sizes
     width, patch = config.width, about["in_channels"]
     doubles, singles = range(config.num_double), range(config.num_single)
     patches, out = linear("x_embedder", patch, width), linear("proj_out", width, patch)
-    found: Views = {
+    views: Views = {
         **around_blocks(about, width),
-        "patches": {"kernel": _rows_first(patches["kernel"], 0), "bias": patches["bias"]},
+        "patches": {"kernel": _channels_last(patches["kernel"], 0), "bias": patches["bias"]},
         "double": stacked(
             [
                 {
@@ -98,22 +101,28 @@ def flux_views(about: Mapping[str, Any]) -> Views:
             ]
         ),
         "single": stacked([_single(config, f"single_transformer_blocks.{i}") for i in singles]),
-        "out": {"kernel": _rows_first(out["kernel"], 1), "bias": _rows_first(out["bias"], 0)},
+        "out": {
+            "kernel": _channels_last(out["kernel"], 1),
+            "bias": _channels_last(out["bias"], 0),
+        },
     }
     if config.guidance is not None:
-        found["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
-    return found
+        views["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
+    return views
 
 
-def _rows_first(view: TensorLayout, axis: int) -> TensorLayout:
-    """A patch as fmjax has it, `[row, column, channel]`; diffusers has the channel first."""
-    every = (slice(None),) * axis
-    parts = [view[(*every, slice(place, None, PATCH**2))] for place in range(PATCH**2)]
+def _channels_last(view: TensorLayout, axis: int) -> TensorLayout:
+    """Reorder a patch from `[channel, row, column]` in diffusers to `[row, column, channel]`."""
+    leading = (slice(None),) * axis
+    parts = [view[(*leading, slice(pixel, None, PATCH**2))] for pixel in range(PATCH**2)]
     return concatenated(parts, axis)
 
 
 def _single(config: FluxConfig, block: str) -> Views:
-    """A block on all tokens alike: its output is one layer of attention and MLP together."""
+    """Return the layouts of a single-stream block.
+
+    Its `proj_out` in diffusers projects the attention and the MLP together; fmjax has two layers.
+    """
     sizes, width = config.sizes, config.width
     query, key, value = (f"{block}.attn.to_{name}" for name in "qkv")
     out = tensor(f"{block}.proj_out.weight", width, 5 * width).T

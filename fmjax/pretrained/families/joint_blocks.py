@@ -1,15 +1,15 @@
-"""Tensor names of joint text-image blocks in diffusers' files."""
+"""Tensor layouts of joint text-image blocks, shared by FLUX and SD3."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from fmjax._checks import require
 from fmjax.networks.transformers.joint_blocks import Sizes
 from fmjax.networks.transformers.text_to_image import TIME_FEATURES
-from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, tensor
 
-Views = dict[str, Any]
-
-# Of one kind of token in a joint block: norm, queries, keys, values, output, MLP, their norms.
+# Module names of one stream in diffusers: norm, queries, keys, values, output, MLP, and the norms
+# of queries and keys, with {} for q or k.
 IMAGE = ("norm1", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff", "attn.norm_{}")
 TEXT = (
     "norm1_context",
@@ -20,11 +20,16 @@ TEXT = (
     "ff_context",
     "attn.norm_added_{}",
 )
-ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
+_SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
 
 
 def around_blocks(about: Mapping[str, Any], width: int) -> Views:
-    """Tensor names of the time and text embeddings and the last modulation."""
+    """Return the layouts of the time and text embeddings and the last modulation.
+
+    Args:
+        about: Contents of the transformer's config.json.
+        width: Width of the transformer.
+    """
     pooled = about["pooled_projection_dim"]
     return {
         "time": embedding("time_text_embed.timestep_embedder", TIME_FEATURES, width),
@@ -35,7 +40,7 @@ def around_blocks(about: Mapping[str, Any], width: int) -> Views:
 
 
 def embedding(name: str, features: int, width: int) -> Views:
-    """Two linear layers with silu between them."""
+    """Return the layouts of an embedding: two linear layers with a SiLU between them."""
     return {
         "hidden": linear(f"{name}.linear_1", features, width),
         "out": linear(f"{name}.linear_2", width, width),
@@ -43,68 +48,68 @@ def embedding(name: str, features: int, width: int) -> Views:
 
 
 def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool) -> Views:
-    """Queries, keys and values, which here are one matrix, one head after the other.
+    """Return the layouts of the layer that computes queries, keys and values of all heads.
 
-    Where places turn them, diffusers turns channels 2i and 2i + 1 of a head together, and fmjax
-    channels i and i + dim / 2.
+    In fmjax it is one matrix, ordered by head. Rotary embeddings rotate channels 2i and 2i + 1 of
+    a head together in diffusers, and channels i and i + head_width / 2 in fmjax.
 
     Args:
-        sizes: Of the block.
-        names: Of the three layers.
-        norm: Of the scales of their norms, with {} for q or k.
-        rotary: Whether places turn queries and keys.
+        sizes: Sizes of the block.
+        names: Names of the layers of queries, keys and values in diffusers.
+        norm: Name of the norms of queries and keys, with {} for q or k.
+        rotary: Whether queries and keys use rotary embeddings.
     """
     width, dim = sizes.width, sizes.head_width
 
-    def turned(view: TensorLayout, axis: int) -> TensorLayout:
+    def rotary_order(view: TensorLayout, axis: int) -> TensorLayout:
         if not rotary:
             return view
-        every = (slice(None),) * axis
-        return concatenated([view[(*every, slice(i, None, 2))] for i in range(2)], axis)
+        leading = (slice(None),) * axis
+        return concatenated([view[(*leading, slice(i, None, 2))] for i in range(2)], axis)
 
     kernels, biases = [], []
     layers = [linear(name, width, width) for name in names]
     for head in range(sizes.num_heads):
-        for layer, turns in zip(layers, (True, True, False), strict=True):
+        for layer, rotates in zip(layers, (True, True, False), strict=True):
             columns = slice(head * dim, (head + 1) * dim)
             kernel, bias = layer["kernel"][:, columns], layer["bias"][columns]
-            kernels.append(turned(kernel, 1) if turns else kernel)
-            biases.append(turned(bias, 0) if turns else bias)
-    found: Views = {
+            kernels.append(rotary_order(kernel, 1) if rotates else kernel)
+            biases.append(rotary_order(bias, 0) if rotates else bias)
+    views: Views = {
         "linear": {"kernel": concatenated(kernels, axis=1), "bias": concatenated(biases)}
     }
     if sizes.qk_norm:
-        for which in "qk":
-            scale = tensor(f"{norm.format(which)}.weight", dim)
-            found[f"{which}_scale"] = turned(scale, 0)
-    return found
+        for part in "qk":
+            scale = tensor(f"{norm.format(part)}.weight", dim)
+            views[f"{part}_scale"] = rotary_order(scale, 0)
+    return views
 
 
 def stream(
     sizes: Sizes,
     block: str,
-    own: tuple[str, ...],
+    names: tuple[str, ...],
     *,
     rotary: bool = False,
     dual: bool = False,
     last: bool = False,
 ) -> Views:
-    """One kind of token's part in a joint block.
+    """Return the layouts of one stream (image or text tokens) of a joint block.
 
     Args:
-        sizes: Of the block.
-        block: Its name.
-        own: `IMAGE` or `TEXT`.
-        rotary: As of `heads`.
-        dual: Whether it attends to itself alone, too.
-        last: Whether nothing comes of it.
+        sizes: Sizes of the block.
+        block: Name of the block in diffusers.
+        names: Module names of the stream, `IMAGE` or `TEXT`.
+        rotary: Whether queries and keys use rotary embeddings.
+        dual: Whether the stream has a second attention layer over its own tokens only.
+        last: Whether the output of the stream is unused, as for the text in SD3's last block.
     """
-    norm, query, key, value, out, mlp, normed = (f"{block}.{name}" for name in own)
+    norm, query, key, value, out, mlp, qk_norm = (f"{block}.{name}" for name in names)
     width = sizes.width
-    to_heads = heads(sizes, (query, key, value), normed, rotary=rotary)
+    to_heads = heads(sizes, (query, key, value), qk_norm, rotary=rotary)
     if last:
         return {"modulation": scale_then_shift(f"{norm}.linear", width), "to_heads": to_heads}
-    found: Views = {
+    views: Views = {
         "modulation": linear(f"{norm}.linear", width, (9 if dual else 6) * width),
         "to_heads": to_heads,
         "out": linear(out, width, width),
@@ -112,16 +117,16 @@ def stream(
         "mlp_out": linear(f"{mlp}.net.2", 4 * width, width),
     }
     if dual:
-        query, key, value, out, normed = (f"{block}.{name}" for name in ALONE)
-        found["alone"] = {
-            "to_heads": heads(sizes, (query, key, value), normed, rotary=rotary),
+        query, key, value, out, qk_norm = (f"{block}.{name}" for name in _SECOND_ATTENTION)
+        views["alone"] = {
+            "to_heads": heads(sizes, (query, key, value), qk_norm, rotary=rotary),
             "out": linear(out, width, width),
         }
-    return found
+    return views
 
 
 def scale_then_shift(name: str, width: int) -> Views:
-    """A modulation whose file has the scale first; here the shift is."""
+    """Return the layouts of a modulation stored as scale, shift; fmjax uses shift, scale."""
     layer = linear(name, width, 2 * width)
     scale, shift = slice(None, width), slice(width, None)
     kernel, bias = layer["kernel"], layer["bias"]
@@ -132,7 +137,6 @@ def scale_then_shift(name: str, width: int) -> Views:
 
 
 def require_class(about: Mapping[str, Any], name: str) -> None:
-    """Raise unless a config.json is of this class of diffusers."""
-    found = about.get("_class_name")
-    if found != name:
-        raise ValueError(f"config.json must be of a {name}, got {found}")
+    """Raise a `ValueError` unless a config.json names this class of diffusers."""
+    class_name = about.get("_class_name")
+    require(class_name == name, "config.json", f"name the class {name}", class_name)

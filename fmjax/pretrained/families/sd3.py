@@ -1,4 +1,4 @@
-"""SD3's transformer: its config.json, and where its weights stand in diffusers' files."""
+"""Configs and tensor layouts of SD3 transformers, in the format of diffusers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +10,28 @@ from fmjax.pretrained.config_files import SD3About, checked
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
-    Views,
     around_blocks,
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import TensorLayout, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, stacked, tensor
 
 
 def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
-    """The network of a config.json.
+    """Return the network config that corresponds to an SD3Transformer2DModel.
 
     Args:
-        about: The parsed file of an SD3Transformer2DModel.
-        settings: Of how it is computed (dtype, remat, attention, ...).
+        about: Contents of the config.json.
+        settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
-        ValueError: If it is of something else, or of a network that is not known here.
+        ValueError: If the class or a value is not supported.
     """
     require_class(about, "SD3Transformer2DModel")
     about = checked(about, SD3About)
     norm, out = about.get("qk_norm"), about.get("out_channels")
     require(norm in (None, "rms_norm"), "qk_norm", "be null or rms_norm", norm)
-    require(out in (None, about["in_channels"]), "out_channels", "be in_channels", out)
+    require(out in (None, about["in_channels"]), "out_channels", "equal in_channels", out)
     config = MMDiTConfig(
         patch_size=about["patch_size"],
         num_heads=about["num_attention_heads"],
@@ -49,15 +48,15 @@ def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
 
 
 def sd3_config_json(config: MMDiTConfig, channels: int, text: TextShape) -> dict[str, Any]:
-    """The config.json of a network: what `sd3_config` reads.
+    """Return the config.json of a network config, the inverse of `sd3_config`.
 
     Args:
-        config: The network.
-        channels: Of its latents.
-        text: Sizes of its condition.
+        config: Config of the network.
+        channels: Number of latent channels.
+        text: Sizes of the text condition.
 
     Raises:
-        ValueError: If no such file can describe it.
+        ValueError: If the network has no table of positions.
     """
     table = config.position_table
     require(table is not None, "position_table", "be given for released weights", table)
@@ -79,13 +78,17 @@ def sd3_config_json(config: MMDiTConfig, channels: int, text: TextShape) -> dict
 
 
 def sd3_views(about: Mapping[str, Any]) -> Views:
-    """Params of `make_mmdit`, as parts of the file's tensors."""
+    """Return the layouts of the parameters of `make_mmdit`.
+
+    Args:
+        about: Contents of the transformer's config.json.
+    """
     config = sd3_config(about)
     width, side, size = config.width, about["pos_embed_max_size"], config.patch_size
     channels = about["in_channels"]
     table = tensor("pos_embed.pos_embed", 1, side**2, width)
     rows = [table[0, row * side : (row + 1) * side] for row in range(side)]
-    found: Views = {
+    views: Views = {
         **around_blocks(about, width),
         "patches": {
             "kernel": _patches(tensor("pos_embed.proj.weight", width, channels, size, size)),
@@ -95,7 +98,7 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
         "out": linear("proj_out", width, size**2 * channels),
     }
     for run, (dual, last, layers) in enumerate(config.runs):
-        found[f"blocks_{run}"] = stacked(
+        views[f"blocks_{run}"] = stacked(
             [
                 {
                     "text": stream(config.sizes, f"transformer_blocks.{i}", TEXT, last=last),
@@ -104,11 +107,14 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
                 for i in layers
             ]
         )
-    return found
+    return views
 
 
 def _patches(convolution: TensorLayout) -> TensorLayout:
-    """A convolution from patch to patch is a linear layer of their pixels, row by row."""
+    """Convert a convolution over disjoint patches to the kernel of a linear layer.
+
+    The input of that layer is a flattened patch `[row, column, channel]`.
+    """
     size = convolution.shape[-1]
     pixels = [convolution[:, :, r, c].T for r in range(size) for c in range(size)]
     return concatenated(pixels)

@@ -1,4 +1,4 @@
-"""T5 encoders as transformers saves them: their settings, and the names of their weights."""
+"""Configs and tensor layouts of released T5 encoders, in the format of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.text_encoders.t5 import T5Config
 from fmjax.pretrained.config_files import T5About, checked
-from fmjax.pretrained.layouts import TensorLayout, linear, stacked, tensor
+from fmjax.pretrained.layouts import TensorLayout, Views, linear, stacked, tensor
 
 EMBEDDING = "shared.weight"
-"""The table of tokens."""
+"""Name of the token embedding table."""
 TIED = "encoder.embed_tokens.weight"
-"""A copy of `EMBEDDING` that some files hold beside it."""
+"""Name of a copy of `EMBEDDING` in some files."""
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 
 
 def t5_config(about: Mapping[str, Any]) -> T5Config:
-    """The encoder that a parsed `config.json` describes.
+    """Return the config of the T5 encoder that a config.json describes.
 
     Raises:
-        ValueError: If it describes another kind of model, or lacks or asks for what a T5 encoder
-            here does not have.
+        ValueError: If the model type or the activation is not supported, or a required key is
+            missing.
     """
     require(about.get("model_type") == "t5", "model_type", "be t5", about.get("model_type"))
     about = checked(about, T5About)
@@ -42,37 +42,44 @@ def t5_config(about: Mapping[str, Any]) -> T5Config:
 
 
 def _feed_forward(about: T5About) -> tuple[bool, str]:
-    """Whether the MLP is gated, and its activation; "gated-gelu" means the approximate GELU."""
-    kind = about.get("feed_forward_proj", "relu")
-    first, _, last = kind.partition("-")
+    """Return whether the MLP is gated, and its activation.
+
+    In `feed_forward_proj`, "gated-gelu" means the tanh approximation of GELU.
+    """
+    projection = about.get("feed_forward_proj", "relu")
+    first, _, last = projection.partition("-")
     gated = about.get("is_gated_act", first == "gated")
-    activation = about.get("dense_act_fn", "gelu_new" if kind == "gated-gelu" else last or first)
-    known = activation in _ACTIVATIONS
-    require(known, "feed_forward_proj", f"be of {', '.join(_ACTIVATIONS)}", activation)
+    default = "gelu_new" if projection == "gated-gelu" else last or first
+    activation = about.get("dense_act_fn", default)
+    rule = f"use one of the activations {', '.join(_ACTIVATIONS)}"
+    require(activation in _ACTIVATIONS, "feed_forward_proj", rule, activation)
     return gated, _ACTIVATIONS[activation]
 
 
-def t5_views(config: T5Config) -> dict[str, Any]:
-    """Where a file holds each parameter of `make_t5_encoder(config)`."""
-    first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+def t5_views(config: T5Config) -> Views:
+    """Return the layouts of the parameters of `make_t5_encoder(config)`."""
+    # The position bias of the first block is used by all blocks.
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return {
         "tokens": {"table": tensor(EMBEDDING, config.vocab_size, config.width)},
-        "distances": {"table": tensor(first, config.num_buckets, config.num_heads)},
+        "distances": {"table": tensor(bias, config.num_buckets, config.num_heads)},
         "blocks": stacked([_block(config, f"encoder.block.{i}") for i in range(config.num_layers)]),
         "norm": _norm("encoder.final_layer_norm", config.width),
     }
 
 
-def _block(config: T5Config, name: str) -> dict[str, Any]:
+def _block(config: T5Config, name: str) -> Views:
     width, inner, hidden = config.width, config.num_heads * config.head_width, config.mlp_width
     attention, mlp = f"{name}.layer.0", f"{name}.layer.1"
-    heads = {own: f"{attention}.SelfAttention.{own}" for own in "qkv"}
+    modules = {layer: f"{attention}.SelfAttention.{layer}" for layer in "qkv"}
     out = f"{attention}.SelfAttention.o"
     dense = f"{mlp}.DenseReluDense"
     layers = {
         "attention_norm": _norm(f"{attention}.layer_norm", width),
         "attention": {
-            **{own: linear(theirs, width, inner, bias=False) for own, theirs in heads.items()},
+            **{
+                layer: linear(module, width, inner, bias=False) for layer, module in modules.items()
+            },
             "out": linear(out, inner, width, bias=False),
         },
         "mlp_norm": _norm(f"{mlp}.layer_norm", width),

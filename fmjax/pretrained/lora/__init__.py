@@ -1,1 +1,1 @@
-"""LoRA files: tensor names, layouts, reading and writing."""
+"""Reading and writing of LoRA files."""

@@ -142,9 +142,9 @@ def make_draw(
         # Networks read the names of the mesh axes from the context.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.key(seed)
-            x0 = path.start(noise(key, indices, event_shape)) if x0 is None else x0
-            x0 = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
-            return solve(params, x0, noise_keys(key, indices), cond, steps)
+            start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
+            start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
+            return solve(params, start, noise_keys(key, indices), cond, steps)
 
     return jax.jit(draw)
 

@@ -1,12 +1,14 @@
-"""Solving a batch by Diffrax: all with the same steps, or each sample with its own."""
+"""Solve a batch with Diffrax, with the same steps for all samples or separate steps for each."""
 
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import diffrax
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from fmjax._arrays import event_axes, expand_like
+from fmjax._arrays import Cond, event_axes, expand_like
+from fmjax.paths import VelocityFn
 from fmjax.solvers.engine.adjoint import Adjoint, without_rejected
 from fmjax.solvers.engine.diffrax_solvers import is_implicit
 from fmjax.solvers.engine.implicit import each_sample
@@ -24,58 +26,81 @@ from fmjax.solvers.engine.vector_field import (
     make_sample_field,
     rms_norm,
 )
-from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, Samples, as_times
+from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples, as_times
+
+# The points at t = 1 and those at the saved times if there are any, whether the solve succeeded,
+# and its counts.
+_Solved: TypeAlias = tuple[list[jax.Array], jax.Array, SolveStats]
 
 
 def solve_together(
-    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: Any, saved: Any, adjoint: Adjoint
+    velocity_fn: VelocityFn,
+    x0: jax.Array,
+    cond: Cond,
+    solver: diffrax.AbstractSolver,
+    steps: FixedSteps | AdaptiveSteps,
+    saved: jax.Array | None,
+    adjoint: Adjoint,
 ) -> Samples:
-    """Solve a batch with the same steps for all.
+    """Solve a batch with the same steps for all samples.
 
-    A sample that is not finite at t = 0 has no error that steps could be chosen by: zeros take
-    its place on the way, so that its neighbours arrive, and NaN at the end.
+    A sample that is not finite at t = 0 has no error estimate that could set the step size. It is
+    replaced by zeros during the solve, so that the others succeed, and by NaN at the end.
     """
     finite = jnp.all(jnp.isfinite(x0), axis=event_axes(x0))
     x0 = jnp.where(expand_like(finite, x0), x0, 0.0)
-    whole = isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.WHOLE_BATCH_RMS
-    batched_field = make_batched_field(
-        velocity_fn, x0.shape[:1], rms_norm if whole else largest_sample_norm
-    )
-    rejects = isinstance(steps, AdaptiveSteps) and not is_implicit(solver)
-    if rejects and adjoint is Adjoint.RECURSIVE_CHECKPOINT:
-        used = without_rejected(velocity_fn, x0, cond)
+    adaptive = isinstance(steps, AdaptiveSteps)
+    uses_rms = adaptive and steps.control is ErrorControl.WHOLE_BATCH_RMS
+    norm = rms_norm if uses_rms else largest_sample_norm
+    batched_field = make_batched_field(velocity_fn, x0.shape[:1], norm)
+    may_reject = adaptive and not is_implicit(solver)
+    if may_reject and adjoint is Adjoint.RECURSIVE_CHECKPOINT:
+        field = without_rejected(velocity_fn, x0, cond)
         batched_field = batched_field._replace(
-            field=lambda t, x, c: used(jnp.broadcast_to(t, x.shape[:1]), x, c)
+            field=lambda t, x, c: field(jnp.broadcast_to(t, x.shape[:1]), x, c)
         )
-    ends, arrived, stats = _diffeqsolve(batched_field, x0, cond, solver, steps, saved, adjoint)
+    outputs, succeeded, stats = _diffeqsolve(batched_field, x0, cond, solver, steps, saved, adjoint)
     finite = expand_like(finite, x0)[None]
-    ends = [jnp.where(finite, points, jnp.nan) for points in ends]
-    return samples_of(ends, arrived, stats)
+    outputs = [jnp.where(finite, points, jnp.nan) for points in outputs]
+    return samples_of(outputs, succeeded, stats)
 
 
 def solve_each(
-    velocity_fn: Any, x0: Any, cond: Any, solver: Any, steps: Any, saved: Any, adjoint: Adjoint
+    velocity_fn: VelocityFn,
+    x0: jax.Array,
+    cond: Cond,
+    solver: diffrax.AbstractSolver,
+    steps: FixedSteps | AdaptiveSteps,
+    saved: jax.Array | None,
+    adjoint: Adjoint,
 ) -> Samples:
-    """A solve per sample under vmap."""
+    """Solve each sample of a batch with separate steps, under `vmap`."""
     batched_field = make_sample_field(velocity_fn, solver, x0, cond, x0.shape[0])
 
-    def solve(x0: jax.Array, cond: Any) -> Any:
+    def solve(x0: jax.Array, cond: Cond) -> _Solved:
         return _diffeqsolve(batched_field, x0, cond, solver, steps, saved, adjoint)
 
-    ends, arrived, stats = jax.vmap(solve, out_axes=(1, 0, 0))(x0, cond)
-    return samples_of(ends, arrived, stats)
+    outputs, succeeded, stats = jax.vmap(solve, out_axes=(1, 0, 0))(x0, cond)
+    return samples_of(outputs, succeeded, stats)
 
 
-def samples_of(ends: Any, arrived: jax.Array, stats: SolveStats) -> Samples:
-    """The result, from ([points at t = 1], and perhaps the trajectory) and the books."""
-    (x1,), *trajectory = ends
+def samples_of(outputs: list[jax.Array], succeeded: jax.Array, stats: SolveStats) -> Samples:
+    """Make the `Samples` of a solve.
+
+    Args:
+        outputs: Points at t = 1, `[1, batch, *event]`, followed by those at the saved times,
+            `[times, batch, *event]`, if there are any.
+        succeeded: Whether each sample, or the entire batch, reached t = 1.
+        stats: Counts of evaluations and steps.
+    """
+    (x1,), *trajectory = outputs
     batch = x1.shape[:1]
     return Samples(
         x1=x1,
         nfe=stats.nfe,
         num_accepted=jnp.broadcast_to(stats.num_accepted, batch),
         num_rejected=jnp.broadcast_to(stats.num_rejected, batch),
-        succeeded=arrived & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
+        succeeded=succeeded & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
         times=stats.ends,
         trajectory=trajectory[0] if trajectory else None,
     )
@@ -84,13 +109,13 @@ def samples_of(ends: Any, arrived: jax.Array, stats: SolveStats) -> Samples:
 def _diffeqsolve(
     batched_field: BatchedField,
     x0: jax.Array,
-    cond: Any,
-    solver: Any,
-    steps: Any,
-    saved: Any,
+    cond: Cond,
+    solver: diffrax.AbstractSolver,
+    steps: FixedSteps | AdaptiveSteps,
+    saved: jax.Array | None,
     adjoint: Adjoint,
-) -> Any:
-    """Solve by Diffrax: [points at the end, at the saved times], arrived, books."""
+) -> _Solved:
+    """Solve with Diffrax and count the evaluations."""
     dtype = x0.dtype
     terms = diffrax.ODETerm(batched_field.field)
     if is_implicit(solver):
@@ -116,8 +141,10 @@ def _diffeqsolve(
         controller = counting_controller(
             initial, ToTimes(times), batched_field, solver, max_steps, dtype
         )
-    # Apart: a solve that fails leaves holes in its trajectory, but has an end.
-    kept = [diffrax.SubSaveAt(t1=True)] + ([] if saved is None else [diffrax.SubSaveAt(ts=saved)])
+    # Saved separately, because a failed solve has a last point but an incomplete trajectory.
+    outputs = [diffrax.SubSaveAt(t1=True)]
+    if saved is not None:
+        outputs.append(diffrax.SubSaveAt(ts=saved))
     solution = diffrax.diffeqsolve(
         terms,
         solver,
@@ -126,12 +153,13 @@ def _diffeqsolve(
         dt0=initial.dt0,
         y0=x0,
         args=cond,
-        saveat=diffrax.SaveAt(subs=kept, controller_state=True),
+        saveat=diffrax.SaveAt(subs=outputs, controller_state=True),
         stepsize_controller=controller,
         max_steps=max_steps,
         solver_state=initial.solver_state,
         adjoint=adjoint.diffrax,
         throw=False,
     )
-    _, stats = cast(Any, solution.controller_state)
-    return solution.ys, solution.result == diffrax.RESULTS.successful, stats
+    _, stats = cast(tuple[PyTree, SolveStats], solution.controller_state)
+    ys = cast(list[jax.Array], solution.ys)
+    return ys, solution.result == diffrax.RESULTS.successful, stats

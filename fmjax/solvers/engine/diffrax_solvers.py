@@ -1,6 +1,6 @@
 """Table and checks of the ODE solvers, Diffrax's and those of `fmjax.solvers.steppers.ode`."""
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import diffrax
 
@@ -69,6 +69,6 @@ def has_error_estimate(solver: object) -> bool:
     return issubclass(solver_class, diffrax.AbstractAdaptiveSolver)
 
 
-def is_implicit(solver: object) -> bool:
+def is_implicit(solver: object) -> TypeGuard[diffrax.AbstractImplicitSolver]:
     """Whether each step of the solver solves an equation for its result."""
     return isinstance(solver, diffrax.AbstractImplicitSolver)

@@ -131,7 +131,8 @@ class DDIM:
         """Combine predicted data, predicted noise and new noise at the end of the step."""
         fraction = self.eta**2 * step.resampled_fraction
         end = step.alpha[1] * x1 + step.sigma[1] * safe_sqrt(1.0 - fraction) * x0
-        if noise is not None and self.is_stochastic:
+        if self.is_stochastic:
+            assert noise is not None  # Passed to every stochastic sampler.
             end = end + step.sigma[1] * safe_sqrt(fraction) * noise
         return end, memory
 
@@ -178,7 +179,7 @@ class Ancestral:
         memory: PyTree,
     ) -> tuple[jax.Array, PyTree]:
         """Return the mean of the posterior plus noise."""
-        assert noise is not None  # The sampler is stochastic.
+        assert noise is not None  # Passed to every stochastic sampler.
         mean = step.alpha[1] * x1 + step.sigma[1] * step.q * x0
         scale = step.sigma[0 if self.variance is StepVariance.BETA else 1]
         std = jnp.where(step.last, 0.0, scale * safe_sqrt(step.resampled_fraction))

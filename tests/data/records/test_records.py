@@ -118,7 +118,7 @@ def test_shards_made_another_way_are_not_mixed(tmp_path, changed, named):
         "examples_per_shard": 4,
         "about": MANIFEST.about,
     }
-    rule = f"folder .* must be new or hold records made the same way, got another {named}"
+    rule = f"folder .* records made with the same settings, got different {named}"
     with pytest.raises(ValueError, match=rule):
         prepare_records(tmp_path, RecordManifest(**{**asked, **changed}))
 
@@ -126,7 +126,7 @@ def test_shards_made_another_way_are_not_mixed(tmp_path, changed, named):
 def test_shards_of_which_nothing_is_known_are_not_taken(tmp_path):
     write(tmp_path, numbers=[0])
     (tmp_path / "records.json").unlink()
-    with pytest.raises(ValueError, match=r"made the same way, got 1 shards without records.json"):
+    with pytest.raises(ValueError, match=r"same settings, got 1 shards without records.json"):
         prepare_records(tmp_path, MANIFEST)
 
 
@@ -177,7 +177,7 @@ def test_a_killed_process_leaves_whole_shards_and_another_goes_on(tmp_path):
     assert process.wait() == -signal.SIGKILL
     whole = {path: path.stat().st_mtime_ns for path in tmp_path.glob(shard)}
     assert 1 <= len(whole) < 8
-    with pytest.raises(ValueError, match=r"must be a whole shard of 1000 records, got no file"):
+    with pytest.raises(ValueError, match=r"must be a complete shard of 1000 records, got no file"):
         open_records(tmp_path)
     subprocess.run(command, check=True)
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
@@ -217,7 +217,7 @@ def test_a_damaged_shard_is_refused_or_reads_the_same(tmp_path):
     wanted = write(tmp_path)
     path = MANIFEST.shard(tmp_path, 1)
     whole = path.read_bytes()
-    rule = r"file .*00001-of-00003.array_record must be a whole shard of 4 records, got [^\n]+\Z"
+    rule = r"file .*00001-of-00003.array_record must be a complete shard of 4 records, got [^\n]+\Z"
     for size in (0, 1, 100, 65535, 65536, 65537, len(whole) - 65536, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=rule):
@@ -255,7 +255,7 @@ def test_shards_of_another_set_are_refused(tmp_path):
         shutil.copy(other.shard(tmp_path / name, 0), one.shard(tmp_path, 0))
         found = {
             "wider": r"must hold records of 12 bytes, got \[24\]",
-            "longer": "must be a whole shard of 4 records, got 5 records",
+            "longer": "must be a complete shard of 4 records, got 5 records",
         }
         with pytest.raises(ValueError, match=found[name]):
             open_records(tmp_path)
@@ -295,17 +295,17 @@ def test_indices_of_no_example_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RecordField("../x", "int32"), r"name must be a Python name, got '../x'"),
+        (lambda: RecordField("../x", "int32"), r"name must be a Python identifier, got '../x'"),
         (lambda: RecordField("x", "object"), r"dtype must be one of bool, .* got 'object'"),
         (lambda: RecordField("x", "int32", (0,)), r"shape must hold positive sizes, got \(0,\)"),
         (lambda: RecordManifest((), 1, 1), r"fields must hold at least one field, got none"),
-        (lambda: RecordManifest(FIELDS[:1] * 2, 1, 1), r"fields must have names of their own"),
+        (lambda: RecordManifest(FIELDS[:1] * 2, 1, 1), r"fields must have different names"),
         (lambda: RecordManifest(FIELDS, 0, 1), r"num_examples must be at least 1, got 0"),
         (lambda: RecordManifest(FIELDS, 1, True), r"examples_per_shard must be an integer, got T"),
         (lambda: RecordManifest(FIELDS, 1025, 2), r"examples_per_shard must be at least 3, got 2"),
-        (lambda: RecordManifest(FIELDS, 1, 1, {"x": (1,)}), r"about must be a dict that JSON give"),
-        (lambda: RecordManifest(FIELDS, 1, 1, {"x": np.nan}), r"about must be a dict that JSON"),
-        (lambda: RecordManifest(FIELDS, 1, 1, {"x": object()}), r"about must be a dict that JSON"),
+        (lambda: RecordManifest(FIELDS, 1, 1, {"x": (1,)}), r"about must be a dict of JSON"),
+        (lambda: RecordManifest(FIELDS, 1, 1, {"x": np.nan}), r"about must be a dict of JSON"),
+        (lambda: RecordManifest(FIELDS, 1, 1, {"x": object()}), r"about must be a dict of JSON"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(make, message):

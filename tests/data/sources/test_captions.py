@@ -73,7 +73,7 @@ def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path):
 
 def test_folders_train_and_test_are_the_splits(tmp_path):
     write_images(tmp_path / "train", 3)
-    with pytest.raises(ValueError, match=r"data.folder must hold images to test on, got"):
+    with pytest.raises(ValueError, match=r"data.folder must hold images of the test split, got"):
         load(source(tmp_path), "test")
     write_images(tmp_path / "test", 2)
     assert [len(load(source(tmp_path), split)) for split in ("train", "test")] == [3, 2]
@@ -117,7 +117,7 @@ def test_a_broken_image_is_named(tmp_path):
     whole = (tmp_path / "train" / "2.png").read_bytes()
     (tmp_path / "train" / "2.png").write_bytes(whole[: len(whole) // 2])
     feed = batches(load(source(tmp_path)), batch_size=4)
-    with pytest.raises(ValueError, match=r"image .*2\.png must be a whole image file, got"):
+    with pytest.raises(ValueError, match=r"image .*2\.png must be a valid image file, got"):
         next(feed)
     feed.close()
 
@@ -160,7 +160,7 @@ def test_images_outside_the_folders_of_the_splits_are_left_out_and_said(tmp_path
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 3)
     assert len(load(source(tmp_path), progress=heard)) == 2
-    assert "3 images outside them are left out, the first val/0.png" in heard.lines[0]
+    assert "skipped 3 images outside them, the first is val/0.png" in heard.lines[0]
 
 
 def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refused(tmp_path):
@@ -172,7 +172,7 @@ def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refus
     np.testing.assert_array_equal(load(data).x[:][0, :, :, 0], levels // 257)
     Image.fromarray(levels.astype(np.float32)).save(tmp_path / "train" / "0.tiff")
     (tmp_path / "train" / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"0\.tiff must be a whole image file, got pixels of 32"):
+    with pytest.raises(ValueError, match=r"0\.tiff must be a valid image file, got 32-bit pixels"):
         load(data).x[:]
 
 
@@ -210,8 +210,8 @@ def test_what_is_not_followed_or_read_is_counted_in_one_line(tmp_path, heard):
     there = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
     assert names == there
     assert heard.lines == [
-        f"left out of {tmp_path}: 4 links to a parent folder, 2 .caption files, 2 .heic files, "
-        "2 broken links, 1 files without an ending, the first is train/a/0.caption"
+        f"skipped in {tmp_path}: 4 links to a parent folder, 2 .caption files, 2 .heic files, "
+        "2 broken links, 1 files without a suffix, the first is train/a/0.caption"
     ]
 
 
@@ -337,7 +337,7 @@ def test_a_caption_is_read_from_a_list_before_txt_before_caption_files(tmp_path,
         (train / name).write_text(f"of {name}")
     dataset = load(source(tmp_path), progress=heard)
     assert dataset.captions.texts == ["of the list", "of 1.txt", "of 2.CAPTION"]
-    said = f"left out of {tmp_path}: 2 .caption files, 2 .txt files, the first is train/0.caption"
+    said = f"skipped in {tmp_path}: 2 .caption files, 2 .txt files, the first is train/0.caption"
     assert heard.lines == [said]
 
 
@@ -412,8 +412,8 @@ def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CaptionedClasses(names=("a", "b")), "data.names must be one for each of 10"),
-        (lambda: CaptionedClasses(templates=("a photo",)), "data.templates must be texts with"),
+        (lambda: CaptionedClasses(names=("a", "b")), "data.names must hold a name for each of 10"),
+        (lambda: CaptionedClasses(templates=("a photo",)), "data.templates must be texts that"),
         (lambda: CaptionedClasses(seed=-1), r"data.seed must lie in \[0, 2\*\*63\), got -1"),
         (lambda: CaptionedImages("x", size=0), r"data.size must lie in \[1, 16384\], got 0"),
         (lambda: CaptionedImages("x", test_every=1), "data.test_every must be at least 2, got 1"),
@@ -448,11 +448,11 @@ def test_an_emoji_is_called_as_one_would_say_it(name, caption):
 
 
 def test_missing_emoji_are_refused_with_the_packages_that_have_them(tmp_path):
-    with pytest.raises(ValueError, match="packages fonts-noto-color-emoji and unicode-data be"):
+    with pytest.raises(ValueError, match="packages fonts-noto-color-emoji and unicode-data are"):
         load(EmojiData(folder=str(tmp_path)))
     (tmp_path / "emoji-test.txt").write_text("")
     (tmp_path / "NotoColorEmoji.ttf").write_text("no font")
-    with pytest.raises(ValueError, match="must be a font of colour bitmaps"):
+    with pytest.raises(ValueError, match="must be a font of color bitmaps"):
         load(EmojiData(folder=str(tmp_path)))
 
 
@@ -471,7 +471,7 @@ def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
     assert red[4, 4, 0] > 0.5 > red[4, 4, 1]
     np.testing.assert_allclose(red[0, 0], 1.0, atol=0.02)
     assert 100 < len(test) < len(train) / 5
-    with pytest.raises(NoSuchSplit, match="data.groups must hold emoji to test on, got"):
+    with pytest.raises(NoSuchSplit, match="data.groups must hold emoji of the test split, got"):
         load(EmojiData(size=8, groups=("Flags",)), "test")
     assert not set(test.captions.texts) & set(texts)
     assert train.captions.tokenizer.unknown(test.captions.texts) == ()

@@ -110,7 +110,7 @@ def test_names_become_objects():
         ({"num_examples": 1}, "num_examples must be at least 2, got 1"),
         ({"probes": 0}, "probes must be at least 1, got 0"),
         ({"solver": "tsit6"}, "did you mean 'tsit5'"),
-        ({"solver": "euler"}, "solver must have an error estimate if num_steps is left out, got euler"),
+        ({"solver": "euler"}, "solver must have an error estimate if num_steps is left out"),
         ({"solver": "euler", "num_steps": 0}, "num_steps must lie in .1, 16777216., got 0"),
         ({"rtol": 0.0}, "rtol must be positive, got 0.0"),
         ({"divergence": "exakt"}, "did you mean 'exact'"),

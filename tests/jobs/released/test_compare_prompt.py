@@ -66,7 +66,7 @@ def test_the_page_names_the_prompt_and_gives_no_options_of_another_command(compa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fixed-solvers", "--adaptive-solvers"], "comparison must have a solver, got none"),
+        (["--fixed-solvers", "--adaptive-solvers"], "comparison must have at least one solver"),
         (["--tolerances", "0"], "tolerances must be positive"),
     ],
 )

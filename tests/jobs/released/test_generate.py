@@ -218,7 +218,7 @@ def test_guidance_of_one_or_less_is_none(scale, said, heard):
     _, null = encode_request(request, ["a cat"])
     assert null is None
     assert request.guidance == 1.0
-    effect = f"guidance {scale:g} has no effect: this model is guided by scales above 1"
+    effect = f"guidance {scale:g} has no effect: this model needs a scale above 1"
     assert heard.lines == [effect] * said
 
 
@@ -240,7 +240,7 @@ def test_a_model_without_guidance_takes_0_and_1_which_have_no_effect(tmp_path, h
         for scale in (None, 0.0, 1.0)
     ]
     lines = [line for line in heard.lines if "guidance" in line]
-    effect = "has no effect: the model has no guidance (schnell)"
+    effect = "has no effect: this model has no guidance (schnell)"
     assert lines == [f"guidance 0 {effect}", f"guidance 1 {effect}"]
     for other in found[1:]:
         np.testing.assert_array_equal(other.latents, found[0].latents)
@@ -445,8 +445,8 @@ def flux(tmp_path):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (sd3, ["--height", 33], "height must be a multiple of 4 (the autoencoder's 2 times the"),
-        (flux, ["--width", 50], "width must be a multiple of 4 (the autoencoder's 2 times the"),
+        (sd3, ["--height", 33], "height must be divisible by 4, the autoencoder's 2 times the"),
+        (flux, ["--width", 50], "width must be divisible by 4, the autoencoder's 2 times the"),
         (sd3, ["--height", 4096], "size must be at most 96 for this model, got 4096"),
         (schnell, ["--guidance", 3], "guidance must be 0 or 1, or left out, for a model without"),
         (schnell, ["--guidance", 0.5], "guidance must be 0 or 1, or left out, for a model without"),
@@ -458,20 +458,20 @@ def flux(tmp_path):
         (of_the_wrong_part, [], "must hold a T5EncoderModel, got CLIPTextModelWithProjection"),
         (sd3, ["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
         (sd3, ["--lora", "nowhere"], "lora must exist, got nowhere"),
-        (of_another_kind, [], "must be of StableDiffusion3Pipeline or FluxPipeline, got PixArt"),
+        (of_another_kind, [], "must name the class StableDiffusion3Pipeline or FluxPipeline"),
         (lambda path: path / "nowhere", [], "model folder must exist, got "),
         (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),
         (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
         (sd3, ["--negative", "x", "--guidance", 1], "guidance must be above 1 with a negative pr"),
         (sd3, ["--output", "."], "output must be the name of a file, got ."),
-        (damaged(f"transformer/{WEIGHTS}"), [], f"{WEIGHTS} must be a whole safetensors file, got"),
-        (damaged(f"vae/{WEIGHTS}"), [], f"vae/{WEIGHTS} must be a whole safetensors file, got"),
+        (damaged(f"transformer/{WEIGHTS}"), [], f"{WEIGHTS} must be a complete safetensors file"),
+        (damaged(f"vae/{WEIGHTS}"), [], f"vae/{WEIGHTS} must be a complete safetensors file, got"),
         (
             pickled,
             [],
             "vae must hold safetensors, got diffusion_pytorch_model.bin: a pickle, which",
         ),
-        (damaged("tokenizer_2/merges.txt"), [], "merges.txt must hold pairs, got ['x']"),
+        (damaged("tokenizer_2/merges.txt"), [], "must hold two tokens per line, got ['x']"),
         (damaged("tokenizer/tokenizer.json", b"{}"), [], "tokenizer must hold a tokenizer, got"),
         (
             without_setting("transformer", "num_layers"),
@@ -479,10 +479,10 @@ def flux(tmp_path):
             "a value at num_layers, got none",
         ),
         (without_setting("transformer", "joint_attention_dim"), [], "a value at joint_attention_"),
-        (with_setting("transformer", in_channels=8, out_channels=8), [], "channels of latents of"),
-        (with_setting("transformer", joint_attention_dim=72), [], "as the tokens of its T5 encod"),
-        (with_setting("transformer", pooled_projection_dim=2), [], "as the pooled vectors of its"),
-        (with_setting("transformer", out_channels=None), ["--height", 33], "height must be a"),
+        (with_setting("transformer", in_channels=8, out_channels=8), [], "latent channels, like the"),
+        (with_setting("transformer", joint_attention_dim=72), [], "the width of the tokens of"),
+        (with_setting("transformer", pooled_projection_dim=2), [], "the width of the pooled vec"),
+        (with_setting("transformer", out_channels=None), ["--height", 33], "height must be d"),
         (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
         (sd3, ["--latents", "missing.npz"], "must be a valid .npz file"),
         (sd3, ["--steps", 0], "steps must lie in [1, 16777216], got 0"),
@@ -516,7 +516,7 @@ def test_noise_of_another_size_is_refused(tmp_path, capsys):
         tmp_path / "noise.npz",
     )
     assert code == 2
-    assert "init_latents must be of shape ('images', 4, 16, 16), got" in capsys.readouterr().err
+    assert "init_latents must have shape (images, 4, 16, 16), got" in capsys.readouterr().err
 
 
 def test_for_a_run_the_command_that_takes_prompts_is_named(tmp_path, capsys):

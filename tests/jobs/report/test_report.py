@@ -46,7 +46,7 @@ def write(path, document):
 def test_what_has_not_been_made_is_left_out(folder):
     page = page_of_run(folder)
     assert "<h1>toy</h1>" in page
-    for title in ("Samples", "Likelihood", "Round trips to noise", "Edits", "same noises"):
+    for title in ("Samples", "Likelihood", "Round trips to noise", "Edits", "same noise"):
         assert f"{title}</h2>" not in page
 
 
@@ -90,7 +90,7 @@ def test_the_samples_of_a_comparison_stand_beside_it(folder):
     entries = [GalleryEntry.of(row, np.zeros((2, 4, 4, 1))) for row in example().runs]
     write_gallery(entries, folder.gallery)
     page = page_of_run(folder)
-    assert "The same noises at equal cost" in page
+    assert "Samples from the same noise at equal cost" in page
     assert page.count('<figure class="strip"') == len(entries)
 
 
@@ -122,6 +122,6 @@ def test_a_study_has_a_page_of_all_its_models(tmp_path):
     assert 'data-chart="metric-1"' in page
     assert 'data-chart="error"' not in page
     assert said[0].startswith(
-        "Within 4 evaluations the best sliced Wasserstein is 0.15, by a · Heun"
+        "With at most 4 evaluations, the best sliced Wasserstein is 0.15, from a · Heun"
     )
     assert said[-1] == f"wrote {path}"

@@ -138,10 +138,10 @@ def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path)
     with pytest.raises(ValueError, match="study data must be images with classes and a test set"):
         run_study(StudyConfig("toy", (toy,), STUDY.samplings, 16), tmp_path)
     many = dataclasses.replace(STUDY, num_samples=400)
-    with pytest.raises(ValueError, match="num_samples must be at most the 355 test examples, got"):
+    with pytest.raises(ValueError, match="num_samples must be at most 355, the number of .*, got"):
         run_study(many, folder)
     bare = dataclasses.replace(FIRST, evaluation=EvaluationConfig(classifier=False))
-    message = "evaluation.classifier of first must be left on in a study, .*, got False"
+    message = "evaluation.classifier of first must be True in a study, .*, got False"
     with pytest.raises(ValueError, match=message):
         run_study(dataclasses.replace(STUDY, runs=(bare,)), tmp_path)
 

@@ -22,6 +22,7 @@ from fmjax.data import (
 from fmjax.jobs.evaluate import evaluate
 from fmjax.jobs.evaluate.evaluate import read_evaluation
 from fmjax.jobs.train.train import train_folder
+from fmjax.runs import real_data
 from fmjax.runs.folder import open_run, read_captions, read_config, read_model
 from fmjax.runs.sampling.conditions import conds_of, data_conditions, requested_conditions
 from fmjax.runs.sampling.files import (
@@ -138,7 +139,7 @@ def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, ca
         assert fmjax(*command) == 2
     finally:
         caption.write_text(text)
-    assert "others: the captions have changed" in capsys.readouterr().err
+    assert "other words: the captions have changed" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_path):
@@ -165,7 +166,7 @@ def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard
         (tmp_path / "images" / "train" / f"{place}.txt").write_text(text)
     options = ("--data.folder", tmp_path / "images", "--training.batch-size", "7")
     assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
-    said = "3 of 24 captions have no word that the model learns and count as empty, the first is"
+    said = "3 of 24 captions have no word of the vocabulary and count as empty; the first is"
     assert f"{said} '...'" in capsys.readouterr().out
 
 
@@ -183,7 +184,7 @@ def test_prompts_that_are_no_unicode_are_refused(run):
         ),
         (("sample", "--prompts", "a", "b", "--num-samples", "1"), "num_samples must be at least 2"),
         (("invert",), "run must be unconditional or conditioned on classes to be inverted, got"),
-        (("reflow",), "be of a model of classes or of none to make pairs, got one of captions"),
+        (("reflow",), "be unconditional or conditioned on classes to generate pairs, got captions"),
     ],
 )
 def test_what_a_run_on_captions_cannot_do_is_refused_in_one_line(
@@ -199,7 +200,7 @@ def test_what_a_run_on_captions_cannot_do_is_refused_in_one_line(
 def test_what_is_cut_of_the_captions_is_said_before_the_training(trained, capsys):
     options = ("--data.tokenizer.num-tokens", "1", "--training.batch-size", "7")
     assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
-    assert "3 captions are longer than tokenizer.num_tokens 1; what" in capsys.readouterr().out
+    assert "3 captions are longer than tokenizer.num_tokens (1) and" in capsys.readouterr().out
 
 
 def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
@@ -265,9 +266,9 @@ def test_the_judge_of_classes_in_words_is_that_of_the_classes(monkeypatch):
         return Dataset(np.zeros((4, 28, 28, 1), np.uint8), np.arange(4), 10)
 
     monkeypatch.setattr(IdxData, "load", load)
-    monkeypatch.setattr(evaluate, "trained_classifier", lambda train, test, **_: None)
+    monkeypatch.setattr(real_data, "trained_classifier", lambda train, test, **_: None)
     data = CaptionedClasses(IdxData("fashion_mnist", classes=(3,)))
-    evaluate.data_classifier(data)
+    real_data.data_classifier(data)
     assert asked == [(IdxData("fashion_mnist"), split) for split in ("train", "test")]
 
 

@@ -22,7 +22,7 @@ from fmjax.networks import FluxConfig
 from fmjax.pretrained.lora.files import LORA_FILE, read_lora
 from fmjax.pretrained.tuning import released_network
 from fmjax.runs.folder import RunFolder, read_config
-from fmjax.runs.released_weights import started
+from fmjax.runs.released_weights import initial_state
 from fmjax.sharding import make_mesh
 from fmjax.training import Checkpoints, abstract_state
 from tests.golden_models import GOLDEN, loaded
@@ -197,7 +197,7 @@ def test_untrained_weights_come_back_byte_for_byte(weights, of_all, tmp_path):
     prepare(folder, config, EVENT, TEXT)
     like = abstract_state(experiment.net, experiment.optimizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    state, _ = started(config, experiment, mesh, places, folder.checkpoints, Silent())
+    state, _ = initial_state(config, experiment, mesh, places, folder.checkpoints, Silent())
     with Checkpoints(folder.checkpoints) as checkpoints:
         checkpoints.save(state, {})
     export_run(folder.path, tmp_path / "out")
@@ -230,7 +230,7 @@ def test_a_whole_pipeline_is_exported(tmp_path):
     ("arguments", "message"),
     [
         (["--pretrained.folder", "nowhere"], "nowhere must hold config.json, got no such file"),
-        (["--pretrained.folder", str(PIPELINE / "vae")], "must be of FluxTransformer2DM"),
+        (["--pretrained.folder", str(PIPELINE / "vae")], "must name the class FluxTransf"),
         (["--pretrained.lora.layers", "attn.to_w"], "lora.layers must name linear layers of this"),
         (["--data.text.width", "31"], "folder .* must hold text of"),
         (["--pretrained.no-weights"], "pretrained.weights must be True for adapters, got False"),
@@ -261,8 +261,8 @@ def test_data_of_another_model_is_refused(flux, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pipeline"], "pipeline must go with merged, of a run of adapters, got True"),
-        (["--pipeline", "--merged"], "pretrained.folder must be a pipeline to write one, got"),
+        (["--pipeline"], "pipeline must be combined with merged for a run of"),
+        (["--pipeline", "--merged"], "pretrained.folder must be a pipeline to write a"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused(arguments, message, of_adapters, capsys):

@@ -175,14 +175,14 @@ def test_paths_in_the_plane_are_kept_and_drawn(student):
     ends = sample(field_of(student), x0, solver=RK4(), steps=FixedSteps(uniform_grid(16))).x1
     np.testing.assert_allclose(lines[:, -1], ends, atol=1e-5)
     page = report_run(student).read_text(encoding="utf-8")
-    assert "Paths in the plane" in page
+    assert "Trajectories in the plane" in page
     with Image.open(student.folder.path / "figures" / "lines.png") as picture:
         assert picture.width > 500
     whole = json.loads(student.folder.paths.read_text())
     del whole["lines"]  # As files of before have none.
     student.folder.paths.write_text(json.dumps(whole))
     assert read_paths(student.folder.paths).lines == ()
-    assert "Paths in the plane" not in report_run(student).read_text(encoding="utf-8")
+    assert "Trajectories in the plane" not in report_run(student).read_text(encoding="utf-8")
 
 
 def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp_path):
@@ -310,21 +310,21 @@ def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, 
     config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=1500)
     make_pairs(teacher, config)
     other = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_steps=4))
-    message = "must be new or hold records made the same way, got another about.sampling.num_steps"
+    message = "made with the same settings, got different about.sampling.num_steps"
     with pytest.raises(ValueError, match=message):
         make_pairs(teacher, other)
-    with pytest.raises(ValueError, match=r"another about.step, about.weights"):
+    with pytest.raises(ValueError, match=r"different about.step, about.weights"):
         make_pairs(teacher._replace(step=7), config)
     seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
     twin = train(dataclasses.replace(TEACHER, training=seed), tmp_path / "twin")
-    with pytest.raises(ValueError, match=r"got another about.weights$"):
+    with pytest.raises(ValueError, match=r"got different about.weights$"):
         make_pairs(twin, config)
     with pytest.raises(ValueError, match=r"must hold pairs of x0 float32\[3\].*got.*\[2\]"):
         open_pairs(tmp_path / "pairs", (3,), None)
     shard = next((tmp_path / "pairs").glob("*.array_record"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"file .*{shard.name} must be a whole shard of \d+ rec"):
+    with pytest.raises(ValueError, match=rf"file .*{shard.name} must be a complete shard of \d+"):
         make_pairs(teacher, config)
     with pytest.raises(ValueError, match="coupling must be Independent on pairs"):
         dataclasses.replace(asked, coupling=MinibatchOT())

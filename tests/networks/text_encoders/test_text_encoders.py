@@ -139,5 +139,5 @@ def test_what_does_not_fit_is_refused(make, message):
 def test_more_tokens_than_clip_has_places_for_are_refused():
     net = make_clip_text(CLIPTextConfig(20, 8, 8, 1, 2, 16))
     params = jax.eval_shape(net.init, jax.random.key(0))
-    with pytest.raises(ValueError, match="tokens must be at most 8 for this encoder, got 9"):
+    with pytest.raises(ValueError, match="number of tokens must be at most max_tokens = 8, got 9"):
         jax.eval_shape(net.apply, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))

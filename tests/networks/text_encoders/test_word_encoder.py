@@ -134,15 +134,15 @@ def test_captions_are_dropped_as_a_whole_and_each_by_itself():
         (lambda: TextEncoderConfig(dtype="half"), "text_encoder.dtype must be one of"),
         (
             lambda: make_network(IMAGES["mmdit"], (4, 4, 3), SHAPE),
-            "text_encoder must be given for data with captions, got None",
+            "text_encoder must be a TextEncoderConfig for data with captions, got None",
         ),
         (
             lambda: make_network(DiTConfig(), (4, 4, 3), SHAPE, text_encoder=ENCODER),
-            "conditions must be classes, or the network one that takes text",
+            "network must be a FluxConfig or MMDiTConfig for text conditions, got",
         ),
         (
             lambda: make_flow_map(MLPConfig(), (2,), SHAPE),
-            "conditions must be classes or none for a flow map, got text",
+            "conditions must be None or a number of classes for a flow map, got",
         ),
     ],
 )
@@ -154,14 +154,14 @@ def test_what_cannot_be_built_is_refused(make, message):
 @pytest.mark.parametrize(
     ("cond", "got"),
     [
-        (None, "NoneType"),
-        (WORDS[:, :3], r"\(4, 3\)"),
-        (jnp.zeros((4, 5)), "ArrayImpl"),
+        (None, "None"),
+        (WORDS[:, :3], r"int32 of shape \(4, 3\)"),
+        (jnp.zeros((4, 5)), r"float32 of shape \(4, 5\)"),
     ],
 )
 def test_a_condition_that_is_no_caption_is_refused(cond, got):
     net = make_network(IMAGES["mmdit"], (4, 4, 3), SHAPE, text_encoder=ENCODER)
     params = jax.eval_shape(net.init, jax.random.key(0))
-    message = rf"cond must be token ids \[batch, 5\] for a network of captions, got {got}"
+    message = rf"cond must be integer token IDs \[batch, 5\] for a network with captions, got {got}"
     with pytest.raises(ValueError, match=message):
         net.apply(params, *points(), cond)

@@ -27,10 +27,16 @@ SMALL = FluxConfig(2, 2, 8, 1, 1, (4, 2, 2))
     ("make", "message"),
     [
         (lambda: FluxConfig(num_double=0), "num_double must be at least 1, got 0"),
-        (lambda: FluxConfig(rotary_axes=(16, 56, 54)), "rotary_axes must be even numbers that add"),
-        (lambda: make_flux(SMALL, (8, 8, 4), 10), "conditions must be text for a FLUX network"),
+        (lambda: FluxConfig(rotary_axes=(16, 56, 54)), "rotary_axes must be even numbers that sum"),
+        (
+            lambda: make_flux(SMALL, (8, 8, 4), 10),
+            r"must be text \(a TextShape\) for a FLUX network, got 10",
+        ),
         (lambda: make_flux(SMALL, (7, 8, 4), TEXT), "patch_size must divide the image size 7x8"),
-        (lambda: make_network(DiTConfig(), (8, 8, 4), TEXT), "or the network one that takes text"),
+        (
+            lambda: make_network(DiTConfig(), (8, 8, 4), TEXT),
+            "network must be a FluxConfig or MMDi",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):
@@ -41,8 +47,8 @@ def test_what_does_not_fit_is_refused(make, message):
 @pytest.mark.parametrize(
     ("cond", "message"),
     [
-        (np.zeros(2, np.int32), "cond must be a Text for a network of text"),
-        (Text(np.zeros((2, 4, 8)), np.zeros((2, 6))), "cond must hold tokens and pooled of shapes"),
+        (np.zeros(2, np.int32), "cond must be a Text for a text-to-image network, got nd"),
+        (Text(np.zeros((2, 4, 8)), np.zeros((2, 6))), "cond must have tokens and pooled of shapes"),
         (Text(np.zeros((2, 3, 8)), np.zeros((2, 6)), np.ones(2)), "cond.guidance must be None"),
     ],
 )

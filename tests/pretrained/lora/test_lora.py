@@ -183,7 +183,7 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
     ):
         read_lora(tmp_path / "lora.bin")
     (tmp_path / LORA_FILE).write_bytes(b"x")
-    with pytest.raises(ValueError, match="must be a whole safetensors file"):
+    with pytest.raises(ValueError, match="must be a complete safetensors file"):
         read_lora(tmp_path)
 
 

@@ -312,15 +312,16 @@ def test_what_cannot_stream_is_refused():
     four = partial(streaming, 4)
     refused("slots must be at least 1, got 0", partial(streaming, 0))
     refused(
-        "control must be PER_SAMPLE with slots, got LARGEST_SAMPLE", partial(AdaptiveSteps, slots=4)
+        "control must be PER_SAMPLE if slots is set, got LARGEST_SAMPLE",
+        partial(AdaptiveSteps, slots=4),
     )
     refused(
-        r"solver must be explicit to stream \(slots\), got Kvaerno3",
+        r"solver must be explicit if slots is set, got Kvaerno3",
         four,
         solver=diffrax.Kvaerno3(),
     )
     refused(
-        r"solver must be explicit to stream \(slots\), got KenCarp3",
+        r"solver must be explicit if slots is set, got KenCarp3",
         four,
         solver=diffrax.KenCarp3(),
     )
@@ -333,5 +334,8 @@ def test_what_cannot_stream_is_refused():
 
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="x0 must hold a multiple of 8 samp"):
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="x0 must have a batch size divisible by 8"),
+    ):
         sample(MIXTURE.velocity, noise(12, 2), steps=streaming(4))

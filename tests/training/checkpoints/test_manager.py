@@ -269,7 +269,7 @@ def test_a_description_that_fmjax_did_not_write_is_refused(saved, state, tmp_pat
     write_digests(folder / "0", ("run",))
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(ValueError, match="not written by fmjax"),
+        pytest.raises(ValueError, match="not written by fm"),
     ):
         checkpoints.restore(state)
 
