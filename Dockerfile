@@ -1,4 +1,4 @@
-# The command line in an image:
+# Image with the fmjax command line:
 #
 #     docker build -t fmjax .                             # CPU
 #     docker build --build-arg EXTRA=cuda12 -t fmjax .    # NVIDIA GPUs (or cuda13)
@@ -12,12 +12,12 @@ FROM python:3.12-slim
 ARG EXTRA=""
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-cache-dir "$(echo /wheel/fmjax-*.whl)${EXTRA:+[$EXTRA]}"
-# Whatever a run leaves is in /app/runs, to be mounted: downloads and compiled programs too.
+# Mount /app/runs: run folders, downloads and compiled programs are written to it.
 ENV FMJAX_CACHE=/app/runs/.cache MPLCONFIGDIR=/tmp/matplotlib
 RUN useradd --create-home --uid 1000 fmjax && install --directory --owner fmjax /app/runs
 WORKDIR /app
 COPY configs configs
 USER 1000
-# In this form fmjax is the container's first process and hears its SIGTERM.
+# The exec form makes fmjax the first process of the container, which receives SIGTERM.
 ENTRYPOINT ["fmjax"]
 CMD ["--help"]

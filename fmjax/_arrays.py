@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """
 
     x1: PyTree
-    cond: Cond = None
+    cond: PyTree = None
     x0: PyTree = None
 
 
@@ -115,7 +115,7 @@ class FlowMapCond(NamedTuple):
             for a network without that input.
     """
 
-    cond: Cond
+    cond: PyTree
     end: PyTree
     guidance: PyTree = None
 

@@ -1,4 +1,4 @@
-"""The benchmark of one GPU: what its processes do, and the whole of it at small sizes on a CPU."""
+"""The benchmark of one GPU: its processes, and a full run at small sizes on a CPU."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def gpu():
 
 @pytest.fixture(scope="module")
 def parts():
-    """The measurements; they import their neighbours as scripts do."""
+    """The module of the measurements, which imports modules of its folder as scripts do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPT.parent)
         yield module_of(SCRIPT.with_name("_gpu_parts.py"))
@@ -44,7 +44,7 @@ def ran(gpu, program, limit=30.0):
     return gpu.run([sys.executable, "-c", program], limit, lines.append), lines
 
 
-def test_results_are_told_apart_from_what_else_is_written(gpu, capsys):
+def test_results_are_separated_from_other_output(gpu, capsys):
     ended, lines = ran(
         gpu, """print('{"line": "result", "x": 1}'); print('a word'); print('[1]')"""
     )
@@ -60,7 +60,7 @@ def test_results_are_told_apart_from_what_else_is_written(gpu, capsys):
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
     ],
 )
-def test_a_process_that_fails_leaves_its_results_and_its_reason(gpu, last, reason):
+def test_a_failed_process_keeps_its_results_and_reports_a_reason(gpu, last, reason):
     ended, lines = ran(gpu, f"""print('{{"line": "result"}}', flush=True); {last}""")
     assert lines == [{"line": "result"}]
     assert ended.reason == reason
@@ -69,7 +69,7 @@ def test_a_process_that_fails_leaves_its_results_and_its_reason(gpu, last, reaso
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_ended_with_all_that_it_started(gpu):
+def test_a_hanging_process_is_killed_with_its_children(gpu):
     program = (
         'import subprocess, sys, time; print(\'{"line": "result"}\', flush=True);'
         "subprocess.Popen(['sleep', '60']); time.sleep(60)"
@@ -78,11 +78,11 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(gpu):
     ended, lines = ran(gpu, program, limit=3.0)
     assert lines == [{"line": "result"}]
     assert ended.reason == "time limit of 3 s"
-    # The one that it started holds the pipes: they close when that has ended too.
+    # The child holds the pipes open until it is killed too.
     assert time.monotonic() - begun < 30
 
 
-def test_the_best_batch_size_is_the_one_with_the_most_images_a_second(gpu):
+def test_the_best_batch_size_has_the_most_images_per_second(gpu):
     line = {
         "line": "result",
         "part": "dit",
@@ -99,7 +99,7 @@ def test_the_best_batch_size_is_the_one_with_the_most_images_a_second(gpu):
     assert gpu.best_results(lines)["dit none"]["batch_size"] == 64
 
 
-def test_the_script_knows_the_options_that_are_shown(gpu):
+def test_the_script_accepts_the_documented_options(gpu):
     page = (ROOT / "docs" / "performance.md").read_text()
     shown = re.findall(r"python benchmarks/gpu\.py(.*)", page + gpu.__doc__)
     assert len(shown) >= 5
@@ -107,7 +107,7 @@ def test_the_script_knows_the_options_that_are_shown(gpu):
         gpu.make_parser().parse_args(shlex.split(options, comments=True))
 
 
-def test_a_limit_is_of_a_part_there_is(gpu, capsys):
+def test_a_limit_needs_a_known_part(gpu, capsys):
     with pytest.raises(SystemExit):
         gpu.make_parser().parse_args(["--limit", "dat=3"])
     assert (
@@ -117,7 +117,7 @@ def test_a_limit_is_of_a_part_there_is(gpu, capsys):
 
 
 def benchmarked(tmp_path, *options):
-    """The lines of the script at small sizes, and its exit code."""
+    """Return the lines of the script at small sizes, and its exit code."""
     file = tmp_path / "gpu.jsonl"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     del environment["XLA_FLAGS"]
@@ -133,7 +133,7 @@ def benchmarked(tmp_path, *options):
 
 
 def figures(result):
-    """All numbers of a result, those of its memory too."""
+    """Yield all numbers of a result, including its memory."""
     for value in result.values():
         if isinstance(value, dict):
             yield from figures(value)
@@ -153,14 +153,14 @@ def test_every_part_writes_well_formed_results(tmp_path, gpu):
     assert summary["line"] == "summary"
     assert summary["failures"] == 0
     assert set(summary["best"]) == {"dit none", "dit full", "lora full", "lora save_matmuls"}
-    # A second batch size is there, unless the first was the better one.
+    # Each case has one or two batch sizes.
     found = [(each["part"], each["case"]) for each in results]
     assert list(dict.fromkeys(found)) == list(gpu.CASES)
     assert found.count(("adaptive", "")) == 4
     for each in results:
         assert each["line"] == "result"
         assert each["finite"] is True
-        assert each["kernels"] == []  # Of attention: there are none for a CPU.
+        assert each["kernels"] == []  # There are no attention kernels for a CPU.
         assert min(figures(each)) > 0, each
         assert each["compile_seconds"] < each["elapsed"]
         assert each["seconds_quartiles"][0] <= each["seconds"] <= each["seconds_quartiles"][1]
@@ -174,13 +174,13 @@ def test_every_part_writes_well_formed_results(tmp_path, gpu):
     (flux,) = (each for each in results if each["part"] == "flux")
     assert (flux["nfe"], flux["batch_size"]) == (28, 1)
     adaptive = [each for each in results if each["part"] == "adaptive"]
-    asked = [(each["rtol"], each["guidance"]) for each in adaptive]
-    assert asked == [(1e-3, 1.0), (1e-3, 1.5), (1e-4, 1.0), (1e-4, 1.5)]
+    settings = [(each["rtol"], each["guidance"]) for each in adaptive]
+    assert settings == [(1e-3, 1.0), (1e-3, 1.5), (1e-4, 1.0), (1e-4, 1.5)]
     assert all(each["nfe"] >= 8 for each in adaptive)
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path):
+def test_a_failed_part_is_a_line_and_the_others_run(tmp_path):
     lines, code = benchmarked(
         tmp_path, "--parts", "dit", "flux", "lora", "--skip", "lora", "--limit", "dit=0.5"
     )
@@ -198,14 +198,14 @@ def test_a_part_that_fails_is_a_line_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_there_is_no_time_for_is_left_out(tmp_path):
+def test_cases_without_time_are_left_out(tmp_path):
     lines, _ = benchmarked(tmp_path, "--parts", "flux", "--seconds", "1")
     assert [line["line"] for line in lines] == ["left_out", "left_out", "summary"]
     assert lines[1]["reason"] == "no time left (limit 1 s)"
 
 
 @pytest.mark.slow
-def test_the_full_sizes_are_those_of_the_published_models_and_can_be_lowered(parts):
+def test_the_full_sizes_are_those_of_the_published_models_and_lower(parts):
     mesh = parts.make_mesh(devices=jax.devices()[:1])
     trainings = {
         "dit": (parts.dit_config(False, "none", 64), [674_816_272], 0.7117e12),

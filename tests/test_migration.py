@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 TEXT = (Path(__file__).parents[1] / "docs" / "migration.md").read_text()
-MODULES = re.findall(r"^\| `(fmjax\.\w+)` \| (`.*`) \|$", TEXT.split("## Names")[0], re.MULTILINE)
-NAMES = re.findall(r"^\| `(fmjax\.[\w.]+)` \| `([\w.]+)` \|$", TEXT.split("## Names")[1], re.MULTILINE)
+MODULES_TEXT, NAMES_TEXT = TEXT.split("## Names")
+MODULES = re.findall(r"^\| `(fmjax\.\w+)` \| (`.*`) \|$", MODULES_TEXT, re.MULTILINE)
+NAMES = re.findall(r"^\| `(fmjax\.[\w.]+)` \| `([\w.]+)` \|$", NAMES_TEXT, re.MULTILINE)
 
 
 def found(name):

@@ -29,7 +29,7 @@ class CompareConfig:
             each is run with each number of steps and each grid.
         num_steps: Numbers of steps of the fixed-step solvers.
         grids: Time grids of the fixed-step solvers.
-        adaptive_solvers: Names of adaptive ODE solvers; each is run with each of the tolerances.
+        adaptive_solvers: Names of adaptive solvers; each is run with each of the tolerances.
         tolerances: Tolerances of the adaptive solvers, each used as both rtol and atol.
         all: Also compare the other common ODE solvers. Together these are nine: euler, midpoint,
             heun, rk4 and adams_bashforth_2 with fixed steps, bosh3, tsit5, dopri5 and dopri8 with

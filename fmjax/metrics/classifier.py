@@ -13,6 +13,7 @@ from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax.networks import ClassifierConfig, make_classifier
 from fmjax.networks.classifier import Classifier
+from fmjax.sharding import map_batched
 
 # The last batch is padded to this size, so that one compiled program serves sets of any size.
 _BATCH_SIZE = 256
@@ -95,11 +96,12 @@ class ImageClassifier:
         rule = "be floating point in [-1, 1]"
         require(jnp.issubdtype(images.dtype, jnp.floating), "images", rule, images.dtype)
         apply = build(self.config, self.event_shape, self.num_classes).apply
-        outputs = []
-        for start in range(0, len(images), _BATCH_SIZE):
-            batch = jnp.asarray(images[start : start + _BATCH_SIZE], dtype=jnp.float32)
-            padding = _BATCH_SIZE - len(batch)
-            padded = jnp.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
-            outputs.append([np.asarray(a)[: len(batch)] for a in apply(self.params, padded)])
-        logits, features = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
-        return logits, features
+        pixels = np.asarray(images).astype(np.float32)
+        return map_batched(
+            functools.partial(apply, self.params),
+            lambda indices: (pixels[indices],),
+            len(images),
+            batch_size=_BATCH_SIZE,
+            mesh=None,
+            constant_size=True,
+        )

@@ -131,8 +131,9 @@ def open_model(path: Path) -> ModelFolder:
     for name, expected in _WEIGHTS[kind].items():
         if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
-            class_name = class_of(read_about(path / name / "config.json"))
-            require(class_name == expected, str(path / name), f"hold a {expected}", class_name)
+            config_file = path / name / "config.json"
+            class_name, rule = class_of(read_about(config_file)), f"name the class {expected}"
+            require(class_name == expected, str(config_file), rule, class_name)
         if name.startswith("text_encoder") and name in parts:
             _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
     _require_part(path, "scheduler", "scheduler_config.json", parts)

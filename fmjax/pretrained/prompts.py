@@ -9,6 +9,7 @@ combined); Black Forest Labs, FLUX.1 (2024).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.networks import CLIPOutput, CLIPTextConfig, T5Config
 from fmjax.pretrained.folder import FLUX, SD3, ModelFolder, tokenizer_part
 from fmjax.pretrained.tokenizers.tokenizers import Tokenizer, read_tokenizer
-from fmjax.sharding import num_shares, replicated
+from fmjax.sharding import map_batched, on_mesh, padded_batch_size, replicated
 
 MAX_TOKENS = {SD3: 256, FLUX: 512}
 """Default number of T5 tokens of each pipeline class, as in diffusers.
@@ -75,17 +76,17 @@ class LoadedEncoder(NamedTuple):
         """Encode prompts and return the outputs on the host, with the prompts as first axis."""
         tokens, truncated = self.tokenizer(prompts, self.length)
         _warn_truncated(prompts, truncated, self, progress)
-        outputs = []
         with progress.task(self.part.replace("_", " "), len(prompts)) as advance:
             advance(0, COMPILING)
-            for first in range(0, len(prompts), self.batch_size):
-                num = min(self.batch_size, len(prompts) - first)
-                # The last batch is padded with its last prompt, so that it does not recompile.
-                rows = np.minimum(np.arange(first, first + self.batch_size), len(prompts) - 1)
-                out = self.apply(self.params, tokens[rows])
-                outputs.append(jax.tree.map(lambda a, n=num: np.asarray(a)[:n], out))
-                advance(num)
-        return jax.tree.map(lambda *batches: np.concatenate(batches), *outputs)
+            return map_batched(
+                partial(self.apply, self.params),
+                lambda indices: (tokens[indices],),
+                len(prompts),
+                batch_size=self.batch_size,
+                mesh=None,
+                constant_size=True,
+                on_batch=advance,
+            )
 
 
 def tokenizer_of(model: ModelFolder, part: str) -> Tokenizer:
@@ -152,13 +153,8 @@ def load_encoder(
     )
     length = num_tokens(model, component.config, tokenizer, encoding.max_tokens)
 
-    def apply(params: Params, tokens: ArrayLike) -> PyTree:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return component.network.apply(params, tokens)
-
-    shards = num_shares(mesh)
-    batch_size = -(-encoding.batch_size // shards) * shards
-    apply = jax.jit(apply, out_shardings=replicated(mesh))
+    batch_size = padded_batch_size(encoding.batch_size, encoding.batch_size, mesh)
+    apply = jax.jit(on_mesh(mesh, component.network.apply), out_shardings=replicated(mesh))
     return LoadedEncoder(part, tokenizer, length, apply, params, batch_size)
 
 

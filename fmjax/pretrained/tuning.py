@@ -1,6 +1,7 @@
-"""A released transformer to be trained on: which of its parameters learn, and which stay.
+"""Fine-tuning of released transformers: which parameters are trained and which are frozen.
 
-Either all learn, but a table of positions, or adapters alone (`networks/layers/lora.py`).
+Either all parameters except the table of positions are trained, or only LoRA adapters are
+(`networks/layers/lora.py`).
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from fmjax._arrays import Conditions, Params, PRNGKey
 from fmjax._checks import require
@@ -26,7 +29,7 @@ from fmjax.pretrained.config_files import read_about
 from fmjax.pretrained.families.flux import flux_config_json, flux_views
 from fmjax.pretrained.families.sd3 import sd3_config_json, sd3_views
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.layouts import all_tensors
+from fmjax.pretrained.layouts import Views, all_tensors
 from fmjax.pretrained.lora.files import lora_tensors
 from fmjax.pretrained.lora.layouts import adapter_views, chosen_adapters
 from fmjax.pretrained.pipeline import reverse_network_time
@@ -34,81 +37,84 @@ from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
 from fmjax.sharding import laid_out
 
 _FIXED = "positions"
-"""A table among the weights of SD3 that is not trained."""
+"""Name of SD3's table of positions, which is never trained."""
 _SETTINGS = ("dtype", "unroll_layers", "remat", "attention")
-# What of a config.json the data decides.
-_DATA = {
-    "in_channels": "latents whose channels (of FLUX, those of a patch) are",
-    "joint_attention_dim": "text whose tokens' width is",
-    "pooled_projection_dim": "text whose pooled width is",
+# Keys of a config.json that the data must match.
+_DATA_SIZES = {
+    "in_channels": "latent channels (for FLUX, channels of a patch) equal to",
+    "joint_attention_dim": "text tokens of width",
+    "pooled_projection_dim": "pooled text of width",
 }
 
 
 class Tuning(NamedTuple):
-    """A released network that is trained on.
+    """A released network that is fine-tuned.
 
     Attributes:
-        net: Its parameters are those that learn and those that stay, `combine`; its `init` gives
-            those that learn. It is a velocity from noise at t = 0 to data, as every network here.
-        init: `init(key) -> params`, all of them.
-        views: Of the network's own parameters, those of adapters aside.
-        lora: The adapters' config; None if the network's own parameters learn.
-        adapters: Views of their parameters; empty without.
-        about: The config.json that the network has.
-        dtype: Of what stays.
+        net: Velocity network with noise at t = 0. Its `init` returns only the trained parameters;
+            its `apply` takes the trained and frozen parameters, merged by `combine`.
+        init: `init(key) -> params`: initializes all parameters.
+        views: Layouts of the parameters of the released network, without adapters.
+        lora: Config of the LoRA adapters; None if the parameters of the network are trained.
+        adapters: Layouts of the adapters' parameters; empty without adapters.
+        about: Contents of the config.json that describes the network.
+        dtype: Dtype of the frozen parameters.
     """
 
     net: VelocityNet
     init: Callable[[PRNGKey], Params]
-    views: Any
+    views: Views
     lora: LoRAConfig | None
-    adapters: Any
+    adapters: Views
     about: Mapping[str, Any]
     dtype: str
 
     def learns(self, name: str) -> bool:
-        """Whether the parameter of a dotted name is trained."""
+        """Whether the parameter with a dotted name is trained."""
         words = name.split(".")
         return _FIXED not in words if self.lora is None else LORA in words
 
-    def frozen(self, mesh: Mesh) -> Any:
-        """What stays as it is, as `jax.ShapeDtypeStruct`s that say where it lies."""
-        _, rest = partition(jax.eval_shape(self.init, jax.random.key(0)), self.learns)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), rest)
+    def frozen(self, mesh: Mesh) -> PyTree:
+        """Return the shapes, dtypes and shardings of the frozen parameters on a mesh."""
+        _, frozen = partition(jax.eval_shape(self.init, jax.random.key(0)), self.learns)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), frozen)
         return laid_out(like, mesh, self.net.tensor_axes)
 
     def check(self, folder: Path) -> None:
-        """Raise unless a released folder has the weights of this network; reads none of them.
+        """Check that a released folder holds the weights of this network, without reading them.
 
         Args:
-            folder: Of a pipeline or a transformer.
+            folder: Folder of a pipeline or a transformer.
 
         Raises:
-            ValueError: If the data is not what the folder's transformer takes, or its files lack
-                something, or are of another network.
+            ValueError: If the sizes of the data differ from those of the transformer, or its files
+                are missing or belong to another network.
         """
-        where = transformer_folder(folder)
-        found = read_about(where / "config.json")
-        for name, of in _DATA.items():
-            rule = f"have {of} {found.get(name)}, as the transformer in {where}"
-            require(found.get(name) == self.about[name], "data", rule, self.about[name])
-        with TensorFiles(find_files(where)) as files:
+        folder = transformer_folder(folder)
+        about = read_about(folder / "config.json")
+        for name, description in _DATA_SIZES.items():
+            rule = f"have {description} {about.get(name)}, like the transformer in {folder}"
+            require(about.get(name) == self.about[name], "data", rule, self.about[name])
+        with TensorFiles(find_files(folder)) as files:
             check_tensors(files, self.views)
 
-    def load(self, folder: Path, like: Any, *, dtype: Any, progress: Progress = Silent()) -> Params:
-        """Released weights of some of the network's own parameters.
+    def load(
+        self, folder: Path, like: PyTree, *, dtype: DTypeLike, progress: Progress = Silent()
+    ) -> Params:
+        """Load released weights of some parameters of the network.
 
         Args:
-            folder: Of a pipeline or a transformer.
-            like: Their shapes and shardings, nested dicts.
-            dtype: Of the weights.
-            progress: Hears of each.
+            folder: Folder of a pipeline or a transformer.
+            like: Shapes and shardings of the parameters to load, nested dicts of
+                `jax.ShapeDtypeStruct`.
+            dtype: Dtype of the weights.
+            progress: Receives one step per parameter.
 
         Raises:
-            ValueError: If the files lack something, or are of another network.
+            ValueError: If files are missing or belong to another network.
         """
-        wanted = flatten_dict(like)
-        views, _ = partition(self.views, wanted.__contains__)
+        names = flatten_dict(like)
+        views, _ = partition(self.views, names.__contains__)
         with TensorFiles(find_files(transformer_folder(folder))) as files:
             check_tensors(files, self.views)
             return load_params(files, views, like, dtype=dtype, progress=progress)
@@ -122,18 +128,18 @@ def make_tuning(
     *,
     dtype: str = "float32",
 ) -> Tuning:
-    """A network of a released kind, to be trained on.
+    """Build a released network for fine-tuning.
 
     Args:
-        network: A FLUX or an MM-DiT.
-        event_shape: Of latents.
-        conditions: Sizes of the text.
-        lora: Adapters that learn; None trains the network's own parameters.
-        dtype: Of the weights that adapters are of.
+        network: Config of a FLUX or MM-DiT network.
+        event_shape: Shape of the latents of one image.
+        conditions: Sizes of the text condition.
+        lora: Config of the LoRA adapters to train; None trains the parameters of the network.
+        dtype: Dtype of the frozen parameters under the adapters. Without adapters they are float32.
 
     Raises:
-        ValueError: If it is another network, does not take such latents or text, or lacks layers
-            that are to have adapters.
+        ValueError: If the network has no released weights, does not support the latents or the
+            text, or lacks layers that `lora` selects.
     """
     text = require_text(conditions, "a released")
     if isinstance(network, FluxConfig):
@@ -148,60 +154,61 @@ def make_tuning(
             f"got {type(network).__name__}"
         )
     adapters = None if lora is None else chosen_adapters(views, lora)
-    whole = make(event_shape, text, adapters)
-    own = {} if adapters is None else adapter_views(views, adapters)
-    # What little stays of a network that learns itself is worth its bytes.
+    net = make(event_shape, text, adapters)
+    lora_views = {} if adapters is None else adapter_views(views, adapters)
+    # Without adapters, only a small table is frozen, so float32 costs little memory.
     dtype = "float32" if lora is None else dtype
-    tuning = Tuning(reverse_network_time(whole), whole.init, views, lora, own, about, dtype)
+    tuning = Tuning(reverse_network_time(net), net.init, views, lora, lora_views, about, dtype)
 
     def init(key: PRNGKey) -> Params:
-        return partition(whole.init(key), tuning.learns)[0]
+        return partition(net.init(key), tuning.learns)[0]
 
     return tuning._replace(net=tuning.net._replace(init=init))
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Where the transformer is in a folder of diffusers: a whole pipeline's, or its own."""
+    """Return the folder of the transformer, given that of a pipeline or of the transformer."""
     return folder / "transformer" if (folder / "model_index.json").is_file() else folder
 
 
 def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
-    """The network of a released folder, computed as another config says.
+    """Return the network config of a released transformer, with the settings of another config.
 
     Args:
-        folder: A pipeline's or a transformer's.
-        network: Whose dtype, remat, attention and unrolling are kept, and the guidance scale of a
-            network that takes one. Others (schnell) accept 0, 1 and the default.
+        folder: Folder of a pipeline or a transformer.
+        network: Config from which dtype, remat, attention and unroll_layers are taken, and the
+            guidance scale if both networks take guidance as an input. For a released network
+            without that input (schnell), its guidance must be 0, 1, None or the default.
 
     Raises:
-        ValueError: If there is no transformer of a known kind, or a guidance scale is set for one
-            that takes none.
+        ValueError: If there is no supported transformer, or a guidance scale is set for one without
+            guidance input.
     """
-    where = transformer_folder(folder)
-    about = read_about(where / "config.json")
+    folder = transformer_folder(folder)
+    about = read_about(folder / "config.json")
     settings = {name: getattr(network, name) for name in _SETTINGS if hasattr(network, name)}
     try:
-        made = transformer_config(about, **settings)
+        config = transformer_config(about, **settings)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if not isinstance(made, FluxConfig) or not isinstance(network, FluxConfig):
-        return made
-    if made.guidance is None:
-        rule = f"be 0 or 1, or left out, for the model without guidance in {where}"
-        none = network.guidance in (None, 0.0, 1.0, FluxConfig.guidance)
-        require(none, "network.guidance", rule, network.guidance)
+        raise ValueError(f"{folder}: {error}") from error
+    if not isinstance(config, FluxConfig) or not isinstance(network, FluxConfig):
+        return config
+    if config.guidance is None:
+        rule = f"be 0, 1 or omitted for the model without guidance in {folder}"
+        unset = network.guidance in (None, 0.0, 1.0, FluxConfig.guidance)
+        require(unset, "network.guidance", rule, network.guidance)
     elif network.guidance is not None:
-        made = dataclasses.replace(made, guidance=network.guidance)
-    return made
+        config = dataclasses.replace(config, guidance=network.guidance)
+    return config
 
 
 def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
-    """Write trained adapters as a LoRA file for diffusers and PEFT.
+    """Write trained adapters to a LoRA file for diffusers and PEFT.
 
     Args:
-        path: Of the file.
-        params: The adapters' parameters.
-        tuning: Whose they are.
+        path: File to write.
+        params: Parameters of the adapters.
+        tuning: The fine-tuned network with these adapters.
     """
     assert tuning.lora is not None
     shapes, leaves = all_tensors(tuning.adapters), flatten_dict(params)

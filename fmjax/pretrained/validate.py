@@ -56,7 +56,7 @@ def validate_model(
         check_component(model.path / "transformer", lora=lora)
 
 
-def _require_width(model: ModelFolder, name: str, source: str, width: int) -> None:
+def _require_width(model: ModelFolder, name: str, described: str, width: int) -> None:
     value = model.about("transformer")[name]
-    rule = f"have a transformer with {name} {width}, the width of {source}"
+    rule = f"have a transformer with {name} {width}, the width of {described}"
     require(width == value, str(model.path), rule, value)

@@ -39,14 +39,16 @@ class WeightsMismatch(ValueError):
         misshaped: Names of tensors with the wrong shape, each with both shapes.
     """
 
-    def __init__(self, where: str, missing: list[str], unexpected: list[str], misshaped: list[str]):
+    def __init__(
+        self, folder: str, missing: list[str], unexpected: list[str], misshaped: list[str]
+    ):
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
         categories = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
         parts = [
             f"{len(names)} {text} ({_list(names)})" for text, names in categories.items() if names
         ]
         super().__init__(
-            f"{where} must hold the tensors of its config.json, got {'; '.join(parts)}"
+            f"{folder} must hold the tensors of its config.json, got {'; '.join(parts)}"
         )
 
 

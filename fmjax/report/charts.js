@@ -142,11 +142,11 @@ function makeChart(box, chart, hidden) {
   }
   function step(key) {
     const names = [...new Set(places.map((p) => p.series.name))];
-    const of = (name) => places.filter((p) => p.series.name === name);
+    const pointsOf = (name) => places.filter((p) => p.series.name === name);
     if (!picked) return pick(places[0] ?? null);
-    const mine = of(picked.series.name), i = mine.indexOf(picked), n = names.indexOf(picked.series.name);
-    if (key === "ArrowLeft" || key === "ArrowRight") return pick(mine[i + (key === "ArrowRight" ? 1 : -1)] ?? picked);
-    const next = of(names[(n + (key === "ArrowDown" ? 1 : names.length - 1)) % names.length]);
+    const curve = pointsOf(picked.series.name), i = curve.indexOf(picked), n = names.indexOf(picked.series.name);
+    if (key === "ArrowLeft" || key === "ArrowRight") return pick(curve[i + (key === "ArrowRight" ? 1 : -1)] ?? picked);
+    const next = pointsOf(names[(n + (key === "ArrowDown" ? 1 : names.length - 1)) % names.length]);
     pick(next[Math.min(i, next.length - 1)]);
   }
   svg.addEventListener("pointermove", (event) => pick(nearest(event)));

@@ -46,13 +46,13 @@ function drawEntry(button, entry) {
 
 /** Shows, for each solver, the most expensive row within the chosen budget of evaluations. */
 function makeBudgets(place) {
-  const strips = document.querySelectorAll(".strip"), all = JSON.parse(place.dataset.budgets);
-  const buttons = all.map((budget) => makeButton(place, budget.toLocaleString("en"), () => choose(budget)));
+  const strips = document.querySelectorAll(".strip"), budgets = JSON.parse(place.dataset.budgets);
+  const buttons = budgets.map((budget) => makeButton(place, budget.toLocaleString("en"), () => choose(budget)));
   function choose(chosen) {
-    buttons.forEach((button, i) => { button.ariaPressed = String(all[i] === chosen); });
+    buttons.forEach((button, i) => { button.ariaPressed = String(budgets[i] === chosen); });
     for (const strip of strips) strip.hidden = !(strip.dataset.lowest <= chosen && chosen < (strip.dataset.below === "inf" ? Infinity : strip.dataset.below));
   }
-  choose(all[Math.floor(all.length / 2)]);
+  choose(budgets[Math.floor(budgets.length / 2)]);
 }
 
 function makeSortable(table) {

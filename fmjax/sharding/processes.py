@@ -191,11 +191,11 @@ def is_peer_failure(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def all_or_none(what: str) -> Iterator[None]:
+def all_or_none(task: str) -> Iterator[None]:
     """Make an error in one process an error in all; wait at the end of the block for all processes.
 
     Args:
-        what: Description of the block, used in the error of processes that themselves succeeded.
+        task: Description of the block, used in the error of processes that themselves succeeded.
 
     Raises:
         ValueError: In a process that succeeded, if another process failed.
@@ -214,7 +214,7 @@ def all_or_none(what: str) -> Iterator[None]:
         if failed is None and np.any(outcomes):
             first = int(np.argmax(outcomes != 0))
             raise ValueError(
-                f"{what} must succeed in all processes, got an error in process {first} "
+                f"{task} must succeed in all processes, got an error in process {first} "
                 f"(see its output)"
             )
     if failed is not None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 
 from fmjax._files import naming, write_atomically
 from fmjax._json import AnyFloat, Count, check_json, parse_json
@@ -123,7 +123,7 @@ class _Line(TypedDict):
     step: Count
 
 
-def _event(**fields: Any) -> bytes:
+def _event(**fields: object) -> bytes:
     from tensorboardX.proto import event_pb2
 
     # The classes of this module are created at import, so pyright cannot see them.

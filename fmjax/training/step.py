@@ -18,7 +18,7 @@ from fmjax._checks import require, require_at_least
 from fmjax._inputs import require_key
 from fmjax.losses.objective import Objective
 from fmjax.paths import FlowMapNet, VelocityNet
-from fmjax.sharding import BATCH_AXES
+from fmjax.sharding import BATCH_AXES, on_mesh
 from fmjax.sharding.mesh import batch_sharding, laid_out, replicated, require_batch_fits
 from fmjax.training.ema import update_ema
 from fmjax.training.state import StepMetrics, TrainState
@@ -135,24 +135,22 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, frozen: PyTree = None
     ) -> tuple[TrainState, StepMetrics]:
-        # With this context, networks and couplings can refer to the mesh axes by name.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            batch_size = jax.tree.leaves(batch)[0].shape[0]
-            require_batch_fits(batch_size, mesh, accumulation_steps)
-            examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
-            loss, grads = _loss_and_grads(
-                objective.with_frozen(frozen),
-                state,
-                _split_batch(examples, accumulation_steps, mesh),
-            )
-            # Sharding the gradients like the weights makes the sum over devices a reduce-scatter
-            # instead of an all-reduce of entire arrays.
-            grads = jax.lax.with_sharding_constraint(grads, state_sharding.params)
-            return _apply_gradient(optimizer, state, loss, grads, ema_decay)
+        batch_size = jax.tree.leaves(batch)[0].shape[0]
+        require_batch_fits(batch_size, mesh, accumulation_steps)
+        examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
+        loss, grads = _loss_and_grads(
+            objective.with_frozen(frozen),
+            state,
+            _split_batch(examples, accumulation_steps, mesh),
+        )
+        # Sharding the gradients like the weights makes the sum over devices a reduce-scatter
+        # instead of an all-reduce of entire arrays.
+        grads = jax.lax.with_sharding_constraint(grads, state_sharding.params)
+        return _apply_gradient(optimizer, state, loss, grads, ema_decay)
 
     frozen_shardings = () if frozen_sharding is None else (frozen_sharding,)
     return jax.jit(
-        step,
+        on_mesh(mesh, step),
         in_shardings=(state_sharding, batch_sharding(mesh), *frozen_shardings),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,

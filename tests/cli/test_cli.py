@@ -1,4 +1,4 @@
-"""The command line: one line and exit code 2 for whatever the user can mend."""
+"""The command line: errors that the user can fix are one line and exit with code 2."""
 
 import errno
 import json
@@ -70,7 +70,7 @@ def toy_run(tmp_path_factory):
     return folder
 
 
-def test_train_leaves_a_whole_run_folder(toy_run):
+def test_train_writes_a_complete_run_folder(toy_run):
     for name in (
         "config.json",
         "model.json",
@@ -93,7 +93,7 @@ def test_train_leaves_a_whole_run_folder(toy_run):
     assert not list(toy_run.rglob(".*-*")), "temporary files are left"
 
 
-def test_sample_writes_a_picture_and_numbers(toy_run, capsys):
+def test_sample_writes_a_picture_and_arrays(toy_run, capsys):
     assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
     with np.load(toy_run / "samples" / "step4-heun-2-uniform-num6-seed0.npz") as arrays:
         assert arrays["x1"].shape == (6, 2)
@@ -104,14 +104,14 @@ def test_sample_writes_a_picture_and_numbers(toy_run, capsys):
 
 
 @pytest.mark.slow
-def test_naming_a_tolerance_makes_the_steps_adaptive(toy_run):
+def test_passing_a_tolerance_makes_the_steps_adaptive(toy_run):
     assert run("sample", toy_run, "--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-2) == 0
     with np.load(toy_run / "samples" / "step4-tsit5-rtol0.01-atol0.0001-num6-seed0.npz") as arrays:
         assert arrays["succeeded"].all()
 
 
 @pytest.mark.slow
-def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path, capsys):
+def test_failed_samples_set_the_exit_code(toy_run, tmp_path, capsys):
     options = ["--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-30, "--atol", 1e-30]
     assert run("sample", toy_run, *options, "--output", tmp_path / "six.png") == 1
     assert "6 of them did not reach t = 1" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_samples_that_do_not_arrive_are_told_by_the_exit_code(toy_run, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["abacus", "cuda"])
-def test_a_backend_that_there_is_not_is_one_line(toy_run, platform):
+def test_a_missing_backend_is_reported_in_one_line(toy_run, platform):
     command = [sys.executable, "-m", "fmjax.cli", "sample", str(toy_run)]
     environment = {**os.environ, "JAX_PLATFORMS": platform}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -150,7 +150,7 @@ def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_same_command_resumes_and_another_config_is_refused(toy_run, capsys):
+def test_the_same_command_resumes_and_another_config_is_rejected(toy_run, capsys):
     before = (toy_run / "metrics.jsonl").read_text()
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run) == 0
     assert (toy_run / "metrics.jsonl").read_text() == before
@@ -178,7 +178,7 @@ def test_help_lists_the_fields_of_the_config(capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "compare", "evaluate", "likelihood"])
-def test_help_without_a_path_is_the_usage(command, capsys):
+def test_help_without_a_path_prints_the_usage(command, capsys):
     assert run(command, "--help") == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("usage: fmjax COMMAND")
@@ -235,15 +235,15 @@ def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message,
     assert sorted(toy_run.rglob("*")) == files
 
 
-def test_a_tolerance_of_samples_to_measure_needs_a_solver_with_an_error_estimate(toy_run, capsys):
+def test_a_tolerance_of_evaluate_needs_a_solver_with_an_error_estimate(toy_run, capsys):
     before = (toy_run / "evaluation.json").read_text()
     assert run("evaluate", toy_run, "--sampling.atol", "1e-2") == 2
     assert "atol must be used with a solver that estimates its error" in capsys.readouterr().err
     assert (toy_run / "evaluation.json").read_text() == before
 
 
-def test_arguments_are_read_before_the_weights(toy_run, tmp_path, capsys):
-    """A folder without a checkpoint: what is wrong with the options is said first."""
+def test_options_are_checked_before_the_weights_are_read(toy_run, tmp_path, capsys):
+    """In a folder without a checkpoint, errors in the options are reported first."""
     for name in ("config.json", "model.json"):
         (tmp_path / name).write_bytes((toy_run / name).read_bytes())
     for command in ("sample", "compare", "evaluate", "likelihood"):
@@ -255,8 +255,8 @@ def test_arguments_are_read_before_the_weights(toy_run, tmp_path, capsys):
         assert "checkpoint" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
-    """By a stand-in: whoever runs the tests as root may write everywhere."""
+def test_the_error_names_a_folder_without_write_permission(tmp_path, monkeypatch, capsys):
+    """The error is simulated, because root can write to every folder."""
 
     def refuse(path, *_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
 
 
 def misplaced(tmp_path, toy_run):
-    """Places where no file or run can be, made in a folder."""
+    """Create entries in a folder at which no file or run folder can be written."""
     (tmp_path / "file").write_text("text")
     (tmp_path / "o.png").mkdir()
     (tmp_path / "nothing.npz").symlink_to(tmp_path / "absent" / "file")
@@ -295,7 +295,7 @@ def misplaced(tmp_path, toy_run):
         ("a" * 300, "File name too long"),
     ],
 )
-def test_samples_that_cannot_be_written_are_not_drawn(
+def test_an_invalid_output_is_rejected_before_sampling(
     toy_run, tmp_path, monkeypatch, capsys, output, message
 ):
     misplaced(tmp_path, toy_run)
@@ -320,7 +320,7 @@ def test_samples_that_cannot_be_written_are_not_drawn(
     ],
 )
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_a_run_that_cannot_be_there_is_refused_before_data_are_read(
+def test_an_invalid_run_folder_is_rejected_before_data_are_read(
     toy_run, tmp_path, monkeypatch, capsys, folder, message, overwrite
 ):
     misplaced(tmp_path, toy_run)
@@ -335,7 +335,7 @@ def test_a_run_that_cannot_be_there_is_refused_before_data_are_read(
 
 
 @pytest.mark.parametrize("spelling", ["toy", "link", "sub/../toy"])
-def test_a_reflow_into_its_teacher_is_refused_before_pairs_are_made(
+def test_a_reflow_into_its_teacher_is_rejected_before_pairs_are_generated(
     toy_run, tmp_path, monkeypatch, capsys, spelling
 ):
     (tmp_path / "sub").mkdir()
@@ -363,7 +363,7 @@ def test_a_reflow_into_its_teacher_is_refused_before_pairs_are_made(
         (["--json", "./x.png", "--picture", "x.png"], "picture must be another file than json"),
     ],
 )
-def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(
+def test_an_invalid_output_of_a_plan_is_rejected_before_planning(
     toy_run, tmp_path, monkeypatch, capsys, options, message
 ):
     misplaced(tmp_path, toy_run)
@@ -379,13 +379,13 @@ def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(
     assert config.read_text() == (CONFIGS / "toy2d.py").read_text()
 
 
-def test_a_disk_without_room_is_told_before_the_work(toy_run, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_before_the_work(toy_run, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     folder = tmp_path / "toy"
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
     error = capsys.readouterr().err
-    # 16 x 3 x 16 .. numbers of parameters, their average and two moments, in float32.
+    # Parameters, their average and two moments, in float32.
     expected = rf"fmjax: error: disk of {folder} must have [\d.]+ kB of free space for 1 checkpoint"
     assert re.fullmatch(expected + r", got 10 kB\n", error)
     assert not folder.exists()
@@ -395,7 +395,7 @@ def test_a_disk_without_room_is_told_before_the_work(toy_run, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_is_trained_is_sampled_and_not_trained_twice(toy_run, tmp_path, capsys):
+def test_a_run_in_training_can_be_sampled_but_not_trained_twice(toy_run, tmp_path, capsys):
     command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run]
     with holder(toy_run) as process:
         who = f"process {process.pid} on host {socket.gethostname()}, which is writing to it"
@@ -412,7 +412,7 @@ def test_a_run_that_is_trained_is_sampled_and_not_trained_twice(toy_run, tmp_pat
         assert not (tmp_path / "six.npz").exists()
 
 
-def test_a_run_is_not_replaced_while_results_of_it_are_made(toy_run, capsys):
+def test_a_run_is_not_replaced_while_its_results_are_written(toy_run, capsys):
     with holder(toy_run / "evaluation.json", lock="lock_file") as process:
         command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run, "--overwrite"]
         assert run(*command) == 2
@@ -421,7 +421,7 @@ def test_a_run_is_not_replaced_while_results_of_it_are_made(toy_run, capsys):
         assert (toy_run / "checkpoints" / "4").is_dir()
 
 
-def test_a_link_to_a_file_stays_one_when_the_file_is_replaced(toy_run, tmp_path):
+def test_a_link_to_an_output_file_is_kept(toy_run, tmp_path):
     (tmp_path / "old.npz").write_bytes(b"")
     (tmp_path / "o.npz").symlink_to("old.npz")
     command = ["sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2]
@@ -455,7 +455,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
 
 
 def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
-    """Send SIGTERM once `step` is logged; the step it stopped after and what it printed."""
+    """Send SIGTERM once `step` is logged; return the last step and the output."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -476,7 +476,7 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
     return max(saved), out
 
 
-def test_a_corrupt_checkpoint_is_named(toy_run, tmp_path, capsys):
+def test_the_error_names_a_corrupt_checkpoint(toy_run, tmp_path, capsys):
     copy = tmp_path / "toy"
     shutil.copytree(toy_run, copy)
     largest = max((copy / "checkpoints/4/ema_params").rglob("*"), key=lambda p: p.stat().st_size)

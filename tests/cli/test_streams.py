@@ -1,4 +1,4 @@
-"""Standard output that is read no more, closed or full: the work goes on to its end."""
+"""Commands finish their work if standard output is closed, full or no longer read."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ main()
 
 
 def shell(redirection):
-    """Exit code and standard error of work that prints 6,000 lines."""
+    """Return exit code and standard error of a command that prints 6,000 lines."""
     script = f'set -o pipefail; "$0" -c "$1" {redirection}'
     done = subprocess.run(
         ["bash", "-c", script, sys.executable, PRINTS],
@@ -62,11 +62,11 @@ def shell(redirection):
         ),
     ],
 )
-def test_work_goes_on_when_standard_output_takes_no_more(redirection, expected):
+def test_a_command_finishes_if_standard_output_fails(redirection, expected):
     assert shell(redirection) == expected
 
 
-def test_closed_standard_files_get_no_number_that_a_file_could_have(tmp_path):
+def test_file_numbers_of_closed_standard_files_are_not_reused(tmp_path):
     script = """
 import os
 from fmjax.cli.streams import open_standard_files
@@ -81,7 +81,7 @@ print("to nowhere")
 
 
 class Refusing(io.StringIO):
-    """A file that takes nothing."""
+    """A file whose writes all fail."""
 
     def __init__(self, number):
         super().__init__()
@@ -92,7 +92,7 @@ class Refusing(io.StringIO):
 
 
 @pytest.mark.parametrize(("number", "lost"), [(errno.EPIPE, False), (errno.ENOSPC, True)])
-def test_what_is_not_written_is_an_error_only_if_it_is_read(number, lost, monkeypatch):
+def test_lost_output_is_an_error_only_if_something_reads_it(number, lost, monkeypatch):
     refusing = Refusing(number)
     monkeypatch.setattr(sys, "stdout", refusing)
     with forgiving_output() as out:
@@ -103,7 +103,7 @@ def test_what_is_not_written_is_an_error_only_if_it_is_read(number, lost, monkey
 
 
 @pytest.mark.slow
-def test_a_training_into_head_ends_with_its_checkpoint_and_its_page(tmp_path):
+def test_a_training_piped_into_head_writes_its_checkpoint_and_report(tmp_path):
     words = command(write_config(tmp_path), tmp_path / "run")
     script = 'set -o pipefail; "$@" | head -2'
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Errors and help on a real terminal, narrow and wide, with and without colours."""
+"""Errors and help on a real terminal, narrow and wide, with and without colors."""
 
 import re
 import sys
@@ -80,7 +80,7 @@ FAILING = [
 
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory):
-    """What terminals of all widths show: of the errors, of a failing training, of the help."""
+    """Output on terminals of all widths: errors, a failing training, and help."""
     folder = tmp_path_factory.mktemp("terminal")
     failing = [*FAILING, "--run", str(folder / "run")]
     each = [*(arguments for arguments, _ in ERRORS), [*TOY, "--zzz", "--help"]]
@@ -94,7 +94,7 @@ def screens(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
-def test_an_error_on_a_colour_terminal_is_one_plain_line(width, screens):
+def test_an_error_on_a_color_terminal_is_one_plain_line(width, screens):
     for (code, screen), (arguments, message) in zip(screens[width], ERRORS, strict=False):
         assert code == 2, arguments
         assert screen.startswith(f"fmjax: error: {message}"), arguments
@@ -123,7 +123,7 @@ def test_an_error_begins_on_its_own_line_below_a_progress_bar(screens):
     bar, _, error = screen.rpartition("\n\x1b[?25h")  # The cursor is shown again.
     assert re.fullmatch(
         r"fmjax: error: loss, gradient and update must be finite, got loss [\d.]+ "
-        r"and gradient norm [\d.]+, and an update that is not in step 1; "
+        r"and gradient norm [\d.]+ with a non-finite update in step 1; "
         r"there is no checkpoint\n",
         error,
     )
@@ -135,7 +135,7 @@ def test_help_fits_the_terminal(width, screens):
     code, screen = screens[width][-1]
     plain = re.sub(r"\x1b\[[\d;]*m", "", screen)
     assert code == 0
-    # In a narrow column a name goes on in the next line.
+    # In a narrow column, names are wrapped to the next line.
     framed = [line.strip("│ ") for line in plain.splitlines() if "│" in line]
     assert "--training.num-stepsINT" in "".join(framed).replace(" ", "")
     assert max(len(line) for line in plain.splitlines() if "│" in line) <= width
@@ -166,7 +166,7 @@ def test_help_fits_the_terminal(width, screens):
         ("--", []),
     ],
 )
-def test_the_options_that_are_near_a_name_are_suggested(name, expected):
+def test_similar_options_are_suggested(name, expected):
     options = [
         "--run",
         "--overwrite",
@@ -182,7 +182,7 @@ def test_the_options_that_are_near_a_name_are_suggested(name, expected):
     assert nearest(name, options) == expected
 
 
-def test_a_log_file_gets_lines_even_if_colours_are_forced(tmp_path, monkeypatch, capsys):
+def test_a_log_file_gets_plain_lines_even_if_colors_are_forced(tmp_path, monkeypatch, capsys):
     from fmjax.cli.console import console
 
     for name, value in COLOUR.items():
@@ -193,7 +193,7 @@ def test_a_log_file_gets_lines_even_if_colours_are_forced(tmp_path, monkeypatch,
     assert capsys.readouterr().out == "training 0/3\none\n"
 
 
-def test_a_command_ends_with_the_time_of_each_part(capsys, monkeypatch):
+def test_a_command_prints_the_time_of_each_part_at_the_end(capsys, monkeypatch):
     from fmjax.cli import console as module
 
     now = [100.0]
@@ -215,7 +215,7 @@ def test_a_command_ends_with_the_time_of_each_part(capsys, monkeypatch):
     shown = module._Bars(bars, since=now[0])
     spend(shown)
     assert shown.times() == expected
-    for since in (None, now[0]):  # No times are asked for; no part is done.
+    for since in (None, now[0]):  # Without times; without a finished part.
         with module.console(since) as progress:
             if since is None:
                 spend(progress)
@@ -223,18 +223,18 @@ def test_a_command_ends_with_the_time_of_each_part(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_what_a_process_prints():
+def test_a_terminal_shows_the_output_of_a_process():
     python = [sys.executable, "-m", "fmjax.cli", *TOY, "--optimizer.lr", "3e-4"]
     shown = in_terminal(python, columns=20, PYTHONPATH=str(ROOT), **COLOUR)
     assert shown == (2, f"fmjax: error: {ERRORS[3][1]}\n")
 
 
-def test_a_warning_is_one_plain_line_among_what_is_printed(capsys):
+def test_a_warning_is_one_plain_line_of_the_output(capsys):
     from fmjax.cli.streams import plain_warnings
 
     with plain_warnings():
         warnings.showwarning("a line\n\x1b[31mlost", UserWarning, "file.py", 3)
-        # A killed process leaves such an entry for ever; the program is compiled again.
+        # An incomplete cache entry of a killed process; the program is compiled again.
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f'", stacklevel=1)
     printed = capsys.readouterr()
     assert printed.out == "warning: a line \\x1b[31mlost\n"

@@ -1,4 +1,4 @@
-"""The whole experiment: built, written, read back, and two steps of every config."""
+"""Configs: checks, JSON, and two training steps of every config file."""
 
 import dataclasses
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_every_config_file_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_builds_models_of_one_network_and_budget_and_all_their_steps(name):
+def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(name):
     study = load_study(CONFIGS / f"{name}.py")
     assert len({(run.network, run.optimizer, run.training) for run in study.runs}) == 1
     for run in study.runs:
@@ -175,15 +175,15 @@ def test_a_study_builds_models_of_one_network_and_budget_and_all_their_steps(nam
                 assert len(steps.times) == sampling.num_steps + 1
 
 
-def test_a_run_of_the_time_when_every_path_had_a_floor_is_read_as_exact():
+def test_the_min_divisor_of_old_runs_is_read_as_zero():
     before = to_json(Config(name="x")).replace('"min_divisor": 0.0', '"min_divisor": 0.001')
     assert as_read(from_json(before)) == Config(name="x")
-    assert as_read(UNUSUAL) is UNUSUAL  # JiT's bound stays.
+    assert as_read(UNUSUAL) is UNUSUAL  # JiT's min_divisor is kept.
     released = Config(name="x", pretrained=RELEASED, path=AffinePath(min_divisor=1e-3))
     assert as_read(from_json(to_json(released))) == Config(name="x", pretrained=RELEASED)
 
 
-def test_a_config_that_is_no_study_is_refused():
+def test_a_config_without_a_study_is_rejected():
     with pytest.raises(ValueError, match=r"must define get_study\(\) -> StudyConfig"):
         load_study(CONFIGS / "digits.py")
 
@@ -195,7 +195,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     config = load_config(CONFIGS / f"{name}.py")
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, **small))
     experiment = build(config, event_shape, conditions)
-    mesh = make_mesh(devices=jax.devices()[:1])  # That eight give the same is tested elsewhere.
+    mesh = make_mesh(devices=jax.devices()[:1])  # Other tests compare with eight devices.
     state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
     step = make_step(config, experiment, mesh, sharding)
     frozen = ()
@@ -216,12 +216,12 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         assert bool(metrics.finite)
 
 
-def test_the_options_that_make_xl2_of_the_sit_config_do():
+def test_the_options_in_the_sit_config_give_xl2():
     path = CONFIGS / "imagenet256_sit.py"
     command = path.read_text().replace("\\\n", " ").splitlines()[3]
     assert command.startswith("    fmjax train configs/imagenet256_sit.py")
-    asked = parse(Config, load_config(path), command.split()[3:], "fmjax")
-    assert asked.network == dataclasses.replace(DIT_XL, dtype="bfloat16")
+    config = parse(Config, load_config(path), command.split()[3:], "fmjax")
+    assert config.network == dataclasses.replace(DIT_XL, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("name", [*SHAPES, "unusual"])
@@ -230,13 +230,13 @@ def test_a_config_read_back_from_json_is_equal(name):
     assert from_json(to_json(config)) == config
 
 
-def test_an_unknown_field_in_json_is_named():
+def test_the_error_names_an_unknown_field_in_json():
     text = to_json(UNUSUAL).replace('"num_steps": 10000', '"num_stops": 10000')
     with pytest.raises(ValueError, match="num_stops"):
         from_json(text)
 
 
-def test_a_value_out_of_range_in_json_is_named():
+def test_the_error_names_a_value_out_of_range_in_json():
     text = to_json(UNUSUAL).replace('"batch_size": 128', '"batch_size": 0')
     with pytest.raises(ValueError, match=r"training\.batch_size must be at least 1, got 0"):
         from_json(text)
@@ -257,7 +257,7 @@ def test_fixed_steps_follow_the_named_grid(settings, expected):
     np.testing.assert_array_equal(steps.times, expected)
 
 
-def test_edm_steps_lie_where_the_paths_own_schedule_has_edms_ratios():
+def test_the_edm_grid_has_the_noise_to_data_ratios_of_edm_on_each_path():
     t = SamplingConfig(solver="euler", num_steps=5, grid="edm").make_steps(Cosine()).times
     assert (float(t[0]), float(t[-1])) == (0.0, 1.0)
     linear = np.asarray(edm_grid(5), np.float64)[1:-1]
@@ -265,14 +265,14 @@ def test_edm_steps_lie_where_the_paths_own_schedule_has_edms_ratios():
     np.testing.assert_allclose(ratios, (1 - linear) / linear, rtol=1e-4)
 
 
-def test_edm_steps_are_refused_where_the_path_never_has_such_noise():
+def test_the_edm_grid_is_rejected_for_paths_without_these_ratios():
     sampling = SamplingConfig(solver="euler", num_steps=16, grid="edm")
     assert len(sampling.make_steps(VariancePreserving()).times) == 17
     with pytest.raises(ValueError, match=r"schedule must reach every noise-to-data ratio of the"):
         sampling.make_steps(VarianceExploding())
 
 
-def test_calibrated_steps_lie_at_the_quantiles_of_what_was_measured():
+def test_the_calibrated_grid_has_the_quantiles_of_the_measured_density():
     sampling = SamplingConfig(solver="euler", num_steps=4, grid="calibrated")
     measured = Tabulated((0.0, 0.5, 1.0), (3.0, 1.0))
     times = sampling.make_steps(calibrated=measured).times
@@ -281,7 +281,7 @@ def test_calibrated_steps_lie_at_the_quantiles_of_what_was_measured():
         sampling.make_steps()
 
 
-def test_samples_that_stream_have_steps_of_their_own():
+def test_streamed_samples_have_separate_steps():
     steps = SamplingConfig(slots=7).make_steps()
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.slots, steps.control) == (7, ErrorControl.PER_SAMPLE)
@@ -290,12 +290,12 @@ def test_samples_that_stream_have_steps_of_their_own():
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_unknown_grid_is_refused():
+def test_an_unknown_grid_is_rejected():
     with pytest.raises(ValueError, match=r"grid must be one of .*did you mean 'uniform'"):
         SamplingConfig(solver="euler", num_steps=2, grid="unifrom")
 
 
-def test_without_a_number_of_steps_they_are_adaptive():
+def test_steps_without_a_number_are_adaptive():
     steps = SamplingConfig(rtol=1e-3, atol=1e-5).make_steps()
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.rtol, steps.atol) == (1e-3, 1e-5)
@@ -304,11 +304,11 @@ def test_without_a_number_of_steps_they_are_adaptive():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_name_makes_a_solver(name):
     solver = SamplingConfig(solver=name, num_steps=1).make_solver()
-    assert (solver is None) == (name == "flow_map")  # Which takes a step by itself.
+    assert (solver is None) == (name == "flow_map")  # It needs no solver.
 
 
 @pytest.mark.parametrize(("num_classes", "label_drop"), [(None, 0.1), (3, 0.0)])
-def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
+def test_guidance_needs_classes_and_label_drop(num_classes, label_drop):
     config = dataclasses.replace(UNUSUAL, loss=LossConfig(label_drop=label_drop))
     experiment = build(config, (2,), num_classes)
     with pytest.raises(
@@ -317,7 +317,7 @@ def test_guidance_needs_classes_and_examples_without(num_classes, label_drop):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
 
-def test_all_adds_the_other_common_solvers_to_those_that_are_named():
+def test_all_adds_the_other_common_solvers():
     default = CompareConfig()
     assert len(default.compared_fixed) + len(default.compared_adaptive) <= 4
     everything = CompareConfig(all=True)
@@ -450,12 +450,12 @@ def test_all_adds_the_other_common_solvers_to_those_that_are_named():
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(make, message):
+def test_invalid_settings_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_what_is_differentiated_forwards_attends_by_plain_products():
+def test_forward_mode_uses_plain_attention():
     config = Config(name="forwards", network=DiTConfig(attention="splash"))
     plain = differentiable_forwards(config)
     assert plain.network == DiTConfig(attention="xla")

@@ -1,4 +1,4 @@
-"""Flow maps as configs build them: jumps, velocities, guidance, and what is refused."""
+"""Flow maps built from configs: jumps, velocities, guidance and invalid settings."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ SHORTCUT = Config(
     name="x", network=MLPConfig(width=16, num_layers=1), loss=ShortcutConfig(num_steps=8)
 )
 MEAN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig())
-ASKED = dataclasses.replace(
+GUIDANCE_INPUT = dataclasses.replace(
     SHORTCUT,
     loss=MeanFlowConfig(
         improved=True, guidance=BuiltInGuidance(max_scale=4.0, first=0.1, last=0.8)
@@ -41,7 +41,7 @@ JUMPS = SamplingConfig(solver="flow_map", num_steps=2)
 
 
 def built(config, sampling=JUMPS):
-    """Experiment, params that do something, a solve, and points with labels."""
+    """Return an experiment, random params, samples, source points and labels."""
     experiment = build(config, (2,), 3)
     keys = jax.random.split(jax.random.key(0), 3)
     params = experiment.net.init(keys[0])
@@ -56,8 +56,8 @@ def built(config, sampling=JUMPS):
     return experiment, params, solve(params, x0, None, cond, sampling.make_steps()), x0, cond
 
 
-@pytest.mark.parametrize("config", [SHORTCUT, MEAN, ASKED, BUILT_IN])
-def test_jumps_go_by_the_map_from_time_to_time(config):
+@pytest.mark.parametrize("config", [SHORTCUT, MEAN, GUIDANCE_INPUT, BUILT_IN])
+def test_sampling_applies_the_map_once_per_step(config):
     experiment, params, samples, x, cond = built(config)
     net = experiment.flow_map.net
     guidance = jnp.tile(jnp.array([1.0, 0.0, 1.0]), (5, 1)) if net.guided else None
@@ -79,18 +79,18 @@ def test_the_finest_steps_of_a_shortcut_model_follow_the_velocity():
     np.testing.assert_allclose(jumped.x1, euler.x1, rtol=1e-5, atol=1e-6)
 
 
-def test_guidance_is_an_input_where_it_was_trained_as_one():
-    asked = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
-    experiment, params, samples, x, cond = built(ASKED, asked)
+def test_a_guidance_input_gets_scale_and_interval():
+    sampling = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
+    experiment, params, samples, x, cond = built(GUIDANCE_INPUT, sampling)
     guidance = jnp.tile(jnp.array([3.0, 0.05, 0.9]), (5, 1))
     u = experiment.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
     np.testing.assert_allclose(samples.x1, x + u, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(samples.nfe, 1)
 
 
-def test_other_maps_are_guided_from_outside_at_twice_the_cost():
-    asked = dataclasses.replace(JUMPS, guidance=3.0, num_steps=1)
-    experiment, params, samples, x, cond = built(SHORTCUT, asked)
+def test_other_maps_use_classifier_free_guidance_at_twice_the_cost():
+    sampling = dataclasses.replace(JUMPS, guidance=3.0, num_steps=1)
+    experiment, params, samples, x, cond = built(SHORTCUT, sampling)
     r, t = jnp.ones(5), jnp.zeros(5)
     with_, without = (
         experiment.flow_map.net.apply(params, r, t, x, c) for c in (cond, jnp.full(5, 3))
@@ -101,10 +101,10 @@ def test_other_maps_are_guided_from_outside_at_twice_the_cost():
 
 
 @pytest.mark.slow
-def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
+def test_the_velocity_of_a_shortcut_model_uses_classifier_free_guidance():
     with_targets = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
-    asked = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)
-    experiment, params, samples, x, cond = built(with_targets, asked)
+    sampling = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)
+    experiment, params, samples, x, cond = built(with_targets, sampling)
     t = jnp.zeros(5)
     given, without = (
         experiment.flow_map.net.apply(params, t, t, x, c) for c in (cond, jnp.full(5, 3))
@@ -117,22 +117,22 @@ def test_the_velocity_of_a_shortcut_model_is_guided_from_outside():
         built(with_targets, dataclasses.replace(JUMPS, guidance=3.0))
 
 
-@pytest.mark.parametrize("config", [SHORTCUT, ASKED])
-def test_jumps_on_eight_devices_are_those_on_one(config):
+@pytest.mark.parametrize("config", [SHORTCUT, GUIDANCE_INPUT])
+def test_jumps_on_eight_devices_equal_those_on_one(config):
     experiment, params, *_ = built(config)
-    asked = dataclasses.replace(JUMPS, num_samples=20, batch_size=16)
-    solve, drawn = make_solve(experiment, asked), []
+    sampling = dataclasses.replace(JUMPS, num_samples=20, batch_size=16)
+    solve, drawn = make_solve(experiment, sampling), []
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         drawn.append(
             draw_samples(
                 AffinePath(),
                 solve,
-                asked.make_steps(),
+                sampling.make_steps(),
                 jax.device_put(params, replicated(mesh)),
                 (2,),
                 np.arange(20) % 3,
-                asked,
+                sampling,
                 mesh,
             )
         )
@@ -140,7 +140,7 @@ def test_jumps_on_eight_devices_are_those_on_one(config):
     np.testing.assert_allclose(drawn[0].x1, drawn[1].x1, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [SHORTCUT, MEAN, ASKED, BUILT_IN])
+@pytest.mark.parametrize("config", [SHORTCUT, MEAN, GUIDANCE_INPUT, BUILT_IN])
 def test_configs_of_flow_maps_are_read_back(config):
     assert from_json(to_json(config)) == config
 
@@ -179,7 +179,7 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
             "grid must be uniform for a shortcut model",
         ),
         (
-            lambda: built(ASKED, dataclasses.replace(JUMPS, guidance=5.0)),
+            lambda: built(GUIDANCE_INPUT, dataclasses.replace(JUMPS, guidance=5.0)),
             r"guidance must lie in \[1, 4\], the scales of the training, got 5.0",
         ),
         (
@@ -198,11 +198,11 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
             "loss.guidance.scale must be 1 for a network without classes or with loss.label_drop",
         ),
         (
-            lambda: built(ASKED, dataclasses.replace(JUMPS, guidance_interval=(0.2, 0.9))),
+            lambda: built(GUIDANCE_INPUT, dataclasses.replace(JUMPS, guidance_interval=(0.2, 0.9))),
             "guidance_interval must start at or before 0.1 and end at or after 0.8",
         ),
         (
-            with_(ASKED, sampling=dataclasses.replace(JUMPS, guidance=9.0)),
+            with_(GUIDANCE_INPUT, sampling=dataclasses.replace(JUMPS, guidance=9.0)),
             r"guidance must lie in \[1, 4\]",
         ),
         (
@@ -232,12 +232,12 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         (lambda: MeanFlowConfig(floor=0.0), "loss.floor must be positive, got 0.0"),
     ],
 )
-def test_what_a_flow_map_cannot_do_is_refused(make, message):
+def test_invalid_settings_of_flow_maps_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_attention_is_plain_where_a_derivative_is_taken_forwards():
+def test_mean_flow_uses_plain_attention():
     experiment = build(DIT, (8, 8, 1), 3)
     assert DIT.network.attention == "auto"
     params = jax.eval_shape(experiment.net.init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Every family of solvers by name, on networks that are exact: the closed form comes out."""
+"""Each family of solvers on exact networks, compared with the closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ X0 = jax.random.normal(jax.random.key(0), (2048, 4))
 
 
 def experiment(prediction):
-    """An exact network that predicts as it is told; label 1 stands for no condition."""
+    """Return an experiment with an exact network; label 1 is the null condition."""
 
     def apply(params, t, x, cond=None):
         value = PATH.convert(
@@ -40,11 +40,11 @@ def solved(sampling, prediction=Prediction.VELOCITY, cond=None):
     [
         (SamplingConfig(solver="rk4", num_steps=16), 1e-4),
         (SamplingConfig(solver="tsit5", slots=100, rtol=1e-6, atol=1e-6), 1e-4),
-        # Of second order; on this path and grid.
+        # Second order on this path and grid.
         (SamplingConfig(solver="dpm_solver_pp_2m", num_steps=128), 0.01),
     ],
 )
-def test_what_is_deterministic_ends_where_the_flow_does(sampling, atol):
+def test_deterministic_solvers_reach_the_flow_map(sampling, atol):
     samples = solved(sampling)
     assert samples.succeeded.all()
     expected = ORACLE.flow_map(jnp.ones(len(X0)), X0)
@@ -60,16 +60,16 @@ def test_what_is_deterministic_ends_where_the_flow_does(sampling, atol):
         SamplingConfig(solver="ancestral", num_steps=128),
     ],
 )
-def test_what_is_stochastic_has_the_mean_and_spread_of_the_data(sampling):
+def test_stochastic_solvers_have_the_mean_and_std_of_the_data(sampling):
     samples = solved(sampling)
     assert samples.succeeded.all()
-    # 8,192 numbers scatter by 0.0055 and 0.004; steps of 1/128 shift them by as much.
+    # Standard errors of 8,192 numbers are 0.0055 and 0.004; steps of 1/128 add about as much.
     np.testing.assert_allclose(samples.x1.mean(), 1.0, atol=0.03)
     np.testing.assert_allclose(samples.x1.std(), 0.5, atol=0.03)
 
 
 def test_guidance_of_a_prediction_is_guidance_of_the_velocity():
-    """Beside the label that predicts nothing, a scale of 2 doubles what is predicted."""
+    """If the null prediction is zero, a scale of 2 doubles the prediction."""
     sampling = SamplingConfig(solver="euler", num_steps=1, guidance=2.0)
     cond = jnp.zeros(len(X0), jnp.int32)
     twice = solved(sampling, Prediction.VELOCITY, cond)
@@ -78,7 +78,7 @@ def test_guidance_of_a_prediction_is_guidance_of_the_velocity():
     assert (twice.nfe == 2).all()
 
 
-def test_the_usual_rate_is_sigma_of_the_runs_own_path():
+def test_the_default_rate_is_sigma_of_the_path_of_the_run():
     sampling = SamplingConfig(solver="euler_maruyama", num_steps=1, rate_scale=2.0, rate_power=0.5)
     assert sampling.make_rate(Cosine()) == SigmaRate(2.0, Cosine(), 0.5)
     assert sampling.make_rate(Linear()) == SigmaRate(2.0, Linear(), 0.5)

@@ -90,7 +90,10 @@ def test_what_files_say_of_the_mlp_is_read(said, gated, activation):
             "json must hold a value at vocab_size",
         ),
         (lambda: t5_config(T5 | {"model_type": "umt5"}), "model_type must be t5, got umt5"),
-        (lambda: t5_config(T5 | {"dense_act_fn": "tanh"}), "feed_forward_proj must use one of the activ"),
+        (
+            lambda: t5_config(T5 | {"dense_act_fn": "tanh"}),
+            "feed_forward_proj must use one of the activ",
+        ),
         (lambda: t5_config({"model_type": "t5"}), "json must hold a value at vocab_size"),
     ],
 )

@@ -285,7 +285,10 @@ def shard_outside(folder):
         (no_weights, "must hold diffusion_pytorch_model.safetensors or model.safetensors"),
         (no_config, "must hold config.json, got no such file"),
         (no_json, "config.json must be JSON, got"),
-        (other_class, "must name one of the classes .*SD3Transformer2DModel.*, got UNet2DCondition"),
+        (
+            other_class,
+            "must name one of the classes .*SD3Transformer2DModel.*, got UNet2DCondition",
+        ),
         (no_sizes, "config.json must hold a value at in_channels, got none"),
         (lost_shard, "00001-of-00002.safetensors, which its index names, got no such file"),
         (shard_outside, "must map tensors to files in the same folder"),

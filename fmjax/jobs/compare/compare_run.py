@@ -6,7 +6,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from fmjax._arrays import (
     is_image,
@@ -18,7 +17,6 @@ from fmjax.config import (
     ODE_SOLVERS,
     CompareConfig,
     SamplingConfig,
-    SolveFn,
     build,
     guided,
     is_stochastic,
@@ -48,8 +46,8 @@ from fmjax.runs.sampling.batches import (
 from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_source_points
-from fmjax.sharding import batch_sharding, num_shares
-from fmjax.solvers import ErrorControl, FixedSteps, Samples
+from fmjax.sharding import batch_sharding, num_shares, on_mesh
+from fmjax.solvers import ErrorControl, FixedSteps
 
 NUM_SHOWN = 10  # Number of samples that the report shows for each row.
 MAX_OTHERS = 10_000  # Maximum number of real examples that samples are compared with.
@@ -123,7 +121,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             rate=config.rate,
             rate_scale=config.rate_scale,
         )
-        solve = _on_mesh(run, make_solve(run.experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
         for num, grid in itertools.product(config.num_steps, config.grids):
             if name == FLOW_MAP:
                 require_jumps(run.experiment.flow_map, num, grid)
@@ -154,31 +152,21 @@ def _adaptive_methods(run: Run, config: CompareConfig, sampling: SamplingConfig)
     title, is_ode = solver_title(sampling.solver), sampling.solver in ODE_SOLVERS
     family = "adaptive" if is_ode else "stochastic"
     control = ErrorControl.LARGEST_SAMPLE if is_ode else ErrorControl.PER_SAMPLE
-    solve = _on_mesh(run, make_solve(run.experiment, sampling))
+    solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
     methods = [Method(title, family, solve, adaptive_settings(config.tolerances, control))]
     if config.slots is not None and is_ode:
         streamed = adaptive_settings(config.tolerances, ErrorControl.PER_SAMPLE, config.slots)
         # A separate `solve`, because steps of another structure need a separate program.
-        solve = _on_mesh(run, make_solve(run.experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
         methods.append(Method(f"{title}, streaming", family, solve, streamed))
     if config.bfloat16:
         network = dataclasses.replace(run.config.network, dtype="bfloat16")
         rounded = dataclasses.replace(run.config, network=network)
         experiment = build(rounded, run.event_shape, run.conditions)
-        solve = _on_mesh(run, make_solve(experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(experiment, sampling))
         settings = adaptive_settings(config.tolerances, control)
         methods.append(Method(f"{title}, bfloat16", family, solve, settings))
     return methods
-
-
-def _on_mesh(run: Run, solve: SolveFn) -> SolveFn:
-    """Wrap `solve` to trace under the run's mesh, whose axes networks and streaming name."""
-
-    def solve_on_mesh(*arguments: PyTree) -> Samples:
-        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
-            return solve(*arguments)
-
-    return solve_on_mesh
 
 
 def require_comparable(num_samples: int, num_examples: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,9 @@ from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.sampling.batches import even_batches
 from fmjax.runs.sampling.conditions import conds_of
-from fmjax.sharding import batch_sharding
-from fmjax.solvers import Likelihood, bits_per_dim, dequantize, log_density
+from fmjax.sharding import map_batched, on_mesh
+from fmjax.solvers import bits_per_dim, dequantize, log_density
 
 MAX_LEVELS = 256
 
@@ -146,35 +146,34 @@ def _solve_all(
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
 
-    def solve(params: Params, indices: jax.Array, x1: jax.Array, cond: Cond) -> Likelihood:
-        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
-            if width is not None:
-                x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
-            return log_density(
-                experiment.velocity_fn(params),
-                x1,
-                cond,
-                divergence=config.make_divergence(),
-                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
-                solver=config.make_solver(),
-                steps=config.make_steps(),
-                source_scale=scale,
-            )
+    def solve(
+        params: Params, indices: jax.Array, x1: jax.Array, cond: Cond
+    ) -> tuple[jax.Array, ...]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
+        if width is not None:
+            x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
+        solved = log_density(
+            experiment.velocity_fn(params),
+            x1,
+            cond,
+            divergence=config.make_divergence(),
+            keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
+            solver=config.make_solver(),
+            steps=config.make_steps(),
+            source_scale=scale,
+        )
+        return solved.log_density, solved.nfe, solved.succeeded
 
-    solve_batch, sharding = jax.jit(solve), batch_sharding(run.mesh)
-    parts = []
     with progress.task("likelihood", len(x)) as advance:
         advance(0, COMPILING)
-        for indices, kept in even_batches(len(x), config.batch_size, run.mesh):
-            cond = None if conds is None else conds[indices]
-            inputs = jax.device_put((indices, x[indices], cond), sharding)
-            solved = solve_batch(run.params, *inputs)
-            parts.append(
-                [np.asarray(a)[kept] for a in (solved.log_density, solved.nfe, solved.succeeded)]
-            )
-            advance(kept.stop)
-    nats, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
+        nats, nfe, succeeded = map_batched(
+            partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
+            lambda indices: (indices, x[indices], None if conds is None else conds[indices]),
+            len(x),
+            batch_size=config.batch_size,
+            mesh=run.mesh,
+            on_batch=advance,
+        )
     return nats.astype(np.float64), nfe, succeeded
 
 

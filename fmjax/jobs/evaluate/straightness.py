@@ -1,10 +1,12 @@
 """Measure, write and read the straightness of the trajectories of a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Cond, Params, Points
@@ -22,10 +24,9 @@ from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, guided
 from fmjax.metrics import Straightness, straightness
 from fmjax.runs.folder import Run, write_text
-from fmjax.runs.sampling.batches import even_batches
 from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.source_points import run_source_points
-from fmjax.sharding import batch_sharding
+from fmjax.sharding import map_batched, on_mesh
 
 _BATCH_SIZE = 64
 _NUM_STEPS = 16
@@ -81,30 +82,37 @@ def measure_paths(
         num_paths: Number of trajectories, spread evenly over classes or captions.
         progress: Receives progress reports.
     """
-    mesh, sharding, planar = run.mesh, batch_sharding(run.mesh), run.event_shape == (2,)
+    mesh, planar = run.mesh, run.event_shape == (2,)
     conds, source_points = even_conds(run, num_paths), run_source_points(run, progress)
 
-    @jax.jit
     def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
-            result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
+        field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
+        result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
         # Positions are only drawn for data in the plane: do not copy others to the host.
-        return result if planar else result._replace(positions=x0[:, :0])
+        positions = result.positions if planar else x0[:, :0]
+        # One copy of the times per trajectory, so that all leaves have the batch as leading axis.
+        times, midpoints = (
+            jnp.broadcast_to(grid, (len(x0), *grid.shape))
+            for grid in (result.times, result.midpoints)
+        )
+        return result._replace(times=times, midpoints=midpoints, positions=positions)
 
-    parts: list[Straightness] = []
+    measure_batch = partial(jax.jit(on_mesh(mesh, measure)), run.params)
     with progress.task("measuring paths", num_paths) as advance:
         advance(0, COMPILING)
-        for indices, kept in even_batches(num_paths, _BATCH_SIZE, mesh):
-            cond = None if conds is None else jax.device_put(conds[indices], sharding)
-            x0 = jax.device_put(source_points(sampling.seed, indices), sharding)
-            batch = jax.device_get(measure(run.params, x0, cond))
-            arrays = {name: getattr(batch, name)[kept] for name in (*_PER_TRAJECTORY, "positions")}
-            parts.append(batch._replace(**arrays))
-            advance(kept.stop)
+        measured = map_batched(
+            measure_batch,
+            lambda indices: (
+                source_points(sampling.seed, indices),
+                None if conds is None else conds[indices],
+            ),
+            num_paths,
+            batch_size=_BATCH_SIZE,
+            mesh=mesh,
+            on_batch=advance,
+        )
     s, ratio, deviation, curvature, cost = (
-        np.concatenate([getattr(part, name) for part in parts]).astype(np.float64)
-        for name in _PER_TRAJECTORY
+        getattr(measured, name).astype(np.float64) for name in _PER_TRAJECTORY
     )
     num_finite = int(np.isfinite(s).sum())
     result = PathsResult(
@@ -114,11 +122,11 @@ def measure_paths(
         s=float(np.nanmean(s)),
         s_error=float(np.nanstd(s) / np.sqrt(num_finite)) if num_finite else float("nan"),
         length_ratio=float(np.nanmean(ratio)),
-        times=tuple(parts[0].times.tolist()),
+        times=tuple(measured.times[0].tolist()),
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
-        midpoints=tuple(parts[0].midpoints.tolist()),
+        midpoints=tuple(measured.midpoints[0].tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
-        lines=_drawable(np.concatenate([part.positions for part in parts])) if planar else (),
+        lines=_drawable(measured.positions) if planar else (),
         cost=float(np.nanmean(cost)),
         num_failed=num_paths - num_finite,
     )

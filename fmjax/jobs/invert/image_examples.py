@@ -1,6 +1,7 @@
 """Images and class labels to invert, from the test data or from files."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,7 @@ from fmjax._checks import require
 from fmjax.data import Dataset
 from fmjax.data.sources.image_files import open_image
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import even_batches
-from fmjax.sharding import batch_sharding
+from fmjax.sharding import map_batched, on_mesh
 
 # Pillow modes that convert to 1 or 3 channels without loss (except that RGB loses its color).
 _MODES = {1: ("L", "1", "RGB"), 3: ("RGB",)}
@@ -135,19 +135,17 @@ def over_devices(run: Run, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Returns:
         `(examples, *args) -> arrays`, with NumPy arrays.
     """
-    sharding = batch_sharding(run.mesh)
-
-    @jax.jit
-    def compiled(*args: PyTree) -> PyTree:
-        # Networks read the names of the mesh axes from the context.
-        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
-            return fn(*args)
+    compiled = partial(jax.jit(on_mesh(run.mesh, fn)), run.params)
 
     def call(examples: Examples, *args: PyTree) -> PyTree:
         num = len(examples.x)
-        ((indices, _),) = even_batches(num, num, run.mesh)
-        x, labels = jax.tree.map(lambda a: jax.device_put(a, sharding), tuple(examples.at(indices)))
-        return jax.tree.map(lambda a: np.asarray(a)[:num], compiled(run.params, x, labels, *args))
+        return map_batched(
+            lambda x, labels: compiled(x, labels, *args),
+            lambda indices: tuple(examples.at(indices)),
+            num,
+            batch_size=num,
+            mesh=run.mesh,
+        )
 
     return call
 

@@ -12,8 +12,14 @@ from fmjax._arrays import Batch, Conditions, Params
 from fmjax._checks import require
 from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.planning import count_flops, counts_all, flops_per_example
-from fmjax.runs.sampling.batches import batch_size, make_draw
-from fmjax.sharding import abstract_batch, batch_sharding, laid_out, require_batch_fits
+from fmjax.runs.sampling.batches import make_draw
+from fmjax.sharding import (
+    abstract_batch,
+    batch_sharding,
+    laid_out,
+    padded_batch_size,
+    require_batch_fits,
+)
 from fmjax.solvers import Samples
 from fmjax.training import abstract_state
 
@@ -132,7 +138,7 @@ def sampling_batch(
     experiment = build(config, event_shape, conditions)
     sampling = config.sampling
     require(sampling.slots is None, "sampling.slots", "be None for a plan", sampling.slots)
-    num_samples = batch_size(sampling.num_samples, sampling.batch_size, mesh)
+    num_samples = padded_batch_size(sampling.num_samples, sampling.batch_size, mesh)
     steps = sampling.make_steps(config.path.schedule)
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Cond, Params, Points, Times
+from fmjax._arrays import Params
 from fmjax._checks import (
     MAX_STEPS,
     require,
@@ -48,7 +48,7 @@ from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.page import Report, write_report
 from fmjax.runs.folder import require_no_run
 from fmjax.runs.sampling.batches import noise
-from fmjax.sharding import batch_sharding, num_shares
+from fmjax.sharding import batch_sharding, num_shares, on_mesh
 
 _MAX_SIDE = 256  # Maximum side of a picture in the gallery, in pixels.
 
@@ -178,11 +178,7 @@ def _solve_all(
     def field(params: Params) -> CountedField:
         velocity_fn = guided(experiment, params, scale)
 
-        def on_mesh(t: Times, x: Points, cond: Cond = None) -> Points:
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return velocity_fn(t, x, cond)
-
-        return CountedField(on_mesh, partial(evaluations, velocity_fn))
+        return CountedField(on_mesh(mesh, velocity_fn), partial(evaluations, velocity_fn))
 
     sharding = batch_sharding(mesh)
     x0 = noise(jax.random.key(request.config.seed), jnp.arange(num), request.latents.event_shape)

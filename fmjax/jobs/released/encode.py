@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, combine_encodings, load_encoder
 from fmjax.pretrained.validate import validate_model
 from fmjax.runs.folder import require_no_run
-from fmjax.sharding import MeshConfig, batch_sharding, make_mesh, num_shares
+from fmjax.sharding import MeshConfig, make_mesh, map_batched, num_shares, on_mesh
 
 
 @dataclass(frozen=True)
@@ -239,20 +240,21 @@ def _load(model: ModelFolder, config: EncodeConfig, progress: Progress) -> _Enco
         return combine_encodings(model, outputs, encoding)
 
     component, params = model.load("vae", mesh=mesh, dtype="float32", progress=progress)
-    sharding, shards = batch_sharding(mesh), num_shares(mesh)
 
-    @jax.jit
     def latents(params: Params, images: jax.Array) -> jax.Array:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return component.config.scaled(component.network.encode(params, images)[0])
+        return component.config.scaled(component.network.encode(params, images)[0])
+
+    latents_of_batch = partial(jax.jit(on_mesh(mesh, latents)), params)
 
     def image(images: np.ndarray) -> np.ndarray:
         # One image per device at a time, because attention on large images takes gigabytes.
-        parts = []
-        for first in range(0, len(images), shards):
-            indices = np.minimum(np.arange(first, first + shards), len(images) - 1)
-            parts.append(np.asarray(latents(params, jax.device_put(images[indices], sharding))))
-        return np.concatenate(parts)[: len(images)]
+        return map_batched(
+            latents_of_batch,
+            lambda indices: (images[indices],),
+            len(images),
+            batch_size=num_shares(mesh),
+            mesh=mesh,
+        )
 
     return _Encoders(text, image)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Params, Text
+from fmjax._arrays import Params, Points, Text
 from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
 from fmjax._memory import require_host_memory
@@ -33,9 +32,9 @@ from fmjax.pretrained.pipeline import (
 )
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
 from fmjax.pretrained.validate import validate_model
-from fmjax.runs.sampling.batches import even_batches, make_draw
+from fmjax.runs.sampling.batches import make_draw
 from fmjax.runs.sampling.solve_progress import SolveProgress
-from fmjax.sharding import batch_sharding
+from fmjax.sharding import even_batches, map_batched, on_mesh
 
 
 class Pictures(NamedTuple):
@@ -178,8 +177,8 @@ def _solve(
         lora=config.lora,
         lora_scale=config.lora_scale,
     )
-    batches = list(even_batches(num_samples, config.batch_size, mesh))
-    with SolveProgress(progress, "sampling", len(batches)) as solve_progress:
+    num_batches = len(list(even_batches(num_samples, config.batch_size, mesh)))
+    with SolveProgress(progress, "sampling", num_batches) as solve_progress:
         experiment = released_experiment(request, loaded, cond, null, solve_progress)
         sampling = SamplingConfig(
             num_samples=num_samples,
@@ -196,16 +195,25 @@ def _solve(
             config.seed,
             mesh,
         )
-        sharding, parts = batch_sharding(mesh), []
-        for indices, kept in batches:
-            text = condition(request, cond, indices // config.num_images)
-            start = None if x0 is None else jax.device_put(jnp.asarray(x0[indices]), sharding)
-            inputs = jax.device_put((indices, text), sharding)
-            solved = draw(loaded.params, *inputs, start)
-            arrays = {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
-            parts.append({name: np.asarray(array)[kept] for name, array in arrays.items()})
-            solve_progress.next()
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        def solve_batch(
+            indices: jax.Array, text: Text, start: Points | None
+        ) -> dict[str, jax.Array]:
+            solved = draw(loaded.params, indices, text, start)
+            return {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
+
+        return map_batched(
+            solve_batch,
+            lambda indices: (
+                indices,
+                condition(request, cond, indices // config.num_images),
+                None if x0 is None else x0[indices],
+            ),
+            num_samples,
+            batch_size=config.batch_size,
+            mesh=mesh,
+            on_batch=lambda _: solve_progress.next(),
+        )
 
 
 def decode_latents(
@@ -229,18 +237,17 @@ def decode_latents(
     config, vae = loaded.component.config, loaded.component.network
     tile = max(1, request.config.tile // request.latents.factor)
 
-    @jax.jit
     def decode(params: Params, latents: jax.Array) -> jax.Array:
-        with jax.sharding.use_abstract_mesh(request.mesh.abstract_mesh):
-            return decode_tiled(vae.decode, params, config.unscaled(latents), tile=tile)
+        return decode_tiled(vae.decode, params, config.unscaled(latents), tile=tile)
 
+    decode_one = jax.jit(on_mesh(request.mesh, decode))
     height, width, _ = request.latents.event_shape
     size = height * request.latents.factor, width * request.latents.factor
     images = np.empty((len(latents), *size, config.channels_out), np.float32)
     with progress.task("decoding", len(latents)) as advance:
         advance(0, COMPILING)
         for index, latent in enumerate(latents):
-            images[index] = np.asarray(decode(loaded.params, latent[None]))[0]
+            images[index] = np.asarray(decode_one(loaded.params, latent[None]))[0]
             on_image(index, images[index])
             advance()
     return images

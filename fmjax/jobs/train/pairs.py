@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require
@@ -29,11 +30,11 @@ from fmjax.data import (
 )
 from fmjax.data.records.pairs import LEAST_PER_SHARD
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import even_batches, noise_keys
+from fmjax.runs.sampling.batches import noise_keys
 from fmjax.runs.sampling.conditions import labels_like
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_source_points
-from fmjax.sharding import all_or_none, batch_sharding, is_main
+from fmjax.sharding import all_or_none, is_main, map_batched, on_mesh
 from fmjax.solvers import invert
 from fmjax.training.checkpoints.digests import sealed_as
 
@@ -161,20 +162,28 @@ def _solve_pairs(
     advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     """Generate the pairs with the given indices, in batches of one size."""
-    sharding, parts = batch_sharding(teacher.mesh), []
-    for positions, kept in even_batches(len(indices), batch_size, teacher.mesh):
+
+    def inputs(positions: np.ndarray) -> tuple[PyTree, ...]:
         batch = indices[positions]
-        labels = direction.labels(batch)
-        inputs = (direction.points(batch), _noise_indices(batch), labels)
-        results = direction.solve(teacher.params, *jax.device_put(inputs, sharding))
-        x0, x1, succeeded = (np.asarray(array)[kept] for array in results)
-        failed = int(np.sum(~succeeded))
-        rule = "reach the end of their trajectories"
-        require(failed == 0, "pairs", rule, f"{failed} that did not")
-        label = {} if labels is None else {"label": labels[kept]}
-        parts.append({"x0": x0, "x1": x1} | label)
-        advance(len(x0))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return direction.points(batch), _noise_indices(batch), direction.labels(batch)
+
+    def solve(x: jax.Array, noise_indices: jax.Array, labels: Cond) -> dict[str, jax.Array]:
+        x0, x1, succeeded = direction.solve(teacher.params, x, noise_indices, labels)
+        label = {} if labels is None else {"label": labels}
+        return {"x0": x0, "x1": x1, "succeeded": succeeded} | label
+
+    pairs = map_batched(
+        solve,
+        inputs,
+        len(indices),
+        batch_size=batch_size,
+        mesh=teacher.mesh,
+        on_batch=advance,
+    )
+    failed = int(np.sum(~pairs.pop("succeeded")))
+    rule = "reach the end of their trajectories"
+    require(failed == 0, "pairs", rule, f"{failed} that did not")
+    return pairs
 
 
 def _noise_indices(indices: np.ndarray) -> np.ndarray:
@@ -195,18 +204,16 @@ def _from_source(
     if teacher.num_classes is not None:
         all_labels = labels_like(data, config.num_pairs, sampling.seed)
 
-    @jax.jit
     def forwards(
         params: Params, x0: Points, noise_indices: jax.Array, cond: Cond
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            samples = solve(params, x0, noise_keys(key, noise_indices), cond, steps)
+        samples = solve(params, x0, noise_keys(key, noise_indices), cond, steps)
         return x0, samples.x1, samples.succeeded
 
     return _Direction(
         lambda indices: source_points(sampling.seed, source_indices(indices)),
         lambda indices: None if all_labels is None else all_labels[indices],
-        forwards,
+        jax.jit(on_mesh(mesh, forwards)),
     )
 
 
@@ -220,19 +227,19 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
     def data_indices(indices: np.ndarray) -> np.ndarray:
         return order[(indices * config.real_share).astype(int) % len(data)]
 
-    @jax.jit
     def backwards(
         params: Params, x1: Points, noise_indices: jax.Array, cond: Cond
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         del noise_indices
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            field = guided(
-                teacher.experiment, params, sampling.guidance, sampling.guidance_interval
-            )
-            result = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
+        field = guided(teacher.experiment, params, sampling.guidance, sampling.guidance_interval)
+        result = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
         return result.x0, x1, result.succeeded
 
     def labels(indices: np.ndarray) -> np.ndarray | None:
         return None if teacher.num_classes is None else data.classes(data_indices(indices))
 
-    return _Direction(lambda indices: data.points(data_indices(indices)), labels, backwards)
+    return _Direction(
+        lambda indices: data.points(data_indices(indices)),
+        labels,
+        jax.jit(on_mesh(mesh, backwards)),
+    )

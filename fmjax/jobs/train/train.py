@@ -132,10 +132,9 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     if teacher is not None:
         state = warm_start(teacher, config, state, folder.checkpoints)
     teacher = None  # Frees the memory of its weights.
-    fixed = f" and {num_parameters(frozen):,} frozen parameters" if frozen else ""
-    kind = "trainable parameters" if frozen else "parameters"
+    kinds = f" trainable and {num_parameters(frozen):,} frozen" if frozen else ""
     progress.say(
-        f"{config.name}: {num_parameters(state.params):,} {kind}{fixed}, {len(examples):,} "
+        f"{config.name}: {num_parameters(state.params):,}{kinds} parameters, {len(examples):,} "
         f"{'examples' if config.reflow is None else 'pairs'} of "
         f"{'x'.join(map(str, event_shape))}, {mesh.size} {jax.default_backend()} device(s)"
     )

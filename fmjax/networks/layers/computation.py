@@ -1,8 +1,12 @@
 """Checks of network configs: computation options, and sizes that can be traced."""
 
-from typing import Any
-
-from fmjax._checks import require, require_between, require_numbers, require_one_of
+from fmjax._checks import (
+    DataclassInstance,
+    require,
+    require_between,
+    require_numbers,
+    require_one_of,
+)
 from fmjax.networks.layers.attention import ATTENTIONS
 from fmjax.networks.layers.functional import REMAT
 from fmjax.networks.layers.linear import DTYPES
@@ -14,7 +18,7 @@ _LAYER_FIELDS = ("num_layers", "num_blocks", "num_double", "num_single")
 _OPTIONS = {"dtype": DTYPES, "remat": tuple(REMAT), "attention": ATTENTIONS}
 
 
-def require_computable(config: Any) -> None:
+def require_computable(config: DataclassInstance) -> None:
     """Raise unless a network config has valid computation options and sizes that can be traced.
 
     Args:

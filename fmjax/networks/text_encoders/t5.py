@@ -168,7 +168,7 @@ class T5Encoder(nnx.Module):
 
 
 def make_t5_encoder(config: T5Config) -> TextEncoder:
-    """Build a T5 encoder as pure functions, with `apply(params, tokens)` -> float32 token states."""
+    """Build a T5 encoder as pure functions; `apply(params, tokens)` returns the token states."""
 
     def build(rngs: nnx.Rngs) -> T5Encoder:
         return T5Encoder(config, rngs=rngs)

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from fmjax._arrays import (
     Cond,
@@ -23,7 +23,7 @@ from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
-from fmjax.sharding import batch_sharding, num_shares
+from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
 from fmjax.solvers import AdaptiveSteps, Samples
 
 
@@ -91,31 +91,6 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
 
 
-def even_batches(
-    num: int, max_size: int, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[np.ndarray, slice]]:
-    """Split the indices below `num` into batches of equal size, so that one program serves all.
-
-    Args:
-        num: Number of indices.
-        max_size: Maximum batch size, which is rounded up to a multiple of the shards of a batch.
-        mesh: The mesh of devices.
-
-    Yields:
-        The indices of a batch, and the slice of the batch to keep: the last batch is padded with
-        the last index.
-    """
-    size = batch_size(num, max_size, mesh)
-    for first in range(0, num, size):
-        yield np.minimum(np.arange(first, first + size), num - 1), slice(0, min(size, num - first))
-
-
-def batch_size(num: int, max_size: int, mesh: jax.sharding.Mesh) -> int:
-    """Batch size of `even_batches`, a multiple of the number of shards of a batch."""
-    shards = num_shares(mesh)
-    return -(-min(max_size, num) // shards) * shards
-
-
 def make_draw(
     path: AffinePath,
     solve: SolveFn,
@@ -139,14 +114,12 @@ def make_draw(
     """
 
     def draw(params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None) -> Samples:
-        # Networks read the names of the mesh axes from the context.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            key = jax.random.key(seed)
-            start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
-            start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
-            return solve(params, start, noise_keys(key, indices), cond, steps)
+        key = jax.random.key(seed)
+        start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
+        start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
+        return solve(params, start, noise_keys(key, indices), cond, steps)
 
-    return jax.jit(draw)
+    return jax.jit(on_mesh(mesh, draw))
 
 
 def draw_samples(
@@ -206,36 +179,34 @@ def make_draw_samples(
     max_size = num if sampling.slots is not None else sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
         # Slots beyond the number of samples on a device would evaluate padding.
-        samples_per_device = batch_size(num, max_size, mesh) // num_shares(mesh)
+        samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
-    sharding = batch_sharding(mesh)
     program = make_draw(path, solve, steps, event_shape, sampling.seed, mesh)
-    gather = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-    def on_host(array: jax.Array) -> np.ndarray:
-        return np.asarray(array if array.is_fully_addressable else gather(array))
 
     def draw(params: Params, conds: Cond, progress: Progress) -> Drawn:
-        parts, seconds, x0_parts = [], [], []
+        ends = [time.perf_counter()]
+
+        def inputs(indices: np.ndarray) -> tuple[PyTree, ...]:
+            x0 = None if source_points is None else source_points(sampling.seed, indices)
+            return indices, jax.tree.map(itemgetter(indices), conds), x0
+
+        def solve_batch(indices: jax.Array, cond: Cond, x0: Points | None) -> tuple[PyTree, ...]:
+            solved = program(params, indices, cond, x0)
+            return solved.x1, solved.nfe, solved.succeeded, x0
+
         with progress.task("sampling", num) as advance:
             advance(0, COMPILING)
-            for indices, kept in even_batches(num, max_size, mesh):
-                began = time.perf_counter()
-                cond = jax.device_put(jax.tree.map(itemgetter(indices), conds), sharding)
-                x0 = None
-                if source_points is not None:
-                    points = np.asarray(source_points(sampling.seed, indices))
-                    x0 = jax.device_put(points, sharding)
-                    x0_parts.append(points[kept])
-                solved = program(params, jax.device_put(indices, sharding), cond, x0)
-                arrays = (solved.x1, solved.nfe, solved.succeeded)
-                parts.append([on_host(array)[kept] for array in arrays])
-                seconds.append((time.perf_counter() - began) / len(indices))
-                advance(kept.stop)
-        x1, nfe, succeeded = (np.concatenate(part) for part in zip(*parts, strict=True))
+
+            def on_batch(num_solved: int) -> None:
+                ends.append(time.perf_counter())
+                advance(num_solved)
+
+            x1, nfe, succeeded, x0 = map_batched(
+                solve_batch, inputs, num, batch_size=max_size, mesh=mesh, on_batch=on_batch
+            )
         # The time of the first batch includes compilation.
-        median_seconds = float(np.median(seconds[1:])) if len(seconds) > 1 else float("nan")
-        x0 = np.concatenate(x0_parts) if x0_parts else None
+        seconds = np.diff(ends)[1:] / padded_batch_size(num, max_size, mesh)
+        median_seconds = float(np.median(seconds)) if len(seconds) else float("nan")
         return Drawn(x1, None, nfe, succeeded, median_seconds, x0)
 
     return draw

@@ -130,7 +130,7 @@ def test_a_released_network_without_guidance_takes_scales_without_effect(scale):
 
 
 def test_other_scales_are_refused_for_a_released_network_without_guidance():
-    message = "network.guidance must be 0 or 1, or left out, for the model .*schnell.*, got 2.0"
+    message = "network.guidance must be 0, 1 or omitted for the model .*schnell.*, got 2.0"
     with pytest.raises(ValueError, match=message):
         released_network(GOLDEN / "flux-schnell-tiny", FluxConfig(guidance=2.0))
     for wrong in (-1.0, float("nan"), float("inf")):
@@ -253,7 +253,7 @@ def test_data_of_another_model_is_refused(flux, tmp_path, capsys):
     arguments = ["--pretrained.folder", released, "--run", tmp_path / "run"]
     assert fmjax("train", flux, *arguments, *QUICK) == 2
     assert (
-        "data must have latents whose channels (of FLUX, those of a patch) are 64, as the tr"
+        "data must have latent channels (for FLUX, channels of a patch) equal to 64, like the tr"
         in (capsys.readouterr().err)
     )
 

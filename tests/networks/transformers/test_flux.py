@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_refused(make, message):
 @pytest.mark.parametrize(
     ("cond", "message"),
     [
-        (np.zeros(2, np.int32), "cond must be a Text for a text-to-image network, got nd"),
+        (np.zeros(2, np.int32), "cond must be a Text for a text-to-image network, got int32"),
         (Text(np.zeros((2, 4, 8)), np.zeros((2, 6))), "cond must have tokens and pooled of shapes"),
         (Text(np.zeros((2, 3, 8)), np.zeros((2, 6)), np.ones(2)), "cond.guidance must be None"),
     ],

@@ -6,8 +6,8 @@ import pytest
 from fmjax.config import SamplingConfig
 from fmjax.jobs.compare.methods import ode_solve
 from fmjax.paths import AffinePath
-from fmjax.runs.sampling.batches import draw_samples, even_batches
-from fmjax.sharding import make_mesh
+from fmjax.runs.sampling.batches import draw_samples
+from fmjax.sharding import even_batches, make_mesh
 from tests.affine import SCHEDULES
 from tests.oracles import Gaussian
 
