@@ -1,6 +1,6 @@
 """Device meshes, array shardings, multi-process runs, and stopping at a step boundary."""
 
-from fmjax.sharding.batches import even_batches, map_batched, on_mesh, padded_batch_size
+from fmjax.sharding.map_batched import even_batches, map_batched, on_mesh, padded_batch_size
 from fmjax.sharding.layout import (
     AXES,
     BATCH_AXES,
