@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from fmjax.report.comparison import Comparison, SolverRun, power_of_ten
+from fmjax.report.curve_styles import Look, keys_of, legend, looks
 from fmjax.report.plots import running_mean
-from fmjax.report.series import Look, keys_of, legend, looks
 from fmjax.report.solver_plots import COSTS
 from fmjax.report.style import DARK, LIGHT, shades
 

@@ -1,6 +1,6 @@
 """Figures of a solver comparison: error against cost, metrics against evaluations, and step sizes.
 
-The style of the curves is defined in `fmjax.report.series`.
+The style of the curves is defined in `fmjax.report.curve_styles`.
 """
 
 import math
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fmjax._checks import require, require_one_of
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds, power_of_ten
-from fmjax.report.series import Look, legend, looks
+from fmjax.report.curve_styles import Look, legend, looks
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure, shades
 
 Color: TypeAlias = tuple[float, float, float, float]

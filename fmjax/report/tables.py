@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fmjax.report.advice import seconds_in_words
 from fmjax.report.comparison import Comparison, SolverRun, scientific
-from fmjax.report.series import FAMILIES, keys_of
+from fmjax.report.curve_styles import FAMILIES, keys_of
 
 DASH = "–"
 

@@ -1,6 +1,5 @@
 """Device meshes, array shardings, multi-process runs, and stopping at a step boundary."""
 
-from fmjax.sharding.map_batched import even_batches, map_batched, on_mesh, padded_batch_size
 from fmjax.sharding.layout import (
     AXES,
     BATCH_AXES,
@@ -13,6 +12,7 @@ from fmjax.sharding.layout import (
     shard_heads,
     stored_spec,
 )
+from fmjax.sharding.map_batched import even_batches, map_batched, on_mesh, padded_batch_size
 from fmjax.sharding.mesh import (
     MeshConfig,
     abstract_batch,

@@ -14,8 +14,8 @@ from fmjax.report.charts import (
     to_script,
 )
 from fmjax.report.comparison import Comparison
+from fmjax.report.curve_styles import legend, looks
 from fmjax.report.gallery import GalleryEntry
-from fmjax.report.series import legend, looks
 from fmjax.report.strips import budgets, strips
 from fmjax.report.style import DARK, LIGHT
 from tests.report.made_up import comparison, example, run
