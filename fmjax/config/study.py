@@ -55,7 +55,7 @@ class StudyConfig:
         require(not unknown, "own_samplings", f"have keys among {', '.join(models)}", unknown)
 
     def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
-        """Return the settings with which a run is sampled."""
+        """Return the sampling configs of one run of the study: its own, or those of the study."""
         return self.own_samplings.get(run.name, self.samplings)
 
     @property

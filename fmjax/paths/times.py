@@ -48,7 +48,7 @@ class Uniform:
     """Uniform density on [0, 1]."""
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """Quantile function, `u`."""
+        """Quantile function of the uniform density on [0, 1], the identity."""
         return u
 
 
@@ -187,7 +187,7 @@ class UniformSteps:
         _check_num_steps(self.num_steps)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """Quantile function, `u` rounded down to a step; t = 1 (no noise) only at u = 1."""
+        """Quantile function of the discrete times: u rounded down to a step; t = 1 only at u = 1."""
         return jnp.floor(u * self.num_steps) / self.num_steps
 
 

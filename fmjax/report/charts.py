@@ -31,7 +31,7 @@ LOSS_LOOKS = {
 
 
 def comparison_charts(comparison: Comparison) -> dict[str, JsonObject]:
-    """Make the charts "error" and "time", if there are errors, and "metric-1" etc. by name."""
+    """Make the charts of a comparison by name: error and time per evaluation, one per metric."""
     charts = {}
     if comparison.reference is not None:
         charts = {name: _error_chart(comparison, cost) for name, cost in ERROR_CHARTS.items()}

@@ -268,7 +268,7 @@ def row_from_json(text: str) -> SolverRun:
 
 
 def _add_family(fields: object) -> None:
-    """Add the family to a row from a version without families."""
+    """Add the solver family to a comparison row that an older version wrote without it."""
     if isinstance(fields, dict):
         fields.setdefault("family", "adaptive" if fields.get("steps") is None else "fixed")
 

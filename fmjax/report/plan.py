@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
     @property
     def step_seconds(self) -> float | None:
-        """Minimum time of a unit: its slowest part, if all other parts overlap with it."""
+        """Minimum time of a training step or sample, in seconds: that of its slowest part alone."""
         return max(self.roofline.values()) if self.roofline else None
 
     @property
@@ -93,7 +93,7 @@ class Plan(NamedTuple):
 
 
 def plan_text(plan: Plan) -> str:
-    """Format a plan as text for the terminal."""
+    """Format the result of `fmjax plan` (memory, speed, price) as text for the terminal."""
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
     rows = [
         ("devices", f"{plan.num_devices} {plan.device} ({plan.topology}): {mesh}"),

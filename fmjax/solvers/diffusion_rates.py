@@ -49,7 +49,7 @@ class ConstantRate(_Scaled):
     """Constant rate `w = scale`, whose drift term `w^2 / 2 sigma^2` is stiff near t = 1."""
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Evaluate scale."""
+        """Return the diffusion rate at time t, which is `scale`."""
         return jnp.full_like(t, self.scale)
 
 
@@ -74,7 +74,7 @@ class SigmaRate(_Scaled):
         require_positive("power", self.power)
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Evaluate scale * sigma(t)^power."""
+        """Return the diffusion rate scale * sigma(t)^power."""
         return self.scale * self.schedule.sigma(t) ** self.power
 
 
@@ -83,7 +83,7 @@ class IncreasingRate(_Scaled):
     """Rate `w = scale * sin^2(pi t / 2)`, zero at the noise: `DecreasingRate` mirrored."""
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Evaluate scale * sin^2(pi t / 2)."""
+        """Return the diffusion rate scale * sin^2(pi t / 2)."""
         return self.scale * jnp.square(jnp.sin(0.5 * math.pi * t))
 
 
@@ -95,7 +95,7 @@ class DecreasingRate(_Scaled):
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Evaluate scale * cos^2(pi t / 2), in a form that is exactly zero at t = 1."""
+        """Return the diffusion rate scale * cos^2(pi t / 2), in a form that is exactly zero at t = 1."""
         return self.scale * jnp.square(jnp.sin(0.5 * math.pi * (1.0 - t)))
 
 
@@ -107,7 +107,7 @@ class IncreasingDecreasingRate(_Scaled):
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Evaluate scale * sin(pi t), in a form that is exactly zero at both ends."""
+        """Return the diffusion rate scale * sin(pi t), in a form that is exactly zero at both ends."""
         return self.scale * jnp.sin(math.pi * jnp.minimum(t, 1.0 - t))
 
 

@@ -42,7 +42,7 @@ class ClassifierFree:
         )
 
     def evaluations(self, t: Times) -> Int[Array, " batch"]:
-        """Count two network evaluations inside the interval, one outside."""
+        """Count two network evaluations at times inside the guidance interval, one outside."""
         count = evaluations(self.velocity_fn, t)
         return jnp.where(self._inside(t), 2 * count, count)
 

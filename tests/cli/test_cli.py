@@ -168,7 +168,7 @@ def test_the_same_command_resumes_and_another_config_is_rejected(toy_run, capsys
         == 2
     )
     error = capsys.readouterr().err
-    assert "another optimizer.learning_rate" in error
+    assert "different optimizer.learning_rate" in error
     assert error.count("\n") == 1
 
 

@@ -148,7 +148,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
 
 
 def _adaptive_methods(run: Run, config: CompareConfig, sampling: SamplingConfig) -> list[Method]:
-    """Return one solver with adaptive steps; with streaming and in bfloat16 too if configured."""
+    """Return the compared variants of an adaptive solver: plain, streaming and in bfloat16."""
     title, is_ode = solver_title(sampling.solver), sampling.solver in ODE_SOLVERS
     family = "adaptive" if is_ode else "stochastic"
     control = ErrorControl.LARGEST_SAMPLE if is_ode else ErrorControl.PER_SAMPLE

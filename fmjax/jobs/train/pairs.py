@@ -45,7 +45,7 @@ _MAX_SHARDS = 512
 
 
 def pairs_folder(config: ReflowConfig) -> Path:
-    """Return the folder of the pairs."""
+    """Return the folder of the reflow pairs of a config."""
     return Path(config.teacher) / "pairs" if config.pairs is None else Path(config.pairs)
 
 

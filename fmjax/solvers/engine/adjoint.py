@@ -199,7 +199,7 @@ def _solve_back(
 def _step_back(
     back: Callable[..., _BackState], y: _BackState, solver: FixedStepSolver, times: jax.Array
 ) -> tuple[_BackState, bool]:
-    """Solve the backward ODE with a fixed-step solver, the state flattened to one sample."""
+    """Solve the adjoint ODE with a fixed-step solver, the state flattened to one sample."""
     row, unravel = ravel_pytree(y)
 
     def field(r: Time, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -216,7 +216,7 @@ def _diffeqsolve_back(
     steps: FixedSteps | AdaptiveSteps,
     settings: PyTree,
 ) -> tuple[_BackState, jax.Array]:
-    """Solve the backward ODE with Diffrax; adaptive steps have one step size for the batch."""
+    """Solve the adjoint ODE with Diffrax; adaptive steps have one step size for the batch."""
     dtype = y[0].dtype
     if isinstance(steps, AdaptiveSteps):
         rtol, atol = settings

@@ -17,8 +17,8 @@ _NAME = "digests.json"
 _CHUNK = 2**20
 
 
-class _Sealed(TypedDict):
-    """Content of `digests.json`.
+class _DigestsFile(TypedDict):
+    """The file `digests.json`: size and checksum of each file of a checkpoint.
 
     Attributes:
         files: Size and CRC-32 of each file, by its path relative to the folder.
@@ -54,7 +54,7 @@ def is_sealed(folder: Path) -> bool:
 def sealed_as(folder: Path) -> int | None:
     """Return one checksum that identifies the content of the folder; None without digests."""
     try:
-        return read_json(folder / _NAME, _Sealed)["crc32"]
+        return read_json(folder / _NAME, _DigestsFile)["crc32"]
     except (OSError, ValueError):
         return None
 
@@ -77,7 +77,7 @@ def find_damage(folder: Path, part: str, share: int = 0, shares: int = 1) -> str
     if not is_sealed(folder):
         return f"no {_NAME}"
     try:
-        sealed = read_json(folder / _NAME, _Sealed)
+        sealed = read_json(folder / _NAME, _DigestsFile)
     except ValueError:
         return f"a damaged {_NAME}"
     digests = sealed["files"]
