@@ -103,7 +103,7 @@ class WordTokenizer:
     """Converter between texts and token ids, from `train_tokenizer` or `read_word_tokenizer`."""
 
     def __init__(self, inner: Any, rule: int = RULE) -> None:
-        """Wrap a `tokenizers.Tokenizer` and the version of the rule that splits captions into words."""
+        """Wrap a `tokenizers.Tokenizer`; `rule` is the version of the word-splitting rule."""
         self._inner, self.rule = inner, rule
 
     @property

@@ -187,7 +187,7 @@ class UniformSteps:
         _check_num_steps(self.num_steps)
 
     def quantile(self, u: jax.Array) -> jax.Array:
-        """Quantile function of the discrete times: u rounded down to a step; t = 1 only at u = 1."""
+        """Quantile function of the discrete times: u rounded down to a multiple of the step."""
         return jnp.floor(u * self.num_steps) / self.num_steps
 
 

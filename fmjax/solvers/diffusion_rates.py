@@ -95,7 +95,7 @@ class DecreasingRate(_Scaled):
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Return the diffusion rate scale * cos^2(pi t / 2), in a form that is exactly zero at t = 1."""
+        """Return the diffusion rate scale * cos^2(pi t / 2), exactly zero at t = 1."""
         return self.scale * jnp.square(jnp.sin(0.5 * math.pi * (1.0 - t)))
 
 
@@ -107,7 +107,7 @@ class IncreasingDecreasingRate(_Scaled):
     """
 
     def __call__(self, t: jax.Array) -> jax.Array:
-        """Return the diffusion rate scale * sin(pi t), in a form that is exactly zero at both ends."""
+        """Return the diffusion rate scale * sin(pi t), exactly zero at both ends."""
         return self.scale * jnp.sin(math.pi * jnp.minimum(t, 1.0 - t))
 
 
