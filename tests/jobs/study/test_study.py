@@ -206,7 +206,7 @@ def test_seeds_give_means_and_their_spread(folder):
     page = report_study(study, folder).read_text()
     assert f"{found.runs[0].metrics['Recall']:.3g} ± {found.runs[0].spread['Recall']:.2g}" in page
     assert "first_seed1" in page
-    assert "4 trainings" in page
+    assert "4 models" in page
     assert "means over 2 seeds" in page
     kept = read_paths(folder / "first" / "paths.json")
     assert f"{kept.cost:.3g}" in page

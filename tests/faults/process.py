@@ -18,7 +18,7 @@ import threading
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 _strike = None  # Called with words for each write, once `watching`.
@@ -124,7 +124,7 @@ class Faults:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults"],
+            [sys.executable, "-m", "tests.faults.process"],
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
