@@ -32,7 +32,7 @@ class _FlowMapStep:
         del field
         t = jnp.broadcast_to(t0, x.shape[:1])
 
-        def mean_velocity(t: Times, x: Points, cond: Cond = None) -> Points:
+        def mean_velocity(t: Times, x: Points, cond: Cond = None) -> jax.Array:
             return self.map_fn(jnp.broadcast_to(t1, t.shape), t, x, cond)
 
         u = checked_velocity(mean_velocity, t, x, self.cond)

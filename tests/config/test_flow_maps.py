@@ -250,3 +250,17 @@ def test_mean_flow_uses_plain_attention():
         return jax.jvp(lambda x: net.apply(params, t, x, cond), (x,), (x,))[1]
 
     assert jax.eval_shape(derivative, params, one, x, labels).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "old", "new"),
+    [
+        (MeanFlowConfig(ratio_r_neq_t=0.5), "share_apart", "ratio_r_neq_t"),
+        (ShortcutConfig(bootstrap_ratio=0.5), "share_apart", "bootstrap_ratio"),
+    ],
+)
+def test_a_run_folder_with_an_old_field_name_is_read_as_the_same_config(loss, old, new):
+    config = dataclasses.replace(SHORTCUT, loss=loss)
+    text = to_json(config)
+    assert f'"{new}": 0.5' in text
+    assert from_json(text.replace(new, old)) == config
