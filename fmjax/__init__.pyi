@@ -1,5 +1,19 @@
 """Stubs of the public names; `fmjax/__init__.py` reads them to import each on first use."""
 
+from . import config as config
+from . import data as data
+from . import jobs as jobs
+from . import losses as losses
+from . import metrics as metrics
+from . import networks as networks
+from . import paths as paths
+from . import planning as planning
+from . import pretrained as pretrained
+from . import report as report
+from . import runs as runs
+from . import sharding as sharding
+from . import solvers as solvers
+from . import training as training
 from ._arrays import Batch as Batch
 from ._memory import keep_freed_memory as keep_freed_memory
 from .data import Dataset as Dataset

@@ -216,7 +216,7 @@ def check_json(value: Any, target: Callable[..., T], name: str, *, extra: bool =
 
 
 def structure(converter: cattrs.Converter, value: Any, target: Callable[..., T], name: str) -> T:
-    """Convert a parsed document like `check_json`, with a converter from `make_converter`."""
+    """Convert parsed JSON to a checked type, with a converter from `make_converter`."""
     try:
         return converter.structure(value, typing.cast("type[T]", target))
     except cattrs.BaseValidationError as error:

@@ -120,13 +120,22 @@ def test_functions_are_short_enough_to_read(module):
 
 def test_each_public_name_is_imported_on_first_use():
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
-    names = [a.name for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names]
+    imported = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = [alias.name for node in imported if node.module for alias in node.names]
+    packages = [alias.name for node in imported if not node.module for alias in node.names]
     assert len(names) == len(set(names)) <= 60
-    assert set(names) == set(fmjax.__all__)
+    assert {*names, *packages} == set(fmjax.__all__)
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(packages) == folders - {"cli"}
     for name in names:
         getattr(fmjax, name)
     with pytest.raises(AttributeError, match="No fmjax attribute denoiser"):
         _ = fmjax.denoiser
+
+
+def test_packages_are_attributes_without_an_import_of_their_own():
+    program = "import fmjax; fmjax.metrics.frechet_distance; fmjax.config.Config; fmjax.runs.folder"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_importing_fmjax_loads_nothing_heavy():

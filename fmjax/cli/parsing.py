@@ -69,6 +69,10 @@ def parse(
 
     if asks_for_help(arguments):
         return read(["--help"])[0]
+    if any(word.split("=")[0] == "--steps" for word in arguments):
+        options = _options(read)
+        if "--num-steps" in options and "--steps" not in options:
+            arguments = [re.sub(r"^--steps(?=$|=)", "--num-steps", word) for word in arguments]
     for word in arguments:
         # tyro would print shell completions that lack the commands of fmjax, and would accept --
         # as the end of an option's values.

@@ -34,15 +34,16 @@ def adaptive_if_meant(
 
     words = [argument.split("=")[0].replace("_", "-") for argument in arguments]
     passed = {word.removeprefix(prefix) for word in words if word.startswith(prefix)}
+    passed |= {"num-steps"} & {f"num-{name}" for name in passed}  # --steps is its short form.
     adaptive_options = sorted(passed & _ADAPTIVE_OPTIONS)
     if sampling.solver not in SDE_SOLVERS:
-        rule = f"be used with a solver of the SDE ({', '.join(SDE_SOLVERS)})"
+        rule = f"be used with an SDE solver ({', '.join(SDE_SOLVERS)})"
         for name in sorted(passed & _SDE_OPTIONS):
             require(False, name, rule, sampling.solver)
     if passed & _GRID_OPTIONS:
         rule = "be given if grid or shift is given"
         require(sampling.num_steps is not None, "num-steps", rule, "none")
-        rule = "be left out with num-steps, which makes the steps fixed"
+        rule = "not be combined with num-steps"
         for name in adaptive_options:
             require(False, name, rule, f"{sampling.num_steps} steps")
         return sampling

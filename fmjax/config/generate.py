@@ -30,7 +30,7 @@ class GenerateConfig:
         num_images: Number of images per prompt.
         solver: Name of a solver of the ODE or the SDE in lower case: euler, heun, tsit5, dopri5,
             ...
-        steps: Number of fixed steps, on the shifted time grid of the model. None takes the default
+        num_steps: Number of fixed steps, on the shifted time grid of the model. None takes the default
             number of the model with euler, and adaptive steps with solvers that estimate their
             error.
         rtol: Relative tolerance of adaptive steps.
@@ -56,7 +56,7 @@ class GenerateConfig:
     width: int | None = None
     num_images: int = 1
     solver: str = "euler"
-    steps: int | None = None
+    num_steps: int | None = None
     rtol: float = 1e-3
     atol: float = 1e-3
     guidance: float | None = None
@@ -72,7 +72,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self)
-        limits = {"height": MAX_SIDE, "width": MAX_SIDE, "steps": MAX_STEPS, "max_tokens": 4_096}
+        limits = {"height": MAX_SIDE, "width": MAX_SIDE, "num_steps": MAX_STEPS, "max_tokens": 4_096}
         for name, high in limits.items():
             if getattr(self, name) is not None:
                 require_between(name, getattr(self, name), 1, high)
@@ -81,9 +81,9 @@ class GenerateConfig:
         require_at_least("seed", self.seed, 0)
         solvers = [name for name in SOLVERS if name not in DIFFUSION_SAMPLERS and name != FLOW_MAP]
         require_one_of("solver", self.solver, solvers)
-        if self.steps is None:
+        if self.num_steps is None:
             rule = f"be given for {self.solver}, which estimates no error"
-            require(self.solver == "euler" or can_adapt(self.solver), "steps", rule, None)
+            require(self.solver == "euler" or can_adapt(self.solver), "num_steps", rule, None)
         for name in ("rtol", "atol"):
             require_positive(name, getattr(self, name))
         if self.guidance is not None:

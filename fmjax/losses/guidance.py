@@ -100,7 +100,7 @@ class BuiltInGuidance:
     def target(
         self,
         t: Times,
-        draw: Points,
+        u_t: Points,
         v_cond: Points,
         v_uncond: Points,
         guidance_input: Float[Array, "batch 3"],
@@ -110,7 +110,7 @@ class BuiltInGuidance:
 
         Args:
             t: Times of the examples.
-            draw: Conditional velocity u of the path.
+            u_t: Conditional velocity of the path.
             v_cond: Velocity that the network predicts with the condition.
             v_uncond: Velocity that the network predicts with the null condition.
             guidance_input: Scale, start and end of the guidance of each example, from `draw`.
@@ -118,7 +118,7 @@ class BuiltInGuidance:
         """
         scale, first, last = guidance_input[:, 0], guidance_input[:, 1], guidance_input[:, 2]
         mix = 1.0 - 1.0 / scale if self.mix is None else jnp.full_like(scale, self.mix)
-        w, mix = (expand_like(weight, draw) for weight in (scale * (1.0 - mix), mix))
-        guided = w * draw + mix * v_cond + (1.0 - w - mix) * v_uncond
+        w, mix = (expand_like(weight, u_t) for weight in (scale * (1.0 - mix), mix))
+        guided = w * u_t + mix * v_cond + (1.0 - w - mix) * v_uncond
         in_interval = (t >= first) & (t <= last) & ~dropped
-        return jnp.where(expand_like(in_interval, draw), guided, draw)
+        return jnp.where(expand_like(in_interval, u_t), guided, u_t)

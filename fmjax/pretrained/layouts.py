@@ -167,7 +167,7 @@ class TensorLayout:
         return out
 
     def write(self, array: np.ndarray, index: Index, out: Mapping[str, np.ndarray]) -> None:
-        """Write a part of the parameter into tensors.
+        """Write a slice of the parameter into the tensors of a file of released weights.
 
         Args:
             array: The part of the parameter at `index`.

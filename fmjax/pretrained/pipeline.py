@@ -26,13 +26,13 @@ class Kind(NamedTuple):
     """Default sampling settings of a released model.
 
     Attributes:
-        steps: Number of Euler steps.
+        num_steps: Number of Euler steps.
         guidance: Guidance scale; None for a model that was distilled to sample without guidance.
         distilled: Whether sampling needs one network evaluation per step, because guidance is an
             input of the network or not used.
     """
 
-    steps: int
+    num_steps: int
     guidance: float | None
     distilled: bool
 
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 def kind_of(model: ModelFolder) -> Kind:
     """Return the default sampling settings of a model, equal to those of diffusers."""
     if model.kind != FLUX:
-        return Kind(steps=28, guidance=7.0, distilled=False)
+        return Kind(num_steps=28, guidance=7.0, distilled=False)
     guided = bool(model.about("transformer").get("guidance_embeds", False))
     return Kind(28, 3.5, True) if guided else Kind(4, None, True)
 

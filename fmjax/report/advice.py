@@ -12,7 +12,7 @@ BUDGETS = (1, 4, 16, 64, 256, 1024)
 
 
 class Advice(NamedTuple):
-    """The recommended runs for one error level.
+    """Recommended solver settings for one error level.
 
     Attributes:
         level: Maximum RMSE of the worst sample, in data units.

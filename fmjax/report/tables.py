@@ -57,7 +57,7 @@ def number(value: float, text: str | None = None) -> Cell:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Make the table of all runs of a comparison, grouped by curve."""
+    """Make the table of all results of a comparison, grouped by solver."""
     has_errors = comparison.reference is not None
     columns = [
         *(["model"] if len(comparison.models) > 1 else []),

@@ -1,4 +1,4 @@
-"""Any number of examples in batches of one size over a mesh, with one compiled program."""
+"""Apply a function to any number of examples, in batches of one size over a mesh."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -84,10 +84,10 @@ def map_batched(
     """
     rows = None if mesh is None else batch_sharding(mesh)
 
+    gather = None if mesh is None else jax.jit(lambda a: a, out_shardings=replicated(mesh))
+
     def to_host(array: jax.Array) -> np.ndarray:
-        if mesh is not None and not array.is_fully_addressable:
-            array = jax.jit(lambda a: a, out_shardings=replicated(mesh))(array)
-        return np.asarray(array)
+        return np.asarray(array if array.is_fully_addressable or gather is None else gather(array))
 
     parts = []
     for indices, kept in even_batches(num, batch_size, mesh, constant_size=constant_size):

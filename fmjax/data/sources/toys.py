@@ -1,4 +1,4 @@
-"""Two-dimensional toy distributions, scaled to about two standard deviations of the source."""
+"""Two-dimensional toy distributions, scaled to about two standard deviations of the noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -89,7 +89,7 @@ def adaptive_settings(
     control: ErrorControl = ErrorControl.LARGEST_SAMPLE,
     slots: int | None = None,
 ) -> tuple[Setting, ...]:
-    """Return settings with adaptive steps.
+    """Return one setting of a compared solver per tolerance of its adaptive steps.
 
     Args:
         tolerances: Relative and absolute tolerance of each setting.

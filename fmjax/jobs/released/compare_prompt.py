@@ -59,13 +59,13 @@ class ComparePromptConfig:
 
     Attributes:
         fixed_solvers: Names of solvers with fixed steps on the time grid of the model.
-        steps: Numbers of steps of each solver in `fixed_solvers`.
+        num_steps: Numbers of steps of each solver in `fixed_solvers`.
         adaptive_solvers: Names of solvers with adaptive steps.
         tolerances: Tolerances, rtol = atol, of each solver in `adaptive_solvers`.
     """
 
     fixed_solvers: tuple[str, ...] = ("euler", "heun", "adams_bashforth_2")
-    steps: tuple[int, ...] = (4, 8, 16, 28)
+    num_steps: tuple[int, ...] = (4, 8, 16, 28)
     adaptive_solvers: tuple[str, ...] = ("bosh3", "tsit5")
     tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
 
@@ -75,11 +75,11 @@ class ComparePromptConfig:
             require_one_of("fixed_solvers", solver, ODE_SOLVERS)
         for solver in self.adaptive_solvers:
             require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
-        for number in self.steps:
-            require_between("steps", number, 1, MAX_STEPS)
+        for number in self.num_steps:
+            require_between("num_steps", number, 1, MAX_STEPS)
         for tolerance in self.tolerances:
             require_positive("tolerances", tolerance)
-        has_fixed = bool(self.fixed_solvers and self.steps)
+        has_fixed = bool(self.fixed_solvers and self.num_steps)
         has_adaptive = bool(self.adaptive_solvers and self.tolerances)
         rule = "have at least one solver with steps or tolerances"
         require(has_fixed or has_adaptive, "comparison", rule, "none")
@@ -110,7 +110,7 @@ def compare_prompt(
     Raises:
         ValueError: If the model does not support the request, or there is nothing to compare.
     """
-    euler = dataclasses.replace(picture, solver="euler", steps=1)
+    euler = dataclasses.replace(picture, solver="euler", num_steps=1)
     request = validate_request(model, euler, progress)
     validate_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
     require_folder(output)
@@ -209,7 +209,7 @@ def _methods(
 
     methods = []
     for name in config.fixed_solvers:
-        settings = fixed_settings(config.steps, model_grid)
+        settings = fixed_settings(config.num_steps, model_grid)
         solve = ode_solve(field, ODE_SOLVERS[name]())
         methods.append(Method(f"{solver_title(name)}, the model's steps", "fixed", solve, settings))
     for name in config.adaptive_solvers:

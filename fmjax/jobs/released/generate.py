@@ -183,7 +183,7 @@ def _solve(
         sampling = SamplingConfig(
             num_samples=num_samples,
             solver=config.solver,
-            num_steps=config.steps or 1,
+            num_steps=config.num_steps or 1,
             guidance=guidance_scale(request, null),
             seed=config.seed,
         )

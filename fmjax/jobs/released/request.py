@@ -80,8 +80,8 @@ def validate_request(
     is_sde = config.solver in SDE_SOLVERS
     control = ErrorControl.PER_SAMPLE if is_sde else ErrorControl.LARGEST_SAMPLE
     steps: Steps = AdaptiveSteps(config.rtol, config.atol, control)
-    if config.steps is not None or config.solver == "euler":
-        steps = FixedSteps(released_times(model, latents, config.steps or kind.steps))
+    if config.num_steps is not None or config.solver == "euler":
+        steps = FixedSteps(released_times(model, latents, config.num_steps or kind.num_steps))
     return GenerationRequest(model, config, latents, steps, guidance, dtype, make_mesh(config.mesh))
 
 

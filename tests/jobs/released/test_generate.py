@@ -39,7 +39,7 @@ from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.released import on_one_device
 
-SMALL = GenerateConfig(height=32, width=32, steps=2, mesh=MeshConfig(1, 1, -1))
+SMALL = GenerateConfig(height=32, width=32, num_steps=2, mesh=MeshConfig(1, 1, -1))
 
 
 @pytest.fixture(autouse=True)
@@ -489,8 +489,8 @@ def flux(tmp_path):
         (with_setting("transformer", out_channels=None), ["--height", 33], "height must be d"),
         (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
         (sd3, ["--latents", "missing.npz"], "must be a valid .npz file"),
-        (sd3, ["--steps", 0], "steps must lie in [1, 16777216], got 0"),
-        (sd3, ["--stepz", 4], "did you mean --steps?"),
+        (sd3, ["--steps", 0], "num_steps must lie in [1, 16777216], got 0"),
+        (sd3, ["--stepz", 4], "did you mean --num-steps"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
