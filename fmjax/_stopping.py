@@ -33,7 +33,7 @@ class _State:
         self.cause: str | None = None
         self.received_at: float | None = None
         self.num_deferred = 0
-        self.then = "starts again"
+        self.then = "start over"
         self.stop_all: Callable[[str], None] | None = None
         self.callbacks: dict[object, Callable[[], object]] = {}
 
@@ -49,8 +49,8 @@ def stoppable(then: str) -> Iterator[None]:
     always does. Outside the main thread this does nothing, because only it can handle signals.
 
     Args:
-        then: What the same command does after a stop, for the message: "starts again" or
-            "goes on".
+        then: What the same command would do after a stop, for the message: "start over" or
+            "resume".
     """
     if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -151,7 +151,7 @@ def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     for callback in reversed(list(_state.callbacks.values())):
         with contextlib.suppress(Exception):  # The process ends in any case.
             callback()
-    line = f"fmjax: stopped by {cause}; the same command {_state.then}\n"
+    line = f"fmjax: stopped by {cause}; run the same command again to {_state.then}\n"
     if not _state.concluded:
         with contextlib.suppress(OSError):
             os.write(2, line.encode())

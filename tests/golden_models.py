@@ -20,7 +20,7 @@ def golden_io(folder):
         return dict(arrays)
 
 
-def about(folder):
+def config_json(folder):
     return json.loads((GOLDEN / folder / "config.json").read_text())
 
 

@@ -65,7 +65,7 @@ def test_an_image_that_is_postscript_runs_no_program(tmp_path):
     assert not ran.exists()
     with pytest.raises(ValueError, match="must be a valid image file, got cannot identify"):
         ImageFiles([picture], 8)[:]
-    with pytest.raises(ValueError, match="must be a whole image file, got cannot identify"):
+    with pytest.raises(ValueError, match="must be a valid image file, got cannot identify"):
         read_image(picture, (8, 8, 3))
     with pytest.raises(OSError, match="cannot identify"):
         open_image(picture)

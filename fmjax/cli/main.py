@@ -46,7 +46,7 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
             when the command is done.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    then = "goes on" if words and words[0] in _RESUME else "starts again"
+    then = "resume" if words and words[0] in _RESUME else "start over"
     if arguments is None:  # The process runs nothing but this command.
         _end_by_signals(then)
         from fmjax import _stopping
@@ -72,7 +72,7 @@ def _end_by_signals(then: str) -> None:
     """Handle SIGTERM and Ctrl-C until `_stopping.install` is imported and takes over."""
 
     def end(number: int, frame: object) -> None:
-        line = f"fmjax: stopped by {signal.Signals(number).name}; the same command {then}\n"
+        line = f"fmjax: stopped by {signal.Signals(number).name}; run the same command again to {then}\n"
         try:
             os.write(2, line.encode())
         finally:
@@ -153,7 +153,7 @@ def _run(arguments: list[str]) -> int:
         return _report_error(error, code=1)
     except Interrupted as error:
         conclude()
-        print(f"fmjax: {error}; the same command goes on", file=sys.stderr)
+        print(f"fmjax: {error}; run the same command again to resume", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except (ValueError, OSError, Refused) as error:
         return _report_error(error)

@@ -66,7 +66,7 @@ def generate(arguments: list[str]) -> int:
             )
         progress.say("wrote " + ", ".join(map(str, writer.paths)))
         if not pictures.succeeded.all():
-            progress.say(f"{(~pictures.succeeded).sum()} of them did not arrive at t = 1")
+            progress.say(f"{(~pictures.succeeded).sum()} of them did not reach t = 1")
     return 0 if pictures.succeeded.all() else 1
 
 

@@ -234,7 +234,7 @@ def require_jumps(
         name: Prefix of the fields in messages, such as `sampling.`.
 
     Raises:
-        ValueError: If the network is no flow map, or was not trained on this grid.
+        ValueError: If the network is not a flow map, or was not trained on this grid.
     """
     if flow_map is None:
         raise ValueError(

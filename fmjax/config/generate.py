@@ -30,9 +30,9 @@ class GenerateConfig:
         num_images: Number of images per prompt.
         solver: Name of a solver of the ODE or the SDE in lower case: euler, heun, tsit5, dopri5,
             ...
-        num_steps: Number of fixed steps, on the shifted time grid of the model. None takes the default
-            number of the model with euler, and adaptive steps with solvers that estimate their
-            error.
+        num_steps: Number of fixed steps, on the shifted time grid of the model. None takes the
+            default number of the model with euler, and adaptive steps with solvers that estimate
+            their error.
         rtol: Relative tolerance of adaptive steps.
         atol: Absolute tolerance of adaptive steps.
         guidance: Guidance scale: of classifier-free guidance, where 1 or less is no guidance, or
@@ -72,7 +72,12 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self)
-        limits = {"height": MAX_SIDE, "width": MAX_SIDE, "num_steps": MAX_STEPS, "max_tokens": 4_096}
+        limits = {
+            "height": MAX_SIDE,
+            "width": MAX_SIDE,
+            "num_steps": MAX_STEPS,
+            "max_tokens": 4_096,
+        }
         for name, high in limits.items():
             if getattr(self, name) is not None:
                 require_between(name, getattr(self, name), 1, high)

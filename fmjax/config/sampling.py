@@ -61,10 +61,10 @@ class SamplingConfig:
         slots: Number of samples solved at a time on each device, for adaptive steps of an ODE: a
             finished sample is replaced by the next one of the batch. None solves the entire batch
             at once.
-        rate: Diffusion rate of SDE solvers: sigma (a power of the path's noise level), constant,
+        rate: Diffusion rate of SDE solvers: sigma (a power of the path's sigma(t)), constant,
             increasing, decreasing or increasing_decreasing (`fmjax.solvers.diffusion_rates`).
         rate_scale: Factor of the diffusion rate.
-        rate_power: Exponent of the noise level for the rate sigma; SiT uses 1/2.
+        rate_power: Exponent of the sigma(t) for the rate sigma; SiT uses 1/2.
         last_step: Minimum length of the last step of an SDE, which adds no noise.
         clip: Bound on the predicted data of diffusion samplers; None does not clip.
         guidance: Classifier-free guidance scale; 1 is no guidance.

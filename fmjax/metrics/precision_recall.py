@@ -29,50 +29,50 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    features_samples: ArrayLike, features_real: ArrayLike, *, num_neighbours: int = 3
+    features_samples: ArrayLike, features_real: ArrayLike, *, num_neighbors: int = 3
 ) -> PrecisionRecall:
     """Compute improved precision and recall from features.
 
     The manifold of a set is the union of balls around its points. The radius of each ball is the
-    distance to the point's `num_neighbours`-th nearest neighbor in the set. Both values depend on
+    distance to the point's `num_neighbors`-th nearest neighbor in the set. Both values depend on
     the sizes of the sets: compare only results computed with equal sizes.
 
     Args:
         features_samples: Features of generated samples, `[n, d]`.
         features_real: Features of real examples, `[m, d]`; use m = n, since a difference in size
             alone makes precision and recall differ.
-        num_neighbours: Rank of the neighbor that sets the radius of a ball, k in the paper.
+        num_neighbors: Rank of the neighbor that sets the radius of a ball, k in the paper.
 
     Raises:
-        ValueError: If a set has at most `num_neighbours` points, or the sets differ in the number
+        ValueError: If a set has at most `num_neighbors` points, or the sets differ in the number
             of features.
 
     Reference: Kynkaanniemi et al. 2019, arXiv:1904.06991, equations 1 and 2.
     """
-    require_count("num_neighbours", num_neighbours, 1)
+    require_count("num_neighbors", num_neighbors, 1)
     samples = as_features("samples", features_samples)
     real = as_features("real", features_real)
     for name, features in (("samples", samples), ("real", real)):
-        require_at_least(f"the number of {name}", len(features), num_neighbours + 1)
+        require_at_least(f"the number of {name}", len(features), num_neighbors + 1)
     num_real, num_samples = real.shape[1], samples.shape[1]
     rule = f"have {num_real} features, like real"
     require(num_real == num_samples, "samples", rule, num_samples)
     return PrecisionRecall(
-        precision=float(np.mean(_covered(samples, real, num_neighbours))),
-        recall=float(np.mean(_covered(real, samples, num_neighbours))),
+        precision=float(np.mean(_covered(samples, real, num_neighbors))),
+        recall=float(np.mean(_covered(real, samples, num_neighbors))),
     )
 
 
 def _covered(
     points: Float[np.ndarray, "num features"],
     manifold: Float[np.ndarray, "others features"],
-    num_neighbours: int,
+    num_neighbors: int,
 ) -> Bool[np.ndarray, " num"]:
     """Test whether each point lies within a ball around a point of the manifold."""
     squared_radii = np.concatenate(
         [
             # Index 0 is the distance of a point to itself, so index k is its k-th neighbor.
-            np.partition(squared, num_neighbours, axis=1)[:, num_neighbours]
+            np.partition(squared, num_neighbors, axis=1)[:, num_neighbors]
             for squared in _squared_distances(manifold, manifold)
         ]
     )

@@ -24,17 +24,17 @@ from fmjax.networks import (
     make_t5_encoder,
 )
 from fmjax.paths import VelocityNet
-from fmjax.pretrained.config_files import class_of, read_about
-from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
-from fmjax.pretrained.families.clip import BUFFERS, PREFIX, clip_text_config, clip_text_views
-from fmjax.pretrained.families.flux import PATCH, flux_config, flux_views
-from fmjax.pretrained.families.sd3 import sd3_config, sd3_views
-from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config, t5_views
+from fmjax.pretrained.config_files import class_of, read_config_json
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_layouts
+from fmjax.pretrained.families.clip import BUFFERS, PREFIX, clip_text_config, clip_text_layouts
+from fmjax.pretrained.families.flux import PATCH, flux_config, flux_layouts
+from fmjax.pretrained.families.sd3 import sd3_config, sd3_layouts
+from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config, t5_layouts
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.layouts import Views
+from fmjax.pretrained.layouts import Layouts
 from fmjax.pretrained.lora.files import merge_lora
 from fmjax.pretrained.weights import check_tensors, load_params
-from fmjax.sharding import laid_out
+from fmjax.sharding import with_shardings
 
 FLUX_TRANSFORMER, SD3_TRANSFORMER = "FluxTransformer2DModel", "SD3Transformer2DModel"
 """Class names of the supported transformers in diffusers."""
@@ -46,9 +46,9 @@ class Component(NamedTuple):
     """A component of a released model, without its weights.
 
     Attributes:
-        about: Contents of its config.json.
+        config_json: Contents of its config.json.
         config: The corresponding config of fmjax; its class depends on the component.
-        views: Layouts of its parameters in the tensors of its files.
+        layouts: Layouts of its parameters in the tensors of its files.
         init: `init(key) -> params`.
         tensor_axes: Axis of each parameter that tensor parallelism splits, by dotted name.
         network: Pure functions of the network (`CLIPText`, `T5Encoder`, `Autoencoder`). For a
@@ -59,9 +59,9 @@ class Component(NamedTuple):
         buffers: Names of optional tensors that are not parameters.
     """
 
-    about: Mapping[str, Any]
+    config_json: Mapping[str, Any]
     config: Any
-    views: Views
+    layouts: Layouts
     init: Callable[[PRNGKey], Params]
     tensor_axes: Mapping[str, int]
     network: Any
@@ -82,12 +82,12 @@ class Loaded(NamedTuple):
 
 
 def make_component(
-    about: Mapping[str, Any], names: Sequence[str] = (), **settings: Any
+    config_json: Mapping[str, Any], names: Sequence[str] = (), **settings: Any
 ) -> Component:
     """Build the network that a config.json describes.
 
     Args:
-        about: Contents of the file.
+        config_json: Contents of the file.
         names: Names of the tensors in the component's files. CLIP files name their tensors with or
             without a prefix.
         settings: Config fields that determine the computation (dtype, remat, attention, ...).
@@ -96,12 +96,12 @@ def make_component(
     Raises:
         ValueError: If the class is not supported, or the network has unsupported sizes or options.
     """
-    class_name = class_of(about)
+    class_name = class_of(config_json)
     make = _MAKERS.get(str(class_name))
     if make is None:
         rule = f"name one of the classes {', '.join(_MAKERS)}"
         raise ValueError(f"config.json must {rule}, got {class_name}")
-    return make(about, names, settings)
+    return make(config_json, names, settings)
 
 
 def load_component(
@@ -136,8 +136,8 @@ def load_component(
     opened = _open_component(folder, lora, lora_scale, progress, dtype=compute, **settings)
     with opened as (files, component):
         like = jax.eval_shape(component.init, jax.random.key(0))
-        like = laid_out(like, mesh, component.tensor_axes)
-        params = load_params(files, component.views, like, dtype=dtype, progress=progress)
+        like = with_shardings(like, mesh, component.tensor_axes)
+        params = load_params(files, component.layouts, like, dtype=dtype, progress=progress)
     return Loaded(component, params)
 
 
@@ -162,11 +162,11 @@ def _open_component(
     folder: Path, lora: Path | None, scale: float, progress: Progress, **settings: Any
 ) -> Iterator[tuple[TensorFiles, Component]]:
     """Open the files of a component, with adapters added, and check them against its config."""
-    about = read_about(folder / "config.json")
+    config_json = read_config_json(folder / "config.json")
     try:
         with _open_tensors(folder, lora, scale, progress) as files:
-            component = make_component(about, tuple(files.shapes), **settings)
-            check_tensors(files, component.views, (*component.aliases, *component.buffers))
+            component = make_component(config_json, tuple(files.shapes), **settings)
+            check_tensors(files, component.layouts, (*component.aliases, *component.buffers))
             yield files, component
     except ValueError as error:
         # Do not repeat a folder or file that the message names already.
@@ -183,75 +183,81 @@ def _open_tensors(folder: Path, lora: Path | None, scale: float, progress: Progr
         return merge_lora(files, lora, scale, progress)
 
 
-def transformer_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig | MMDiTConfig:
+def transformer_config(config_json: Mapping[str, Any], **settings: Any) -> FluxConfig | MMDiTConfig:
     """Return the network config that corresponds to the config.json of a transformer.
 
     Args:
-        about: Contents of the file.
+        config_json: Contents of the file.
         settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
         ValueError: If the class is not a supported transformer, or a size is missing.
     """
     readers = {FLUX_TRANSFORMER: flux_config, SD3_TRANSFORMER: sd3_config}
-    class_name = str(class_of(about))
+    class_name = str(class_of(config_json))
     if class_name not in readers:
         rule = f"name the class {' or '.join(readers)}"
         raise ValueError(f"config.json must {rule}, got {class_name}")
-    return readers[class_name](about, **settings)
+    return readers[class_name](config_json, **settings)
 
 
-def _flux(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    return _transformer(about, flux_config(about, **settings), flux_views(about), make_flux)
+def _flux(config_json: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
+    return _transformer(
+        config_json, flux_config(config_json, **settings), flux_layouts(config_json), make_flux
+    )
 
 
-def _sd3(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    return _transformer(about, sd3_config(about, **settings), sd3_views(about), make_mmdit)
+def _sd3(config_json: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
+    return _transformer(
+        config_json, sd3_config(config_json, **settings), sd3_layouts(config_json), make_mmdit
+    )
 
 
 def _transformer(
-    about: Mapping[str, Any],
+    config_json: Mapping[str, Any],
     config: FluxConfig | MMDiTConfig,
-    views: Views,
+    layouts: Layouts,
     make: Callable[..., VelocityNet],
 ) -> Component:
     # The parameters do not depend on the size of the latents, so the smallest one will do.
-    event_shape = (config.patch_size, config.patch_size, latent_channels(about))
-    text = TextShape(1, about["joint_attention_dim"], about["pooled_projection_dim"])
+    event_shape = (config.patch_size, config.patch_size, latent_channels(config_json))
+    text = TextShape(1, config_json["joint_attention_dim"], config_json["pooled_projection_dim"])
     net = make(config, event_shape, text)
 
     def network(event_shape: tuple[int, ...], text: TextShape) -> VelocityNet:
         return make(config, event_shape, text)
 
-    return Component(about, config, views, net.init, net.tensor_axes, network)
+    return Component(config_json, config, layouts, net.init, net.tensor_axes, network)
 
 
-def latent_channels(about: Mapping[str, Any]) -> int:
+def latent_channels(config_json: Mapping[str, Any]) -> int:
     """Return the number of latent channels that a transformer takes.
 
     Args:
-        about: Contents of the transformer's config.json. For FLUX, its `in_channels` are the
+        config_json: Contents of the transformer's config.json. For FLUX, its `in_channels` are the
             channels of a patch.
     """
-    packed = class_of(about) == FLUX_TRANSFORMER
-    return about["in_channels"] // PATCH**2 if packed else about["in_channels"]
+    packed = class_of(config_json) == FLUX_TRANSFORMER
+    return config_json["in_channels"] // PATCH**2 if packed else config_json["in_channels"]
 
 
-def _vae(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with_settings(autoencoder_config(about), settings)
+def _vae(config_json: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
+    config = _with_settings(autoencoder_config(config_json), settings)
     network = make_autoencoder(config)
-    views = autoencoder_views(config)
-    return Component(about, config, views, network.init, network.tensor_axes, network)
+    layouts = autoencoder_layouts(config)
+    return Component(config_json, config, layouts, network.init, network.tensor_axes, network)
 
 
-def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with_settings(clip_text_config(about), settings)
+def _clip(
+    config_json: Mapping[str, Any], names: Sequence[str], settings: dict[str, Any]
+) -> Component:
+    config = _with_settings(clip_text_config(config_json), settings)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
-    network, views = make_clip_text(config), clip_text_views(config, prefix=prefix)
+    network, layouts = make_clip_text(config), clip_text_layouts(config, prefix=prefix)
     return Component(
-        about,
+        config_json,
         config,
-        views,
+        layouts,
         network.init,
         network.tensor_axes,
         network,
@@ -259,13 +265,13 @@ def _clip(about: Mapping[str, Any], names: Sequence[str], settings: dict[str, An
     )
 
 
-def _t5(about: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
-    config = _with_settings(t5_config(about), settings)
+def _t5(config_json: Mapping[str, Any], _: Sequence[str], settings: dict[str, Any]) -> Component:
+    config = _with_settings(t5_config(config_json), settings)
     network = make_t5_encoder(config)
     return Component(
-        about,
+        config_json,
         config,
-        t5_views(config),
+        t5_layouts(config),
         network.init,
         network.tensor_axes,
         network,

@@ -15,14 +15,14 @@ T = TypeVar("T")
 Few = Annotated[int, Rule("an integer from 1 to 4096", lambda value: 1 <= value <= 4096)]
 
 
-class ClassAbout(TypedDict, total=False):
+class ClassConfigJson(TypedDict, total=False):
     """Keys in which diffusers (`_class_name`) and transformers (`architectures`) name the class."""
 
     _class_name: str
     architectures: list[str]
 
 
-class FluxAbout(ClassAbout):
+class FluxConfigJson(ClassConfigJson):
     """The config.json of a FluxTransformer2DModel."""
 
     in_channels: Size
@@ -39,7 +39,7 @@ class FluxAbout(ClassAbout):
     sample_size: NotRequired[Size]
 
 
-class SD3About(ClassAbout):
+class SD3ConfigJson(ClassConfigJson):
     """The config.json of an SD3Transformer2DModel."""
 
     in_channels: Size
@@ -57,7 +57,7 @@ class SD3About(ClassAbout):
     sample_size: NotRequired[Size]
 
 
-class AutoencoderAbout(ClassAbout, total=False):
+class AutoencoderConfigJson(ClassConfigJson, total=False):
     """The config.json of an AutoencoderKL."""
 
     in_channels: Size
@@ -76,7 +76,7 @@ class AutoencoderAbout(ClassAbout, total=False):
     shift_factor: float
 
 
-class CLIPAbout(ClassAbout):
+class CLIPConfigJson(ClassConfigJson):
     """The config.json of a CLIPTextModel or CLIPTextModelWithProjection."""
 
     vocab_size: Size
@@ -91,7 +91,7 @@ class CLIPAbout(ClassAbout):
     layer_norm_eps: NotRequired[Positive]
 
 
-class T5About(ClassAbout):
+class T5ConfigJson(ClassConfigJson):
     """The config.json of a T5EncoderModel."""
 
     vocab_size: Size
@@ -108,7 +108,7 @@ class T5About(ClassAbout):
     layer_norm_epsilon: NotRequired[Positive]
 
 
-class SchedulerAbout(ClassAbout, total=False):
+class SchedulerConfigJson(ClassConfigJson, total=False):
     """The scheduler_config.json of a FlowMatchEulerDiscreteScheduler."""
 
     num_train_timesteps: Size
@@ -123,51 +123,53 @@ class SchedulerAbout(ClassAbout, total=False):
 
 
 _TYPES: Mapping[str, Callable[..., Any]] = {
-    "FluxTransformer2DModel": FluxAbout,
-    "SD3Transformer2DModel": SD3About,
-    "AutoencoderKL": AutoencoderAbout,
-    "CLIPTextModel": CLIPAbout,
-    "CLIPTextModelWithProjection": CLIPAbout,
-    "T5EncoderModel": T5About,
-    "FlowMatchEulerDiscreteScheduler": SchedulerAbout,
+    "FluxTransformer2DModel": FluxConfigJson,
+    "SD3Transformer2DModel": SD3ConfigJson,
+    "AutoencoderKL": AutoencoderConfigJson,
+    "CLIPTextModel": CLIPConfigJson,
+    "CLIPTextModelWithProjection": CLIPConfigJson,
+    "T5EncoderModel": T5ConfigJson,
+    "FlowMatchEulerDiscreteScheduler": SchedulerConfigJson,
 }
 
 
-def class_of(about: Mapping[str, Any], name: str = "config.json") -> str | None:
+def class_of(config_json: Mapping[str, Any], name: str = "config.json") -> str | None:
     """Return the class of diffusers or transformers that a config.json names, or None.
 
     Args:
-        about: Contents of the file.
+        config_json: Contents of the file.
         name: Name of the file in error messages.
     """
-    class_about = checked(about, ClassAbout, name)
-    return class_about.get("_class_name") or next(iter(class_about.get("architectures", ())), None)
+    class_config_json = checked(config_json, ClassConfigJson, name)
+    return class_config_json.get("_class_name") or next(
+        iter(class_config_json.get("architectures", ())), None
+    )
 
 
-def checked(about: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json") -> T:
+def checked(config_json: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json") -> T:
     """Check the contents of a config.json against a type of this module; drop null values.
 
     Args:
-        about: Contents of the file.
+        config_json: Contents of the file.
         kind: One of the `*About` types.
         name: Name of the file in error messages.
 
     Raises:
         ValueError: If a required value is missing, or a value has another type.
     """
-    values = {key: value for key, value in about.items() if value is not None}
+    values = {key: value for key, value in config_json.items() if value is not None}
     for key, value in values.items():
         values[key] = list(value) if isinstance(value, tuple) else value
     return check_json(values, kind, name, extra=True)
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_config_json(path: Path) -> dict[str, Any]:
     """Read and check a config.json or scheduler_config.json; drop null values.
 
     Raises:
         ValueError: If the file does not exist or is not JSON, or, for the known classes, if a
             required value is missing or has another type.
     """
-    about = read_json(path, dict[str, Any])
-    kind = _TYPES.get(str(class_of(about, str(path))), ClassAbout)
-    return dict(checked(about, kind, str(path)))
+    config_json = read_json(path, dict[str, Any])
+    kind = _TYPES.get(str(class_of(config_json, str(path))), ClassConfigJson)
+    return dict(checked(config_json, kind, str(path)))

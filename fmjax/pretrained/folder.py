@@ -15,7 +15,7 @@ from fmjax._files import is_hidden, require_exists, walk, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, load_component
-from fmjax.pretrained.config_files import ClassAbout, checked, class_of, read_about
+from fmjax.pretrained.config_files import ClassConfigJson, checked, class_of, read_config_json
 from fmjax.pretrained.files import (
     STEMS,
     WEIGHTS,
@@ -70,10 +70,10 @@ class ModelFolder:
         """Whether the model has a component; SD3 models may lack `text_encoder_3`."""
         return part in self.parts
 
-    def about(self, part: str) -> dict[str, Any]:
+    def config_json(self, part: str) -> dict[str, Any]:
         """Read the config.json of a component, or the scheduler_config.json of the scheduler."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_about(self.path / part / name)
+        return read_config_json(self.path / part / name)
 
     def load(
         self,
@@ -119,7 +119,7 @@ def open_model(path: Path) -> ModelFolder:
     require(is_model_folder(path), f"model {path}", rule, got)
     index_file = str(path / INDEX)
     index = read_json(path / INDEX, dict[str, Any])
-    kind = checked(index, ClassAbout, index_file).get("_class_name")
+    kind = checked(index, ClassConfigJson, index_file).get("_class_name")
     if kind is None or kind not in _WEIGHTS:
         raise ValueError(f"{index_file} must name the class {' or '.join(_WEIGHTS)}, got {kind}")
     listed = {name: entry for name, entry in index.items() if isinstance(entry, list)}
@@ -132,7 +132,7 @@ def open_model(path: Path) -> ModelFolder:
         if name in parts or (kind, name) != _OPTIONAL:
             _require_part(path, name, "config.json", parts)
             config_file = path / name / "config.json"
-            class_name, rule = class_of(read_about(config_file)), f"name the class {expected}"
+            class_name, rule = class_of(read_config_json(config_file)), f"name the class {expected}"
             require(class_name == expected, str(config_file), rule, class_name)
         if name.startswith("text_encoder") and name in parts:
             _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
@@ -240,7 +240,7 @@ def save_component(
     with TensorFiles(find_files(source)) as files:
         save_params(
             params,
-            component.views,
+            component.layouts,
             files,
             folder,
             aliases=component.aliases,

@@ -182,7 +182,7 @@ class TensorLayout:
                 _copy(tensor[part.source_slice], values.astype(tensor.dtype, copy=False))
 
 
-Views: TypeAlias = PyTree[TensorLayout]
+Layouts: TypeAlias = PyTree[TensorLayout]
 """Layouts of all parameters of a network, in nested dicts structured like the parameters."""
 
 
@@ -215,41 +215,41 @@ def tensor(name: str, *shape: int) -> TensorLayout:
     return TensorLayout(shape, {name: shape}, (_Block(name, axes),))
 
 
-def concatenated(views: Sequence[TensorLayout], axis: int = 0) -> TensorLayout:
+def concatenated(layouts: Sequence[TensorLayout], axis: int = 0) -> TensorLayout:
     """Concatenate layouts along an axis, like `numpy.concatenate`."""
-    first, tensors, blocks, offset = views[0], {}, [], 0
+    first, tensors, blocks, offset = layouts[0], {}, [], 0
     axis %= len(first.shape)
-    for view in views:
-        same = view.shape[:axis] == first.shape[:axis]
-        same = same and view.shape[axis + 1 :] == first.shape[axis + 1 :]
-        assert same, f"shapes must be equal outside axis {axis}, got {first.shape}, {view.shape}"
-        tensors |= view.tensors
-        for block in view.blocks:
+    for layout in layouts:
+        same = layout.shape[:axis] == first.shape[:axis]
+        same = same and layout.shape[axis + 1 :] == first.shape[axis + 1 :]
+        assert same, f"shapes must be equal outside axis {axis}, got {first.shape}, {layout.shape}"
+        tensors |= layout.tensors
+        for block in layout.blocks:
             moved = block.axes[axis]._replace(offset=block.axes[axis].offset + offset)
             axes = (*block.axes[:axis], moved, *block.axes[axis + 1 :])
             blocks.append(block._replace(axes=axes))
-        offset += view.shape[axis]
+        offset += layout.shape[axis]
     shape = (*first.shape[:axis], offset, *first.shape[axis + 1 :])
     return TensorLayout(shape, tensors, tuple(blocks))
 
 
-def stacked(trees: Sequence[Views]) -> Views:
+def stacked(trees: Sequence[Layouts]) -> Layouts:
     """Stack nested dicts of equal structure along a new leading axis (layers of a scan)."""
     first = trees[0]
     if isinstance(first, Mapping):
         return {name: stacked([tree[name] for tree in trees]) for name in first}
     expanded = []
-    for view in trees:
-        blocks = (b._replace(axes=(_Axis(None, 0, 1, 1, 0), *b.axes)) for b in view.blocks)
-        expanded.append(TensorLayout((1, *view.shape), view.tensors, tuple(blocks)))
+    for layout in trees:
+        blocks = (b._replace(axes=(_Axis(None, 0, 1, 1, 0), *b.axes)) for b in layout.blocks)
+        expanded.append(TensorLayout((1, *layout.shape), layout.tensors, tuple(blocks)))
     return concatenated(expanded)
 
 
-def all_tensors(tree: Views) -> dict[str, tuple[int, ...]]:
+def all_tensors(tree: Layouts) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors that the files of a model must hold, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for _, view in flatten_dict(tree).items():
-        for name, shape in view.tensors.items():
+    for _, layout in flatten_dict(tree).items():
+        for name, shape in layout.tensors.items():
             assert shapes.setdefault(name, shape) == shape, f"{name} has two shapes"
     return shapes
 

@@ -41,7 +41,7 @@ def kind_of(model: ModelFolder) -> Kind:
     """Return the default sampling settings of a model, equal to those of diffusers."""
     if model.kind != FLUX:
         return Kind(num_steps=28, guidance=7.0, distilled=False)
-    guided = bool(model.about("transformer").get("guidance_embeds", False))
+    guided = bool(model.config_json("transformer").get("guidance_embeds", False))
     return Kind(28, 3.5, True) if guided else Kind(4, None, True)
 
 
@@ -77,10 +77,10 @@ def latents_of(model: ModelFolder, height: int | None = None, width: int | None 
         ValueError: If a side is not divisible by the downsampling factor times the patch size, or
             too large for the model's table of positions.
     """
-    about = model.about("transformer")
-    config = transformer_config(about)
-    factor, patch = autoencoder_config(model.about("vae")).downsampling, config.patch_size
-    default = factor * about.get("sample_size", 128)
+    config_json = model.config_json("transformer")
+    config = transformer_config(config_json)
+    factor, patch = autoencoder_config(model.config_json("vae")).downsampling, config.patch_size
+    default = factor * config_json.get("sample_size", 128)
     sides = {"height": height or default, "width": width or default}
     for name, side in sides.items():
         rule = f"be divisible by {factor * patch}, the autoencoder's {factor} times the patch size"
@@ -88,7 +88,7 @@ def latents_of(model: ModelFolder, height: int | None = None, width: int | None 
     if isinstance(config, MMDiTConfig) and config.position_table is not None:
         largest, limit = max(sides.values()), config.position_table * patch * factor
         require(largest <= limit, "size", f"be at most {limit} for this model", largest)
-    channels = latent_channels(about)
+    channels = latent_channels(config_json)
     return Latents((sides["height"] // factor, sides["width"] // factor, channels), patch, factor)
 
 
@@ -103,8 +103,8 @@ def released_times(model: ModelFolder, latents: Latents, num_steps: int) -> np.n
     Raises:
         ValueError: If the scheduler of the model is not supported.
     """
-    about, is_flux = model.about("scheduler"), model.kind == FLUX
-    sigmas = released_sigmas(about, num_steps, latents.num_tokens, to_one_step=is_flux)
+    config_json, is_flux = model.config_json("scheduler"), model.kind == FLUX
+    sigmas = released_sigmas(config_json, num_steps, latents.num_tokens, to_one_step=is_flux)
     return (1.0 - sigmas).astype(np.float32)
 
 

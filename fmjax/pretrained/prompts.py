@@ -212,7 +212,7 @@ def combine_encodings(
         return Text(t5, clip.pooled), TextShape(tokens, width, pooled, parts)
     first, second, t5 = outputs
     if t5 is None:
-        width = model.about("transformer")["joint_attention_dim"]
+        width = model.config_json("transformer")["joint_attention_dim"]
         length = encoding.max_tokens or MAX_TOKENS[SD3]
         t5 = np.zeros((len(first.hidden), length, width), first.hidden.dtype)
     return _sd3_text(first, second, t5)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fmjax._checks import require, require_at_least
-from fmjax.pretrained.config_files import SchedulerAbout, checked
+from fmjax.pretrained.config_files import SchedulerConfigJson, checked
 
 _FILE = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -37,12 +37,12 @@ _DEFAULTS = {
 
 
 def released_sigmas(
-    about: Mapping[str, Any], num_steps: int, num_tokens: int, *, to_one_step: bool
+    config_json: Mapping[str, Any], num_steps: int, num_tokens: int, *, to_one_step: bool
 ) -> np.ndarray:
     """Compute the sigma grid of a released model, from 1 to 0, `[num_steps + 1]`, float64.
 
     Args:
-        about: Contents of the scheduler_config.json.
+        config_json: Contents of the scheduler_config.json.
         num_steps: Number of steps.
         num_tokens: Number of image tokens, on which the shift may depend.
         to_one_step: Last positive sigma before the shift: `1 / num_steps` if True (FLUX), the
@@ -52,24 +52,24 @@ def released_sigmas(
         ValueError: If the file describes another scheduler or an unsupported grid.
     """
     require_at_least("num_steps", num_steps, 1)
-    _require_supported(about)
-    about = {**_DEFAULTS, **dict[str, Any](checked(about, SchedulerAbout, _FILE))}
+    _require_supported(config_json)
+    config_json = {**_DEFAULTS, **dict[str, Any](checked(config_json, SchedulerConfigJson, _FILE))}
     sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
-    if about.get("use_dynamic_shifting", False):
+    if config_json.get("use_dynamic_shifting", False):
         if not to_one_step:
-            sigmas = np.linspace(1.0, 1.0 / about["num_train_timesteps"], num_steps)
-        mu = _mu(about, num_tokens)
-        linear = about.get("time_shift_type", "exponential") == "linear"
+            sigmas = np.linspace(1.0, 1.0 / config_json["num_train_timesteps"], num_steps)
+        mu = _mu(config_json, num_tokens)
+        linear = config_json.get("time_shift_type", "exponential") == "linear"
         factor = mu if linear else math.exp(mu)
     else:
-        factor = float(about.get("shift", 1.0))
+        factor = float(config_json.get("shift", 1.0))
         if not to_one_step:
             # As in diffusers, the smallest sigma is shifted here and again below.
-            smallest = shifted(1.0 / about["num_train_timesteps"], factor)
+            smallest = shifted(1.0 / config_json["num_train_timesteps"], factor)
             sigmas = np.linspace(1.0, smallest, num_steps)
     sigmas = shifted(sigmas, factor)
-    if about.get("shift_terminal"):
-        sigmas = 1.0 - (1.0 - sigmas) * (1.0 - about["shift_terminal"]) / (1.0 - sigmas[-1])
+    if config_json.get("shift_terminal"):
+        sigmas = 1.0 - (1.0 - sigmas) * (1.0 - config_json["shift_terminal"]) / (1.0 - sigmas[-1])
     return np.append(sigmas, 0.0)
 
 
@@ -78,16 +78,16 @@ def shifted(sigma: _FloatOrArray, factor: float) -> _FloatOrArray:
     return factor * sigma / (1.0 + (factor - 1.0) * sigma)
 
 
-def _mu(about: Mapping[str, Any], num_tokens: int) -> float:
+def _mu(config_json: Mapping[str, Any], num_tokens: int) -> float:
     """Return the logarithm of the shift factor, a linear function of the number of tokens."""
-    low, high = about["base_image_seq_len"], about["max_image_seq_len"]
+    low, high = config_json["base_image_seq_len"], config_json["max_image_seq_len"]
     require(low < high, "max_image_seq_len", f"be greater than base_image_seq_len = {low}", high)
-    slope = (about["max_shift"] - about["base_shift"]) / (high - low)
-    return about["base_shift"] + slope * (num_tokens - low)
+    slope = (config_json["max_shift"] - config_json["base_shift"]) / (high - low)
+    return config_json["base_shift"] + slope * (num_tokens - low)
 
 
-def _require_supported(about: Mapping[str, Any]) -> None:
-    class_name = about.get("_class_name")
+def _require_supported(config_json: Mapping[str, Any]) -> None:
+    class_name = config_json.get("_class_name")
     require(class_name == _CLASS, _FILE, f"name the class {_CLASS}", class_name)
     for name in _OTHER_GRIDS:
-        require(not about.get(name), _FILE, f"have {name} false", about.get(name))
+        require(not config_json.get(name), _FILE, f"have {name} false", config_json.get(name))

@@ -25,16 +25,16 @@ from fmjax.networks.layers.lora import LORA, LoRAConfig
 from fmjax.networks.transformers.text_to_image import require_text
 from fmjax.paths import VelocityNet
 from fmjax.pretrained.components import transformer_config
-from fmjax.pretrained.config_files import read_about
-from fmjax.pretrained.families.flux import flux_config_json, flux_views
-from fmjax.pretrained.families.sd3 import sd3_config_json, sd3_views
+from fmjax.pretrained.config_files import read_config_json
+from fmjax.pretrained.families.flux import flux_config_json, flux_layouts
+from fmjax.pretrained.families.sd3 import sd3_config_json, sd3_layouts
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.layouts import Views, all_tensors
+from fmjax.pretrained.layouts import Layouts, all_tensors
 from fmjax.pretrained.lora.files import lora_tensors
-from fmjax.pretrained.lora.layouts import adapter_views, chosen_adapters
+from fmjax.pretrained.lora.layouts import adapter_layouts, chosen_adapters
 from fmjax.pretrained.pipeline import reverse_network_time
 from fmjax.pretrained.weights import check_tensors, load_params, write_tensors
-from fmjax.sharding import laid_out
+from fmjax.sharding import with_shardings
 
 _FIXED = "positions"
 """Name of SD3's table of positions, which is never trained."""
@@ -54,19 +54,19 @@ class Tuning(NamedTuple):
         net: Velocity network with noise at t = 0. Its `init` returns only the trained parameters;
             its `apply` takes the trained and frozen parameters, merged by `combine`.
         init: `init(key) -> params`: initializes all parameters.
-        views: Layouts of the parameters of the released network, without adapters.
+        layouts: Layouts of the parameters of the released network, without adapters.
         lora: Config of the LoRA adapters; None if the parameters of the network are trained.
         adapters: Layouts of the adapters' parameters; empty without adapters.
-        about: Contents of the config.json that describes the network.
+        config_json: Contents of the config.json that describes the network.
         dtype: Dtype of the frozen parameters.
     """
 
     net: VelocityNet
     init: Callable[[PRNGKey], Params]
-    views: Views
+    layouts: Layouts
     lora: LoRAConfig | None
-    adapters: Views
-    about: Mapping[str, Any]
+    adapters: Layouts
+    config_json: Mapping[str, Any]
     dtype: str
 
     def learns(self, name: str) -> bool:
@@ -78,7 +78,7 @@ class Tuning(NamedTuple):
         """Return the shapes, dtypes and shardings of the frozen parameters on a mesh."""
         _, frozen = partition(jax.eval_shape(self.init, jax.random.key(0)), self.learns)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), frozen)
-        return laid_out(like, mesh, self.net.tensor_axes)
+        return with_shardings(like, mesh, self.net.tensor_axes)
 
     def check(self, folder: Path) -> None:
         """Check that a released folder holds the weights of this network, without reading them.
@@ -91,12 +91,17 @@ class Tuning(NamedTuple):
                 are missing or belong to another network.
         """
         folder = transformer_folder(folder)
-        about = read_about(folder / "config.json")
+        config_json = read_config_json(folder / "config.json")
         for name, description in _DATA_SIZES.items():
-            rule = f"have {description} {about.get(name)}, like the transformer in {folder}"
-            require(about.get(name) == self.about[name], "data", rule, self.about[name])
+            rule = f"have {description} {config_json.get(name)}, like the transformer in {folder}"
+            require(
+                config_json.get(name) == self.config_json[name],
+                "data",
+                rule,
+                self.config_json[name],
+            )
         with TensorFiles(find_files(folder)) as files:
-            check_tensors(files, self.views)
+            check_tensors(files, self.layouts)
 
     def load(
         self, folder: Path, like: PyTree, *, dtype: DTypeLike, progress: Progress = Silent()
@@ -114,10 +119,10 @@ class Tuning(NamedTuple):
             ValueError: If files are missing or belong to another network.
         """
         names = flatten_dict(like)
-        views, _ = partition(self.views, names.__contains__)
+        layouts, _ = partition(self.layouts, names.__contains__)
         with TensorFiles(find_files(transformer_folder(folder))) as files:
-            check_tensors(files, self.views)
-            return load_params(files, views, like, dtype=dtype, progress=progress)
+            check_tensors(files, self.layouts)
+            return load_params(files, layouts, like, dtype=dtype, progress=progress)
 
 
 def make_tuning(
@@ -143,22 +148,24 @@ def make_tuning(
     """
     text = require_text(conditions, "a released")
     if isinstance(network, FluxConfig):
-        about = flux_config_json(network, event_shape[-1], text)
-        make, views = partial(make_flux, network), flux_views(about)
+        config_json = flux_config_json(network, event_shape[-1], text)
+        make, layouts = partial(make_flux, network), flux_layouts(config_json)
     elif isinstance(network, MMDiTConfig):
-        about = sd3_config_json(network, event_shape[-1], text)
-        make, views = partial(make_mmdit, network), sd3_views(about)
+        config_json = sd3_config_json(network, event_shape[-1], text)
+        make, layouts = partial(make_mmdit, network), sd3_layouts(config_json)
     else:
         raise ValueError(
             "network must be a FluxConfig or an MMDiTConfig with released weights, "
             f"got {type(network).__name__}"
         )
-    adapters = None if lora is None else chosen_adapters(views, lora)
+    adapters = None if lora is None else chosen_adapters(layouts, lora)
     net = make(event_shape, text, adapters)
-    lora_views = {} if adapters is None else adapter_views(views, adapters)
+    lora_layouts = {} if adapters is None else adapter_layouts(layouts, adapters)
     # Without adapters, only a small table is frozen, so float32 costs little memory.
     dtype = "float32" if lora is None else dtype
-    tuning = Tuning(reverse_network_time(net), net.init, views, lora, lora_views, about, dtype)
+    tuning = Tuning(
+        reverse_network_time(net), net.init, layouts, lora, lora_layouts, config_json, dtype
+    )
 
     def init(key: PRNGKey) -> Params:
         return partition(net.init(key), tuning.learns)[0]
@@ -185,10 +192,10 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
             guidance input.
     """
     folder = transformer_folder(folder)
-    about = read_about(folder / "config.json")
+    config_json = read_config_json(folder / "config.json")
     settings = {name: getattr(network, name) for name in _SETTINGS if hasattr(network, name)}
     try:
-        config = transformer_config(about, **settings)
+        config = transformer_config(config_json, **settings)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     if not isinstance(config, FluxConfig) or not isinstance(network, FluxConfig):
@@ -213,6 +220,6 @@ def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
     assert tuning.lora is not None
     shapes, leaves = all_tensors(tuning.adapters), flatten_dict(params)
     tensors = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    for name, view in flatten_dict(tuning.adapters).items():
-        view.write(np.asarray(leaves[name]), tuple(slice(0, n) for n in view.shape), tensors)
+    for name, layout in flatten_dict(tuning.adapters).items():
+        layout.write(np.asarray(leaves[name]), tuple(slice(0, n) for n in layout.shape), tensors)
     write_tensors(path, *lora_tensors(tensors, tuning.lora.rank, tuning.lora.scale))

@@ -35,8 +35,8 @@ def validate_model(
     }
     for part in filter(model.has, model.encoders):
         num_tokens(model, configs[part], tokenizer_of(model, part), max_tokens)
-    about = model.about("transformer")
-    channels, vae_channels = latent_channels(about), configs["vae"].latent_channels
+    config_json = model.config_json("transformer")
+    channels, vae_channels = latent_channels(config_json), configs["vae"].latent_channels
     rule = f"have {channels} latent channels, like the transformer"
     require(vae_channels == channels, str(model.path / "vae"), rule, vae_channels)
     *clips, t5 = (configs.get(part) for part in model.encoders)
@@ -49,7 +49,7 @@ def validate_model(
     if t5 is not None:
         _require_width(model, "joint_attention_dim", "the tokens of its T5 encoder", t5.width)
     if model.kind != FLUX:
-        width, limit = sum(clip.width for clip in clips if clip), about["joint_attention_dim"]
+        width, limit = sum(clip.width for clip in clips if clip), config_json["joint_attention_dim"]
         rule = f"have tokens of at most {limit} channels in total, like the transformer"
         require(width <= limit, f"CLIP encoders of {model.path}", rule, width)
     if transformer:
@@ -57,6 +57,6 @@ def validate_model(
 
 
 def _require_width(model: ModelFolder, name: str, described: str, width: int) -> None:
-    value = model.about("transformer")[name]
+    value = model.config_json("transformer")[name]
     rule = f"have a transformer with {name} {width}, the width of {described}"
     require(width == value, str(model.path), rule, value)

@@ -21,7 +21,7 @@ from fmjax._files import write_atomically
 from fmjax._locks import is_left
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
-from fmjax.pretrained.layouts import Index, TensorLayout, Views, all_tensors
+from fmjax.pretrained.layouts import Index, Layouts, TensorLayout, all_tensors
 
 _THREADS = 8  # Threads that read and write layers concurrently.
 _UNFINISHED = ".fmjax.unfinished"
@@ -56,18 +56,18 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
-def check_tensors(files: TensorFiles, views: Views, ignored: Sequence[str] = ()) -> None:
+def check_tensors(files: TensorFiles, layouts: Layouts, ignored: Sequence[str] = ()) -> None:
     """Check that files hold exactly the tensors of a model.
 
     Args:
         files: Open files.
-        views: Layouts of all parameters of the model.
+        layouts: Layouts of all parameters of the model.
         ignored: Names of optional tensors.
 
     Raises:
         WeightsMismatch: If tensors are missing, unexpected or of another shape; lists all of them.
     """
-    expected, actual = all_tensors(views), files.shapes
+    expected, actual = all_tensors(layouts), files.shapes
     missing = sorted(set(expected) - set(actual))
     unexpected = sorted(set(actual) - set(expected) - set(ignored))
     misshaped = [
@@ -81,7 +81,7 @@ def check_tensors(files: TensorFiles, views: Views, ignored: Sequence[str] = ())
 
 def load_params(
     files: TensorFiles,
-    views: Views,
+    layouts: Layouts,
     like: PyTree,
     *,
     dtype: DTypeLike | None = None,
@@ -91,19 +91,19 @@ def load_params(
 
     Args:
         files: Open files that passed `check_tensors`.
-        views: Layouts of the parameters, nested dicts of `TensorLayout`.
+        layouts: Layouts of the parameters, nested dicts of `TensorLayout`.
         like: Shapes and shardings of the parameters, nested dicts of `jax.ShapeDtypeStruct`.
         dtype: Dtype of the parameters; None keeps the dtype of the files.
         progress: Receives one step per parameter.
     """
     leaves, structure = jax.tree.flatten(like)
-    assert jax.tree.structure(views) == structure, "views and like must have the same structure"
+    assert jax.tree.structure(layouts) == structure, "views and like must have the same structure"
     arrays = []
     with progress.task("loading weights", len(leaves)) as advance, _thread_pool() as pool:
-        for view, leaf in zip(jax.tree.leaves(views), leaves, strict=True):
-            assert view.shape == leaf.shape, f"{view.shape} is not {leaf.shape}"
-            leaf_dtype = dtype_of(files, view) if dtype is None else jnp.dtype(dtype)
-            read = partial(_read, view, files, dtype=leaf_dtype, pool=pool)
+        for layout, leaf in zip(jax.tree.leaves(layouts), leaves, strict=True):
+            assert layout.shape == leaf.shape, f"{layout.shape} is not {leaf.shape}"
+            leaf_dtype = dtype_of(files, layout) if dtype is None else jnp.dtype(dtype)
+            read = partial(_read, layout, files, dtype=leaf_dtype, pool=pool)
             arrays.append(_load_sharded(leaf.shape, leaf.sharding, read))
             advance()
     return jax.tree.unflatten(structure, arrays)
@@ -138,7 +138,7 @@ def _thread_pool() -> ThreadPoolExecutor:
 
 
 def _read(
-    view: TensorLayout,
+    layout: TensorLayout,
     files: TensorFiles,
     index: Index,
     *,
@@ -146,28 +146,28 @@ def _read(
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
     """Read part of a parameter; the entries of the first axis (layers) are read concurrently."""
-    if len(view.shape) < 3:
-        return view.read(files.read, index, dtype)
-    rows, *inner = (slice(*s.indices(n)) for s, n in zip(index, view.shape, strict=True))
+    if len(layout.shape) < 3:
+        return layout.read(files.read, index, dtype)
+    rows, *inner = (slice(*s.indices(n)) for s, n in zip(index, layout.shape, strict=True))
     out = np.empty([s.stop - s.start for s in (rows, *inner)], dtype)
 
     def read_row(row: int) -> None:
-        part = view.read(files.read, (slice(row, row + 1), *inner), dtype)
+        part = layout.read(files.read, (slice(row, row + 1), *inner), dtype)
         out[row - rows.start] = part[0]
 
     list(pool.map(read_row, range(rows.start, rows.stop)))
     return out
 
 
-def dtype_of(files: TensorFiles, view: TensorLayout) -> np.dtype:
+def dtype_of(files: TensorFiles, layout: TensorLayout) -> np.dtype:
     """Return the dtype that holds all tensors of a parameter without loss of precision."""
-    dtypes = (jnp.dtype(files.dtypes[name]) for name in view.tensors)
+    dtypes = (jnp.dtype(files.dtypes[name]) for name in layout.tensors)
     return jnp.result_type(*dict.fromkeys(dtypes))
 
 
 def save_params(
     params: Params,
-    views: Views,
+    layouts: Layouts,
     source: TensorFiles,
     folder: Path,
     *,
@@ -182,7 +182,7 @@ def save_params(
 
     Args:
         params: The parameters. They may be sharded over several processes.
-        views: Layouts of the parameters, nested dicts of `TensorLayout`.
+        layouts: Layouts of the parameters, nested dicts of `TensorLayout`.
         source: Open source files, which determine the tensors of each file.
         folder: Folder to write.
         aliases: Names of tensors that are copies of other tensors, with the names of those tensors.
@@ -190,11 +190,11 @@ def save_params(
             still has the dtype it was loaded with, and otherwise uses that of the parameter.
         progress: Receives one step per written file.
     """
-    pairs = list(zip(jax.tree.leaves(views), jax.tree.leaves(params), strict=True))
+    pairs = list(zip(jax.tree.leaves(layouts), jax.tree.leaves(params), strict=True))
     dtypes = {
-        name: _tensor_dtype(source, view, leaf, name, dtype)
-        for view, leaf in pairs
-        for name in view.tensors
+        name: _tensor_dtype(source, layout, leaf, name, dtype)
+        for layout, leaf in pairs
+        for name in layout.tensors
     }
     with progress.task("writing weights", len(source.paths)) as advance, _gather_pool() as pool:
         for file in source.paths:
@@ -233,19 +233,19 @@ def write_tensors(
 
 
 def _tensor_dtype(
-    source: TensorFiles, view: TensorLayout, leaf: _Leaf, name: str, dtype: DTypeLike | None
+    source: TensorFiles, layout: TensorLayout, leaf: _Leaf, name: str, dtype: DTypeLike | None
 ) -> np.dtype:
     if dtype is not None:
         return jnp.dtype(dtype)
-    unchanged = jnp.dtype(leaf.dtype) == dtype_of(source, view)
+    unchanged = jnp.dtype(leaf.dtype) == dtype_of(source, layout)
     return jnp.dtype(source.dtypes[name]) if unchanged else jnp.dtype(leaf.dtype)
 
 
 def _write_layer(
-    view: TensorLayout, leaf: _Leaf, out: Mapping[str, np.ndarray], layer: int
+    layout: TensorLayout, leaf: _Leaf, out: Mapping[str, np.ndarray], layer: int
 ) -> None:
-    index = (slice(layer, layer + 1), *(slice(0, n) for n in view.shape[1:]))
-    view.write(_on_host(leaf[layer : layer + 1]), index, out)
+    index = (slice(layer, layer + 1), *(slice(0, n) for n in layout.shape[1:]))
+    layout.write(_on_host(leaf[layer : layer + 1]), index, out)
 
 
 def _fill(
@@ -254,15 +254,15 @@ def _fill(
     pool: ThreadPoolExecutor,
 ) -> None:
     """Write parameters into the tensors in `out`; stacked parameters layer by layer."""
-    for view, leaf in pairs:
-        blocks = [block for block in view.blocks if block.name in out]
+    for layout, leaf in pairs:
+        blocks = [block for block in layout.blocks if block.name in out]
         if not blocks:
             continue
         if any(block.axes[0].tensor_axis is not None for block in blocks):
-            view.write(_on_host(leaf), tuple(slice(0, n) for n in view.shape), out)
+            layout.write(_on_host(leaf), tuple(slice(0, n) for n in layout.shape), out)
             continue
         layers = sorted({block.axes[0].offset for block in blocks})
-        list(pool.map(partial(_write_layer, view, leaf, out), layers))
+        list(pool.map(partial(_write_layer, layout, leaf, out), layers))
 
 
 def _on_host(array: _Leaf) -> np.ndarray:

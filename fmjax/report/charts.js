@@ -85,7 +85,7 @@ function drawChart(svg, chart, hidden) {
   drawLevels(svg, chart.levels, y, { left, right, top, bottom });
   return shown.flatMap((series) => {
     const group = add(svg, "g", { class: `series ${series.family}`, "data-series": series.name });
-    group.style.setProperty("--hue", series.colour);
+    group.style.setProperty("--hue", series.color);
     const places = series.points.map((point) => ({ x: x.at(point[0]), y: y.at(point[1]), point, series, group }));
     add(group, "path", { d: (series.stairs ? stairs : line)(places, left) });
     for (const p of series.marker ? places : [])

@@ -208,5 +208,5 @@ def _series(
 
 
 def _look(light: Look, dark: Look) -> dict[str, str]:
-    color = f"light-dark({light.colour}, {dark.colour})"
-    return {"colour": color, "family": light.family, "marker": light.marker}
+    color = f"light-dark({light.color}, {dark.color})"
+    return {"color": color, "family": light.family, "marker": light.marker}

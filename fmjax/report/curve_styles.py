@@ -22,12 +22,12 @@ class Look(NamedTuple):
     """Style of a curve.
 
     Attributes:
-        colour: Color of line and marker, such as "#2b83ba".
+        color: Color of line and marker, such as "#2b83ba".
         family: "fixed", "adaptive" or "stochastic", which sets the line style; "" for no line.
         marker: Matplotlib's code of the marker; "" for no marker.
     """
 
-    colour: str
+    color: str
     family: str
     marker: str
 
@@ -70,7 +70,7 @@ def looks(comparison: Comparison, theme: Theme) -> dict[str, Look]:
     has_models = len(comparison.models) > 1
     return {
         name: solver_looks[runs[0].family, runs[0].solver]._replace(
-            **{"colour": _hue(comparison, runs[0].model, theme)} if has_models else {}
+            **{"color": _hue(comparison, runs[0].model, theme)} if has_models else {}
         )
         for name, runs in comparison.curves().items()
     }

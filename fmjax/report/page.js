@@ -38,7 +38,7 @@ function makeLegend(place, groups, hidden, changed) {
 function drawEntry(button, entry) {
   const svg = add(button, "svg", { viewBox: "0 0 28 12", "aria-hidden": "true" });
   const group = add(svg, "g", { class: `series ${entry.family}` });
-  group.style.setProperty("--hue", entry.colour);
+  group.style.setProperty("--hue", entry.color);
   add(group, "path", { d: "M4 6H24", class: entry.family ? "" : "swatch" });
   if (entry.marker) add(group, "path", { d: MARKERS[entry.marker], class: markerClass(entry), transform: "translate(14 6)" });
   button.append(entry.name);

@@ -190,13 +190,13 @@ def _draw_curves(
 
 def _line_style(look: Look, theme: Theme) -> dict[str, Any]:
     return {
-        "color": look.colour,
+        "color": look.color,
         "linewidth": 1.8,
         "linestyle": LINES[look.family],
         "marker": look.marker,
         "markersize": 6,
-        "markerfacecolor": theme.background if look.family == "fixed" else look.colour,
-        "markeredgecolor": look.colour,
+        "markerfacecolor": theme.background if look.family == "fixed" else look.color,
+        "markeredgecolor": look.color,
         "markeredgewidth": 1.5,
     }
 
@@ -221,7 +221,7 @@ def _legend(figure: Figure, comparison: Comparison, theme: Theme) -> None:
     handles, names = [], []
     for group in legend(comparison, theme):
         for entry in group.entries:
-            hue_only = {"color": entry.look.colour, "linewidth": 5}
+            hue_only = {"color": entry.look.color, "linewidth": 5}
             style = _line_style(entry.look, theme) if entry.look.family else hue_only
             handles.append(Line2D([], [], **style))
             names.append(entry.name)

@@ -17,7 +17,7 @@ from fmjax._json import EventShape, Size, read_json
 from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
-from fmjax.sharding import MeshConfig, laid_out, make_mesh
+from fmjax.sharding import MeshConfig, make_mesh, with_shardings
 from fmjax.training import restore_ema
 
 Rest = ParamSpec("Rest")
@@ -263,7 +263,7 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
     local_only = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if local_only else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
-    like = laid_out(like, mesh, experiment.net.tensor_axes)
+    like = with_shardings(like, mesh, experiment.net.tensor_axes)
     params, step = restore_ema(folder.checkpoints, like, alone=alone)
     return Run(folder, config, experiment, event_shape, conditions, params, step, mesh)
 

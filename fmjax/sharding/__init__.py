@@ -18,7 +18,6 @@ from fmjax.sharding.mesh import (
     abstract_batch,
     batch_sharding,
     bytes_held,
-    laid_out,
     make_mesh,
     num_shares,
     put_batch,
@@ -26,6 +25,7 @@ from fmjax.sharding.mesh import (
     require_batch_fits,
     require_rows_by_process,
     state_sharding,
+    with_shardings,
 )
 from fmjax.sharding.processes import (
     Processes,
@@ -58,7 +58,7 @@ __all__ = [
     "is_main",
     "is_peer_failure",
     "join",
-    "laid_out",
+    "with_shardings",
     "make_mesh",
     "map_batched",
     "num_shares",

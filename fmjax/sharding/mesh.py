@@ -148,7 +148,7 @@ def state_sharding(
     return jax.tree_util.tree_map_with_path(sharding_of, abstract_state)
 
 
-def laid_out(
+def with_shardings(
     abstract_state: PyTree, mesh: Mesh, tensor_axes: Mapping[str, int] = MappingProxyType({})
 ) -> PyTree:
     """Return a state as `jax.ShapeDtypeStruct`s with the shardings of `state_sharding`.

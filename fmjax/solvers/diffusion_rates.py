@@ -55,7 +55,7 @@ class ConstantRate(_Scaled):
 
 @dataclass(frozen=True)
 class SigmaRate(_Scaled):
-    """Rate `w = scale * sigma(t)^power`, proportional to a power of the path's noise level.
+    """Rate `w = scale * sigma(t)^power`, proportional to a power of the path's sigma(t).
 
     With power 1 the drift stays as smooth as the flow's up to t = 1. SiT's choice "sigma",
     `w^2 = sigma`, is power 1/2.

@@ -19,7 +19,7 @@ from fmjax._inputs import require_key
 from fmjax.losses.objective import Objective
 from fmjax.paths import FlowMapNet, VelocityNet
 from fmjax.sharding import BATCH_AXES, on_mesh
-from fmjax.sharding.mesh import batch_sharding, laid_out, replicated, require_batch_fits
+from fmjax.sharding.mesh import batch_sharding, replicated, require_batch_fits, with_shardings
 from fmjax.training.ema import update_ema
 from fmjax.training.state import StepMetrics, TrainState
 
@@ -55,7 +55,7 @@ def abstract_state(
 ) -> TrainState:
     """Return the state of `init_state` as `jax.ShapeDtypeStruct`s with shardings."""
     like = jax.eval_shape(partial(_init, net, optimizer), jax.random.key(0))
-    return laid_out(like, mesh, net.tensor_axes)
+    return with_shardings(like, mesh, net.tensor_axes)
 
 
 def _init(

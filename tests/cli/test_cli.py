@@ -314,7 +314,7 @@ def test_an_invalid_output_is_rejected_before_sampling(
     [
         ("file", "run folder must be in a folder, got the file file"),
         ("file/run", "run folder must be in a folder, got the file file"),
-        ("notes", "run folder notes must be new, empty or a run, got something else in it"),
+        ("notes", "run folder notes must be new, empty or contain a run, got other files"),
         ("nothing.npz", "run folder must be in a folder, got the broken link nothing.npz"),
         ("toy/checkpoints/run", "run folder must be outside the checkpoints of a run"),
     ],
@@ -470,7 +470,7 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
     saved = [int(path.name) for path in (metrics.parent / "checkpoints").iterdir()]
     assert error == (
         f"fmjax: stopped by SIGTERM after step {max(saved)}; its checkpoint is saved; "
-        "the same command goes on\n"
+        "run the same command again to resume\n"
     )
     assert max(saved) >= step
     return max(saved), out

@@ -68,7 +68,7 @@ class Trial(NamedTuple):
         finished = self.code in (0, 1) and not self.error
         # Python is still starting and has not reached the first line of fmjax.
         unborn = self.code in (-self.number, 1) and "fmjax" not in self.error
-        line = re.compile(r"fmjax: stopped by SIG(TERM|INT).*; the same command .*\n")
+        line = re.compile(r"fmjax: stopped by SIG(TERM|INT).*; run the same command again to .*\n")
         if not finished and not unborn and self.code != 128 + self.number:
             return f"exit code {self.code}"
         if self.code == 128 + self.number and not line.fullmatch(self.error):

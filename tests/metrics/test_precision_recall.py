@@ -25,7 +25,7 @@ def by_loop(points, manifold, k):
 def test_points_on_a_line_are_counted_as_by_hand():
     # With k = 1 the real balls are [-1, 1], [0, 2], [1, 3], [2, 18]; the samples' have radius 1.
     real = column(0.0, 1.0, 2.0, 10.0)
-    found = precision_recall(column(0.5, 1.5, 25.0, 26.0), real, num_neighbours=1)
+    found = precision_recall(column(0.5, 1.5, 25.0, 26.0), real, num_neighbors=1)
     assert found.precision == 0.5  # The ball of the isolated point at 10 ends at 18.
     assert found.recall == 0.75  # The samples' balls are [-0.5, 1.5], [0.5, 2.5] and two far away.
 
@@ -34,7 +34,7 @@ def test_it_agrees_with_a_loop_over_pairs():
     generator = np.random.default_rng(0)
     x = (generator.standard_normal((60, 5)) + 100.0).astype(np.float32)
     y = (0.7 * generator.standard_normal((50, 5)) + 100.0).astype(np.float32)
-    found = precision_recall(x, y, num_neighbours=3)
+    found = precision_recall(x, y, num_neighbors=3)
     assert found.precision == pytest.approx(by_loop(x, y, 3))
     assert found.recall == pytest.approx(by_loop(y, x, 3))
 
@@ -47,7 +47,7 @@ def test_neighbours_are_those_of_a_loop_in_two_clusters_far_apart(dtype):
     x, y = x.astype(dtype), y.astype(dtype)
     x[:8] = x[0]  # Eight copies, whose balls have radius 0 and contain their center.
     y[4] = x[0]
-    found = precision_recall(x, y, num_neighbours=3)
+    found = precision_recall(x, y, num_neighbors=3)
     wide = x.astype(np.float64), y.astype(np.float64)
     assert found.precision == pytest.approx(by_loop(*wide, 3))
     assert found.recall == pytest.approx(by_loop(*wide[::-1], 3))
@@ -86,5 +86,5 @@ def test_sets_without_sense_are_refused():
         precision_recall(x, x[:3])
     with pytest.raises(ValueError, match="samples must have 2 features, like real, got 3"):
         precision_recall(np.zeros((5, 3)), x)
-    with pytest.raises(ValueError, match="num_neighbours must be at least 1, got 0"):
-        precision_recall(x, x, num_neighbours=0)
+    with pytest.raises(ValueError, match="num_neighbors must be at least 1, got 0"):
+        precision_recall(x, x, num_neighbors=0)

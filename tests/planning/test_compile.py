@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.planning.compile import compiled, executable_of
-from fmjax.sharding import laid_out, make_mesh
+from fmjax.sharding import make_mesh, with_shardings
 
 
 def test_an_executable_runs_as_the_function_does_and_comes_with_the_same_figures():
     mesh = make_mesh(devices=jax.devices()[:1])
     x = jnp.arange(64.0).reshape(8, 8)
     fn = jax.jit(lambda x: jnp.tanh(x @ x.T))
-    like = laid_out(jax.eval_shape(lambda: x), mesh)
+    like = with_shardings(jax.eval_shape(lambda: x), mesh)
     program, found = executable_of(fn, like)
     placed = jax.device_put(x, like.sharding)
     assert jnp.array_equal(program(placed), fn(placed))

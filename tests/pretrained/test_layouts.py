@@ -11,7 +11,7 @@ from fmjax._trees import flatten_dict
 from fmjax.pretrained.components import make_component
 from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.layouts import all_tensors, concatenated, stacked, tensor
-from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, about
+from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, config_json
 
 COMPONENTS = [
     *TRANSFORMERS,
@@ -53,21 +53,23 @@ def read(name, index):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_any_part_of_a_view_is_that_part_of_the_whole(name):
-    view, expected = VIEWS[name]
-    assert view.shape == expected.shape
-    cuts = [[slice(None), slice(0, 1), slice(n // 2, n), slice(1, n)] for n in view.shape]
+    layout, expected = VIEWS[name]
+    assert layout.shape == expected.shape
+    cuts = [[slice(None), slice(0, 1), slice(n // 2, n), slice(1, n)] for n in layout.shape]
     for index in itertools.product(*cuts):
-        np.testing.assert_array_equal(view.read(read, index, np.float64), expected[index])
+        np.testing.assert_array_equal(layout.read(read, index, np.float64), expected[index])
 
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_what_is_written_is_what_was_read(name):
-    view, expected = VIEWS[name]
-    out = {tensor_name: np.full_like(TENSORS[tensor_name], np.nan) for tensor_name in view.tensors}
-    halves = (slice(0, 1), slice(1, view.shape[0]))
+    layout, expected = VIEWS[name]
+    out = {
+        tensor_name: np.full_like(TENSORS[tensor_name], np.nan) for tensor_name in layout.tensors
+    }
+    halves = (slice(0, 1), slice(1, layout.shape[0]))
     for rows in halves:
-        index = (rows, *(slice(0, n) for n in view.shape[1:]))
-        view.write(expected[rows], index, out)
+        index = (rows, *(slice(0, n) for n in layout.shape[1:]))
+        layout.write(expected[rows], index, out)
     for tensor_name, array in out.items():
         written = ~np.isnan(array)
         assert written.sum() == expected.size
@@ -77,17 +79,17 @@ def test_what_is_written_is_what_was_read(name):
 @pytest.mark.parametrize("folder", COMPONENTS)
 def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
     with TensorFiles(find_files(GOLDEN / folder)) as files:
-        component = make_component(about(folder), tuple(files.shapes))
-        assert all_tensors(component.views) == files.shapes
+        component = make_component(config_json(folder), tuple(files.shapes))
+        assert all_tensors(component.layouts) == files.shapes
     times_used = {name: np.zeros(shape, int) for name, shape in files.shapes.items()}
-    for _, view in flatten_dict(component.views).items():
-        for block in view.blocks:
+    for _, layout in flatten_dict(component.layouts).items():
+        for block in layout.blocks:
             times_used[block.name][block.source_slice] += 1
     assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
         name: {1: used.size} for name, used in times_used.items()
     }
     like = jax.eval_shape(component.init, jax.random.key(0))
-    shapes = {name: view.shape for name, view in flatten_dict(component.views).items()}
+    shapes = {name: layout.shape for name, layout in flatten_dict(component.layouts).items()}
     leaves = jax.tree_util.tree_leaves_with_path(like)
     keys = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
     assert shapes == dict(zip(keys, (leaf.shape for _, leaf in leaves), strict=True))

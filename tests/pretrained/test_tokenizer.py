@@ -20,8 +20,8 @@ T5 = GOLDEN / "flux-dev-pipeline-tiny" / "tokenizer_2"
 def copied(folder, to, *, without=(), **changes):
     """A folder's tokenizer with other settings."""
     shutil.copytree(folder, to, dirs_exist_ok=True)
-    about = json.loads((to / "tokenizer_config.json").read_text()) | changes
-    (to / "tokenizer_config.json").write_text(json.dumps(about))
+    metadata = json.loads((to / "tokenizer_config.json").read_text()) | changes
+    (to / "tokenizer_config.json").write_text(json.dumps(metadata))
     for name in without:
         (to / name).unlink()
     return to

@@ -8,16 +8,16 @@ import pytest
 
 from fmjax._trees import flatten_dict
 from fmjax.networks import AutoencoderConfig, make_autoencoder
-from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_layouts
 from fmjax.pretrained.layouts import TensorLayout, all_tensors
 from tests.networks.autoencoder.golden_autoencoders import (
     MODELS,
-    golden_about,
     golden_config,
+    golden_config_json,
     golden_tensors,
 )
 
-ABOUT = golden_about("sd3-pipeline-tiny/vae")
+ABOUT = golden_config_json("sd3-pipeline-tiny/vae")
 
 
 def test_a_config_is_read_whole():
@@ -38,10 +38,12 @@ def test_a_config_is_read_whole():
 
 @pytest.mark.parametrize("folder", [*MODELS.values(), "flux-dev-pipeline-tiny/vae"])
 def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
-    views = autoencoder_views(autoencoder_config(golden_about(folder)))
+    layouts = autoencoder_layouts(autoencoder_config(golden_config_json(folder)))
     shapes = {tensor: array.shape for tensor, array in golden_tensors(folder).items()}
-    assert all_tensors(views) == shapes
-    counts = collections.Counter(t for _, view in flatten_dict(views).items() for t in view.tensors)
+    assert all_tensors(layouts) == shapes
+    counts = collections.Counter(
+        t for _, layout in flatten_dict(layouts).items() for t in layout.tensors
+    )
     assert set(counts.values()) == {1}
 
 
@@ -65,9 +67,9 @@ CONFIGS = {
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_views_have_the_structure_and_shapes_of_params(config):
     params = jax.eval_shape(make_autoencoder(config).init, jax.random.key(0))
-    views = autoencoder_views(config)
+    layouts = autoencoder_layouts(config)
     shapes = jax.tree.map(
-        lambda v: v.shape, views, is_leaf=lambda node: isinstance(node, TensorLayout)
+        lambda v: v.shape, layouts, is_leaf=lambda node: isinstance(node, TensorLayout)
     )
     assert shapes == jax.tree.map(np.shape, params)
 

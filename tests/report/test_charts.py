@@ -81,7 +81,7 @@ def test_every_curve_can_be_switched_by_names_of_the_legend():
 
 def test_models_differ_in_hue_solvers_in_marker_and_families_in_line():
     found = looks(study(), DARK)
-    assert len({look.colour for look in found.values()}) == 3
+    assert len({look.color for look in found.values()}) == 3
     assert len({look.marker for look in found.values()}) == 3
     same = [look for name, look in found.items() if "Tsit5" in name]
     assert {(look.marker, look.family) for look in same} == {(same[0].marker, "adaptive")}

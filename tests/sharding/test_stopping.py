@@ -101,7 +101,7 @@ def test_sigterm_ends_every_phase_and_the_same_command_goes_on(
     code, _, error = train(config, run, (TRAINING | RESULTS)[phase], **surroundings)
     assert code == 128 + signal.SIGTERM, error
     assert error.startswith("fmjax: stopped by SIGTERM")
-    assert error.endswith("; the same command goes on\n")
+    assert error.endswith("; run the same command again to resume\n")
     assert error.count("\n") == 1
     half = [path for path in run.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
     assert not half
@@ -143,7 +143,7 @@ def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, 
     _, error = child.communicate(timeout=60)
     assert child.returncode == 128 + number
     name = signal.Signals(number).name
-    assert error == f"fmjax: stopped by {name}; the same command goes on\n"
+    assert error == f"fmjax: stopped by {name}; run the same command again to resume\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -192,7 +192,7 @@ LOST = {
 
 def scene(body, number=signal.SIGTERM, *more, wait=0.0):
     """Exit code, output, errors and seconds of code that gets signals once it says "begun"."""
-    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
+    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('start over')\n"
     child = subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         env=environment(),
@@ -215,7 +215,7 @@ def test_no_signal_is_lost(where):
     number = signal.SIGTERM if len(where) % 2 else signal.SIGINT  # Either will do.
     code, said, error, seconds = scene(LOST[where], number)
     assert said.startswith("begun")
-    assert error == f"fmjax: stopped by {number.name}; the same command starts again\n"
+    assert error == f"fmjax: stopped by {number.name}; run the same command again to start over\n"
     assert code == 128 + number
     assert seconds < 20  # It sleeps for 60.
 
@@ -249,8 +249,8 @@ def test_two_signals_within_a_moment_are_one():
         ("ValueError('x')", "fmjax: error: x\n"),
         (
             "sharding.Interrupted('SIGINT', 3, True)",
-            "fmjax: stopped by SIGINT after step 3; its checkpoint is saved; the same command goes "
-            "on\n",
+            "fmjax: stopped by SIGINT after step 3; its checkpoint is saved; run the same "
+            "command again to resume\n",
         ),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_second_signal_always_ends(second):
         DEFERRED.format(work="time.sleep(60)"), signal.SIGINT, second, wait=0.3
     )
     assert (code, said) == (128 + second, "begun\n")
-    assert error == f"fmjax: stopped by {second.name}; the same command starts again\n"
+    assert error == f"fmjax: stopped by {second.name}; run the same command again to start over\n"
     assert seconds < 20
 
 
@@ -341,7 +341,7 @@ main()
 
 def test_within_another_program_signals_are_given_back():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with stoppable("starts again"):
+    with stoppable("start over"):
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
@@ -520,7 +520,7 @@ def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
             advance(0, "compiling")
             time.sleep(60)
     """
-    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('starts again')\n"
+    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('start over')\n"
     parent, terminal = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
@@ -540,7 +540,7 @@ def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
                 shown += more
     os.close(parent)
     assert child.returncode == 128 + signal.SIGINT
-    end = b"\x1b[?25h\r\nfmjax: stopped by SIGINT; the same command starts again\r\n"
+    end = b"\x1b[?25h\r\nfmjax: stopped by SIGINT; run the same command again to start over\r\n"
     assert shown.endswith(end)
 
 

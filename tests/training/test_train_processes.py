@@ -119,7 +119,7 @@ def test_ctrl_c_to_one_process_saves_the_same_step_in_all(config, tmp_path, whic
     assert said[0][1] == said[1][1]
     step = re.fullmatch(
         r"fmjax: stopped by SIGINT after step (\d+); its checkpoint is saved; "
-        r"the same command goes on\n",
+        r"run the same command again to resume\n",
         said[0][1],
     )[1]
     assert (run / "checkpoints" / step).is_dir()
@@ -136,7 +136,7 @@ def test_ctrl_c_to_one_process_before_the_first_step_ends_all_at_once(config, tm
     codes, said = finish(processes)
     assert time.monotonic() - began < 10
     assert codes == [128 + signal.SIGINT] * 2, said
-    line = "fmjax: stopped by SIGINT; the same command goes on\n"
+    line = "fmjax: stopped by SIGINT; run the same command again to resume\n"
     assert [error for _, error in said] == [line, line]
 
 
@@ -152,7 +152,7 @@ def test_sigterm_to_one_process_ends_all_also_after_the_steps(config, alone, tmp
     assert codes == [128 + signal.SIGTERM] * 2, said
     assert time.monotonic() - began < 20
     for _, error in said:
-        assert error.rstrip().splitlines()[-1].endswith("; the same command goes on")
+        assert error.rstrip().splitlines()[-1].endswith("; run the same command again to resume")
     assert not (run / "report.html").exists()
     codes, said = finish(start(config, run, 2))
     assert codes == [0, 0], said

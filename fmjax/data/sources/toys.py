@@ -109,7 +109,7 @@ class ToyData:
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Sample the examples of one split."""
-        # An estimate for the random numbers and points, in float64.
+        # Estimated bytes of the float64 random numbers and points.
         require_host_memory("data.num_examples", 48.0 * self.num_examples, "examples")
         sample, num_components = _TOYS[self.name]
         generator = np.random.default_rng([self.seed, SPLITS.index(split)])

@@ -121,7 +121,7 @@ def read_image(file: Path, event_shape: tuple[int, ...]) -> np.ndarray:
         raise
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow raises `SyntaxError` for some damaged PNG files.
-        raise ValueError(f"image {file} must be a whole image file, got {error}") from error
+        raise ValueError(f"image {file} must be a valid image file, got {error}") from error
     return pixels.reshape(event_shape) / np.float32(127.5) - np.float32(1)
 
 

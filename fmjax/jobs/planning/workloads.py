@@ -16,9 +16,9 @@ from fmjax.runs.sampling.batches import make_draw
 from fmjax.sharding import (
     abstract_batch,
     batch_sharding,
-    laid_out,
     padded_batch_size,
     require_batch_fits,
+    with_shardings,
 )
 from fmjax.solvers import Samples
 from fmjax.training import abstract_state
@@ -146,7 +146,7 @@ def sampling_batch(
         return make_draw(config.path, solve, steps, event_shape, sampling.seed, mesh)
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
-    params = laid_out(params, mesh, experiment.net.tensor_axes)
+    params = with_shardings(params, mesh, experiment.net.tensor_axes)
     indices = jax.ShapeDtypeStruct((num_samples,), jnp.int32, sharding=batch_sharding(mesh))
     args = (params, indices, abstract_batch(event_shape, conditions, num_samples, mesh).cond)
 

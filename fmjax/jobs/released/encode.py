@@ -13,7 +13,6 @@ import numpy as np
 
 from fmjax._arrays import Params, Text, TextShape
 from fmjax._checks import (
-    require,
     require_at_least,
     require_numbers,
     require_one_of,
@@ -165,7 +164,7 @@ def _write_splits(
         # Fingerprints, so that shards of other images or of another model are not continued.
         assert dataset.captions is not None
         assert isinstance(dataset.x, ImageFiles)
-        about = {
+        origin = {
             "model": model.path.resolve().name,
             "size": config.size,
             "parts": fingerprint(_files_of(model)),
@@ -178,7 +177,7 @@ def _write_splits(
             len(dataset),
             dtype=config.dtype,
             examples_per_shard=config.examples_per_shard,
-            about=about,
+            about=origin,
         )
         folder = output / split
         prepare_records(folder, manifest)

@@ -17,7 +17,7 @@ from fmjax._stopping import at_stop
 from fmjax._trees import combine, flatten_dict, unflatten_dict
 from fmjax.config import Config, build
 from fmjax.pretrained.components import Loaded, load_component, make_component
-from fmjax.pretrained.config_files import read_about
+from fmjax.pretrained.config_files import read_config_json
 from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.folder import (
     is_model_folder,
@@ -30,7 +30,7 @@ from fmjax.pretrained.lora.files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
 from fmjax.pretrained.weights import dtype_of, filling, require_new
 from fmjax.runs.folder import RunFolder, read_config, read_model, require_no_run
-from fmjax.sharding import MeshConfig, laid_out, make_mesh
+from fmjax.sharding import MeshConfig, make_mesh, with_shardings
 from fmjax.training import restore_ema
 
 
@@ -130,7 +130,7 @@ def _restore(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
     tuning = build(config, *read_model(path)).tuning
     assert tuning is not None
     like = jax.eval_shape(tuning.net.init, jax.random.key(0))
-    like = laid_out(like, mesh, tuning.net.tensor_axes)
+    like = with_shardings(like, mesh, tuning.net.tensor_axes)
     return tuning, restore_ema(RunFolder(path).checkpoints, like)[0]
 
 
@@ -154,7 +154,7 @@ def _combine_with_frozen(
     """Combine trained and frozen weights, in the data types of the released files."""
     folder = transformer_folder(released)
     frozen = tuning.load(released, tuning.frozen(mesh), dtype=tuning.dtype, progress=progress)
-    views, leaves = flatten_dict(tuning.views), flatten_dict(combine(params, frozen))
+    layouts, leaves = flatten_dict(tuning.layouts), flatten_dict(combine(params, frozen))
     with TensorFiles(find_files(folder)) as files:
-        cast = {name: leaf.astype(dtype_of(files, views[name])) for name, leaf in leaves.items()}
-    return Loaded(make_component(read_about(folder / "config.json")), unflatten_dict(cast))
+        cast = {name: leaf.astype(dtype_of(files, layouts[name])) for name, leaf in leaves.items()}
+    return Loaded(make_component(read_config_json(folder / "config.json")), unflatten_dict(cast))

@@ -89,7 +89,7 @@ def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
     sampling = dataclasses.asdict(config.sampling)
     for name in ("num_samples", "batch_size"):
         del sampling[name]
-    about = {
+    origin = {
         "teacher": teacher.config.name,
         "weights": sealed_as(teacher.folder.checkpoints / str(teacher.step)),
         "step": teacher.step,
@@ -100,7 +100,7 @@ def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
         pair_fields(teacher.event_shape, teacher.num_classes is not None),
         num_examples=config.num_pairs,
         examples_per_shard=max(LEAST_PER_SHARD, -(-config.num_pairs // _MAX_SHARDS)),
-        about=json.loads(json.dumps(about, default=str)),
+        about=json.loads(json.dumps(origin, default=str)),
     )
 
 

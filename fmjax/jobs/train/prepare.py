@@ -124,7 +124,7 @@ def _has_run(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
         existing = read_config(path)
     except ValueError as error:
         raise ValueError(
-            f"run folder {path} must be new, empty or a run, got something else in it ({error})"
+            f"run folder {path} must be new, empty or contain a run, got other files ({error})"
         ) from error
     if overwrite:
         return False

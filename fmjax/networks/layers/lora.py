@@ -82,7 +82,7 @@ class Adapters(NamedTuple):
 def with_adapters(
     build: Callable[[nnx.Rngs], Module], adapters: Adapters | None
 ) -> Callable[[nnx.Rngs], Module]:
-    """Wrap `build` so that the module has adapters; other parameters are initialized as without."""
+    """Wrap `build` to add adapters; all other parameters keep their initial values."""
     if adapters is None:
         return build
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.autoencoder.autoencoder import AutoencoderConfig
-from fmjax.pretrained.config_files import AutoencoderAbout, checked
-from fmjax.pretrained.layouts import TensorLayout, Views, convolution, linear, tensor
+from fmjax.pretrained.config_files import AutoencoderConfigJson, checked
+from fmjax.pretrained.layouts import Layouts, TensorLayout, convolution, linear, tensor
 
 _BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
-def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
+def autoencoder_config(config_json: Mapping[str, Any]) -> AutoencoderConfig:
     """Return the config of the autoencoder that a config.json describes.
 
     Missing keys take the defaults of diffusers.
@@ -21,36 +21,36 @@ def autoencoder_config(about: Mapping[str, Any]) -> AutoencoderConfig:
             latents per channel.
     """
     for name in ("latents_mean", "latents_std"):
-        require(about.get(name) is None, name, "be null", about.get(name))
-    about = checked(about, AutoencoderAbout)
-    widths = tuple(about.get("block_out_channels", (64,)))
+        require(config_json.get(name) is None, name, "be null", config_json.get(name))
+    config_json = checked(config_json, AutoencoderConfigJson)
+    widths = tuple(config_json.get("block_out_channels", (64,)))
     for name, block in _BLOCK_TYPES.items():
-        blocks = list(about.get(name, (block,)))
+        blocks = list(config_json.get(name, (block,)))
         rule = f"be {block} for each of {len(widths)} levels"
         require(blocks == [block] * len(widths), name, rule, blocks)
-    activation = about.get("act_fn", "silu")
+    activation = config_json.get("act_fn", "silu")
     require(activation == "silu", "act_fn", "be silu", activation)
     return AutoencoderConfig(
-        channels_in=about.get("in_channels", 3),
-        channels_out=about.get("out_channels", 3),
-        latent_channels=about.get("latent_channels", 4),
+        channels_in=config_json.get("in_channels", 3),
+        channels_out=config_json.get("out_channels", 3),
+        latent_channels=config_json.get("latent_channels", 4),
         widths=widths,
-        num_blocks=about.get("layers_per_block", 1),
-        num_groups=about.get("norm_num_groups", 32),
-        attend=about.get("mid_block_add_attention", True),
-        quant=about.get("use_quant_conv", True),
-        post_quant=about.get("use_post_quant_conv", True),
-        scale=about.get("scaling_factor", 0.18215),
-        shift=about.get("shift_factor", 0.0),
+        num_blocks=config_json.get("layers_per_block", 1),
+        num_groups=config_json.get("norm_num_groups", 32),
+        attend=config_json.get("mid_block_add_attention", True),
+        quant=config_json.get("use_quant_conv", True),
+        post_quant=config_json.get("use_post_quant_conv", True),
+        scale=config_json.get("scaling_factor", 0.18215),
+        shift=config_json.get("shift_factor", 0.0),
     )
 
 
-def autoencoder_views(config: AutoencoderConfig) -> Views:
+def autoencoder_layouts(config: AutoencoderConfig) -> Layouts:
     """Return the layouts of the parameters of `make_autoencoder(config)`."""
     return {"encoder": _encoder(config), "decoder": _decoder(config)}
 
 
-def _encoder(config: AutoencoderConfig) -> Views:
+def _encoder(config: AutoencoderConfig) -> Layouts:
     widths, moments = config.widths, 2 * config.latent_channels
     last = len(widths) - 1
     down = {
@@ -73,7 +73,7 @@ def _encoder(config: AutoencoderConfig) -> Views:
     }
 
 
-def _decoder(config: AutoencoderConfig) -> Views:
+def _decoder(config: AutoencoderConfig) -> Layouts:
     widths, latent = config.widths, config.latent_channels
     last = len(widths) - 1
     up = {
@@ -100,7 +100,7 @@ def _decoder(config: AutoencoderConfig) -> Views:
 
 def _level(
     name: str, in_channels: int, channels: int, num_blocks: int, resampler: str | None
-) -> Views:
+) -> Layouts:
     blocks = {
         f"block{i}": _residual(f"{name}.resnets.{i}", channels if i else in_channels, channels)
         for i in range(num_blocks)
@@ -111,7 +111,7 @@ def _level(
     return {"blocks": blocks, "resample": resample}
 
 
-def _middle(name: str, channels: int, attend: bool) -> Views:
+def _middle(name: str, channels: int, attend: bool) -> Layouts:
     attention = {"attention": _attention(f"{name}.attentions.0", channels)} if attend else {}
     return attention | {
         "first": _residual(f"{name}.resnets.0", channels, channels),
@@ -119,7 +119,7 @@ def _middle(name: str, channels: int, attend: bool) -> Views:
     }
 
 
-def _residual(name: str, in_channels: int, channels: int) -> Views:
+def _residual(name: str, in_channels: int, channels: int) -> Layouts:
     skip = {}
     if in_channels != channels:
         skip = {"skip": convolution(f"{name}.conv_shortcut", in_channels, channels, 1)}
@@ -131,12 +131,12 @@ def _residual(name: str, in_channels: int, channels: int) -> Views:
     }
 
 
-def _attention(name: str, channels: int) -> Views:
+def _attention(name: str, channels: int) -> Layouts:
     modules = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
-    views = {
+    layouts = {
         layer: linear(f"{name}.{module}", channels, channels) for layer, module in modules.items()
     }
-    return views | {"norm": _norm(f"{name}.group_norm", channels)}
+    return layouts | {"norm": _norm(f"{name}.group_norm", channels)}
 
 
 def _norm(name: str, channels: int) -> dict[str, TensorLayout]:

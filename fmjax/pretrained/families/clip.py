@@ -5,8 +5,8 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.text_encoders.clip import CLIPTextConfig
-from fmjax.pretrained.config_files import ClassAbout, CLIPAbout, checked
-from fmjax.pretrained.layouts import TensorLayout, Views, linear, stacked, tensor
+from fmjax.pretrained.config_files import ClassConfigJson, CLIPConfigJson, checked
+from fmjax.pretrained.layouts import Layouts, TensorLayout, linear, stacked, tensor
 
 PREFIX = "text_model."
 """Prefix of the tensor names in most files. The projection never has it."""
@@ -19,38 +19,38 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 _LEGACY_END = 2
 
 
-def clip_text_config(about: Mapping[str, Any]) -> CLIPTextConfig:
+def clip_text_config(config_json: Mapping[str, Any]) -> CLIPTextConfig:
     """Return the config of the text encoder that a config.json describes.
 
     Raises:
         ValueError: If the class or the activation is not supported, or a required key is missing.
     """
-    class_name = next(iter(checked(about, ClassAbout).get("architectures", ())), "none")
+    class_name = next(iter(checked(config_json, ClassConfigJson).get("architectures", ())), "none")
     rule = f"be one of {', '.join(_PROJECTS)}"
     require(class_name in _PROJECTS, "architectures", rule, class_name)
-    about = checked(about, CLIPAbout)
-    activation = about.get("hidden_act", "quick_gelu")
+    config_json = checked(config_json, CLIPConfigJson)
+    activation = config_json.get("hidden_act", "quick_gelu")
     known = activation in _ACTIVATIONS
     require(known, "hidden_act", f"be one of {', '.join(_ACTIVATIONS)}", activation)
-    end = about.get("eos_token_id", 49407)
-    projection = about.get("projection_dim") if _PROJECTS[class_name] else None
+    end = config_json.get("eos_token_id", 49407)
+    projection = config_json.get("projection_dim") if _PROJECTS[class_name] else None
     rule = f"hold projection_dim for a {class_name}"
     require(projection is not None or not _PROJECTS[class_name], "config.json", rule, "none")
     return CLIPTextConfig(
-        vocab_size=about["vocab_size"],
-        max_tokens=about["max_position_embeddings"],
-        width=about["hidden_size"],
-        num_layers=about["num_hidden_layers"],
-        num_heads=about["num_attention_heads"],
-        mlp_width=about["intermediate_size"],
+        vocab_size=config_json["vocab_size"],
+        max_tokens=config_json["max_position_embeddings"],
+        width=config_json["hidden_size"],
+        num_layers=config_json["num_hidden_layers"],
+        num_heads=config_json["num_attention_heads"],
+        mlp_width=config_json["intermediate_size"],
         activation=_ACTIVATIONS[activation],
         projection=projection,
         end_token=None if end == _LEGACY_END else end,
-        epsilon=about.get("layer_norm_eps", 1e-5),
+        epsilon=config_json.get("layer_norm_eps", 1e-5),
     )
 
 
-def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> Views:
+def clip_text_layouts(config: CLIPTextConfig, *, prefix: str = PREFIX) -> Layouts:
     """Return the layouts of the parameters of `make_clip_text(config)`.
 
     Args:
@@ -62,18 +62,18 @@ def clip_text_views(config: CLIPTextConfig, *, prefix: str = PREFIX) -> Views:
     tables = f"{prefix}embeddings"
     tokens = tensor(f"{tables}.token_embedding.weight", config.vocab_size, width)
     positions = tensor(f"{tables}.position_embedding.weight", config.max_tokens, width)
-    views = {
+    layouts = {
         "tokens": {"table": tokens},
         "positions": {"table": positions},
         "blocks": stacked(layers),
         "norm": _norm(f"{prefix}final_layer_norm", width),
     }
     if config.projection is not None:
-        views["projection"] = linear("text_projection", width, config.projection, bias=False)
-    return views
+        layouts["projection"] = linear("text_projection", width, config.projection, bias=False)
+    return layouts
 
 
-def _block(config: CLIPTextConfig, name: str) -> Views:
+def _block(config: CLIPTextConfig, name: str) -> Layouts:
     width, hidden = config.width, config.mlp_width
     modules = {layer: f"{name}.self_attn.{layer}_proj" for layer in ("q", "k", "v", "out")}
     return {

@@ -7,7 +7,7 @@ from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import FluxConfig
 from fmjax.networks.transformers.text_to_image import TIME_FEATURES
-from fmjax.pretrained.config_files import FluxAbout, checked
+from fmjax.pretrained.config_files import FluxConfigJson, checked
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
@@ -17,35 +17,35 @@ from fmjax.pretrained.families.joint_blocks import (
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import Layouts, TensorLayout, concatenated, linear, stacked, tensor
 
 PATCH = 2
 """Side of a patch in latents; in diffusers the pipeline, not the network, splits patches."""
 
 
-def flux_config(about: Mapping[str, Any], **settings: Any) -> FluxConfig:
+def flux_config(config_json: Mapping[str, Any], **settings: Any) -> FluxConfig:
     """Return the network config that corresponds to a FluxTransformer2DModel.
 
     Args:
-        about: Contents of the config.json.
+        config_json: Contents of the config.json.
         settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
         ValueError: If the class or a value is not supported.
     """
-    require_class(about, "FluxTransformer2DModel")
-    about = checked(about, FluxAbout)
-    patch, out = about.get("patch_size", 1), about.get("out_channels")
+    require_class(config_json, "FluxTransformer2DModel")
+    config_json = checked(config_json, FluxConfigJson)
+    patch, out = config_json.get("patch_size", 1), config_json.get("out_channels")
     require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
-    require(out in (None, about["in_channels"]), "out_channels", "equal in_channels", out)
+    require(out in (None, config_json["in_channels"]), "out_channels", "equal in_channels", out)
     return FluxConfig(
         patch_size=PATCH,
-        num_heads=about["num_attention_heads"],
-        head_width=about["attention_head_dim"],
-        num_double=about["num_layers"],
-        num_single=about["num_single_layers"],
-        rotary_axes=about.get("axes_dims_rope", (16, 56, 56)),
-        guidance=3.5 if about["guidance_embeds"] else None,
+        num_heads=config_json["num_attention_heads"],
+        head_width=config_json["attention_head_dim"],
+        num_double=config_json["num_layers"],
+        num_single=config_json["num_single_layers"],
+        rotary_axes=config_json.get("axes_dims_rope", (16, 56, 56)),
+        guidance=3.5 if config_json["guidance_embeds"] else None,
         **settings,
     )
 
@@ -78,18 +78,18 @@ def flux_config_json(config: FluxConfig, channels: int, text: TextShape) -> dict
     }
 
 
-def flux_views(about: Mapping[str, Any]) -> Views:
+def flux_layouts(config_json: Mapping[str, Any]) -> Layouts:
     """Return the layouts of the parameters of `make_flux`.
 
     Args:
-        about: Contents of the transformer's config.json.
+        config_json: Contents of the transformer's config.json.
     """
-    config, sizes = flux_config(about), flux_config(about).sizes
-    width, patch = config.width, about["in_channels"]
+    config, sizes = flux_config(config_json), flux_config(config_json).sizes
+    width, patch = config.width, config_json["in_channels"]
     doubles, singles = range(config.num_double), range(config.num_single)
     patches, out = linear("x_embedder", patch, width), linear("proj_out", width, patch)
-    views: Views = {
-        **around_blocks(about, width),
+    layouts: Layouts = {
+        **around_blocks(config_json, width),
         "patches": {"kernel": _channels_last(patches["kernel"], 0), "bias": patches["bias"]},
         "double": stacked(
             [
@@ -107,18 +107,18 @@ def flux_views(about: Mapping[str, Any]) -> Views:
         },
     }
     if config.guidance is not None:
-        views["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
-    return views
+        layouts["guidance"] = embedding("time_text_embed.guidance_embedder", TIME_FEATURES, width)
+    return layouts
 
 
-def _channels_last(view: TensorLayout, axis: int) -> TensorLayout:
+def _channels_last(layout: TensorLayout, axis: int) -> TensorLayout:
     """Reorder a patch from `[channel, row, column]` in diffusers to `[row, column, channel]`."""
     leading = (slice(None),) * axis
-    parts = [view[(*leading, slice(pixel, None, PATCH**2))] for pixel in range(PATCH**2)]
+    parts = [layout[(*leading, slice(pixel, None, PATCH**2))] for pixel in range(PATCH**2)]
     return concatenated(parts, axis)
 
 
-def _single(config: FluxConfig, block: str) -> Views:
+def _single(config: FluxConfig, block: str) -> Layouts:
     """Return the layouts of a single-stream block.
 
     Its `proj_out` in diffusers projects the attention and the MLP together; fmjax has two layers.

@@ -6,7 +6,7 @@ from typing import Any
 from fmjax._checks import require
 from fmjax.networks.transformers.joint_blocks import Sizes
 from fmjax.networks.transformers.text_to_image import TIME_FEATURES
-from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, tensor
+from fmjax.pretrained.layouts import Layouts, TensorLayout, concatenated, linear, tensor
 
 # Module names of one stream in diffusers: norm, queries, keys, values, output, MLP, and the norms
 # of queries and keys, with {} for q or k.
@@ -23,23 +23,23 @@ TEXT = (
 _SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
 
 
-def around_blocks(about: Mapping[str, Any], width: int) -> Views:
+def around_blocks(config_json: Mapping[str, Any], width: int) -> Layouts:
     """Return the layouts of the time and text embeddings and the last modulation.
 
     Args:
-        about: Contents of the transformer's config.json.
+        config_json: Contents of the transformer's config.json.
         width: Width of the transformer.
     """
-    pooled = about["pooled_projection_dim"]
+    pooled = config_json["pooled_projection_dim"]
     return {
         "time": embedding("time_text_embed.timestep_embedder", TIME_FEATURES, width),
         "pooled": embedding("time_text_embed.text_embedder", pooled, width),
-        "tokens": linear("context_embedder", about["joint_attention_dim"], width),
+        "tokens": linear("context_embedder", config_json["joint_attention_dim"], width),
         "modulation": scale_then_shift("norm_out.linear", width),
     }
 
 
-def embedding(name: str, features: int, width: int) -> Views:
+def embedding(name: str, features: int, width: int) -> Layouts:
     """Return the layouts of an embedding: two linear layers with a SiLU between them."""
     return {
         "hidden": linear(f"{name}.linear_1", features, width),
@@ -47,7 +47,7 @@ def embedding(name: str, features: int, width: int) -> Views:
     }
 
 
-def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool) -> Views:
+def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool) -> Layouts:
     """Return the layouts of the layer that computes queries, keys and values of all heads.
 
     In fmjax it is one matrix, ordered by head. Rotary embeddings rotate channels 2i and 2i + 1 of
@@ -61,11 +61,11 @@ def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool)
     """
     width, dim = sizes.width, sizes.head_width
 
-    def rotary_order(view: TensorLayout, axis: int) -> TensorLayout:
+    def rotary_order(layout: TensorLayout, axis: int) -> TensorLayout:
         if not rotary:
-            return view
+            return layout
         leading = (slice(None),) * axis
-        return concatenated([view[(*leading, slice(i, None, 2))] for i in range(2)], axis)
+        return concatenated([layout[(*leading, slice(i, None, 2))] for i in range(2)], axis)
 
     kernels, biases = [], []
     layers = [linear(name, width, width) for name in names]
@@ -75,14 +75,14 @@ def heads(sizes: Sizes, names: tuple[str, str, str], norm: str, *, rotary: bool)
             kernel, bias = layer["kernel"][:, columns], layer["bias"][columns]
             kernels.append(rotary_order(kernel, 1) if rotates else kernel)
             biases.append(rotary_order(bias, 0) if rotates else bias)
-    views: Views = {
+    layouts: Layouts = {
         "linear": {"kernel": concatenated(kernels, axis=1), "bias": concatenated(biases)}
     }
     if sizes.qk_norm:
         for part in "qk":
             scale = tensor(f"{norm.format(part)}.weight", dim)
-            views[f"{part}_scale"] = rotary_order(scale, 0)
-    return views
+            layouts[f"{part}_scale"] = rotary_order(scale, 0)
+    return layouts
 
 
 def stream(
@@ -93,7 +93,7 @@ def stream(
     rotary: bool = False,
     dual: bool = False,
     last: bool = False,
-) -> Views:
+) -> Layouts:
     """Return the layouts of one stream (image or text tokens) of a joint block.
 
     Args:
@@ -109,7 +109,7 @@ def stream(
     to_heads = heads(sizes, (query, key, value), qk_norm, rotary=rotary)
     if last:
         return {"modulation": scale_then_shift(f"{norm}.linear", width), "to_heads": to_heads}
-    views: Views = {
+    layouts: Layouts = {
         "modulation": linear(f"{norm}.linear", width, (9 if dual else 6) * width),
         "to_heads": to_heads,
         "out": linear(out, width, width),
@@ -118,14 +118,14 @@ def stream(
     }
     if dual:
         query, key, value, out, qk_norm = (f"{block}.{name}" for name in _SECOND_ATTENTION)
-        views["alone"] = {
+        layouts["alone"] = {
             "to_heads": heads(sizes, (query, key, value), qk_norm, rotary=rotary),
             "out": linear(out, width, width),
         }
-    return views
+    return layouts
 
 
-def scale_then_shift(name: str, width: int) -> Views:
+def scale_then_shift(name: str, width: int) -> Layouts:
     """Return the layouts of a modulation stored as scale, shift; fmjax uses shift, scale."""
     layer = linear(name, width, 2 * width)
     scale, shift = slice(None, width), slice(width, None)
@@ -136,7 +136,7 @@ def scale_then_shift(name: str, width: int) -> Views:
     }
 
 
-def require_class(about: Mapping[str, Any], name: str) -> None:
+def require_class(config_json: Mapping[str, Any], name: str) -> None:
     """Raise a `ValueError` unless a config.json names this class of diffusers."""
-    class_name = about.get("_class_name")
+    class_name = config_json.get("_class_name")
     require(class_name == name, "config.json", f"name the class {name}", class_name)

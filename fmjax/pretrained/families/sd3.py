@@ -6,7 +6,7 @@ from typing import Any
 from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import MMDiTConfig
-from fmjax.pretrained.config_files import SD3About, checked
+from fmjax.pretrained.config_files import SD3ConfigJson, checked
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
@@ -14,35 +14,35 @@ from fmjax.pretrained.families.joint_blocks import (
     require_class,
     stream,
 )
-from fmjax.pretrained.layouts import TensorLayout, Views, concatenated, linear, stacked, tensor
+from fmjax.pretrained.layouts import Layouts, TensorLayout, concatenated, linear, stacked, tensor
 
 
-def sd3_config(about: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
+def sd3_config(config_json: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
     """Return the network config that corresponds to an SD3Transformer2DModel.
 
     Args:
-        about: Contents of the config.json.
+        config_json: Contents of the config.json.
         settings: Config fields that determine the computation (dtype, remat, attention, ...).
 
     Raises:
         ValueError: If the class or a value is not supported.
     """
-    require_class(about, "SD3Transformer2DModel")
-    about = checked(about, SD3About)
-    norm, out = about.get("qk_norm"), about.get("out_channels")
+    require_class(config_json, "SD3Transformer2DModel")
+    config_json = checked(config_json, SD3ConfigJson)
+    norm, out = config_json.get("qk_norm"), config_json.get("out_channels")
     require(norm in (None, "rms_norm"), "qk_norm", "be null or rms_norm", norm)
-    require(out in (None, about["in_channels"]), "out_channels", "equal in_channels", out)
+    require(out in (None, config_json["in_channels"]), "out_channels", "equal in_channels", out)
     config = MMDiTConfig(
-        patch_size=about["patch_size"],
-        num_heads=about["num_attention_heads"],
-        head_width=about["attention_head_dim"],
-        num_layers=about["num_layers"],
-        dual_layers=tuple(about.get("dual_attention_layers") or ()),
+        patch_size=config_json["patch_size"],
+        num_heads=config_json["num_attention_heads"],
+        head_width=config_json["attention_head_dim"],
+        num_layers=config_json["num_layers"],
+        dual_layers=tuple(config_json.get("dual_attention_layers") or ()),
         qk_norm=norm is not None,
-        position_table=about["pos_embed_max_size"],
+        position_table=config_json["pos_embed_max_size"],
         **settings,
     )
-    width = about["caption_projection_dim"]
+    width = config_json["caption_projection_dim"]
     require(width == config.width, "caption_projection_dim", f"be {config.width}", width)
     return config
 
@@ -77,19 +77,19 @@ def sd3_config_json(config: MMDiTConfig, channels: int, text: TextShape) -> dict
     }
 
 
-def sd3_views(about: Mapping[str, Any]) -> Views:
+def sd3_layouts(config_json: Mapping[str, Any]) -> Layouts:
     """Return the layouts of the parameters of `make_mmdit`.
 
     Args:
-        about: Contents of the transformer's config.json.
+        config_json: Contents of the transformer's config.json.
     """
-    config = sd3_config(about)
-    width, side, size = config.width, about["pos_embed_max_size"], config.patch_size
-    channels = about["in_channels"]
+    config = sd3_config(config_json)
+    width, side, size = config.width, config_json["pos_embed_max_size"], config.patch_size
+    channels = config_json["in_channels"]
     table = tensor("pos_embed.pos_embed", 1, side**2, width)
     rows = [table[0, row * side : (row + 1) * side] for row in range(side)]
-    views: Views = {
-        **around_blocks(about, width),
+    layouts: Layouts = {
+        **around_blocks(config_json, width),
         "patches": {
             "kernel": _patches(tensor("pos_embed.proj.weight", width, channels, size, size)),
             "bias": tensor("pos_embed.proj.bias", width),
@@ -98,7 +98,7 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
         "out": linear("proj_out", width, size**2 * channels),
     }
     for run, (dual, last, layers) in enumerate(config.runs):
-        views[f"blocks_{run}"] = stacked(
+        layouts[f"blocks_{run}"] = stacked(
             [
                 {
                     "text": stream(config.sizes, f"transformer_blocks.{i}", TEXT, last=last),
@@ -107,7 +107,7 @@ def sd3_views(about: Mapping[str, Any]) -> Views:
                 for i in layers
             ]
         )
-    return views
+    return layouts
 
 
 def _patches(convolution: TensorLayout) -> TensorLayout:

@@ -5,8 +5,8 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.text_encoders.t5 import T5Config
-from fmjax.pretrained.config_files import T5About, checked
-from fmjax.pretrained.layouts import TensorLayout, Views, linear, stacked, tensor
+from fmjax.pretrained.config_files import T5ConfigJson, checked
+from fmjax.pretrained.layouts import Layouts, TensorLayout, linear, stacked, tensor
 
 EMBEDDING = "shared.weight"
 """Name of the token embedding table."""
@@ -16,47 +16,49 @@ TIED = "encoder.embed_tokens.weight"
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 
 
-def t5_config(about: Mapping[str, Any]) -> T5Config:
+def t5_config(config_json: Mapping[str, Any]) -> T5Config:
     """Return the config of the T5 encoder that a config.json describes.
 
     Raises:
         ValueError: If the model type or the activation is not supported, or a required key is
             missing.
     """
-    require(about.get("model_type") == "t5", "model_type", "be t5", about.get("model_type"))
-    about = checked(about, T5About)
-    gated, activation = _feed_forward(about)
+    require(
+        config_json.get("model_type") == "t5", "model_type", "be t5", config_json.get("model_type")
+    )
+    config_json = checked(config_json, T5ConfigJson)
+    gated, activation = _feed_forward(config_json)
     return T5Config(
-        vocab_size=about["vocab_size"],
-        width=about["d_model"],
-        num_layers=about["num_layers"],
-        num_heads=about["num_heads"],
-        head_width=about["d_kv"],
-        mlp_width=about["d_ff"],
+        vocab_size=config_json["vocab_size"],
+        width=config_json["d_model"],
+        num_layers=config_json["num_layers"],
+        num_heads=config_json["num_heads"],
+        head_width=config_json["d_kv"],
+        mlp_width=config_json["d_ff"],
         activation=activation,
         gated=gated,
-        num_buckets=about.get("relative_attention_num_buckets", 32),
-        max_distance=about.get("relative_attention_max_distance", 128),
-        epsilon=about.get("layer_norm_epsilon", 1e-6),
+        num_buckets=config_json.get("relative_attention_num_buckets", 32),
+        max_distance=config_json.get("relative_attention_max_distance", 128),
+        epsilon=config_json.get("layer_norm_epsilon", 1e-6),
     )
 
 
-def _feed_forward(about: T5About) -> tuple[bool, str]:
+def _feed_forward(config_json: T5ConfigJson) -> tuple[bool, str]:
     """Return whether the MLP is gated, and its activation.
 
     In `feed_forward_proj`, "gated-gelu" means the tanh approximation of GELU.
     """
-    projection = about.get("feed_forward_proj", "relu")
+    projection = config_json.get("feed_forward_proj", "relu")
     first, _, last = projection.partition("-")
-    gated = about.get("is_gated_act", first == "gated")
+    gated = config_json.get("is_gated_act", first == "gated")
     default = "gelu_new" if projection == "gated-gelu" else last or first
-    activation = about.get("dense_act_fn", default)
+    activation = config_json.get("dense_act_fn", default)
     rule = f"use one of the activations {', '.join(_ACTIVATIONS)}"
     require(activation in _ACTIVATIONS, "feed_forward_proj", rule, activation)
     return gated, _ACTIVATIONS[activation]
 
 
-def t5_views(config: T5Config) -> Views:
+def t5_layouts(config: T5Config) -> Layouts:
     """Return the layouts of the parameters of `make_t5_encoder(config)`."""
     # The position bias of the first block is used by all blocks.
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -68,7 +70,7 @@ def t5_views(config: T5Config) -> Views:
     }
 
 
-def _block(config: T5Config, name: str) -> Views:
+def _block(config: T5Config, name: str) -> Layouts:
     width, inner, hidden = config.width, config.num_heads * config.head_width, config.mlp_width
     attention, mlp = f"{name}.layer.0", f"{name}.layer.1"
     modules = {layer: f"{attention}.SelfAttention.{layer}" for layer in "qkv"}

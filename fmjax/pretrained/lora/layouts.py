@@ -8,7 +8,7 @@ from fmjax._checks import require
 from fmjax._trees import flatten_dict, unflatten_dict
 from fmjax.networks.layers.linear import HEADS
 from fmjax.networks.layers.lora import LORA, Adapters, LoRAConfig
-from fmjax.pretrained.layouts import TensorLayout, Views
+from fmjax.pretrained.layouts import Layouts, TensorLayout
 
 
 class _Layer(NamedTuple):
@@ -27,11 +27,11 @@ class _Layer(NamedTuple):
     kernel: TensorLayout
 
 
-def chosen_adapters(views: Views, config: LoRAConfig) -> Adapters:
+def chosen_adapters(layouts: Layouts, config: LoRAConfig) -> Adapters:
     """Find the layers that a LoRA config selects.
 
     Args:
-        views: Layouts of the network's parameters.
+        layouts: Layouts of the network's parameters.
         config: Rank, scale and layers. An entry of `config.layers` selects every module of
             diffusers whose name is the entry or ends with "." and the entry.
 
@@ -39,7 +39,7 @@ def chosen_adapters(views: Views, config: LoRAConfig) -> Adapters:
         ValueError: If an entry matches no linear layer, or a layer is selected in some but not all
             blocks of a stack.
     """
-    layers = list(_layers(views))
+    layers = list(_layers(layouts))
     for suffix in config.layers:
         if not any(_matches(suffix, module) for layer in layers for module in layer.modules):
             known = sorted({_short_name(module) for layer in layers for module in layer.modules})
@@ -63,48 +63,48 @@ def chosen_adapters(views: Views, config: LoRAConfig) -> Adapters:
     return Adapters(config.rank, config.scale, places)
 
 
-def adapter_views(views: Views, adapters: Adapters) -> Views:
+def adapter_layouts(layouts: Layouts, adapters: Adapters) -> Layouts:
     """Return the layouts of the adapters' parameters in the tensors of a LoRA file.
 
     Args:
-        views: Layouts of the network's parameters without adapters.
+        layouts: Layouts of the network's parameters without adapters.
         adapters: Layers with adapters, from `chosen_adapters`.
     """
-    layouts: dict[str, TensorLayout] = {}
-    layers = list(_layers(views))
+    result: dict[str, TensorLayout] = {}
+    layers = list(_layers(layouts))
     shared = _shared_modules(layers)
     for layer in layers:
         path, _, last = layer.path.rpartition(".")
         down, up = _factors(layer.kernel, layer.modules, adapters.rank)
         if layer.modules in shared:
             if last in adapters.places.get(path, ()):
-                layouts |= {f"{path}.{LORA}.{last}.kernel": down, f"{path}.{LORA}.up.kernel": up}
+                result |= {f"{path}.{LORA}.{last}.kernel": down, f"{path}.{LORA}.up.kernel": up}
             continue
         parts = adapters.places.get(layer.path)
         if parts is None or (layer.part is not None and layer.part not in parts):
             continue
         prefix = ".".join(filter(None, (layer.path, LORA, layer.part)))
-        layouts |= {f"{prefix}.down.kernel": down, f"{prefix}.up.kernel": up}
-    return unflatten_dict(layouts)
+        result |= {f"{prefix}.down.kernel": down, f"{prefix}.up.kernel": up}
+    return unflatten_dict(result)
 
 
-def _layers(views: Views) -> Iterator[_Layer]:
+def _layers(layouts: Layouts) -> Iterator[_Layer]:
     """Iterate over the layers whose kernels are transposed matrices in the files.
 
     This excludes convolutions and embedding tables.
     """
-    layouts: dict[str, TensorLayout] = flatten_dict(views)
-    for name, view in layouts.items():
+    named: dict[str, TensorLayout] = flatten_dict(layouts)
+    for name, layout in named.items():
         path, _, leaf = name.rpartition(".")
         is_matrix = all(
             not block.fixed and [axis.tensor_axis for axis in block.axes[-2:]] == [1, 0]
-            for block in view.blocks
+            for block in layout.blocks
         )
         if leaf != "kernel" or not is_matrix:
             continue
         # First column of each tensor in the kernel, for each block of the stack.
         first_columns: dict[int, dict[str, int]] = {}
-        for block in view.blocks:
+        for block in layout.blocks:
             number = block.axes[0].offset if len(block.axes) == 3 else 0
             first = first_columns.setdefault(number, {})
             column = block.axes[-1].offset
@@ -114,7 +114,7 @@ def _layers(views: Views) -> Iterator[_Layer]:
         ]
         parts = HEADS if len(ordered[0]) == len(HEADS) else (None,)
         for part, names in zip(parts, zip(*ordered, strict=True), strict=True):
-            yield _Layer(path, part, tuple(n.removesuffix(".weight") for n in names), view)
+            yield _Layer(path, part, tuple(n.removesuffix(".weight") for n in names), layout)
 
 
 def _shared_modules(layers: Sequence[_Layer]) -> set[tuple[str, ...]]:

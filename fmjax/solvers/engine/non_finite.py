@@ -26,9 +26,9 @@ _END_MARGIN_ULPS = 128
 
 
 class Guarded(diffrax.AbstractStepSizeController):
-    """A step size controller that gives up samples that are not finite.
+    """A step size controller that marks samples that are not finite as failed.
 
-    A sample is given up when its points are not finite, or not finite after the shortest step.
+    A sample fails if its points are not finite, or not finite after the shortest step.
     In a batch it is then ignored, so that the others continue; a single sample ends its solve. A
     velocity that is not finite at t = 1 ends the solve after a few steps, instead of rejecting
     ever shorter steps to t = 1.

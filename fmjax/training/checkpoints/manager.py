@@ -195,7 +195,7 @@ def restore_ema(
         folder: Folder of a run's checkpoints; nothing is written to it.
         like: Arrays or `ShapeDtypeStruct`s with the shapes to restore, as from
             `jax.eval_shape(net.init, key)`. The weights get the shardings of these (see
-            `laid_out`), or are placed on the first device if they have none.
+            `with_shardings`), or are placed on the first device if they have none.
         step: Step of the checkpoint to read; None for the newest undamaged one, with a warning if
             later ones are damaged.
         alone: Whether this process reads without synchronizing with the other processes.

@@ -169,10 +169,10 @@ def test_files_that_are_not_as_the_model_takes_them_are_refused(picture, tmp_pat
     with pytest.raises(ValueError, match="clear.png must have mode L or 1 or RGB, got RGBA"):
         read_image(tmp_path / "clear.png", (8, 8, 1))
     picture.write_bytes(picture.read_bytes()[:45])
-    with pytest.raises(ValueError, match="grey.png must be a whole image file, got"):
+    with pytest.raises(ValueError, match="grey.png must be a valid image file, got"):
         read_image(picture, (8, 8, 1))
     picture.write_text("no image")
-    with pytest.raises(ValueError, match="grey.png must be a whole image file, got"):
+    with pytest.raises(ValueError, match="grey.png must be a valid image file, got"):
         read_image(picture, (8, 8, 1))
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "none.png", (8, 8, 1))

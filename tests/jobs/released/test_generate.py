@@ -124,10 +124,10 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
     picture = Image.open(output)
     levels = 255 * golden_io(folder)["image"][0]
     np.testing.assert_allclose(np.asarray(picture, float), levels, atol=0.51)
-    about = json.loads(picture.text["fmjax"])
-    assert picture.text["prompt"] == about["prompt"] == asked["prompt"]
-    assert about["steps"] == asked["num_inference_steps"]
-    assert about["guidance"] == asked["guidance_scale"]
+    metadata = json.loads(picture.text["fmjax"])
+    assert picture.text["prompt"] == metadata["prompt"] == asked["prompt"]
+    assert metadata["steps"] == asked["num_inference_steps"]
+    assert metadata["guidance"] == asked["guidance_scale"]
     assert f"wrote {output}" in capsys.readouterr().out
 
 
@@ -274,10 +274,10 @@ def test_a_comparison_takes_the_guidance_that_a_picture_takes(
 
 
 def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
-    whole = open_model(GOLDEN / PIPELINES[1]).about("scheduler")
+    whole = open_model(GOLDEN / PIPELINES[1]).config_json("scheduler")
     short = {name: value for name, value in whole.items() if "seq_len" not in name}
-    for about in (whole, short):
-        found = released_sigmas(about, 4, 96, to_one_step=True)
+    for metadata in (whole, short):
+        found = released_sigmas(metadata, 4, 96, to_one_step=True)
         np.testing.assert_allclose(found, released_sigmas(whole, 4, 96, to_one_step=True))
     with pytest.raises(ValueError, match="must have stochastic_sampling false, got True"):
         released_sigmas(whole | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
@@ -316,9 +316,9 @@ def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
     sizes = ["--height", asked["height"], "--width", asked["width"], "--steps", 1]
     noise = ["--latents", GOLDEN / PIPELINES[1] / "io.npz"]
     assert run("generate", GOLDEN / PIPELINES[1], "a cat", *sizes, *noise) == 0
-    about = json.loads(Image.open("pictures/a-cat-latentsio-npz.png").text["fmjax"])
-    assert about["latents"] == "io.npz"
-    assert "seed" not in about
+    metadata = json.loads(Image.open("pictures/a-cat-latentsio-npz.png").text["fmjax"])
+    assert metadata["latents"] == "io.npz"
+    assert "seed" not in metadata
 
 
 @pytest.mark.slow
@@ -354,8 +354,8 @@ def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path
 def schnell(tmp_path):
     folder = shutil.copytree(GOLDEN / PIPELINES[1], tmp_path / "schnell")
     path = folder / "transformer" / "config.json"
-    about = json.loads(path.read_text()) | {"guidance_embeds": False}
-    path.write_text(json.dumps(about))
+    metadata = json.loads(path.read_text()) | {"guidance_embeds": False}
+    path.write_text(json.dumps(metadata))
     return folder
 
 
@@ -415,9 +415,9 @@ def without_setting(part, name):
     def made(tmp_path):
         folder = with_setting(part)(tmp_path)
         path = folder / part / "config.json"
-        about = json.loads(path.read_text())
-        del about[name]
-        path.write_text(json.dumps(about))
+        metadata = json.loads(path.read_text())
+        del metadata[name]
+        path.write_text(json.dumps(metadata))
         return folder
 
     return made

@@ -213,9 +213,9 @@ def test_untrained_weights_come_back_byte_for_byte(weights, of_all, tmp_path):
 
 def test_a_whole_pipeline_is_exported(tmp_path):
     """Of a pipeline's folder the transformer is trained; the other parts are copied."""
-    about = json.loads((PIPELINE / "transformer/config.json").read_text())
-    text = TextShape(4, about["joint_attention_dim"], about["pooled_projection_dim"])
-    config = with_data("finetune_sd3.py", tmp_path, (8, 8, about["in_channels"]), text)
+    metadata = json.loads((PIPELINE / "transformer/config.json").read_text())
+    text = TextShape(4, metadata["joint_attention_dim"], metadata["pooled_projection_dim"])
+    config = with_data("finetune_sd3.py", tmp_path, (8, 8, metadata["in_channels"]), text)
     arguments = ["--pretrained.folder", PIPELINE, "--run", tmp_path / "run"]
     assert fmjax("train", config, *QUICK, *arguments) == 0
     output = tmp_path / "pipeline"
@@ -248,8 +248,8 @@ def test_a_training_that_cannot_be_leaves_no_folder(arguments, message, flux, tm
 def test_data_of_another_model_is_refused(flux, tmp_path, capsys):
     """Latents of four channels for a transformer of sixteen, say."""
     released = shutil.copytree(GOLDEN / "flux-dev-tiny", tmp_path / "flux")
-    about = json.loads((released / "config.json").read_text()) | {"in_channels": 64}
-    (released / "config.json").write_text(json.dumps(about))
+    metadata = json.loads((released / "config.json").read_text()) | {"in_channels": 64}
+    (released / "config.json").write_text(json.dumps(metadata))
     arguments = ["--pretrained.folder", released, "--run", tmp_path / "run"]
     assert fmjax("train", flux, *arguments, *QUICK) == 2
     assert (
@@ -288,4 +288,4 @@ def test_a_run_of_its_own_is_not_exported(of_adapters, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text()) | {"pretrained": None}
     (run / "config.json").write_text(json.dumps(config))
     assert fmjax("export", run) == 2
-    assert "must be of a released network (pretrained.folder)" in capsys.readouterr().err
+    assert "must start from a released network (pretrained.folder)" in capsys.readouterr().err

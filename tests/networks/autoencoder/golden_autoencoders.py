@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file
 
-from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_views
+from fmjax.pretrained.families.autoencoder import autoencoder_config, autoencoder_layouts
 from fmjax.pretrained.layouts import TensorLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -15,7 +15,7 @@ MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-th
 """Folders of outputs, and of the models that gave them."""
 
 
-def golden_about(folder):
+def golden_config_json(folder):
     return json.loads((GOLDEN / folder / "config.json").read_text())
 
 
@@ -24,20 +24,20 @@ def golden_tensors(folder):
 
 
 def golden_config(name):
-    return autoencoder_config(golden_about(MODELS[name]))
+    return autoencoder_config(golden_config_json(MODELS[name]))
 
 
 def golden_params(name):
     tensors = golden_tensors(MODELS[name])
 
-    def whole(view):
+    def whole(layout):
         def part(tensor, index):
             return tensors[tensor][index]
 
-        return view.read(part, (slice(None),) * len(view.shape), np.float32)
+        return layout.read(part, (slice(None),) * len(layout.shape), np.float32)
 
-    views = autoencoder_views(golden_config(name))
-    return jax.tree.map(whole, views, is_leaf=lambda node: isinstance(node, TensorLayout))
+    layouts = autoencoder_layouts(golden_config(name))
+    return jax.tree.map(whole, layouts, is_leaf=lambda node: isinstance(node, TensorLayout))
 
 
 def golden_outputs(name):

@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from fmjax.networks import make_clip_text, make_t5_encoder
-from fmjax.pretrained.families.clip import clip_text_config, clip_text_views
-from fmjax.pretrained.families.t5 import t5_config, t5_views
+from fmjax.pretrained.families.clip import clip_text_config, clip_text_layouts
+from fmjax.pretrained.families.t5 import t5_config, t5_layouts
 from fmjax.pretrained.layouts import TensorLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -29,17 +29,17 @@ T5S = (
 )
 
 
-def about(folder):
+def config_json(folder):
     return json.loads((GOLDEN / folder / "config.json").read_text())
 
 
 def encoder(folder, **changes):
     """The encoder of a folder, and the views of its parameters."""
     if folder in CLIPS:
-        config = dataclasses.replace(clip_text_config(about(folder)), **changes)
-        return make_clip_text(config), clip_text_views(config, prefix=CLIPS[folder])
-    config = dataclasses.replace(t5_config(about(folder)), **changes)
-    return make_t5_encoder(config), t5_views(config)
+        config = dataclasses.replace(clip_text_config(config_json(folder)), **changes)
+        return make_clip_text(config), clip_text_layouts(config, prefix=CLIPS[folder])
+    config = dataclasses.replace(t5_config(config_json(folder)), **changes)
+    return make_t5_encoder(config), t5_layouts(config)
 
 
 def weights(folder):
@@ -52,9 +52,9 @@ def expected(folder):
     return np.load(ENCODERS / f"{name}.npz")
 
 
-def read(views, tensors):
+def read(layouts, tensors):
     """Parameters, from tensors by name."""
-    if isinstance(views, TensorLayout):
-        whole = (slice(None),) * len(views.shape)
-        return views.read(lambda name, index: tensors[name][index], whole, np.float32)
-    return {name: read(part, tensors) for name, part in views.items()}
+    if isinstance(layouts, TensorLayout):
+        whole = (slice(None),) * len(layouts.shape)
+        return layouts.read(lambda name, index: tensors[name][index], whole, np.float32)
+    return {name: read(part, tensors) for name, part in layouts.items()}

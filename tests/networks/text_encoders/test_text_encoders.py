@@ -35,8 +35,8 @@ CLOSE = 1e-5  # Of the largest state: both compute in float32.
 
 def states(folder):
     """What the encoder of a folder gives for the tokens that transformers was given."""
-    net, views = encoder(folder)
-    return jax.jit(net.apply)(read(views, weights(folder)), expected(folder)["tokens"])
+    net, layouts = encoder(folder)
+    return jax.jit(net.apply)(read(layouts, weights(folder)), expected(folder)["tokens"])
 
 
 def require_close(got, want):
@@ -82,8 +82,8 @@ def test_a_token_of_clip_does_not_see_those_after_it():
 
 @pytest.mark.parametrize("folder", ["sd3-pipeline-tiny/text_encoder", T5S[0]])
 def test_bfloat16_states_are_near_those_of_float32_and_float32_themselves(folder):
-    net, views = encoder(folder, dtype="bfloat16")
-    out = jax.jit(net.apply)(read(views, weights(folder)), expected(folder)["tokens"])
+    net, layouts = encoder(folder, dtype="bfloat16")
+    out = jax.jit(net.apply)(read(layouts, weights(folder)), expected(folder)["tokens"])
     for got, want in zip(jax.tree.leaves(out), jax.tree.leaves(states(folder)), strict=True):
         assert got.dtype == jnp.float32
         # A number of bfloat16 has 8 bits: errors of 2^-8 a product, some of them in a row.
@@ -92,8 +92,8 @@ def test_bfloat16_states_are_near_those_of_float32_and_float32_themselves(folder
 
 @pytest.mark.parametrize("folder", ["sd3-pipeline-tiny/text_encoder_2", T5S[0]])
 def test_eight_devices_give_what_one_gives(folder):
-    net, views = encoder(folder)
-    params, tokens = read(views, weights(folder)), np.tile(expected(folder)["tokens"], (2, 1))
+    net, layouts = encoder(folder)
+    params, tokens = read(layouts, weights(folder)), np.tile(expected(folder)["tokens"], (2, 1))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         places = state_sharding(params, mesh, net.tensor_axes)

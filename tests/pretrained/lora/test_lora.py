@@ -122,7 +122,7 @@ def test_adapters_are_drawn_as_pefts_and_leave_other_draws_alone():
 )
 def test_layers_that_there_are_not_are_refused(layers, message):
     with pytest.raises(ValueError, match=message):
-        chosen_adapters(tuned(FLUX, None).views, LoRAConfig(layers=layers))
+        chosen_adapters(tuned(FLUX, None).layouts, LoRAConfig(layers=layers))
 
 
 def renamed(old, new):
@@ -194,9 +194,9 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
         ("{", "metadata must be JSON"),
     ],
 )
-def test_metadata_that_cannot_be_followed_is_refused(about, message, tmp_path):
+def test_metadata_that_cannot_be_followed_is_refused(metadata, message, tmp_path):
     tensors = load_file(GOLDEN / "lora-flux-diffusers" / LORA_FILE)
-    save_file(tensors, tmp_path / LORA_FILE, {"lora_adapter_metadata": about})
+    save_file(tensors, tmp_path / LORA_FILE, {"lora_adapter_metadata": metadata})
     with pytest.raises(ValueError, match=message):
         read_lora(tmp_path)
 

@@ -437,12 +437,12 @@ def test_no_file_with_numbers_that_are_not_finite_is_written(tmp_path):
         ({"lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5),
     ],
 )
-def test_the_scale_is_alpha_by_the_rank_that_the_tensors_have(about, scale, tmp_path):
+def test_the_scale_is_alpha_by_the_rank_that_the_tensors_have(metadata, scale, tmp_path):
     """An alpha that is null or missing is the rank."""
     tensors = {f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((96, 2))}
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: np.float32(array) for name, array in tensors.items()}, file)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(metadata))
     found = read_lora(tmp_path)
     assert len(found) == 3
     for adapter in found.values():

@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fmjax.paths import VelocityNet
-from fmjax.sharding import MeshConfig, laid_out, make_mesh, put_batch
+from fmjax.sharding import MeshConfig, make_mesh, put_batch, with_shardings
 from fmjax.training import (
     Checkpoints,
     OptimizerConfig,
@@ -152,7 +152,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes(saved, state, tmp_
 
 def test_the_averaged_weights_are_read_alone(saved, state):
     abstract = jax.eval_shape(make_net().init, jax.random.key(0))
-    split = laid_out(abstract, make_mesh(MeshConfig(1, 8)))
+    split = with_shardings(abstract, make_mesh(MeshConfig(1, 8)))
     for params, step in (
         restore_ema(saved, abstract),
         restore_ema(saved, split, step=0),

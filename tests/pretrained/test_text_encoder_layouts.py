@@ -5,20 +5,27 @@ import numpy as np
 import pytest
 
 from fmjax._trees import flatten_dict
-from fmjax.pretrained.families.clip import BUFFERS, clip_text_config, clip_text_views
+from fmjax.pretrained.families.clip import BUFFERS, clip_text_config, clip_text_layouts
 from fmjax.pretrained.families.t5 import EMBEDDING, TIED, t5_config
 from fmjax.pretrained.layouts import all_tensors
-from tests.networks.text_encoders.golden_encoders import CLIPS, T5S, about, encoder, read, weights
+from tests.networks.text_encoders.golden_encoders import (
+    CLIPS,
+    T5S,
+    config_json,
+    encoder,
+    read,
+    weights,
+)
 
 FOLDERS = (*CLIPS, *T5S)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
-    _, views = encoder(folder)
+    _, layouts = encoder(folder)
     held = {name: tensor.shape for name, tensor in weights(folder).items()}
-    assert all_tensors(views) == held
-    sizes = sum(np.prod(view.shape) for _, view in flatten_dict(views).items())
+    assert all_tensors(layouts) == held
+    sizes = sum(np.prod(layout.shape) for _, layout in flatten_dict(layouts).items())
     assert sizes == sum(np.prod(shape) for shape in held.values())
     assert EMBEDDING in held or folder in CLIPS
     assert not {TIED, *BUFFERS} & set(held)
@@ -26,29 +33,32 @@ def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_parameters_read_from_a_file_are_shaped_as_those_drawn(folder):
-    net, views = encoder(folder)
+    net, layouts = encoder(folder)
     drawn = jax.eval_shape(net.init, jax.random.key(0))
-    assert jax.tree.map(np.shape, read(views, weights(folder))) == jax.tree.map(np.shape, drawn)
+    assert jax.tree.map(np.shape, read(layouts, weights(folder))) == jax.tree.map(np.shape, drawn)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_tensor_parallel_axes_are_of_parameters_that_there_are(folder):
-    net, views = encoder(folder)
-    shapes = {name: view.shape for name, view in flatten_dict(views).items()}
+    net, layouts = encoder(folder)
+    shapes = {name: layout.shape for name, layout in flatten_dict(layouts).items()}
     assert len(net.tensor_axes) >= 6
     for name, axis in net.tensor_axes.items():
         assert len(shapes[name]) >= -axis
 
 
 def test_the_prefix_is_before_all_names_but_the_projections():
-    config = clip_text_config(about("sd3-pipeline-tiny/text_encoder"))
-    bare = all_tensors(clip_text_views(config, prefix=""))
-    full = all_tensors(clip_text_views(config))
+    config = clip_text_config(config_json("sd3-pipeline-tiny/text_encoder"))
+    bare = all_tensors(clip_text_layouts(config, prefix=""))
+    full = all_tensors(clip_text_layouts(config))
     own = "text_projection.weight"
     assert {f"text_model.{name}" for name in bare if name != own} | {own} == set(full)
 
 
-CLIP, T5 = about("sd3-pipeline-tiny/text_encoder"), about("sd3-pipeline-tiny/text_encoder_3")
+CLIP, T5 = (
+    config_json("sd3-pipeline-tiny/text_encoder"),
+    config_json("sd3-pipeline-tiny/text_encoder_3"),
+)
 
 
 def test_what_files_say_of_the_end_token_and_the_projection_is_read():
