@@ -72,7 +72,8 @@ def _end_by_signals(then: str) -> None:
     """Handle SIGTERM and Ctrl-C until `_stopping.install` is imported and takes over."""
 
     def end(number: int, frame: object) -> None:
-        line = f"fmjax: stopped by {signal.Signals(number).name}; run the same command again to {then}\n"
+        name = signal.Signals(number).name
+        line = f"fmjax: stopped by {name}; run the same command again to {then}\n"
         try:
             os.write(2, line.encode())
         finally:

@@ -240,8 +240,8 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
     Its steps are an argument (`sampling.make_steps`), so that step counts share one function.
 
     Raises:
-        ValueError: If the network is not a flow map but the solver needs one, or the flow map was not
-            trained for these jumps or this guidance.
+        ValueError: If the network is not a flow map but the solver needs one, or the flow map was
+            not trained for these jumps or this guidance.
     """
     solver, flow_map = sampling.make_solver(), experiment.flow_map
     if flow_map is not None:

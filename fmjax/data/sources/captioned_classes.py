@@ -69,7 +69,7 @@ class CaptionedClasses:
         dataset = self.data.load(split, progress=progress)
         assert dataset.labels is not None
         texts = self._texts(split, dataset.labels)
-        # Learn from all possible captions, so that the vocabulary does not depend on the sampled captions.
+        # Learn from all possible captions: the vocabulary must not depend on the sampled ones.
         possible = [text for label in range(len(self.names)) for text in self.wordings(label)]
         captions = captions_of(texts, possible, self.tokenizer)
         return Dataset(dataset.x, dataset.labels, dataset.num_classes, captions=captions)
