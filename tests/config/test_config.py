@@ -1,12 +1,14 @@
 """Configs: checks, JSON, and two training steps of every config file."""
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import fmjax.config
 from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
 from fmjax._trees import partition
 from fmjax.cli.parsing import parse
@@ -27,6 +29,7 @@ from fmjax.config import (
     guided,
     make_solve,
     make_step,
+    serialize,
     to_json,
 )
 from fmjax.data import IdxData, ToyData
@@ -462,3 +465,8 @@ def test_forward_mode_uses_plain_attention():
     assert dataclasses.replace(plain, network=config.network) == config
     without = Config(name="forwards", network=MLPConfig())
     assert differentiable_forwards(without) == without
+
+
+def test_every_choice_of_a_config_field_can_be_imported_from_fmjax_config():
+    choices = {kind.__name__ for union in serialize._UNIONS for kind in typing.get_args(union)}
+    assert choices <= set(fmjax.config.__all__)

@@ -330,9 +330,7 @@ def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, 
         dataclasses.replace(asked, coupling=MinibatchOT())
     with pytest.raises(ValueError, match=r"reflow.real_share must lie in \[0.0, 1.0\]"):
         ReflowConfig("x", real_share=1.5)
-    with pytest.raises(
-        ValueError, match="sampling.solver must be an ODE solver if real_share"
-    ):
+    with pytest.raises(ValueError, match="sampling.solver must be an ODE solver if real_share"):
         ReflowConfig("x", real_share=0.5, sampling=SamplingConfig(solver="ddim", num_steps=4))
     with pytest.raises(ValueError, match="run folder must exist, got .*nowhere"):
         train(dataclasses.replace(asked, reflow=ReflowConfig("nowhere")), tmp_path / "run")
