@@ -123,7 +123,7 @@ def flow_matching_loss(
     value = predict_fn(t, x_t, cond)
     require_like("predict_fn", value, x_t)
     if prediction == Prediction.SCORE:
-        truth = path.convert(t, x_t, x0, source=Prediction.X0, target=Prediction.SCORE)
+        truth = path.convert(t, x_t, x0, from_=Prediction.X0, to=Prediction.SCORE)
     else:
         truth = {Prediction.VELOCITY: u_t, Prediction.X1: x1, Prediction.X0: x0}[prediction]
     scale = _error_scale(path, t, prediction, space)
@@ -141,8 +141,8 @@ def _error_scale(path: AffinePath, t: Times, prediction: Prediction, space: Pred
     if prediction == Prediction.SCORE:
         # The score diverges at sigma = 0; the noise, -sigma times the score, stays finite.
         return -path.schedule.sigma(t) * _error_scale(path, t, Prediction.X0, space)
-    t = path.away_from_poles(t, source=prediction, target=space)
-    return path.conversion_weights(t, source=prediction, target=space)[1]
+    t = path.away_from_poles(t, from_=prediction, to=space)
+    return path.conversion_weights(t, from_=prediction, to=space)[1]
 
 
 def drop_condition(key: PRNGKey, cond: Cond, null_cond: PyTree, rate: float) -> Cond:

@@ -132,70 +132,70 @@ class AffinePath:
         return self.schedule.sigma(jnp.zeros((), noise.dtype)) * noise
 
     def convert(
-        self, t: Times, x_t: Points, value: Points, *, source: Prediction, target: Prediction
+        self, t: Times, x_t: Points, value: Points, *, from_: Prediction, to: Prediction
     ) -> Points:
         """Convert one quantity at `(t, x_t)` to another, such as a predicted x1 to a velocity.
 
         Args:
             t: Times in [0, 1], including both ends.
             x_t: Points on the path.
-            value: The quantity `source` at these points, shaped like x_t.
-            source: Quantity that `value` holds.
-            target: Quantity to return.
+            value: The quantity `from_` at these points, shaped like x_t.
+            from_: Quantity that `value` holds.
+            to: Quantity to return.
 
         Returns:
-            The quantity `target`: exact where x_t and `value` determine it, otherwise its mean
+            The quantity `to`: exact where x_t and `value` determine it, otherwise its mean
             for standard normal data (see the module docstring). Finite for every t.
         """
-        if source == target:
+        if from_ == to:
             return value
-        on_point, on_value = self.conversion_weights(t, source=source, target=target)
+        on_point, on_value = self.conversion_weights(t, from_=from_, to=to)
         return expand_like(on_point, x_t) * x_t + expand_like(on_value, x_t) * value
 
     def conversion_weights(
-        self, t: Times, *, source: Prediction, target: Prediction
+        self, t: Times, *, from_: Prediction, to: Prediction
     ) -> tuple[Times, Times]:
-        """Return the weights `(c_x, c_q)` of `target = c_x x_t + c_q source`, each `[batch]`."""
-        if source == target:
+        """Return the weights `(c_x, c_q)` of `to = c_x x_t + c_q from_`, each `[batch]`."""
+        if from_ == to:
             return jnp.zeros_like(t), jnp.ones_like(t)
-        on_point, on_value, divisor = self._quotients(t, source, target)
+        on_point, on_value, divisor = self._quotients(t, from_, to)
         known = divisor > jnp.finfo(divisor.dtype).tiny
         # Replace the divisor before dividing: gradients flow through both branches of `where`.
         divisor = jnp.where(known, divisor, 1.0)
-        unknown = self._normal_mean(t, target)
+        unknown = self._normal_mean(t, to)
         return (
             jnp.where(known, on_point / divisor, unknown),
             jnp.where(known, on_value, 0.0) / divisor,
         )
 
-    def away_from_poles(self, t: Times, *, source: Prediction, target: Prediction) -> Times:
-        """Move times to at least 0.001 from an end where the weight of `source` is infinite.
+    def away_from_poles(self, t: Times, *, from_: Prediction, to: Prediction) -> Times:
+        """Move times to at least 0.001 from an end where the weight of `from_` is infinite.
 
         Closer to such an end, the linear path amplifies network errors more than 1,000 times.
         """
-        if source == target:
+        if from_ == to:
             return t
         ends = jnp.array([0.0, 1.0], t.dtype)
-        _, on_value, divisor = self._quotients(ends, source, target)
+        _, on_value, divisor = self._quotients(ends, from_, to)
         at_start, at_end = (divisor <= jnp.finfo(divisor.dtype).tiny) & (on_value != 0.0)
         t = jnp.where(at_start, jnp.maximum(t, _EDGE), t)
         return jnp.where(at_end, jnp.minimum(t, 1.0 - _EDGE), t)
 
     def _quotients(
-        self, t: Times, source: Prediction, target: Prediction
+        self, t: Times, from_: Prediction, to: Prediction
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return `(n_x, n_q, d)` with `target = (n_x x_t + n_q source) / d` and d >= 0."""
+        """Return `(n_x, n_q, d)` with `to = (n_x x_t + n_q from_) / d` and d >= 0."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if {source, target} == {Prediction.X0, Prediction.SCORE}:
+        if {from_, to} == {Prediction.X0, Prediction.SCORE}:
             ones = jnp.ones_like(t)
-            on_value, divisor = (-ones, sigma) if source == Prediction.X0 else (-sigma, ones)
+            on_value, divisor = (-ones, sigma) if from_ == Prediction.X0 else (-sigma, ones)
             return jnp.zeros_like(t), on_value, divisor
-        q1, q0, q_unit = self._row(t, source)
-        r1, r0, r_unit = self._row(t, target)
+        q1, q0, q_unit = self._row(t, from_)
+        r1, r0, r_unit = self._row(t, to)
         divisor = sigma * q1 - alpha * q0
-        if (source, target) == (Prediction.X1, Prediction.VELOCITY):  # The bound of JiT.
+        if (from_, to) == (Prediction.X1, Prediction.VELOCITY):  # The bound of JiT.
             divisor = jnp.maximum(divisor, self.min_divisor)
-        sign = jnp.sign(r_unit) if target == Prediction.X0 else 1.0
+        sign = jnp.sign(r_unit) if to == Prediction.X0 else 1.0
         on_point = sign * (r0 * q1 - r1 * q0)
         on_value = sign * (sigma * r1 - alpha * r0) * q_unit
         return on_point, on_value, divisor * jnp.abs(r_unit)
@@ -237,7 +237,7 @@ class AffinePath:
         """
         if prediction == Prediction.VELOCITY:
             return predict_fn
-        conversion = dict(source=prediction, target=Prediction.VELOCITY)
+        conversion = dict(from_=prediction, to=Prediction.VELOCITY)
 
         def velocity(t: Times, x: Points, cond: Cond = None) -> Points:
             t = self.away_from_poles(t, **conversion)

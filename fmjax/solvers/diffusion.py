@@ -93,7 +93,7 @@ def sample_diffusion(
         require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
         x1, noise = (
-            path.convert(t, x, value, source=prediction, target=target)
+            path.convert(t, x, value, from_=prediction, to=target)
             for target in (Prediction.X1, Prediction.X0)
         )
         return x1, noise

@@ -107,12 +107,12 @@ def sample_sde(
 
     def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:
         """Compute `u + w^2/2 score` from one prediction, away from poles of the conversion."""
-        t = path.away_from_poles(t, source=prediction, target=Prediction.VELOCITY)
+        t = path.away_from_poles(t, from_=prediction, to=Prediction.VELOCITY)
         value = predict_fn(t, x, cond)
         require_like("predict_fn", value, x)
         value = value.astype(x.dtype)
-        u = path.convert(t, x, value, source=prediction, target=Prediction.VELOCITY)
-        score = path.convert(t, x, value, source=prediction, target=Prediction.SCORE)
+        u = path.convert(t, x, value, from_=prediction, to=Prediction.VELOCITY)
+        score = path.convert(t, x, value, from_=prediction, to=Prediction.SCORE)
         return u + expand_like(0.5 * jnp.square(w), x) * score
 
     def field(t: Time, x: Points, w: jax.Array) -> tuple[jax.Array, jax.Array]:

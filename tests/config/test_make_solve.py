@@ -20,9 +20,7 @@ def experiment(prediction):
     """Return an experiment with an exact network; label 1 is the null condition."""
 
     def apply(params, t, x, cond=None):
-        value = PATH.convert(
-            t, x, ORACLE.velocity(t, x), source=Prediction.VELOCITY, target=prediction
-        )
+        value = PATH.convert(t, x, ORACLE.velocity(t, x), from_=Prediction.VELOCITY, to=prediction)
         return value if cond is None else jnp.where(cond[:, None] == 1, 0.0, value)
 
     net = VelocityNet(lambda key: {}, apply)

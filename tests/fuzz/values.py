@@ -90,7 +90,7 @@ def conversion_at_the_ends(rng: Random) -> None:
     a, s = t**2, -np.expm1(2 * np.log(t)) if t else 1.0
     x, velocity = a * x1 + s * x0, 2 * t * (x1 - x0)
     times = jnp.array([t])
-    found = path.convert(times, x, velocity, source=Prediction.VELOCITY, target=Prediction.X0)
+    found = path.convert(times, x, velocity, from_=Prediction.VELOCITY, to=Prediction.X0)
     np.testing.assert_allclose(found, x0, rtol=1e-4, atol=1e-4)
 
 

@@ -125,14 +125,14 @@ def test_the_loss_in_any_space_is_that_of_the_converted_prediction(name):
     def both(t, x0, x1):
         x_t, u_t = path(t, x0, x1)
         truth = {
-            kind: path.convert(t, x_t, x0, source=Prediction.X0, target=kind) for kind in Prediction
+            kind: path.convert(t, x_t, x0, from_=Prediction.X0, to=kind) for kind in Prediction
         }
         pairs = []
         for prediction, space in KINDS:
             loss = flow_matching_loss(
                 lambda t, x, cond: value, path, t, x0, x1, prediction=prediction, space=space
             )
-            said = path.convert(t, x_t, value, source=prediction, target=space)
+            said = path.convert(t, x_t, value, from_=prediction, to=space)
             pairs.append((loss, jnp.mean((said - truth[space]) ** 2, axis=(1, 2, 3))))
         return pairs
 
@@ -187,7 +187,7 @@ def test_the_truth_has_no_loss_in_any_space_and_none_is_infinite_at_the_ends(pre
     t, path = jnp.array([0.0, 0.3, 0.9, 1.0]), AffinePath(Cosine())
     x_t, u_t = path(t, x0, x1)
     truth = {"velocity": u_t, "x1": x1, "x0": x0}
-    truth["score"] = path.convert(t, x_t, x0, source=Prediction.X0, target=Prediction.SCORE)
+    truth["score"] = path.convert(t, x_t, x0, from_=Prediction.X0, to=Prediction.SCORE)
     for space in Prediction:
         for offset in (0.0, 1.0):
             loss = flow_matching_loss(

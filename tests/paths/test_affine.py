@@ -81,8 +81,8 @@ def test_every_conversion_gives_what_the_definition_says_and_comes_back(name):
     def convert_all(t, x0, x1):
         x_t, _ = path(t, x0, x1)
         values = quantities(formula(t), x0, x1)
-        there = {(a, b): path.convert(t, x_t, values[a], source=a, target=b) for a, b in PAIRS}
-        back = {(a, b): path.convert(t, x_t, there[a, b], source=b, target=a) for a, b in PAIRS}
+        there = {(a, b): path.convert(t, x_t, values[a], from_=a, to=b) for a, b in PAIRS}
+        back = {(a, b): path.convert(t, x_t, there[a, b], from_=b, to=a) for a, b in PAIRS}
         return there, back
 
     t, x0, x1 = points()
@@ -107,7 +107,7 @@ def test_conversions_and_their_gradients_are_finite_at_both_ends(name):
     @jax.jit
     def with_gradients(t, x, value):
         def total(t, x, value, a, b):
-            converted = path.convert(t, x, value, source=a, target=b)
+            converted = path.convert(t, x, value, from_=a, to=b)
             return converted.sum(), converted
 
         gradient = jax.grad(total, argnums=(0, 1, 2), has_aux=True)
@@ -120,8 +120,8 @@ def test_conversions_and_their_gradients_are_finite_at_both_ends(name):
 def test_a_quantity_converts_to_itself_untouched():
     t, x0, x1 = points()
     for kind in Prediction:
-        assert AffinePath().convert(t, x0, x1, source=kind, target=kind) is x1
-        on_point, on_value = AffinePath().conversion_weights(t, source=kind, target=kind)
+        assert AffinePath().convert(t, x0, x1, from_=kind, to=kind) is x1
+        on_point, on_value = AffinePath().conversion_weights(t, from_=kind, to=kind)
         assert (on_point == 0).all()
         assert (on_value == 1).all()
 
@@ -159,7 +159,7 @@ def test_the_score_is_the_gradient_of_the_log_density(name):
         gradient = jax.grad(lambda x: MIXTURE.log_density(formula(t), x).sum())(x)
         velocity = MIXTURE.posterior(formula(t), x).velocity
         score = AffinePath(schedule).convert(
-            t, x, velocity, source=Prediction.VELOCITY, target=Prediction.SCORE
+            t, x, velocity, from_=Prediction.VELOCITY, to=Prediction.SCORE
         )
         return gradient, score
 

@@ -179,7 +179,7 @@ def exact_weights(c, source, target):
 def test_weights_are_exact_in_float32_wherever_prediction_and_point_determine_them(name):
     schedule, formula = TABLE[name]
     path, c = AffinePath(schedule), formula(TIMES.astype(np.float64))
-    found = jax.jit(lambda t: [path.conversion_weights(t, source=a, target=b) for a, b in PAIRS])(
+    found = jax.jit(lambda t: [path.conversion_weights(t, from_=a, to=b) for a, b in PAIRS])(
         jnp.asarray(TIMES)
     )
     for (source, target), weights in zip(PAIRS, found, strict=True):
@@ -205,7 +205,7 @@ def test_where_rates_vanish_a_point_of_noise_alone_is_its_noise_and_one_of_data_
     def converted(schedule, t, target):
         x, nothing = jnp.array([1.5]), jnp.array([0.0])
         path = AffinePath(schedule)
-        return path.convert(jnp.array([t]), x, nothing, source=VELOCITY, target=target)
+        return path.convert(jnp.array([t]), x, nothing, from_=VELOCITY, to=target)
 
     for schedule in (Polynomial(1.5), Polynomial(2.0), Polynomial(7.0), Slow()):
         np.testing.assert_array_equal(converted(schedule, 0.0, X0), 1.5)
@@ -260,7 +260,7 @@ def test_data_from_predicted_noise_have_their_full_size_at_the_start_of_the_cosi
     path, t = AffinePath(CosineBetas()), jnp.zeros(2)
     x0, x1 = jnp.array([[0.7], [-1.2]]), jnp.array([[2.0], [-3.0]])
     x_t, _ = path(t, x0, x1)
-    found = path.convert(t, x_t, x0, source=X0, target=X1)
+    found = path.convert(t, x_t, x0, from_=X0, to=X1)
     # x_t is rounded to 6e-8 of itself and divided by alpha, 4.9e-5.
     np.testing.assert_allclose(found, x1, atol=5e-3)
 
@@ -268,12 +268,12 @@ def test_data_from_predicted_noise_have_their_full_size_at_the_start_of_the_cosi
 def test_a_bound_on_the_divisor_is_for_the_velocity_of_predicted_data_alone():
     t, bounded, exact = jnp.linspace(0.0, 1.0, 101), AffinePath(min_divisor=0.05), AffinePath()
     for source, target in PAIRS:
-        weights = bounded.conversion_weights(t, source=source, target=target)
+        weights = bounded.conversion_weights(t, from_=source, to=target)
         if (source, target) == (X1, VELOCITY):
             rest = np.maximum(1.0 - np.asarray(t), 0.05)
             np.testing.assert_allclose(weights, [-1.0 / rest, 1.0 / rest], rtol=1e-6)
         else:
-            expected = exact.conversion_weights(t, source=source, target=target)
+            expected = exact.conversion_weights(t, from_=source, to=target)
             np.testing.assert_array_equal(weights, expected)
 
 

@@ -53,7 +53,7 @@ def predictor(path, prediction=Prediction.X0):
         # sigma stand still.
         alpha, sigma = (fn(t)[:, None] for fn in (path.schedule.alpha, path.schedule.sigma))
         noise = sigma * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-        return path.convert(t, x, noise, source=Prediction.X0, target=prediction)
+        return path.convert(t, x, noise, from_=Prediction.X0, to=prediction)
 
     return predict
 
@@ -100,9 +100,7 @@ def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
         )
         noise = predictor(path)(jnp.full(16, t0), x)
         if a0 == 0.0:  # z is infinite: its limit.
-            x1 = path.convert(
-                jnp.full(16, t0), x, noise, source=Prediction.X0, target=Prediction.X1
-            )
+            x1 = path.convert(jnp.full(16, t0), x, noise, from_=Prediction.X0, to=Prediction.X1)
             x = a1 * x1 + s1 * noise
         else:
             x = a1 * (x / a0 + (s1 / a1 - s0 / a0) * noise)
@@ -437,7 +435,7 @@ def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
         stretch = StepCoefficients(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
         t = jnp.full(16, times[n])
         noise = predict(t, x)
-        x1 = path.convert(t, x, noise, source=Prediction.X0, target=Prediction.X1)
+        x1 = path.convert(t, x, noise, from_=Prediction.X0, to=Prediction.X1)
         x, memory = sampler.advance(stretch, x, x1, noise, None, memory)
         assert int(memory.order) == (1, 2, 3, 2, 1)[n]
     padded = jnp.concatenate([times, jnp.ones(padding)])

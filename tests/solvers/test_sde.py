@@ -266,7 +266,7 @@ def test_every_prediction_gives_the_same_samples(prediction):
 
     def predict(t, x, cond):
         u = velocity(t, x)
-        return path.convert(t, x, u, source=Prediction.VELOCITY, target=prediction)
+        return path.convert(t, x, u, from_=Prediction.VELOCITY, to=prediction)
 
     steps = FixedSteps(uniform_grid(8))
     got = sample_sde(predict, path, noise(), keys(6), prediction=prediction, steps=steps)
