@@ -55,7 +55,7 @@ def classifier(folder):
     }
 
     def read(document):
-        np.savez(folder / "classifier.npz", metadata=np.asarray(document), **arrays)
+        np.savez(folder / "classifier.npz", about=np.asarray(document), **arrays)
         return load_classifier(folder / "classifier.npz")
 
     return CLASSIFIER, read

@@ -426,7 +426,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, files, o
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=r"run folder .* must be new, empty or a run, got some"):
+    with pytest.raises(ValueError, match=r"run folder .* must be new, empty or contain a run, got"):
         prepare(RunFolder(tmp_path), CONFIG, *DIGITS, overwrite=overwrite)
     assert content(tmp_path) == before
 

@@ -197,5 +197,5 @@ def test_what_one_process_cannot_do_ends_all_of_them(config, tmp_path):
     (tmp_path / "run" / "notes.txt").write_text("not a run")
     codes, said = finish(start(config, tmp_path / "run", 2))
     assert codes == [2, 2], said
-    assert "must be new, empty or a run" in said[0][1]
+    assert "must be new, empty or contain a run" in said[0][1]
     assert "an error in process 0" in said[1][1]

@@ -125,7 +125,7 @@ def _settings(
     config |= {"mesh": None, "seed": None, "guidance": request.guidance, "dtype": request.dtype}
     steps = request.steps
     if isinstance(steps, FixedSteps):
-        config |= {"steps": len(steps.times) - 1, "rtol": None, "atol": None}
+        config |= {"num_steps": len(steps.times) - 1, "rtol": None, "atol": None}
     return {name: value for name, value in config.items() if value is not None} | {
         **noise,
         "prompt": prompt,

@@ -54,7 +54,7 @@ def call(folder):
     config = GenerateConfig(
         height=asked["height"],
         width=asked["width"],
-        steps=asked["num_inference_steps"],
+        num_steps=asked["num_inference_steps"],
         guidance=asked["guidance_scale"],
         negative=asked["negative_prompt"] or None,
     )
@@ -65,7 +65,7 @@ def call(folder):
 def test_sigmas_are_those_of_diffusers(folder):
     model, (_, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
     latents = latents_of(model, config.height, config.width)
-    times = released_times(model, latents, config.steps)
+    times = released_times(model, latents, config.num_steps)
     np.testing.assert_allclose(1.0 - times, io["sigmas"], atol=1e-7)
     np.testing.assert_allclose(1000 * (1.0 - times[:-1]), io["timesteps"], rtol=1e-5)
 
@@ -126,7 +126,7 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
     np.testing.assert_allclose(np.asarray(picture, float), levels, atol=0.51)
     metadata = json.loads(picture.text["fmjax"])
     assert picture.text["prompt"] == metadata["prompt"] == asked["prompt"]
-    assert metadata["steps"] == asked["num_inference_steps"]
+    assert metadata["num_steps"] == asked["num_inference_steps"]
     assert metadata["guidance"] == asked["guidance_scale"]
     assert f"wrote {output}" in capsys.readouterr().out
 
@@ -178,7 +178,7 @@ def test_a_picture_depends_on_its_seed_and_number_alone():
 def test_any_solver_of_the_library_solves_the_field(solver, steps):
     """With fixed steps on the model's grid, or adaptive ones."""
     model = open_model(GOLDEN / PIPELINES[0])
-    config = replace(SMALL, solver=solver, steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
+    config = replace(SMALL, solver=solver, num_steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
     request = validate_request(model, config)
     cond, null = encode_request(request, ["a cat"])
     assert null is None
@@ -204,10 +204,10 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
 @pytest.mark.parametrize(("solver", "steps"), [("spark", None), ("stochastic_heun", 2)])
 def test_solvers_of_the_sde_arrive(solver, steps):
     model = open_model(GOLDEN / PIPELINES[1])
-    config = replace(SMALL, solver=solver, steps=steps, rtol=0.1, atol=0.1)
+    config = replace(SMALL, solver=solver, num_steps=steps, rtol=0.1, atol=0.1)
     found = generate(model, ["a cat"], config)
     assert found.succeeded.all()
-    other = generate(model, ["a cat"], replace(config, solver="euler", steps=8))
+    other = generate(model, ["a cat"], replace(config, solver="euler", num_steps=8))
     assert relative_error(found.latents, other.latents) > 0.1
 
 
@@ -460,7 +460,7 @@ def flux(tmp_path):
         (sd3, ["--lora", "nowhere"], "lora must exist, got nowhere"),
         (of_another_kind, [], "must name the class StableDiffusion3Pipeline or FluxPipeline"),
         (lambda path: path / "nowhere", [], "model folder must exist, got "),
-        (sd3, ["--solver", "heun"], "steps must be given for heun, which estimates no error"),
+        (sd3, ["--solver", "heun"], "num_steps must be given for heun, which estimates no error"),
         (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
         (sd3, ["--negative", "x", "--guidance", 1], "guidance must be above 1 with a negative pr"),
         (sd3, ["--output", "."], "output must be the name of a file, got ."),

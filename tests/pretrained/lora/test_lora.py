@@ -188,7 +188,7 @@ def test_what_is_no_lora_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    ("metadata", "message"),
     [
         ('{"transformer.use_dora": true}', "adapters must be plain LoRA, got DoRA"),
         ("{", "metadata must be JSON"),

@@ -425,7 +425,7 @@ def test_no_file_with_numbers_that_are_not_finite_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("about", "scale"),
+    ("metadata", "scale"),
     [
         ({"lora_alpha": None, "r": 2}, 1.0),
         ({"lora_alpha": None, "alpha_pattern": None, "rank_pattern": None}, 1.0),
