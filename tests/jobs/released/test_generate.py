@@ -490,7 +490,7 @@ def flux(tmp_path):
         (sd3, ["--max-tokens", 1024], "max_tokens must be at most"),
         (sd3, ["--latents", "missing.npz"], "must be a valid .npz file"),
         (sd3, ["--steps", 0], "num_steps must lie in [1, 16777216], got 0"),
-        (sd3, ["--stepz", 4], "did you mean --num-steps"),
+        (sd3, ["--num-stepz", 4], "did you mean --num-steps"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
