@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fmjax import cli
+from fmjax._locks import is_lock
 from tests.holder import holder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -395,16 +396,21 @@ def test_a_full_disk_is_reported_before_the_work(toy_run, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+def times(folder):
+    """Modification times of all files but locks, which a killed process may have left."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not is_lock(path)}
+
+
 def test_a_run_in_training_can_be_sampled_but_not_trained_twice(toy_run, tmp_path, capsys):
     command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run]
     with holder(toy_run) as process:
         who = f"process {process.pid} on host {socket.gethostname()}, which is writing to it"
         for more in ([], ["--overwrite"]):
-            before = {path: path.stat().st_mtime_ns for path in toy_run.rglob("*")}
+            before = times(toy_run)
             assert run(*command, *more) == 2
             told = f"run folder {toy_run} must have one writer at a time, got {who}"
             assert capsys.readouterr().err == f"fmjax: error: {told}\n"
-            assert {path: path.stat().st_mtime_ns for path in toy_run.rglob("*")} == before
+            assert times(toy_run) == before
         assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
     with holder(tmp_path / "six.npz", lock="lock_file") as process:
         assert run("sample", toy_run, "--num-samples", 6, "--output", tmp_path / "six") == 2
