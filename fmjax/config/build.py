@@ -157,7 +157,7 @@ def make_step(
 
     Args:
         config: The experiment.
-        experiment: Its functions, from `build`.
+        experiment: Functions of the config, from `build`.
         mesh: The devices.
         state_sharding: Shardings of the training state.
     """
@@ -237,7 +237,7 @@ def guided_prediction(
 def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
     """Return the function that solves a batch, for the solver and guidance of a config.
 
-    Its steps are an argument (`sampling.make_steps`), so that step counts share one function.
+    The steps are an argument (from `sampling.make_steps`), so all step counts share the function.
 
     Raises:
         ValueError: If the network is not a flow map but the solver needs one, or the flow map was

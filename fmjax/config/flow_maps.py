@@ -207,7 +207,7 @@ def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> N
 
     Args:
         config: The experiment.
-        flow_map: Its flow map; None if the network predicts a velocity.
+        flow_map: Flow map of the experiment; None if the network predicts a velocity.
     """
     sampling, compare = config.sampling, config.compare
     if sampling.solver == FLOW_MAP:

@@ -6,8 +6,9 @@ along the trajectory at constant r gives the MeanFlow identity
 
     u = v + (r - t) du/dt,    du/dt = (d/dt + v . d/dx) u.
 
-Its right-hand side is a training target that needs one forward-mode derivative of the network and
-no trajectory. Shortcut models need no derivative: one step must equal two steps of half the length.
+The right-hand side is a training target that needs one forward-mode derivative of the network
+and no trajectory. Shortcut models need no derivative: one step must equal two steps of half the
+length.
 """
 
 from typing import NamedTuple

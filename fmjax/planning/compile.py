@@ -56,7 +56,7 @@ def compiled(fn: Callable[..., PyTree], *args: PyTree) -> Compiled:
 
     Args:
         fn: A function from `jax.jit`.
-        args: Its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+        args: Arguments of `fn`, as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
         OutOfMemory: If the program does not fit the devices, where the compiler checks it (TPUs).
@@ -69,7 +69,7 @@ def executable_of(fn: Callable[..., PyTree], *args: PyTree) -> tuple[jax.stages.
 
     Args:
         fn: A function from `jax.jit`.
-        args: Its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+        args: Arguments of `fn`, as `jax.ShapeDtypeStruct`s with shardings.
 
     Returns:
         The executable, which takes arrays with the shapes and shardings of `args`, and the memory

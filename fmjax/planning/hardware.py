@@ -63,7 +63,7 @@ def count_flops(fn: Callable[..., PyTree], *args: PyTree) -> float:
 
     Args:
         fn: The function; it is traced, not run.
-        args: Its arguments, arrays or `jax.ShapeDtypeStruct`s.
+        args: Arguments of `fn`, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -73,7 +73,7 @@ def counts_all(fn: Callable[..., PyTree], *args: PyTree) -> bool:
 
     Args:
         fn: The function; it is traced, not run.
-        args: Its arguments, arrays or `jax.ShapeDtypeStruct`s.
+        args: Arguments of `fn`, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _counts_all(jax.make_jaxpr(fn)(*args).jaxpr)
 

@@ -74,7 +74,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         component: The component.
-        params: Its parameters, nested dicts of arrays.
+        params: Parameters of the component, nested dicts of arrays.
     """
 
     component: Component

@@ -132,11 +132,6 @@ def png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write a figure to a PNG file, atomically."""
-    save_png(png_bytes(figure, dpi), path)
-
-
 def save_png(content: bytes, path: Path) -> None:
     """Write the content of a PNG file, atomically."""
     with write_atomically(path) as temporary:

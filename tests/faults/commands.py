@@ -32,7 +32,7 @@ def number_every(found, most):
 
 
 def assert_same_results(root, wanted):
-    """The same files, and in them the same numbers but those that time decides."""
+    """Assert that two folders hold the same files with equal contents, apart from times."""
     assert not hidden(root)
     assert names(root) == names(wanted)
     for path in sorted(wanted.rglob("*")):
@@ -48,7 +48,7 @@ def assert_same_results(root, wanted):
 
 
 def names(root):
-    """Of all files but those whose names are random or the time."""
+    """Relative names of all files, apart from those with random or time-dependent names."""
     return {
         str(path.relative_to(root))
         for path in root.rglob("*")

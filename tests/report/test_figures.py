@@ -9,7 +9,7 @@ from PIL import Image
 from fmjax.report.images import image_bytes, image_grid
 from fmjax.report.plots import plot_loss, plot_points, running_mean
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
-from fmjax.report.style import DARK, png_bytes, save_figure
+from fmjax.report.style import DARK, png_bytes, save_png
 from tests.report.made_up import comparison, example, run
 
 
@@ -169,7 +169,7 @@ def test_what_is_not_a_grid_of_images_is_refused():
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    save_figure(plot_loss([1, 2], [1.0, 0.5]), tmp_path / "deep" / "loss.png")
+    save_png(png_bytes(plot_loss([1, 2], [1.0, 0.5])), tmp_path / "deep" / "loss.png")
     content = (tmp_path / "deep" / "loss.png").read_bytes()
     assert content == png_bytes(plot_loss([1, 2], [1.0, 0.5]))
     assert Image.open(io.BytesIO(image_bytes(image_grid(np.zeros((1, 8, 8, 1)), 1)))).size[0] > 56

@@ -34,7 +34,7 @@ from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
 from fmjax.pretrained.validate import validate_model
 from fmjax.runs.sampling.batches import make_draw
 from fmjax.runs.sampling.solve_progress import SolveProgress
-from fmjax.sharding import even_batches, map_batched, on_mesh
+from fmjax.sharding import map_batched, on_mesh, padded_batch_size
 
 
 class Pictures(NamedTuple):
@@ -177,7 +177,8 @@ def _solve(
         lora=config.lora,
         lora_scale=config.lora_scale,
     )
-    num_batches = len(list(even_batches(num_samples, config.batch_size, mesh)))
+    size = padded_batch_size(num_samples, config.batch_size, mesh)
+    num_batches = -(-num_samples // size)
     with SolveProgress(progress, "sampling", num_batches) as solve_progress:
         experiment = released_experiment(request, loaded, cond, null, solve_progress)
         sampling = SamplingConfig(

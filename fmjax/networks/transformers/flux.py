@@ -146,7 +146,7 @@ def make_flux(
 ) -> VelocityNet:
     """Build a FLUX.1 network as pure functions. Its output is zero at initialization.
 
-    Its condition is a `Text`.
+    The condition is a `Text`.
 
     Args:
         config: Sizes and options of the network.

@@ -160,7 +160,7 @@ def make_mmdit(
 ) -> VelocityNet:
     """Build an MM-DiT as pure functions. Its output is zero at initialization.
 
-    Its condition is a `Text`.
+    The condition is a `Text`.
 
     Args:
         config: Sizes and options of the network.

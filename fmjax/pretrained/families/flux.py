@@ -121,7 +121,7 @@ def _channels_last(layout: TensorLayout, axis: int) -> TensorLayout:
 def _single(config: FluxConfig, block: str) -> Layouts:
     """Return the layouts of a single-stream block.
 
-    Its `proj_out` in diffusers projects the attention and the MLP together; fmjax has two layers.
+    In diffusers, `proj_out` projects the attention and the MLP together; fmjax has two layers.
     """
     sizes, width = config.sizes, config.width
     query, key, value = (f"{block}.attn.to_{name}" for name in "qkv")
