@@ -52,7 +52,7 @@ def train(folder: Path) -> None:
         network=MLPConfig(width=512, num_layers=3),
         loss=LossConfig(label_drop=0.0),
         training=TrainingConfig(
-            num_steps=300, batch_size=256, checkpoint_every=5, log_every=10, draw_samples=False
+            num_steps=300, batch_size=256, checkpoint_every=5, log_every=10, preview_samples=False
         ),
         compare=CompareConfig(num_samples=8),
     )

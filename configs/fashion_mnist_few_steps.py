@@ -100,7 +100,7 @@ def get_study() -> StudyConfig:
         name="fashion_mnist_few_steps",
         runs=runs,
         samplings=samplings["euler"],
-        own_samplings={
+        samplings_by_run={
             **mean_flow_samplings,
             "shortcut": samplings["flow_map"],
             "flow": (*samplings["euler"], guided_steps),

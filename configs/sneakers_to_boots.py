@@ -39,5 +39,5 @@ def get_config() -> Config:
             num_steps=1_000, batch_size=128, ema_decay=0.998, log_every=50, checkpoint_every=500
         ),
         sampling=SamplingConfig(num_samples=36, solver="heun", num_steps=16),
-        evaluation=EvaluationConfig(num_samples=1_000, num_paths=256),
+        evaluation=EvaluationConfig(num_samples=1_000, num_trajectories=256),
     )

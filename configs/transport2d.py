@@ -32,5 +32,5 @@ def get_config() -> Config:
             num_steps=2_000, batch_size=512, ema_decay=0.999, log_every=100, checkpoint_every=1_000
         ),
         sampling=SamplingConfig(num_samples=2_000, batch_size=2_000, solver="rk4", num_steps=16),
-        evaluation=EvaluationConfig(num_samples=10_000, num_paths=256),
+        evaluation=EvaluationConfig(num_samples=10_000, num_trajectories=256),
     )

@@ -21,75 +21,77 @@ from fmjax._stopping import at_stop
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that replaces `path` if the block ends without an exception.
+def write_atomically(file: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `file` if the block ends without an exception.
 
-    A reader of `path` sees the old file or the complete new one, never a part of it. The temporary
+    A reader of `file` sees the old file or the complete new one, never a part of it. The temporary
     file is in the same folder, because a rename across file systems copies. It keeps the suffix of
-    `path`, because many writers choose their format by suffix. Temporary files that killed
-    processes left in the folder are removed. If `path` is a link, the link is kept and its target
+    `file`, because many writers choose their format by suffix. Temporary files that killed
+    processes left in the folder are removed. If `file` is a link, the link is kept and its target
     is replaced.
     """
-    if path.is_symlink():
-        path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    with writing_in(path.parent), at_stop(partial(temporary.unlink, missing_ok=True)):
+    if file.is_symlink():
+        file = file.resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(file)
+    with writing_in(file.parent), at_stop(partial(temporary.unlink, missing_ok=True)):
         try:
-            with naming(path):
+            with name_in_error(file):
                 yield temporary
                 # Sync before the rename: else a power failure may leave an empty file.
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(path)
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_error(file: Path) -> Iterator[None]:
     """Add the file name to an `OSError` without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
-            error.filename = str(path)
+            error.filename = str(file)
         raise
 
 
-def require_exists(name: str, path: Path) -> None:
+def require_exists(name: str, location: Path) -> None:
     """Raise a `ValueError` unless a file or folder exists; the message suggests a similar name."""
-    if path.exists():
+    if location.exists():
         return
-    similar = _similar_path(path)
+    similar = _similar_path(location)
     hint = "" if similar is None else f" (did you mean {similar}?)"
-    raise ValueError(f"{name} must exist, got {path}{hint}")
+    raise ValueError(f"{name} must exist, got {location}{hint}")
 
 
-def _similar_path(path: Path) -> Path | None:
+def _similar_path(location: Path) -> Path | None:
     """Return the path with the most similar name, in the same folder or one level deeper."""
-    folder = path.parent
+    folder = location.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
         children = [child for child in folder.iterdir() if not child.name.startswith(".")]
-        grandchildren = [path for child in children if child.is_dir() for path in child.iterdir()]
+        grandchildren = [
+            location for child in children if child.is_dir() for location in child.iterdir()
+        ]
     except OSError:
         return None
     for candidates in (children, grandchildren):
-        by_name = {item.name: item for item in candidates if item.suffix == path.suffix}
-        matches = difflib.get_close_matches(path.name, by_name, n=1)
+        by_name = {item.name: item for item in candidates if item.suffix == location.suffix}
+        matches = difflib.get_close_matches(location.name, by_name, n=1)
         if matches:
             return by_name[matches[0]]
     return None
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(location: Path) -> bool:
     """Return whether any component of a relative path begins with a dot."""
-    return any(name.startswith(".") for name in path.parts)
+    return any(name.startswith(".") for name in location.parts)
 
 
-class Found(NamedTuple):
+class FoundFiles(NamedTuple):
     """The visible files below a folder.
 
     Attributes:
@@ -101,7 +103,7 @@ class Found(NamedTuple):
     skipped: dict[Path, str]
 
 
-def walk(folder: Path) -> Found:
+def walk(folder: Path) -> FoundFiles:
     """Find all files below a folder, following links except those to a parent folder.
 
     Raises:
@@ -126,18 +128,18 @@ def walk(folder: Path) -> Found:
             skipped[subfolder] = "unreadable folders"
             continue
         for entry in visible:
-            path = subfolder / entry.name
+            location = subfolder / entry.name
             try:
                 is_dir, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # A link to itself, or into an unreadable folder.
                 is_dir = is_file = False
             if is_dir:
-                pending.append((path, parents | {identity}))
+                pending.append((location, parents | {identity}))
             elif is_file:
-                files.append(path)
+                files.append(location)
             else:
-                skipped[path] = "broken links" if entry.is_symlink() else "devices"
-    return Found(sorted(files), skipped)
+                skipped[location] = "broken links" if entry.is_symlink() else "devices"
+    return FoundFiles(sorted(files), skipped)
 
 
 def require_writable(folder: Path) -> None:
@@ -158,41 +160,41 @@ def is_private(folder: Path) -> bool:
 
 
 def require_target(
-    path: Path, name: str = "output", *, suffix: str = "", inputs: Iterable[Path] = ()
+    file: Path, name: str = "output", *, suffix: str = "", inputs: Iterable[Path] = ()
 ) -> None:
-    """Raise unless a file can be written at `path`. Call this before any work.
+    """Raise unless a file can be written at `file`. Call this before any work.
 
     Args:
-        path: The output file, which may exist.
+        file: The output file, which may exist.
         name: Name of the option, for error messages.
         suffix: Required suffix, such as ".png"; empty for any.
         inputs: Input files that the output must not overwrite.
 
     Raises:
-        ValueError: If `path` is a folder, a device, a broken link or an input, has no name or
+        ValueError: If `file` is a folder, a device, a broken link or an input, has no name or
             another suffix, or is inside a file or the checkpoints of a run.
         OSError: If no file can be created in its folder.
     """
-    require(path.name not in ("", ".."), name, "be the name of a file", path)
-    require(path.suffix.lower() == suffix or not suffix, name, f"end in {suffix}", path)
-    require(not path.is_dir(), name, "be the name of a file", f"the folder {path}")
-    is_broken_link = path.is_symlink() and not path.exists()
-    require(not is_broken_link, name, "be the name of a file", f"the broken link {path}")
-    is_regular = path.is_file() or not path.exists()
-    require(is_regular, name, "be the name of a file", f"{path}, which is a device or a pipe")
+    require(file.name not in ("", ".."), name, "be the name of a file", file)
+    require(file.suffix.lower() == suffix or not suffix, name, f"end in {suffix}", file)
+    require(not file.is_dir(), name, "be the name of a file", f"the folder {file}")
+    is_broken_link = file.is_symlink() and not file.exists()
+    require(not is_broken_link, name, "be the name of a file", f"the broken link {file}")
+    is_regular = file.is_file() or not file.exists()
+    require(is_regular, name, "be the name of a file", f"{file}, which is a device or a pipe")
     for input_file in inputs:
-        require(not same_place(path, input_file), name, "differ from the input file", path)
-    require_folder(path.parent, name)
+        require(not is_same_location(file, input_file), name, "differ from the input file", file)
+    require_folder(file.parent, name)
 
 
 @contextmanager
 def lock_outputs(
-    *paths: Path, name: str = "output", on_wait: Callable[[str], None] | None = None
+    *files: Path, name: str = "output", on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Check output files with `require_target` and lock them against other processes.
 
     Args:
-        paths: Files that are written together. Only the first one is locked; without files
+        files: Files that are written together. Only the first one is locked; without files
             nothing is locked.
         name: Name of the option, for error messages.
         on_wait: Called once with a message if the lock is taken, before waiting for it; None
@@ -202,9 +204,9 @@ def lock_outputs(
         ValueError: If a file cannot be written, or another process is writing it.
         OSError: If no file can be created in one of the folders.
     """
-    for path in paths:
-        require_target(path, name)
-    with lock_file(paths[0], name, on_wait=on_wait) if paths else nullcontext():
+    for file in files:
+        require_target(file, name)
+    with lock_file(files[0], name, on_wait=on_wait) if files else nullcontext():
         yield
 
 
@@ -229,17 +231,17 @@ def require_folder(folder: Path, name: str = "output") -> None:
     require_writable(folder)
 
 
-def require_outside(path: Path, source: Path, name: str = "output") -> None:
-    """Raise a `ValueError` if `path` is the folder `source` or inside it, after following links."""
-    is_inside = path.resolve().is_relative_to(source.resolve())
-    require(not is_inside, name, f"be outside {source}", path)
+def require_outside(output: Path, folder: Path, name: str = "output") -> None:
+    """Raise a `ValueError` if `output` is `folder` or inside it, after following links."""
+    is_inside = output.resolve().is_relative_to(folder.resolve())
+    require(not is_inside, name, f"be outside {folder}", output)
 
 
-def same_place(path: Path, other: Path) -> bool:
+def is_same_location(location: Path, other: Path) -> bool:
     """Return whether two paths refer to the same file or folder, which may not exist yet."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
+    if location.exists() and other.exists():
+        return location.samefile(other)
+    return location.resolve() == other.resolve()
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
@@ -258,9 +260,9 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
 def size_of(folder: Path) -> int:
     """Return the size of all files below a folder in bytes; 0 if the folder does not exist."""
     total = 0
-    for path in folder.rglob("*"):
+    for file in folder.rglob("*"):
         with suppress(FileNotFoundError):  # Another process removed the file.
-            total += path.stat().st_size if path.is_file() else 0
+            total += file.stat().st_size if file.is_file() else 0
     return total
 
 
@@ -282,31 +284,31 @@ def _format_bytes(num_bytes: int) -> str:
 _PIECE_BYTES = 4096
 
 
-def fingerprint(paths: Iterable[Path], pieces: int = 64) -> str:
+def fingerprint(files: Iterable[Path], pieces: int = 64) -> str:
     """Compute a digest of files from their names, sizes and evenly spaced pieces of 4 KiB.
 
     It distinguishes different images or weights without reading entire files, but may miss a
     change of a few bytes.
 
     Args:
-        paths: The files; their order matters.
+        files: The files; their order matters.
         pieces: Number of pieces read from each file, at least two, from its start to its end.
     """
     digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(os.fsencode(f"{path.name}\0{size}\0"))
-        with path.open("rb") as file:
+    for file in files:
+        size = file.stat().st_size
+        digest.update(os.fsencode(f"{file.name}\0{size}\0"))
+        with file.open("rb") as stream:
             if size <= pieces * _PIECE_BYTES:
-                digest.update(file.read())
+                digest.update(stream.read())
                 continue
             for piece in range(pieces):
-                file.seek((size - _PIECE_BYTES) * piece // (pieces - 1))
-                digest.update(file.read(_PIECE_BYTES))
+                stream.seek((size - _PIECE_BYTES) * piece // (pieces - 1))
+                digest.update(stream.read(_PIECE_BYTES))
     return digest.hexdigest()
 
 
-def open_npy(path: Path) -> np.ndarray:
+def open_npy(file: Path) -> np.ndarray:
     """Memory-map the array of an .npy file, without unpickling.
 
     Raises:
@@ -315,52 +317,52 @@ def open_npy(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Headers written by Python 2.
-            return np.lib.format.open_memmap(path, mode="r")
+            return np.lib.format.open_memmap(file, mode="r")
     except Exception as error:  # noqa: BLE001 - damaged headers raise many types of errors
-        reason = "an .npz file" if _starts_with(path, b"PK\x03\x04") else _first_line(error)
-        raise ValueError(f"file {path} must be a valid .npy file, got {reason}") from error
+        reason = "an .npz file" if _starts_with(file, b"PK\x03\x04") else _first_line(error)
+        raise ValueError(f"file {file} must be a valid .npy file, got {reason}") from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _starts_with(path: Path, magic: bytes) -> bool:
+def _starts_with(file: Path, magic: bytes) -> bool:
     """Return whether a file is readable and begins with the magic bytes of a format."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(magic)) == magic
+        with file.open("rb") as stream:
+            return stream.read(len(magic)) == magic
     except OSError:
         return False
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(file: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz file, by name, without unpickling.
 
     Raises:
         ValueError: If the file is missing or not a valid .npz file.
     """
-    if not zipfile.is_zipfile(path):
-        reason = "an .npy file" if _starts_with(path, b"\x93NUMPY") else "no zip archive"
-        raise ValueError(f"file {path} must be a valid .npz file, got {reason}")
+    if not zipfile.is_zipfile(file):
+        reason = "an .npy file" if _starts_with(file, b"\x93NUMPY") else "no zip archive"
+        raise ValueError(f"file {file} must be a valid .npz file, got {reason}")
     try:
         # Pass an open file, because NumPy does not close a damaged file that it opened itself.
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), file.open("rb") as stream:
             warnings.simplefilter("ignore")  # Headers written by Python 2.
-            with np.load(file, allow_pickle=False) as archive:
+            with np.load(stream, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # noqa: BLE001 - damaged archives raise many types of errors
         reason = _first_line(error)
-        raise ValueError(f"file {path} must be a valid .npz file, got {reason}") from error
+        raise ValueError(f"file {file} must be a valid .npz file, got {reason}") from error
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):  # NumPy returns bytes for members without an array.
-            raise ValueError(f"file {path} must be a valid .npz file, got no array in {key!r}")
+            raise ValueError(f"file {file} must be a valid .npz file, got no array in {key!r}")
     return arrays
 
 
-def write_npz(path: Path, **arrays: Any) -> None:
+def write_npz(file: Path, **arrays: Any) -> None:
     """Write named arrays to a compressed .npz file, atomically."""
-    with write_atomically(path) as temporary:
+    with write_atomically(file) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 

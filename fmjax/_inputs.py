@@ -10,7 +10,7 @@ from fmjax._arrays import Batch
 from fmjax._checks import require
 
 
-def described(value: object) -> str:
+def describe(value: object) -> str:
     """Describe a value for a message: `int32 of shape (4,)`, `None`, `a list`."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     if dtype is not None and shape is not None:
@@ -30,7 +30,7 @@ def is_array(value: object) -> bool:
 
 def require_points(name: str, x: PyTree) -> None:
     """Raise unless `x` is a non-empty floating-point array `[batch, *event]`."""
-    require(is_array(x), name, "be an array [batch, *event]", described(x))
+    require(is_array(x), name, "be an array [batch, *event]", describe(x))
     require(jnp.issubdtype(x.dtype, jnp.floating), name, "be floating point", x.dtype)
     require(x.ndim >= 1, name, "have a batch axis", f"shape {x.shape}")
     require(0 not in x.shape, name, "hold at least one sample", f"shape {x.shape}")
@@ -39,13 +39,13 @@ def require_points(name: str, x: PyTree) -> None:
 def require_real(name: str, x: PyTree) -> None:
     """Raise unless `x` is a non-empty array of real numbers with at least one axis."""
     real = is_array(x) and not jnp.issubdtype(x.dtype, jnp.complexfloating)
-    require(real, name, "be an array of real numbers", described(x))
+    require(real, name, "be an array of real numbers", describe(x))
     require(x.ndim >= 1 and 0 not in x.shape, name, "hold at least one sample", f"shape {x.shape}")
 
 
 def require_batch(batch: Batch) -> None:
     """Raise unless `batch` holds points, and conditions and source points of the same number."""
-    require(isinstance(batch, Batch), "batch", "be a Batch(x1, cond, x0)", described(batch))
+    require(isinstance(batch, Batch), "batch", "be a Batch(x1, cond, x0)", describe(batch))
     require_real("batch.x1", batch.x1)
     require_cond(batch.cond, batch.x1.shape[0])
     if batch.x0 is not None:
@@ -73,7 +73,7 @@ def as_features(name: str, features: PyTree) -> np.ndarray:
     except ValueError:  # Rows of different lengths.
         x = np.asarray(None)
     real = x.dtype.kind in "fiub" or jnp.issubdtype(x.dtype, jnp.floating)
-    require(real, name, "be an array [n, d] of real numbers", described(features))
+    require(real, name, "be an array [n, d] of real numbers", describe(features))
     require(x.ndim == 2, name, "be [n, d]", f"shape {x.shape}")
     require(bool(np.isfinite(x).all()), name, "be finite", "inf or nan")
     return x
@@ -81,21 +81,21 @@ def as_features(name: str, features: PyTree) -> np.ndarray:
 
 def require_like(name: str, value: PyTree, x: PyTree) -> None:
     """Raise unless `value`, the result of function `name`, is a float array shaped like `x`."""
-    require(is_array(value), name, f"return an array of shape {x.shape}", described(value))
+    require(is_array(value), name, f"return an array of shape {x.shape}", describe(value))
     require(value.shape == x.shape, name, f"return shape {x.shape}", value.shape)
     require(jnp.issubdtype(value.dtype, jnp.floating), name, "return floating point", value.dtype)
 
 
 def require_function(name: str, fn: object) -> None:
     """Raise unless `fn` is callable."""
-    require(callable(fn), name, "be a function", described(fn))
+    require(callable(fn), name, "be a function", describe(fn))
 
 
 def require_keys(keys: PyTree, x: PyTree) -> None:
     """Raise unless `keys` holds one typed PRNG key per sample of `x`."""
     is_typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     rule = f"be typed keys of shape {x.shape[:1]}, one per sample"
-    require(is_typed and keys.shape == x.shape[:1], "keys", rule, described(keys))
+    require(is_typed and keys.shape == x.shape[:1], "keys", rule, describe(keys))
 
 
 def require_key(key: object) -> None:
@@ -104,7 +104,7 @@ def require_key(key: object) -> None:
         (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
         or (key.dtype == jnp.uint32 and key.ndim == 1)
     )
-    require(is_key, "key", "be one key (jax.random.key)", described(key))
+    require(is_key, "key", "be one key (jax.random.key)", describe(key))
 
 
 def _require_representable(name: str, value: object) -> None:
@@ -127,12 +127,12 @@ def require_cond(cond: PyTree, num: int | None = None) -> None:
     for leaf in jax.tree.leaves(cond):
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         is_number = is_array(leaf) or is_key or isinstance(leaf, (bool, int, float))
-        require(is_number, "cond", "hold arrays of numbers", described(leaf))
+        require(is_number, "cond", "hold arrays of numbers", describe(leaf))
         _require_representable("cond", leaf)
         if num is not None:
             leading = jnp.shape(leaf)[:1]
             rule = f"hold arrays with a leading batch axis of {num}"
-            require(leading == (num,), "cond", rule, described(leaf))
+            require(leading == (num,), "cond", rule, describe(leaf))
 
 
 def null_like(cond: PyTree, null_cond: PyTree) -> PyTree:
@@ -152,7 +152,7 @@ def null_like(cond: PyTree, null_cond: PyTree) -> PyTree:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"null_cond must have the structure of the condition, {structure}, "
-            f"got {described(null_cond)}"
+            f"got {describe(null_cond)}"
         ) from error
     return structure.unflatten(map(_null_leaf, leaves, nulls))
 
@@ -163,12 +163,12 @@ def _null_leaf(leaf: PyTree, null: PyTree) -> jax.Array:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(null, shape)
     is_number = is_array(null) or isinstance(null, (bool, int, float))
-    require(is_number, "null_cond", "hold numbers like the condition", described(null))
+    require(is_number, "null_cond", "hold numbers like the condition", describe(null))
     try:
         broadcasts = np.broadcast_shapes(jnp.shape(null), shape) == shape
     except ValueError:
         broadcasts = False
-    require(broadcasts, "null_cond", f"broadcast to shape {shape}", described(null))
+    require(broadcasts, "null_cond", f"broadcast to shape {shape}", describe(null))
     if isinstance(null, Tracer):
         fits = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(null.dtype, dtype)
         require(fits, "null_cond", f"hold {dtype} values like the condition", null.dtype)

@@ -81,7 +81,7 @@ class Mismatch(ValueError):
     """A JSON value that does not have the type of its place."""
 
     def __init__(self, what: str, value: Any) -> None:
-        self.what, self.got = what, shown(value)
+        self.what, self.got = what, format_value(value)
         super().__init__(f"must be {what}, got {self.got}")
 
 
@@ -135,7 +135,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"with each key once, got {shown(repeated)} twice")
+        raise ValueError(f"with each key once, got {format_value(repeated)} twice")
     return result
 
 
@@ -155,7 +155,7 @@ def _no_constant(word: str) -> float:
     raise ValueError(f"with finite numbers, got {word}")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a JSON value for a message, short and on one line."""
     if isinstance(value, Mapping):
         return "an object"
@@ -235,7 +235,7 @@ def _error_template(error: BaseException, _: object) -> str:
     if isinstance(error, KeyError):
         return "must hold a value{}, got none"
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        names = ", ".join(shown(name) for name in sorted(error.extra_fields)[:_MAX_ERRORS])
+        names = ", ".join(format_value(name) for name in sorted(error.extra_fields)[:_MAX_ERRORS])
         return "must hold only known keys{}, got " + _escape(names)
     # An error raised by the type itself names the invalid field.
     return _escape(f"must be valid, got {error}")

@@ -83,16 +83,16 @@ def lock_folder(
 
 @contextmanager
 def lock_file(
-    path: Path, name: str = "file", *, on_wait: Callable[[str], None] | None = None
+    file: Path, name: str = "file", *, on_wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Hold the lock of one output file; the arguments and errors are those of `lock_folder`."""
-    created = _missing_folders(path.parent)
-    stem = path.name
+    created = _missing_folders(file.parent)
+    stem = file.name
     if len(stem) > _MAX_STEM:
         digest = hashlib.sha256(os.fsencode(stem)).hexdigest()
         stem = f"{stem[: _MAX_STEM // 4]}-{digest}"
-    lock = path.parent / f".{stem}{_SUFFIX}"
-    with _removed_if_empty(created), _lock(lock, f"{name} {path}", on_wait):
+    lock = file.parent / f".{stem}{_SUFFIX}"
+    with _removed_if_empty(created), _lock(lock, f"{name} {file}", on_wait):
         yield
 
 
@@ -118,19 +118,19 @@ def require_unlocked(folder: Path) -> None:
     Raises:
         Locked: If a process is writing to the folder or to something in it.
     """
-    for path in sorted(folder.rglob(f"*{_SUFFIX}")):
-        with _lock(path, f"folder {folder}", None):
+    for file in sorted(folder.rglob(f"*{_SUFFIX}")):
+        with _lock(file, f"folder {folder}", None):
             pass
 
 
-def is_lock(path: Path) -> bool:
+def is_lock(file: Path) -> bool:
     """Return whether a file is a lock file."""
-    return path.name.endswith(_SUFFIX)
+    return file.name.endswith(_SUFFIX)
 
 
-def is_left(path: Path) -> bool:
+def is_leftover(file: Path) -> bool:
     """Return whether a file is a lock or temporary file, which killed processes leave behind."""
-    return is_lock(path) or _TEMPORARY.fullmatch(path.name) is not None
+    return is_lock(file) or _TEMPORARY.fullmatch(file.name) is not None
 
 
 def _missing_folders(folder: Path) -> list[Path]:
@@ -145,11 +145,11 @@ def _missing_folders(folder: Path) -> list[Path]:
 
 @contextmanager
 def _lock(
-    path: Path, what: str, on_wait: Callable[[str], None] | None, tries: int = _TRIES
+    lock: Path, what: str, on_wait: Callable[[str], None] | None, tries: int = _TRIES
 ) -> Iterator[None]:
-    """Hold the lock file `path`; `what` names the locked file or folder in messages."""
-    key, has_reported = os.path.realpath(path), False
-    while (holder := _acquire(path, key)) is not None:
+    """Hold the lock file `lock`; `what` names the locked file or folder in messages."""
+    key, has_reported = os.path.realpath(lock), False
+    while (holder := _acquire(lock, key)) is not None:
         tries -= 1
         if on_wait is None and tries <= 0:
             rule = "have one writer at a time"
@@ -159,13 +159,13 @@ def _lock(
             has_reported = True
         time.sleep(_LOOK_EVERY)
     try:
-        with at_stop(partial(path.unlink, missing_ok=True)):
+        with at_stop(partial(lock.unlink, missing_ok=True)):
             yield
     finally:
-        _release(path, key)
+        _release(lock, key)
 
 
-def _acquire(path: Path, key: str) -> str | None:
+def _acquire(lock: Path, key: str) -> str | None:
     """Try to acquire a lock. Return None, or a description of its holder if it is taken."""
     with _guard:
         held = _held.get(key)
@@ -177,26 +177,26 @@ def _acquire(path: Path, key: str) -> str | None:
     attempts = 0
     while True:
         try:
-            fd, writable = _open(path)
+            fd, writable = _open(lock)
         except FileNotFoundError:
             attempts += 1
             if attempts == _MAX_ATTEMPTS:
                 raise
             # Another process may create or remove the folder at the same time.
             with suppress(FileExistsError, FileNotFoundError):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.parent.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            is_locked = not _flock(fd, path.parent)
+            is_locked = not _flock(fd, lock.parent)
             holder = _read_holder(fd) if is_locked else None
-            is_current = not is_locked and _is_at(fd, path)
+            is_current = not is_locked and _is_at(fd, lock)
             if is_current and writable:
                 _write_holder(fd)
                 with _guard:
                     _held[key] = _Held(fd)
                 return None
             if is_current:  # A killed process of another user left the file.
-                path.unlink()
+                lock.unlink()
         except BaseException:
             os.close(fd)
             raise
@@ -206,18 +206,18 @@ def _acquire(path: Path, key: str) -> str | None:
         # The previous holder removed this file before it released the lock: try again.
 
 
-def _open(path: Path) -> tuple[int, bool]:
+def _open(lock: Path) -> tuple[int, bool]:
     """Open a lock file; return its descriptor and whether it is writable.
 
     Links are not followed, because writing the holder's name would overwrite their target.
     """
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666), True
+        return os.open(lock, os.O_RDWR | os.O_CREAT | flags, 0o666), True
     except PermissionError:
-        if not path.exists():
+        if not lock.exists():
             raise
-        return os.open(path, os.O_RDONLY | flags), False
+        return os.open(lock, os.O_RDONLY | flags), False
 
 
 def _flock(fd: int, folder: Path) -> bool:
@@ -239,10 +239,10 @@ def _flock(fd: int, folder: Path) -> bool:
     return True
 
 
-def _is_at(fd: int, path: Path) -> bool:
-    """Return whether an open file is still the file at `path`."""
+def _is_at(fd: int, file: Path) -> bool:
+    """Return whether an open file is still the file at `file`."""
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+        return os.path.samestat(os.fstat(fd), os.stat(file, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -266,7 +266,7 @@ def _read_holder(fd: int) -> str:
     return "another process"
 
 
-def _release(path: Path, key: str) -> None:
+def _release(lock: Path, key: str) -> None:
     """Release one acquisition of a lock; the last one removes the lock file."""
     with _guard:
         held = _held[key]
@@ -275,8 +275,8 @@ def _release(path: Path, key: str) -> None:
             return
         del _held[key]
     with suppress(OSError):
-        if _is_at(held.fd, path):
-            path.unlink()
+        if _is_at(held.fd, lock):
+            lock.unlink()
     os.close(held.fd)
 
 
@@ -304,10 +304,10 @@ _TEMPORARY = re.compile(r"\..*-([0-9a-f]{4})[0-9a-f]{8}\.fmjax(\.[^.]*)?", re.DO
 _MAX_AGE = 24 * 3600.0  # Seconds after which temporary files of other machines are removed.
 
 
-def temporary_name(path: Path) -> Path:
-    """Return a unique hidden file name in the folder of `path`, with the same suffix."""
-    name = f".{path.stem[: _MAX_STEM // 2]}-{_machine()}{secrets.token_hex(4)}{_MARK}"
-    return path.with_name(name + path.suffix)
+def temporary_name(file: Path) -> Path:
+    """Return a unique hidden file name in the folder of `file`, with the same suffix."""
+    name = f".{file.stem[: _MAX_STEM // 2]}-{_machine()}{secrets.token_hex(4)}{_MARK}"
+    return file.with_name(name + file.suffix)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def _receive(cause: str) -> None:
 def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     """End the process from any thread: run the `at_stop` callbacks and print one line.
 
-    Nothing is printed after a call of `conclude`.
+    Nothing is printed after a call of `suppress_stop_message`.
 
     Args:
         cause: Name of the signal.
@@ -147,7 +147,7 @@ def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     with _state.lock:
         is_first, _state.ending = not _state.ending, True
     if not is_first:
-        hold()
+        wait_if_ending()
     for callback in reversed(list(_state.callbacks.values())):
         with contextlib.suppress(Exception):  # The process ends in any case.
             callback()
@@ -163,7 +163,7 @@ def end(cause: str, *, delay: float = 0.0) -> NoReturn:
     os._exit(128 + signal.Signals[cause])
 
 
-def hold() -> None:
+def wait_if_ending() -> None:
     """Wait forever if another thread is ending the process.
 
     Call this before reporting an error, which the end of the process may have caused.
@@ -172,14 +172,14 @@ def hold() -> None:
         time.sleep(1.0)
 
 
-def conclude() -> None:
+def suppress_stop_message() -> None:
     """Suppress the message of later signals, because the command prints its last line next.
 
     If another thread is ending the process, wait for its end.
     """
     with _state.lock:
         _state.concluded = not _state.ending
-    hold()
+    wait_if_ending()
 
 
 @contextlib.contextmanager
@@ -229,7 +229,7 @@ class Deferral:
     def enter(self) -> None:
         """Start deferring signals."""
         if _state.installed:
-            hold()
+            wait_if_ending()
             with _state.lock:
                 _state.num_deferred += 1
             self._deferred = True

@@ -51,7 +51,7 @@ def test_training_into_such_a_folder_or_from_one_is_refused_before_it_starts(
         found = refused(capsys, "train", config, "--run", tmp_path / "run", option, NAME)
         assert found == f"{option[2:]} must be text in UTF-8, got 'caf\\udce9'"
     assert list(tmp_path.iterdir()) == [tmp_path / NAME]
-    assert RunFolder(tmp_path / "café").path == tmp_path / "café"
+    assert RunFolder(tmp_path / "café").root == tmp_path / "café"
 
 
 def test_models_and_outputs_of_such_names_are_refused(tmp_path):

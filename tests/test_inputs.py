@@ -256,7 +256,7 @@ def training():
 )
 def test_a_wrong_batch_is_refused(batch, message, unchecked):
     _, objective, _ = training()
-    refused(message, objective.draw, jax.random.key(0), batch)
+    refused(message, objective.make_examples, jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize("key", [0, None, KEYS, np.zeros(4, np.float32)])
@@ -266,9 +266,9 @@ def test_a_state_from_a_wrong_key_is_refused(key, unchecked):
 
 
 def test_what_is_described_needs_no_shape():
-    from fmjax._inputs import described
+    from fmjax._inputs import describe
 
-    assert described(np.zeros(3, np.int16)) == "int16 of shape (3,)"
-    assert described({}) == "a dict"
-    assert described(object()) == "an object"
-    assert described(None) == "None"
+    assert describe(np.zeros(3, np.int16)) == "int16 of shape (3,)"
+    assert describe({}) == "a dict"
+    assert describe(object()) == "an object"
+    assert describe(None) == "None"

@@ -20,7 +20,7 @@ from fmjax.data.sources.captioned_images import CaptionedImages
 from fmjax.data.tokenizer import TokenizerConfig, read_word_tokenizer, train_tokenizer
 from fmjax.jobs.evaluate.evaluate import Evaluation, read_evaluation
 from fmjax.jobs.evaluate.likelihood import LikelihoodResult, read_likelihood
-from fmjax.jobs.evaluate.straightness import PathsResult, read_paths
+from fmjax.jobs.evaluate.straightness import StraightnessResult, read_straightness
 from fmjax.jobs.invert.invert import Inversion, RoundTrip, read_inversion
 from fmjax.jobs.invert.pictures import Edits
 from fmjax.pretrained.components import check_component
@@ -90,7 +90,7 @@ def text(document):
 
 
 CONFIG = json.loads(to_json(Config("x")))
-PATHS = PathsResult(
+PATHS = StraightnessResult(
     3,
     8,
     1.0,
@@ -226,7 +226,7 @@ CASES = {
     )(folder),
     "comparison": comparison,
     "row": row,
-    "paths": documents(PATHS._asdict())("paths.json", read_paths),
+    "paths": documents(PATHS._asdict())("straightness.json", read_straightness),
     "evaluation": documents(EVALUATION._asdict())("evaluation.json", read_evaluation),
     "likelihood": documents(LIKELIHOOD._asdict())("likelihood.json", read_likelihood),
     "inversion": documents(inversion_document())("inversion.json", read_inversion),

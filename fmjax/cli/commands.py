@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from fmjax._progress import Progress
 from fmjax.cli.console import console
-from fmjax.cli.parsing import parse, path_and_rest
+from fmjax.cli.parsing import parse, split_path
 from fmjax.cli.released import compare_prompt, encode, generate
-from fmjax.cli.steps import adaptive_if_meant
+from fmjax.cli.steps import choose_steps
 from fmjax.cli.train import export, reflow, train
 from fmjax.cli.work import working
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _sample(arguments: list[str]) -> int:
     """Run `fmjax sample RUN`; the exit code is 1 if a solve failed."""
-    folder, options = path_and_rest("sample", "RUN", arguments)
+    folder, options = split_path("sample", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -34,11 +34,11 @@ def _sample(arguments: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Sample:
-        """Draw samples from a run and write them as a PNG picture and an .npz file of arrays.
+        """Sample from a run and write them as a PNG picture and an .npz file of arrays.
 
         Attributes:
             sampling: Solver, number of samples, guidance and seed.
-            classes: Class labels to draw samples of (default: all classes, evenly).
+            classes: Class labels to sample (default: all classes, evenly).
             output: Name of both files without the suffix (default: a name in the run folder).
         """
 
@@ -47,7 +47,7 @@ def _sample(arguments: list[str]) -> int:
         output: Path | None = None
 
     args = parse(Sample, Sample(config.sampling), options, f"fmjax sample {folder}")
-    sampling = adaptive_if_meant(args.sampling, options)
+    sampling = choose_steps(args.sampling, options)
     with working() as progress:
         run = open_run(folder)
         samples = sample_run(run, sampling, args.classes, args.output, progress=progress)
@@ -67,7 +67,7 @@ def _on_run(folder: Path, job: Callable[["Run", Progress], object]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     """Run `fmjax compare RUN`, or `fmjax compare FOLDER PROMPT` for a released model."""
-    folder, options = path_and_rest("compare", "RUN", arguments)
+    folder, options = split_path("compare", "RUN", arguments)
     from fmjax.pretrained.folder import is_model_folder
 
     if is_model_folder(folder):
@@ -84,7 +84,7 @@ def _compare(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     """Run `fmjax evaluate RUN`."""
-    folder, options = path_and_rest("evaluate", "RUN", arguments)
+    folder, options = split_path("evaluate", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -109,7 +109,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     default = Evaluate(config.evaluation, config.sampling)
     args = parse(Evaluate, default, options, f"fmjax evaluate {folder}")
-    sampling = adaptive_if_meant(args.sampling, options, "--sampling.")
+    sampling = choose_steps(args.sampling, options, "--sampling.")
     _on_run(
         folder,
         lambda run, progress: evaluate_run(run, args.evaluation, sampling, progress=progress),
@@ -118,7 +118,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _study(arguments: list[str]) -> None:
     """Run `fmjax study CONFIG`."""
-    config_file, options = path_and_rest("study", "CONFIG", arguments)
+    config_file, options = split_path("study", "CONFIG", arguments)
     import dataclasses
 
     from fmjax.jobs.report.report import report_study
@@ -153,7 +153,7 @@ def _study(arguments: list[str]) -> None:
 
 def _likelihood(arguments: list[str]) -> None:
     """Run `fmjax likelihood RUN`."""
-    folder, options = path_and_rest("likelihood", "RUN", arguments)
+    folder, options = split_path("likelihood", "RUN", arguments)
     from fmjax.config.likelihood import LikelihoodConfig
     from fmjax.jobs.evaluate.likelihood import likelihood_run
     from fmjax.runs.folder import read_config
@@ -165,7 +165,7 @@ def _likelihood(arguments: list[str]) -> None:
 
 def _invert(arguments: list[str]) -> None:
     """Run `fmjax invert RUN [IMAGES...]`."""
-    folder, words = path_and_rest("invert", "RUN", arguments)
+    folder, words = split_path("invert", "RUN", arguments)
     from fmjax.config.invert import InvertConfig
     from fmjax.jobs.invert.invert import invert_run
     from fmjax.runs.folder import read_config
@@ -179,7 +179,7 @@ def _invert(arguments: list[str]) -> None:
 
 def _plan(arguments: list[str]) -> int:
     """Run `fmjax plan CONFIG`; the exit code is 1 if the last plan does not fit the devices."""
-    config_file, options = path_and_rest("plan", "CONFIG", arguments)
+    config_file, options = split_path("plan", "CONFIG", arguments)
     import dataclasses
 
     import tyro
@@ -206,7 +206,7 @@ def _plan(arguments: list[str]) -> int:
     default = Plan(PlanConfig(), load_config(config_file))
     args = parse(Plan, default, options, f"fmjax plan {config_file}")
     from fmjax._checks import require
-    from fmjax._files import lock_outputs, require_target, same_place
+    from fmjax._files import is_same_location, lock_outputs, require_target
     from fmjax.jobs.planning.plan import plan
     from fmjax.report.plan import plan_text, plans_json, plot_memory
     from fmjax.report.style import png_bytes, save_png
@@ -217,7 +217,7 @@ def _plan(arguments: list[str]) -> int:
     if args.picture is not None:
         require_target(args.picture, "picture", suffix=".png", inputs=[config_file])
     if args.json is not None and args.picture is not None:
-        distinct = not same_place(args.json, args.picture)
+        distinct = not is_same_location(args.json, args.picture)
         require(distinct, "picture", "be another file than json", args.picture)
     outputs = [file for file in (args.json, args.picture) if file is not None]
     # Not in `working`: `plan` sets up the devices itself, and this machine cannot run the programs.

@@ -19,7 +19,7 @@ usage: fmjax COMMAND ... [--help]
   encode FOLDER IMAGES
                   encode images and captions with a released model, as training data
   export RUN      write a finetuned released model, or its LoRA adapters, for diffusers
-  sample RUN      draw samples from a run
+  sample RUN      generate samples from a run
   compare RUN     compare fixed-step and adaptive solvers on a run
   compare FOLDER PROMPT
                   compare solvers on a prompt with a released model
@@ -110,15 +110,16 @@ def _run_with_safe_output(arguments: list[str]) -> int:
         try:
             code = _run(arguments)
         except BaseException:
-            _stopping.hold()  # If a signal is ending the process, it caused this error: wait.
+            # A signal that is ending the process may have caused this error.
+            _stopping.wait_if_ending()
             raise
         out.flush()
         if out.lost is not None:
-            _stopping.conclude()
+            _stopping.suppress_stop_message()
             text = out.lost.strerror
             print(f"fmjax: error: standard output must be writable, got {text}", file=sys.stderr)
             code = code or 1
-    _stopping.hold()
+    _stopping.wait_if_ending()
     return code
 
 
@@ -133,7 +134,7 @@ def _run(arguments: list[str]) -> int:
         print(f"fmjax {__version__}")
         return 0
     from fmjax._checks import require_one_of
-    from fmjax._stopping import conclude
+    from fmjax._stopping import suppress_stop_message
     from fmjax.cli.commands import COMMANDS
     from fmjax.cli.parsing import Refused, asks_for_help
 
@@ -153,7 +154,7 @@ def _run(arguments: list[str]) -> int:
     except (NonFiniteLoss, CheckpointWriteError) as error:
         return _report_error(error, code=1)
     except Interrupted as error:
-        conclude()
+        suppress_stop_message()
         print(f"fmjax: {error}; run the same command again to resume", file=sys.stderr)
         return 128 + signal.Signals[error.cause]
     except (ValueError, OSError, Refused) as error:
@@ -169,9 +170,9 @@ def _run(arguments: list[str]) -> int:
 
 def _exit_without_barrier(error: Exception) -> "NoReturn":
     """End the process without the shutdown barrier, at which JAX waits for all processes."""
-    from fmjax._stopping import conclude
+    from fmjax._stopping import suppress_stop_message
 
-    conclude()
+    suppress_stop_message()
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     print(
         f"fmjax: error: another process of the run is gone ({reason}); start the same command "
@@ -187,10 +188,10 @@ def _report_error(error: Exception, code: int = 2) -> int:
     """Print the error as one line, or raise it if FMJAX_TRACEBACK=1; return the exit code."""
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
-    from fmjax._stopping import conclude
+    from fmjax._stopping import suppress_stop_message
     from fmjax.cli.streams import one_line
 
-    conclude()
+    suppress_stop_message()
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror

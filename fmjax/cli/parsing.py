@@ -22,7 +22,7 @@ def asks_for_help(arguments: list[str]) -> bool:
     return "--help" in arguments or "-h" in arguments
 
 
-def path_and_rest(command: str, metavar: str, arguments: list[str]) -> tuple[Path, list[str]]:
+def split_path(command: str, metavar: str, arguments: list[str]) -> tuple[Path, list[str]]:
     """Split the arguments of a command into its file or folder and the words after it.
 
     Args:

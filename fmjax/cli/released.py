@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from fmjax.cli.parsing import Refused, parse, path_and_rest
+from fmjax.cli.parsing import Refused, parse, split_path
 from fmjax.cli.work import working
 
 
 def generate(arguments: list[str]) -> int:
     """Run `fmjax generate FOLDER PROMPT`; the exit code is 1 if a solve failed."""
-    folder, options = path_and_rest("generate", "FOLDER", arguments)
+    folder, options = split_path("generate", "FOLDER", arguments)
     prompt = None
     if options and not options[0].startswith("-"):
         prompt, *options = options
@@ -55,7 +55,7 @@ def generate(arguments: list[str]) -> int:
         writer = PictureWriter(
             request, image_prompts, args.output, latents=args.latents, inputs=inputs
         )
-        with writer.holding():
+        with writer.locked():
             pictures = generate_images(
                 model,
                 prompts,
@@ -64,7 +64,7 @@ def generate(arguments: list[str]) -> int:
                 on_image=writer,
                 progress=progress,
             )
-        progress.say("wrote " + ", ".join(map(str, writer.paths)))
+        progress.say("wrote " + ", ".join(map(str, writer.files)))
         if not pictures.succeeded.all():
             progress.say(f"{(~pictures.succeeded).sum()} of them did not reach t = 1")
     return 0 if pictures.succeeded.all() else 1
@@ -86,7 +86,7 @@ def _one_prompt_or_file(prompt: str | None, file: Path | None) -> list[str]:
 
 def encode(arguments: list[str]) -> None:
     """Run `fmjax encode FOLDER IMAGES`."""
-    folder, words = path_and_rest("encode", "FOLDER", arguments)
+    folder, words = split_path("encode", "FOLDER", arguments)
     if not words or words[0].startswith("-"):
         raise Refused(
             "fmjax encode needs a folder of images after the folder of the model: "

@@ -11,7 +11,7 @@ _SDE_OPTIONS = frozenset({"rate", "rate-scale", "rate-power", "last-step"})
 _GRID_OPTIONS = frozenset({"num-steps", "grid", "shift"})
 
 
-def adaptive_if_meant(
+def choose_steps(
     sampling: "SamplingConfig", arguments: list[str], prefix: str = "--"
 ) -> "SamplingConfig":
     """Use adaptive steps if the options name a solver or a tolerance, but no number of steps.

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fmjax.cli.parsing import parse, path_and_rest
-from fmjax.cli.steps import adaptive_if_meant
+from fmjax.cli.parsing import parse, split_path
+from fmjax.cli.steps import choose_steps
 from fmjax.cli.work import working
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def train(arguments: list[str]) -> None:
     """Run `fmjax train CONFIG`."""
     start = time.perf_counter()
-    config_file, options = path_and_rest("train", "CONFIG", arguments)
+    config_file, options = split_path("train", "CONFIG", arguments)
     import dataclasses
 
     import tyro
@@ -48,7 +48,7 @@ def train(arguments: list[str]) -> None:
 
     default = Train(config=load_config(config_file))
     args = parse(Train, default, options, f"fmjax train {config_file}")
-    sampling = adaptive_if_meant(args.config.sampling, options, "--sampling.")
+    sampling = choose_steps(args.config.sampling, options, "--sampling.")
     config = dataclasses.replace(args.config, sampling=sampling)
     _train_and_report(config, args.run, args.overwrite, args.processes, start)
 
@@ -88,7 +88,7 @@ def _train_and_report(
 def reflow(arguments: list[str]) -> None:
     """Run `fmjax reflow RUN`."""
     start = time.perf_counter()
-    folder, options = path_and_rest("reflow", "RUN", arguments)
+    folder, options = split_path("reflow", "RUN", arguments)
     import dataclasses
 
     import tyro
@@ -122,14 +122,14 @@ def reflow(arguments: list[str]) -> None:
 
     default = Reflow(reflow_config(read_config(folder), folder, distill=distill), distill)
     args = parse(Reflow, default, options, f"fmjax reflow {folder}")
-    sampling = adaptive_if_meant(args.config.sampling, options, "--sampling.")
+    sampling = choose_steps(args.config.sampling, options, "--sampling.")
     config = dataclasses.replace(args.config, sampling=sampling)
     _train_and_report(config, args.run, args.overwrite, args.processes, start)
 
 
 def export(arguments: list[str]) -> None:
     """Run `fmjax export RUN`."""
-    folder, options = path_and_rest("export", "RUN", arguments)
+    folder, options = split_path("export", "RUN", arguments)
     import dataclasses
 
     from fmjax.jobs.released.export import export_run

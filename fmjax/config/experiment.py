@@ -32,7 +32,7 @@ class TrainingConfig:
         log_every: Number of steps between two lines of metrics.
         checkpoint_every: Number of steps between two checkpoints.
         checkpoints_kept: Number of newest checkpoints that are kept on disk.
-        draw_samples: Draw samples after each checkpoint except the last, and write a picture
+        preview_samples: Generate samples after each checkpoint except the last, and write a picture
             `samples/stepNUMBER.png` if they are images or points in the plane.
     """
 
@@ -45,7 +45,7 @@ class TrainingConfig:
     log_every: int = 50
     checkpoint_every: int = 1_000
     checkpoints_kept: int = 2
-    draw_samples: bool = True
+    preview_samples: bool = True
 
     def __post_init__(self) -> None:
         require_numbers(self, "training.")
@@ -66,7 +66,7 @@ class EvaluationConfig:
         num_samples: Number of samples for the Frechet distance; None takes the size of the
             training set.
         num_projections: Number of projections of the sliced Wasserstein distance.
-        num_paths: Number of trajectories whose straightness is measured.
+        num_trajectories: Number of trajectories whose straightness is measured.
         classifier: Train a classifier of the classes of the data, once per dataset of images.
             Without it, the Frechet distance, precision, recall and recognized samples are left
             out.
@@ -74,7 +74,7 @@ class EvaluationConfig:
 
     num_samples: int | None = None
     num_projections: int = 256
-    num_paths: int = 64
+    num_trajectories: int = 64
     classifier: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class EvaluationConfig:
         if self.num_samples is not None:
             require_at_least("evaluation.num_samples", self.num_samples, 2)
         require_at_least("evaluation.num_projections", self.num_projections, 1)
-        require_at_least("evaluation.num_paths", self.num_paths, 1)
+        require_at_least("evaluation.num_trajectories", self.num_trajectories, 1)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,6 @@ class PretrainedConfig:
         require_one_of("pretrained.dtype", self.dtype, DTYPES)
 
     @property
-    def path(self) -> Path:
-        """The folder as a path, with `~` expanded."""
+    def root(self) -> Path:
+        """The folder as a `Path`, with `~` expanded."""
         return Path(self.folder).expanduser()

@@ -71,7 +71,7 @@ class SamplingConfig:
         guidance_interval: First and last time with guidance.
         batch_size: Number of samples solved at a time.
         seed: Seed of the noise.
-        prompts: Prompts to draw samples of, equally many of each, for models of captions. Without
+        prompts: Prompts to sample, equally many of each, for models of captions. Without
             any, captions of the training data are used.
     """
 

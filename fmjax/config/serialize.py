@@ -21,8 +21,11 @@ from fmjax.paths import AnyDensity, AnySchedule
 
 _UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
 
-# Maps (type, old name) to the new name of a field, for run folders written by older versions.
+# Maps the old name of a field to the new one, for run folders written by older versions. The field
+# belongs to the type of a union member, or else to the field that holds its object.
 _RENAMED_FIELDS = {
+    ("training", "draw_samples"): "preview_samples",
+    ("evaluation", "num_paths"): "num_trajectories",
     ("MeanFlowConfig", "share_apart"): "ratio_r_neq_t",
     ("ShortcutConfig", "share_apart"): "bootstrap_ratio",
 }
@@ -60,11 +63,7 @@ def _read_tags(union: object, converter: cattrs.Converter) -> None:
         name = value.get("type")
         if not isinstance(name, str) or name not in members:
             raise Mismatch(f"an object of type {', '.join(members)}", name)
-        fields = {
-            _RENAMED_FIELDS.get((name, key), key): item
-            for key, item in value.items()
-            if key != "type"
-        }
+        fields = {key: item for key, item in value.items() if key != "type"}
         return converter.structure(fields, members[name])
 
     converter.register_structure_hook_func(lambda annotation: annotation == union, hook)
@@ -116,4 +115,14 @@ def from_json(text: str | bytes, name: str = "config") -> Config:
     Raises:
         ValueError: If the document is not JSON, or a field is unknown, missing or of a wrong type.
     """
-    return structure(_CONVERTER, parse_json(text, name, nonfinite=True), Config, name)
+    document = _with_current_names(parse_json(text, name, nonfinite=True))
+    return structure(_CONVERTER, document, Config, name)
+
+
+def _with_current_names(value: object, parent: str = "") -> object:
+    """Rename the fields of older versions in a JSON value that is the field `parent`."""
+    if not isinstance(value, dict):
+        return value
+    owner = value.get("type", parent)
+    current = {key: _RENAMED_FIELDS.get((owner, key), key) for key in value}
+    return {current[key]: _with_current_names(item, key) for key, item in value.items()}

@@ -18,11 +18,11 @@ class StudyConfig:
         name: Name of the study, and of its folder under runs/.
         runs: Configs of the trainings, on the same data, whose names identify them in the table. A
             run that reflows another one names it as its teacher.
-        samplings: Settings with which each run is sampled, unless `own_samplings` replaces them.
+        samplings: Settings with which each run is sampled, unless `samplings_by_run` replaces them.
         num_samples: Number of samples for each row of the table; precision and recall take as many
             real examples.
-        num_paths: Number of trajectories of each run whose straightness is measured.
-        own_samplings: Maps the name of a run to the settings that replace `samplings` for it.
+        num_trajectories: Number of trajectories of each run whose straightness is measured.
+        samplings_by_run: Maps the name of a run to the settings that replace `samplings` for it.
         num_seeds: Number of trainings of each run, with consecutive seeds; the table then has means
             and spreads.
     """
@@ -31,14 +31,14 @@ class StudyConfig:
     runs: tuple[Config, ...]
     samplings: tuple[SamplingConfig, ...]
     num_samples: int = 2_000
-    num_paths: int = 256
-    own_samplings: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
+    num_trajectories: int = 256
+    samplings_by_run: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
     num_seeds: int = 1
 
     def __post_init__(self) -> None:
         require_numbers(self)
         require_at_least("num_samples", self.num_samples, 4)
-        require_at_least("num_paths", self.num_paths, 1)
+        require_at_least("num_trajectories", self.num_trajectories, 1)
         require_between("num_seeds", self.num_seeds, 1, MAX_SEEDS)
         for name in ("runs", "samplings"):
             require(bool(getattr(self, name)), name, "hold at least one", ())
@@ -51,12 +51,12 @@ class StudyConfig:
         same_data = all(run.data == self.runs[0].data for run in self.runs)
         require(same_data, "runs", "have the same data", [run.data for run in self.runs])
         models = [run.name for run in self.runs]
-        unknown = sorted(set(self.own_samplings) - set(models))
-        require(not unknown, "own_samplings", f"have keys among {', '.join(models)}", unknown)
+        unknown = sorted(set(self.samplings_by_run) - set(models))
+        require(not unknown, "samplings_by_run", f"have keys among {', '.join(models)}", unknown)
 
-    def ways(self, run: Config) -> tuple[SamplingConfig, ...]:
+    def samplings_of(self, run: Config) -> tuple[SamplingConfig, ...]:
         """Return the sampling configs of one run of the study: its own, or those of the study."""
-        return self.own_samplings.get(run.name, self.samplings)
+        return self.samplings_by_run.get(run.name, self.samplings)
 
     @property
     def all_trainings(self) -> tuple[Config, ...]:

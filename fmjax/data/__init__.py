@@ -3,7 +3,7 @@
 from typing import TypeAlias
 
 from fmjax._arrays import Text, TextPart, TextShape
-from fmjax.data.dataset import Captions, Dataset, NoSuchSplit, Source, load
+from fmjax.data.dataset import Captions, Dataset, DataSource, NoSuchSplit, load
 from fmjax.data.pipeline import BatchIterator, Examples, batches
 from fmjax.data.records.manifest import (
     RecordField,
@@ -61,7 +61,7 @@ __all__ = [
     "Examples",
     "Pairs",
     "Records",
-    "Source",
+    "DataSource",
     "WordTokenizer",
     "Text",
     "TextPart",

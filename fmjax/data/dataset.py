@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
@@ -17,7 +17,7 @@ Indices: TypeAlias = slice | np.ndarray
 """Indices of examples: a slice or an integer array."""
 Split: TypeAlias = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-MOST_CLASSES = 2**31 - 2
+MAX_CLASSES = 2**31 - 2
 """Maximum number of classes: class labels and the null class are int32."""
 
 
@@ -62,14 +62,14 @@ class Captions(NamedTuple):
     config: TokenizerConfig
     training_texts: Sequence[str]
 
-    def by_rule(self, rule: int) -> "Captions":
+    def with_rule(self, rule: int) -> "Captions":
         """Return these captions, split into words by another version of the tokenizer's rule."""
         if rule == self.tokenizer.rule:
             return self
-        return captions_of(self.texts, self.training_texts, self.config, rule=rule)
+        return tokenize_captions(self.texts, self.training_texts, self.config, rule=rule)
 
 
-def captions_of(
+def tokenize_captions(
     texts: list[str], training_texts: Sequence[str], config: TokenizerConfig, *, rule: int = RULE
 ) -> Captions:
     """Tokenize the captions of a split with the vocabulary of the training split."""
@@ -80,7 +80,7 @@ def captions_of(
 def require_labels(name: str, labels: np.ndarray, num: int) -> None:
     """Raise unless the labels are `num` integers."""
     is_valid = labels.shape == (num,) and labels.dtype.kind in "iu"
-    require(is_valid, name, f"be {num} integers", described(labels))
+    require(is_valid, name, f"be {num} integers", describe(labels))
 
 
 def require_finite(name: str, values: np.ndarray, numbers: np.ndarray | None = None) -> None:
@@ -132,7 +132,7 @@ class Dataset:
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
             is_array = hasattr(value, "dtype") or (name == "labels" and value is None)
-            require(is_array, name, "be an array", described(value))
+            require(is_array, name, "be an array", describe(value))
         x, shape = self.name_of("x"), f"shape {self.x.shape}"
         has_dtype = self.x.dtype == np.uint8 or np.issubdtype(self.x.dtype, np.floating)
         require(has_dtype, x, "be uint8 or floating point", self.x.dtype)
@@ -148,7 +148,7 @@ class Dataset:
             low, high = int(self.labels.min()), int(self.labels.max())
             in_range = low >= 0 and high < self.num_classes
             require(in_range, name, f"lie in [0, {self.num_classes})", f"{low} to {high}")
-            require_between("num_classes", self.num_classes, 1, MOST_CLASSES)
+            require_between("num_classes", self.num_classes, 1, MAX_CLASSES)
         if self.text is not None:
             require(self.labels is None, "labels", "be None if text is given", "labels")
             shapes = f"{self.text.tokens.shape} and {self.text.pooled.shape}"
@@ -159,7 +159,7 @@ class Dataset:
             for name, array in (("text", self.text.tokens), ("pooled", self.text.pooled)):
                 is_valid = np.issubdtype(array.dtype, np.floating) and 0 not in array.shape
                 rule = "hold floating-point numbers"
-                require(is_valid, self.name_of(name), rule, described(array))
+                require(is_valid, self.name_of(name), rule, describe(array))
         if self.captions is not None:
             require(self.text is None, "text", "be None if captions are given", "text")
             num = len(self.captions.texts)
@@ -231,7 +231,7 @@ class NoSuchSplit(ValueError):
 
 
 @runtime_checkable
-class Source(Protocol):
+class DataSource(Protocol):
     """Configuration of a data set that can be loaded.
 
     `load` must return the same arrays every time, and the train and test splits must share no
@@ -247,7 +247,7 @@ class Source(Protocol):
         ...
 
 
-def load(source: Source, split: str = "train", *, progress: Progress = Silent()) -> Dataset:
+def load(source: DataSource, split: str = "train", *, progress: Progress = Silent()) -> Dataset:
     """Read, generate or download one split of a data set.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax.data.dataset import Dataset
 
 _ORDER, _FLIP, _SOURCE, _NOISE = 0, 1, 2, 3
@@ -161,7 +161,7 @@ def batches(
             another shape.
     """
     is_examples = isinstance(dataset, Examples)
-    require(is_examples, "dataset", "be a Dataset or Pairs", described(dataset))
+    require(is_examples, "dataset", "be a Dataset or Pairs", describe(dataset))
     require_at_least("batch_size", batch_size, 1)
     require_at_least("seed", seed, 0)
     require_at_least("num_processes", num_processes, 1)

@@ -21,7 +21,7 @@ import numpy as np
 from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._files import write_atomically
-from fmjax._json import read_json, shown
+from fmjax._json import format_value, read_json
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 _SPECIAL_IDS = {PADDING: 0, UNKNOWN: 1}
@@ -233,7 +233,7 @@ def read_word_tokenizer(file: Path) -> WordTokenizer:
     require(file.is_file(), name, "be a tokenizer of fmjax", "no such file")
     document = read_json(file, dict[str, Any])
     rule = document.pop("rule", 1)
-    require(type(rule) is int, name, "hold an integer as its rule", shown(rule))
+    require(type(rule) is int, name, "hold an integer as its rule", format_value(rule))
     try:
         inner = Inner.from_str(json.dumps(document))
     except Exception as error:  # noqa: BLE001 (tokenizers raises plain Exceptions)

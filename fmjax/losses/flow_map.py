@@ -92,7 +92,7 @@ def shortcut_target(
     x: Points,
     cond: Cond = None,
     *,
-    least_step: float = 0.0,
+    min_step: float = 0.0,
 ) -> Points:
     """Compute the shortcut target: the mean velocity over two consecutive steps of a flow map.
 
@@ -102,7 +102,7 @@ def shortcut_target(
         step: Length of each of the two steps, one per example.
         x: Points at the times `t`.
         cond: Condition, passed to `map_fn`.
-        least_step: Steps of at most this length use the instantaneous velocity (`r = t`), which is
+        min_step: Steps of at most this length use the instantaneous velocity (`r = t`), which is
             what the network learns at that length.
 
     Returns:
@@ -110,7 +110,7 @@ def shortcut_target(
 
     Reference: Frans et al. 2024, arXiv:2410.12557, equation 4 and algorithm 1.
     """
-    end = jnp.where(step > least_step, step, 0.0)
+    end = jnp.where(step > min_step, step, 0.0)
     first = map_fn(t + end, t, x, cond)
     middle, x_middle = t + step, x + expand_like(step, x) * first
     second = map_fn(middle + end, middle, x_middle, cond)
@@ -203,7 +203,7 @@ def mean_flow_objective(
     require_positive("floor", floor)
     guidance.check(net.guided, null_cond if label_drop > 0.0 else None)
 
-    def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
+    def make_examples(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         first, second = (sample_times(k, num, density) for k in keys[:2])
         t, r_neq_t = (
@@ -212,7 +212,7 @@ def mean_flow_objective(
         )
         r = jnp.where(r_neq_t, jnp.maximum(first, second), t)
         examples = _sample_examples(keys[3:5], batch, r, t, label_drop, null_cond)
-        return examples._replace(guidance=guidance.draw(keys[5], num))
+        return examples._replace(guidance=guidance.sample(keys[5], num))
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
         r, t, x0, x1, cond, dropped, guidance_input, _ = examples
@@ -234,7 +234,7 @@ def mean_flow_objective(
         prediction, target = mean_flow_target(map_fn, r, t, x_t, velocity, tangent, cond)
         return adaptive_loss(prediction - target, power, floor)
 
-    return Objective(draw, loss)
+    return Objective(make_examples, loss)
 
 
 def shortcut_objective(
@@ -275,7 +275,7 @@ def shortcut_objective(
     require(guidance == 1.0 or label_drop > 0.0, "guidance", "be 1 if label_drop is 0", guidance)
     num_levels = num_steps.bit_length() - 1
 
-    def draw(key: PRNGKey, batch: Batch) -> FlowMapExamples:
+    def make_examples(key: PRNGKey, batch: Batch) -> FlowMapExamples:
         keys, num = jax.random.split(key, 6), batch.x1.shape[0]
         span = 2.0 ** -jax.random.randint(keys[0], (num,), 0, num_levels)
         position = jax.random.uniform(keys[1], (num,))
@@ -299,7 +299,7 @@ def shortcut_objective(
             v_uncond = net.apply(average, r, t, x, null)
             return v_uncond + scale * (v_cond - v_uncond)
 
-        two_steps = shortcut_target(map_fn, t, 0.5 * (r - t), x_t, cond, least_step=1.0 / num_steps)
+        two_steps = shortcut_target(map_fn, t, 0.5 * (r - t), x_t, cond, min_step=1.0 / num_steps)
         return examples._replace(target=jnp.where(expand_like(r > t, x_t), two_steps, u_t))
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
@@ -310,4 +310,4 @@ def shortcut_objective(
         error = prediction.astype(jnp.float32) - examples.target
         return jnp.mean(jnp.square(error), axis=event_axes(x_t))
 
-    return Objective(draw, loss, make_targets)
+    return Objective(make_examples, loss, make_targets)

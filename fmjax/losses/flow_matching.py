@@ -264,10 +264,10 @@ def flow_matching_objective(
         encoder_drop: Probability that the output of a text encoder is zeroed.
 
     Returns:
-        The objective; its `draw` takes a `Batch`.
+        The objective; its `make_examples` takes a `Batch`.
     """
 
-    def draw(key: PRNGKey, batch: Batch) -> FlowExamples:
+    def make_examples(key: PRNGKey, batch: Batch) -> FlowExamples:
         require_batch(batch)
         noise_key, time_key, drop_key = jax.random.split(key, 3)
         x0 = source_points(noise_key, batch)
@@ -294,4 +294,4 @@ def flow_matching_objective(
             huber=huber,
         )
 
-    return Objective(draw, loss)
+    return Objective(make_examples, loss)

@@ -85,7 +85,7 @@ class BuiltInGuidance:
         else:
             require(trainable, "loss.guidance.max_scale", f"be None {needs}", self.max_scale)
 
-    def draw(self, key: PRNGKey, num: int) -> Float[Array, "batch 3"]:
+    def sample(self, key: PRNGKey, num: int) -> Float[Array, "batch 3"]:
         """Sample the guidance scale, start time and end time of each of `num` examples."""
         if self.max_scale is None:
             return jnp.broadcast_to(jnp.array([self.scale, self.first, self.last]), (num, 3))
@@ -113,7 +113,7 @@ class BuiltInGuidance:
             u_t: Conditional velocity of the path.
             v_cond: Velocity that the network predicts with the condition.
             v_uncond: Velocity that the network predicts with the null condition.
-            guidance_input: Scale, start and end of the guidance of each example, from `draw`.
+            guidance_input: Scale, start and end of the guidance of each example, from `sample`.
             dropped: True for examples whose condition was dropped; their target is u.
         """
         scale, first, last = guidance_input[:, 0], guidance_input[:, 1], guidance_input[:, 2]

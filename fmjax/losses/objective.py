@@ -12,12 +12,13 @@ from fmjax._trees import combine
 class Objective(NamedTuple):
     """A training loss, split into random sampling and a deterministic function of the parameters.
 
-    The training step calls `draw` once for the global batch and then evaluates `loss` on any number
-    of slices of the result. Gradient accumulation and sharding therefore do not change the random
-    numbers.
+    The training step calls `make_examples` once for the global batch and then evaluates `loss` on
+    any number of slices of the result. Gradient accumulation and sharding therefore do not change
+    the random numbers.
 
     Attributes:
-        draw: `draw(key, batch) -> examples`: samples noise, times, pairs and dropped conditions.
+        make_examples: `make_examples(key, batch) -> examples`: samples noise, times, pairs and
+            dropped conditions.
             `examples` is a pytree in which the first axis of every leaf is the batch.
         loss: `loss(params, examples) -> float32 [batch]`: the loss of each example. It takes the
             examples that `with_targets` returns.
@@ -25,7 +26,7 @@ class Objective(NamedTuple):
             computed with the averaged parameters; None if the loss needs no such targets.
     """
 
-    draw: Callable[[PRNGKey, Batch], PyTree]
+    make_examples: Callable[[PRNGKey, Batch], PyTree]
     loss: Callable[[Params, PyTree], Float[Array, " batch"]]
     make_targets: Callable[[Params, PyTree], PyTree] | None = None
 
@@ -46,4 +47,4 @@ class Objective(NamedTuple):
             return lambda params, examples: fn(combine(params, frozen), examples)
 
         make_targets = None if self.make_targets is None else of_trainable(self.make_targets)
-        return Objective(self.draw, of_trainable(self.loss), make_targets)
+        return Objective(self.make_examples, of_trainable(self.loss), make_targets)

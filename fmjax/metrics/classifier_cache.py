@@ -83,7 +83,7 @@ def _try_save(file: Path, classifier: ImageClassifier, progress: Progress) -> No
         )
 
 
-def save_classifier(path: Path, classifier: ImageClassifier) -> None:
+def save_classifier(file: Path, classifier: ImageClassifier) -> None:
     """Write a classifier to one .npz file, atomically."""
     about = {
         "config": dataclasses.asdict(classifier.config),
@@ -92,7 +92,7 @@ def save_classifier(path: Path, classifier: ImageClassifier) -> None:
         "test_accuracy": classifier.test_accuracy,
     }
     arrays = {_array_name(name): a for name, a in flatten_dict(classifier.params).items()}
-    with write_atomically(path) as temporary:
+    with write_atomically(file) as temporary:
         np.savez(temporary, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
 
@@ -105,15 +105,15 @@ class _Description(NamedTuple):
     test_accuracy: Share
 
 
-def load_classifier(path: Path) -> ImageClassifier:
+def load_classifier(file: Path) -> ImageClassifier:
     """Read a classifier file written by `save_classifier`.
 
     Raises:
         ValueError: If the file is damaged or not a classifier file.
     """
-    name, rule = f"file {path}", "be a complete classifier file (delete it to train again)"
+    name, rule = f"file {file}", "be a complete classifier file (delete it to train again)"
     try:
-        arrays = read_npz(path)
+        arrays = read_npz(file)
         about = check_json(parse_json(str(arrays.pop(_ABOUT)), _ABOUT), _Description, _ABOUT)
         params = unflatten_dict({_param_name(key): a for key, a in arrays.items()})
         classifier = ImageClassifier(params=params, **about._asdict())

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fmjax._checks import require, require_between, require_count
-from fmjax._inputs import described, is_array
+from fmjax._inputs import describe, is_array
 
 _IMAGES = 256
 # Tolerance for frequencies on the boundary of a ring, so that rounding does not decide their ring.
@@ -91,7 +91,7 @@ def radial_spectrum(
 
 def _mean_power(images: np.ndarray | jax.Array) -> Float[np.ndarray, "height width"]:
     """Compute the mean over images and channels of `|F|^2 / (height width)`; 0 at frequency 0."""
-    require(is_array(images), "images", "be an array of numbers", described(images))
+    require(is_array(images), "images", "be an array of numbers", describe(images))
     shape_ok = images.ndim == 4 and min(images.shape) >= 1 and min(images.shape[1:3]) >= 2
     rule = "have shape [n, height, width, channel] with at least 2 x 2 pixels"
     require(shape_ok, "images", rule, f"shape {images.shape}")

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 
 from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require, require_at_least, require_numbers
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax.paths.ddpm_schedules import CosineBetas, LinearBetas
 from fmjax.paths.schedules import (
     Cosine,
@@ -297,6 +297,6 @@ def change_schedule(velocity_fn: VelocityFn, trained: Schedule, target: Schedule
 
 def require_conversion(path: object, prediction: object) -> None:
     """Raise unless `path` is an `AffinePath` and `prediction` is one of `Prediction`."""
-    require(isinstance(path, AffinePath), "path", "be an AffinePath", described(path))
+    require(isinstance(path, AffinePath), "path", "be an AffinePath", describe(path))
     known = isinstance(prediction, str) and prediction in set(Prediction)
-    require(known, "prediction", f"be one of {', '.join(Prediction)}", described(prediction))
+    require(known, "prediction", f"be one of {', '.join(Prediction)}", describe(prediction))

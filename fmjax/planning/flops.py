@@ -31,7 +31,7 @@ def flops_per_example(
         return objective.with_frozen(parts[1]).with_targets(parts[0], examples)
 
     parts, num_examples = (params, frozen), jax.tree.leaves(batch)[0].shape[0]
-    examples = jax.eval_shape(objective.draw, jax.random.key(0), batch)
+    examples = jax.eval_shape(objective.make_examples, jax.random.key(0), batch)
     examples_with_targets = jax.eval_shape(with_targets, parts, examples)
     num_trained, num_frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts)
     factor = 2.0 + num_trained / (num_trained + num_frozen)

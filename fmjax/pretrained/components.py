@@ -170,7 +170,7 @@ def _open_component(
             yield files, component
     except ValueError as error:
         # Do not repeat a folder or file that the message names already.
-        if any(str(path) in str(error) for path in (folder, lora) if path):
+        if any(str(location) in str(error) for location in (folder, lora) if location):
             raise
         raise ValueError(f"{folder}: {error}") from error
 

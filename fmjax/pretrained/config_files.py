@@ -140,13 +140,15 @@ def class_of(config_json: Mapping[str, Any], name: str = "config.json") -> str |
         config_json: Contents of the file.
         name: Name of the file in error messages.
     """
-    class_config_json = checked(config_json, ClassConfigJson, name)
+    class_config_json = check_config_json(config_json, ClassConfigJson, name)
     return class_config_json.get("_class_name") or next(
         iter(class_config_json.get("architectures", ())), None
     )
 
 
-def checked(config_json: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json") -> T:
+def check_config_json(
+    config_json: Mapping[str, Any], kind: Callable[..., T], name: str = "config.json"
+) -> T:
     """Check the contents of a config.json against a type of this module; drop null values.
 
     Args:
@@ -163,13 +165,13 @@ def checked(config_json: Mapping[str, Any], kind: Callable[..., T], name: str = 
     return check_json(values, kind, name, extra=True)
 
 
-def read_config_json(path: Path) -> dict[str, Any]:
+def read_config_json(file: Path) -> dict[str, Any]:
     """Read and check a config.json or scheduler_config.json; drop null values.
 
     Raises:
         ValueError: If the file does not exist or is not JSON, or, for the known classes, if a
             required value is missing or has another type.
     """
-    config_json = read_json(path, dict[str, Any])
-    kind = _TYPES.get(str(class_of(config_json, str(path))), ClassConfigJson)
-    return dict(checked(config_json, kind, str(path)))
+    config_json = read_json(file, dict[str, Any])
+    kind = _TYPES.get(str(class_of(config_json, str(file))), ClassConfigJson)
+    return dict(check_config_json(config_json, kind, str(file)))

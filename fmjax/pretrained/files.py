@@ -47,28 +47,28 @@ class TensorFiles:
     """Open safetensors files with their tensors by name. Use it as a context manager.
 
     Attributes:
-        paths: The files.
+        files: The files.
         shapes: Shape of every tensor, by name.
         dtypes: NumPy dtype name of every tensor, by name.
         file_of: File that holds each tensor, by name.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.file_of: dict[str, Path] = {}
         self._open: dict[Path, safetensors.safe_open] = {}
-        for path in paths:
-            self._open[path] = _open(path)
-            for name in self._open[path].keys():  # noqa: SIM118 (not a dict)
+        for file in files:
+            self._open[file] = _open(file)
+            for name in self._open[file].keys():  # noqa: SIM118 (not a dict)
                 rule = "be in one file only"
-                require(name not in self.shapes, f"tensor {name}", rule, f"a copy in {path.name}")
-                part = self._open[path].get_slice(name)
+                require(name not in self.shapes, f"tensor {name}", rule, f"a copy in {file.name}")
+                part = self._open[file].get_slice(name)
                 self.shapes[name] = tuple(part.get_shape())
                 dtype, rule = part.get_dtype(), f"have one of the dtypes {', '.join(_DTYPES)}"
                 require(dtype in _DTYPES, f"tensor {name}", rule, dtype)
-                self.dtypes[name], self.file_of[name] = _DTYPES[dtype], path
+                self.dtypes[name], self.file_of[name] = _DTYPES[dtype], file
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -97,9 +97,9 @@ class TensorFiles:
         require_finite(f"tensor {name} in {self.file_of[name].name}", array)
         return array
 
-    def metadata(self, path: Path) -> Mapping[str, str]:
+    def metadata(self, file: Path) -> Mapping[str, str]:
         """Return the metadata of a file; empty if it has none."""
-        return self._open[path].metadata() or {}
+        return self._open[file].metadata() or {}
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
@@ -130,15 +130,15 @@ def find_files(folder: Path) -> tuple[Path, ...]:
         if single.is_file():
             return (single,)
     # Files of another precision: model.fp16.safetensors, or model.safetensors.index.fp16.json.
-    indexes = [path for stem in STEMS for path in folder.glob(f"{stem}.safetensors.index.*.json")]
-    singles = [path for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors")]
+    indexes = [file for stem in STEMS for file in folder.glob(f"{stem}.safetensors.index.*.json")]
+    singles = [file for stem in STEMS for file in folder.glob(f"{stem}.*.safetensors")]
     if len(indexes) == 1:
         return _indexed(indexes[0])
     if len(indexes) == 0 and len(singles) == 1:
         return (singles[0],)
-    variants = sorted(path.name for path in (*indexes, *singles))
+    variants = sorted(file.name for file in (*indexes, *singles))
     require(not variants, str(folder), "hold weights of one precision", ", ".join(variants))
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
     if pickles:
         raise ValueError(
             f"{folder} must hold safetensors, got {pickles[0]}: a pickle, which can run arbitrary "

@@ -15,7 +15,12 @@ from fmjax._files import is_hidden, require_exists, walk, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, load_component
-from fmjax.pretrained.config_files import ClassConfigJson, checked, class_of, read_config_json
+from fmjax.pretrained.config_files import (
+    ClassConfigJson,
+    check_config_json,
+    class_of,
+    read_config_json,
+)
 from fmjax.pretrained.files import (
     STEMS,
     WEIGHTS,
@@ -57,12 +62,12 @@ class ModelFolder:
     """A released model in the format of diffusers. Create it with `open_model`.
 
     Attributes:
-        path: The folder.
+        root: The folder.
         kind: Class of the pipeline, `SD3` or `FLUX`.
         parts: Names of the components that the model has, each with its class.
     """
 
-    path: Path
+    root: Path
     kind: str
     parts: Mapping[str, str]
 
@@ -73,7 +78,7 @@ class ModelFolder:
     def config_json(self, part: str) -> dict[str, Any]:
         """Read the config.json of a component, or the scheduler_config.json of the scheduler."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_config_json(self.path / part / name)
+        return read_config_json(self.root / part / name)
 
     def load(
         self,
@@ -86,7 +91,7 @@ class ModelFolder:
         **settings: Any,
     ) -> Loaded:
         """Load a component with its weights; see `load_component`."""
-        folder = self.path / part
+        folder = self.root / part
         return load_component(
             folder, mesh=mesh, dtype=dtype, compute=compute, progress=progress, **settings
         )
@@ -102,24 +107,24 @@ def tokenizer_part(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
 
 
-def is_model_folder(path: Path) -> bool:
+def is_model_folder(folder: Path) -> bool:
     """Whether a folder contains a `model_index.json`."""
-    return (path / INDEX).is_file()
+    return (folder / INDEX).is_file()
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(folder: Path) -> ModelFolder:
     """Open the folder of a released model and check its components; reads no weights.
 
     Raises:
         ValueError: If it is not a folder of a supported pipeline class, or a component is missing.
     """
-    require_exists("model folder", path)
-    require_unicode("model folder", path.absolute())  # The tokenizers package needs UTF-8 paths.
-    rule, got = f"be a folder with a {INDEX}", "none" if path.is_dir() else "a file"
-    require(is_model_folder(path), f"model {path}", rule, got)
-    index_file = str(path / INDEX)
-    index = read_json(path / INDEX, dict[str, Any])
-    kind = checked(index, ClassConfigJson, index_file).get("_class_name")
+    require_exists("model folder", folder)
+    require_unicode("model folder", folder.absolute())  # The tokenizers package needs UTF-8 paths.
+    rule, got = f"be a folder with a {INDEX}", "none" if folder.is_dir() else "a file"
+    require(is_model_folder(folder), f"model {folder}", rule, got)
+    index_file = str(folder / INDEX)
+    index = read_json(folder / INDEX, dict[str, Any])
+    kind = check_config_json(index, ClassConfigJson, index_file).get("_class_name")
     if kind is None or kind not in _WEIGHTS:
         raise ValueError(f"{index_file} must name the class {' or '.join(_WEIGHTS)}, got {kind}")
     listed = {name: entry for name, entry in index.items() if isinstance(entry, list)}
@@ -130,14 +135,14 @@ def open_model(path: Path) -> ModelFolder:
         require(plain_name(name), index_file, "name folders next to it", repr(name))
     for name, expected in _WEIGHTS[kind].items():
         if name in parts or (kind, name) != _OPTIONAL:
-            _require_part(path, name, "config.json", parts)
-            config_file = path / name / "config.json"
+            _require_part(folder, name, "config.json", parts)
+            config_file = folder / name / "config.json"
             class_name, rule = class_of(read_config_json(config_file)), f"name the class {expected}"
             require(class_name == expected, str(config_file), rule, class_name)
         if name.startswith("text_encoder") and name in parts:
-            _require_part(path, tokenizer_part(name), "tokenizer_config.json", parts)
-    _require_part(path, "scheduler", "scheduler_config.json", parts)
-    return ModelFolder(path, kind, parts)
+            _require_part(folder, tokenizer_part(name), "tokenizer_config.json", parts)
+    _require_part(folder, "scheduler", "scheduler_config.json", parts)
+    return ModelFolder(folder, kind, parts)
 
 
 def _require_part(folder: Path, part: str, file: str, parts: Mapping[str, str]) -> None:
@@ -172,20 +177,20 @@ def save_model(
         ValueError: If `folder` is the source folder or inside of it, or contains files and
             `overwrite` is False.
     """
-    require_apart(source.path, folder)
+    require_apart(source.root, folder)
     require_new(folder, overwrite)
     if jax.process_index() == 0:
         (folder / INDEX).unlink(missing_ok=True)
     for part, loaded in parts.items():
-        save_component(source.path / part, folder / part, loaded, dtype=dtype, progress=progress)
+        save_component(source.root / part, folder / part, loaded, dtype=dtype, progress=progress)
     if jax.process_index() != 0:
         return
-    _copy_other_files(source.path, folder, skip=INDEX)
+    _copy_other_files(source.root, folder, skip=INDEX)
     for part in sorted(set(source.parts) - set(parts)):
-        for file in walk(source.path / part).files:
-            _copy(source.path / part / file, folder / part / file)
-        _remove_other_weights(folder / part, {file.name for file in (source.path / part).glob("*")})
-    _copy(source.path / INDEX, folder / INDEX)
+        for file in walk(source.root / part).files:
+            _copy(source.root / part / file, folder / part / file)
+        _remove_other_weights(folder / part, {file.name for file in (source.root / part).glob("*")})
+    _copy(source.root / INDEX, folder / INDEX)
 
 
 def require_apart(source: Path, folder: Path) -> None:
@@ -249,7 +254,7 @@ def save_component(
         )
     if jax.process_index() == 0:
         _copy_other_files(source, folder)
-        kept = {file.name for file in files.paths}
+        kept = {file.name for file in files.files}
         indexes = [
             index
             for index in source.glob("*.safetensors.index*.json")

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     distilled: bool
 
 
-def kind_of(model: ModelFolder) -> Kind:
+def pipeline_kind(model: ModelFolder) -> Kind:
     """Return the default sampling settings of a model, equal to those of diffusers."""
     if model.kind != FLUX:
         return Kind(num_steps=28, guidance=7.0, distilled=False)

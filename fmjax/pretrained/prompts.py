@@ -96,7 +96,7 @@ def tokenizer_of(model: ModelFolder, part: str) -> Tokenizer:
         model: Released model.
         part: Name of the text encoder.
     """
-    return read_tokenizer(model.path / tokenizer_part(part))
+    return read_tokenizer(model.root / tokenizer_part(part))
 
 
 def num_tokens(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fmjax._checks import require, require_at_least
-from fmjax.pretrained.config_files import SchedulerConfigJson, checked
+from fmjax.pretrained.config_files import SchedulerConfigJson, check_config_json
 
 _FILE = "scheduler_config.json"
 _CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -53,7 +53,10 @@ def released_sigmas(
     """
     require_at_least("num_steps", num_steps, 1)
     _require_supported(config_json)
-    config_json = {**_DEFAULTS, **dict[str, Any](checked(config_json, SchedulerConfigJson, _FILE))}
+    config_json = {
+        **_DEFAULTS,
+        **dict[str, Any](check_config_json(config_json, SchedulerConfigJson, _FILE)),
+    }
     sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
     if config_json.get("use_dynamic_shifting", False):
         if not to_one_step:

@@ -209,11 +209,11 @@ def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
     return config
 
 
-def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
+def save_lora(file: Path, params: Params, tuning: Tuning) -> None:
     """Write trained adapters to a LoRA file for diffusers and PEFT.
 
     Args:
-        path: File to write.
+        file: File to write.
         params: Parameters of the adapters.
         tuning: The fine-tuned network with these adapters.
     """
@@ -222,4 +222,4 @@ def save_lora(path: Path, params: Params, tuning: Tuning) -> None:
     tensors = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
     for name, layout in flatten_dict(tuning.adapters).items():
         layout.write(np.asarray(leaves[name]), tuple(slice(0, n) for n in layout.shape), tensors)
-    write_tensors(path, *lora_tensors(tensors, tuning.lora.rank, tuning.lora.scale))
+    write_tensors(file, *lora_tensors(tensors, tuning.lora.rank, tuning.lora.scale))

@@ -29,7 +29,7 @@ def validate_model(
         WeightsMismatch: If tensors are missing, unexpected or of another shape.
     """
     configs = {
-        part: check_component(model.path / part).config
+        part: check_component(model.root / part).config
         for part in ("vae", *model.encoders)
         if model.has(part)
     }
@@ -38,7 +38,7 @@ def validate_model(
     config_json = model.config_json("transformer")
     channels, vae_channels = latent_channels(config_json), configs["vae"].latent_channels
     rule = f"have {channels} latent channels, like the transformer"
-    require(vae_channels == channels, str(model.path / "vae"), rule, vae_channels)
+    require(vae_channels == channels, str(model.root / "vae"), rule, vae_channels)
     *clips, t5 = (configs.get(part) for part in model.encoders)
     _require_width(
         model,
@@ -51,12 +51,12 @@ def validate_model(
     if model.kind != FLUX:
         width, limit = sum(clip.width for clip in clips if clip), config_json["joint_attention_dim"]
         rule = f"have tokens of at most {limit} channels in total, like the transformer"
-        require(width <= limit, f"CLIP encoders of {model.path}", rule, width)
+        require(width <= limit, f"CLIP encoders of {model.root}", rule, width)
     if transformer:
-        check_component(model.path / "transformer", lora=lora)
+        check_component(model.root / "transformer", lora=lora)
 
 
-def _require_width(model: ModelFolder, name: str, described: str, width: int) -> None:
+def _require_width(model: ModelFolder, name: str, other_part: str, width: int) -> None:
     value = model.config_json("transformer")[name]
-    rule = f"have a transformer with {name} {width}, the width of {described}"
-    require(width == value, str(model.path), rule, value)
+    rule = f"have a transformer with {name} {width}, the width of {other_part}"
+    require(width == value, str(model.root), rule, value)

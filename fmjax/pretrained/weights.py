@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from fmjax._arrays import Params
 from fmjax._checks import require
 from fmjax._files import write_atomically
-from fmjax._locks import is_left
+from fmjax._locks import is_leftover
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.files import TensorFiles, require_finite
 from fmjax.pretrained.layouts import Index, Layouts, TensorLayout, all_tensors
@@ -76,7 +76,7 @@ def check_tensors(files: TensorFiles, layouts: Layouts, ignored: Sequence[str] =
         if expected[name] != actual[name]
     ]
     if missing or unexpected or misshaped:
-        raise WeightsMismatch(str(files.paths[0].parent), missing, unexpected, misshaped)
+        raise WeightsMismatch(str(files.files[0].parent), missing, unexpected, misshaped)
 
 
 def load_params(
@@ -196,8 +196,8 @@ def save_params(
         for layout, leaf in pairs
         for name in layout.tensors
     }
-    with progress.task("writing weights", len(source.paths)) as advance, _gather_pool() as pool:
-        for file in source.paths:
+    with progress.task("writing weights", len(source.files)) as advance, _gather_pool() as pool:
+        for file in source.files:
             names = [name for name in source.shapes if source.file_of[name] == file]
             # Buffers, which are not parameters, are copied.
             out = {name: np.array(source.read(name)) for name in names if name not in dtypes}
@@ -217,7 +217,7 @@ def save_params(
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file atomically.
 
@@ -228,7 +228,7 @@ def write_tensors(
 
     for name, array in tensors.items():
         require_finite(f"tensor {name}", array)
-    with write_atomically(path) as temporary:
+    with write_atomically(file) as temporary:
         save_file(dict(tensors), temporary, dict(metadata))
 
 
@@ -296,9 +296,9 @@ def filling(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path in sorted(folder.iterdir()) if empty else ():
-            if path != marker and not is_left(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for file in sorted(folder.iterdir()) if empty else ():
+            if file != marker and not is_leftover(file):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         if empty:
             marker.unlink()
         raise
@@ -306,7 +306,7 @@ def filling(folder: Path) -> Iterator[None]:
 
 
 def _is_empty(folder: Path) -> bool:
-    return all(map(is_left, folder.iterdir()))
+    return all(map(is_leftover, folder.iterdir()))
 
 
 def _is_unfinished(folder: Path) -> bool:

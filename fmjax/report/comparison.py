@@ -203,7 +203,7 @@ def scientific(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def write_json(comparison: Comparison, path: Path) -> None:
+def write_json(comparison: Comparison, file: Path) -> None:
     """Write a comparison to a JSON file; infinity becomes "inf"."""
     document = {
         "format": FORMAT,
@@ -212,35 +212,35 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "reference": None if comparison.reference is None else comparison.reference._asdict(),
         "step_ends": [ends._asdict() for ends in comparison.step_ends],
     }
-    with write_atomically(path) as temporary:
+    with write_atomically(file) as temporary:
         temporary.write_text(json.dumps(plain_json(document), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Comparison:
+def read_json(file: Path) -> Comparison:
     """Read a comparison from a JSON file written by `write_json`.
 
     Raises:
         ValueError: If the file is not a comparison.
     """
-    document = read_json_as(path, dict[str, Any])
+    document = read_json_as(file, dict[str, Any])
     format_ = document.pop("format", None)
-    require(format_ == FORMAT, f"{path}", f"have format {FORMAT}", format_)
+    require(format_ == FORMAT, f"{file}", f"have format {FORMAT}", format_)
     runs = document.get("runs")
     for run in runs if isinstance(runs, list) else ():
         _add_family(run)
-    comparison = check_json(document, Comparison, str(path))
-    require(bool(comparison.runs), str(path), "contain at least one row", "none")
+    comparison = check_json(document, Comparison, str(file))
+    require(bool(comparison.runs), str(file), "contain at least one row", "none")
     for i, run in enumerate(comparison.runs):
-        _check_setting(run, f"{path}: runs[{i}]")
+        _check_setting(run, f"{file}: runs[{i}]")
     return comparison
 
 
-def write_csv(comparison: Comparison, path: Path) -> None:
+def write_csv(comparison: Comparison, file: Path) -> None:
     """Write a comparison to a CSV file, one line for each run and one column for each metric."""
     fields = [name for name in SolverRun._fields if name not in ("metrics", "spread")]
     metric_names, spread_names = comparison.metric_names, comparison.spread_names
-    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with write_atomically(file) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*fields, *metric_names, *(f"{name}, spread" for name in spread_names)])
         for run in comparison.runs:
             values = [getattr(run, name) for name in fields]

@@ -66,7 +66,7 @@ class LossCurve(NamedTuple):
     losses: tuple[float, ...]
 
 
-class PathShape(NamedTuple):
+class StraightnessPlot(NamedTuple):
     """Deviation of a flow's trajectories from straight lines along t, as means over trajectories.
 
     Attributes:
@@ -111,7 +111,7 @@ class Report(NamedTuple):
         samples: A grid of images or a scatter plot of points.
         comparison: Solver comparison.
         loss: Training loss.
-        paths: Straightness of the trajectories.
+        straightness: Straightness of the trajectories.
         config: Config of the experiment, as JSON data.
         gallery: Samples of every row of the comparison.
         tables: Additional tables, each in a separate section.
@@ -124,7 +124,7 @@ class Report(NamedTuple):
     samples: SampleGrid | SamplePoints | None = None
     comparison: Comparison | None = None
     loss: LossCurve | None = None
-    paths: PathShape | None = None
+    straightness: StraightnessPlot | None = None
     config: Mapping[str, Any] | None = None
     gallery: tuple[GalleryEntry, ...] = ()
     tables: tuple[Table, ...] = ()

@@ -49,33 +49,33 @@ class _Row(TypedDict):
     images: None
 
 
-def write_gallery(entries: Sequence[GalleryEntry], path: Path) -> None:
+def write_gallery(entries: Sequence[GalleryEntry], file: Path) -> None:
     """Write a gallery to one .npz file, with images as bytes."""
     images = [
         np.round(127.5 * (np.clip(np.nan_to_num(entry.images), -1.0, 1.0) + 1.0)).astype(np.uint8)
         for entry in entries
     ]
     rows = [entry._replace(images=None)._asdict() for entry in entries]  # pyright: ignore
-    write_npz(path, images=np.stack(images), rows=np.asarray(json.dumps(rows)))
+    write_npz(file, images=np.stack(images), rows=np.asarray(json.dumps(rows)))
 
 
-def read_gallery(path: Path) -> tuple[GalleryEntry, ...]:
+def read_gallery(file: Path) -> tuple[GalleryEntry, ...]:
     """Read a gallery written by `write_gallery`; pixel values are rounded to 256 levels.
 
     Raises:
         ValueError: If the file is damaged or not a gallery.
     """
-    arrays = read_npz(path)
+    arrays = read_npz(file)
     names = ", ".join(sorted(arrays))
     rule = "be a gallery written by fmjax"
-    require({"rows", "images"} <= set(arrays), str(path), rule, f"arrays {names}")
+    require({"rows", "images"} <= set(arrays), str(file), rule, f"arrays {names}")
     text, images = str(arrays["rows"]), arrays["images"]
-    rows = check_json(parse_json(text, f"{path}: rows"), list[_Row], f"{path}: rows")
+    rows = check_json(parse_json(text, f"{file}: rows"), list[_Row], f"{file}: rows")
     is_valid = images.ndim == 5 and images.shape[-1] in (1, 3) and images.dtype == np.uint8
     is_valid = is_valid and images.size > 0
     rule = "be uint8 of shape [rows, n, height, width, 1 or 3]"
-    require(is_valid, f"{path}: images", rule, f"{images.dtype} of shape {images.shape}")
-    require_lengths(str(path), rows=rows, images=images)
+    require(is_valid, f"{file}: images", rule, f"{images.dtype} of shape {images.shape}")
+    require_lengths(str(file), rows=rows, images=images)
     return tuple(
         GalleryEntry(**{**row, "images": image.astype(np.float32) / 127.5 - 1.0})
         for row, image in zip(rows, images, strict=True)

@@ -31,12 +31,12 @@ from fmjax.report.content import (
     KeyNumber,
     LossCurve,
     NamedPicture,
-    PathShape,
     Report,
     SampleGrid,
     SamplePoints,
+    StraightnessPlot,
 )
-from fmjax.report.pictures import Picture, data_uri, draw
+from fmjax.report.pictures import Picture, data_uri, draw_pictures
 from fmjax.report.strips import budgets, strips
 from fmjax.report.style import save_png
 from fmjax.report.tables import Cell, Table, comparison_table
@@ -46,7 +46,7 @@ __all__ = [
     "KeyNumber",
     "LossCurve",
     "NamedPicture",
-    "PathShape",
+    "StraightnessPlot",
     "Report",
     "SampleGrid",
     "SamplePoints",
@@ -66,7 +66,7 @@ def write_report(report: Report, folder: Path) -> Path:
     Returns:
         The file of the page.
     """
-    pictures = draw(report)
+    pictures = draw_pictures(report)
     page = folder / "report.html"
     # Another command may be writing the same page.
     with lock_outputs(page, on_wait=lambda _: None):
@@ -82,7 +82,7 @@ def render(report: Report, pictures: Mapping[str, Picture]) -> str:
 
     Args:
         report: Content of the page.
-        pictures: Pictures of the same report, from `draw`.
+        pictures: Pictures of the same report, from `draw_pictures`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fmjax", "report"),

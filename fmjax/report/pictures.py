@@ -10,7 +10,7 @@ from PIL import Image
 from fmjax.report.comparison import AS_REAL, Comparison
 from fmjax.report.content import Report, SampleGrid, SamplePoints
 from fmjax.report.images import image_bytes, image_grid
-from fmjax.report.plots import plot_lines, plot_loss, plot_paths, plot_points
+from fmjax.report.plots import plot_lines, plot_loss, plot_points, plot_straightness
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
 from fmjax.report.style import DARK, LIGHT, Theme, png_bytes
 
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
         return data_uri(self.dark)
 
 
-def draw(report: Report) -> dict[str, Picture]:
+def draw_pictures(report: Report) -> dict[str, Picture]:
     """Draw all pictures of a report, by file name."""
     pictures = []
     if isinstance(report.samples, SampleGrid):
@@ -69,22 +69,22 @@ def draw(report: Report) -> dict[str, Picture]:
                 lambda theme: plot_loss(loss.steps, loss.losses, theme=theme),
             )
         )
-    if report.paths is not None:
-        paths = report.paths
+    if report.straightness is not None:
+        trajectories = report.straightness
         pictures.append(
             _picture(
-                "paths",
+                "straightness",
                 "Straightness and curvature of trajectories along t",
-                lambda theme: plot_paths(paths, theme=theme),
-                paths.caption,
+                lambda theme: plot_straightness(trajectories, theme=theme),
+                trajectories.caption,
             )
         )
-        if paths.lines:
+        if trajectories.lines:
             pictures.append(
                 _picture(
                     "lines",
                     "Trajectories in the plane",
-                    lambda theme: plot_lines(paths.lines, theme=theme),
+                    lambda theme: plot_lines(trajectories.lines, theme=theme),
                     "From source points (open) to samples (filled). Trajectories with the same "
                     "condition cross only at different times.",
                 )

@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from fmjax._checks import require
-from fmjax.report.content import PathShape
+from fmjax.report.content import StraightnessPlot
 from fmjax.report.style import LIGHT, WIDTH, Theme, dress, new_figure
 
 
@@ -63,7 +63,7 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(count[last] > count[first], means, np.nan)
 
 
-def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
+def plot_straightness(shape: StraightnessPlot, *, theme: Theme = LIGHT) -> Figure:
     """Plot the deviation from straight lines at constant speed and the curvature along t."""
     figure = new_figure(WIDTH, 3.2, theme)
     left, right = figure.subplots(1, 2)
@@ -74,8 +74,8 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
         ylabel="squared deviation of the velocity",
         title="Straightness",
     )
-    left.fill_between(paths.times, paths.deviation, color=theme.cool[1], alpha=0.25, linewidth=0)
-    left.plot(paths.times, paths.deviation, color=theme.cool[1], linewidth=2.0)
+    left.fill_between(shape.times, shape.deviation, color=theme.cool[1], alpha=0.25, linewidth=0)
+    left.plot(shape.times, shape.deviation, color=theme.cool[1], linewidth=2.0)
     dress(
         right,
         theme,
@@ -83,7 +83,7 @@ def plot_paths(paths: PathShape, *, theme: Theme = LIGHT) -> Figure:
         ylabel="RMS of the second derivative",
         title="Curvature",
     )
-    right.plot(paths.midpoints, paths.curvature, color=theme.warm[1], linewidth=2.0)
+    right.plot(shape.midpoints, shape.curvature, color=theme.warm[1], linewidth=2.0)
     for axes in (left, right):
         axes.set_xlim(0.0, 1.0)
         axes.set_ylim(bottom=0.0)

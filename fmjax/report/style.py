@@ -132,7 +132,7 @@ def png_bytes(figure: Figure, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(content: bytes, path: Path) -> None:
+def save_png(content: bytes, file: Path) -> None:
     """Write the content of a PNG file, atomically."""
-    with write_atomically(path) as temporary:
+    with write_atomically(file) as temporary:
         temporary.write_bytes(content)

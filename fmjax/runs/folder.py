@@ -29,87 +29,88 @@ class RunFolder:
     """The files of a run folder; the folder does not need to exist.
 
     Attributes:
-        path: The run folder.
+        root: The run folder.
 
     Raises:
         ValueError: If the absolute path of the folder is not UTF-8.
     """
 
-    path: Path
+    root: Path
 
     def __post_init__(self) -> None:
-        # Orbax and TensorBoard cannot write to paths that are not UTF-8.
-        require_unicode("run folder", self.path.absolute())
+        # Orbax and TensorBoard cannot write to file names that are not UTF-8.
+        require_unicode("run folder", self.root.absolute())
 
     @property
     def config(self) -> Path:
         """The complete config."""
-        return self.path / "config.json"
+        return self.root / "config.json"
 
     @property
     def model(self) -> Path:
         """The event shape and the conditions that the network was built for."""
-        return self.path / "model.json"
+        return self.root / "model.json"
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizer of a run conditioned on captions."""
-        return self.path / "tokenizer.json"
+        return self.root / "tokenizer.json"
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the Orbax checkpoints."""
-        return self.path / "checkpoints"
+        return self.root / "checkpoints"
 
     @property
     def metrics(self) -> Path:
         """Training metrics, one line of JSON every `log_every` steps."""
-        return self.path / "metrics.jsonl"
+        return self.root / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
         """The folder of samples, as pictures and as .npz files."""
-        return self.path / "samples"
+        return self.root / "samples"
 
     @property
     def comparison(self) -> Path:
         """The solver comparison that `fmjax.report.comparison` writes, next to a CSV file."""
-        return self.path / "comparison.json"
+        return self.root / "comparison.json"
 
     @property
     def likelihood(self) -> Path:
         """The log-likelihood of test data."""
-        return self.path / "likelihood.json"
+        return self.root / "likelihood.json"
 
     @property
     def gallery(self) -> Path:
         """Samples of every row of the comparison."""
-        return self.path / "gallery.npz"
+        return self.root / "gallery.npz"
 
     @property
     def grid(self) -> Path:
         """The density of the calibrated time grid."""
-        return self.path / "grid.json"
+        return self.root / "grid.json"
 
     @property
     def evaluation(self) -> Path:
         """Metrics of the samples."""
-        return self.path / "evaluation.json"
+        return self.root / "evaluation.json"
 
     @property
-    def paths(self) -> Path:
-        """The straightness of the trajectories."""
-        return self.path / "paths.json"
+    def straightness(self) -> Path:
+        """The straightness of the trajectories; `paths.json` in runs of older versions."""
+        older = self.root / "paths.json"
+        return older if older.exists() else self.root / "straightness.json"
 
     @property
     def inversion(self) -> Path:
         """Errors of round trips from images to noise and back."""
-        return self.path / "inversion.json"
+        return self.root / "inversion.json"
 
     @property
     def report(self) -> Path:
         """The HTML report."""
-        return self.path / "report.html"
+        return self.root / "report.html"
 
 
 def write_text(file: Path, text: str) -> None:
@@ -118,17 +119,17 @@ def write_text(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_config(path: Path) -> Config:
-    """Read the config of the run in folder `path`.
+def read_config(folder: Path) -> Config:
+    """Read the config of the run in a folder.
 
     Raises:
         ValueError: If the folder is not a run, or its config cannot be read.
     """
-    folder = RunFolder(path)
-    require_exists("run folder", path)
-    for file in (folder.config, folder.model):
-        require(file.is_file(), f"run folder {path}", f"hold {file.name}", "no such file")
-    return as_read(from_json(folder.config.read_bytes(), str(folder.config)))
+    files = RunFolder(folder)
+    require_exists("run folder", folder)
+    for file in (files.config, files.model):
+        require(file.is_file(), f"run folder {folder}", f"hold {file.name}", "no such file")
+    return with_current_defaults(from_json(files.config.read_bytes(), str(files.config)))
 
 
 class _Model(NamedTuple):
@@ -141,7 +142,7 @@ class _Model(NamedTuple):
     captions: tuple[str, ...] = ()
 
 
-def as_read(config: Config) -> Config:
+def with_current_defaults(config: Config) -> Config:
     """Replace defaults of older versions in a config by the current defaults.
 
     `path.min_divisor` was 0.001 by default, which bounded the conversions among predictions. Its
@@ -157,21 +158,21 @@ def require_no_run(folder: Path, name: str = "output") -> None:
     require(not RunFolder(folder).model.is_file(), name, "not be a run folder", folder)
 
 
-def read_model(path: Path) -> tuple[tuple[int, ...], Conditions]:
-    """Read the event shape and the conditions of the run in folder `path`.
+def read_model(folder: Path) -> tuple[tuple[int, ...], Conditions]:
+    """Read the event shape and the conditions of the run in a folder.
 
     Raises:
         ValueError: If `model.json` is missing or invalid.
     """
-    model = read_json(RunFolder(path).model, _Model)
+    model = read_json(RunFolder(folder).model, _Model)
     for conditions in (model.tokens, model.text, model.num_classes):
         if conditions is not None:
             return model.event_shape, conditions
     return model.event_shape, None
 
 
-def read_captions(path: Path) -> tuple[str, ...]:
-    """Read example captions of the training data of the run in folder `path`.
+def read_captions(folder: Path) -> tuple[str, ...]:
+    """Read example captions of the training data of the run in a folder.
 
     Returns:
         The captions; empty for a run without captions.
@@ -179,10 +180,10 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: If `model.json` is missing or invalid.
     """
-    return read_json(RunFolder(path).model, _Model).captions
+    return read_json(RunFolder(folder).model, _Model).captions
 
 
-def some_texts(texts: Sequence[str], num: int) -> list[str]:
+def select_texts(texts: Sequence[str], num: int) -> list[str]:
     """Select at most `num` distinct texts, evenly spaced."""
     distinct = list(dict.fromkeys(texts))
     indices = np.linspace(0, len(distinct) - 1, min(num, len(distinct)))
@@ -225,7 +226,7 @@ class Run(NamedTuple):
     @property
     def captions(self) -> tuple[str, ...]:
         """Example captions of the training data; empty for a run without captions."""
-        return read_captions(self.folder.path)
+        return read_captions(self.folder.root)
 
 
 def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
@@ -239,11 +240,11 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def open_run(path: Path | str, *, alone: bool = False) -> Run:
+def open_run(folder: Path | str, *, alone: bool = False) -> Run:
     """Open a run folder and restore the averaged (EMA) weights of its newest checkpoint.
 
     Args:
-        path: The run folder.
+        folder: The run folder.
         alone: Whether to use the local devices of this process only, without synchronizing with
             other processes.
 
@@ -251,21 +252,21 @@ def open_run(path: Path | str, *, alone: bool = False) -> Run:
         ValueError: If the folder is not a run, has no checkpoint, or the checkpoint is damaged
             or belongs to another model.
     """
-    path = Path(path)
-    folder, config = RunFolder(path), read_config(path)
-    event_shape, conditions = read_model(path)
+    files = RunFolder(Path(folder))
+    config = read_config(files.root)
+    event_shape, conditions = read_model(files.root)
     if isinstance(conditions, TextShape):
         raise ValueError(
-            f"run folder {path} must hold an unconditional model or one conditioned on classes or "
-            "captions, got one conditioned on text embeddings, which needs a text encoder"
+            f"run folder {folder} must hold an unconditional model or one conditioned on classes "
+            "or captions, got one conditioned on text embeddings, which needs a text encoder"
         )
     experiment = build(config, event_shape, conditions)
     local_only = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if local_only else _mesh_for(config.mesh)
     like = jax.eval_shape(experiment.net.init, jax.random.key(0))
     like = with_shardings(like, mesh, experiment.net.tensor_axes)
-    params, step = restore_ema(folder.checkpoints, like, alone=alone)
-    return Run(folder, config, experiment, event_shape, conditions, params, step, mesh)
+    params, step = restore_ema(files.checkpoints, like, alone=alone)
+    return Run(files, config, experiment, event_shape, conditions, params, step, mesh)
 
 
 def writes(
@@ -285,7 +286,7 @@ def writes(
     ) -> Callable[Concatenate[Run, Rest], Result]:
         @functools.wraps(job)
         def locked_job(run: Run, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
-            with lock_outputs(*(run.folder.path / name for name in names), name="run folder"):
+            with lock_outputs(*(run.folder.root / name for name in names), name="run folder"):
                 return job(run, *args, **kwargs)
 
         return locked_job

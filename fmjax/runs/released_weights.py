@@ -26,15 +26,15 @@ def as_released(config: Config, *, needed: bool = True) -> Config:
         ValueError: If the folder does not exist, or has no transformer of a supported type.
     """
     released = config.pretrained
-    if released is None or not (needed or released.path.is_dir()):
+    if released is None or not (needed or released.root.is_dir()):
         return config
-    return dataclasses.replace(config, network=released_network(released.path, config.network))
+    return dataclasses.replace(config, network=released_network(released.root, config.network))
 
 
 def check_released(config: Config, experiment: Experiment) -> None:
     """Raise `ValueError` if the released model of a config does not have the network's weights."""
     if config.pretrained is not None and experiment.tuning is not None:
-        experiment.tuning.check(config.pretrained.path)
+        experiment.tuning.check(config.pretrained.root)
 
 
 def initial_state(
@@ -63,7 +63,7 @@ def initial_state(
     key, tuning = jax.random.key(config.training.seed), experiment.tuning
     if config.pretrained is None or tuning is None:
         return init_state(experiment.net, experiment.optimizer, key, mesh)[0], ()
-    folder, like = config.pretrained.path, tuning.frozen(mesh)
+    folder, like = config.pretrained.root, tuning.frozen(mesh)
     with all_or_none("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
         random_init = tuning.lora is not None or not config.pretrained.weights

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
 from fmjax._checks import require, require_at_least, require_numbers
-from fmjax._inputs import described, is_array
+from fmjax._inputs import describe, is_array
 from fmjax.sharding.layout import AXES, BATCH_AXES, stored_spec
 
 
@@ -228,7 +228,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     def put(rows):
         rows = np.asarray(rows)
-        require(is_array(rows), "batch", "hold arrays of numbers", described(rows))
+        require(is_array(rows), "batch", "hold arrays of numbers", describe(rows))
         require_at_least("batch.ndim", rows.ndim, 1)
         num_rows = rows.shape[0] * jax.process_count()
         require_batch_fits(num_rows, mesh)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Cond, Points, event_axes, safe_sqrt
 from fmjax._checks import require, require_between, require_count
-from fmjax._inputs import described, is_array, require_function, require_keys, require_points
+from fmjax._inputs import describe, is_array, require_function, require_keys, require_points
 from fmjax.paths import (
     AffinePath,
     Prediction,
@@ -190,7 +190,7 @@ def edit(
     require_keys(keys, x1)
     require_conversion(path, Prediction.VELOCITY)
     is_number = isinstance(strength, (int, float)) or (is_array(strength) and strength.ndim == 0)
-    require(is_number, "strength", "be a number in [0, 1]", described(strength))
+    require(is_number, "strength", "be a number in [0, 1]", describe(strength))
     if is_concrete(strength):
         require_between("strength", float(strength), 0.0, 1.0)
     x1 = x1.astype(jnp.result_type(x1.dtype, jnp.float32))

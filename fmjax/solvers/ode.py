@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
-from fmjax._inputs import described, is_array, require_cond, require_function, require_points
+from fmjax._inputs import describe, is_array, require_cond, require_function, require_points
 from fmjax.paths import VelocityFn, evaluations
 from fmjax.solvers.engine.adjoint import Adjoint, backsolved, check_backsolve
 from fmjax.solvers.engine.batch_solve import solve_each, solve_together
@@ -73,7 +73,7 @@ def sample(
     require_points("x0", x0)
     require_cond(cond)
     require_steps(steps)
-    require(isinstance(adjoint, Adjoint), "adjoint", "be an Adjoint", described(adjoint))
+    require(isinstance(adjoint, Adjoint), "adjoint", "be an Adjoint", describe(adjoint))
     check_solver(solver)
     if isinstance(steps, AdaptiveSteps) and not has_error_estimate(solver):
         raise ValueError(
@@ -120,7 +120,7 @@ def _checked_save_at(
         return None
     if is_concrete(save_at):
         times = np.asarray(save_at)
-        require(is_array(times), "save_at", "be numbers", described(times))
+        require(is_array(times), "save_at", "be numbers", describe(times))
         increasing = times.ndim == 1 and times.size > 0 and bool(np.all(np.diff(times) > 0.0))
         valid = increasing and bool(times[0] >= 0.0 and times[-1] <= 1.0)
         require(valid, "save_at", "increase strictly within [0, 1]", times.tolist())

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmjax._arrays import Points, event_axes
 from fmjax._checks import require, require_count, require_positive
-from fmjax._inputs import described, is_array
+from fmjax._inputs import describe, is_array
 
 Time: TypeAlias = Float[Array, ""]
 """One time for all samples."""
@@ -149,12 +149,12 @@ class AdaptiveSteps:
 def require_steps(steps: object) -> None:
     """Raise unless `steps` is a `FixedSteps` or `AdaptiveSteps` that holds numbers."""
     known = isinstance(steps, (FixedSteps, AdaptiveSteps))
-    require(known, "steps", "be FixedSteps or AdaptiveSteps", described(steps))
+    require(known, "steps", "be FixedSteps or AdaptiveSteps", describe(steps))
     fixed = isinstance(steps, FixedSteps)
     for name in ("times",) if fixed else ("rtol", "atol"):
         value = getattr(steps, name)
         numbers = is_array(value) or isinstance(value, (list, tuple) if fixed else (int, float))
-        require(numbers, name, "be numbers" if fixed else "be a number", described(value))
+        require(numbers, name, "be numbers" if fixed else "be a number", describe(value))
 
 
 class Samples(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 
-from fmjax._files import naming, write_atomically
+from fmjax._files import name_in_error, write_atomically
 from fmjax._json import AnyFloat, Count, check_json, parse_json
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ class RunLogger:
             OSError: If a file cannot be written; the error names the file.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+        with name_in_error(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         # Not written by tensorboardX's thread, which a full disk ends, so that training would wait
         # for it forever.
         from tensorboardX import summary  # Imports PyTorch if it is installed.
 
-        with naming(self._events_folder):
+        with name_in_error(self._events_folder):
             if self._events is None:
                 self._events = self._open_events()
             for name, value in values.items():
@@ -97,7 +97,7 @@ class RunLogger:
         """Flush TensorBoard's events; the lines are already on disk."""
         events, self._events = self._events, None
         if events is not None:
-            with naming(self._events_folder):
+            with name_in_error(self._events_folder):
                 events.close()
 
     @property
@@ -130,14 +130,14 @@ def _event(**fields: object) -> bytes:
     return event_pb2.Event(**fields).SerializeToString()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def read_metrics(path: Path) -> list[dict[str, int | float]]:
+def read_metrics(file: Path) -> list[dict[str, int | float]]:
     """Read the lines of `metrics.jsonl`, without an incomplete last line of a killed process.
 
     Damaged lines are skipped with one warning, so that they stop neither training nor a report.
     """
     lines, damaged, number = [], [], 0
-    with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
+    with file.open("rb") as stream:
+        for number, text in enumerate(stream, start=1):
             try:
                 line = parse_json(text, f"line {number}", nonfinite=True)
                 check_json(line, dict[str, AnyFloat], f"line {number}")
@@ -150,7 +150,7 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
         damaged.pop()  # The incomplete last line.
     if damaged:
         warnings.warn(
-            f"{path} has {len(damaged)} damaged lines, which are skipped: {damaged[0][2]}",
+            f"{file} has {len(damaged)} damaged lines, which are skipped: {damaged[0][2]}",
             stacklevel=2,
         )
     return lines

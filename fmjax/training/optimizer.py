@@ -132,8 +132,8 @@ def matrix_axes(params: Params) -> PyTree:
     Reference: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
-    def axes(path, leaf):
-        name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
+    def axes(key_path, leaf):
+        name = jax.tree_util.keystr(key_path[-1:], simple=True) if key_path else ""
         if name not in _MATRIX_NAMES:
             return None
         by_rank = {2: ((0,), (1,)), 3: ((1,), (2,)), 4: ((0, 1, 2), (3,))}
@@ -143,7 +143,10 @@ def matrix_axes(params: Params) -> PyTree:
         return isinstance(leaf, MuonDimensionNumbers)
 
     specs = jax.tree_util.tree_map_with_path(axes, params)
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = [
+        jax.tree_util.keystr(key_path)
+        for key_path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
     has_matrix = any(map(is_spec, jax.tree.leaves(specs, is_leaf=is_spec)))
     rule = f"contain a matrix named {', '.join(_MATRIX_NAMES[:-1])} or {_MATRIX_NAMES[-1]} for muon"
     require(has_matrix, "params", rule, names)

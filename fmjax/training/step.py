@@ -137,7 +137,7 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         require_batch_fits(batch_size, mesh, accumulation_steps)
-        examples = objective.draw(jax.random.fold_in(state.key, state.step), batch)
+        examples = objective.make_examples(jax.random.fold_in(state.key, state.step), batch)
         loss, grads = _loss_and_grads(
             objective.with_frozen(frozen),
             state,

@@ -301,7 +301,9 @@ def test_an_invalid_output_is_rejected_before_sampling(
 ):
     misplaced(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fmjax.jobs.sample.sample.draw_from", lambda *_, **__: pytest.fail("drawn"))
+    monkeypatch.setattr(
+        "fmjax.jobs.sample.sample.sample_from_run", lambda *_, **__: pytest.fail("drawn")
+    )
     before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
     assert run("sample", toy_run, "--output", output) == 2
     error = capsys.readouterr().err

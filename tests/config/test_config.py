@@ -51,7 +51,7 @@ from fmjax.paths import (
     shifted_grid,
     uniform_grid,
 )
-from fmjax.runs.folder import as_read
+from fmjax.runs.folder import with_current_defaults
 from fmjax.runs.load_config import load_config, load_study
 from fmjax.sharding import make_mesh
 from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
@@ -171,7 +171,7 @@ def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(nam
     assert len({(run.network, run.optimizer, run.training) for run in study.runs}) == 1
     for run in study.runs:
         experiment = build(run, (28, 28, 1), 10)
-        for sampling in study.ways(run):
+        for sampling in study.samplings_of(run):
             make_solve(experiment, sampling)
             steps = sampling.make_steps(run.path.schedule, Tabulated())
             if sampling.num_steps is not None:
@@ -180,10 +180,12 @@ def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(nam
 
 def test_the_min_divisor_of_old_runs_is_read_as_zero():
     before = to_json(Config(name="x")).replace('"min_divisor": 0.0', '"min_divisor": 0.001')
-    assert as_read(from_json(before)) == Config(name="x")
-    assert as_read(UNUSUAL) is UNUSUAL  # JiT's min_divisor is kept.
+    assert with_current_defaults(from_json(before)) == Config(name="x")
+    assert with_current_defaults(UNUSUAL) is UNUSUAL  # JiT's min_divisor is kept.
     released = Config(name="x", pretrained=RELEASED, path=AffinePath(min_divisor=1e-3))
-    assert as_read(from_json(to_json(released))) == Config(name="x", pretrained=RELEASED)
+    assert with_current_defaults(from_json(to_json(released))) == Config(
+        name="x", pretrained=RELEASED
+    )
 
 
 def test_a_config_without_a_study_is_rejected():
@@ -363,9 +365,9 @@ def test_all_adds_the_other_common_solvers():
         ),
         (
             lambda: StudyConfig(
-                "s", (UNUSUAL,), (SamplingConfig(),), own_samplings={"x": (SamplingConfig(),)}
+                "s", (UNUSUAL,), (SamplingConfig(),), samplings_by_run={"x": (SamplingConfig(),)}
             ),
-            r"own_samplings must have keys among unusual, got \['x'\]",
+            r"samplings_by_run must have keys among unusual, got \['x'\]",
         ),
         (
             lambda: StudyConfig("s", (STUDENT, Config(name="x")), (SamplingConfig(),)),

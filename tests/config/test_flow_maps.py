@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax._progress import Silent
 from fmjax.config import (
     CompareConfig,
     Config,
@@ -23,7 +24,7 @@ from fmjax.config import (
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import AffinePath, MinibatchOT
-from fmjax.runs.sampling.batches import draw_samples
+from fmjax.runs.sampling.batches import make_sampler
 from fmjax.sharding import make_mesh, replicated
 
 SHORTCUT = Config(
@@ -125,15 +126,8 @@ def test_jumps_on_eight_devices_equal_those_on_one(config):
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         drawn.append(
-            draw_samples(
-                AffinePath(),
-                solve,
-                sampling.make_steps(),
-                jax.device_put(params, replicated(mesh)),
-                (2,),
-                np.arange(20) % 3,
-                sampling,
-                mesh,
+            make_sampler(AffinePath(), solve, sampling.make_steps(), (2,), sampling, mesh)(
+                jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent()
             )
         )
     assert drawn[0].x1.shape == (20, 2)

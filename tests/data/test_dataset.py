@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fmjax.data import Dataset, DigitsData, Source, load
+from fmjax.data import Dataset, DataSource, DigitsData, load
 from fmjax.data.sources.arrays import ArrayData
 from fmjax.data.sources.cifar10 import Cifar10Data
 from fmjax.data.sources.mnist import IdxData
@@ -39,7 +39,7 @@ def test_an_unknown_split_is_refused_with_a_suggestion():
     "source", [DigitsData(), ToyData(), IdxData(), ArrayData("here"), Cifar10Data("here")]
 )
 def test_every_source_keeps_the_promise_and_is_hashable(source):
-    assert isinstance(source, Source)
+    assert isinstance(source, DataSource)
     assert hash(source) == hash(type(source)(**vars(source)))
 
 

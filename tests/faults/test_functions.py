@@ -52,9 +52,9 @@ def test_a_kill_while_a_run_is_replaced_leaves_what_the_same_command_replaces(
     config, run = config_of(tmp_path), RunFolder(folder / "run")
     prepare(run, config, (2,), None)
     for name in ("checkpoints/4/state", "samples", "events"):
-        (run.path / name).mkdir(parents=True)
-        (run.path / name / "file").write_text("old")
-    (run.path / "metrics.jsonl").write_text("old")
+        (run.root / name).mkdir(parents=True)
+        (run.root / name / "file").write_text("old")
+    (run.root / "metrics.jsonl").write_text("old")
     prepare(RunFolder(tmp_path / "new"), config, (2,), None)
     found = states(
         folder, tmp_path / "states", lambda: prepare(run, config, (2,), None, overwrite=True)

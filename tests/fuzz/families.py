@@ -494,7 +494,7 @@ def _(rng, world, folder):
 RESULTS = {
     "evaluation.json": ("fmjax.jobs.evaluate.evaluate", "read_evaluation"),
     "comparison.json": ("fmjax.report.comparison", "read_json"),
-    "paths.json": ("fmjax.jobs.evaluate.straightness", "read_paths"),
+    "straightness.json": ("fmjax.jobs.evaluate.straightness", "read_straightness"),
     "metrics.jsonl": ("fmjax.training", "read_metrics"),
 }
 
@@ -518,7 +518,7 @@ def _(rng, world, folder):
 @stratum("22: the page of a run with damaged results", 2)
 def _(rng, world, folder):
     run = copy(world, "toy", folder, "run")
-    names = ("evaluation.json", "comparison.json", "paths.json", "likelihood.json")
+    names = ("evaluation.json", "comparison.json", "straightness.json", "likelihood.json")
     done = damage_json(rng, run / rng.choice(names))
 
     def call():

@@ -46,7 +46,7 @@ def get_study():
         batch_size=64, num_steps=100, log_every=10, checkpoint_every=20))
     return StudyConfig(name="study", runs=(base, dataclasses.replace(base, name="other")),
                        samplings=(SamplingConfig(solver="euler", num_steps=2, num_samples=64),),
-                       num_samples=64, num_paths=8)
+                       num_samples=64, num_trajectories=8)
 """
 # A step of the training, and its save, take less than this; ends elsewhere do too.
 END_WITHIN = 2.0

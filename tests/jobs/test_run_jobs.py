@@ -26,9 +26,9 @@ from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import (
     Evaluation,
     _References,
-    described,
     evaluate_run,
     read_evaluation,
+    summarize_evaluation,
 )
 from fmjax.jobs.report.report import report_run
 from fmjax.jobs.report.results import make_results
@@ -40,12 +40,12 @@ from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig
 from fmjax.runs.folder import RunFolder, open_run, read_config
 from fmjax.runs.load_config import load_config
-from fmjax.runs.sampling.batches import Drawn
+from fmjax.runs.sampling.batches import SampleSet
 from fmjax.runs.sampling.conditions import chosen_labels
 from fmjax.runs.sampling.files import (
-    grid_of,
-    in_words,
+    describe_sampling,
     read_samples,
+    sample_grid,
 )
 from fmjax.sharding import MeshConfig
 from fmjax.training import OptimizerConfig
@@ -100,7 +100,7 @@ def test_a_run_opens_in_python_as_the_readme_says(run):
     text = README.read_text()
     lines = text[text.index("    run = fmjax.open_run(") :].split("\n\n")[0]
     names = {"fmjax": fmjax, "jax": jax}
-    exec(textwrap.dedent(lines).replace("runs/digits", str(run.folder.path)), names)  # noqa: S102
+    exec(textwrap.dedent(lines).replace("runs/digits", str(run.folder.root)), names)  # noqa: S102
     assert names["samples"].x1.shape == (10, 8, 8, 1)
     assert names["samples"].succeeded.all()
 
@@ -166,13 +166,13 @@ def test_distances_of_real_examples_are_printed_with_those_of_as_many_samples():
         frechet_as_test=7.0,
     )
     halves = "to half of the training examples, 721 samples"
-    assert described(numbers)[1:] == [
+    assert summarize_evaluation(numbers)[1:] == [
         f"  sliced Wasserstein distance 0.5000 ({halves}: 0.7500, the other half: 0.2500)",
         "  Frechet distance 3.000 (355 samples: 7.000, 355 real test examples: 4.000; "
         f"{halves}: 6.000, the other half: 5.000)",
     ]
     fewer = numbers._replace(wasserstein_as_half=None, frechet=None)
-    assert described(fewer)[1:] == ["  sliced Wasserstein distance 0.5000"]
+    assert summarize_evaluation(fewer)[1:] == ["  sliced Wasserstein distance 0.5000"]
 
 
 def test_test_data_of_another_shape_are_refused(run, tmp_path):
@@ -199,7 +199,7 @@ def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monk
     monkeypatch.setattr("fmjax.runs.real_data.trained_classifier", refuse)
     evaluation = dataclasses.replace(CONFIG.evaluation, classifier=False)
     config = dataclasses.replace(CONFIG, evaluation=evaluation)
-    shutil.copytree(run.folder.path, tmp_path / "run")
+    shutil.copytree(run.folder.root, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(to_json(config))
     bare = open_run(tmp_path / "run")
     found = evaluate_run(bare, evaluation, CONFIG.sampling)
@@ -208,7 +208,9 @@ def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monk
     assert found.wasserstein_as_test == with_it.wasserstein_as_test
     missing = (found.frechet, found.frechet_test, found.accuracy, found.classifier_accuracy)
     assert missing == (None,) * 4
-    assert not any("Frechet" in line or "recognized" in line for line in described(found))
+    assert not any(
+        "Frechet" in line or "recognized" in line for line in summarize_evaluation(found)
+    )
     comparison = compare_run(bare, CONFIG.compare)
     assert {name for row in comparison.runs for name in row.metrics} == {
         "sliced Wasserstein distance"
@@ -232,29 +234,29 @@ def test_the_comparison_has_both_distances_for_every_row(run):
 def test_the_grid_of_a_run_has_a_row_for_every_class(run):
     drawn, _ = read_samples(run.folder.samples / "grid.npz")
     np.testing.assert_array_equal(drawn.labels, np.repeat(np.arange(10), 2))
-    images, columns, names = grid_of(drawn)
+    images, columns, names = sample_grid(drawn)
     assert (columns, names) == (2, tuple("0123456789"))
     np.testing.assert_array_equal(images, drawn.x1)
 
 
 def test_a_row_of_the_grid_that_is_short_ends_blank():
     x1 = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32)
-    drawn = Drawn(x1, np.array([7, 7, 4]), np.ones(3, int), np.ones(3, bool))
-    images, columns, names = grid_of(drawn)
+    drawn = SampleSet(x1, np.array([7, 7, 4]), np.ones(3, int), np.ones(3, bool))
+    images, columns, names = sample_grid(drawn)
     assert (columns, names) == (2, ("7", "4"))
     np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, np.nan])
 
 
 def test_what_starts_from_images_is_shown_below_them():
     x1 = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
-    drawn = Drawn(x1, None, np.ones(5, int), np.ones(5, bool), x0=-x1)
-    images, columns, names = grid_of(drawn)
+    drawn = SampleSet(x1, None, np.ones(5, int), np.ones(5, bool), x0=-x1)
+    images, columns, names = sample_grid(drawn)
     assert (columns, names) == (2, ("from", "to") * 3)
     pairs = [0, 1, 2, 3, 4, np.nan]
     rows = np.concatenate([[-np.array(two), two] for two in np.split(np.array(pairs), 3)])
     np.testing.assert_array_equal(images[:, 0, 0, 0], rows.ravel())
     labels = np.array([7, 7, 4, 4, 4])
-    images, columns, names = grid_of(drawn._replace(labels=labels))
+    images, columns, names = sample_grid(drawn._replace(labels=labels))
     assert (columns, names) == (3, ("from", "7", "from", "4"))
     np.testing.assert_array_equal(images[:3, 0, 0, 0], [0, -1, np.nan])
     np.testing.assert_array_equal(images[9:, 0, 0, 0], [2, 3, 4])
@@ -272,7 +274,7 @@ def test_only_the_chosen_classes_are_drawn(run, tmp_path):
 
 def test_weights_are_sampled_from_in_the_layout_they_were_trained_in(run, tmp_path):
     folder = tmp_path / "split"
-    shutil.copytree(run.folder.path, folder)
+    shutil.copytree(run.folder.root, folder)
     split = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=8))
     (folder / "config.json").write_text(to_json(split))
     other = open_run(folder)
@@ -360,9 +362,9 @@ def test_an_unconditional_model_of_labelled_images_is_measured_by_their_classifi
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_made_again(run):
-    before = content(run.folder.path)
-    make_results(train(CONFIG, run.folder.path))
-    after = content(run.folder.path)
+    before = content(run.folder.root)
+    make_results(train(CONFIG, run.folder.root))
+    after = content(run.folder.root)
     made = [run.folder.evaluation, run.folder.comparison, run.folder.samples / "grid.npz"]
     assert [after[path] for path in [*made, run.folder.metrics]] == [
         before[path] for path in [*made, run.folder.metrics]
@@ -390,16 +392,16 @@ def test_another_config_is_refused_by_the_field_that_differs(prepared):
     other = dataclasses.replace(
         CONFIG, training=dataclasses.replace(CONFIG.training, seed=1), name="other"
     )
-    before = content(prepared.path)
+    before = content(prepared.root)
     with pytest.raises(ValueError, match=r"got different name, training\.seed \(choose"):
         prepare(prepared, other, *DIGITS)
-    assert content(prepared.path) == before
+    assert content(prepared.root) == before
 
 
 def test_a_run_may_go_on_over_another_mesh(prepared):
-    before = content(prepared.path)
+    before = content(prepared.root)
     prepare(prepared, dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=4)), *DIGITS)
-    assert content(prepared.path) == before
+    assert content(prepared.root) == before
 
 
 def test_overwrite_replaces_the_run(prepared):
@@ -408,7 +410,7 @@ def test_overwrite_replaces_the_run(prepared):
     old.write_text("old")
     other = dataclasses.replace(CONFIG, name="other")
     prepare(prepared, other, *DIGITS, overwrite=True)
-    assert read_config(prepared.path) == other
+    assert read_config(prepared.root) == other
     assert not old.exists()
 
 
@@ -434,7 +436,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, files, o
 def test_a_start_that_was_killed_between_its_two_files_can_be_made_again(prepared):
     prepared.config.unlink()
     prepare(prepared, CONFIG, *DIGITS)
-    assert read_config(prepared.path) == CONFIG
+    assert read_config(prepared.root) == CONFIG
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"num_samples": 4, "fid": 3.0}'])
@@ -545,7 +547,7 @@ def test_whole_numbers_may_be_written_as_powers_of_ten(tmp_path):
     ],
 )
 def test_how_samples_are_drawn_is_said_in_words(sampling, expected):
-    assert in_words(sampling) == expected
+    assert describe_sampling(sampling) == expected
 
 
 def test_a_config_does_not_change_where_the_command_works_and_who_gets_its_signals(

@@ -50,7 +50,7 @@ def test_the_true_map_meets_its_own_targets(schedule):
     two = shortcut_target(oracle.mean_velocity, t, step, x)
     np.testing.assert_allclose(two, oracle.mean_velocity(r, t, x), atol=2e-5)
     # Finest steps as the velocity: off by the error of two Euler steps, no more.
-    euler = shortcut_target(oracle.mean_velocity, t, step, x, least_step=1.0)
+    euler = shortcut_target(oracle.mean_velocity, t, step, x, min_step=1.0)
     assert 1e-3 < float(jnp.max(jnp.abs(euler - two))) < 3.0
 
 
@@ -99,7 +99,7 @@ def test_no_other_map_near_the_true_one_has_less_loss(name):
     objective = objectives(net, AffinePath(Cosine()))[name]
     oracle = Gaussian(Cosine())
     x1 = oracle.mean + oracle.std * jax.random.normal(jax.random.key(0), (20_000, 1))
-    examples = objective.draw(jax.random.key(1), Batch(x1))
+    examples = objective.make_examples(jax.random.key(1), Batch(x1))
 
     def gradients(off):
         one = jax.grad(lambda off, each: objective.loss({"off": off}, each)[0])
@@ -185,7 +185,7 @@ def test_training_reaches_the_true_map(name):
             params, state, average = carry
             draw_key, data_key = jax.random.split(key)
             x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (128, 2))
-            examples = objective.draw(draw_key, Batch(x1))
+            examples = objective.make_examples(draw_key, Batch(x1))
             with_targets = objective.with_targets(average, examples)
             grads = jax.grad(lambda p: jnp.mean(objective.loss(p, with_targets)))(params)
             updates, state = optimizer.update(grads, state)
@@ -211,7 +211,7 @@ def test_training_reaches_the_true_map(name):
 def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
     net = oracle_net(Linear())
     objective = shortcut_objective(net, AffinePath(), num_steps=16, bootstrap_ratio=0.5)
-    drawn = objective.draw(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
+    drawn = objective.make_examples(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
     span = np.asarray(drawn.r - drawn.t)
     assert set(span) == {0.0, 1 / 8, 1 / 4, 1 / 2, 1.0}
     place = (np.asarray(drawn.t) / np.where(span > 0, span, 1))[span > 0]
@@ -236,7 +236,7 @@ def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_step
         null_cond=2,
     )
     labels = jnp.arange(512) % 2
-    examples = objective.draw(jax.random.key(0), Batch(jnp.ones((512, 1)), labels))
+    examples = objective.make_examples(jax.random.key(0), Batch(jnp.ones((512, 1)), labels))
     with_targets = objective.with_targets({"v": jnp.array([1.0, 2.0, 5.0])}, examples)
     span, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
     own = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
@@ -264,7 +264,7 @@ def test_built_in_guidance_has_the_guided_velocity_for_its_fixed_point(mix):
     v_cond, v_null = jax.random.normal(jax.random.key(0), (2, 4, 3))
     guided = v_null + scale * (v_cond - v_null)
     dropped = jnp.array([False, False, False, True])
-    asked = built_in.draw(jax.random.key(1), 4)
+    asked = built_in.sample(jax.random.key(1), 4)
     # The draw's mean is the conditional velocity; the target is linear in the draw.
     target = built_in.target(t, v_cond, guided, v_null, asked, dropped)
     np.testing.assert_allclose(target[1:3], guided[1:3], rtol=2e-6, atol=2e-6)
@@ -276,7 +276,7 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
     u = (np.arange(1, 10)) / 10
     for power, quantile in ((1.0, 8.0**u), (0.0, 1 + 7 * u), (2.0, 1 / (1 - u * (1 - 1 / 8)))):
         built_in = BuiltInGuidance(max_scale=8.0, power=power, first=0.5, last=0.6)
-        scale, first, last = np.asarray(built_in.draw(jax.random.key(0), 40_000)).T
+        scale, first, last = np.asarray(built_in.sample(jax.random.key(0), 40_000)).T
         shares = [np.mean(scale <= q) for q in quantile]
         np.testing.assert_allclose(shares, u, atol=4 * 0.5 / 200)  # Four standard errors.
         assert 0.0 <= first.min() < 0.01

@@ -321,7 +321,7 @@ def objective(**settings):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return jax.jit(objective().draw)(jax.random.key(1), BATCH)
+    return jax.jit(objective().make_examples)(jax.random.key(1), BATCH)
 
 
 def test_an_objective_draws_examples_whose_leaves_all_have_the_batch_first(drawn):
@@ -339,9 +339,9 @@ def test_an_objective_draws_examples_whose_leaves_all_have_the_batch_first(drawn
 
 
 def test_the_same_key_draws_the_same_and_another_key_draws_all_anew(drawn):
-    draw = jax.jit(objective().draw)
-    jax.tree.map(np.testing.assert_array_equal, draw(jax.random.key(1), BATCH), drawn)
-    other = draw(jax.random.key(2), BATCH)
+    make_examples = jax.jit(objective().make_examples)
+    jax.tree.map(np.testing.assert_array_equal, make_examples(jax.random.key(1), BATCH), drawn)
+    other = make_examples(jax.random.key(2), BATCH)
     for name in ("t", "x0", "cond"):
         assert (getattr(other, name) != getattr(drawn, name)).any()
     # Noise, times and coins come from keys of their own: 4 standard errors of a correlation.
@@ -351,16 +351,16 @@ def test_the_same_key_draws_the_same_and_another_key_draws_all_anew(drawn):
 
 
 def test_noise_is_standard_normal():
-    draw = objective(stratified=False).draw
+    make_examples = objective(stratified=False).make_examples
     batch = Batch(x1=jnp.zeros((64, 8, 8, 1)), cond=jnp.zeros(64, jnp.int32))
-    noise = np.asarray(draw(jax.random.key(3), batch).x0).ravel()
+    noise = np.asarray(make_examples(jax.random.key(3), batch).x0).ravel()
     # 4,096 draws: standard errors 1/64 of the mean and sqrt(2)/64 of the variance; 4 of them.
     assert abs(noise.mean()) < 4 / 64
     assert abs(noise.var() - 1) < 4 * np.sqrt(2) / 64
 
 
 def test_the_coupling_pairs_what_is_drawn(drawn):
-    paired = jax.jit(objective(coupling=MinibatchOT()).draw)(jax.random.key(1), BATCH)
+    paired = jax.jit(objective(coupling=MinibatchOT()).make_examples)(jax.random.key(1), BATCH)
     pairs = MinibatchOT()(drawn.x0, BATCH.x1, BATCH.cond)
     np.testing.assert_allclose(paired.x0, pairs, rtol=1e-6)  # Two programs round as they like.
     assert (paired.x0 != drawn.x0).any()
@@ -373,8 +373,10 @@ def test_draws_are_the_same_on_eight_devices(drawn):
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        draw = jax.jit(objective().draw, in_shardings=(whole, rows), out_shardings=rows)
-        sharded = draw(jax.random.key(1), BATCH)
+        make_examples = jax.jit(
+            objective().make_examples, in_shardings=(whole, rows), out_shardings=rows
+        )
+        sharded = make_examples(jax.random.key(1), BATCH)
     # Bits are equal; what is computed of them may differ in the last place.
     np.testing.assert_array_equal(sharded.cond, drawn.cond)
     np.testing.assert_allclose(sharded.x0, drawn.x0, rtol=1e-6)
@@ -403,7 +405,7 @@ def test_the_objectives_loss_is_the_flow_matching_loss_of_its_net(drawn):
 @pytest.mark.slow
 def test_a_batch_without_conditions_needs_no_null():
     unconditional = objective(null_cond=None)
-    examples = unconditional.draw(jax.random.key(0), Batch(x1=BATCH.x1))
+    examples = unconditional.make_examples(jax.random.key(0), Batch(x1=BATCH.x1))
     assert examples.cond is None
     losses = unconditional.loss({"scale": jnp.ones(())}, examples)
     assert losses.shape == (32,)

@@ -38,7 +38,7 @@ def test_it_is_the_papers_formula_at_every_example():
     )
     np.testing.assert_allclose(loss, want, rtol=1e-4, atol=1e-6)
     # What the objective draws are those steps, and its loss is the same function of them.
-    examples = objective.draw(jax.random.key(0), Batch(jnp.asarray(x1, jnp.float32), None))
+    examples = objective.make_examples(jax.random.key(0), Batch(jnp.asarray(x1, jnp.float32), None))
     steps = 1000 * (1 - np.asarray(examples.t, np.float64))
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
     assert ((steps > 0.5) & (steps < 1000.5)).all()

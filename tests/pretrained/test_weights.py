@@ -133,14 +133,14 @@ def test_a_whole_model_is_written_back(name, tmp_path):
     model = open_model(GOLDEN / name)
     parts = ("transformer", "vae", *model.encoders)
     save_model(model, tmp_path / "out", {part: model.load(part, mesh=ONE) for part in parts})
-    files = [path.relative_to(model.path) for path in model.path.rglob("*") if path.is_file()]
+    files = [path.relative_to(model.root) for path in model.root.rglob("*") if path.is_file()]
     assert len(files) > 15
     for path in files:
-        assert (tmp_path / "out" / path).read_bytes() == (model.path / path).read_bytes(), path
+        assert (tmp_path / "out" / path).read_bytes() == (model.root / path).read_bytes(), path
     with pytest.raises(ValueError, match="must be new or empty"):
         save_model(model, tmp_path / "out", {})
     with pytest.raises(ValueError, match="must be outside of the source folder"):
-        save_model(model, model.path, {})
+        save_model(model, model.root, {})
 
 
 def test_no_other_weights_are_written_beside_the_new_ones(tmp_path):

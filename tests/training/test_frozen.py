@@ -118,7 +118,7 @@ def test_the_gradient_is_that_of_the_whole_network():
     step, state, frozen, mesh = made(FLUX, LORA, MeshConfig(1, 1, 1))
     tuning = tuned(FLUX, LORA)
     objective, data = flow_matching_objective(tuning.net, AffinePath()), put_batch(batch(), mesh)
-    examples = objective.draw(jax.random.fold_in(state.key, 0), data)
+    examples = objective.make_examples(jax.random.fold_in(state.key, 0), data)
     whole = combine(state.params, frozen)
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, examples).mean()))(whole)
     norm = optax.tree.norm(partition(grads, tuning.learns)[0])

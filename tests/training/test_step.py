@@ -96,7 +96,7 @@ def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
     init_key, step_key = jax.random.split(jax.random.key(0))
     params, objective = net.init(init_key), make_objective(make_net())
     batch = put_batch(next(Points()), mesh)
-    examples = objective.draw(jax.random.fold_in(step_key, 0), batch)
+    examples = objective.make_examples(jax.random.fold_in(step_key, 0), batch)
     loss, grads = jax.value_and_grad(lambda p: jnp.mean(objective.loss(p, examples)))(params)
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
     said = reference[1][0]
@@ -119,7 +119,7 @@ def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
 def test_what_is_taught_comes_from_the_average(accumulation_steps):
     """Two steps of descent on `(w - average - x)^2`, the average a constant, by hand."""
     objective = Objective(
-        draw=lambda key, batch: {"x": batch.x1[:, 0]},
+        make_examples=lambda key, batch: {"x": batch.x1[:, 0]},
         loss=lambda params, examples: (params["w"] - examples["target"]) ** 2,
         make_targets=lambda average, examples: examples | {"target": average["w"] + examples["x"]},
     )
@@ -223,7 +223,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_a_loss_that_is_not_one_per_example_is_refused():
     mesh = make_mesh()
     objective = make_objective(make_net())
-    scalar = Objective(objective.draw, lambda p, e: jnp.mean(objective.loss(p, e)))
+    scalar = Objective(objective.make_examples, lambda p, e: jnp.mean(objective.loss(p, e)))
     step, state = bare_step(mesh, objective=scalar)
     with pytest.raises(ValueError, match="one value per example, shape \\(16,\\), got \\(\\)"):
         step(state, put_batch(next(Points()), mesh))

@@ -37,7 +37,7 @@ def make_net() -> VelocityNet:
 def make_objective(net: VelocityNet) -> Objective:
     """Flow matching on the straight path, written out."""
 
-    def draw(key, batch):
+    def make_examples(key, batch):
         noise_key, time_key = jax.random.split(key)
         x0 = jax.random.normal(noise_key, batch.x1.shape)
         return {"x0": x0, "x1": batch.x1, "t": jax.random.uniform(time_key, batch.x1.shape[:1])}
@@ -47,7 +47,7 @@ def make_objective(net: VelocityNet) -> Objective:
         x_t = t[:, None] * x1 + (1 - t[:, None]) * x0
         return jnp.mean((net.apply(params, t, x_t) - (x1 - x0)) ** 2, axis=1)
 
-    return Objective(draw, loss)
+    return Objective(make_examples, loss)
 
 
 class Points:

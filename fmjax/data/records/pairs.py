@@ -10,7 +10,7 @@ from fmjax._checks import require
 from fmjax.data.records.manifest import RecordField
 from fmjax.data.records.records import Records, open_records
 
-LEAST_PER_SHARD = 1024  # Makes the overhead per shard negligible.
+MIN_PAIRS_PER_SHARD = 1024  # Makes the overhead per shard negligible.
 
 
 def pair_fields(event_shape: tuple[int, ...], conditional: bool) -> tuple[RecordField, ...]:

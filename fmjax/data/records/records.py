@@ -19,7 +19,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._files import write_atomically
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax._locks import lock_file
 from fmjax.data.dataset import require_finite
 from fmjax.data.records.manifest import RecordManifest, read_manifest
@@ -84,7 +84,7 @@ class Records:
         """
         indices = np.asarray(indices)
         is_valid = indices.ndim == 1 and indices.dtype.kind in "iu"
-        require(is_valid, "indices", "be integers [n]", described(indices))
+        require(is_valid, "indices", "be integers [n]", describe(indices))
         outside = indices[(indices < 0) | (indices >= len(self))]
         require(len(outside) == 0, "indices", f"lie in [0, {len(self)})", outside)
         shards, offsets = np.divmod(indices, self.manifest.examples_per_shard)
@@ -129,7 +129,7 @@ def _pack(manifest: RecordManifest, count: int, arrays: Mapping[str, np.ndarray]
         array, shape = arrays[field.name], (count, *field.shape)
         matches = array.dtype == jnp.dtype(field.dtype) and array.shape == shape
         rule = f"be {field.dtype} of shape {shape}"
-        require(matches, field.name, rule, described(array))
+        require(matches, field.name, rule, describe(array))
         records[field.name] = array
     return records
 

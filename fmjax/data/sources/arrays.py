@@ -10,7 +10,7 @@ from fmjax._checks import require, require_between, require_numbers, require_one
 from fmjax._files import is_hidden, open_npy, read_npz
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     SPLITS,
     Dataset,
     NoSuchSplit,
@@ -55,7 +55,7 @@ class ArrayData:
         has_one = self.text is None or self.num_classes is None
         require(has_one, "data", "have classes or text, not both", "num_classes and text")
         if self.num_classes is not None:
-            require_between("data.num_classes", self.num_classes, 1, MOST_CLASSES)
+            require_between("data.num_classes", self.num_classes, 1, MAX_CLASSES)
 
     def shape(self) -> tuple[tuple[int, ...], Conditions]:
         """Return the shape of one data point and the conditions, from the config or the files."""

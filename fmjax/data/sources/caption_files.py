@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from fmjax._checks import require
-from fmjax._files import Found
+from fmjax._files import FoundFiles
 from fmjax._json import check_json, parse_json
 from fmjax._progress import Progress
 from fmjax.data.sources.image_files import SUFFIXES
@@ -47,7 +47,7 @@ class _Line(NamedTuple):
 
 
 def read_captions(
-    folder: Path, found: Found, splits: Sequence[str], progress: Progress
+    folder: Path, found: FoundFiles, splits: Sequence[str], progress: Progress
 ) -> dict[str, Pairs]:
     """Read the captions of the images in a folder.
 

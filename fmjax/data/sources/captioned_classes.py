@@ -7,7 +7,7 @@ import numpy as np
 from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import SPLITS, Dataset, Split, captions_of
+from fmjax.data.dataset import SPLITS, Dataset, Split, tokenize_captions
 from fmjax.data.sources.mnist import IdxData
 from fmjax.data.tokenizer import TokenizerConfig
 
@@ -71,7 +71,7 @@ class CaptionedClasses:
         texts = self._texts(split, dataset.labels)
         # Learn from all possible captions: the vocabulary must not depend on the sampled ones.
         possible = [text for label in range(len(self.names)) for text in self.wordings(label)]
-        captions = captions_of(texts, possible, self.tokenizer)
+        captions = tokenize_captions(texts, possible, self.tokenizer)
         return Dataset(dataset.x, dataset.labels, dataset.num_classes, captions=captions)
 
     def wordings(self, label: int) -> list[str]:

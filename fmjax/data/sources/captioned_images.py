@@ -9,7 +9,7 @@ from fmjax._arrays import Conditions
 from fmjax._checks import MAX_SIDE, require, require_at_least, require_between, require_numbers
 from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, captions_of
+from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.caption_files import Pairs, read_captions
 from fmjax.data.sources.image_files import ImageFiles
 from fmjax.data.tokenizer import TokenizerConfig
@@ -67,7 +67,7 @@ class CaptionedImages:
             raise NoSuchSplit(f"data.folder must hold images of the {split} split, got {folder}")
         images = ImageFiles([folder / name for name in splits[split]], self.size)
         texts, training_texts = (list(splits[name].values()) for name in (split, "train"))
-        return Dataset(images, captions=captions_of(texts, training_texts, self.tokenizer))
+        return Dataset(images, captions=tokenize_captions(texts, training_texts, self.tokenizer))
 
     def _splits(self, folder: Path, progress: Progress) -> dict[str, Pairs]:
         """Return the images of each split, relative to `folder`, and their captions."""

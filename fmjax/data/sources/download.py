@@ -23,17 +23,17 @@ class DownloadError(ValueError):
 
 def download(
     mirrors: Sequence[str],
-    path: Path,
+    file: Path,
     *,
     sha256: str,
     progress: Progress = Silent(),
     open_url: Callable[..., Any] = urllib.request.urlopen,
 ) -> None:
-    """Download a file to `path` from the first mirror that has it, atomically.
+    """Download a file to `file` from the first mirror that has it, atomically.
 
     Args:
         mirrors: https URLs of the file, tried in order.
-        path: Output file. Its folder is created.
+        file: Output file. Its folder is created.
         sha256: Hexadecimal SHA-256 checksum of the published file.
         progress: Receives one task per attempted mirror, in bytes.
         open_url: Opens a URL like `urllib.request.urlopen`.
@@ -46,15 +46,15 @@ def download(
         require(url.startswith("https://"), "mirrors", "be https URLs", url)
     with ExitStack() as stack:
         with suppress(OSError):  # The write below reports problems of the folder.
-            stack.enter_context(lock_file(path, on_wait=progress.say))
+            stack.enter_context(lock_file(file, on_wait=progress.say))
         # Another process may have downloaded it.
-        if not (path.is_file() and _sha256(path) == sha256):
-            _download(mirrors, path, sha256, progress, open_url)
+        if not (file.is_file() and _sha256(file) == sha256):
+            _download(mirrors, file, sha256, progress, open_url)
 
 
 def _download(
     mirrors: Sequence[str],
-    path: Path,
+    file: Path,
     sha256: str,
     progress: Progress,
     open_url: Callable[..., Any],
@@ -64,12 +64,12 @@ def _download(
     for url in mirrors:
         try:
             with (
-                write_atomically(path) as temporary,
+                write_atomically(file) as temporary,
                 open_url(url, timeout=_TIMEOUT_SECONDS) as response,
             ):
                 size = response.headers.get("Content-Length")
                 with progress.task(
-                    f"downloading {path.name}", int(size) if size else None
+                    f"downloading {file.name}", int(size) if size else None
                 ) as advance:
                     actual = _copy(response, temporary, advance)
                 if actual != sha256:
@@ -81,17 +81,17 @@ def _download(
     raise DownloadError("; ".join(failures))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _copy(response: Any, path: Path, advance: Advance) -> str:
-    """Write the body of a response to `path` and return its SHA-256 checksum."""
+def _copy(response: Any, file: Path, advance: Advance) -> str:
+    """Write the body of a response to `file` and return its SHA-256 checksum."""
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with file.open("wb") as stream:
         while chunk := response.read(_CHUNK_BYTES):
             digest.update(chunk)
-            file.write(chunk)
+            stream.write(chunk)
             advance(len(chunk))
     return digest.hexdigest()

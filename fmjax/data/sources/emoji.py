@@ -20,7 +20,7 @@ from fmjax._checks import (
 )
 from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import Dataset, NoSuchSplit, Split, captions_of
+from fmjax.data.dataset import Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.image_files import open_image, squared
 from fmjax.data.tokenizer import TokenizerConfig
 
@@ -135,7 +135,7 @@ class EmojiData:
         copies = [1 if e.has_tone or split == "test" else self.repeats for e in selected]
         rows = np.repeat(np.arange(len(selected)), copies)
         texts = [selected[row].caption for row in rows.tolist()]
-        return Dataset(x[rows], captions=captions_of(texts, training_texts, self.tokenizer))
+        return Dataset(x[rows], captions=tokenize_captions(texts, training_texts, self.tokenizer))
 
     @property
     def _groups(self) -> tuple[str, ...]:

@@ -43,15 +43,15 @@ class ImageFiles:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
+    def __init__(self, files: Sequence[Path], size: int) -> None:
         """Set the files, in order, and the side of the square images in pixels."""
-        self._files, self._size = np.asarray([str(path) for path in paths], object), size
+        self._files, self._size = np.asarray([str(file) for file in files], object), size
 
     def __len__(self) -> int:
         return len(self._files)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path, ...]:
         """The image files, in order."""
         return tuple(map(Path, self._files))
 

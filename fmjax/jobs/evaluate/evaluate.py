@@ -15,7 +15,7 @@ from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_js
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
-from fmjax.jobs.evaluate.straightness import measure_paths
+from fmjax.jobs.evaluate.straightness import measure_straightness
 from fmjax.metrics import (
     FeatureExtractor,
     frechet_distance,
@@ -29,9 +29,9 @@ from fmjax.runs.real_data import (
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import data_conditions
 from fmjax.runs.sampling.files import (
-    in_words,
+    describe_sampling,
 )
-from fmjax.runs.sampling.run_samples import draw_from
+from fmjax.runs.sampling.run_samples import sample_from_run
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices of the examples of each half.
 Distance = Callable[[np.ndarray, np.ndarray], float]
@@ -112,7 +112,7 @@ def read_evaluation(file: Path) -> Evaluation:
     return evaluation
 
 
-@writes("evaluation.json", "paths.json")
+@writes("evaluation.json", "straightness.json")
 def evaluate_run(
     run: Run,
     evaluation: EvaluationConfig,
@@ -136,16 +136,16 @@ def evaluate_run(
     """
     for name, number in (
         ("num_samples", evaluation.num_samples),
-        ("num_paths", evaluation.num_paths),
+        ("num_trajectories", evaluation.num_trajectories),
     ):
         require_samples_fit(f"evaluation.{name}", number or 0, run.event_shape)
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
     conditions = data_conditions(run, train, num_samples, sampling.seed)
-    drawn = draw_from(
+    samples = sample_from_run(
         run, dataclasses.replace(sampling, num_samples=num_samples), conditions, progress=progress
     )
-    x1 = drawn.x1[drawn.succeeded]
+    x1 = samples.x1[samples.succeeded]
     require_at_least("the number of samples that reach t = 1", len(x1), 2)
     # Evenly spaced examples, because large datasets take too long to measure in full.
     real = train.points(np.linspace(0, len(train) - 1, min(len(train), MAX_REAL)).astype(int))
@@ -157,8 +157,8 @@ def evaluate_run(
         num_samples=num_samples,
         num_failed=num_samples - len(x1),
         num_examples=len(real),
-        solver=in_words(sampling),
-        nfe=float(drawn.nfe.mean()),
+        solver=describe_sampling(sampling),
+        nfe=float(samples.nfe.mean()),
         num_half=len(references.halves[0]),
         num_test=len(references.test),
         prompted=isinstance(run.conditions, TokenShape),
@@ -171,7 +171,7 @@ def evaluate_run(
         extractor = classifier.features if extractor is None else extractor
         result = result._replace(classifier_accuracy=classifier.test_accuracy)
         if conditions.labels is not None:
-            labels = conditions.labels[drawn.succeeded]
+            labels = conditions.labels[samples.succeeded]
             result = result._replace(accuracy=classifier.accuracy(x1, labels))
     if extractor is not None:
         real_features, test_features = extractor(real), references.test
@@ -179,9 +179,9 @@ def evaluate_run(
         in_features = references._replace(real=real_features, test=test_features)
         frechet_fields = in_features.distances("frechet", frechet_distance, extractor(x1))
         result = result._replace(**frechet_fields)
-    for line in described(result):
+    for line in summarize_evaluation(result):
         progress.say(line)
-    measure_paths(run, sampling, evaluation.num_paths, progress=progress)
+    measure_straightness(run, sampling, evaluation.num_trajectories, progress=progress)
     # Written last, so that a complete evaluation.json implies that all other files are complete.
     write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     return result
@@ -263,7 +263,7 @@ def in_equal_numbers(result: Evaluation, name: str, precision: str) -> tuple[str
     return tuple(descriptions)
 
 
-def described(result: Evaluation) -> list[str]:
+def summarize_evaluation(result: Evaluation) -> list[str]:
     """Summarize an evaluation in lines of text, one metric per line."""
     lines = [
         f"{result.num_samples} samples by {result.solver}, {result.nfe:.4g} network evaluations "

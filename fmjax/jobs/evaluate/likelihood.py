@@ -18,7 +18,7 @@ from fmjax.config import build, differentiable_forwards
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.sampling.conditions import conds_of
+from fmjax.runs.sampling.conditions import network_conditions
 from fmjax.sharding import map_batched, on_mesh
 from fmjax.solvers import bits_per_dim, dequantize, log_density
 
@@ -88,7 +88,7 @@ def likelihood_run(
     num = len(test) if config.num_examples is None else min(config.num_examples, len(test))
     indices = np.linspace(0, len(test) - 1, num).astype(int)
     width = level_width(test) if config.dequantize else None
-    conds = conds_of(run, test, indices)
+    conds = network_conditions(run, test, indices)
     nats, nfe, succeeded = _solve_all(run, config, test.points(indices), conds, width, progress)
     nats = nats[succeeded]
     if len(nats) < 2:
@@ -106,11 +106,11 @@ def likelihood_run(
         bits_error=None if bits is None else error / (num_dims * math.log(2.0)),
         bin_width=width,
         nfe=float(nfe.mean()),
-        method=in_words(config),
+        method=describe_method(config),
     )
     file = run.folder.likelihood
     write_text(file, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
-    progress.say(described(result))
+    progress.say(summarize_likelihood(result))
     progress.say(f"wrote {file}")
     return result
 
@@ -177,7 +177,7 @@ def _solve_all(
     return nats.astype(np.float64), nfe, succeeded
 
 
-def in_words(config: LikelihoodConfig) -> str:
+def describe_method(config: LikelihoodConfig) -> str:
     """Describe the method, such as "tsit5 at tolerance 1e-05, exact divergence"."""
     steps = f"at tolerance {config.rtol:g}"
     if config.num_steps is not None:
@@ -189,7 +189,7 @@ def in_words(config: LikelihoodConfig) -> str:
     return f"{config.solver} {steps}, {divergence}"
 
 
-def described(result: LikelihoodResult) -> str:
+def summarize_likelihood(result: LikelihoodResult) -> str:
     """Summarize a result in one line of text."""
     text = f"{result.nats:.2f} +- {result.nats_error:.2f} nats"
     if result.bits_per_dim is not None:

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from fmjax._json import (
     Count,
     NonNegative,
     Share,
+    check_json,
     plain_json,
     read_json,
     require_lengths,
@@ -34,12 +35,12 @@ _MAX_LINES = 256
 _PER_TRAJECTORY = ("s", "length_ratio", "deviation", "curvature", "cost")
 
 
-class PathsResult(NamedTuple):
+class StraightnessResult(NamedTuple):
     """Straightness of the trajectories from source points to data.
 
     Attributes:
         step: The training step of the weights.
-        num_paths: Number of trajectories.
+        num_trajectories: Number of trajectories.
         num_failed: Number of trajectories that are not finite; they are excluded.
         guidance: Guidance scale of the velocity field.
         s: Mean straightness (`fmjax.metrics.Straightness.s`); 0 for straight trajectories with
@@ -57,7 +58,7 @@ class PathsResult(NamedTuple):
     """
 
     step: Count
-    num_paths: Count
+    num_trajectories: Count
     guidance: NonNegative
     s: AnyFloat
     s_error: AnyFloat
@@ -71,19 +72,19 @@ class PathsResult(NamedTuple):
     num_failed: Count = 0
 
 
-def measure_paths(
-    run: Run, sampling: SamplingConfig, num_paths: int, *, progress: Progress = Silent()
-) -> PathsResult:
-    """Measure the straightness of a run's guided trajectories and write `paths.json`.
+def measure_straightness(
+    run: Run, sampling: SamplingConfig, num_trajectories: int, *, progress: Progress = Silent()
+) -> StraightnessResult:
+    """Measure the straightness of a run's guided trajectories and write `straightness.json`.
 
     Args:
         run: A trained run.
         sampling: Provides guidance and seed; its other settings have no effect.
-        num_paths: Number of trajectories, spread evenly over classes or captions.
+        num_trajectories: Number of trajectories, spread evenly over classes or captions.
         progress: Receives progress reports.
     """
     mesh, planar = run.mesh, run.event_shape == (2,)
-    conds, source_points = even_conds(run, num_paths), run_source_points(run, progress)
+    conds, source_points = even_conds(run, num_trajectories), run_source_points(run, progress)
 
     def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
         field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
@@ -98,7 +99,7 @@ def measure_paths(
         return result._replace(times=times, midpoints=midpoints, positions=positions)
 
     measure_batch = partial(jax.jit(on_mesh(mesh, measure)), run.params)
-    with progress.task("measuring paths", num_paths) as advance:
+    with progress.task("measuring straightness", num_trajectories) as advance:
         advance(0, COMPILING)
         measured = map_batched(
             measure_batch,
@@ -106,7 +107,7 @@ def measure_paths(
                 source_points(sampling.seed, indices),
                 None if conds is None else conds[indices],
             ),
-            num_paths,
+            num_trajectories,
             batch_size=_BATCH_SIZE,
             mesh=mesh,
             on_batch=advance,
@@ -115,9 +116,9 @@ def measure_paths(
         getattr(measured, name).astype(np.float64) for name in _PER_TRAJECTORY
     )
     num_finite = int(np.isfinite(s).sum())
-    result = PathsResult(
+    result = StraightnessResult(
         step=run.step,
-        num_paths=num_paths,
+        num_trajectories=num_trajectories,
         guidance=sampling.guidance,
         s=float(np.nanmean(s)),
         s_error=float(np.nanstd(s) / np.sqrt(num_finite)) if num_finite else float("nan"),
@@ -128,9 +129,9 @@ def measure_paths(
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
         lines=_drawable(measured.positions) if planar else (),
         cost=float(np.nanmean(cost)),
-        num_failed=num_paths - num_finite,
+        num_failed=num_trajectories - num_finite,
     )
-    write_text(run.folder.paths, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
+    write_text(run.folder.straightness, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     progress.say(
         f"  straightness {result.s:.4f} +- {result.s_error:.4f} (0: straight at constant "
         f"speed), length over distance {result.length_ratio:.4f} (1: straight), transport cost "
@@ -138,7 +139,8 @@ def measure_paths(
     )
     if result.num_failed:
         progress.say(
-            f"  {result.num_failed} of {num_paths} trajectories were not finite and are excluded"
+            f"  {result.num_failed} of {num_trajectories} trajectories were not finite and are "
+            "excluded"
         )
     return result
 
@@ -149,13 +151,16 @@ def _drawable(positions: np.ndarray) -> tuple[tuple[tuple[float, float], ...], .
     return tuple(tuple((x, y) for x, y in line) for line in lines.tolist())
 
 
-def read_paths(file: Path) -> PathsResult:
-    """Read the `paths.json` that `measure_paths` wrote.
+def read_straightness(file: Path) -> StraightnessResult:
+    """Read the `straightness.json` that `measure_straightness` wrote.
 
     Raises:
         ValueError: If the file is not a valid result.
     """
-    result = read_json(file, PathsResult, nonfinite=True)
+    document = read_json(file, dict[str, Any], nonfinite=True)
+    if "num_paths" in document:  # The name in older versions.
+        document["num_trajectories"] = document.pop("num_paths")
+    result = check_json(document, StraightnessResult, str(file))
     require_lengths(str(file), times=result.times, deviation=result.deviation)
     require_lengths(str(file), midpoints=result.midpoints, curvature=result.curvature)
     for index, line in enumerate(result.lines):

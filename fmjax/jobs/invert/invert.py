@@ -151,12 +151,12 @@ def invert_run(
         test = test if run.num_classes is not None else test.unconditional()
         examples = chosen_images(test, config.num_images)
     round_trips = tuple(_round_trips(run, config, examples, progress))
-    shown = examples.at(slice(config.num_shown))
+    selected = examples.at(slice(config.num_shown))
     # Remove the picture of an earlier call: this call writes none for a single image.
     (run.folder.samples / "interpolation.png").unlink(missing_ok=True)
-    if len(shown.x) > 1:
-        _write_grid(run, "interpolation", interpolation(run, config, shown), progress)
-    edits, grid = edit_all(run, config, shown)
+    if len(selected.x) > 1:
+        _write_grid(run, "interpolation", interpolation(run, config, selected), progress)
+    edits, grid = edit_all(run, config, selected)
     _write_grid(run, "edits", grid, progress)
     result = Inversion(run.step, len(examples.x), round_trips, edits)
     document = {
@@ -204,7 +204,7 @@ def _round_trips(
             advance(1)
     progress.say(f"round trips of {len(examples.x)} images to noise and back (RMSE of [-1, 1]):")
     for trip in trips:
-        progress.say(f"  {described(trip)}")
+        progress.say(f"  {summarize_round_trip(trip)}")
     return trips
 
 
@@ -228,7 +228,7 @@ def _write_grid(run: Run, name: str, picture: Image.Image, progress: Progress) -
     progress.say(f"wrote {file}")
 
 
-def described(trip: RoundTrip) -> str:
+def summarize_round_trip(trip: RoundTrip) -> str:
     """Summarize a round trip in one line of text."""
     steps = f"{trip.num_steps} steps" if trip.num_steps else f"tolerance {trip.tolerance:g}"
     text = f"{trip.solver}, {steps}, {trip.nfe:.4g} network evaluations: "

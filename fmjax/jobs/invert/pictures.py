@@ -39,7 +39,7 @@ def _solver_arguments(config: InvertConfig) -> dict[str, Any]:
     return {"solver": ODE_SOLVERS[config.solver](), "steps": steps}
 
 
-def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Image.Image:
+def interpolation(run: Run, config: InvertConfig, selected: Examples) -> Image.Image:
     """Draw interpolations between pairs of images along arcs between their noises.
 
     A row shows the first image, decoded points of the arc from the first noise to the second, and
@@ -54,9 +54,9 @@ def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Image.Imag
         velocity_fn = run.experiment.velocity_fn(params)
         return _blank_if_failed(sample(velocity_fn, x0, labels, **_solver_arguments(config)))
 
-    num_pairs, num = len(shown.x) // 2, config.num_between
-    first, second = (shown.at(slice(side, 2 * num_pairs, 2)) for side in (0, 1))
-    x0 = over_devices(run, encode)(shown.at(slice(2 * num_pairs)))
+    num_pairs, num = len(selected.x) // 2, config.num_between
+    first, second = (selected.at(slice(side, 2 * num_pairs, 2)) for side in (0, 1))
+    x0 = over_devices(run, encode)(selected.at(slice(2 * num_pairs)))
     arcs = np.asarray(interpolate(jnp.asarray(x0[::2]), jnp.asarray(x0[1::2]), num))
     labels, names = None, ()
     if first.labels is not None and second.labels is not None:
@@ -71,7 +71,7 @@ def interpolation(run: Run, config: InvertConfig, shown: Examples) -> Image.Imag
 
 
 def edit_all(
-    run: Run, config: InvertConfig, shown: Examples
+    run: Run, config: InvertConfig, selected: Examples
 ) -> tuple[tuple[Edits, ...], Image.Image]:
     """Edit images at each strength.
 
@@ -92,16 +92,16 @@ def edit_all(
         solved = edit(velocity_fn, path, x1, keys, strength, labels, **arguments)
         return _blank_if_failed(solved), solved.nfe, solved.succeeded
 
-    inputs, names = shown, ()
-    if shown.labels is not None:
-        names = tuple(str(label) for label in shown.labels)
+    inputs, names = selected, ()
+    if selected.labels is not None:
+        names = tuple(str(label) for label in selected.labels)
         if config.target_class is not None:
-            inputs = Examples(shown.x, np.full_like(shown.labels, config.target_class))
+            inputs = Examples(selected.x, np.full_like(selected.labels, config.target_class))
             names = tuple(f"{name} to {config.target_class}" for name in names)
-    program, results, columns = over_devices(run, edit_batch), [], [shown.x]
+    program, results, columns = over_devices(run, edit_batch), [], [selected.x]
     for strength in config.strengths:
         x1, nfe, succeeded = program(inputs, np.float32(strength))
-        rmse = rms(x1 - shown.x)[succeeded]
+        rmse = rms(x1 - selected.x)[succeeded]
         mean = float(rmse.mean()) if rmse.size else None
         results.append(Edits(strength, float(nfe.mean()), mean, int(np.sum(~succeeded))))
         columns.append(x1)

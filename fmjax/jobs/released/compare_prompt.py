@@ -36,7 +36,7 @@ from fmjax.jobs.released.generate import (
 from fmjax.jobs.released.request import (
     GenerationRequest,
     guidance_scale,
-    products_of,
+    matmul_precision,
     validate_request,
 )
 from fmjax.paths import CountedField, evaluations
@@ -115,7 +115,7 @@ def compare_prompt(
     validate_model(model, lora=picture.lora, max_tokens=picture.max_tokens)
     require_folder(output)
     require_no_run(output)
-    require_outside(output, model.path)
+    require_outside(output, model.root)
     with lock_folder(output, "output folder"):
         return _compare(request, prompt, output, config, progress)
 
@@ -132,7 +132,7 @@ def _compare(
         require_target(output / name)
     shards = num_shares(request.mesh)
     num = -(-request.config.num_images // shards) * shards
-    with products_of(request.dtype):
+    with matmul_precision(request.dtype):
         rows, comparison = _solve_all(request, prompt, num, config, progress)
         flat = np.concatenate([latents for _, latents in rows])
         images = decode_latents(request, flat, progress)
@@ -247,7 +247,7 @@ def _report(
     return Report(
         title=f"“{prompt}”",
         summary=f"{num} picture{'' if num == 1 else 's'} of {width}x{height} pixels by "
-        f"{request.model.path.resolve().name} with each solver, from the same noise.",
+        f"{request.model.root.resolve().name} with each solver, from the same noise.",
         comparison=comparison,
         config=json.loads(
             json.dumps(

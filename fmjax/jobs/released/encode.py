@@ -33,7 +33,7 @@ from fmjax.data import (
 from fmjax.data.dataset import SPLITS
 from fmjax.data.sources.encoded import LATENTS, POOLED, TOKENS
 from fmjax.data.sources.image_files import ImageFiles
-from fmjax.jobs.released.request import products_of
+from fmjax.jobs.released.request import matmul_precision
 from fmjax.networks.layers.linear import DTYPES
 from fmjax.pretrained.files import find_files
 from fmjax.pretrained.folder import ModelFolder, tokenizer_part
@@ -121,7 +121,7 @@ def _check_output(output: Path, images: Path, model: ModelFolder) -> None:
     """Raise unless the output folder differs from run folders and from the input folders."""
     require_folder(output)
     require_no_run(output)
-    require_outside(output, model.path)
+    require_outside(output, model.root)
     require_outside(output, images)
     for split in SPLITS:  # The output folder may contain the images, but its splits may not.
         require_outside(images, output / split, "images")
@@ -142,7 +142,7 @@ def _encode(
             if split == "train":
                 raise
             progress.say(f"no test images: {error}")
-    with products_of(config.dtype):
+    with matmul_precision(config.dtype):
         num_encoded = _write_splits(model, config, datasets, output, latents.event_shape, progress)
     num_existing = sum(map(len, datasets.values())) - num_encoded
     existing = f", {num_existing} examples existed already" if num_existing else ""
@@ -165,11 +165,11 @@ def _write_splits(
         assert dataset.captions is not None
         assert isinstance(dataset.x, ImageFiles)
         origin = {
-            "model": model.path.resolve().name,
+            "model": model.root.resolve().name,
             "size": config.size,
             "parts": fingerprint(_files_of(model)),
             "captions": hashlib.sha256("\0".join(dataset.captions.texts).encode()).hexdigest(),
-            "images": fingerprint(dataset.x.paths, pieces=2),
+            "images": fingerprint(dataset.x.files, pieces=2),
         }
         manifest = encoded_manifest(
             event_shape,
@@ -198,10 +198,10 @@ def _write_splits(
 def _files_of(model: ModelFolder) -> Iterator[Path]:
     """The files of a model that determine the encodings of images and captions."""
     for part in ("vae", *filter(model.has, model.encoders)):
-        yield model.path / part / "config.json"
-        yield from find_files(model.path / part)
+        yield model.root / part / "config.json"
+        yield from find_files(model.root / part)
         if part in model.encoders:
-            tokenizer_files = sorted((model.path / tokenizer_part(part)).iterdir())
+            tokenizer_files = sorted((model.root / tokenizer_part(part)).iterdir())
             yield from (file for file in tokenizer_files if file.is_file())
 
 

@@ -35,7 +35,7 @@ from fmjax.training import restore_ema
 
 
 def export_run(
-    path: Path,
+    folder: Path,
     output: Path,
     *,
     merged: bool = False,
@@ -49,7 +49,7 @@ def export_run(
     byte-for-byte equal to the released weights.
 
     Args:
-        path: The run folder.
+        folder: The run folder.
         output: The output folder; for LoRA adapters, a folder or a .safetensors file.
         merged: Whether to merge LoRA adapters into the released weights and write those.
         pipeline: Whether to write the entire pipeline instead of its transformer only.
@@ -63,13 +63,13 @@ def export_run(
         ValueError: If the run has no released weights or no checkpoint, `output` exists, `merged`
             is set for a run without adapters, or the released model is not a pipeline.
     """
-    config = read_config(path)
+    config = read_config(folder)
     if config.pretrained is None:
         raise ValueError(
-            f"run {path} must start from a released network (pretrained.folder) to "
+            f"run {folder} must start from a released network (pretrained.folder) to "
             "be exported, got a run without pretrained.folder"
         )
-    released, lora = config.pretrained.path, config.pretrained.lora
+    released, lora = config.pretrained.root, config.pretrained.lora
     require(
         lora is not None or not merged, "merged", "be left out for a run without adapters", merged
     )
@@ -90,7 +90,7 @@ def export_run(
         )
         with lock_file(file):
             mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
-            tuning, params = _restore(path, config, mesh)
+            tuning, params = _restore(folder, config, mesh)
             save_lora(file, params, tuning)
         return file
     require_apart(released, output)
@@ -102,18 +102,18 @@ def export_run(
     with lock_folder(output, "output folder"):
         require_new(output, overwrite)
         with filling(output):
-            _export_weights(path, config, output, pipeline=pipeline, progress=progress)
+            _export_weights(folder, config, output, pipeline=pipeline, progress=progress)
     return output
 
 
 def _export_weights(
-    path: Path, config: Config, output: Path, *, pipeline: bool, progress: Progress
+    folder: Path, config: Config, output: Path, *, pipeline: bool, progress: Progress
 ) -> None:
     """Write all weights; the output folder is locked."""
     assert config.pretrained is not None
-    released, lora = config.pretrained.path, config.pretrained.lora
+    released, lora = config.pretrained.root, config.pretrained.lora
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
-    tuning, params = _restore(path, config, mesh)
+    tuning, params = _restore(folder, config, mesh)
     if lora is None:
         loaded = _combine_with_frozen(released, tuning, params, mesh, progress)
     else:
@@ -125,13 +125,13 @@ def _export_weights(
         save_component(transformer_folder(released), output, loaded, progress=progress)
 
 
-def _restore(path: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
+def _restore(folder: Path, config: Config, mesh: Mesh) -> tuple[Tuning, Params]:
     """Restore the averaged weights that were trained."""
-    tuning = build(config, *read_model(path)).tuning
+    tuning = build(config, *read_model(folder)).tuning
     assert tuning is not None
     like = jax.eval_shape(tuning.net.init, jax.random.key(0))
     like = with_shardings(like, mesh, tuning.net.tensor_axes)
-    return tuning, restore_ema(RunFolder(path).checkpoints, like)[0]
+    return tuning, restore_ema(RunFolder(folder).checkpoints, like)[0]
 
 
 def _merge_adapters(

@@ -18,7 +18,7 @@ from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.released.request import (
     GenerationRequest,
     guidance_scale,
-    products_of,
+    matmul_precision,
     validate_request,
 )
 from fmjax.networks import decode_tiled
@@ -32,7 +32,7 @@ from fmjax.pretrained.pipeline import (
 )
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
 from fmjax.pretrained.validate import validate_model
-from fmjax.runs.sampling.batches import make_draw
+from fmjax.runs.sampling.batches import make_batch_solver
 from fmjax.runs.sampling.solve_progress import SolveProgress
 from fmjax.sharding import map_batched, on_mesh, padded_batch_size
 
@@ -95,7 +95,7 @@ def generate(
         rule = f"hold noise for {len(repeated)} pictures"
         require(len(x0) == len(repeated), "init_latents", rule, len(x0))
     validate_model(model, lora=config.lora, max_tokens=config.max_tokens)
-    with products_of(request.dtype):
+    with matmul_precision(request.dtype):
         cond, null = encode_request(request, prompts, progress)
         solved = _solve(request, len(repeated), cond, null, x0, progress)
         images = decode_latents(request, solved["x1"], progress, on_image)
@@ -188,7 +188,7 @@ def _solve(
             guidance=guidance_scale(request, null),
             seed=config.seed,
         )
-        draw = make_draw(
+        sample = make_batch_solver(
             experiment.path,
             make_solve(experiment, sampling),
             request.steps,
@@ -200,7 +200,7 @@ def _solve(
         def solve_batch(
             indices: jax.Array, text: Text, start: Points | None
         ) -> dict[str, jax.Array]:
-            solved = draw(loaded.params, indices, text, start)
+            solved = sample(loaded.params, indices, text, start)
             return {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
 
         return map_batched(

@@ -21,7 +21,7 @@ from fmjax._files import (
     require_target,
     write_atomically,
 )
-from fmjax._locks import is_left, lock_folder
+from fmjax._locks import is_leftover, lock_folder
 from fmjax.jobs.released.request import GenerationRequest
 from fmjax.solvers import FixedSteps
 
@@ -66,7 +66,7 @@ class PictureWriter:
         self._noise = (
             {"seed": request.config.seed} if latents is None else {"latents": latents.name}
         )
-        self.paths: list[Path] = []
+        self.files: list[Path] = []
         self._check_targets(inputs)
 
     def _check_targets(self, inputs: Sequence[Path]) -> None:
@@ -84,7 +84,7 @@ class PictureWriter:
         require_space(folder, 3 * pixels * num, f"{num} picture{'s' if num > 1 else ''}")
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the output files, if `output` was given, against writes of other processes."""
         files = () if self._output is None else (self._file(0),)
         with lock_outputs(*files):
@@ -100,7 +100,7 @@ class PictureWriter:
             file = self._file(index)
             with write_atomically(file) as temporary:
                 _to_pil(image).save(temporary, format="PNG", pnginfo=_metadata(prompt, settings))
-        self.paths.append(file)
+        self.files.append(file)
 
     def _file(self, index: int) -> Path:
         end = f"-{index}" if len(self._prompts) > 1 else ""
@@ -130,7 +130,7 @@ def _settings(
         **noise,
         "prompt": prompt,
         "number": index,
-        "model": request.model.path.resolve().name,
+        "model": request.model.root.resolve().name,
         "height": image.shape[0],
         "width": image.shape[1],
     }
@@ -142,12 +142,12 @@ def unused(folder: Path, stem: str, suffix: str = "") -> Path:
     Names of empty folders, and of folders with only the lock of a killed process, count as unused.
     """
     stems = itertools.chain([stem], (f"{stem}-v{version}" for version in itertools.count(2)))
-    paths = (folder / f"{name}{suffix}" for name in stems)
-    return next(path for path in paths if not os.path.lexists(path) or _is_empty(path))
+    candidates = (folder / f"{name}{suffix}" for name in stems)
+    return next(file for file in candidates if not os.path.lexists(file) or _is_empty(file))
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and all(map(is_left, path.iterdir()))
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and all(map(is_leftover, folder.iterdir()))
 
 
 def slug(prompt: str) -> str:

@@ -13,7 +13,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import Steps
 from fmjax.config.generate import GenerateConfig
 from fmjax.pretrained.folder import ModelFolder
-from fmjax.pretrained.pipeline import Kind, Latents, kind_of, latents_of, released_times
+from fmjax.pretrained.pipeline import Kind, Latents, latents_of, pipeline_kind, released_times
 from fmjax.sharding import make_mesh
 from fmjax.solvers import SDE_SOLVERS, AdaptiveSteps, ErrorControl, FixedSteps
 
@@ -42,7 +42,7 @@ class GenerationRequest(NamedTuple):
     @property
     def distilled(self) -> bool:
         """Whether the guidance scale is an input of the network (guidance distillation)."""
-        return kind_of(self.model).distilled
+        return pipeline_kind(self.model).distilled
 
 
 def validate_request(
@@ -61,7 +61,7 @@ def validate_request(
         ValueError: If the size is not a multiple of the patch size times the factor of the
             autoencoder, or the model does not support the guidance scale or a negative prompt.
     """
-    kind = kind_of(model)
+    kind = pipeline_kind(model)
     latents = latents_of(model, config.height, config.width)
     if config.lora is not None:
         require_exists("lora", config.lora)
@@ -109,7 +109,7 @@ def guidance_scale(request: GenerationRequest, null: Text | None) -> float:
 
 
 @contextlib.contextmanager
-def products_of(dtype: str) -> Iterator[None]:
+def matmul_precision(dtype: str) -> Iterator[None]:
     """Set the precision of matrix products to full float32 in the block if `dtype` is "float32".
 
     By default, GPUs and TPUs compute float32 products with lower precision.

@@ -10,25 +10,25 @@ from fmjax._arrays import (
 from fmjax._progress import Progress, Silent
 from fmjax.config import StudyConfig, num_parameters, to_json
 from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_evaluation
-from fmjax.jobs.evaluate.straightness import read_paths
-from fmjax.jobs.report.tables import likelihood_tables, path_tables, round_trip_tables
+from fmjax.jobs.evaluate.straightness import read_straightness
+from fmjax.jobs.report.tables import likelihood_tables, round_trip_tables, straightness_tables
 from fmjax.report.comparison import Comparison, read_json
 from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import (
     KeyNumber,
     LossCurve,
     NamedPicture,
-    PathShape,
     Report,
     SampleGrid,
     SamplePoints,
+    StraightnessPlot,
     write_report,
 )
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.files import (
-    grid_of,
-    in_words,
+    describe_sampling,
     read_samples,
+    sample_grid,
 )
 from fmjax.training import read_metrics
 
@@ -53,7 +53,7 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
         samples=_samples(run),
         comparison=comparison,
         loss=_loss_curve(folder.metrics),
-        paths=_path_shape(folder),
+        straightness=_straightness_plot(folder),
         config=json.loads(to_json(config)),
         gallery=_gallery(folder),
         tables=(*likelihood_tables(folder), *round_trip_tables(folder)),
@@ -79,7 +79,7 @@ def report_study(config: StudyConfig, folder: Path, *, progress: Progress = Sile
     files = RunFolder(folder)
     if not files.comparison.is_file():
         raise ValueError(f"study folder {folder} must hold comparison.json, got no such file")
-    num_samplings = config.num_seeds * sum(len(config.ways(run)) for run in config.runs)
+    num_samplings = config.num_seeds * sum(len(config.samplings_of(run)) for run in config.runs)
     models = _counted(len(config.all_trainings), "model")
     seeds = ""
     if config.num_seeds > 1:
@@ -92,7 +92,7 @@ def report_study(config: StudyConfig, folder: Path, *, progress: Progress = Sile
         summary=f"{models} trained on the same data, {_counted(num_samplings, 'sampling run')} "
         f"with {config.num_samples:,} samples each.{seeds}",
         comparison=read_json(files.comparison),
-        tables=path_tables([folder / run.name for run in config.all_trainings]),
+        tables=straightness_tables([folder / run.name for run in config.all_trainings]),
         config={run.name: json.loads(to_json(run)) for run in config.runs},
         gallery=_gallery(files),
     )
@@ -104,7 +104,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _write(report: Report, folder: RunFolder, progress: Progress) -> Path:
-    page = write_report(report, folder.path)
+    page = write_report(report, folder.root)
     _say_advice(report.comparison, progress)
     progress.say(f"wrote {page}")
     return page
@@ -125,34 +125,39 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     file = run.folder.samples / f"{GRID}.npz"
     if not file.is_file():
         return None
-    drawn, _ = read_samples(file)
-    caption = f"{len(drawn.x1)} samples by {in_words(run.config.sampling)}."
+    samples, _ = read_samples(file)
+    caption = f"{len(samples.x1)} samples by {describe_sampling(run.config.sampling)}."
     if run.event_shape == (2,):
-        real = run.config.data.load("train").examples().x1[: len(drawn.x1)]
-        return SamplePoints(drawn.x1, real, caption)
+        real = run.config.data.load("train").examples().x1[: len(samples.x1)]
+        return SamplePoints(samples.x1, real, caption)
     if not is_image(run.event_shape):
         return None
-    images, columns, row_labels = grid_of(drawn)
-    if drawn.labels is not None:
-        caption += f" One row per {'prompt' if drawn.prompts else 'class'}."
-    if drawn.x0 is not None:
+    images, columns, row_labels = sample_grid(samples)
+    if samples.labels is not None:
+        caption += f" One row per {'prompt' if samples.prompts else 'class'}."
+    if samples.x0 is not None:
         caption += " Each sample is shown below its source point."
     return SampleGrid(images, columns, row_labels, caption)
 
 
-def _path_shape(folder: RunFolder) -> PathShape | None:
-    if not folder.paths.is_file():
+def _straightness_plot(folder: RunFolder) -> StraightnessPlot | None:
+    if not folder.straightness.is_file():
         return None
-    paths = read_paths(folder.paths)
+    result = read_straightness(folder.straightness)
     caption = (
-        f"Mean over {paths.num_paths} trajectories. The area under the left curve is the "
-        f"straightness, {paths.s:.4g}; a trajectory is {paths.length_ratio:.4g} times as long as "
+        f"Mean over {result.num_trajectories} trajectories. The area under the left curve is the "
+        f"straightness, {result.s:.4g}; a trajectory is {result.length_ratio:.4g} times as long as "
         "the distance between its ends. Solvers with few steps make errors where trajectories bend."
-        + ("" if math.isnan(paths.cost) else f" Transport cost E |x1 - x0|²: {paths.cost:.4g}.")
-        + (f" {paths.num_failed} trajectories were not finite." if paths.num_failed else "")
+        + ("" if math.isnan(result.cost) else f" Transport cost E |x1 - x0|²: {result.cost:.4g}.")
+        + (f" {result.num_failed} trajectories were not finite." if result.num_failed else "")
     )
-    return PathShape(
-        paths.times, paths.deviation, paths.midpoints, paths.curvature, caption, paths.lines
+    return StraightnessPlot(
+        result.times,
+        result.deviation,
+        result.midpoints,
+        result.curvature,
+        caption,
+        result.lines,
     )
 
 

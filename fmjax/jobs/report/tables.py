@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fmjax.config import solver_title
 from fmjax.jobs.evaluate.likelihood import read_likelihood
-from fmjax.jobs.evaluate.straightness import read_paths
+from fmjax.jobs.evaluate.straightness import read_straightness
 from fmjax.jobs.invert.invert import RoundTrip, read_inversion
 from fmjax.report.comparison import power_of_ten
 from fmjax.report.page import Cell, Table
@@ -14,20 +14,20 @@ from fmjax.report.tables import number
 from fmjax.runs.folder import RunFolder
 
 
-def path_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
-    """Make the table of the straightness of several runs, from those that have a `paths.json`."""
-    files = [(run.name, RunFolder(run).paths) for run in runs]
-    results = [(name, read_paths(file)) for name, file in files if file.is_file()]
+def straightness_tables(runs: Sequence[Path]) -> tuple[Table, ...]:
+    """Make the table of the straightness of several runs, from those that have results."""
+    files = [(run.name, RunFolder(run).straightness) for run in runs]
+    results = [(name, read_straightness(file)) for name, file in files if file.is_file()]
     rows = [
         (
             name,
-            Cell(f"{paths.s:.4g}", paths.s),
-            Cell(f"{paths.s_error:.1g}", paths.s_error),
-            Cell(f"{paths.length_ratio:.5g}", paths.length_ratio),
-            number(paths.cost),
-            Cell(f"{paths.num_paths:,}", paths.num_paths),
+            Cell(f"{result.s:.4g}", result.s),
+            Cell(f"{result.s_error:.1g}", result.s_error),
+            Cell(f"{result.length_ratio:.5g}", result.length_ratio),
+            number(result.cost),
+            Cell(f"{result.num_trajectories:,}", result.num_trajectories),
         )
-        for name, paths in results
+        for name, result in results
     ]
     note = (
         "Straightness is the integral of E |(x1 - x0) - v|²; length is the length of a trajectory "

@@ -1,1 +1,1 @@
-"""`fmjax sample`: draw samples from a run."""
+"""`fmjax sample`: generate samples from a run."""

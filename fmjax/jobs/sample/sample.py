@@ -1,4 +1,4 @@
-"""Draw samples from a run and write them as a picture and as arrays."""
+"""Generate samples from a run and write them as a picture and as arrays."""
 
 import math
 from pathlib import Path
@@ -7,15 +7,15 @@ from fmjax._files import lock_outputs, require_space
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import Drawn, require_samples_fit
+from fmjax.runs.sampling.batches import SampleSet, require_samples_fit
 from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import (
-    described,
     sample_files,
     settings_name,
+    summarize_samples,
     write_samples,
 )
-from fmjax.runs.sampling.run_samples import draw_from
+from fmjax.runs.sampling.run_samples import sample_from_run
 
 
 def sample_run(
@@ -25,8 +25,8 @@ def sample_run(
     output: Path | None = None,
     *,
     progress: Progress = Silent(),
-) -> Drawn:
-    """Draw samples and write them to `OUTPUT.png` and `OUTPUT.npz`.
+) -> SampleSet:
+    """Generate samples and write them to `OUTPUT.png` and `OUTPUT.npz`.
 
     Existing files of the same name are replaced: the same settings give the same samples.
 
@@ -54,8 +54,8 @@ def sample_run(
         conditions = requested_conditions(
             run, sampling.num_samples, classes, sampling.prompts, progress=progress
         )
-        drawn = draw_from(run, sampling, conditions, progress=progress)
-        files = write_samples(drawn, run.step, stem)
-    progress.say(described(drawn))
+        samples = sample_from_run(run, sampling, conditions, progress=progress)
+        files = write_samples(samples, run.step, stem)
+    progress.say(summarize_samples(samples))
     progress.say(f"wrote {' and '.join(str(file) for file in files)}")
-    return drawn
+    return samples

@@ -24,7 +24,7 @@ from fmjax.config import (
 )
 from fmjax.jobs.compare.compare import device_in_words
 from fmjax.jobs.compare.compare_run import NUM_SHOWN
-from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
+from fmjax.jobs.evaluate.straightness import measure_straightness, read_straightness
 from fmjax.jobs.study.seeds import mean_row
 from fmjax.jobs.train.prepare import lock_run
 from fmjax.jobs.train.train import train
@@ -52,12 +52,12 @@ from fmjax.runs.real_data import (
     data_classifier,
     test_split,
 )
-from fmjax.runs.sampling.batches import Drawn, require_samples_fit
+from fmjax.runs.sampling.batches import SampleSet, require_samples_fit
 from fmjax.runs.sampling.conditions import SampleConditions, labels_like
 from fmjax.runs.sampling.files import (
     settings_name,
 )
-from fmjax.runs.sampling.run_samples import draw_from
+from fmjax.runs.sampling.run_samples import sample_from_run
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")
 MIN_FEATURE_SAMPLES = 4  # Precision and recall use the third nearest neighbor of each sample.
@@ -87,10 +87,10 @@ def run_study(config: StudyConfig, folder: Path, *, progress: Progress = Silent(
         rule = "be True in a study, which measures samples with the classifier"
         classifier = run_config.evaluation.classifier
         require(classifier, f"evaluation.classifier of {run_config.name}", rule, classifier)
-        _require_samplings(run_config, config.ways(run_config))
+        _require_samplings(run_config, config.samplings_of(run_config))
     event_shape, _ = config.runs[0].data.shape()
     require_samples_fit("num_samples", config.num_samples, event_shape)
-    require_samples_fit("num_paths", config.num_paths, event_shape)
+    require_samples_fit("num_trajectories", config.num_trajectories, event_shape)
     require_folder(folder)
     require_no_run(folder)
     with lock_folder(folder, "study folder"):
@@ -113,10 +113,10 @@ def _run_study(config: StudyConfig, folder: Path, progress: Progress) -> Compari
     )
     for run_config in config.runs:
         runs = [
-            _train_and_measure_paths(training, config, folder, progress)
+            _train_and_measure_straightness(training, config, folder, progress)
             for training in config.trainings(run_config)
         ]
-        for sampling in config.ways(run_config):
+        for sampling in config.samplings_of(run_config):
             seed_rows = [
                 _row(
                     run,
@@ -148,16 +148,20 @@ def _in_study(config: Config, study: StudyConfig, folder: Path) -> Config:
     return replace(config, reflow=replace(config.reflow, teacher=teacher))
 
 
-def _train_and_measure_paths(
+def _train_and_measure_straightness(
     config: Config, study: StudyConfig, folder: Path, progress: Progress
 ) -> Run:
     """Train one run of the study and measure the straightness of its trajectories."""
     run = train(_in_study(config, study, folder), folder / config.name, progress=progress)
-    if run.folder.paths.is_file():
-        result = read_paths(run.folder.paths)
-        if (result.step, result.num_paths, result.guidance) == (run.step, study.num_paths, 1.0):
+    if run.folder.straightness.is_file():
+        result = read_straightness(run.folder.straightness)
+        if (result.step, result.num_trajectories, result.guidance) == (
+            run.step,
+            study.num_trajectories,
+            1.0,
+        ):
             return run
-    measure_paths(run, SamplingConfig(), study.num_paths, progress=progress)
+    measure_straightness(run, SamplingConfig(), study.num_trajectories, progress=progress)
     return run
 
 
@@ -264,19 +268,21 @@ def _row(
         pass  # The files are missing or incomplete: sample again.
     progress.say(f"{run.config.name}: {settings_name(sampling)}")
     labels = None if run.num_classes is None else measure.labels
-    drawn = draw_from(run, sampling, SampleConditions.of_classes(labels), progress=progress)
-    row = _measured_row(run, sampling, drawn, measure)
+    samples = sample_from_run(run, sampling, SampleConditions.of_classes(labels), progress=progress)
+    row = _measured_row(run, sampling, samples, measure)
     # The first sample of each class.
-    shown = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
-    write_npz(images_file, images=drawn.x1[shown])
+    selected = np.unique(measure.labels, return_index=True)[1][:NUM_SHOWN]
+    write_npz(images_file, images=samples.x1[selected])
     write_text(row_file, row_to_json(row))
-    return row, drawn.x1[shown]
+    return row, samples.x1[selected]
 
 
-def _measured_row(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Measure) -> SolverRun:
+def _measured_row(
+    run: Run, sampling: SamplingConfig, samples: SampleSet, measure: _Measure
+) -> SolverRun:
     """Measure samples and describe how they were computed."""
-    succeeded = drawn.succeeded
-    labels = None if drawn.labels is None else drawn.labels[succeeded]
+    succeeded = samples.succeeded
+    labels = None if samples.labels is None else samples.labels[succeeded]
     fixed = sampling.num_steps is not None
     stochastic = is_stochastic(sampling.solver)
     return SolverRun(
@@ -286,11 +292,11 @@ def _measured_row(run: Run, sampling: SamplingConfig, drawn: Drawn, measure: _Me
         family="stochastic" if stochastic else "fixed" if fixed else "adaptive",
         steps=sampling.num_steps,
         tolerance=None if fixed else sampling.rtol,
-        nfe_mean=float(drawn.nfe.mean()),
-        nfe_max=int(drawn.nfe.max()),
+        nfe_mean=float(samples.nfe.mean()),
+        nfe_max=int(samples.nfe.max()),
         rmse_mean=float("nan"),
         rmse_worst=float("nan"),
-        seconds=drawn.seconds * len(drawn.x1),
+        seconds=samples.seconds * len(samples.x1),
         succeeded=float(succeeded.mean()),
-        metrics=measure(drawn.x1[succeeded], labels),
+        metrics=measure(samples.x1[succeeded], labels),
     )

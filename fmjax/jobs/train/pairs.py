@@ -28,7 +28,7 @@ from fmjax.data import (
     prepare_records,
     write_shard,
 )
-from fmjax.data.records.pairs import LEAST_PER_SHARD
+from fmjax.data.records.pairs import MIN_PAIRS_PER_SHARD
 from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import noise_keys
 from fmjax.runs.sampling.conditions import labels_like
@@ -99,7 +99,7 @@ def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
     return RecordManifest(
         pair_fields(teacher.event_shape, teacher.num_classes is not None),
         num_examples=config.num_pairs,
-        examples_per_shard=max(LEAST_PER_SHARD, -(-config.num_pairs // _MAX_SHARDS)),
+        examples_per_shard=max(MIN_PAIRS_PER_SHARD, -(-config.num_pairs // _MAX_SHARDS)),
         about=json.loads(json.dumps(origin, default=str)),
     )
 

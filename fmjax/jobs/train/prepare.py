@@ -10,13 +10,19 @@ from typing import Any
 
 from fmjax._arrays import Conditions, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
-from fmjax._files import require_folder, require_outside, same_place
-from fmjax._locks import is_left, is_lock, lock_folder, require_unlocked
+from fmjax._files import is_same_location, require_folder, require_outside
+from fmjax._locks import is_leftover, is_lock, lock_folder, require_unlocked
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.pairs import pairs_folder
-from fmjax.runs.folder import RunFolder, as_read, read_config, some_texts, write_text
+from fmjax.runs.folder import (
+    RunFolder,
+    read_config,
+    select_texts,
+    with_current_defaults,
+    write_text,
+)
 from fmjax.runs.released_weights import as_released
 from fmjax.sharding import MeshConfig, all_or_none, is_main
 
@@ -52,7 +58,7 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
                 if config.reflow is not None:
                     teacher, pairs = Path(config.reflow.teacher), pairs_folder(config.reflow)
                     rule = "differ from the teacher's"
-                    require(not same_place(folder, teacher), "run folder", rule, folder)
+                    require(not is_same_location(folder, teacher), "run folder", rule, folder)
                     require_outside(pairs, folder, "reflow.pairs")
                 stack.enter_context(lock_folder(folder, "run folder"))
                 if (folder / _REPLACED).exists():  # An earlier removal was interrupted.
@@ -91,14 +97,14 @@ def prepare(
     if _has_run(folder, config, overwrite=overwrite):
         _require_same_words(folder, captions)
         return
-    if folder.config.exists() or (folder.path / _REPLACED).exists():
+    if folder.config.exists() or (folder.root / _REPLACED).exists():
         _remove_run(folder)
     model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
     if isinstance(conditions, TextShape):
         model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
     if isinstance(conditions, TokenShape):
         assert captions is not None
-        stored = some_texts(captions.texts, _MAX_CAPTIONS)
+        stored = select_texts(captions.texts, _MAX_CAPTIONS)
         tokens = dataclasses.asdict(conditions)
         model |= {"num_classes": None, "tokens": tokens, "captions": stored}
         captions.tokenizer.write(folder.tokenizer)
@@ -113,18 +119,20 @@ def _has_run(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
     Raises:
         ValueError: If the folder contains a run with another config, or other files.
     """
-    path = folder.path
-    if not path.exists() or (path / _REPLACED).exists():
+    root = folder.root
+    if not root.exists() or (root / _REPLACED).exists():
         return False
     # A process that was killed while it created the folder leaves only the first files.
-    files = {file.name for file in path.iterdir() if not is_left(file)} if path.is_dir() else None
+    files = (
+        {file.name for file in root.iterdir() if not is_leftover(file)} if root.is_dir() else None
+    )
     if files is not None and files <= _WRITTEN_FIRST:
         return False
     try:
-        existing = read_config(path)
+        existing = read_config(root)
     except ValueError as error:
         raise ValueError(
-            f"run folder {path} must be new, empty or contain a run, got other files ({error})"
+            f"run folder {root} must be new, empty or contain a run, got other files ({error})"
         ) from error
     if overwrite:
         return False
@@ -138,11 +146,11 @@ def _remove_run(folder: RunFolder) -> None:
     The config is renamed first, so that after an interruption the folder does not count as a run
     and the next command continues the removal.
     """
-    path, replaced = folder.path, folder.path / _REPLACED
-    require_unlocked(path)
+    root, replaced = folder.root, folder.root / _REPLACED
+    require_unlocked(root)
     if folder.config.exists():
         folder.config.replace(replaced)
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(root.iterdir()):
         if entry == replaced or is_lock(entry):
             continue
         if entry.is_dir() and not entry.is_symlink():
@@ -158,10 +166,10 @@ def _require_same_config(folder: RunFolder, config: Config, existing: Config) ->
     def without_mesh(config: Config) -> Any:
         return json.loads(to_json(dataclasses.replace(config, mesh=MeshConfig())))
 
-    fields = differences(without_mesh(as_read(config)), without_mesh(existing))
+    fields = differences(without_mesh(with_current_defaults(config)), without_mesh(existing))
     if fields:
         raise ValueError(
-            f"run folder {folder.path} must be new or contain a run with this config, got "
+            f"run folder {folder.root} must be new or contain a run with this config, got "
             f"different {', '.join(fields[:4])}{', ...' if fields[4:] else ''} "
             f"(choose another folder with --run, or replace the run with --overwrite)"
         )

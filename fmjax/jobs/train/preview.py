@@ -1,4 +1,4 @@
-"""Draw pictures of samples during training."""
+"""Write pictures of samples during training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import (
     write_picture,
 )
-from fmjax.runs.sampling.run_samples import make_draw_from
+from fmjax.runs.sampling.run_samples import make_run_sampler
 from fmjax.sharding import all_or_none, is_main
 from fmjax.training import TrainState
 
@@ -44,12 +44,13 @@ def training_pictures(
         progress: Receives progress reports.
 
     Returns:
-        A function of the training state, or None if `config.training.draw_samples` is False or the
-        samples cannot be drawn (latents, text-to-image models, fine-tuned released models).
+        A function of the training state, or None if `config.training.preview_samples` is False or
+        the model cannot be sampled here (latents, text-to-image models, fine-tuned released
+        models).
     """
     training, sampling = config.training, config.sampling
     released = experiment.tuning is not None or isinstance(conditions, TextShape)
-    if not training.draw_samples or not has_picture(event_shape) or released:
+    if not training.preview_samples or not has_picture(event_shape) or released:
         return None
     num_samples = min(sampling.num_samples, sampling.batch_size)
     sampling = dataclasses.replace(sampling, num_samples=num_samples)
@@ -57,7 +58,7 @@ def training_pictures(
         sampling = dataclasses.replace(sampling, grid="uniform")
     run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
     requested = requested_conditions(run, num_samples, (), sampling.prompts)
-    draw = make_draw_from(run, sampling, requested, progress=progress)
+    sample = make_run_sampler(run, sampling, requested, progress=progress)
     width = len(str(training.num_steps))
     enabled = True
 
@@ -66,7 +67,7 @@ def training_pictures(
         if not enabled:
             return
         try:
-            drawn = draw(state.ema_params)
+            samples = sample(state.ema_params)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -78,7 +79,7 @@ def training_pictures(
             return
         with all_or_none("writing a picture of samples"):
             if is_main():
-                write_picture(drawn, folder.samples / f"step{int(state.step):0{width}}.png")
+                write_picture(samples, folder.samples / f"step{int(state.step):0{width}}.png")
         progress.part_done("samples")
 
     return write

@@ -140,10 +140,10 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     )
     bound_step = step if not frozen else lambda state, batch: step(state, batch, *frozen)
     with all_or_none("preparing pictures of samples"):
-        draw = training_pictures(
+        on_checkpoint = training_pictures(
             config, experiment, folder, event_shape, conditions, mesh, progress
         )
-    _fit(config, state, bound_step, feed, mesh, folder, flops, draw, progress)
+    _fit(config, state, bound_step, feed, mesh, folder, flops, on_checkpoint, progress)
 
 
 def _require_space(folder: RunFolder, abstract: TrainState, training: TrainingConfig) -> None:
@@ -153,7 +153,7 @@ def _require_space(folder: RunFolder, abstract: TrainState, training: TrainingCo
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     existing = size_of(folder.checkpoints)
     description = f"{count} checkpoint{'s' if count > 1 else ''}"
-    require_space(folder.path, max(0, count * num_bytes - existing), description)
+    require_space(folder.root, max(0, count * num_bytes - existing), description)
 
 
 def _read(
@@ -186,7 +186,7 @@ def _read(
             require_comparable(config.compare.num_samples, len(dataset))
         source = None
         if (captions := dataset.captions) is not None:
-            captions = captions if resumed is None else captions.by_rule(rule_of(resumed))
+            captions = captions if resumed is None else captions.with_rule(rule_of(resumed))
             dataset = dataclasses.replace(dataset, captions=captions)
             _warn_about_captions(captions, progress)
         if config.source is not None and not paired:
@@ -221,14 +221,14 @@ def _fit(
     mesh: jax.sharding.Mesh,
     folder: RunFolder,
     flops: float,
-    draw: Callable[[TrainState], None] | None,
+    on_checkpoint: Callable[[TrainState], None] | None,
     progress: Progress,
 ) -> None:
     """Run the training loop with checkpoints and logs in the run folder."""
     training = config.training
     with (
         Checkpoints(folder.checkpoints, max_to_keep=training.checkpoints_kept) as checkpoints,
-        RunLogger(folder.path) as logger,
+        RunLogger(folder.root) as logger,
     ):
         fit(
             state,
@@ -242,6 +242,6 @@ def _fit(
             learning_rate=partial(learning_rate_at, config.optimizer, training.num_steps),
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
-            on_checkpoint=draw,
+            on_checkpoint=on_checkpoint,
             progress=progress,
         )

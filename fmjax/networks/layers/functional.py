@@ -43,8 +43,8 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> PureModule:
     module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
     graph = nnx.split(module)[0]
     tensor_axes = {
-        ".".join(map(str, (*path, name))): axis
-        for path, layer in nnx.iter_modules(module)
+        ".".join(map(str, (*key_path, name))): axis
+        for key_path, layer in nnx.iter_modules(module)
         for name, axis in getattr(layer, "tensor_axes", {}).items()
     }
 

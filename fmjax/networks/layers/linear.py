@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
 from fmjax._checks import require
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax.sharding import all_gather_fsdp, shard_batch
 
 DTYPES = ("float32", "bfloat16")
@@ -188,9 +188,7 @@ class ConditionEmbedding(nnx.Module):
         hidden = self.hidden(timestep_features(t, _TIME_FEATURES))
         if self.span is not None:
             if not isinstance(cond, FlowMapCond):
-                raise ValueError(
-                    f"cond must be a FlowMapCond for a flow map, got {described(cond)}"
-                )
+                raise ValueError(f"cond must be a FlowMapCond for a flow map, got {describe(cond)}")
             hidden = hidden + self.span(timestep_features(cond.end - t, _TIME_FEATURES))
             if self.guidance is not None:
                 hidden = hidden + self.guidance(guidance_features(cond.guidance))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
 from fmjax._checks import require, require_at_least, require_numbers, require_one_of
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.functional import PureModule, functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
@@ -127,7 +127,7 @@ class TextEncoder(nnx.Module):
         is_integer = hasattr(cond, "dtype") and jnp.issubdtype(cond.dtype, jnp.integer)
         is_valid = is_integer and cond.shape[1:] == (num_tokens,)
         rule = f"be integer token IDs [batch, {num_tokens}] for a network with captions"
-        require(is_valid, "cond", rule, described(cond))
+        require(is_valid, "cond", rule, describe(cond))
         return cond
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Conditions, Points, Text, TextShape, Times
 from fmjax._checks import require
-from fmjax._inputs import described
+from fmjax._inputs import describe
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.layers.linear import (
     Linear,
@@ -166,7 +166,7 @@ def require_text(conditions: Conditions, network: str) -> TextShape:
 def checked_text(cond: Cond, shape: TextShape) -> Text:
     """Return `cond` if it is a `Text` of these sizes; raise otherwise."""
     if not isinstance(cond, Text):
-        raise ValueError(f"cond must be a Text for a text-to-image network, got {described(cond)}")
+        raise ValueError(f"cond must be a Text for a text-to-image network, got {describe(cond)}")
     expected = ((shape.num_tokens, shape.width), (shape.pooled_width,))
     shapes = (cond.tokens.shape[1:], cond.pooled.shape[1:])
     rule = f"have tokens and pooled of shapes {expected} per sample"

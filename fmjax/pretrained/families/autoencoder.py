@@ -5,7 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.autoencoder.autoencoder import AutoencoderConfig
-from fmjax.pretrained.config_files import AutoencoderConfigJson, checked
+from fmjax.pretrained.config_files import AutoencoderConfigJson, check_config_json
 from fmjax.pretrained.layouts import Layouts, TensorLayout, convolution, linear, tensor
 
 _BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
@@ -22,7 +22,7 @@ def autoencoder_config(config_json: Mapping[str, Any]) -> AutoencoderConfig:
     """
     for name in ("latents_mean", "latents_std"):
         require(config_json.get(name) is None, name, "be null", config_json.get(name))
-    config_json = checked(config_json, AutoencoderConfigJson)
+    config_json = check_config_json(config_json, AutoencoderConfigJson)
     widths = tuple(config_json.get("block_out_channels", (64,)))
     for name, block in _BLOCK_TYPES.items():
         blocks = list(config_json.get(name, (block,)))

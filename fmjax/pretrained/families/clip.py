@@ -5,7 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.text_encoders.clip import CLIPTextConfig
-from fmjax.pretrained.config_files import ClassConfigJson, CLIPConfigJson, checked
+from fmjax.pretrained.config_files import ClassConfigJson, CLIPConfigJson, check_config_json
 from fmjax.pretrained.layouts import Layouts, TensorLayout, linear, stacked, tensor
 
 PREFIX = "text_model."
@@ -25,10 +25,12 @@ def clip_text_config(config_json: Mapping[str, Any]) -> CLIPTextConfig:
     Raises:
         ValueError: If the class or the activation is not supported, or a required key is missing.
     """
-    class_name = next(iter(checked(config_json, ClassConfigJson).get("architectures", ())), "none")
+    class_name = next(
+        iter(check_config_json(config_json, ClassConfigJson).get("architectures", ())), "none"
+    )
     rule = f"be one of {', '.join(_PROJECTS)}"
     require(class_name in _PROJECTS, "architectures", rule, class_name)
-    config_json = checked(config_json, CLIPConfigJson)
+    config_json = check_config_json(config_json, CLIPConfigJson)
     activation = config_json.get("hidden_act", "quick_gelu")
     known = activation in _ACTIVATIONS
     require(known, "hidden_act", f"be one of {', '.join(_ACTIVATIONS)}", activation)

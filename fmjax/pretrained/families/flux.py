@@ -7,12 +7,12 @@ from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import FluxConfig
 from fmjax.networks.transformers.text_to_image import TIME_FEATURES
-from fmjax.pretrained.config_files import FluxConfigJson, checked
+from fmjax.pretrained.config_files import FluxConfigJson, check_config_json
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
-    around_blocks,
     embedding,
+    embeddings_and_modulation,
     heads,
     require_class,
     stream,
@@ -34,7 +34,7 @@ def flux_config(config_json: Mapping[str, Any], **settings: Any) -> FluxConfig:
         ValueError: If the class or a value is not supported.
     """
     require_class(config_json, "FluxTransformer2DModel")
-    config_json = checked(config_json, FluxConfigJson)
+    config_json = check_config_json(config_json, FluxConfigJson)
     patch, out = config_json.get("patch_size", 1), config_json.get("out_channels")
     require(patch == 1, "patch_size", "be 1 in a FLUX config.json", patch)
     require(out in (None, config_json["in_channels"]), "out_channels", "equal in_channels", out)
@@ -89,7 +89,7 @@ def flux_layouts(config_json: Mapping[str, Any]) -> Layouts:
     doubles, singles = range(config.num_double), range(config.num_single)
     patches, out = linear("x_embedder", patch, width), linear("proj_out", width, patch)
     layouts: Layouts = {
-        **around_blocks(config_json, width),
+        **embeddings_and_modulation(config_json, width),
         "patches": {"kernel": _channels_last(patches["kernel"], 0), "bias": patches["bias"]},
         "double": stacked(
             [

@@ -23,7 +23,7 @@ TEXT = (
 _SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "attn2.norm_{}")
 
 
-def around_blocks(config_json: Mapping[str, Any], width: int) -> Layouts:
+def embeddings_and_modulation(config_json: Mapping[str, Any], width: int) -> Layouts:
     """Return the layouts of the time and text embeddings and the last modulation.
 
     Args:

@@ -6,11 +6,11 @@ from typing import Any
 from fmjax._arrays import TextShape
 from fmjax._checks import require
 from fmjax.networks import MMDiTConfig
-from fmjax.pretrained.config_files import SD3ConfigJson, checked
+from fmjax.pretrained.config_files import SD3ConfigJson, check_config_json
 from fmjax.pretrained.families.joint_blocks import (
     IMAGE,
     TEXT,
-    around_blocks,
+    embeddings_and_modulation,
     require_class,
     stream,
 )
@@ -28,7 +28,7 @@ def sd3_config(config_json: Mapping[str, Any], **settings: Any) -> MMDiTConfig:
         ValueError: If the class or a value is not supported.
     """
     require_class(config_json, "SD3Transformer2DModel")
-    config_json = checked(config_json, SD3ConfigJson)
+    config_json = check_config_json(config_json, SD3ConfigJson)
     norm, out = config_json.get("qk_norm"), config_json.get("out_channels")
     require(norm in (None, "rms_norm"), "qk_norm", "be null or rms_norm", norm)
     require(out in (None, config_json["in_channels"]), "out_channels", "equal in_channels", out)
@@ -89,7 +89,7 @@ def sd3_layouts(config_json: Mapping[str, Any]) -> Layouts:
     table = tensor("pos_embed.pos_embed", 1, side**2, width)
     rows = [table[0, row * side : (row + 1) * side] for row in range(side)]
     layouts: Layouts = {
-        **around_blocks(config_json, width),
+        **embeddings_and_modulation(config_json, width),
         "patches": {
             "kernel": _patches(tensor("pos_embed.proj.weight", width, channels, size, size)),
             "bias": tensor("pos_embed.proj.bias", width),

@@ -5,7 +5,7 @@ from typing import Any
 
 from fmjax._checks import require
 from fmjax.networks.text_encoders.t5 import T5Config
-from fmjax.pretrained.config_files import T5ConfigJson, checked
+from fmjax.pretrained.config_files import T5ConfigJson, check_config_json
 from fmjax.pretrained.layouts import Layouts, TensorLayout, linear, stacked, tensor
 
 EMBEDDING = "shared.weight"
@@ -26,7 +26,7 @@ def t5_config(config_json: Mapping[str, Any]) -> T5Config:
     require(
         config_json.get("model_type") == "t5", "model_type", "be t5", config_json.get("model_type")
     )
-    config_json = checked(config_json, T5ConfigJson)
+    config_json = check_config_json(config_json, T5ConfigJson)
     gated, activation = _feed_forward(config_json)
     return T5Config(
         vocab_size=config_json["vocab_size"],

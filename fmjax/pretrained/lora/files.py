@@ -74,18 +74,18 @@ class Adapter(NamedTuple):
         return (self.scale * self.up[rows]) @ self.down[:, columns]
 
 
-def read_lora(path: Path, progress: Progress = Silent()) -> dict[str, Adapter]:
+def read_lora(file_or_folder: Path, progress: Progress = Silent()) -> dict[str, Adapter]:
     """Read the adapters of a transformer from a LoRA file, by layer name in diffusers.
 
     Args:
-        path: LoRA file, or folder of diffusers or PEFT that contains one.
+        file_or_folder: LoRA file, or folder of diffusers or PEFT that contains one.
         progress: Receives one line if adapters of text encoders are ignored.
 
     Raises:
         ValueError: If there is no LoRA file; if it holds no adapter of a transformer, an adapter
             of an unsupported kind, or a value that is infinite or NaN. The message names the layer.
     """
-    file = _lora_file(path)
+    file = _lora_file(file_or_folder)
     with TensorFiles([file]) as files:
         try:
             config = _peft_config(files, file)
@@ -137,16 +137,21 @@ def _group_by_layer(files: TensorFiles) -> tuple[dict[str, dict[str, np.ndarray]
     return layers, ignored
 
 
-def _lora_file(path: Path) -> Path:
-    if path.is_dir():
-        files = [path / name for name in _FILES if (path / name).is_file()]
+def _lora_file(location: Path) -> Path:
+    if location.is_dir():
+        files = [location / name for name in _FILES if (location / name).is_file()]
         rule = f"be a LoRA file, or a folder with {' or '.join(_FILES)}"
-        require(bool(files), str(path), rule, "a folder without one")
+        require(bool(files), str(location), rule, "a folder without one")
         return files[0]
-    require(path.is_file(), str(path), "be a LoRA file", "no such file")
+    require(location.is_file(), str(location), "be a LoRA file", "no such file")
     rule = "be a .safetensors file, because other formats can run code when they are opened"
-    require(path.suffix == ".safetensors", f"LoRA file {path}", rule, path.suffix or "no suffix")
-    return path
+    require(
+        location.suffix == ".safetensors",
+        f"LoRA file {location}",
+        rule,
+        location.suffix or "no suffix",
+    )
+    return location
 
 
 def _peft_config(files: TensorFiles, file: Path) -> _PeftConfig:
@@ -226,7 +231,7 @@ class MergedFiles(TensorFiles):
     """Tensor files of a model that add LoRA adapters to each part of a tensor when it is read."""
 
     def __init__(self, files: TensorFiles, adapters: Mapping[str, Adapter], scale: float) -> None:
-        super().__init__(files.paths)
+        super().__init__(files.files)
         self._adapters = {
             f"{layer}.weight": adapter._replace(scale=scale * adapter.scale)
             for layer, adapter in adapters.items()
@@ -246,13 +251,13 @@ class MergedFiles(TensorFiles):
 
 
 def merge_lora(
-    files: TensorFiles, path: Path, scale: float = 1.0, progress: Progress = Silent()
+    files: TensorFiles, file: Path, scale: float = 1.0, progress: Progress = Silent()
 ) -> MergedFiles:
     """Open the files of a transformer again, with the adapters of a LoRA file added.
 
     Args:
         files: Open files of the transformer.
-        path: LoRA file, or folder of diffusers or PEFT that contains one.
+        file: LoRA file, or folder of diffusers or PEFT that contains one.
         scale: Additional factor of all adapters; 0 disables them.
         progress: Receives one line if adapters of text encoders are ignored.
 
@@ -260,7 +265,7 @@ def merge_lora(
         ValueError: If `read_lora` fails, or if the transformer lacks a layer of the LoRA file or
             has it in another shape. The message lists such layers.
     """
-    adapters = read_lora(path, progress)
+    adapters = read_lora(file, progress)
     unknown = [
         f"{layer} {list(adapter.shape)}"
         for layer, adapter in sorted(adapters.items())
@@ -269,7 +274,7 @@ def merge_lora(
     if unknown:
         listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         raise ValueError(
-            f"LoRA file {path} must have adapters for layers of {files.paths[0].parent}, got "
+            f"LoRA file {file} must have adapters for layers of {files.files[0].parent}, got "
             f"{len(unknown)} unknown layers of {len(adapters)} ({listed})"
         )
     return MergedFiles(files, adapters, scale)

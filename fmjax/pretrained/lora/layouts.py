@@ -15,13 +15,13 @@ class _Layer(NamedTuple):
     """A linear layer of fmjax, or a part of one, that is one module per block in diffusers.
 
     Attributes:
-        path: Dotted name of the layer in fmjax.
+        name: Dotted name of the layer in fmjax.
         part: One of `HEADS` for a layer that gives queries, keys and values; otherwise None.
         modules: Name of the module in diffusers for each block of the stack.
         kernel: Layout of the entire kernel of the layer.
     """
 
-    path: str
+    name: str
     part: str | None
     modules: tuple[str, ...]
     kernel: TensorLayout
@@ -54,12 +54,12 @@ def chosen_adapters(layouts: Layouts, config: LoRAConfig) -> Adapters:
             continue
         rule = "select a layer in all blocks of a stack or in none"
         require(all(selected), "lora.layers", rule, layer.modules[selected.index(True)])
-        path, _, last = layer.path.rpartition(".")
+        parent, _, last = layer.name.rpartition(".")
         if layer.modules in shared:
-            places[path] = (*places.get(path, ()), last)
+            places[parent] = (*places.get(parent, ()), last)
         else:
             part = () if layer.part is None else (layer.part,)
-            places[layer.path] = (*places.get(layer.path, ()), *part)
+            places[layer.name] = (*places.get(layer.name, ()), *part)
     return Adapters(config.rank, config.scale, places)
 
 
@@ -74,16 +74,16 @@ def adapter_layouts(layouts: Layouts, adapters: Adapters) -> Layouts:
     layers = list(_layers(layouts))
     shared = _shared_modules(layers)
     for layer in layers:
-        path, _, last = layer.path.rpartition(".")
+        parent, _, last = layer.name.rpartition(".")
         down, up = _factors(layer.kernel, layer.modules, adapters.rank)
         if layer.modules in shared:
-            if last in adapters.places.get(path, ()):
-                result |= {f"{path}.{LORA}.{last}.kernel": down, f"{path}.{LORA}.up.kernel": up}
+            if last in adapters.places.get(parent, ()):
+                result |= {f"{parent}.{LORA}.{last}.kernel": down, f"{parent}.{LORA}.up.kernel": up}
             continue
-        parts = adapters.places.get(layer.path)
+        parts = adapters.places.get(layer.name)
         if parts is None or (layer.part is not None and layer.part not in parts):
             continue
-        prefix = ".".join(filter(None, (layer.path, LORA, layer.part)))
+        prefix = ".".join(filter(None, (layer.name, LORA, layer.part)))
         result |= {f"{prefix}.down.kernel": down, f"{prefix}.up.kernel": up}
     return unflatten_dict(result)
 
@@ -95,7 +95,7 @@ def _layers(layouts: Layouts) -> Iterator[_Layer]:
     """
     named: dict[str, TensorLayout] = flatten_dict(layouts)
     for name, layout in named.items():
-        path, _, leaf = name.rpartition(".")
+        layer_name, _, leaf = name.rpartition(".")
         is_matrix = all(
             not block.fixed and [axis.tensor_axis for axis in block.axes[-2:]] == [1, 0]
             for block in layout.blocks
@@ -114,7 +114,7 @@ def _layers(layouts: Layouts) -> Iterator[_Layer]:
         ]
         parts = HEADS if len(ordered[0]) == len(HEADS) else (None,)
         for part, names in zip(parts, zip(*ordered, strict=True), strict=True):
-            yield _Layer(path, part, tuple(n.removesuffix(".weight") for n in names), layout)
+            yield _Layer(layer_name, part, tuple(n.removesuffix(".weight") for n in names), layout)
 
 
 def _shared_modules(layers: Sequence[_Layer]) -> set[tuple[str, ...]]:

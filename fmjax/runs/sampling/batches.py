@@ -20,14 +20,14 @@ from fmjax._arrays import (
     is_image,
 )
 from fmjax._memory import require_host_memory
-from fmjax._progress import COMPILING, Progress, Silent
+from fmjax._progress import COMPILING, Progress
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
 from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
 from fmjax.solvers import AdaptiveSteps, Samples
 
 
-class Drawn(NamedTuple):
+class SampleSet(NamedTuple):
     """Samples on the host, with their conditions and costs.
 
     Attributes:
@@ -91,7 +91,7 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
 
 
-def make_draw(
+def make_batch_solver(
     path: AffinePath,
     solve: SolveFn,
     steps: Steps,
@@ -113,67 +113,46 @@ def make_draw(
         `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from noise.
     """
 
-    def draw(params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None) -> Samples:
+    def solve_batch(
+        params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None
+    ) -> Samples:
         key = jax.random.key(seed)
         start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
         start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
         return solve(params, start, noise_keys(key, indices), cond, steps)
 
-    return jax.jit(on_mesh(mesh, draw))
+    return jax.jit(on_mesh(mesh, solve_batch))
 
 
-def draw_samples(
+def make_sampler(
     path: AffinePath,
     solve: SolveFn,
     steps: Steps,
-    params: Params,
     event_shape: tuple[int, ...],
-    conds: Cond,
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
     source_points: Callable[[int, np.ndarray], jax.Array] | None = None,
-    progress: Progress = Silent(),
-) -> Drawn:
-    """Draw `sampling.num_samples` samples in batches.
+) -> Callable[[Params, Cond, Progress], SampleSet]:
+    """Make a function that samples with any parameters and compiles only once.
+
+    With streaming (`sampling.slots`), all samples form one batch, so that slots are idle only at
+    the end. With several processes, every process must call the function, and each gets all
+    samples.
 
     Args:
         path: The probability path, which scales the noise at t = 0.
         solve: Maps source points, keys and conditions to samples.
         steps: Steps of the solver. They are constants of the program, because a constant time
             grid compiles to a plain scan.
-        params: The parameters, sharded over the mesh.
         event_shape: Shape of one sample.
-        conds: A pytree with one condition per sample, or None for an unconditional field.
         sampling: Provides the number of samples, the batch size and the seed.
         mesh: The mesh of devices.
         source_points: `(seed, indices) -> x0` returns the points at t = 0; None starts from noise.
-        progress: Receives progress reports.
-    """
-    draw = make_draw_samples(
-        path, solve, steps, event_shape, sampling, mesh, source_points=source_points
-    )
-    return draw(params, conds, progress)
-
-
-def make_draw_samples(
-    path: AffinePath,
-    solve: SolveFn,
-    steps: Steps,
-    event_shape: tuple[int, ...],
-    sampling: SamplingConfig,
-    mesh: jax.sharding.Mesh,
-    *,
-    source_points: Callable[[int, np.ndarray], jax.Array] | None = None,
-) -> Callable[[Params, Cond, Progress], Drawn]:
-    """Make a function that draws samples for any parameters and compiles only once.
-
-    With streaming (`sampling.slots`), all samples form one batch, so that slots are idle only at
-    the end. With several processes, every process must call the function, and each gets all
-    samples.
 
     Returns:
-        `(params, conds, progress) -> Drawn`, with the arguments of `draw_samples`.
+        `(params, conds, progress) -> SampleSet`: takes the parameters, sharded over the mesh, and a
+        pytree with one condition per sample, or None for an unconditional field.
     """
     num = sampling.num_samples
     max_size = num if sampling.slots is not None else sampling.batch_size
@@ -181,9 +160,9 @@ def make_draw_samples(
         # Slots beyond the number of samples on a device would evaluate padding.
         samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
-    program = make_draw(path, solve, steps, event_shape, sampling.seed, mesh)
+    program = make_batch_solver(path, solve, steps, event_shape, sampling.seed, mesh)
 
-    def draw(params: Params, conds: Cond, progress: Progress) -> Drawn:
+    def sample(params: Params, conds: Cond, progress: Progress) -> SampleSet:
         ends = [time.perf_counter()]
 
         def inputs(indices: np.ndarray) -> tuple[PyTree, ...]:
@@ -207,6 +186,6 @@ def make_draw_samples(
         # The time of the first batch includes compilation.
         seconds = np.diff(ends)[1:] / padded_batch_size(num, max_size, mesh)
         median_seconds = float(np.median(seconds)) if len(seconds) else float("nan")
-        return Drawn(x1, None, nfe, succeeded, median_seconds, x0)
+        return SampleSet(x1, None, nfe, succeeded, median_seconds, x0)
 
-    return draw
+    return sample

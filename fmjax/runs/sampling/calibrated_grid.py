@@ -17,7 +17,7 @@ from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.solvers import calibrate
 
-NUM_PATHS = 32
+NUM_TRAJECTORIES = 32
 
 
 class _Grid(NamedTuple):
@@ -61,8 +61,8 @@ def _measure(
     with progress.task("calibrating the grid", 1) as advance:
         advance(0, COMPILING)
         # Seed 1, because samples use the noise of seed 0 by default.
-        x0 = run_source_points(run, progress)(1, jnp.arange(NUM_PATHS))
-        conds = even_conds(run, NUM_PATHS)
+        x0 = run_source_points(run, progress)(1, jnp.arange(NUM_TRAJECTORIES))
+        conds = even_conds(run, NUM_TRAJECTORIES)
         velocity_fn = guided(
             run.experiment, run.params, sampling.guidance, sampling.guidance_interval
         )

@@ -9,7 +9,7 @@ from fmjax._arrays import Cond, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._progress import Progress, Silent
 from fmjax.data import Dataset
-from fmjax.runs.folder import Run, some_texts
+from fmjax.runs.folder import Run, select_texts
 from fmjax.runs.sampling.batches import even_labels
 
 _SAMPLES_PER_PROMPT = 8  # Number of samples per prompt if no prompts are given.
@@ -61,7 +61,7 @@ def requested_conditions(
         require(not prompts, "prompts", rule, tuple(prompts))
         return SampleConditions.of_classes(chosen_labels(num, run.num_classes, classes))
     require(not classes, "classes", "be left out for a model conditioned on captions", classes)
-    captions = some_texts(run.captions, min(num, max(4, num // _SAMPLES_PER_PROMPT)))
+    captions = select_texts(run.captions, min(num, max(4, num // _SAMPLES_PER_PROMPT)))
     prompts = tuple(prompts or captions)
     require_unicode("prompts", *prompts)
     tokenizer = run.tokenizer
@@ -85,11 +85,11 @@ def even_conds(run: Run, num: int) -> Cond:
     Returns:
         Labels or tokens, one row per sample; None for an unconditional model.
     """
-    texts = some_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
+    texts = select_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
     return requested_conditions(run, num, (), texts).cond
 
 
-def conds_of(run: Run, dataset: Dataset, indices: np.ndarray) -> Cond:
+def network_conditions(run: Run, dataset: Dataset, indices: np.ndarray) -> Cond:
     """Conditions of the examples at `indices` as the network takes them.
 
     Returns:
@@ -111,7 +111,7 @@ def data_conditions(run: Run, dataset: Dataset, num: int, seed: int) -> SampleCo
     if run.conditions is None:
         return SampleConditions()
     indices = _random_order(dataset, num, seed)
-    return SampleConditions(conds_of(run, dataset, indices), dataset.classes(indices))
+    return SampleConditions(network_conditions(run, dataset, indices), dataset.classes(indices))
 
 
 def labels_like(dataset: Dataset, num: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax.config import SDE_SOLVERS, SamplingConfig
 from fmjax.runs.sampling.batches import (
-    Drawn,
+    SampleSet,
     has_picture,
 )
 from fmjax.solvers import ErrorControl
@@ -71,15 +71,15 @@ def _as_name(value: object) -> str:
     return "".join(c for c in repr(value).lower() if c.isalnum() or c in ".-")
 
 
-def described(drawn: Drawn) -> str:
+def summarize_samples(samples: SampleSet) -> str:
     """Summarize samples in one line: their number, cost and failures."""
-    mean, maximum, failed = drawn.nfe.mean(), drawn.nfe.max(), int(np.sum(~drawn.succeeded))
-    text = f"{len(drawn.x1)} samples, {mean:.4g} network evaluations each"
+    mean, maximum, failed = samples.nfe.mean(), samples.nfe.max(), int(np.sum(~samples.succeeded))
+    text = f"{len(samples.x1)} samples, {mean:.4g} network evaluations each"
     text += f" (at most {maximum})" if maximum != mean else ""
     return text + (f"; {failed} of them did not reach t = 1" if failed else "")
 
 
-def in_words(sampling: SamplingConfig) -> str:
+def describe_sampling(sampling: SamplingConfig) -> str:
     """Describe the sampler, such as "heun with 16 steps and guidance 1.5"."""
     if sampling.num_steps is None:
         solver = f"{sampling.solver} at tolerance {sampling.rtol:g}"
@@ -90,7 +90,7 @@ def in_words(sampling: SamplingConfig) -> str:
     return solver if sampling.guidance == 1.0 else f"{solver} and guidance {sampling.guidance:g}"
 
 
-def read_samples(file: Path) -> tuple[Drawn, int]:
+def read_samples(file: Path) -> tuple[SampleSet, int]:
     """Read the samples that `sample_run` wrote, and the training step of the weights.
 
     Raises:
@@ -100,52 +100,56 @@ def read_samples(file: Path) -> tuple[Drawn, int]:
         arrays = read_npz(file)
         labels, x0 = arrays.get("labels"), arrays.get("x0")  # Optional.
         prompts = tuple(map(str, arrays.get("prompts", ())))
-        drawn = Drawn(
+        samples = SampleSet(
             arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0, prompts=prompts
         )
-        return drawn, int(arrays["step"])
+        return samples, int(arrays["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold samples that fmjax wrote, got {error}") from error
 
 
-def write_samples(drawn: Drawn, step: int, stem: Path) -> list[Path]:
+def write_samples(samples: SampleSet, step: int, stem: Path) -> list[Path]:
     """Write samples and the training step to `STEM.npz`, and a picture to `STEM.png`.
 
     Returns:
         The files; data that are neither images nor points in the plane have no picture.
     """
-    arrays: dict[str, np.ndarray] = {"x1": drawn.x1, "nfe": drawn.nfe, "succeeded": drawn.succeeded}
+    arrays: dict[str, np.ndarray] = {
+        "x1": samples.x1,
+        "nfe": samples.nfe,
+        "succeeded": samples.succeeded,
+    }
     for name in ("labels", "x0"):
-        if getattr(drawn, name) is not None:
-            arrays[name] = getattr(drawn, name)
-    if drawn.prompts:
-        arrays["prompts"] = np.asarray(drawn.prompts)
+        if getattr(samples, name) is not None:
+            arrays[name] = getattr(samples, name)
+    if samples.prompts:
+        arrays["prompts"] = np.asarray(samples.prompts)
     arrays["step"] = np.asarray(step)
-    npz_file, *pictures = sample_files(stem, drawn.x1.shape[1:])
+    npz_file, *pictures = sample_files(stem, samples.x1.shape[1:])
     # The arrays are written last, so that a complete NPZ file implies a complete picture.
     for picture in pictures:
-        write_picture(drawn, picture)
+        write_picture(samples, picture)
     write_npz(npz_file, **arrays)
     return [*pictures, npz_file]
 
 
-def write_picture(drawn: Drawn, file: Path) -> None:
+def write_picture(samples: SampleSet, file: Path) -> None:
     """Write samples as PNG: a grid of images with one row per class, or points in the plane."""
     with write_atomically(file) as temporary:
-        temporary.write_bytes(_picture(drawn))
+        temporary.write_bytes(_picture(samples))
 
 
-def _picture(drawn: Drawn) -> bytes:
+def _picture(samples: SampleSet) -> bytes:
     """Encode samples as PNG: a grid of images, or points in the plane."""
-    if is_image(drawn.x1.shape[1:]):
+    if is_image(samples.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
-        images, columns, row_labels = grid_of(drawn)
+        images, columns, row_labels = sample_grid(samples)
         return image_bytes(image_grid(images, columns, row_labels=row_labels))
     from fmjax.report.plots import plot_points
     from fmjax.report.style import png_bytes
 
-    return png_bytes(plot_points(drawn.x1, np.empty((0, 2))))
+    return png_bytes(plot_points(samples.x1, np.empty((0, 2))))
 
 
 def sample_files(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
@@ -155,7 +159,7 @@ def sample_files(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
     return [stem.with_name(stem.name + suffix) for suffix in suffixes]
 
 
-def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
+def sample_grid(samples: SampleSet) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """Arrange images in a grid with one row per class or prompt.
 
     Short rows are filled with NaN. If the source points are images, a row of source points precedes
@@ -164,7 +168,7 @@ def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
     Returns:
         Images `[rows * columns, *event]`, the number of columns, and a name for each row.
     """
-    num, labels = len(drawn.x1), drawn.labels
+    num, labels = len(samples.x1), samples.labels
     if labels is None:
         columns = max(1, round(num**0.5))
         rows = [np.arange(first, min(first + columns, num)) for first in range(0, num, columns)]
@@ -173,13 +177,13 @@ def grid_of(drawn: Drawn) -> tuple[np.ndarray, int, tuple[str, ...]]:
         classes = list(dict.fromkeys(labels.tolist()))
         rows = [np.flatnonzero(labels == label) for label in classes]
         columns = max(map(len, rows))
-        names = tuple(drawn.prompts[c] if drawn.prompts else str(c) for c in classes)
-    sides = [drawn.x1]
-    if drawn.x0 is not None:
-        sides = [drawn.x0, drawn.x1]
+        names = tuple(samples.prompts[c] if samples.prompts else str(c) for c in classes)
+    sides = [samples.x1]
+    if samples.x0 is not None:
+        sides = [samples.x0, samples.x1]
         names = tuple(name for target in names or ["to"] * len(rows) for name in ("from", target))
-    grid = np.full((len(rows), len(sides), columns, *drawn.x1.shape[1:]), np.nan, np.float32)
+    grid = np.full((len(rows), len(sides), columns, *samples.x1.shape[1:]), np.nan, np.float32)
     for row, indices in enumerate(rows):
         for side, images in enumerate(sides):
             grid[row, side, : len(indices)] = images[indices]
-    return grid.reshape(-1, *drawn.x1.shape[1:]), columns, names
+    return grid.reshape(-1, *samples.x1.shape[1:]), columns, names

@@ -6,20 +6,20 @@ from fmjax._arrays import Params
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, Steps, make_solve
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import Drawn, make_draw_samples
+from fmjax.runs.sampling.batches import SampleSet, make_sampler
 from fmjax.runs.sampling.calibrated_grid import run_grid
 from fmjax.runs.sampling.conditions import SampleConditions
 from fmjax.runs.sampling.source_points import run_source_points
 
 
-def draw_from(
+def sample_from_run(
     run: Run,
     sampling: SamplingConfig,
     conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
-) -> Drawn:
-    """Draw `sampling.num_samples` samples from a run.
+) -> SampleSet:
+    """Generate `sampling.num_samples` samples from a run.
 
     Measures the calibrated time grid if `sampling` uses it and the run folder does not have it.
 
@@ -29,17 +29,17 @@ def draw_from(
         conditions: Conditions of the samples; None for an unconditional model.
         progress: Receives progress reports.
     """
-    return make_draw_from(run, sampling, conditions, progress=progress)(run.params)
+    return make_run_sampler(run, sampling, conditions, progress=progress)(run.params)
 
 
-def make_draw_from(
+def make_run_sampler(
     run: Run,
     sampling: SamplingConfig,
     conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
-) -> Callable[[Params], Drawn]:
-    """Make a function that draws samples for any weights of a run and compiles only once.
+) -> Callable[[Params], SampleSet]:
+    """Make a function that samples with any weights of a run and compiles only once.
 
     Args:
         run: A trained run; its `params` are not used.
@@ -51,7 +51,7 @@ def make_draw_from(
     steps = run_steps(run, sampling, progress)
     source_points = None if run.config.source is None else run_source_points(run, progress)
     solve = make_solve(run.experiment, sampling)
-    draw = make_draw_samples(
+    sample_batches = make_sampler(
         run.config.path,
         solve,
         steps,
@@ -61,11 +61,11 @@ def make_draw_from(
         source_points=source_points,
     )
 
-    def draw_with(params: Params) -> Drawn:
-        drawn = draw(params, conditions.cond, progress)
-        return drawn._replace(labels=conditions.labels, prompts=conditions.prompts)
+    def sample(params: Params) -> SampleSet:
+        samples = sample_batches(params, conditions.cond, progress)
+        return samples._replace(labels=conditions.labels, prompts=conditions.prompts)
 
-    return draw_with
+    return sample
 
 
 def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent()) -> Steps:

@@ -26,7 +26,12 @@ from fmjax.sharding.processes import all_or_none, is_main
 from fmjax.training.checkpoints.digests import write_digests
 from fmjax.training.checkpoints.errors import CheckpointWriteError, barrier, disk_error
 from fmjax.training.checkpoints.named_arrays import flat_arrays, key_impl
-from fmjax.training.checkpoints.reader import Reader, check_step_metadata, described, warn_of
+from fmjax.training.checkpoints.reader import (
+    Reader,
+    check_step_metadata,
+    describe_arrays,
+    warn_about_damage,
+)
 from fmjax.training.state import TrainState
 
 _ARRAYS = ("ema_params", "state")
@@ -98,7 +103,7 @@ class Checkpoints:
         """
         arrays = {name: flat_arrays(tree) for name, tree in _parts(state).items()}
         run: dict[str, Any] = {
-            "arrays": {name: described(part) for name, part in arrays.items()},
+            "arrays": {name: describe_arrays(part) for name, part in arrays.items()},
             "key_impl": key_impl(state.key),
             "extra": dict(extra),
         }
@@ -218,7 +223,7 @@ def restore_ema(
         if step is not None:
             return read(reader.existing(step))
         (params, newest_step), damage = reader.newest(read)
-        warn_of(damage, newest_step)
+        warn_about_damage(damage, newest_step)
         return params, newest_step
 
 

@@ -15,8 +15,8 @@ Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 def flat_arrays(tree: PyTree) -> dict[str, Leaf]:
     """Return the leaves of `tree` by dotted name, with typed random keys as their uint32 data."""
     named = {
-        jax.tree_util.keystr(path, simple=True, separator="."): key_bits(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(key_path, simple=True, separator="."): key_bits(leaf)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     assert len(named) == len(jax.tree.leaves(tree)), "two leaves have the same name"
     return named

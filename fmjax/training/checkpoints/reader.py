@@ -25,7 +25,7 @@ class SavedRun(TypedDict):
     """Content of the JSON text of a checkpoint.
 
     Attributes:
-        arrays: Dtype and shape of each array, as from `described`, by item and name.
+        arrays: Dtype and shape of each array, as from `describe_arrays`, by item and name.
         key_impl: Name of the random number generator.
         extra: JSON data saved by the caller.
     """
@@ -153,7 +153,7 @@ class Reader(NamedTuple):
             like: Arrays or `ShapeDtypeStruct`s with the shapes and shardings to restore.
         """
         target = {key: _with_sharding(leaf) for key, leaf in flat_arrays(like).items()}
-        self._require_same_arrays(step, run["arrays"].get(name, {}), described(target), name)
+        self._require_same_arrays(step, run["arrays"].get(name, {}), describe_arrays(target), name)
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         item = ocp.args.PyTreeRestore(target, restore_args=restore_args)
         arrays = self._item(step, name, item)
@@ -219,13 +219,13 @@ class Reader(NamedTuple):
         )
 
 
-def warn_of(damage: Mapping[int, str], step: int) -> None:
+def warn_about_damage(damage: Mapping[int, str], step: int) -> None:
     """Warn that checkpoints later than `step` are damaged and were skipped."""
     for text in damage.values():
         warnings.warn(f"{text}; using the checkpoint of step {step} instead", stacklevel=3)
 
 
-def described(arrays: Mapping[str, Leaf]) -> dict[str, str]:
+def describe_arrays(arrays: Mapping[str, Leaf]) -> dict[str, str]:
     """Describe the dtype and shape of each array, such as `float32[3, 4]`."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
 

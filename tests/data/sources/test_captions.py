@@ -13,10 +13,10 @@ from fmjax._arrays import TokenShape
 from fmjax.data import (
     CaptionedClasses,
     CaptionedImages,
+    DataSource,
     EmojiData,
     IdxData,
     NoSuchSplit,
-    Source,
     batches,
     load,
 )
@@ -52,7 +52,7 @@ def test_images_and_the_captions_beside_them_go_together(tmp_path):
     train, test = (load(source(tmp_path, test_every=5), split) for split in ("train", "test"))
     assert len(train) + len(test) == 60
     assert 0 < len(test) < 30
-    assert isinstance(source(tmp_path), Source)
+    assert isinstance(source(tmp_path), DataSource)
     assert source(tmp_path).shape() == (train.event_shape, train.conditions)
     assert train.conditions == TokenShape(4, 16)
     for dataset in (train, test):
@@ -190,7 +190,7 @@ def test_links_to_images_folders_and_lists_are_followed(tmp_path):
     (tmp_path / "mine" / "train").mkdir(parents=True)
     (tmp_path / "mine" / "train" / "below").symlink_to(tmp_path / "elsewhere")
     dataset = load(source(tmp_path / "mine"))
-    assert [path.name for path in dataset.x.paths] == ["0.png", "1.png"]
+    assert [path.name for path in dataset.x.files] == ["0.png", "1.png"]
     assert dataset.captions.texts == ["a red picture", "a green picture"]
     (tmp_path / "linked").symlink_to(tmp_path / "mine")
     assert len(load(source(tmp_path / "linked"))) == 2
@@ -206,7 +206,7 @@ def test_what_is_not_followed_or_read_is_counted_in_one_line(tmp_path, heard):
     for name in ("x.heic", "y.HEIC", "z", "a/.hidden", "a/0.caption"):
         (train / name).write_text("x")
     dataset = load(source(tmp_path), progress=heard)
-    names = [path.relative_to(train).as_posix() for path in dataset.x.paths]
+    names = [path.relative_to(train).as_posix() for path in dataset.x.files]
     there = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
     assert names == there
     assert heard.lines == [

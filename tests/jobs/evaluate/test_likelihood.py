@@ -51,7 +51,7 @@ def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
     assert result.bits_per_dim == pytest.approx(-(result.nats / 64 + np.log(0.125)) / np.log(2))
     assert (result.num_examples, result.num_failed, result.step) == (20, 0, 1)
     assert result.nfe == 8 * 4 * (1 + 64)
-    written = json.loads((digits.folder.path / "likelihood.json").read_text())
+    written = json.loads((digits.folder.root / "likelihood.json").read_text())
     assert written == result._asdict()
 
 
@@ -61,7 +61,7 @@ def test_points_of_the_plane_have_nats_alone(toy, capsys):
         main(
             [
                 "likelihood",
-                str(toy.folder.path),
+                str(toy.folder.root),
                 "--num-examples",
                 "20",
                 "--divergence",
@@ -75,11 +75,11 @@ def test_points_of_the_plane_have_nats_alone(toy, capsys):
     said = capsys.readouterr().out
     assert "bits" not in said
     assert "nats over 20 test examples by tsit5 at tolerance 0.01, exact divergence" in said
-    written = json.loads((toy.folder.path / "likelihood.json").read_text())
+    written = json.loads((toy.folder.root / "likelihood.json").read_text())
     assert written["bits_per_dim"] is written["bin_width"] is None
     # The same examples whatever the batch.
     again = likelihood_run(
-        open_run(toy.folder.path),
+        open_run(toy.folder.root),
         LikelihoodConfig(
             num_examples=20, divergence="exact", solver="rk4", num_steps=8, batch_size=8
         ),

@@ -15,7 +15,7 @@ from fmjax.config.invert import InvertConfig
 from fmjax.data import DigitsData, load
 from fmjax.jobs.invert import invert
 from fmjax.jobs.invert.image_examples import Examples, chosen_images, over_devices, read_image
-from fmjax.jobs.invert.invert import RoundTrip, described, invert_run
+from fmjax.jobs.invert.invert import RoundTrip, invert_run, summarize_round_trip
 from fmjax.jobs.invert.pictures import edit_all
 from fmjax.networks import DiTConfig
 from fmjax.paths import Linear, VelocityNet
@@ -236,6 +236,6 @@ def test_settings_that_mean_nothing_are_refused(setting, message):
 
 def test_images_that_did_not_arrive_are_told():
     trip = RoundTrip("heun", 8, None, 32.0, 1e-3, 2e-3, 1.0, 2)
-    assert described(trip).endswith("rms of the noise 1.000; 2 solves failed")
+    assert summarize_round_trip(trip).endswith("rms of the noise 1.000; 2 solves failed")
     none = trip._replace(mean_rmse=None, worst_rmse=None, noise_rms=None)
-    assert described(none) == "heun, 8 steps, 32 network evaluations: all solves failed"
+    assert summarize_round_trip(none) == "heun, 8 steps, 32 network evaluations: all solves failed"

@@ -114,7 +114,7 @@ def test_a_network_trains_on_it_with_encoders_dropped_one_by_one(encoded):
     )
     experiment = build(config, data.event_shape, data.conditions)
     batch = jax.tree.map(jnp.asarray, next(batches(data, batch_size=8)))
-    examples = experiment.objective.draw(jax.random.key(0), batch)
+    examples = experiment.objective.make_examples(jax.random.key(0), batch)
     zero = [not np.any(row) for row in examples.cond.pooled]
     assert 0 < sum(zero) < 8
     params = experiment.net.init(jax.random.key(1))

@@ -144,7 +144,7 @@ def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
     before = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
     monkeypatch.setattr(module, "load_transformer", watched)
     generate(model, ["a cat"], SMALL)
-    smallest = (model.path / "text_encoder" / "model.safetensors").stat().st_size
+    smallest = (model.root / "text_encoder" / "model.safetensors").stat().st_size
     assert seen["bytes"] - before < smallest / 4
 
 

@@ -51,13 +51,13 @@ def test_what_has_not_been_made_is_left_out(folder):
 
 
 def test_likelihood_has_its_table(folder):
-    write(folder.path / "likelihood.json", LIKELIHOOD._asdict())
+    write(folder.root / "likelihood.json", LIKELIHOOD._asdict())
     page = page_of_run(folder)
     assert "Mean over 19 test examples by rk4 with 8 steps; 520 network evaluations each." in page
     assert '<td>bits per dimension</td><td data-value="2.345">2.345</td>' in page
     assert '<td>nats per example</td><td data-value="-93.5">-93.5</td>' in page
     points = LIKELIHOOD._replace(bits_per_dim=None, bits_error=None, bin_width=None)
-    write(folder.path / "likelihood.json", points._asdict())
+    write(folder.root / "likelihood.json", points._asdict())
     assert "bits per dimension" not in page_of_run(folder)
 
 
@@ -79,7 +79,7 @@ def test_round_trips_have_their_table_and_pictures_their_sections(folder):
 @pytest.mark.parametrize("name", ["likelihood", "inversion"])
 @pytest.mark.parametrize("document", [[], {"what": "else"}])
 def test_foreign_files_are_refused(folder, name, document):
-    write(folder.path / f"{name}.json", document)
+    write(folder.root / f"{name}.json", document)
     with pytest.raises(ValueError, match=rf"{name}\.json must hold (an object|a value at step)"):
         page_of_run(folder)
 

@@ -15,7 +15,7 @@ from fmjax.config import (
     TrainingConfig,
 )
 from fmjax.data import DigitsData, ToyData, open_pairs
-from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
+from fmjax.jobs.evaluate.straightness import measure_straightness, read_straightness
 from fmjax.jobs.report.report import report_study
 from fmjax.jobs.study.seeds import mean_row
 from fmjax.jobs.study.study import run_study
@@ -47,7 +47,7 @@ STUDY = StudyConfig(
         SamplingConfig(solver="euler_maruyama", num_steps=2, batch_size=24),
     ),
     num_samples=24,
-    num_paths=8,
+    num_trajectories=8,
 )
 
 
@@ -154,7 +154,10 @@ def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(fold
     student = dataclasses.replace(FIRST, name="student", reflow=pairs)
     one = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
     study = dataclasses.replace(
-        STUDY, runs=(FIRST, student), samplings=STUDY.samplings[1:], own_samplings={"student": one}
+        STUDY,
+        runs=(FIRST, student),
+        samplings=STUDY.samplings[1:],
+        samplings_by_run={"student": one},
     )
     before = stamps(folder)
     found = run_study(study, folder)
@@ -165,7 +168,7 @@ def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(fold
     assert before.items() <= stamps(folder).items()
     assert open_run(folder / "student").config.reflow.teacher == str(folder / "first")
     assert len(open_pairs(folder / "first" / "pairs", (8, 8, 1), 10)) == 32
-    paths = read_paths(folder / "student" / "paths.json")
+    paths = read_straightness(folder / "student" / "straightness.json")
     assert paths.step == 2
     assert paths.s > 0
     assert len(paths.deviation) == len(paths.times)
@@ -208,7 +211,7 @@ def test_seeds_give_means_and_their_spread(folder):
     assert "first_seed1" in page
     assert "4 models" in page
     assert "means over 2 seeds" in page
-    kept = read_paths(folder / "first" / "paths.json")
+    kept = read_straightness(folder / "first" / "straightness.json")
     assert f"{kept.cost:.3g}" in page
 
 
@@ -229,12 +232,12 @@ def test_figures_that_one_seed_lacks_are_not_known():
 
 
 def test_paths_are_followed_again_if_others_are_asked_for(folder):
-    few = dataclasses.replace(STUDY, runs=(FIRST,), num_paths=4)
+    few = dataclasses.replace(STUDY, runs=(FIRST,), num_trajectories=4)
     run_study(few, folder)
-    assert read_paths(folder / "first" / "paths.json").num_paths == 4
-    measure_paths(open_run(folder / "first"), SamplingConfig(guidance=2.0), 4)
+    assert read_straightness(folder / "first" / "straightness.json").num_trajectories == 4
+    measure_straightness(open_run(folder / "first"), SamplingConfig(guidance=2.0), 4)
     run_study(few, folder)
-    assert read_paths(folder / "first" / "paths.json").guidance == 1.0
+    assert read_straightness(folder / "first" / "straightness.json").guidance == 1.0
 
 
 def test_the_seeds_of_a_student_have_pairs_and_teachers_of_their_own():

@@ -24,10 +24,10 @@ from fmjax.jobs.evaluate.evaluate import read_evaluation
 from fmjax.jobs.train.train import train_folder
 from fmjax.runs import real_data
 from fmjax.runs.folder import open_run, read_captions, read_config, read_model
-from fmjax.runs.sampling.conditions import conds_of, data_conditions, requested_conditions
+from fmjax.runs.sampling.conditions import data_conditions, network_conditions, requested_conditions
 from fmjax.runs.sampling.files import (
-    grid_of,
     read_samples,
+    sample_grid,
     settings_name,
 )
 
@@ -47,7 +47,7 @@ def get_config():
                                 prompts=("a red picture", "blue")),
         compare=CompareConfig(num_samples=8, fixed_solvers=("euler",), num_steps=(2,),
                               adaptive_solvers=(), tolerances=()),
-        evaluation=EvaluationConfig(num_samples=16, num_projections=8, num_paths=8),
+        evaluation=EvaluationConfig(num_samples=16, num_projections=8, num_trajectories=8),
     )
 """
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -98,7 +98,7 @@ def test_the_samples_are_of_the_prompts_of_the_config_in_rows(trained):
     assert step == 3
     assert drawn.prompts == ("a red picture", "blue")
     np.testing.assert_array_equal(drawn.labels, [0] * 4 + [1] * 4)
-    images, columns, names = grid_of(drawn)
+    images, columns, names = sample_grid(drawn)
     assert (len(images), columns, names) == (8, 4, ("a red picture", "blue"))
 
 
@@ -126,7 +126,7 @@ def test_data_are_asked_for_in_the_words_that_the_run_knows(run):
     assert sorted(counts) == [16, 17, 17] or sum(counts) == 50
     assert asked.labels is None
     which = np.array([0, 3])
-    np.testing.assert_array_equal(conds_of(run, train, which), train.conds(which))
+    np.testing.assert_array_equal(network_conditions(run, train, which), train.conds(which))
 
 
 def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, capsys):

@@ -200,7 +200,7 @@ def test_untrained_weights_come_back_byte_for_byte(weights, of_all, tmp_path):
     state, _ = initial_state(config, experiment, mesh, places, folder.checkpoints, Silent())
     with Checkpoints(folder.checkpoints) as checkpoints:
         checkpoints.save(state, {})
-    export_run(folder.path, tmp_path / "out")
+    export_run(folder.root, tmp_path / "out")
     before, after = load_file(source / FILE), load_file(tmp_path / "out" / FILE)
     assert {name: array.shape for name, array in before.items()} == {
         name: array.shape for name, array in after.items()

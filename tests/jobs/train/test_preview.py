@@ -65,7 +65,7 @@ def test_a_picture_shows_the_first_batch_of_the_samples_of_the_averaged_weights(
 
 
 def test_nothing_is_drawn_where_it_is_off_or_samples_have_no_picture(run, heard):
-    off = dataclasses.replace(CONFIG.training, draw_samples=False)
+    off = dataclasses.replace(CONFIG.training, preview_samples=False)
     assert pictures_of(run, heard, training=off) is None
     assert pictures_of(run._replace(event_shape=(8, 8, 4)), heard) is None
 
@@ -80,7 +80,7 @@ def test_too_little_memory_for_pictures_does_not_end_the_training(run, heard, mo
 
         return draw
 
-    monkeypatch.setattr("fmjax.jobs.train.preview.make_draw_from", no_memory)
+    monkeypatch.setattr("fmjax.jobs.train.preview.make_run_sampler", no_memory)
     failure = "RESOURCE_EXHAUSTED: out of memory"
     draw = pictures_of(run, heard)
     assert draw is not None

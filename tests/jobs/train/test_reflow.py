@@ -31,7 +31,7 @@ from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import ToyData, open_pairs
 from fmjax.jobs.compare.compare_run import run_methods
 from fmjax.jobs.evaluate.likelihood import likelihood_run
-from fmjax.jobs.evaluate.straightness import measure_paths, read_paths
+from fmjax.jobs.evaluate.straightness import measure_straightness, read_straightness
 from fmjax.jobs.report.report import report_run
 from fmjax.jobs.train.pairs import make_pairs, pairs_folder
 from fmjax.jobs.train.prepare import prepare
@@ -53,7 +53,7 @@ from fmjax.runs.sampling.files import (
     read_samples,
     write_samples,
 )
-from fmjax.runs.sampling.run_samples import draw_from
+from fmjax.runs.sampling.run_samples import sample_from_run
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import MeshConfig, make_mesh
 from fmjax.solvers import FixedSteps, invert, sample
@@ -84,7 +84,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(teacher):
-    config = reflow_config(TEACHER, teacher.folder.path)
+    config = reflow_config(TEACHER, teacher.folder.root)
     reflow = dataclasses.replace(config.reflow, num_pairs=3000, real_share=0.25)
     return dataclasses.replace(config, reflow=reflow)
 
@@ -96,7 +96,7 @@ def pairs(teacher, asked):
 
 @pytest.fixture(scope="module")
 def student(teacher, asked, pairs):
-    return train(asked, teacher.folder.path.parent / "student")
+    return train(asked, teacher.folder.root.parent / "student")
 
 
 def field_of(run):
@@ -167,8 +167,8 @@ def test_reflow_straightens_paths_rewires_crossings_and_keeps_the_ends(teacher, 
 
 
 def test_paths_in_the_plane_are_kept_and_drawn(student):
-    found = measure_paths(student, TEACHER.sampling, 40)
-    lines = np.asarray(read_paths(student.folder.paths).lines)
+    found = measure_straightness(student, TEACHER.sampling, 40)
+    lines = np.asarray(read_straightness(student.folder.straightness).lines)
     np.testing.assert_array_equal(lines, np.asarray(found.lines))
     x0 = run_source_points(student)(TEACHER.sampling.seed, np.arange(40))
     np.testing.assert_array_equal(lines[:, 0], x0)
@@ -176,12 +176,12 @@ def test_paths_in_the_plane_are_kept_and_drawn(student):
     np.testing.assert_allclose(lines[:, -1], ends, atol=1e-5)
     page = report_run(student).read_text(encoding="utf-8")
     assert "Trajectories in the plane" in page
-    with Image.open(student.folder.path / "figures" / "lines.png") as picture:
+    with Image.open(student.folder.root / "figures" / "lines.png") as picture:
         assert picture.width > 500
-    whole = json.loads(student.folder.paths.read_text())
+    whole = json.loads(student.folder.straightness.read_text())
     del whole["lines"]  # As files of before have none.
-    student.folder.paths.write_text(json.dumps(whole))
-    assert read_paths(student.folder.paths).lines == ()
+    student.folder.straightness.write_text(json.dumps(whole))
+    assert read_straightness(student.folder.straightness).lines == ()
     assert "Trajectories in the plane" not in report_run(student).read_text(encoding="utf-8")
 
 
@@ -217,7 +217,7 @@ def test_eight_devices_train_the_student_of_one(teacher, asked, pairs, tmp_path,
 
 
 def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
-    path = student.folder.path
+    path = student.folder.root
     config = reflow_config(student.config, path, distill=True)
     assert config.name == "teacher_2rf_distilled"
     assert config.loss.density == UniformSteps(1)
@@ -238,7 +238,7 @@ def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
 def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_path):
     # In batches that do not divide them: what fills the last one up is not among them.
     asked = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
-    drawn = draw_from(teacher, asked)
+    drawn = sample_from_run(teacher, asked)
     x0 = run_source_points(teacher)(TEACHER.sampling.seed, np.arange(20))
     rows = {tuple(row) for row in TEACHER.source.load("test").points()}
     assert {tuple(row) for row in np.asarray(x0)} <= rows
@@ -258,7 +258,7 @@ def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
     plain, found = (np.asarray(run_source_points(run)(1, numbers)) for run in (teacher, noisy))
     assert (found - plain).std() == pytest.approx(0.5, rel=0.05)
     np.testing.assert_array_equal(run_source_points(noisy)(1, numbers[7:9]), found[7:9])
-    assert reflow_config(noisy.config, teacher.folder.path).source_noise == 0.5
+    assert reflow_config(noisy.config, teacher.folder.root).source_noise == 0.5
     with pytest.raises(ValueError, match="source_noise must be 0 without a source, got 0.5"):
         dataclasses.replace(TEACHER, source=None, source_noise=0.5)
     with pytest.raises(ValueError, match=r"source_noise must be at least 0.0, got -1.0"):
@@ -271,7 +271,7 @@ def test_one_device_follows_the_paths_of_eight(teacher, tmp_path):
         params=jax.device_put(teacher.params, jax.devices()[0]),
         folder=RunFolder(tmp_path),
     )
-    found, others = (measure_paths(run, TEACHER.sampling, 20) for run in (alone, teacher))
+    found, others = (measure_straightness(run, TEACHER.sampling, 20) for run in (alone, teacher))
     for name in ("s", "length_ratio", "cost", "deviation", "curvature"):
         np.testing.assert_allclose(getattr(found, name), getattr(others, name), rtol=1e-4)
     ends = np.asarray(others.lines)[:, [0, -1]]
@@ -382,7 +382,7 @@ def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
         "from fmjax.jobs.train.pairs import make_pairs\n"
         "from fmjax.runs.folder import open_run\n"
         f"sampling = SamplingConfig(solver='rk4', num_steps=8, batch_size=100)\n"
-        f"config = ReflowConfig({str(teacher.folder.path)!r}, {config.pairs!r}, 20_000,\n"
+        f"config = ReflowConfig({str(teacher.folder.root)!r}, {config.pairs!r}, 20_000,\n"
         "                      0.25, sampling)\n"
         "pairs = make_pairs(open_run(config.teacher), config)\n"
         "print(json.dumps([len(pairs), float(pairs.examples(range(20_000)).x1.sum())]))\n"
@@ -403,4 +403,4 @@ def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
     script.write_text(script.read_text().replace(config.pairs, config.pairs + "2"))
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert broken == json.loads(done.stdout.splitlines()[-1])
-    assert open_run(teacher.folder.path).step == 400
+    assert open_run(teacher.folder.root).step == 400

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from fmjax._progress import Silent
 from fmjax.config import SamplingConfig
 from fmjax.jobs.compare.methods import ode_solve
 from fmjax.paths import AffinePath
-from fmjax.runs.sampling.batches import draw_samples
+from fmjax.runs.sampling.batches import make_sampler
 from fmjax.sharding import even_batches, make_mesh
 from tests.affine import SCHEDULES
 from tests.oracles import Gaussian
@@ -33,9 +34,10 @@ def test_exact_fields_of_every_path_give_the_mean_and_spread_of_the_data(name):
     field = Gaussian(schedule, mean=1.0, std=0.5).velocity
     sampling = SamplingConfig(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
     solve = ode_solve(lambda params: field, sampling.make_solver())
-    drawn = draw_samples(
-        AffinePath(schedule), solve, sampling.make_steps(), {}, (8,), None, sampling, make_mesh()
+    sample = make_sampler(
+        AffinePath(schedule), solve, sampling.make_steps(), (8,), sampling, make_mesh()
     )
+    drawn = sample({}, None, Silent())
     assert drawn.succeeded.all()
     np.testing.assert_allclose(drawn.x1.mean(), 1.0, atol=0.03)
     np.testing.assert_allclose(drawn.x1.std(), 0.5, atol=0.02)

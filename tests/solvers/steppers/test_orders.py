@@ -47,7 +47,7 @@ def shortening(num_steps):
     return 1.0 - np.square(1.0 - even(num_steps))
 
 
-def measured_order(solver, grid_of, coarse):
+def measured_order(solver, sample_grid, coarse):
     """The slope of log(error) between `coarse` and twice as many steps; one program for both."""
     x0 = jnp.asarray([[-2.0], [-0.75], [1.0], [2.0]], jnp.float64)
 
@@ -56,8 +56,8 @@ def measured_order(solver, grid_of, coarse):
         x1 = sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(times)).x1
         return jnp.sqrt(jnp.mean(jnp.square(x1 - ends(x0))))
 
-    fine = np.asarray(grid_of(2 * coarse))
-    padded = np.concatenate([np.asarray(grid_of(coarse)), np.ones(coarse)])
+    fine = np.asarray(sample_grid(2 * coarse))
+    padded = np.concatenate([np.asarray(sample_grid(coarse)), np.ones(coarse)])
     return float(jnp.log2(error(padded) / error(fine)))
 
 
@@ -65,9 +65,9 @@ def measured_order(solver, grid_of, coarse):
 @pytest.mark.parametrize("solver", PLAIN + EXPLICIT + IMPLICIT + IMEX, ids=name)
 def test_error_falls_with_the_order(solver):
     order, coarse = EXPECTED[type(solver).__name__]
-    grid_of = shortening if type(solver).__name__ in SHORTENING else even
+    sample_grid = shortening if type(solver).__name__ in SHORTENING else even
     with jax.enable_x64(True):
-        measured = measured_order(solver, grid_of, coarse)
+        measured = measured_order(solver, sample_grid, coarse)
     assert measured == pytest.approx(order, abs=0.1)
 
 
