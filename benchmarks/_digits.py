@@ -1,4 +1,4 @@
-"""A small DiT trained on the digits, whose velocity field the solver benchmarks use."""
+"""A small DiT trained on the digits, which the solver benchmarks sample."""
 
 import jax
 import jax.numpy as jnp

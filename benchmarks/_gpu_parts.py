@@ -55,12 +55,12 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
 )
 STARTED_AT = time.monotonic()
-SPARE_SECONDS = 10.0  # No measurement is started that would end later than this before the limit.
+SPARE_SECONDS = 10.0  # Measurements must end this long before the time limit.
 STD = 0.02  # Standard deviation of the random weights.
 
 
 def changed(config: Config, **changes: dict[str, object]) -> Config:
-    """Replace fields of parts of a config, given as `network={"remat": "full"}`."""
+    """Replace fields of parts of a config, for example `network={"remat": "full"}`."""
     parts = {
         name: dataclasses.replace(getattr(config, name), **fields)
         for name, fields in changes.items()
@@ -292,8 +292,8 @@ class Case(NamedTuple):
             return None
         return program, compiled
 
-    def facts(self, work: Work, compiled: Compiled) -> dict[str, object]:
-        """Return the fields of every result on the network and the program."""
+    def program_fields(self, work: Work, compiled: Compiled) -> dict[str, object]:
+        """Return the fields of a result that describe the network and the program."""
         stats = self.device.memory_stats() or {}
         return {
             "num_parameters": num_parameters(work.params),
@@ -411,7 +411,7 @@ def measure_training(
             images_per_second=rate,
             **case.speed(flops, rate),
             finite=bool(training.finite),
-            **case.facts(work, compiled),
+            **case.program_fields(work, compiled),
         )
         if rate <= best_rate:
             return
@@ -486,7 +486,7 @@ def measure_sampling(
         evaluations_per_second=nfe * rate,
         **speed,
         finite=bool(jnp.all(samples.succeeded)),
-        **case.facts(work, compiled),
+        **case.program_fields(work, compiled),
     )
     return params
 
@@ -537,7 +537,7 @@ def measure_about(case: Case) -> None:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of the installed ones of some packages."""
+    """Return the versions of those packages that are installed."""
     installed = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -549,10 +549,10 @@ def driver_version() -> str | None:
     """Return the version of the NVIDIA driver, or None."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.split("\n")[0].strip()
+    return completed.stdout.split("\n")[0].strip()
 
 
 MEASURES = {

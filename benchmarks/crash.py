@@ -59,14 +59,15 @@ def train(folder: Path) -> None:
     train_folder(config, folder, progress=PrintedProgress())
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start_child(folder: Path) -> subprocess.Popen[str]:
     """Start a child process that trains the run in `folder`."""
     command = [sys.executable, __file__, "--child", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def newest(folder: Path) -> int | None:
-    """Return the step of the newest complete checkpoint: incomplete ones have other names."""
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest complete checkpoint, or None."""
+    # Incomplete checkpoints have names that are not numbers.
     checkpoints = folder / "checkpoints"
     names = [entry.name for entry in checkpoints.glob("*")]
     steps = [int(name) for name in names if name.isdigit()]
@@ -83,10 +84,10 @@ def final_state(folder: Path) -> tuple[dict[str, bytes], list[dict[str, object]]
     """Return the bytes of the last checkpoint, and the log without times."""
     import orbax.checkpoint as ocp
 
-    last = folder / "checkpoints" / str(newest(folder))
+    checkpoint = folder / "checkpoints" / str(newest_step(folder))
     arrays = {}
     for part in ("ema_params", "state"):
-        for name, array in ocp.PyTreeCheckpointer().restore(last / part).items():
+        for name, array in ocp.PyTreeCheckpointer().restore(checkpoint / part).items():
             arrays[f"{part}.{name}"] = np.asarray(array).tobytes()
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return arrays, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
@@ -103,30 +104,30 @@ def main() -> None:
         train(args.child)
         return
     rng, started_at = random.Random(args.seed), time.monotonic()
-    kills, in_training, in_a_save, num_runs = 0, 0, 0, 0
+    kills, during_training, during_save, num_runs = 0, 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         uninterrupted = Path(scratch) / "uninterrupted"
         run_started_at = time.monotonic()
-        start(uninterrupted).communicate()
+        start_child(uninterrupted).communicate()
         run_seconds = time.monotonic() - run_started_at
         expected = final_state(uninterrupted)
         while kills < args.trials:
             folder, finished = Path(scratch) / f"run{num_runs}", False
             while not finished:
-                checkpoint = newest(folder)
-                child = start(folder)
+                checkpoint = newest_step(folder)
+                process = start_child(folder)
                 kill_after = None if kills >= args.trials else rng.uniform(0.3, 1.0) * run_seconds
                 try:
-                    output, _ = child.communicate(timeout=kill_after)
+                    output, _ = process.communicate(timeout=kill_after)
                     finished = True
                 except subprocess.TimeoutExpired:
-                    child.kill()
-                    output, _ = child.communicate()
+                    process.kill()
+                    output, _ = process.communicate()
                     kills += 1
-                    in_training += "begins training" in output
+                    during_training += "begins training" in output
                     checkpoints = (folder / "checkpoints").glob("*")
-                    in_a_save += any(not entry.name.isdigit() for entry in checkpoints)
-                if child.returncode not in (0, -9):
+                    during_save += any(not entry.name.isdigit() for entry in checkpoints)
+                if process.returncode not in (0, -9):
                     raise SystemExit(f"a killed run does not resume:\n{output}")
                 step = resumed_step(output)
                 if "begins training" in output and step != checkpoint:
@@ -139,8 +140,8 @@ def main() -> None:
         {
             "benchmark": "crash",
             "kills": kills,
-            "during_training": in_training,
-            "during_a_save": in_a_save,
+            "during_training": during_training,
+            "during_a_save": during_save,
             "runs_ended_bit_equal": num_runs,
             "seconds": time.monotonic() - started_at,
         }

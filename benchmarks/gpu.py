@@ -56,7 +56,7 @@ TINY = {  # Fast compilation on a CPU.
 Line = dict[str, Any]
 
 
-class Ended(NamedTuple):
+class ProcessResult(NamedTuple):
     """How a process ended.
 
     Attributes:
@@ -73,7 +73,7 @@ def run(
     limit: float,
     on_line: Callable[[Line], None],
     environment: Mapping[str, str] | None = None,
-) -> Ended:
+) -> ProcessResult:
     """Run a command, and kill it and its child processes after `limit` seconds.
 
     Args:
@@ -94,15 +94,15 @@ def run(
     )
     last_words: collections.deque[str] = collections.deque(maxlen=15)
 
-    def say(text: str) -> None:
+    def echo(text: str) -> None:
         last_words.append(text.rstrip()[:500])
         print(text, end="", file=sys.stderr, flush=True)
 
     def read(stream: TextIO) -> None:
         with stream:
             for text in stream:
-                line = parsed(text) if stream is process.stdout else None
-                say(text) if line is None else on_line(line)
+                line = parse_line(text) if stream is process.stdout else None
+                echo(text) if line is None else on_line(line)
 
     readers = [
         threading.Thread(target=read, args=(stream,), daemon=True)
@@ -124,10 +124,10 @@ def run(
             process.wait(timeout=10)
     for reader in readers:
         reader.join(timeout=10)
-    return Ended(reason, tuple(last_words))
+    return ProcessResult(reason, tuple(last_words))
 
 
-def parsed(text: str) -> Line | None:
+def parse_line(text: str) -> Line | None:
     """Return the result in a line of text, or None if it is other output."""
     try:
         value = json.loads(text)
@@ -223,7 +223,7 @@ def main() -> None:
     args = make_parser().parse_args()
     environment = DEFAULTS | (TINY if args.tiny else {}) | os.environ | ENVIRONMENT
     started_at, lines, limits = time.monotonic(), Lines(args.output), LIMITS | dict(args.limit)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Also ends the running case.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # This also ends the running case.
 
     def measure(part: str, case: str = "") -> bool:
         remaining = args.seconds - (time.monotonic() - started_at)
@@ -233,18 +233,18 @@ def main() -> None:
             return True
         limit = min(remaining, limits[part])
         command = [sys.executable, str(SCRIPT), part, case, "--seconds", str(limit)]
-        ended = run([*command, *(["--tiny"] if args.tiny else [])], limit, lines.add, environment)
-        if ended.reason is not None:
+        result = run([*command, *(["--tiny"] if args.tiny else [])], limit, lines.add, environment)
+        if result.reason is not None:
             lines.add(
                 {
                     "line": "failure",
                     "part": part,
                     "case": case,
-                    "reason": ended.reason,
-                    "last_words": ended.last_words,
+                    "reason": result.reason,
+                    "last_words": result.last_words,
                 }
             )
-        return ended.reason is None
+        return result.reason is None
 
     succeeded = measure("about")
     if succeeded:

@@ -179,14 +179,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--start-rounds", type=int, default=3)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
+    keeps_memory = keep_freed_memory()  # This applies to the process, so to both candidates.
     starts = first_steps(args.start_rounds)
     config = load_config(CONFIG)
     num_steps = config.training.checkpoint_every
     loop = Loop(config, config.data.load("train"), num_steps)
     loop.prepare(2 * (args.rounds + 1))
     seconds = take_turns({"bare": loop.bare, "full": loop.full}, args.rounds, warmup=1)
-    blocked = TimedCheckpoints.blocked[1:]  # Without the warm-up round.
+    blocked_seconds = TimedCheckpoints.blocked[1:]  # Excludes the warm-up round.
     ratios = [a / b for a, b in zip(seconds["full"], seconds["bare"], strict=True)]
     report(
         {
@@ -195,14 +195,14 @@ def main() -> None:
             "loop_over_step_quartiles": spread(ratios),
             "step_seconds": statistics.median(seconds["bare"]) / num_steps,
             "steps_per_turn": num_steps,
-            "save_blocks_s": statistics.median(blocked),
-            "save_blocks_share": sum(blocked) / sum(seconds["full"]),
+            "save_blocks_s": statistics.median(blocked_seconds),
+            "save_blocks_share": sum(blocked_seconds) / sum(seconds["full"]),
             "rounds": args.rounds,
             "first_step_cold_s": statistics.median(starts["cold"]),
             "first_step_warm_s": statistics.median(starts["warm"]),
             "first_step_resumed_s": statistics.median(starts["resumed"]),
             "start_rounds": args.start_rounds,
-            "keeps_freed_memory": kept,
+            "keeps_freed_memory": keeps_memory,
             "jax": jax.__version__,
         }
     )

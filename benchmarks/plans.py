@@ -29,7 +29,7 @@ def batch(size: int) -> list[str]:
     return ["--training.batch-size", str(size)]
 
 
-DIT = [
+DIT_ROWS = [
     ("DiT-B/2", SIT, "v5e:2x4", [*batch(256)]),
     ("DiT-B/2", SIT, "h100:8", [*batch(1024)]),
     ("DiT-XL/2", SIT, "v5e:4x4", [*XL, *FSDP, *batch(256), "--network.remat", "full"]),
@@ -40,7 +40,7 @@ DIT = [
     ("DiT-XL/2", SIT, "h100:8", [*XL, *batch(256)]),
     ("DiT-XL/2", SIT, "a100:8", [*XL, *batch(256)]),
 ]
-LARGE = [
+FLUX_ROWS = [
     ("FLUX 12B", FLUX, "v5e:16x16", [*batch(256)]),
     ("FLUX 12B", FLUX, "v5p:4x4x4", [*batch(64)]),
     ("FLUX 12B", FLUX, "v5p:4x4x4", [*batch(256)]),
@@ -48,7 +48,7 @@ LARGE = [
     ("FLUX 12B", FLUX, "h100:64", [*batch(64)]),
 ]
 # Training and sampling of both released families, with one example per device or two.
-RELEASED = [
+RELEASED_ROWS = [
     # 2,432, the width of SD3.5 large, is divisible by 128, but not by 256.
     (name, config, grid, [*batch(num), *work, *(HALVES if (config, num) == (SD3, 256) else [])])
     for name, config in (("FLUX, 11.9 B", FLUX), ("SD3.5 large, 8.1 B", SD3))
@@ -66,7 +66,7 @@ RELEASED = [
     )
 ]
 # One slice of up to 256 chips, then several; weights are sharded within a slice.
-SCALING = [
+SCALING_ROWS = [
     (
         f"{slices} x {grid}",
         SIT,
@@ -111,9 +111,9 @@ def make_plan(config: str, topology: str, options: list[str]) -> Plan:
             file,
             *options,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
         if not file.is_file():
-            raise SystemExit(done.stderr)
+            raise SystemExit(completed.stderr)
         return json.loads(file.read_text())["plans"][0]
 
 
@@ -122,13 +122,13 @@ def gb(size: float | None, digits: int = 2) -> str:
     return "-" if size is None else f"{size / 1e9:.{digits}f}"
 
 
-def memory(plan: Plan) -> str:
+def memory_columns(plan: Plan) -> str:
     """Format two columns: the memory that the program needs, and that of a device."""
     sizes = " / ".join(gb(plan[part]) for part in ("arguments", "temporaries", "peak"))
     return f"{sizes} | {gb(plan['memory'], 1)}{'' if plan['fits'] else ', does not fit'}"
 
 
-def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
+def print_table(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Print a table of memory and speed."""
     print(
         "| model | devices | layout, batch, remat | arguments / temporaries / peak, GB | of | "
@@ -142,14 +142,14 @@ def table(rows: list[tuple[str, str, str, list[str]]]) -> None:
         layout = f"{mesh}, {plan['batch_size']}, {plan['remat']}"
         rate = plan["examples_per_second"]
         print(
-            f"| {name} | {topology} | {layout} | {memory(plan)} | "
+            f"| {name} | {topology} | {layout} | {memory_columns(plan)} | "
             f"{plan['flops'] / 1e12:.1f} | {gb(sent)} | "
             f"{rate or 0:,.4g} | {plan['compile_seconds']:.0f} s |",
             flush=True,
         )
 
 
-def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
+def print_released(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Print a table of memory and attention kernels."""
     print(
         "| model | work | devices | batch | arguments / temporaries / peak, GB | of | attention "
@@ -161,12 +161,12 @@ def released(rows: list[tuple[str, str, str, list[str]]]) -> None:
         kernels = ", ".join(f"`{kernel}`" for kernel in plan["kernels"]) or "plain products"
         print(
             f"| {name} | {plan['work']} | {topology} | {plan['batch_size']} | "
-            f"{memory(plan)} | {kernels} | {plan['compile_seconds']:.0f} s |",
+            f"{memory_columns(plan)} | {kernels} | {plan['compile_seconds']:.0f} s |",
             flush=True,
         )
 
 
-def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
+def print_scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
     """Print a table of the traffic of each chip by kind of collective, at 8 images per chip."""
     print(
         "| chips | mesh | gathered, GB | summed, GB | sent, GB | across slices, GB | "
@@ -181,23 +181,23 @@ def scaling(rows: list[tuple[str, str, str, list[str]]]) -> None:
         total = sum(collective["bytes"] for collective in traffic.values())
         sent = sum(collective["sent"] for collective in traffic.values())
         across = sum(collective["across"] for collective in traffic.values())
-        busy = (1e3 * plan["roofline"][part] for part in ("compute", "links", "network"))
+        milliseconds = (1e3 * plan["roofline"][part] for part in ("compute", "links", "network"))
         print(
             f"| {plan['num_devices']:,} | {mesh} | {gb(gathered)} | {gb(total - gathered)} | "
-            f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in busy)} |",
+            f"{gb(sent)} | {gb(across)} | {' / '.join(f'{ms:.1f}' for ms in milliseconds)} |",
             flush=True,
         )
 
 
 TABLES = {
-    "dit": (table, DIT),
-    "flux": (table, LARGE),
-    "released": (released, RELEASED),
-    "scaling": (scaling, SCALING),
+    "dit": (print_table, DIT_ROWS),
+    "flux": (print_table, FLUX_ROWS),
+    "released": (print_released, RELEASED_ROWS),
+    "scaling": (print_scaling, SCALING_ROWS),
 }
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TABLES:
-        write, rows = TABLES[name]
-        write(rows)
+        print_rows, rows = TABLES[name]
+        print_rows(rows)
         print()

@@ -36,11 +36,13 @@ from fmjax.paths import uniform_grid
 from fmjax.solvers import AdaptiveSteps, FixedSteps, Samples, sample
 
 
-def loosest(peer: TorchSolve, reference: np.ndarray, error: float) -> tuple[float, float, int]:
+def find_largest_tolerance(
+    torch_solve: TorchSolve, reference: np.ndarray, error: float
+) -> tuple[float, float, int]:
     """Return the largest tolerance of torchdiffeq with at most this error.
 
     Args:
-        peer: The solve of torchdiffeq.
+        torch_solve: The solve of torchdiffeq.
         reference: Exact samples.
         error: Largest allowed worst-sample error.
 
@@ -49,22 +51,25 @@ def loosest(peer: TorchSolve, reference: np.ndarray, error: float) -> tuple[floa
     """
 
     def error_at(exponent: float) -> float:
-        return worst_error(peer(10.0**exponent), reference)
+        return worst_error(torch_solve(10.0**exponent), reference)
 
     for exponent in -np.arange(1.0, 6.01, 0.25):
         if error_at(float(exponent)) <= error:
             break
     else:
         raise SystemExit(f"torchdiffeq does not reach an error of {error:.1e}")
-    good, bad = float(exponent), float(exponent) + 0.25
+    accepted, rejected = float(exponent), float(exponent) + 0.25
     for _ in range(4):
-        middle = 0.5 * (good + bad)
-        good, bad = (middle, bad) if error_at(middle) <= error else (good, middle)
-    return 10.0**good, error_at(good), peer.calls
+        middle = 0.5 * (accepted + rejected)
+        accepted, rejected = (middle, rejected) if error_at(middle) <= error else (accepted, middle)
+    return 10.0**accepted, error_at(accepted), torch_solve.calls
 
 
 def compare_adaptive(
-    solve: Callable[..., Samples], peer: TorchSolve, reference: np.ndarray, args: argparse.Namespace
+    solve: Callable[..., Samples],
+    torch_solve: TorchSolve,
+    reference: np.ndarray,
+    args: argparse.Namespace,
 ) -> dict[str, object]:
     """Compare Dopri5 and Tsit5 of fmjax with torchdiffeq, each at equal worst-sample error."""
     results: dict[str, object] = {}
@@ -73,11 +78,11 @@ def compare_adaptive(
         jitted = jax.jit(partial(solve, solver=solver))
         samples = jitted(steps=steps)
         error = worst_error(samples.x1, reference)
-        tolerance, peer_error, peer_nfe = loosest(peer, reference, error)
+        tolerance, torch_error, torch_nfe = find_largest_tolerance(torch_solve, reference, error)
         seconds = take_turns(
             {
                 "fmjax": partial(lambda jitted: jax.block_until_ready(jitted(steps=steps)), jitted),
-                "torch": partial(peer, tolerance),
+                "torch": partial(torch_solve, tolerance),
             },
             args.rounds,
         )
@@ -88,9 +93,9 @@ def compare_adaptive(
             f"{name}_seconds": statistics.median(seconds["fmjax"]),
             f"{name}_torch_seconds": statistics.median(seconds["torch"]),
             f"{name}_nfe": int(samples.nfe[0]),
-            f"{name}_torch_nfe": peer_nfe,
+            f"{name}_torch_nfe": torch_nfe,
             f"{name}_error": error,
-            f"{name}_torch_error": peer_error,
+            f"{name}_torch_error": torch_error,
             f"{name}_torch_tolerance": tolerance,
         }
     return results
@@ -125,11 +130,11 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--train-steps", type=int, default=200)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
+    kept = keep_freed_memory()  # This applies to the process, so to both candidates.
     params = train(args.train_steps)
     net = make_dit(CONFIG, EVENT_SHAPE, NUM_CLASSES)
-    peer_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
-    copy_weights(params, peer_net)
+    torch_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
+    copy_weights(params, torch_net)
     x0 = jax.random.normal(jax.random.key(1), (args.batch_size, *EVENT_SHAPE))
     labels = jnp.arange(args.batch_size) % NUM_CLASSES
     params = jax.device_put(params)
@@ -139,8 +144,8 @@ def main() -> None:
 
     reference_solve = jax.jit(partial(solve, solver=diffrax.Dopri8()))
     reference = np.asarray(reference_solve(steps=AdaptiveSteps(1e-6, 1e-6)).x1, np.float64)
-    peer = TorchSolve(peer_net, np.asarray(x0), np.asarray(labels))
-    results = compare_adaptive(solve, peer, reference, args) | compare_fixed(solve, args)
+    torch_solve = TorchSolve(torch_net, np.asarray(x0), np.asarray(labels))
+    results = compare_adaptive(solve, torch_solve, reference, args) | compare_fixed(solve, args)
     settings = {
         "tolerance": args.tolerance,
         "batch_size": args.batch_size,

@@ -44,13 +44,13 @@ from fmjax.paths import VelocityFn
 from fmjax.solvers import AdaptiveSteps, ErrorControl, Samples, sample
 
 Labels: TypeAlias = Int[Array, " batch"]
-# Takes a tolerance; torchdiffeq returns the samples only.
+# The argument is the tolerance. torchdiffeq returns only the samples.
 Solve = Callable[[float], Samples | np.ndarray]
 NUM_CALLS = 64
 NUM_CHECKED = 256
-LOOSE_TOLERANCE = 0.1
-# Network evaluations of Dopri5: of each attempted step, whose first stage is the last of the step
-# before, and of the choice of the first step size.
+WARMUP_TOLERANCE = 0.1
+# Network evaluations of Dopri5 per attempted step, whose first stage reuses the last stage of the
+# previous step, and for the choice of the first step size.
 NUM_STAGES, NUM_FIRST_EVALUATIONS = 6, 2
 
 
@@ -79,11 +79,11 @@ def make_solve(
     return call
 
 
-def make_torch_solve(peer_net: TorchDiT, x0: Points, labels: Labels, batch_size: int) -> Solve:
+def make_torch_solve(torch_net: TorchDiT, x0: Points, labels: Labels, batch_size: int) -> Solve:
     """Return the solve of torchdiffeq in batches."""
     batches = [
         TorchSolve(
-            peer_net, np.asarray(x0[i : i + batch_size]), np.asarray(labels[i : i + batch_size])
+            torch_net, np.asarray(x0[i : i + batch_size]), np.asarray(labels[i : i + batch_size])
         )
         for i in range(0, len(x0), batch_size)
     ]
@@ -104,7 +104,7 @@ def make_network_calls(velocity_fn: VelocityFn, x0: Points, labels: Labels) -> C
     return lambda: jax.block_until_ready(call(x0, labels))
 
 
-def batches_streamed(num_attempts: np.ndarray, slots: int) -> int:
+def count_streamed_batches(num_attempts: np.ndarray, slots: int) -> int:
     """Return the number of attempted steps of all slots until the last sample is finished.
 
     Args:
@@ -112,12 +112,12 @@ def batches_streamed(num_attempts: np.ndarray, slots: int) -> int:
         slots: Number of slots.
     """
     free_from = [0] * slots
-    for attempts in num_attempts:  # The next sample takes the slot that is free first.
+    for attempts in num_attempts:  # The next sample enters the slot that is free first.
         heapq.heapreplace(free_from, free_from[0] + int(attempts))
     return max(free_from)
 
 
-def at_tolerance(
+def measure_at_tolerance(
     solves: dict[str, Solve],
     network: Callable[[], object],
     exact: np.ndarray,
@@ -139,25 +139,29 @@ def at_tolerance(
         results[name] = solves[name](tolerance)
 
     candidates = {name: partial(solve, name) for name in solves}
-    around = {"before": network, "streaming": candidates.pop("streaming"), "after": network}
-    seconds = take_turns(around | candidates, args.rounds, warmup=0)
+    streaming_candidates = {
+        "before": network,
+        "streaming": candidates.pop("streaming"),
+        "after": network,
+    }
+    seconds = take_turns(streaming_candidates | candidates, args.rounds, warmup=0)
     streamed = results["streaming"]
     full_batches = float(streamed.nfe.sum()) / args.slots
     attempts = streamed.num_accepted + streamed.num_rejected
     computed_batches = (
-        NUM_STAGES * batches_streamed(attempts, args.slots)
+        NUM_STAGES * count_streamed_batches(attempts, args.slots)
         + NUM_FIRST_EVALUATIONS * len(attempts) / args.slots
     )
     network_seconds = [
         0.5 * (a + b) for a, b in zip(seconds["before"], seconds["after"], strict=True)
     ]
-    least = [full_batches * s / NUM_CALLS for s in network_seconds]
-    low, high = spread([a / b for a, b in zip(seconds["streaming"], least, strict=True)])
+    min_seconds = [full_batches * s / NUM_CALLS for s in network_seconds]
+    low, high = spread([a / b for a, b in zip(seconds["streaming"], min_seconds, strict=True)])
     return {
         "tolerance": tolerance,
         "nfe_mean": float(streamed.nfe.mean()),
         "nfe_most": int(streamed.nfe.max()),
-        "overhead": median_ratio(seconds["streaming"], least),
+        "overhead": median_ratio(seconds["streaming"], min_seconds),
         "overhead_quartiles": (low, high),
         "idle": computed_batches / full_batches,
         "network_milliseconds": 1e3 * statistics.median(network_seconds) / NUM_CALLS,
@@ -169,13 +173,15 @@ def at_tolerance(
     }
 
 
-def at_equal_error(rows: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+def interpolate_to_equal_error(
+    rows: list[dict[str, Any]], names: Iterable[str]
+) -> list[dict[str, Any]]:
     """Interpolate the seconds of each way to errors that all of them reach.
 
     The interpolation is linear in the logarithms.
 
     Args:
-        rows: Results at each tolerance, of `at_tolerance`.
+        rows: Results of `measure_at_tolerance` at each tolerance.
         names: Names of the ways.
     """
     logs = {
@@ -186,12 +192,12 @@ def at_equal_error(rows: list[dict[str, Any]], names: Iterable[str]) -> list[dic
     high = min(points[-1][0] for points in logs.values())
     errors = [e for e in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5) if low <= math.log(e) <= high]
     return [
-        {"error": e, "seconds": {n: math.exp(_interpolated(logs[n], math.log(e))) for n in logs}}
+        {"error": e, "seconds": {n: math.exp(_interpolate(logs[n], math.log(e))) for n in logs}}
         for e in errors
     ]
 
 
-def _interpolated(points: list[tuple[float, float]], x: float) -> float:
+def _interpolate(points: list[tuple[float, float]], x: float) -> float:
     xs, ys = zip(*points, strict=True)
     return float(np.interp(x, xs, ys))
 
@@ -207,21 +213,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_samples % args.slots:
         parser.error("--num-samples must be a multiple of --slots")
-    keep_freed_memory()  # A setting of the process, so of all candidates.
+    keep_freed_memory()  # This applies to the process, so to all candidates.
     params = train(args.train_steps)
     net = make_dit(CONFIG, EVENT_SHAPE, NUM_CLASSES)
-    peer_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
-    copy_weights(params, peer_net)
+    torch_net = TorchDiT(CONFIG, EVENT_SHAPE, NUM_CLASSES)
+    copy_weights(params, torch_net)
     velocity_fn = partial(net.apply, jax.device_put(params))
     x0 = jax.random.normal(jax.random.key(1), (args.num_samples, *EVENT_SHAPE))
     labels = jnp.arange(args.num_samples) % NUM_CLASSES
     make = partial(make_solve, velocity_fn, x0, labels)
-    per_sample, size = ErrorControl.PER_SAMPLE, args.slots
+    per_sample_control, size = ErrorControl.PER_SAMPLE, args.slots
     solves = {
-        "streaming": make(len(x0), per_sample, args.slots),
-        "own": make(size, per_sample, None),
+        "streaming": make(len(x0), per_sample_control, args.slots),
+        "own": make(size, per_sample_control, None),
         "shared": make(size, ErrorControl.LARGEST_SAMPLE, None),
-        "torch": make_torch_solve(peer_net, x0, labels, size),
+        "torch": make_torch_solve(torch_net, x0, labels, size),
     }
     program = lower_reference(
         lambda params: partial(net.apply, params), params, x0[:NUM_CHECKED], labels[:NUM_CHECKED]
@@ -231,10 +237,10 @@ def main() -> None:
     network = make_network_calls(velocity_fn, x0[:size], labels[:size])
     network()  # Compile.
     for solve in solves.values():
-        solve(LOOSE_TOLERANCE)  # Compile.
+        solve(WARMUP_TOLERANCE)  # Compile.
     rows = []
     for tolerance in args.tolerances:
-        rows.append(at_tolerance(solves, network, exact.x1, tolerance, args))
+        rows.append(measure_at_tolerance(solves, network, exact.x1, tolerance, args))
         print(rows[-1], file=sys.stderr, flush=True)  # Progress, as each row takes minutes.
     settings = {
         "num_samples": args.num_samples,
@@ -244,7 +250,7 @@ def main() -> None:
         "jax": jax.__version__,
         "torch": torch.__version__,
     }
-    results = {"rows": rows, "at_equal_error": at_equal_error(rows, solves)}
+    results = {"rows": rows, "at_equal_error": interpolate_to_equal_error(rows, solves)}
     report({"benchmark": "streaming"} | results | settings)
 
 

@@ -1,8 +1,8 @@
 """Benchmark of the training step of a DiT: fmjax against PyTorch eager, on a CPU.
 
 The DiT has width 192, 6 layers, 3 heads and patch size 2; the data are 28x28x1 images of 10
-classes, batch size 128, float32. A step draws noise and times, computes the loss and its gradient,
-and updates the weights by AdamW and their moving average. Run:
+classes, batch size 128, float32. A step samples noise and times, computes the loss and its
+gradient, and updates the weights by AdamW and their moving average. Run:
 
     python benchmarks/train_step.py --rounds 12
 
@@ -100,11 +100,11 @@ def largest_difference(config: DiTConfig, seed: int = 0) -> float:
     t, labels = rng.uniform(size=4).astype(np.float32), rng.integers(0, NUM_CLASSES + 1, 4)
     x = rng.standard_normal((4, *EVENT_SHAPE), np.float32)
     output = np.asarray(jax.jit(net.apply)(params, t, x, labels))
-    peer = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
-    copy_weights(params, peer)
+    torch_net = TorchDiT(config, EVENT_SHAPE, NUM_CLASSES)
+    copy_weights(params, torch_net)
     with torch.no_grad():
-        peer_output = peer(*map(torch.from_numpy, (t, x, labels))).numpy()
-    return float(np.abs(output - peer_output).max() / np.abs(peer_output).max())
+        torch_output = torch_net(*map(torch.from_numpy, (t, x, labels))).numpy()
+    return float(np.abs(output - torch_output).max() / np.abs(torch_output).max())
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--accumulation-steps", type=int, default=4)
     args = parser.parse_args()
-    kept = keep_freed_memory()  # A setting of the process, so of both candidates.
+    kept = keep_freed_memory()  # This applies to the process, so to both candidates.
     config = DiTConfig(patch_size=2, width=192, num_layers=6, num_heads=3, unroll_layers=True)
     difference = largest_difference(dataclasses.replace(config, unroll_layers=False))
     if difference > 1e-3:

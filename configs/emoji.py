@@ -5,8 +5,9 @@ fmjax sample runs/emoji --prompts "a purple heart" "a dog with sunglasses"
 
 The images come from the Debian packages fonts-noto-color-emoji and unicode-data.
 
-On two CPU cores, the entire command takes 23 minutes. The model draws prompts whose words occur in
-the training data, also for emoji that were held out, but not a cat with sunglasses.
+On two CPU cores, the entire command takes 23 minutes. The model generates emoji for
+prompts whose words occur in the training data, also for emoji that were held out, but not a cat
+with sunglasses.
 """
 
 from fmjax.config import (

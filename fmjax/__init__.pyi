@@ -1,78 +1,88 @@
 """Stubs of the public names; `fmjax/__init__.py` reads them to import each on first use."""
 
-from . import config as config
-from . import data as data
-from . import jobs as jobs
-from . import losses as losses
-from . import metrics as metrics
-from . import networks as networks
-from . import paths as paths
-from . import planning as planning
-from . import pretrained as pretrained
-from . import report as report
-from . import runs as runs
-from . import sharding as sharding
-from . import solvers as solvers
-from . import training as training
+from . import (
+    config as config,
+    data as data,
+    jobs as jobs,
+    losses as losses,
+    metrics as metrics,
+    networks as networks,
+    paths as paths,
+    planning as planning,
+    pretrained as pretrained,
+    report as report,
+    runs as runs,
+    sharding as sharding,
+    solvers as solvers,
+    training as training,
+)
 from ._arrays import Batch as Batch
 from ._memory import keep_freed_memory as keep_freed_memory
-from .data import Dataset as Dataset
-from .data import batches as batches
+from .data import Dataset as Dataset, batches as batches
 from .jobs.released.generate import generate as generate
-from .losses import Objective as Objective
-from .losses import flow_matching_loss as flow_matching_loss
-from .losses import flow_matching_objective as flow_matching_objective
-from .losses import mean_flow_objective as mean_flow_objective
-from .losses import shortcut_objective as shortcut_objective
+from .losses import (
+    Objective as Objective,
+    flow_matching_loss as flow_matching_loss,
+    flow_matching_objective as flow_matching_objective,
+    mean_flow_objective as mean_flow_objective,
+    shortcut_objective as shortcut_objective,
+)
 from .metrics import frechet_distance as frechet_distance
-from .networks import DiTConfig as DiTConfig
-from .networks import FluxConfig as FluxConfig
-from .networks import LoRAConfig as LoRAConfig
-from .networks import MLPConfig as MLPConfig
-from .networks import MMDiTConfig as MMDiTConfig
-from .networks import TextEncoderConfig as TextEncoderConfig
-from .networks import UNetConfig as UNetConfig
-from .networks import make_flow_map as make_flow_map
-from .networks import make_network as make_network
-from .paths import AffinePath as AffinePath
-from .paths import Cosine as Cosine
-from .paths import Independent as Independent
-from .paths import Linear as Linear
-from .paths import LogitNormal as LogitNormal
-from .paths import MinibatchOT as MinibatchOT
-from .paths import Prediction as Prediction
-from .paths import Schedule as Schedule
-from .paths import Uniform as Uniform
-from .paths import VelocityFn as VelocityFn
-from .paths import VelocityNet as VelocityNet
-from .paths import quantile_grid as quantile_grid
-from .paths import sample_times as sample_times
-from .paths import shifted_grid as shifted_grid
-from .paths import uniform_grid as uniform_grid
+from .networks import (
+    DiTConfig as DiTConfig,
+    FluxConfig as FluxConfig,
+    LoRAConfig as LoRAConfig,
+    MLPConfig as MLPConfig,
+    MMDiTConfig as MMDiTConfig,
+    TextEncoderConfig as TextEncoderConfig,
+    UNetConfig as UNetConfig,
+    make_flow_map as make_flow_map,
+    make_network as make_network,
+)
+from .paths import (
+    AffinePath as AffinePath,
+    Cosine as Cosine,
+    Independent as Independent,
+    Linear as Linear,
+    LogitNormal as LogitNormal,
+    MinibatchOT as MinibatchOT,
+    Prediction as Prediction,
+    Schedule as Schedule,
+    Uniform as Uniform,
+    VelocityFn as VelocityFn,
+    VelocityNet as VelocityNet,
+    quantile_grid as quantile_grid,
+    sample_times as sample_times,
+    shifted_grid as shifted_grid,
+    uniform_grid as uniform_grid,
+)
 from .pretrained.folder import open_model as open_model
 from .runs.folder import open_run as open_run
-from .sharding import MeshConfig as MeshConfig
-from .sharding import make_mesh as make_mesh
-from .solvers import AdaptiveSteps as AdaptiveSteps
-from .solvers import Adjoint as Adjoint
-from .solvers import FixedSteps as FixedSteps
-from .solvers import Samples as Samples
-from .solvers import bits_per_dim as bits_per_dim
-from .solvers import classifier_free as classifier_free
-from .solvers import edit as edit
-from .solvers import interpolate as interpolate
-from .solvers import invert as invert
-from .solvers import log_density as log_density
-from .solvers import sample as sample
-from .solvers import sample_diffusion as sample_diffusion
-from .solvers import sample_flow_map as sample_flow_map
-from .solvers import sample_sde as sample_sde
-from .training import Checkpoints as Checkpoints
-from .training import OptimizerConfig as OptimizerConfig
-from .training import RunLogger as RunLogger
-from .training import fit as fit
-from .training import init_state as init_state
-from .training import make_optimizer as make_optimizer
-from .training import make_train_step as make_train_step
+from .sharding import MeshConfig as MeshConfig, make_mesh as make_mesh
+from .solvers import (
+    AdaptiveSteps as AdaptiveSteps,
+    Adjoint as Adjoint,
+    FixedSteps as FixedSteps,
+    Samples as Samples,
+    bits_per_dim as bits_per_dim,
+    classifier_free as classifier_free,
+    edit as edit,
+    interpolate as interpolate,
+    invert as invert,
+    log_density as log_density,
+    sample as sample,
+    sample_diffusion as sample_diffusion,
+    sample_flow_map as sample_flow_map,
+    sample_sde as sample_sde,
+)
+from .training import (
+    Checkpoints as Checkpoints,
+    OptimizerConfig as OptimizerConfig,
+    RunLogger as RunLogger,
+    fit as fit,
+    init_state as init_state,
+    make_optimizer as make_optimizer,
+    make_train_step as make_train_step,
+)
 
 __version__: str

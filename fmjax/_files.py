@@ -17,7 +17,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._locks import lock_file, temporary_name, writing_in
-from fmjax._stopping import at_stop
+from fmjax._signals import at_stop
 
 
 @contextmanager

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import cattrs
-from cattrs.cols import list_structure_factory, mapping_structure_factory
-from cattrs.cols import namedtuple_dict_structure_factory as make_namedtuple_hook
+from cattrs.cols import (
+    list_structure_factory,
+    mapping_structure_factory,
+    namedtuple_dict_structure_factory as make_namedtuple_hook,
+)
 from cattrs.gen import make_dict_structure_fn as make_dataclass_hook
 from cattrs.gen.typeddicts import make_dict_structure_fn as make_typed_dict_hook
 

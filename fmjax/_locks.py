@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from fmjax._stopping import at_stop
+from fmjax._signals import at_stop
 
 try:
     import fcntl

@@ -1,7 +1,7 @@
-"""Affine paths written out, and what is known of them when the target is a Gaussian mixture.
+"""Reference formulas of affine paths with a Gaussian-mixture target, independent of fmjax.
 
-Independent of fmjax: schedules by their formulas with rates by hand, posteriors by Bayes. With
-float64 inputs (`jax.enable_x64`) all of it is float64.
+Schedules and their derivatives are written by hand; posteriors use Bayes' rule. Float64 inputs
+(`jax.enable_x64`) give float64 results.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from fmjax.paths import Cosine, Linear, Polynomial, VarianceExploding, VarianceP
 
 
 class Coefficients(NamedTuple):
-    """alpha, sigma and their rates at some times."""
+    """alpha, sigma and their time derivatives, `[batch]` each."""
 
     alpha: jax.Array
     alpha_rate: jax.Array
@@ -60,7 +60,7 @@ SCHEDULES = {
 
 
 class Posterior(NamedTuple):
-    """What `x_t` says of where it came from and goes, `[batch, dim]` each."""
+    """Conditional means given `x_t`, `[batch, dim]` each."""
 
     x1: jax.Array
     x0: jax.Array
@@ -69,37 +69,42 @@ class Posterior(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """The target `sum_k weights_k N(means_k, stds_k^2 I)`; the source is N(0, I)."""
+    """Target `sum_k weights_k N(means_k, stds_k^2 I)`; the source is N(0, I)."""
 
     weights: np.ndarray
     means: np.ndarray
     stds: np.ndarray
 
     def log_density(self, c: Coefficients, x):
-        """Log-density of `x_t = x`, `[batch]`."""
+        """Return the log-density of `x_t` at `x`, `[batch]`."""
         return jax.nn.logsumexp(self._log_joint(c, x), axis=1)
 
     def posterior(self, c: Coefficients, x) -> Posterior:
-        """Conditional means, given `x_t = x`."""
-        share = jax.nn.softmax(self._log_joint(c, x), axis=1)[:, :, None]
+        """Return the conditional means given `x_t = x`."""
+        posterior_weights = jax.nn.softmax(self._log_joint(c, x), axis=1)[:, :, None]
         offset, variance = self._offset(c, x), self._variance(c)[:, :, None]
-        alpha, alpha_rate, sigma, sigma_rate = (part[:, None] for part in c)
+        alpha, alpha_rate, sigma, sigma_rate = (value[:, None] for value in c)
         gain = alpha[:, None] * self.stds[None, :, None] ** 2 / variance
-        x1 = jnp.sum(share * (self.means[None] + gain * offset), axis=1)
-        whitened = jnp.sum(share * offset / variance, axis=1)
+        x1 = jnp.sum(posterior_weights * (self.means[None] + gain * offset), axis=1)
+        whitened = jnp.sum(posterior_weights * offset / variance, axis=1)
         x0 = sigma * whitened
         return Posterior(x1, x0, alpha_rate * x1 + sigma_rate * x0, -whitened)
 
     def variance_of_x1(self, c: Coefficients, x):
-        """Var(x1 | x_t = x), mean over dimensions, `[batch]`: the spread within and among parts."""
-        share = jax.nn.softmax(self._log_joint(c, x), axis=1)
+        """Return Var(x1 | x_t = x), averaged over dimensions, `[batch]`.
+
+        It is the variance within the components plus the variance between them.
+        """
+        posterior_weights = jax.nn.softmax(self._log_joint(c, x), axis=1)
         offset, variance = self._offset(c, x), self._variance(c)
         gain = c.alpha[:, None] * self.stds[None] ** 2 / variance
         means = self.means[None] + gain[:, :, None] * offset
-        within = jnp.sum(share * (self.stds[None] * c.sigma[:, None]) ** 2 / variance, axis=1)
-        centre = jnp.sum(share[:, :, None] * means, axis=1, keepdims=True)
-        among = jnp.sum(share * jnp.mean((means - centre) ** 2, axis=2), axis=1)
-        return within + among
+        within = jnp.sum(
+            posterior_weights * (self.stds[None] * c.sigma[:, None]) ** 2 / variance, axis=1
+        )
+        mean = jnp.sum(posterior_weights[:, :, None] * means, axis=1, keepdims=True)
+        between = jnp.sum(posterior_weights * jnp.mean((means - mean) ** 2, axis=2), axis=1)
+        return within + between
 
     def _variance(self, c):
         return (c.alpha[:, None] * self.stds[None]) ** 2 + c.sigma[:, None] ** 2

@@ -1,4 +1,4 @@
-"""Before jax starts: eight fake devices, and compilation that is quick and kept."""
+"""Test configuration: eight fake CPU devices and fast, cached compilation."""
 
 import os
 import tempfile
@@ -26,8 +26,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Compiled programs stay in memory. Linux allows a process 65,530 memory maps, of which a program
-# takes several, and XLA aborts the process when it gets no more.
+# Compiled programs stay in memory. Linux allows 65,530 memory maps per process, each program needs
+# several, and XLA aborts the process if it gets no more.
 _MAX_MAPS = 20_000
 _MAX_BYTES = 1.8e9
 
@@ -38,20 +38,20 @@ def _num_maps() -> int:
 
 
 def _resident_bytes() -> float:
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * 4096.0 if status.exists() else 0.0
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * 4096.0 if statm.exists() else 0.0
 
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
-    """Free the compiled programs of earlier modules before the process has too many."""
+    """Clear JAX's caches if compiled programs of earlier modules use too much memory."""
     yield
     if _resident_bytes() > _MAX_BYTES or _num_maps() > _MAX_MAPS:
         jax.clear_caches()
 
 
-class Heard(Silent):
-    """Keeps what a command would print."""
+class MessageRecorder(Silent):
+    """Progress receiver that stores its messages in `lines`."""
 
     def __init__(self):
         self.lines = []
@@ -61,14 +61,14 @@ class Heard(Silent):
 
 
 @pytest.fixture
-def heard():
-    """A progress whose `lines` are what was said."""
-    return Heard()
+def recorder():
+    """A progress receiver that stores its messages in `lines`."""
+    return MessageRecorder()
 
 
 @pytest.fixture
 def unchecked():
-    """Annotations are not checked, as for users: what our own checks say then shows."""
+    """Disable jaxtyping's checks, as for users, to test the error messages of fmjax."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

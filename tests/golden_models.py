@@ -1,4 +1,4 @@
-"""Golden models: folders of diffusers with random weights, and what diffusers made of them."""
+"""Golden models: tiny diffusers models with random weights, and reference outputs of diffusers."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TRANSFORMERS = ("sd3-medium-tiny", "sd35-medium-tiny", "flux-dev-tiny", "flux-sc
 
 
 def golden_io(folder):
-    """The arrays that diffusers took and gave."""
+    """Return the inputs and outputs of diffusers."""
     with np.load(GOLDEN / folder / "io.npz") as arrays:
         return dict(arrays)
 
@@ -25,17 +25,17 @@ def config_json(folder):
 
 
 def loaded(folder, **settings):
-    """A component with its weights, on one device."""
+    """Load a component and its weights on one device."""
     mesh = make_mesh(devices=jax.devices()[:1])
     return load_component(GOLDEN / folder, mesh=mesh, **settings)
 
 
 def unpacked(tokens, rows, columns):
-    """diffusers' packed latents as images: a token is `[channel, row, column]` of a patch."""
+    """Convert packed latents to images; a token is a patch `[channel, row, column]`."""
     x = tokens.reshape(len(tokens), rows, columns, -1, 2, 2)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(len(tokens), 2 * rows, 2 * columns, -1)
 
 
-def relative_error(found, expected):
-    """The largest difference, as a share of the largest value."""
-    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+def relative_error(actual, expected):
+    """Return the maximum absolute difference, relative to the maximum of `expected`."""
+    return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""A process that holds the lock of a folder, until it is killed or its input ends."""
+"""A subprocess that holds a lock until it is killed or its standard input closes."""
 
 import contextlib
 import subprocess
@@ -6,24 +6,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HOLD = """
+PROGRAM = """
 import os, subprocess, sys
 from pathlib import Path
 from fmjax._locks import lock_file, lock_folder
-{before}
+{setup}
 with {lock}(Path(sys.argv[1]), "run folder"):
-    {within}
+    {body}
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def holder(path, lock="lock_folder", within="pass", before=""):
-    """The process, once it holds the lock of `path`."""
-    program = HOLD.format(lock=lock, within=within, before=before)
+def holder(target, lock="lock_folder", body="pass", setup=""):
+    """Start the process and yield it when it holds the lock of `target`."""
+    program = PROGRAM.format(lock=lock, body=body, setup=setup)
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)],
+        [sys.executable, "-c", program, str(target)],
         cwd=ROOT,
         text=True,
         stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
-"""Closed forms to test against: written from the mathematics, not from the library.
+"""Analytic solutions for tests, derived independently of the library.
 
-All work in float32 and float64 and take t `[batch]`, x `[batch, *event]`.
+They accept float32 and float64, t `[batch]` and x `[batch, *event]`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import norm
 
 
-def _spread(t, x):
+def _expand(t, x):
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
@@ -27,49 +27,50 @@ class Gaussian:
     mean: float = 1.0
     std: float = 0.5
 
-    def _parts(self, t):
-        one = jnp.ones_like(t)
-        a, da = jax.jvp(self.schedule.alpha, (t,), (one,))
-        s, ds = jax.jvp(self.schedule.sigma, (t,), (one,))
+    def _coefficients(self, t):
+        tangent = jnp.ones_like(t)
+        a, da = jax.jvp(self.schedule.alpha, (t,), (tangent,))
+        s, ds = jax.jvp(self.schedule.sigma, (t,), (tangent,))
         return a, da, s, ds, jnp.sqrt(a**2 * self.std**2 + s**2)
 
     def velocity(self, t, x, cond=None):
         """E[alpha' x1 + sigma' x0 | x_t = x] = alpha' mean + (c'/c)(x - alpha mean)."""
         del cond
-        a, da, s, ds, c = (_spread(p, x) for p in self._parts(t))
+        a, da, s, ds, c = (_expand(p, x) for p in self._coefficients(t))
         rate = (a * da * self.std**2 + s * ds) / c**2
         return da * self.mean + rate * (x - a * self.mean)
 
     def flow_map(self, t, x0):
-        """Where the flow has brought x0 by time t: keeps the standard score."""
-        a, _, _, _, c = (_spread(p, x0) for p in self._parts(t))
-        start = _spread(self._parts(jnp.zeros_like(t))[4], x0)
-        a0 = _spread(self.schedule.alpha(jnp.zeros_like(t)), x0)
-        return a * self.mean + c / start * (x0 - a0 * self.mean)
+        """Return the position at time t of the trajectory from x0; it keeps the standard score."""
+        a, _, _, _, c = (_expand(p, x0) for p in self._coefficients(t))
+        c0 = _expand(self._coefficients(jnp.zeros_like(t))[4], x0)
+        a0 = _expand(self.schedule.alpha(jnp.zeros_like(t)), x0)
+        return a * self.mean + c / c0 * (x0 - a0 * self.mean)
 
     def mean_velocity(self, r, t, x, cond=None):
-        """(X(r) - x) / (r - t) on the trajectory that is at x at t; the velocity for r = t.
+        """Return (X(r) - x) / (r - t) on the trajectory X with X(t) = x; the velocity for r = t.
 
         X(r) keeps the standard score: (X(r) - a_r mean) / c_r = (x - a_t mean) / c_t.
         """
-        a_t, _, _, _, c_t = (_spread(p, x) for p in self._parts(t))
-        a_r, _, _, _, c_r = (_spread(p, x) for p in self._parts(r))
-        moved = (a_r - a_t) * self.mean + (c_r - c_t) / c_t * (x - a_t * self.mean)
-        span, here = _spread(r - t, x), _spread(r == t, x)
-        return jnp.where(here, self.velocity(t, x, cond), moved / jnp.where(here, 1.0, span))
+        a_t, _, _, _, c_t = (_expand(p, x) for p in self._coefficients(t))
+        a_r, _, _, _, c_r = (_expand(p, x) for p in self._coefficients(r))
+        displacement = (a_r - a_t) * self.mean + (c_r - c_t) / c_t * (x - a_t * self.mean)
+        span, same = _expand(r - t, x), _expand(r == t, x)
+        mean = displacement / jnp.where(same, 1.0, span)
+        return jnp.where(same, self.velocity(t, x, cond), mean)
 
     def log_density(self, t, x):
-        """log p_t(x) in nats, `[batch]`."""
-        a, _, _, _, c = (_spread(p, x) for p in self._parts(t))
+        """Return log p_t(x) in nats, `[batch]`."""
+        a, _, _, _, c = (_expand(p, x) for p in self._coefficients(t))
         terms = -0.5 * ((x - a * self.mean) / c) ** 2 - jnp.log(c) - 0.5 * jnp.log(2 * jnp.pi)
         return jnp.sum(terms, axis=tuple(range(1, x.ndim)))
 
     def least_loss(self, t):
-        """Mean over dimensions of Var(alpha' x1 + sigma' x0 | x_t), `[batch]`.
+        """Return Var(alpha' x1 + sigma' x0 | x_t), averaged over dimensions, `[batch]`.
 
-        x1 and x0 are jointly Gaussian: the variance of u less what x_t explains of it.
+        All variables are jointly Gaussian: Var(u | x_t) = Var(u) - Cov(u, x_t)^2 / Var(x_t).
         """
-        a, da, s, ds, c = self._parts(t)
+        a, da, s, ds, c = self._coefficients(t)
         var_u = da**2 * self.std**2 + ds**2
         cov = da * a * self.std**2 + ds * s
         return var_u - cov**2 / c**2
@@ -77,50 +78,51 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """x0 ~ N(0, I), x1 ~ an even mixture of N(mean_k, std^2 I); means is a tuple of rows."""
+    """x0 ~ N(0, I), x1 ~ a mixture of N(mean_k, std^2 I) with equal weights."""
 
     schedule: Any
     means: tuple[tuple[float, ...], ...] = ((2.0, 0.0), (-1.0, 1.5), (-1.0, -1.5))
     std: float = 0.3
 
-    def _parts(self, t, x):
-        one = jnp.ones_like(t)
-        a, da = jax.jvp(self.schedule.alpha, (t,), (one,))
-        s, ds = jax.jvp(self.schedule.sigma, (t,), (one,))
+    def _coefficients(self, t, x):
+        tangent = jnp.ones_like(t)
+        a, da = jax.jvp(self.schedule.alpha, (t,), (tangent,))
+        s, ds = jax.jvp(self.schedule.sigma, (t,), (tangent,))
         c2 = a**2 * self.std**2 + s**2
         means = jnp.asarray(self.means, x.dtype)
-        gap = x[:, None, :] - a[:, None, None] * means[None]
-        logits = -0.5 * jnp.sum(gap**2, axis=-1) / c2[:, None]
-        return a, da, s, ds, c2, means, gap, logits
+        offset = x[:, None, :] - a[:, None, None] * means[None]
+        logits = -0.5 * jnp.sum(offset**2, axis=-1) / c2[:, None]
+        return a, da, s, ds, c2, means, offset, logits
 
     def velocity(self, t, x, cond=None):
-        """The components' velocities, weighted by how likely each is at x. x `[batch, dim]`."""
+        """Return the posterior mean of the components' velocities; x is `[batch, dim]`."""
         del cond
-        a, da, s, ds, c2, means, gap, logits = self._parts(t, x)
+        a, da, s, ds, c2, means, offset, logits = self._coefficients(t, x)
         weight = jax.nn.softmax(logits, axis=-1)[..., None]
         rate = ((a * da * self.std**2 + s * ds) / c2)[:, None, None]
-        each = da[:, None, None] * means[None] + rate * gap
-        return jnp.sum(weight * each, axis=1)
+        velocities = da[:, None, None] * means[None] + rate * offset
+        return jnp.sum(weight * velocities, axis=1)
 
     def flow_map(self, t, x0):
-        """Where the flow has brought x0 by time t, float64, by bisection; means of one number.
+        """Return the position at time t of the trajectory from x0 in one dimension, in float64.
 
-        On a line trajectories cannot cross, so x_t has below it the share of p_t that x0 has of
-        the source. t is a number with alpha(0) = 0, x0 `[batch]`.
+        Trajectories in one dimension do not cross, so x_t is the same quantile of p_t as x0 is of
+        the source; bisection finds it. t is a scalar, x0 is `[batch]`, and alpha(0) is 0.
         """
         t = jnp.asarray(t)
         a, s = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
         c = np.hypot(a * self.std, s)
-        share = norm.cdf(x0)
+        quantile = norm.cdf(x0)
         low, high = np.full_like(x0, -20.0), np.full_like(x0, 20.0)
         for _ in range(80):
             middle = 0.5 * (low + high)
-            below = np.mean([norm.cdf((middle - a * m) / c) for (m,) in self.means], axis=0) < share
+            cdf = np.mean([norm.cdf((middle - a * m) / c) for (m,) in self.means], axis=0)
+            below = cdf < quantile
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return 0.5 * (low + high)
 
     def log_density(self, t, x):
-        """log p_t(x) in nats, `[batch]`."""
-        *_, c2, means, _, logits = self._parts(t, x)
+        """Return log p_t(x) in nats, `[batch]`."""
+        *_, c2, means, _, logits = self._coefficients(t, x)
         constant = 0.5 * x.shape[-1] * jnp.log(2 * jnp.pi * c2) + jnp.log(float(len(means)))
         return jax.nn.logsumexp(logits, axis=-1) - constant

@@ -1,4 +1,4 @@
-"""Flags that make small programs compile quickly: each runs but a few times."""
+"""XLA flags for fast compilation of small programs that run only a few times."""
 
 COMPILATION = " ".join(
     (

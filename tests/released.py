@@ -1,4 +1,4 @@
-"""Small released models to train on, and data for them."""
+"""Tiny released models, adapters and data for training tests."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ from fmjax.sharding import make_mesh
 from tests.golden_models import GOLDEN
 
 EVENT, TEXT = (8, 8, 4), TextShape(4, 32, 24)
-ONE = make_mesh(devices=jax.devices()[:1])
-# By model, layers of every kind beside the usual ones: joined inputs, other orders of columns.
+SINGLE_DEVICE = make_mesh(devices=jax.devices()[:1])
+# Layers outside the default selection, with fused inputs or reordered columns.
 LAYERS = {
     "flux-dev-tiny": (
         "to_q",
@@ -32,7 +32,7 @@ LAYERS = {
 
 
 def on_one_device(patch, *modules):
-    """Whoever asks these modules for a layout of all devices gets one: eight compile slowly."""
+    """Patch `make_mesh` of the modules: meshes of all devices use one, which compiles faster."""
     for module in modules:
         patch.setattr(
             module,
@@ -44,28 +44,28 @@ def on_one_device(patch, *modules):
 
 
 def tuned(model, lora, **settings):
-    """A golden model to be trained on."""
+    """Return the fine-tuning setup of a golden model."""
     network = released_network(GOLDEN / model, MLPConfig())
     return make_tuning(network, EVENT, TEXT, lora, **settings)
 
 
 def released_params(model, tuning, key=0, *, zero=False):
-    """Adapters with numbers in A and, unless `zero`, in B; and the released weights."""
-    frozen = tuning.load(GOLDEN / model, tuning.frozen(ONE), dtype="float32")
+    """Return adapters with random A and, unless `zero`, random B; and the released weights."""
+    frozen = tuning.load(GOLDEN / model, tuning.frozen(SINGLE_DEVICE), dtype="float32")
     adapters = tuning.net.init(jax.random.key(key))
 
-    def filled(path, leaf):
-        name = jax.tree_util.keystr(path)
+    def fill(key_path, leaf):
+        name = jax.tree_util.keystr(key_path)
         if zero or "up" not in name:
             return leaf
-        own = jax.random.fold_in(jax.random.key(key), sum(map(ord, name)))
-        return 0.2 * jax.random.normal(own, leaf.shape)
+        leaf_key = jax.random.fold_in(jax.random.key(key), sum(map(ord, name)))
+        return 0.2 * jax.random.normal(leaf_key, leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(filled, adapters), frozen
+    return jax.tree_util.tree_map_with_path(fill, adapters), frozen
 
 
 def batch(num=8, seed=0):
-    """Latents and text without meaning."""
+    """Return random latents and text."""
     rng = np.random.default_rng(seed)
     shapes = (num, *EVENT), (num, TEXT.num_tokens, TEXT.width), (num, TEXT.pooled_width)
     x, tokens, pooled = (rng.standard_normal(shape, np.float32) for shape in shapes)
@@ -73,7 +73,7 @@ def batch(num=8, seed=0):
 
 
 def outputs(tuning, *params):
-    """The velocity of a batch at several times."""
+    """Return the velocities of a batch of four at different times."""
     data = batch(4)
     t = np.linspace(0.1, 0.9, 4, dtype=np.float32)
     return np.asarray(jax.jit(tuning.net.apply)(combine(*params), t, data.x1, data.cond))

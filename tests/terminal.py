@@ -1,4 +1,4 @@
-"""Run processes in a pseudo-terminal, as a person does, and read what the screen got."""
+"""Run processes in a pseudo-terminal and read their output."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ import termios
 import time
 from pathlib import Path
 
-COLOUR = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
-"""A terminal with colours, and a wish for them."""
+COLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
+"""Environment variables of a terminal with colors, and a setting that forces them."""
 
-_SEVERAL = """
+_RUN_COMMANDS = """
 import fcntl, json, os, struct, sys, termios
 from fmjax.cli.main import main
 for columns, arguments in json.loads(sys.argv[1]):
@@ -36,10 +36,10 @@ def in_terminal(
     cwd: Path | None = None,
     **environment: str,
 ) -> tuple[int, str]:
-    """Run one process with a terminal of a width.
+    """Run a process in a terminal with `columns` columns.
 
     Returns:
-        Its exit code, and all that it wrote to the terminal: stdout and stderr as they came.
+        The exit code, and stdout and stderr in the order they were written.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -48,15 +48,15 @@ def in_terminal(
         command, cwd=cwd, stdin=slave, stdout=slave, stderr=slave, env=env | environment
     ) as child:
         os.close(slave)
-        give_up, screen = time.monotonic() + timeout, b""
-        while time.monotonic() < give_up:
+        deadline, screen = time.monotonic() + timeout, b""
+        while time.monotonic() < deadline:
             if select.select([master], [], [], 0.2)[0]:
                 try:
-                    piece = os.read(master, 65536)
-                except OSError:  # Linux's end of file, of a terminal.
+                    chunk = os.read(master, 65536)
+                except OSError:  # End of file of a terminal on Linux.
                     break
-                screen += piece
-                if not piece:
+                screen += chunk
+                if not chunk:
                     break
         else:
             child.kill()
@@ -67,15 +67,15 @@ def in_terminal(
 def commands_in_terminal(
     commands: list[tuple[int, list[str]]], **environment: str
 ) -> list[tuple[int, str]]:
-    """Run commands of fmjax one after the other in one process: columns and arguments of each.
+    """Run fmjax commands in one process; each is given as terminal width and arguments.
 
     Returns:
-        The exit code and the screen of each.
+        The exit code and the output of each command.
     """
     import json
 
-    python = [sys.executable, "-c", _SEVERAL, json.dumps(commands)]
-    code, screen = in_terminal(python, **(COLOUR | environment))
+    python = [sys.executable, "-c", _RUN_COMMANDS, json.dumps(commands)]
+    code, screen = in_terminal(python, **(COLOR | environment))
     assert code == 0, screen
     parts = screen.split("\0")
     return [(int(code), text) for text, code in zip(parts[::2], parts[1::2], strict=False)]

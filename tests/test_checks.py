@@ -1,3 +1,5 @@
+"""Tests of argument checks and their error messages."""
+
 import math
 
 import pytest
@@ -14,7 +16,7 @@ from fmjax.paths import CosineBetas, UniformSteps
 from fmjax.solvers import AdaptiveSteps, Hutchinson, UniPC
 
 
-def test_what_is_allowed_passes_in_silence():
+def test_valid_values_pass_all_checks():
     require(True, "x", "be anything", 1)
     require_positive("x", 1e-30)
     require_at_least("x", 2, 2)
@@ -50,11 +52,11 @@ def test_what_is_allowed_passes_in_silence():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_refusal_says_the_name_the_rule_and_the_value(check, message):
+def test_errors_state_name_rule_and_value(check, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check()
 
 
-def test_a_near_miss_is_suggested():
+def test_errors_suggest_a_similar_choice():
     with pytest.raises(ValueError, match=r"got 'tist5' \(did you mean 'tsit5'\?\)"):
         require_one_of("solver", "tist5", iter(["euler", "tsit5"]))

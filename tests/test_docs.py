@@ -1,4 +1,4 @@
-"""The commands that the pages on TPUs, GPUs and images show are ones that there are."""
+"""Tests of the commands, options, links and file names in the documentation."""
 
 import contextlib
 import json
@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fmjax.cli import commands
-from fmjax.cli import released as generating
-from fmjax.cli import train as training
+from fmjax.cli import commands, released as released_commands, train as train_commands
 from fmjax.jobs.train.prepare import prepare
 from fmjax.runs.folder import RunFolder
 from fmjax.runs.load_config import load_config
@@ -22,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md", "docs/text_to_image.md")
 RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Indented by at least four, after an empty line or a heading.
+# Lines indented by at least four spaces after an empty line or a heading.
 INDENTED = re.compile(r"(?:\A|\n\n|(?<=\n)#[^\n]*\n)((?: {4,}\S[^\n]*\n)+)")
 
 
@@ -31,13 +29,13 @@ def fenced(page, language):
 
 
 def scripts(page):
-    """What is meant for a shell: fenced as bash, or indented."""
-    rest = FENCE.sub("", (ROOT / page).read_text())
-    return fenced(page, "bash") + INDENTED.findall(rest)
+    """Return the shell scripts of a page: blocks fenced as bash, and indented blocks."""
+    unfenced = FENCE.sub("", (ROOT / page).read_text())
+    return fenced(page, "bash") + INDENTED.findall(unfenced)
 
 
 def words(script):
-    """The words of a script; of those in quotes that are a script themselves, its words."""
+    """Yield the words of a script, and the words of scripts in its quoted strings."""
     script = re.sub(r"\$\([^()]*\)", "0", script)
     lexer = shlex.shlex(script.replace("\\\n", " "), posix=True, punctuation_chars=";&|<>\n")
     lexer.whitespace, lexer.whitespace_split = " \t", True
@@ -49,70 +47,74 @@ def words(script):
 
 
 def fmjax_commands(script):
-    """The arguments of each `fmjax COMMAND ...` in a script."""
-    found = None
-    for before, word in zip(["", *(all_words := list(words(script)))], all_words, strict=False):
-        if Path(before).name == "fmjax" and word in commands.COMMANDS:
-            found = [word]
-        elif found and re.fullmatch(r"[;&|<>\n]+", word):
-            yield found
-            found = None
-        elif found:
-            found.append(word)
-    if found:
-        yield found
+    """Yield the arguments of each `fmjax COMMAND ...` in a script."""
+    arguments = None
+    script_words = list(words(script))
+    for previous, word in zip(["", *script_words], script_words, strict=False):
+        if Path(previous).name == "fmjax" and word in commands.COMMANDS:
+            arguments = [word]
+        elif arguments and re.fullmatch(r"[;&|<>\n]+", word):
+            yield arguments
+            arguments = None
+        elif arguments:
+            arguments.append(word)
+    if arguments:
+        yield arguments
 
 
 def container_arguments(node):
-    """The arguments of every container in a manifest."""
+    """Yield the arguments of every container in a Kubernetes manifest."""
     if isinstance(node, dict):
         if "image" in node:
             yield [str(word) for word in node.get("args", ())]
         node = list(node.values())
     if isinstance(node, list):
-        for each in node:
-            yield from container_arguments(each)
+        for child in node:
+            yield from container_arguments(child)
 
 
 def manifests(page):
-    return [each for text in fenced(page, "yaml") for each in yaml.safe_load_all(text)]
+    return [document for text in fenced(page, "yaml") for document in yaml.safe_load_all(text)]
 
 
 def all_commands(page):
-    found = [each for script in scripts(page) for each in fmjax_commands(script)]
-    return found + [each for text in manifests(page) for each in container_arguments(text)]
+    shell = [command for script in scripts(page) for command in fmjax_commands(script)]
+    manifest = [command for text in manifests(page) for command in container_arguments(text)]
+    return shell + manifest
 
 
-class Read(Exception):
-    """The arguments were read; the work does not begin."""
+class ArgumentsParsed(Exception):
+    """Stops a command after it has parsed its arguments."""
 
 
 @pytest.fixture
-def only_read(monkeypatch):
+def parse_only(monkeypatch):
+    """A function that runs a command until its arguments are parsed."""
+
     @contextlib.contextmanager
     def stop(*_):
-        raise Read
+        raise ArgumentsParsed
         yield
 
-    monkeypatch.setattr(commands, "working", stop)
-    monkeypatch.setattr(training, "working", stop)
-    monkeypatch.setattr(generating, "working", stop)
+    monkeypatch.setattr(commands, "command_progress", stop)
+    monkeypatch.setattr(train_commands, "command_progress", stop)
+    monkeypatch.setattr(released_commands, "command_progress", stop)
     monkeypatch.setattr(commands, "console", stop)
     monkeypatch.chdir(ROOT)
 
-    def read(arguments):
-        with pytest.raises(Read):
+    def parse(arguments):
+        with pytest.raises(ArgumentsParsed):
             commands.COMMANDS[arguments[0]](arguments[1:])
 
-    return read
+    return parse
 
 
-COMMANDS = {" ".join(each): each for page in PAGES for each in all_commands(page)}
+COMMANDS = {" ".join(command): command for page in PAGES for command in all_commands(page)}
 
 
-def test_the_commands_of_the_pages_are_found():
-    assert sum(each[0] == "train" for each in COMMANDS.values()) >= 7
-    assert sum(each[0] == "plan" for each in COMMANDS.values()) >= 4
+def test_commands_of_the_pages_are_found():
+    assert sum(command[0] == "train" for command in COMMANDS.values()) >= 7
+    assert sum(command[0] == "plan" for command in COMMANDS.values()) >= 4
     assert len(manifests("docs/tpu.md")) == 1
     assert list(fmjax_commands("ssh --command='cd x && ~/e/bin/fmjax plan c.py > log &'")) == [
         ["plan", "c.py"]
@@ -120,21 +122,21 @@ def test_the_commands_of_the_pages_are_found():
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_the_command_line_knows_every_option_that_is_shown(arguments, only_read, tmp_path):
-    if Path(arguments[1]).name in RELEASED:  # A model of that kind stands for it.
+def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
+    if Path(arguments[1]).name in RELEASED:  # A tiny model replaces the released one.
         arguments = [arguments[0], str(ROOT / "tests/golden/sd3-pipeline-tiny"), *arguments[2:]]
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red fox")
         arguments = [str(prompts) if word == prompts.name else word for word in arguments]
-    elif arguments[0] not in ("train", "plan"):  # About a run, which must be there.
+    elif arguments[0] not in ("train", "plan"):  # The command needs a run folder.
         config = load_config(ROOT / "configs" / "digits.py")
         prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
         arguments = [arguments[0], str(tmp_path / "run"), *arguments[2:]]
-    only_read(arguments)
+    parse_only(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_options_named_in_the_text_are_options_too(page, only_read, tmp_path):
+def test_options_named_in_the_text_are_accepted(page, parse_only, tmp_path):
     config = load_config(ROOT / "configs" / "digits.py")
     prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
     text = re.sub(r"\s+", " ", FENCE.sub("", (ROOT / page).read_text()))
@@ -142,22 +144,22 @@ def test_options_named_in_the_text_are_options_too(page, only_read, tmp_path):
     assert len(named) >= 2
     for options in named:
         if page == "docs/few_steps.md":
-            only_read(["reflow", str(tmp_path / "run"), *options.split()])
+            parse_only(["reflow", str(tmp_path / "run"), *options.split()])
         elif options.count(" ") > 0:
-            only_read(["train", "configs/imagenet256_sit.py", *options.split()])
+            parse_only(["train", "configs/imagenet256_sit.py", *options.split()])
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_shell_can_read_every_script(page):
+def test_shell_scripts_have_valid_syntax(page):
     assert len(scripts(page)) >= 2
     for script in scripts(page):
-        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
-        assert not done.returncode, (script, done.stderr)
-        assert not done.stderr, (script, done.stderr)
+        result = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert not result.returncode, (script, result.stderr)
+        assert not result.stderr, (script, result.stderr)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "docs/performance.md", "README.md"])
-def test_links_lead_somewhere(page):
+def test_links_have_existing_targets(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if "://" in link:
             continue
@@ -169,20 +171,20 @@ def test_links_lead_somewhere(page):
             assert anchor in [heading.lower().replace(" ", "-") for heading in headings], link
 
 
-def test_the_extras_and_files_that_are_named_exist():
+def test_named_extras_and_files_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
     texts = [(ROOT / name).read_text() for name in (*PAGES, "Dockerfile")]
     named = re.findall(r"EXTRA=(\w+)|(?:\.|fmjax)\[(\w+)\]", "".join(texts))
     assert len(named) >= 6
-    assert {left or right for left, right in named} <= set(extras)
+    assert {build_argument or extra for build_argument, extra in named} <= set(extras)
     for name in (ROOT / ".dockerignore").read_text().splitlines():
         if name.startswith("!"):
             assert (ROOT / name[1:]).exists()
 
 
-def test_the_image_starts_the_command_line_as_its_first_process():
+def test_docker_image_runs_fmjax_as_a_user_without_privileges():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     (entry,) = (line for line in lines if line.startswith("ENTRYPOINT"))
     assert json.loads(entry.removeprefix("ENTRYPOINT")) == ["fmjax"]

@@ -1,4 +1,4 @@
-"""Names of files and folders that are not UTF-8: refused where a writer needs it, and printed."""
+"""Tests of file and folder names that are not UTF-8."""
 
 import io
 import sys
@@ -17,12 +17,12 @@ MODEL = ROOT / "tests" / "golden" / "sd3-pipeline-tiny"
 NAME = "caf\udce9"  # The byte E9, "é" in Latin-1, as Python reads it from a file system.
 
 
-def refused(capsys, *arguments):
-    """The one line that a command ends with."""
-    with pytest.raises(SystemExit) as end:
+def error_of(capsys, *arguments):
+    """Run a command that fails and return its one-line error."""
+    with pytest.raises(SystemExit) as exit_info:
         main(list(map(str, arguments)))
     output = capsys.readouterr()
-    assert end.value.code == 2
+    assert exit_info.value.code == 2
     assert output.err.count("\n") == 1
     return output.err.removeprefix("fmjax: error: ").rstrip("\n")
 
@@ -30,31 +30,29 @@ def refused(capsys, *arguments):
 @pytest.mark.parametrize(
     "command", ["sample", "compare", "evaluate", "likelihood", "invert", "reflow", "export"]
 )
-def test_run_folders_of_another_encoding_are_refused_by_every_command(tmp_path, capsys, command):
+def test_commands_reject_run_folders_that_are_not_utf8(tmp_path, capsys, command):
     (tmp_path / NAME).mkdir()
-    wanted = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME))}"
-    assert refused(capsys, command, tmp_path / NAME) == wanted
+    expected = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME))}"
+    assert error_of(capsys, command, tmp_path / NAME) == expected
 
 
-def test_training_into_such_a_folder_or_from_one_is_refused_before_it_starts(
-    tmp_path, capsys, monkeypatch
-):
+def test_training_rejects_folders_that_are_not_utf8_before_it_starts(tmp_path, capsys, monkeypatch):
     config = ROOT / "configs" / "emoji.py"
     command = ("train", config, "--run", tmp_path / NAME)
-    wanted = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME))}"
-    assert refused(capsys, *command) == wanted
+    expected = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME))}"
+    assert error_of(capsys, *command) == expected
     (tmp_path / NAME).mkdir()
     monkeypatch.chdir(tmp_path / NAME)
-    wanted = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME / 'run'))}"
-    assert refused(capsys, "train", config, "--run", "run") == wanted
+    expected = f"run folder must be text in UTF-8, got {ascii(str(tmp_path / NAME / 'run'))}"
+    assert error_of(capsys, "train", config, "--run", "run") == expected
     for option in ("--data.folder", "--sampling.prompts"):
-        found = refused(capsys, "train", config, "--run", tmp_path / "run", option, NAME)
-        assert found == f"{option[2:]} must be text in UTF-8, got 'caf\\udce9'"
+        error = error_of(capsys, "train", config, "--run", tmp_path / "run", option, NAME)
+        assert error == f"{option[2:]} must be text in UTF-8, got 'caf\\udce9'"
     assert list(tmp_path.iterdir()) == [tmp_path / NAME]
     assert RunFolder(tmp_path / "café").root == tmp_path / "café"
 
 
-def test_models_and_outputs_of_such_names_are_refused(tmp_path):
+def test_models_and_outputs_with_names_not_utf8_are_rejected(tmp_path):
     (tmp_path / NAME).symlink_to(MODEL)
     with pytest.raises(
         ValueError, match=r"model folder must be text in UTF-8, got '.*/caf\\udce9'"
@@ -64,11 +62,11 @@ def test_models_and_outputs_of_such_names_are_refused(tmp_path):
         encode(open_model(MODEL), tmp_path, tmp_path / NAME)
 
 
-def test_every_name_can_be_printed(monkeypatch):
-    for encoding, shown in (("utf-8", "café caf\\udce9"), ("ascii", "caf\\xe9 caf\\udce9")):
-        written = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+def test_file_names_of_any_encoding_can_be_printed(monkeypatch):
+    for encoding, expected in (("utf-8", "café caf\\udce9"), ("ascii", "caf\\xe9 caf\\udce9")):
+        output = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
         print_any_name()
         print("café", NAME, flush=True)  # noqa: T201
-        assert written.getvalue().decode() == f"{shown}\n"
+        assert output.getvalue().decode() == f"{expected}\n"
         monkeypatch.undo()

@@ -1,3 +1,5 @@
+"""Tests of atomic writes, .npz files and the cache folder."""
+
 import os
 import stat
 from pathlib import Path
@@ -9,33 +11,33 @@ from fmjax._files import cache_dir, read_npz, write_atomically
 from fmjax._progress import Progress, Silent
 
 
-def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "new" / "figure.png"
-    with write_atomically(path) as temporary:
+def test_atomic_write_creates_only_the_complete_file(tmp_path):
+    file = tmp_path / "new" / "figure.png"
+    with write_atomically(file) as temporary:
         assert temporary.suffix == ".png"
-        assert temporary.parent == path.parent
-        temporary.write_text("whole")
-        assert not path.exists()
-    assert path.read_text() == "whole"
-    assert list(path.parent.iterdir()) == [path]
+        assert temporary.parent == file.parent
+        temporary.write_text("complete")
+        assert not file.exists()
+    assert file.read_text() == "complete"
+    assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text("old")
+def test_failed_write_keeps_the_old_file(tmp_path):
+    file = tmp_path / "metrics.json"
+    file.write_text("old")
 
     def write_half():
-        with write_atomically(path) as temporary:
+        with write_atomically(file) as temporary:
             temporary.write_text("half")
             raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError, match="interrupted"):
         write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+def test_written_files_have_the_permissions_of_the_umask(tmp_path):
     umask = os.umask(0o027)
     try:
         with write_atomically(tmp_path / "report.html") as temporary:
@@ -45,26 +47,26 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o640
 
 
-def test_any_wrong_byte_of_an_npz_is_harmless_or_named(tmp_path):
-    """Zip archives have bytes that mean nothing; no other byte may change a number unnoticed."""
-    path, numbers = tmp_path / "a.npz", np.arange(40.0)
-    np.savez_compressed(path, x=numbers)
-    whole, refusals = path.read_bytes(), []
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+def test_wrong_bytes_of_an_npz_are_harmless_or_rejected(tmp_path):
+    """Some bytes of zip archives have no effect; all others must cause an error."""
+    file, numbers = tmp_path / "a.npz", np.arange(40.0)
+    np.savez_compressed(file, x=numbers)
+    content, errors = file.read_bytes(), []
+    for i in range(len(content)):
+        file.write_bytes(content[:i] + bytes([content[i] ^ 255]) + content[i + 1 :])
         try:
-            arrays = read_npz(path)
+            arrays = read_npz(file)
         except ValueError as error:
-            refusals.append(str(error))
+            errors.append(str(error))
         else:
-            for found in arrays.values():  # An archive's name for it may have changed.
-                np.testing.assert_array_equal(found, numbers)
-    assert len(refusals) > len(whole) / 2
-    assert all(line.startswith(f"file {path} must be a valid .npz file, got ") for line in refusals)
+            for array in arrays.values():  # The name of the array may have changed.
+                np.testing.assert_array_equal(array, numbers)
+    assert len(errors) > len(content) / 2
+    assert all(line.startswith(f"file {file} must be a valid .npz file, got ") for line in errors)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"something else"])
-def test_what_is_no_npz_is_named(tmp_path, content):
+def test_files_that_are_no_npz_are_rejected(tmp_path, content):
     if content is not None:
         (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.npz must be a valid \.npz file, got no zip archive"):
@@ -79,7 +81,7 @@ def test_what_is_no_npz_is_named(tmp_path, content):
         ({"HOME": "/c"}, "/c/.cache/fmjax"),
     ],
 )
-def test_the_cache_is_where_the_environment_says(monkeypatch, environment, expected):
+def test_cache_folder_follows_the_environment(monkeypatch, environment, expected):
     for name in ("FMJAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -87,7 +89,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, environment, expec
     assert cache_dir() == Path(expected)
 
 
-def test_silence_is_a_way_to_report_progress(capsys):
+def test_silent_progress_prints_nothing(capsys):
     progress = Silent()
     assert isinstance(progress, Progress)
     progress.say("a line")

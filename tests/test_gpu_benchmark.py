@@ -1,4 +1,4 @@
-"""The benchmark of one GPU: its processes, and a full run at small sizes on a CPU."""
+"""Tests of the GPU benchmark: its subprocesses, and a complete run at small sizes on a CPU."""
 
 import importlib.util
 import json
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
 
-def module_of(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def import_file(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -28,44 +28,44 @@ def module_of(path):
 
 @pytest.fixture(scope="module")
 def gpu():
-    return module_of(SCRIPT)
+    return import_file(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """The module of the measurements, which imports modules of its folder as scripts do."""
+    """The module of the measurements, imported with its folder in `sys.path`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPT.parent)
-        yield module_of(SCRIPT.with_name("_gpu_parts.py"))
+        yield import_file(SCRIPT.with_name("_gpu_parts.py"))
 
 
-def ran(gpu, program, limit=30.0):
+def run_program(gpu, program, limit=30.0):
     lines = []
     return gpu.run([sys.executable, "-c", program], limit, lines.append), lines
 
 
 def test_results_are_separated_from_other_output(gpu, capsys):
-    ended, lines = ran(
-        gpu, """print('{"line": "result", "x": 1}'); print('a word'); print('[1]')"""
+    exited, lines = run_program(
+        gpu, """print('{"line": "result", "x": 1}'); print('text'); print('[1]')"""
     )
     assert lines == [{"line": "result", "x": 1}]
-    assert ended.reason is None
-    assert capsys.readouterr().err == "a word\n[1]\n"
+    assert exited.reason is None
+    assert capsys.readouterr().err == "text\n[1]\n"
 
 
 @pytest.mark.parametrize(
-    ("last", "reason"),
+    ("ending", "reason"),
     [
         ("raise SystemExit('no GPU')", "exit code 1"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
     ],
 )
-def test_a_failed_process_keeps_its_results_and_reports_a_reason(gpu, last, reason):
-    ended, lines = ran(gpu, f"""print('{{"line": "result"}}', flush=True); {last}""")
+def test_a_failed_process_keeps_its_results_and_reports_a_reason(gpu, ending, reason):
+    exited, lines = run_program(gpu, f"""print('{{"line": "result"}}', flush=True); {ending}""")
     assert lines == [{"line": "result"}]
-    assert ended.reason == reason
+    assert exited.reason == reason
     if reason == "exit code 1":
-        assert ended.last_words == ("no GPU",)
+        assert exited.last_words == ("no GPU",)
 
 
 @pytest.mark.slow
@@ -74,12 +74,12 @@ def test_a_hanging_process_is_killed_with_its_children(gpu):
         'import subprocess, sys, time; print(\'{"line": "result"}\', flush=True);'
         "subprocess.Popen(['sleep', '60']); time.sleep(60)"
     )
-    begun = time.monotonic()
-    ended, lines = ran(gpu, program, limit=3.0)
+    start = time.monotonic()
+    exited, lines = run_program(gpu, program, limit=3.0)
     assert lines == [{"line": "result"}]
-    assert ended.reason == "time limit of 3 s"
-    # The child holds the pipes open until it is killed too.
-    assert time.monotonic() - begun < 30
+    assert exited.reason == "time limit of 3 s"
+    # The child process keeps the pipes open until it is killed.
+    assert time.monotonic() - start < 30
 
 
 def test_the_best_batch_size_has_the_most_images_per_second(gpu):
@@ -101,9 +101,9 @@ def test_the_best_batch_size_has_the_most_images_per_second(gpu):
 
 def test_the_script_accepts_the_documented_options(gpu):
     page = (ROOT / "docs" / "performance.md").read_text()
-    shown = re.findall(r"python benchmarks/gpu\.py(.*)", page + gpu.__doc__)
-    assert len(shown) >= 5
-    for options in shown:
+    commands = re.findall(r"python benchmarks/gpu\.py(.*)", page + gpu.__doc__)
+    assert len(commands) >= 5
+    for options in commands:
         gpu.make_parser().parse_args(shlex.split(options, comments=True))
 
 
@@ -116,36 +116,36 @@ def test_a_limit_needs_a_known_part(gpu, capsys):
     )
 
 
-def benchmarked(tmp_path, *options):
-    """Return the lines of the script at small sizes, and its exit code."""
+def run_benchmark(tmp_path, *options):
+    """Run the benchmark at small sizes; return its lines and exit code."""
     file = tmp_path / "gpu.jsonl"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     del environment["XLA_FLAGS"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, SCRIPT, "--tiny", "--output", file, *options],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert file.read_text() == done.stdout, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()], done.returncode
+    assert file.read_text() == result.stdout, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()], result.returncode
 
 
-def figures(result):
-    """Yield all numbers of a result, including its memory."""
+def numbers(result):
+    """Yield all numbers of a result, including those of its memory."""
     for value in result.values():
         if isinstance(value, dict):
-            yield from figures(value)
+            yield from numbers(value)
         elif isinstance(value, list):
-            yield from (each for each in value if isinstance(each, float))
+            yield from (item for item in value if isinstance(item, float))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield value
 
 
 @pytest.mark.slow
 def test_every_part_writes_well_formed_results(tmp_path, gpu):
-    lines, code = benchmarked(tmp_path)
+    lines, code = run_benchmark(tmp_path)
     assert code == 0
     about, *results, summary = lines
     assert (about["line"], about["platform"], about["tiny"]) == ("about", "cpu", True)
@@ -154,39 +154,39 @@ def test_every_part_writes_well_formed_results(tmp_path, gpu):
     assert summary["failures"] == 0
     assert set(summary["best"]) == {"dit none", "dit full", "lora full", "lora save_matmuls"}
     # Each case has one or two batch sizes.
-    found = [(each["part"], each["case"]) for each in results]
-    assert list(dict.fromkeys(found)) == list(gpu.CASES)
-    assert found.count(("adaptive", "")) == 4
-    for each in results:
-        assert each["line"] == "result"
-        assert each["finite"] is True
-        assert each["kernels"] == []  # There are no attention kernels for a CPU.
-        assert min(figures(each)) > 0, each
-        assert each["compile_seconds"] < each["elapsed"]
-        assert each["seconds_quartiles"][0] <= each["seconds"] <= each["seconds_quartiles"][1]
-        rate = each["batch_size"] / each["seconds"]
-        assert each["images_per_second"] == pytest.approx(rate, rel=1e-2)
-        memory = each["memory"]
+    cases = [(result["part"], result["case"]) for result in results]
+    assert list(dict.fromkeys(cases)) == list(gpu.CASES)
+    assert cases.count(("adaptive", "")) == 4
+    for result in results:
+        assert result["line"] == "result"
+        assert result["finite"] is True
+        assert result["kernels"] == []  # There are no attention kernels for a CPU.
+        assert min(numbers(result)) > 0, result
+        assert result["compile_seconds"] < result["elapsed"]
+        assert result["seconds_quartiles"][0] <= result["seconds"] <= result["seconds_quartiles"][1]
+        rate = result["batch_size"] / result["seconds"]
+        assert result["images_per_second"] == pytest.approx(rate, rel=1e-2)
+        memory = result["memory"]
         assert memory["peak"] >= 0.9 * (memory["arguments"] + memory["temporaries"])
-        if each["part"] != "adaptive":
-            teraflops = each["flops_per_image"] * each["images_per_second"] / 1e12
-            assert each["teraflops"] == pytest.approx(teraflops, rel=1e-2)
-    (flux,) = (each for each in results if each["part"] == "flux")
+        if result["part"] != "adaptive":
+            teraflops = result["flops_per_image"] * result["images_per_second"] / 1e12
+            assert result["teraflops"] == pytest.approx(teraflops, rel=1e-2)
+    (flux,) = (result for result in results if result["part"] == "flux")
     assert (flux["nfe"], flux["batch_size"]) == (28, 1)
-    adaptive = [each for each in results if each["part"] == "adaptive"]
-    settings = [(each["rtol"], each["guidance"]) for each in adaptive]
+    adaptive = [result for result in results if result["part"] == "adaptive"]
+    settings = [(result["rtol"], result["guidance"]) for result in adaptive]
     assert settings == [(1e-3, 1.0), (1e-3, 1.5), (1e-4, 1.0), (1e-4, 1.5)]
-    assert all(each["nfe"] >= 8 for each in adaptive)
+    assert all(result["nfe"] >= 8 for result in adaptive)
 
 
 @pytest.mark.slow
-def test_a_failed_part_is_a_line_and_the_others_run(tmp_path):
-    lines, code = benchmarked(
+def test_failed_parts_are_reported_and_the_others_run(tmp_path):
+    lines, code = run_benchmark(
         tmp_path, "--parts", "dit", "flux", "lora", "--skip", "lora", "--limit", "dit=0.5"
     )
     assert code == 1
-    kinds = [(line["line"], line.get("part"), line.get("case")) for line in lines]
-    assert kinds == [
+    summaries = [(line["line"], line.get("part"), line.get("case")) for line in lines]
+    assert summaries == [
         ("about", None, None),
         ("failure", "dit", "none"),
         ("result", "flux", ""),
@@ -198,14 +198,14 @@ def test_a_failed_part_is_a_line_and_the_others_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_cases_without_time_are_left_out(tmp_path):
-    lines, _ = benchmarked(tmp_path, "--parts", "flux", "--seconds", "1")
+def test_cases_without_remaining_time_are_skipped(tmp_path):
+    lines, _ = run_benchmark(tmp_path, "--parts", "flux", "--seconds", "1")
     assert [line["line"] for line in lines] == ["left_out", "left_out", "summary"]
     assert lines[1]["reason"] == "no time left (limit 1 s)"
 
 
 @pytest.mark.slow
-def test_the_full_sizes_are_those_of_the_published_models_and_lower(parts):
+def test_full_size_models_match_published_sizes_and_lower(parts):
     mesh = parts.make_mesh(devices=jax.devices()[:1])
     trainings = {
         "dit": (parts.dit_config(False, "none", 64), [674_816_272], 0.7117e12),
@@ -221,21 +221,21 @@ def test_the_full_sizes_are_those_of_the_published_models_and_lower(parts):
         work = parts.training_work(config, mesh)
         work.fn.lower(*work.args)
         state, _, *frozen = work.args
-        assert [parts.num_parameters(each) for each in (state.params, *frozen)] == sizes
+        assert [parts.num_parameters(params) for params in (state.params, *frozen)] == sizes
         assert work.count().flops / work.examples == pytest.approx(flops, rel=1e-3)
-        begin = partial(parts.start_training, config, state, *frozen)
-        begun = jax.eval_shape(lambda begin=begin: (begin().state, begin().frozen))
-        assert like(begun) == like((state, tuple(frozen)))
+        start = partial(parts.start_training, config, state, *frozen)
+        started = jax.eval_shape(lambda start=start: (start().state, start().frozen))
+        assert shapes_and_dtypes(started) == shapes_and_dtypes((state, tuple(frozen)))
     flux = parts.sampling_work(parts.flux_config(False), mesh, jnp.bfloat16)
     adaptive = parts.sampling_work(parts.adaptive_config(False, 1e-4, 1.5), mesh)
     for work, size in ((flux, 11_901_408_320), (adaptive, 130_303_504)):
         work.fn.lower(*work.args)
         assert parts.num_parameters(work.params) == size
         weights = jax.eval_shape(parts.weights_maker(work.params), jax.random.key(0))
-        assert like(weights) == like(work.params)
+        assert shapes_and_dtypes(weights) == shapes_and_dtypes(work.params)
     assert flux.count().flops == pytest.approx(2083e12, rel=1e-3)
     assert (flux.count().unit, adaptive.examples) == ("batch", 64)
 
 
-def like(tree):
+def shapes_and_dtypes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)

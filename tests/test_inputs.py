@@ -1,4 +1,4 @@
-"""Wrong arrays, keys, functions and settings: one line that says what is wanted, and what came."""
+"""Tests that wrong arrays, keys, functions and settings raise one-line errors."""
 
 import functools
 
@@ -41,20 +41,20 @@ def loss(v, x, cond):
 
 
 SHARK = SDE_SOLVERS["shark"]()
-# Each function of a field, points, keys and a condition.
+# Functions of a velocity field, points, keys and a condition.
 FUNCTIONS = {
     "sample fixed": lambda v, x, k, c: fmjax.sample(v, x, c, steps=FIXED),
     "sample adaptive": lambda v, x, k, c: fmjax.sample(v, x, c),
-    "sample each": lambda v, x, k, c: fmjax.sample(v, x, c, steps=PER_SAMPLE),
+    "sample per_sample": lambda v, x, k, c: fmjax.sample(v, x, c, steps=PER_SAMPLE),
     "sample streaming": lambda v, x, k, c: fmjax.sample(v, x, c, steps=STREAMING),
     "over_interval": lambda v, x, k, c: fmjax.sample(fmjax.paths.over_interval(v, 0.0, 0.5), x, c),
     "reversed_time": lambda v, x, k, c: fmjax.sample(
         fmjax.paths.reversed_time(v), x, c, steps=FIXED
     ),
     "classifier_free": lambda v, x, k, c: guided(v, x, LABELS if c is None else c),
-    "in an interval": lambda v, x, k, c: guided(v, x, LABELS if c is None else c, (0.2, 0.8)),
+    "guidance interval": lambda v, x, k, c: guided(v, x, LABELS if c is None else c, (0.2, 0.8)),
     "sample_sde": lambda v, x, k, c: fmjax.sample_sde(v, PATH, x, k, c, steps=FIXED),
-    "sde each": lambda v, x, k, c: fmjax.sample_sde(
+    "sde per_sample": lambda v, x, k, c: fmjax.sample_sde(
         v, PATH, x, k, c, solver=SHARK, steps=PER_SAMPLE
     ),
     "sample_diffusion": lambda v, x, k, c: fmjax.sample_diffusion(
@@ -65,22 +65,22 @@ FUNCTIONS = {
     "hutchinson": lambda v, x, k, c: fmjax.log_density(
         v, x, c, divergence=Hutchinson(), keys=k, steps=FIXED
     ),
-    "encode": lambda v, x, k, c: fmjax.invert(v, x, c, steps=FIXED),
+    "invert": lambda v, x, k, c: fmjax.invert(v, x, c, steps=FIXED),
     "edit": lambda v, x, k, c: fmjax.edit(v, PATH, x, k, 0.5, c, steps=FIXED),
     "calibrate": lambda v, x, k, c: fmjax.solvers.calibrate(v, x, c, num_pieces=2),
     "straightness": lambda v, x, k, c: fmjax.metrics.straightness(v, x, c, num_steps=2),
     "flow_matching_loss": lambda v, x, k, c: loss(v, x, c),
 }
-KEYED = ("sample_sde", "sde each", "sample_diffusion", "hutchinson", "edit")
+WITH_KEYS = ("sample_sde", "sde per_sample", "sample_diffusion", "hutchinson", "edit")
 POINTS = {
     "a list": ([[1.0, 2.0]], "x[01] must be an array .*, got a list"),
     "a number": (1.0, "x[01] must be an array .*, got 1.0"),
     "a scalar": (np.float32(1.0), r"x[01] must .*, got .*\(\)"),
     "None": (None, "x[01] must be an array .*, got None"),
-    "a text": ("abc", "x[01] must be an array .*, got 'abc'"),
-    "no sample": (X[:0], r"x[01] must hold at least one sample, got shape \(0, 2\)"),
+    "a string": ("abc", "x[01] must be an array .*, got 'abc'"),
+    "empty": (X[:0], r"x[01] must hold at least one sample, got shape \(0, 2\)"),
     "complex": (X.astype(np.complex64), "x[01] must be .*, got complex64"),
-    "texts": (np.array(["a"] * 4), "x[01] must be an array .*, got <U1 of shape"),
+    "strings": (np.array(["a"] * 4), "x[01] must be an array .*, got <U1 of shape"),
     "objects": (np.array([None] * 4), "x[01] must be an array .*, got object of shape"),
 }
 VELOCITIES = {
@@ -88,46 +88,47 @@ VELOCITIES = {
     "a list": (lambda t, x, c=None: [x, x], r"_fn must return an array of shape .*, got a list"),
     "a tuple": (lambda t, x, c=None: (x,), r"_fn must return an array of shape .*, got a tuple"),
     "a number": (lambda t, x, c=None: 0.0, r"_fn must return an array of shape .*, got 0.0"),
-    "a text": (lambda t, x, c=None: "x", r"_fn must return an array of shape .*, got 'x'"),
+    "a string": (lambda t, x, c=None: "x", r"_fn must return an array of shape .*, got 'x'"),
     "another shape": (
         lambda t, x, c=None: x[:, :1],
         r"_fn must return shape \(\d, 2\), got \(\d, 1\)",
     ),
     "complex": (lambda t, x, c=None: x + 1j, "_fn must return floating point, got complex64"),
     "integers": (lambda t, x, c=None: x.astype(int), "_fn must return floating point, got int32"),
-    "no function": (3, "_fn must be a function, got 3"),
+    "not a function": (3, "_fn must be a function, got 3"),
 }
 CONDITIONS = {
-    "texts": (["a", "b", "c", "d"], "cond must hold arrays of numbers, got 'a'"),
-    "an array of texts": (np.array(["a"] * 4), "cond must hold arrays of numbers, got <U1 of"),
+    "strings": (["a", "b", "c", "d"], "cond must hold arrays of numbers, got 'a'"),
+    "an array of strings": (np.array(["a"] * 4), "cond must hold arrays of numbers, got <U1 of"),
     "objects": (np.array([None] * 4), "cond must hold arrays of numbers, got object of shape"),
 }
 WRONG_KEYS = {
     "too few": (KEYS[:2], r"got key<fry> of shape \(2,\)"),
-    "one": (jax.random.key(0), r"got key<fry> of shape \(\)"),
-    "old ones": (jax.random.split(jax.random.PRNGKey(0), 4), r"got uint32 of shape \(4, 2\)"),
+    "one key": (jax.random.key(0), r"got key<fry> of shape \(\)"),
+    "untyped keys": (jax.random.split(jax.random.PRNGKey(0), 4), r"got uint32 of shape \(4, 2\)"),
     "a seed": (0, "got 0"),
     "numbers": (np.zeros(4, np.float32), r"got float32 of shape \(4,\)"),
 }
 
 
-def refused(message, fn, *arguments, **settings):
+def assert_error(message, fn, *arguments, **settings):
+    """Check that a call raises a one-line ValueError."""
     with pytest.raises(ValueError, match=message) as error:
         fn(*arguments, **settings)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_wrong_points_functions_and_conditions_are_refused(name, unchecked):
+def test_wrong_points_functions_conditions_and_keys_are_rejected(name, unchecked):
     fn = FUNCTIONS[name]
     for points, message in POINTS.values():
-        refused(message, fn, velocity, points, KEYS, None)
+        assert_error(message, fn, velocity, points, KEYS, None)
     for field, message in VELOCITIES.values():
-        refused(message, fn, field, X, KEYS, None)
+        assert_error(message, fn, field, X, KEYS, None)
     for cond, message in CONDITIONS.values():
-        refused(message, fn, velocity, X, KEYS, cond)
-    for keys, message in WRONG_KEYS.values() if name in KEYED else ():
-        refused(
+        assert_error(message, fn, velocity, X, KEYS, cond)
+    for keys, message in WRONG_KEYS.values() if name in WITH_KEYS else ():
+        assert_error(
             rf"keys must be typed keys of shape \(4,\), one per sample, {message}",
             fn,
             velocity,
@@ -138,11 +139,11 @@ def test_wrong_points_functions_and_conditions_are_refused(name, unchecked):
 
 
 @pytest.mark.parametrize(
-    "name", ["sample each", "sample streaming", "classifier_free", "calibrate"]
+    "name", ["sample per_sample", "sample streaming", "classifier_free", "calibrate"]
 )
-def test_a_condition_of_other_samples_is_refused(name, unchecked):
+def test_conditions_of_another_batch_size_are_rejected(name, unchecked):
     message = r"cond must hold arrays with a leading batch axis of 4, got int32 of shape \(3,\)"
-    refused(message, FUNCTIONS[name], velocity, X, KEYS, LABELS[:3])
+    assert_error(message, FUNCTIONS[name], velocity, X, KEYS, LABELS[:3])
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_a_condition_of_other_samples_is_refused(name, unchecked):
         ({"solver": "tsit5"}, "solver must be"),
     ],
 )
-def test_wrong_settings_of_a_solve_are_refused(settings, message, unchecked):
-    refused(message, fmjax.sample, velocity, X, **settings)
+def test_wrong_ode_settings_are_rejected(settings, message, unchecked):
+    assert_error(message, fmjax.sample, velocity, X, **settings)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +172,9 @@ def test_wrong_settings_of_a_solve_are_refused(settings, message, unchecked):
         ({"path": "linear"}, "path must be an AffinePath, got 'linear'"),
     ],
 )
-def test_wrong_settings_of_an_sde_are_refused(settings, message, unchecked):
-    given = {"path": PATH, "x0": X, "keys": KEYS, "steps": FIXED} | settings
-    refused(message, fmjax.sample_sde, velocity, **given)
+def test_wrong_sde_settings_are_rejected(settings, message, unchecked):
+    arguments = {"path": PATH, "x0": X, "keys": KEYS, "steps": FIXED} | settings
+    assert_error(message, fmjax.sample_sde, velocity, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +232,8 @@ def test_wrong_settings_of_an_sde_are_refused(settings, message, unchecked):
         ),
     ],
 )
-def test_other_wrong_inputs_are_refused(call, message, unchecked):
-    refused(message, call)
+def test_other_wrong_inputs_are_rejected(call, message, unchecked):
+    assert_error(message, call)
 
 
 @functools.cache
@@ -254,18 +255,18 @@ def training():
         (Batch(X, None, X[:, :1]), r"batch.x0 must have the shape of x1, \(4, 2\), got \(4, 1\)"),
     ],
 )
-def test_a_wrong_batch_is_refused(batch, message, unchecked):
+def test_wrong_training_batches_are_rejected(batch, message, unchecked):
     _, objective, _ = training()
-    refused(message, objective.make_examples, jax.random.key(0), batch)
+    assert_error(message, objective.make_examples, jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize("key", [0, None, KEYS, np.zeros(4, np.float32)])
-def test_a_state_from_a_wrong_key_is_refused(key, unchecked):
+def test_init_state_rejects_wrong_keys(key, unchecked):
     net, _, mesh = training()
-    refused("key must be one key", fmjax.init_state, net, optax.sgd(0.1), key, mesh)
+    assert_error("key must be one key", fmjax.init_state, net, optax.sgd(0.1), key, mesh)
 
 
-def test_what_is_described_needs_no_shape():
+def test_describe_names_the_type_or_shape():
     from fmjax._inputs import describe
 
     assert describe(np.zeros(3, np.int16)) == "int16 of shape (3,)"

@@ -1,4 +1,4 @@
-"""Documents of every wrong shape: one line that names the place, never a traceback."""
+"""Tests that invalid JSON documents raise one-line errors that name the position."""
 
 import json
 import math
@@ -20,19 +20,19 @@ from fmjax._json import (
 )
 
 
-class Kind(StrEnum):
-    ONE = "one"
+class Color(StrEnum):
+    RED = "red"
 
 
 class Row(NamedTuple):
     nfe: float
-    worst: AnyFloat | None
+    error: AnyFloat | None
     times: tuple[float, ...] = ()
     pair: tuple[float, float] = (0.0, 0.0)
     metrics: Mapping[str, float] = {}
 
 
-class Part(TypedDict):
+class Section(TypedDict):
     size: Count
     names: NotRequired[list[str]]
 
@@ -40,96 +40,102 @@ class Part(TypedDict):
 @dataclass(frozen=True)
 class Document:
     rows: tuple[Row, ...]
-    part: Part
+    section: Section
     setting: int | str | None = None
     family: Literal["fixed", "adaptive"] = "fixed"
-    kind: Kind = Kind.ONE
-    share: Annotated[float, Rule("a share", lambda value: 0 <= value <= 1)] = 1.0
+    color: Color = Color.RED
+    fraction: Annotated[float, Rule("a fraction", lambda value: 0 <= value <= 1)] = 1.0
     flag: bool = False
-    rest: Any = None
+    extra: Any = None
 
     def __post_init__(self):
         if self.setting == 13:
             raise ValueError("setting must not be 13, got 13")
 
 
-RIGHT: dict[str, Any] = {
-    "rows": [{"nfe": 4, "worst": "inf", "times": [0, 0.5], "pair": [1, 2], "metrics": {"a": 1}}],
-    "part": {"size": 3, "names": ["x"]},
+VALID: dict[str, Any] = {
+    "rows": [{"nfe": 4, "error": "inf", "times": [0, 0.5], "pair": [1, 2], "metrics": {"a": 1}}],
+    "section": {"size": 3, "names": ["x"]},
     "setting": "x",
     "family": "adaptive",
-    "kind": "one",
-    "share": 0.5,
+    "color": "red",
+    "fraction": 0.5,
     "flag": True,
-    "rest": [{}],
+    "extra": [{}],
 }
 
 
-def test_values_become_the_types_of_their_places():
-    found = check_json(RIGHT, Document, "F")
-    assert found == Document(
+def test_values_are_converted_to_annotated_types():
+    result = check_json(VALID, Document, "F")
+    assert result == Document(
         rows=(Row(4.0, math.inf, (0.0, 0.5), (1.0, 2.0), {"a": 1.0}),),
-        part={"size": 3, "names": ["x"]},
+        section={"size": 3, "names": ["x"]},
         setting="x",
         family="adaptive",
-        kind=Kind.ONE,
-        share=0.5,
+        color=Color.RED,
+        fraction=0.5,
         flag=True,
-        rest=[{}],
+        extra=[{}],
     )
-    assert type(found.rows[0].nfe) is float
-    assert check_json({"rows": [], "part": {"size": 0}}, Document, "F").setting is None
+    assert type(result.rows[0].nfe) is float
+    assert check_json({"rows": [], "section": {"size": 0}}, Document, "F").setting is None
 
 
-WRONG = [
+INVALID = [
     ({"rows": "abc"}, "F must hold a list at rows, got 'abc'"),
     ({"rows": {"0": 1}}, "a list at rows, got an object"),
     ({"rows": [[1, 2]]}, r"an object at rows\[0\], got a list"),
-    ({"rows": [{"nfe": "4", "worst": None}]}, r"a number at rows\[0\].nfe, got '4'"),
-    ({"rows": [{"nfe": True, "worst": None}]}, r"number at rows\[0\].nfe, got true"),
-    ({"rows": [{"nfe": 10**400, "worst": None}]}, r"a finite number at rows\[0\].nfe, got 1000"),
-    ({"rows": [{"nfe": math.nan, "worst": None}]}, r"a finite number at rows\[0\].nfe, got nan"),
-    ({"rows": [{"nfe": 4, "worst": "infinite"}]}, r"a number at rows\[0\].worst, got 'infinite'"),
-    ({"rows": [{"nfe": 4}]}, r"a value at rows\[0\].worst, got none"),
-    ({"rows": [{"nfe": 4, "worst": 1, "more": 1}]}, r"only known keys at rows\[0\], got 'more'"),
-    ({"rows": [{"nfe": 4, "worst": 1, "times": 1}]}, r"a list at rows\[0\].times, got 1"),
-    ({"rows": [{"nfe": 4, "worst": 1, "times": [1, "x"]}]}, r"rows\[0\].times\[1\], got 'x'"),
-    ({"rows": [{"nfe": 4, "worst": 1, "pair": [1]}]}, r"a list of 2 values at rows\[0\].pair"),
-    ({"rows": [{"nfe": 4, "worst": 1, "metrics": {"{a}": []}}]}, r"rows\[0\].metrics\['{a}'\]"),
-    ({"part": []}, "an object at part, got an empty list"),
-    ({"part": {"size": -1}}, "an integer of at least 0 at part.size, got -1"),
-    ({"part": {"size": 1.0}}, r"an integer at part.size, got 1\.0"),
-    ({"part": {"size": 2**63}}, "an integer of 64 bits at part.size, got 9223372036854775808"),
-    ({"part": {"size": 1, "names": "abc"}}, "a list at part.names, got 'abc'"),
-    ({"part": {"size": 1, "names": [None]}}, r"a string at part.names\[0\], got null"),
+    ({"rows": [{"nfe": "4", "error": None}]}, r"a number at rows\[0\].nfe, got '4'"),
+    ({"rows": [{"nfe": True, "error": None}]}, r"number at rows\[0\].nfe, got true"),
+    ({"rows": [{"nfe": 10**400, "error": None}]}, r"a finite number at rows\[0\].nfe, got 1000"),
+    ({"rows": [{"nfe": math.nan, "error": None}]}, r"a finite number at rows\[0\].nfe, got nan"),
+    ({"rows": [{"nfe": 4, "error": "infinite"}]}, r"a number at rows\[0\].error, got 'infinite'"),
+    ({"rows": [{"nfe": 4}]}, r"a value at rows\[0\].error, got none"),
+    (
+        {"rows": [{"nfe": 4, "error": 1, "unknown": 1}]},
+        r"only known keys at rows\[0\], got 'unknown'",
+    ),
+    ({"rows": [{"nfe": 4, "error": 1, "times": 1}]}, r"a list at rows\[0\].times, got 1"),
+    ({"rows": [{"nfe": 4, "error": 1, "times": [1, "x"]}]}, r"rows\[0\].times\[1\], got 'x'"),
+    ({"rows": [{"nfe": 4, "error": 1, "pair": [1]}]}, r"a list of 2 values at rows\[0\].pair"),
+    ({"rows": [{"nfe": 4, "error": 1, "metrics": {"{a}": []}}]}, r"rows\[0\].metrics\['{a}'\]"),
+    ({"section": []}, "an object at section, got an empty list"),
+    ({"section": {"size": -1}}, "an integer of at least 0 at section.size, got -1"),
+    ({"section": {"size": 1.0}}, r"an integer at section.size, got 1\.0"),
+    (
+        {"section": {"size": 2**63}},
+        "an integer of 64 bits at section.size, got 9223372036854775808",
+    ),
+    ({"section": {"size": 1, "names": "abc"}}, "a list at section.names, got 'abc'"),
+    ({"section": {"size": 1, "names": [None]}}, r"a string at section.names\[0\], got null"),
     ({"setting": 1.5}, r"an integer or a string at setting, got 1\.5"),
     ({"setting": 13}, "F must be valid, got setting must not be 13, got 13"),
     ({"family": "both"}, "one of fixed, adaptive at family, got 'both'"),
     ({"family": ["fixed"]}, "one of fixed, adaptive at family, got a list"),
-    ({"kind": "two"}, "one of one at kind, got 'two'"),
-    ({"kind": {}}, "one of one at kind, got an object"),
-    ({"share": 2}, "a share at share, got 2"),
+    ({"color": "blue"}, "one of red at color, got 'blue'"),
+    ({"color": {}}, "one of red at color, got an object"),
+    ({"fraction": 2}, "a fraction at fraction, got 2"),
     ({"flag": 1}, "true or false at flag, got 1"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_value_of_another_type_is_refused_with_its_place(change, message):
+@pytest.mark.parametrize(("change", "message"), INVALID)
+def test_values_of_wrong_type_are_rejected_with_their_position(change, message):
     with pytest.raises(ValueError, match=message) as error:
-        check_json(RIGHT | change, Document, "F")
+        check_json(VALID | change, Document, "F")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [[], None, "x", 1, True])
-def test_a_document_of_another_type_is_refused(value):
+def test_documents_of_wrong_type_are_rejected(value):
     with pytest.raises(ValueError, match="F must hold an object, got "):
         check_json(value, Document, "F")
 
 
-def test_unknown_keys_are_ignored_where_files_are_of_others():
-    document = RIGHT | {"more": 1, "part": {"size": 1, "more": [1]}}
-    found = check_json(document, Document, "F", extra=True)
-    assert found.part["size"] == 1
+def test_unknown_keys_are_ignored_with_extra():
+    document = VALID | {"unknown": 1, "section": {"size": 1, "unknown": [1]}}
+    result = check_json(document, Document, "F", extra=True)
+    assert result.section["size"] == 1
     with pytest.raises(ValueError, match="only known keys"):
         check_json(document, Document, "F")
 
@@ -152,13 +158,13 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "message"), TEXTS, ids=[message for _, message in TEXTS])
-def test_text_that_is_no_json_is_refused(text, message):
+def test_invalid_json_text_is_rejected(text, message):
     with pytest.raises(ValueError, match=f"F must be {message}") as error:
         parse_json(text, "F")
     assert len(str(error.value)) < 200
 
 
-def test_text_that_is_json_is_read():
+def test_valid_json_text_is_parsed():
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "F") == {"a": 1}  # A byte order mark.
     assert parse_json('"\\ud83d\\ude00"', "F") == "😀"
     assert parse_json(json.dumps("[" * 1000 + '"{'), "F") == "[" * 1000 + '"{'
@@ -167,7 +173,7 @@ def test_text_that_is_json_is_read():
     assert math.isnan(parse_json("NaN", "F", nonfinite=True))
 
 
-def test_numbers_that_json_lacks_are_written_as_strings_and_read_back():
+def test_nonfinite_numbers_are_written_as_strings_and_read_back():
     row = Row(1.0, -math.inf, (0.25,), (1.0, 2.0), {"a": 1.0})
     text = json.dumps(plain_json(row._asdict()), allow_nan=False)
     assert check_json(parse_json(text, "F"), Row, "F") == row
@@ -175,13 +181,13 @@ def test_numbers_that_json_lacks_are_written_as_strings_and_read_back():
     assert check_json(parse_json(old, "F", nonfinite=True), Row, "F") == row
 
 
-def test_a_file_is_read_whole_or_named(tmp_path):
-    path = tmp_path / "d.json"
+def test_files_are_read_or_named_in_the_error(tmp_path):
+    file = tmp_path / "d.json"
     with pytest.raises(ValueError, match=r"must hold d\.json, got no such file"):
-        read_json(path, Document)
-    path.write_text(json.dumps(RIGHT))
-    assert read_json(path, Document) == check_json(RIGHT, Document, "F")
-    with path.open("wb") as file:
-        file.truncate(2**28 + 1)
+        read_json(file, Document)
+    file.write_text(json.dumps(VALID))
+    assert read_json(file, Document) == check_json(VALID, Document, "F")
+    with file.open("wb") as stream:
+        stream.truncate(2**28 + 1)
     with pytest.raises(ValueError, match=r"d\.json must hold at most 268,435,456 bytes of JSON"):
-        read_json(path, Document)
+        read_json(file, Document)

@@ -1,7 +1,7 @@
-"""Every JSON file that fmjax reads, of every wrong shape: one line, never a traceback.
+"""Tests that every reader of JSON files raises one-line errors for invalid documents.
 
-Each reader meets a table of wrong documents, and copies of a right one in which a random value was
-replaced by a random other (the seed is fixed).
+Each reader gets a table of invalid documents, and copies of a valid one with one random change (the
+seed is fixed).
 """
 
 import copy
@@ -36,7 +36,23 @@ from fmjax.training.checkpoints.digests import find_damage, sealed_as, write_dig
 from tests.golden_models import GOLDEN
 from tests.report.made_up import example
 
-WRONG: list = [[], None, "x", {}, 0, -1, 1.5, True, 10**30, 2**63, "7", [[]], {"x": 1}, [None], ""]
+INVALID: list = [
+    [],
+    None,
+    "x",
+    {},
+    0,
+    -1,
+    1.5,
+    True,
+    10**30,
+    2**63,
+    "7",
+    [[]],
+    {"x": 1},
+    [None],
+    "",
+]
 TEXTS = [
     "[" * 100_000,
     '{"a":' * 100_000,
@@ -52,45 +68,47 @@ TEXTS = [
 ]
 
 
-def places(value, found):
-    """Every (container, key) of a document."""
+def entries(value, result):
+    """Append every (container, key) of a document to `result`."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items):
-        found.append((value, key))
+        result.append((value, key))
         if isinstance(item, dict | list):
-            places(item, found)
-    return found
+            entries(item, result)
+    return result
 
 
 def mutated(document, rng):
+    """Return a copy of a document with one random change."""
     changed = copy.deepcopy(document)
-    container, key = rng.choice(places(changed, []))
-    kind = rng.random()
-    if kind < 0.15:
+    container, key = rng.choice(entries(changed, []))
+    action = rng.random()
+    if action < 0.15:
         del container[key]
-    elif kind < 0.25 and isinstance(container, dict):
-        container["unknown"] = rng.choice(WRONG)
+    elif action < 0.25 and isinstance(container, dict):
+        container["unknown"] = rng.choice(INVALID)
     else:
-        container[key] = rng.choice(WRONG)
+        container[key] = rng.choice(INVALID)
     return changed
 
 
-def attempt(read, path):
-    said = ""
+def check_error(read, *arguments):
+    """Check that a call succeeds or raises a ValueError with one line of limited length."""
+    message = ""
     try:
-        read(path)
+        read(*arguments)
     except ValueError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert len(said) < 4_000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 4_000
 
 
-def text(document):
+def to_text(document):
     return document if isinstance(document, str) else json.dumps(document)
 
 
 CONFIG = json.loads(to_json(Config("x")))
-PATHS = StraightnessResult(
+STRAIGHTNESS = StraightnessResult(
     3,
     8,
     1.0,
@@ -123,19 +141,14 @@ MODEL = {
 
 
 def inversion_document():
-    unflatten_dict = {
+    entries = {
         "round_trips": [INVERSION.round_trips[0]._asdict()],
         "edits": [INVERSION.edits[0]._asdict()],
     }
-    return INVERSION._asdict() | unflatten_dict
+    return INVERSION._asdict() | entries
 
 
-def of_run(name, read):
-    return lambda folder: (folder / name, lambda: read(folder))
-
-
-def of_file(name, read):
-    return lambda folder: (folder / name, lambda: read(folder / name))
+# The functions below write a valid file to a folder; they return the file and its reader.
 
 
 def config(folder):
@@ -162,9 +175,9 @@ def manifest(folder):
 
 
 def tokenizer(folder):
-    path = folder / "tokenizer.json"
-    train_tokenizer(["a red cat", "a blue dog"], TokenizerConfig(4, 16)).write(path)
-    return path, lambda: read_word_tokenizer(path)
+    file = folder / "tokenizer.json"
+    train_tokenizer(["a red cat", "a blue dog"], TokenizerConfig(4, 16)).write(file)
+    return file, lambda: read_word_tokenizer(file)
 
 
 def captions(folder):
@@ -177,17 +190,19 @@ def captions(folder):
 
 def documents(values):
     def make(name, read):
-        def made(folder):
+        def write(folder):
             (folder / name).write_text(json.dumps(values))
             return folder / name, lambda: read(folder / name)
 
-        return made
+        return write
 
     return make
 
 
 def released(part, name):
-    def made(folder):
+    """Return a function that copies a model and returns one of its files and a reader."""
+
+    def copy_model(folder):
         folder = shutil.copytree(GOLDEN / "sd3-pipeline-tiny", folder / "model")
 
         def read():
@@ -201,7 +216,7 @@ def released(part, name):
 
         return folder / part / name, read
 
-    return made
+    return copy_model
 
 
 def adapter(folder):
@@ -213,20 +228,20 @@ def adapter(folder):
 
 
 def index(folder):
-    path = folder / "model.safetensors.index.json"
+    file = folder / "model.safetensors.index.json"
     (folder / "a.safetensors").touch()
-    path.write_text(json.dumps({"metadata": {}, "weight_map": {"x": "a.safetensors"}}))
-    return path, lambda: find_files(folder)
+    file.write_text(json.dumps({"metadata": {}, "weight_map": {"x": "a.safetensors"}}))
+    return file, lambda: find_files(folder)
 
 
 CASES = {
     "config": config,
     "model": lambda folder: documents(MODEL)(
-        "model.json", lambda path: (read_model(path.parent), read_captions(path.parent))
+        "model.json", lambda file: (read_model(file.parent), read_captions(file.parent))
     )(folder),
     "comparison": comparison,
     "row": row,
-    "paths": documents(PATHS._asdict())("straightness.json", read_straightness),
+    "straightness": documents(STRAIGHTNESS._asdict())("straightness.json", read_straightness),
     "evaluation": documents(EVALUATION._asdict())("evaluation.json", read_evaluation),
     "likelihood": documents(LIKELIHOOD._asdict())("likelihood.json", read_likelihood),
     "inversion": documents(inversion_document())("inversion.json", read_inversion),
@@ -243,54 +258,54 @@ CASES = {
     "t5": released("text_encoder_3", "config.json"),
     "tokenizer_config": released("tokenizer", "tokenizer_config.json"),
     "vocab": released("tokenizer", "vocab.json"),
-    "whole tokenizer": released("tokenizer_3", "tokenizer.json"),
+    "full_tokenizer": released("tokenizer_3", "tokenizer.json"),
 }
 
 
-# These open a whole released model each time.
-SLOW = ("vae", "clip", "t5", "transformer", "tokenizer_config", "vocab", "whole tokenizer")
+# These read a complete released model for each document.
+SLOW = ("vae", "clip", "t5", "transformer", "tokenizer_config", "vocab", "full_tokenizer")
 
 
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
 )
-def test_no_document_ends_in_more_than_one_line(case, tmp_path):
-    path, read = CASES[case](tmp_path)
-    right = path.read_text(encoding="utf-8")
-    read()  # As it was written.
-    rng, document = random.Random(16), json.loads(right)
-    slow = case in ("whole tokenizer", "vocab")
+def test_invalid_documents_raise_one_line_errors(case, tmp_path):
+    file, read = CASES[case](tmp_path)
+    valid = file.read_text(encoding="utf-8")
+    read()  # The valid document.
+    rng, document = random.Random(16), json.loads(valid)
+    slow = case in ("full_tokenizer", "vocab")
     changed = [mutated(document, rng) for _ in range(20 if slow else 60)]
-    for content in (*WRONG, *TEXTS, right[: len(right) // 2], *changed):
-        path.write_bytes(text(content).encode("latin-1", errors="replace"))
-        attempt(lambda _: read(), path)
+    for content in (*INVALID, *TEXTS, valid[: len(valid) // 2], *changed):
+        file.write_bytes(to_text(content).encode("latin-1", errors="replace"))
+        check_error(read)
     for content in ([], None, "x", 3, "[" * 100_000):
-        path.write_text(text(content) if content != "x" else '"x"')
-        with pytest.raises(ValueError, match=f"{path.name}|{path.parent.name}|row"):
+        file.write_text(to_text(content) if content != "x" else '"x"')
+        with pytest.raises(ValueError, match=f"{file.name}|{file.parent.name}|row"):
             read()
 
 
-def test_no_log_and_no_digests_end_in_an_error(tmp_path):
+def test_damaged_logs_and_digests_are_tolerated(tmp_path):
     rng, line = random.Random(16), {"step": 3, "loss": 0.5, "rate": [1]}
-    path = tmp_path / "metrics.jsonl"
-    lines = [text(value).replace("\n", " ") for value in (*WRONG, *TEXTS)]
+    file = tmp_path / "metrics.jsonl"
+    lines = [to_text(value).replace("\n", " ") for value in (*INVALID, *TEXTS)]
     lines += [json.dumps(mutated(line, rng)) for _ in range(100)]
-    path.write_bytes("\n".join([*lines, '{"step": 4, "loss": 0.25}\n']).encode("latin-1"))
+    file.write_bytes("\n".join([*lines, '{"step": 4, "loss": 0.25}\n']).encode("latin-1"))
     with pytest.warns(UserWarning, match="damaged lines"):
-        assert read_metrics(path)[-1] == {"step": 4, "loss": 0.25}
+        assert read_metrics(file)[-1] == {"step": 4, "loss": 0.25}
     folder = tmp_path / "3"
     (folder / "run").mkdir(parents=True)
     (folder / "run" / "a").write_bytes(np.arange(4).tobytes())
     write_digests(folder, ("run",))
-    sealed = folder / "digests.json"
-    whole = json.loads(sealed.read_text())
+    digests = folder / "digests.json"
+    valid = json.loads(digests.read_text())
     assert find_damage(folder, "run") is None
-    for content in (*WRONG, *TEXTS, *(mutated(whole, rng) for _ in range(60))):
-        sealed.write_bytes(text(content).encode("latin-1"))
-        assert find_damage(folder, "run") is not None or json.loads(sealed.read_text()) == whole
+    for content in (*INVALID, *TEXTS, *(mutated(valid, rng) for _ in range(60))):
+        digests.write_bytes(to_text(content).encode("latin-1"))
+        assert find_damage(folder, "run") is not None or json.loads(digests.read_text()) == valid
         sealed_as(folder)
 
 
-def test_files_of_the_golden_models_are_read_as_they_are():
-    for path in sorted(Path(GOLDEN).glob("*pipeline*")):
-        assert open_model(path).parts
+def test_json_files_of_golden_models_are_valid():
+    for folder in sorted(Path(GOLDEN).glob("*pipeline*")):
+        assert open_model(folder).parts

@@ -1,4 +1,4 @@
-"""The table of old and new names in docs/migration.md: the old are gone, the new exist."""
+"""Tests of docs/migration.md: old names are removed and new names exist."""
 
 import importlib
 import re
@@ -12,7 +12,8 @@ MODULES = re.findall(r"^\| `(fmjax\.\w+)` \| (`.*`) \|$", MODULES_TEXT, re.MULTI
 NAMES = re.findall(r"^\| `(fmjax\.[\w.]+)` \| `([\w.]+)` \|$", NAMES_TEXT, re.MULTILINE)
 
 
-def found(name):
+def lookup(name):
+    """Return the object of a full name, or None."""
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -21,19 +22,19 @@ def found(name):
 
 
 @pytest.mark.parametrize(("old", "new"), MODULES)
-def test_an_old_module_is_gone(old, new):
+def test_old_modules_are_removed_and_new_ones_exist(old, new):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(old)
-    for each in re.findall(r"`([\w.]+)`", new):
-        importlib.import_module(each)
+    for module in re.findall(r"`([\w.]+)`", new):
+        importlib.import_module(module)
 
 
 @pytest.mark.parametrize(("old", "new"), NAMES)
-def test_an_old_name_is_gone_and_the_new_one_exists(old, new):
-    assert found(old) is None
-    assert found(new) is not None
+def test_old_names_are_removed_and_new_ones_exist(old, new):
+    assert lookup(old) is None
+    assert lookup(new) is not None
 
 
-def test_the_table_was_read():
+def test_migration_tables_are_found():
     assert len(MODULES) >= 8
     assert len(NAMES) >= 60

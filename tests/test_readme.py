@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""Tests that the example of the README and the notebook run."""
 
 import re
 from pathlib import Path
@@ -13,20 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_python_example_of_the_readme_runs(capsys):
+def test_readme_example_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for line in block.splitlines() if line.strip() and not line.startswith("import")]
     assert len(lines) <= 20
-    # Fewer steps: the numbers are not looked at here.
+    # Fewer training steps suffice, because the test does not check the numbers.
     exec(compile(block.replace("1000", "20"), "README.md", "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.startswith("(512, 2) at")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart"])
-def test_the_notebook_runs(name, monkeypatch):
-    # Its kernel is another process: with the one device that a reader has. On eight fake ones, with
-    # two busy cores to run them, XLA's collectives now and then wait for a thread that never comes.
+def test_notebook_runs(name, monkeypatch):
+    # The kernel runs in another process and uses one device. With eight fake devices on two busy
+    # cores, collectives of XLA occasionally hang.
     monkeypatch.setenv("XLA_FLAGS", COMPILATION)
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:

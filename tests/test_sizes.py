@@ -1,4 +1,4 @@
-"""Numbers that no machine takes: refused in one line, before anything is traced or written."""
+"""Tests that sizes beyond any machine are rejected before tracing and writing."""
 
 import dataclasses
 import math
@@ -22,13 +22,13 @@ from fmjax.config import (
     StudyConfig,
     TrainingConfig,
 )
+from fmjax.config.compare import ComparePromptConfig
+from fmjax.config.encode import EncodeConfig
 from fmjax.config.generate import GenerateConfig
 from fmjax.config.invert import InvertConfig
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import CaptionedImages, EmojiData, EncodedData, ToyData
 from fmjax.data.tokenizer import TokenizerConfig
-from fmjax.jobs.released.compare_prompt import ComparePromptConfig
-from fmjax.jobs.released.encode import EncodeConfig
 from fmjax.jobs.train.train import train_folder
 from fmjax.networks import DiTConfig, FluxConfig, LoRAConfig, MLPConfig, MMDiTConfig, UNetConfig
 from fmjax.networks.text_encoders.word_encoder import TextEncoderConfig
@@ -37,7 +37,7 @@ from fmjax.planning.topology import devices_of
 from fmjax.sharding import MeshConfig, batch_sharding, make_mesh
 from fmjax.training import OptimizerConfig
 
-KINDS = (
+CONFIG_CLASSES = (
     CompareConfig,
     EvaluationConfig,
     TrainingConfig,
@@ -67,41 +67,42 @@ KINDS = (
 )
 
 
-def numbers():
-    """Every field of those configs that holds a number, or several, with a number it refuses."""
-    for kind in KINDS:
-        hints = typing.get_type_hints(kind)
-        for field in dataclasses.fields(kind):
+def invalid_numbers():
+    """Yield class, name and invalid value of every numeric field of the configs."""
+    for cls in CONFIG_CLASSES:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
             hint = hints[field.name]
-            parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-            for part in parts:
-                many = typing.get_origin(part) is tuple
-                item = typing.get_args(part)[0] if many else part
+            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            for option in options:
+                is_tuple = typing.get_origin(option) is tuple
+                item = typing.get_args(option)[0] if is_tuple else option
                 if item not in (int, float):
                     continue
-                wrong = [2**63, 10**12] if item is int else [math.inf, math.nan, 10**400]
-                wrong = wrong[:1] if field.name == "seed" else wrong
-                for value in wrong:
-                    entry = (value,) * max(len(typing.get_args(part)) - 1, 1) if many else value
-                    yield kind, field.name, entry
+                invalid = [2**63, 10**12] if item is int else [math.inf, math.nan, 10**400]
+                invalid = invalid[:1] if field.name == "seed" else invalid
+                for value in invalid:
+                    repeats = max(len(typing.get_args(option)) - 1, 1)
+                    entry = (value,) * repeats if is_tuple else value
+                    yield cls, field.name, entry
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_every_number_of_a_config_fits_its_type():
-    cases = list(numbers())
+def test_config_numbers_are_limited_to_their_type():
+    cases = list(invalid_numbers())
     assert len(cases) > 250
-    for kind, name, value in cases:
+    for cls, name, value in cases:
         try:
-            kind(**{name: value})
+            cls(**{name: value})
         except ValueError as error:
             message = str(error)
         else:
-            pytest.fail(f"{kind.__name__} takes {name}={str(value)[:40]}")
-        assert name in message, (kind, name)
-        assert "\n" not in message, (kind, name)
+            pytest.fail(f"{cls.__name__} accepts {name}={str(value)[:40]}")
+        assert name in message, (cls, name)
+        assert "\n" not in message, (cls, name)
 
 
-def test_seeds_are_not_negative_and_as_large_as_64_bits():
+def test_seeds_are_nonnegative_64_bit_integers():
     assert SamplingConfig(seed=2**63 - 1).seed == 2**63 - 1
     with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\*\*63\), got -1"):
         CompareConfig(seed=-1)
@@ -130,30 +131,30 @@ def test_seeds_are_not_negative_and_as_large_as_64_bits():
         (lambda: SamplingConfig(num_samples=10**5000), "num_samples must lie in .* bits"),
     ],
 )
-def test_sizes_that_cannot_be_traced_are_refused(make, message):
+def test_sizes_that_cannot_be_traced_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("name", ["cpu:1000000000", "h100:70000", f"v5e:{10**300}x1"])
-def test_a_topology_of_too_many_devices_is_refused(name):
+def test_topologies_with_too_many_devices_are_rejected(name):
     with pytest.raises(ValueError, match="topology must have at most .* devices, got "):
         devices_of(name)
 
 
-def test_bytes_beyond_the_memory_are_refused(monkeypatch):
+def test_sizes_beyond_the_memory_are_rejected(monkeypatch):
     assert 2**28 < host_memory() < 2**50
     monkeypatch.setattr(_memory, "host_memory", lambda: 1e9)
     require_host_memory("num_samples", 1e9, "samples")
     message = r"num_samples must fit the 1\.0 GB of this machine's memory, got about 1\.5 GB of sam"
     with pytest.raises(ValueError, match=message):
         require_host_memory("num_samples", 1.5e9, "samples")
-    mesh = make_mesh()  # Eight devices that share the host's memory.
-    rows = batch_sharding(mesh)
-    array = jax.ShapeDtypeStruct((8 * 10**6, 31), "float32", sharding=rows)
+    mesh = make_mesh()  # Eight devices share the host's memory.
+    sharding = batch_sharding(mesh)
+    array = jax.ShapeDtypeStruct((8 * 10**6, 31), "float32", sharding=sharding)
     require_device_memory("batch_size", array, "examples")
-    copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    array = jax.ShapeDtypeStruct((10**6, 33), "float32", sharding=copied)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    array = jax.ShapeDtypeStruct((10**6, 33), "float32", sharding=replicated)
     with pytest.raises(ValueError, match=r"batch_size must fit .*, got about 1\.1 GB of examples"):
         require_device_memory("batch_size", array, "examples")
 
@@ -165,10 +166,10 @@ TOO_LARGE = [
 ]
 
 
-@pytest.mark.parametrize(("parts", "message"), TOO_LARGE)
-def test_a_training_that_does_not_fit_leaves_no_folder(tmp_path, monkeypatch, parts, message):
+@pytest.mark.parametrize(("fields", "message"), TOO_LARGE)
+def test_training_beyond_the_memory_leaves_no_folder(tmp_path, monkeypatch, fields, message):
     monkeypatch.setattr(_memory, "host_memory", lambda: 16e9)
-    config = Config("large", **({"data": ToyData(), "network": MLPConfig(width=16)} | parts))
+    config = Config("large", **({"data": ToyData(), "network": MLPConfig(width=16)} | fields))
     with pytest.raises(ValueError, match=message):
         train_folder(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""A whole `fmjax train`, results and all, small enough to be stopped, filled up and killed."""
+"""A complete `fmjax train` of a few seconds for tests of crashes, signals and full disks."""
 
 import os
 import sys
@@ -27,19 +27,19 @@ def get_config():
 
 
 def write_config(folder, num_steps=24, log_every=4, checkpoint_every=8):
-    """The config as a file."""
-    path = folder / "tiny.py"
-    path.write_text(
+    """Write the config file and return it."""
+    file = folder / "tiny.py"
+    file.write_text(
         CONFIG.format(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every)
     )
-    return path
+    return file
 
 
 def command(config, run, *options):
-    """The command that trains it."""
+    """Return the command that trains the config."""
     return [sys.executable, "-m", "fmjax.cli", "train", str(config), "--run", str(run), *options]
 
 
-def environment(**more):
-    """Of a process of its own, with as many devices as JAX finds."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILATION, **more}
+def environment(**variables):
+    """Return the environment of a subprocess that uses the devices JAX finds."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILATION, **variables}

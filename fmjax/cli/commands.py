@@ -13,7 +13,7 @@ from fmjax.cli.parsing import parse, split_path
 from fmjax.cli.released import compare_prompt, encode, generate
 from fmjax.cli.steps import choose_steps
 from fmjax.cli.train import export, reflow, train
-from fmjax.cli.work import working
+from fmjax.cli.work import command_progress
 
 if TYPE_CHECKING:
     from fmjax.runs.folder import Run
@@ -48,7 +48,7 @@ def _sample(arguments: list[str]) -> int:
 
     args = parse(Sample, Sample(config.sampling), options, f"fmjax sample {folder}")
     sampling = choose_steps(args.sampling, options)
-    with working() as progress:
+    with command_progress() as progress:
         run = open_run(folder)
         samples = sample_run(run, sampling, args.classes, args.output, progress=progress)
     return 0 if samples.succeeded.all() else 1
@@ -59,7 +59,7 @@ def _on_run(folder: Path, job: Callable[["Run", Progress], object]) -> None:
     from fmjax.jobs.report.report import report_run
     from fmjax.runs.folder import open_run
 
-    with working() as progress:
+    with command_progress() as progress:
         run = open_run(folder)
         job(run, progress)
         report_run(run, progress=progress)
@@ -101,7 +101,7 @@ def _evaluate(arguments: list[str]) -> None:
 
         Attributes:
             evaluation: Number of samples, and which metrics are computed.
-            sampling: How the samples are drawn; `--sampling.num-samples` has no effect here.
+            sampling: How the samples are generated; `--sampling.num-samples` has no effect here.
         """
 
         evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
@@ -146,7 +146,7 @@ def _study(arguments: list[str]) -> None:
 
     args = parse(Study, Study(), options, f"fmjax study {config_file}")
     config = dataclasses.replace(config, num_samples=args.num_samples, num_seeds=args.num_seeds)
-    with working() as progress:
+    with command_progress() as progress:
         run_study(config, args.output, progress=progress)
         report_study(config, args.output, progress=progress)
 
@@ -220,7 +220,7 @@ def _plan(arguments: list[str]) -> int:
         distinct = not is_same_location(args.json, args.picture)
         require(distinct, "picture", "be another file than json", args.picture)
     outputs = [file for file in (args.json, args.picture) if file is not None]
-    # Not in `working`: `plan` sets up the devices itself, and this machine cannot run the programs.
+    # Not in `command_progress`, because `plan` sets up the devices itself and runs no program.
     with console() as progress, lock_outputs(*outputs):
         plans = plan(args.config, args.plan, progress=progress)
         for shown_plan in plans if len(plans) == 1 else (plans[0], plans[-1]):

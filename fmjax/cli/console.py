@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fmjax._progress import COMPILING, Progress
-from fmjax._stopping import at_stop, show_cursor
+from fmjax._signals import at_stop, show_cursor
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -36,12 +36,12 @@ def console(since: float | None = None) -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
+        Progress as RichProgress,
         ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.progress import Progress as RichProgress
 
     console = Console(highlight=False, soft_wrap=True)
     # Ask the file itself: with FORCE_COLOR, rich takes a log file for a terminal.

@@ -49,11 +49,11 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
     then = "resume" if words and words[0] in _RESUME else "start over"
     if arguments is None:  # The process runs nothing but this command.
         _end_by_signals(then)
-        from fmjax import _stopping
+        from fmjax import _signals
         from fmjax.cli.streams import open_standard_files
 
         open_standard_files()
-        _stopping.install(then)
+        _signals.install(then)
         try:
             code = _run_with_safe_output(words)
         except Exception as error:  # noqa: BLE001
@@ -61,15 +61,15 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
             code = 1
         _exit(code)
     # The command runs inside another program: restore its signal handlers afterwards.
-    from fmjax import _stopping
+    from fmjax import _signals
 
-    with _stopping.stoppable(then):
+    with _signals.stoppable(then):
         code = _run_with_safe_output(words)
     sys.exit(code)
 
 
 def _end_by_signals(then: str) -> None:
-    """Handle SIGTERM and Ctrl-C until `_stopping.install` is imported and takes over."""
+    """Handle SIGTERM and Ctrl-C until `_signals.install` is imported and takes over."""
 
     def end(number: int, frame: object) -> None:
         name = signal.Signals(number).name
@@ -101,7 +101,7 @@ def _exit(code: int) -> "NoReturn":
 
 def _run_with_safe_output(arguments: list[str]) -> int:
     """Call `_run`, and continue if standard output is closed; return the exit code."""
-    from fmjax import _stopping
+    from fmjax import _signals
     from fmjax.cli.console import print_any_name
     from fmjax.cli.streams import forgiving_output, plain_warnings
 
@@ -111,15 +111,15 @@ def _run_with_safe_output(arguments: list[str]) -> int:
             code = _run(arguments)
         except BaseException:
             # A signal that is ending the process may have caused this error.
-            _stopping.wait_if_ending()
+            _signals.wait_if_ending()
             raise
         out.flush()
         if out.lost is not None:
-            _stopping.suppress_stop_message()
+            _signals.suppress_stop_message()
             text = out.lost.strerror
             print(f"fmjax: error: standard output must be writable, got {text}", file=sys.stderr)
             code = code or 1
-    _stopping.wait_if_ending()
+    _signals.wait_if_ending()
     return code
 
 
@@ -134,7 +134,7 @@ def _run(arguments: list[str]) -> int:
         print(f"fmjax {__version__}")
         return 0
     from fmjax._checks import require_one_of
-    from fmjax._stopping import suppress_stop_message
+    from fmjax._signals import suppress_stop_message
     from fmjax.cli.commands import COMMANDS
     from fmjax.cli.parsing import Refused, asks_for_help
 
@@ -170,7 +170,7 @@ def _run(arguments: list[str]) -> int:
 
 def _exit_without_barrier(error: Exception) -> "NoReturn":
     """End the process without the shutdown barrier, at which JAX waits for all processes."""
-    from fmjax._stopping import suppress_stop_message
+    from fmjax._signals import suppress_stop_message
 
     suppress_stop_message()
     reason = (str(error).strip().splitlines() or [""])[0][:200]
@@ -188,7 +188,7 @@ def _report_error(error: Exception, code: int = 2) -> int:
     """Print the error as one line, or raise it if FMJAX_TRACEBACK=1; return the exit code."""
     if os.environ.get("FMJAX_TRACEBACK") == "1":
         raise error
-    from fmjax._stopping import suppress_stop_message
+    from fmjax._signals import suppress_stop_message
     from fmjax.cli.streams import one_line
 
     suppress_stop_message()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fmjax.cli.parsing import Refused, parse, split_path
-from fmjax.cli.work import working
+from fmjax.cli.work import command_progress
 
 
 def generate(arguments: list[str]) -> int:
@@ -47,7 +47,7 @@ def generate(arguments: list[str]) -> int:
 
     args = parse(Generate, Generate(GenerateConfig()), options, f"fmjax generate {folder}")
     prompts = _one_prompt_or_file(prompt, args.prompts)
-    with working() as progress:
+    with command_progress() as progress:
         model = open_model(folder)
         image_prompts = [text for text in prompts for _ in range(args.config.num_images)]
         request = validate_request(model, args.config)
@@ -97,7 +97,9 @@ def encode(arguments: list[str]) -> None:
 
     import tyro
 
-    from fmjax.jobs.released.encode import EncodeConfig
+    from fmjax.config.encode import (
+        EncodeConfig,
+    )
     from fmjax.jobs.released.encode import encode as encode_images
     from fmjax.pretrained.folder import open_model
 
@@ -114,7 +116,7 @@ def encode(arguments: list[str]) -> None:
         output: Path = images.with_name(f"{images.name}-encoded")
 
     args = parse(Encode, Encode(EncodeConfig()), options, f"fmjax encode {folder}")
-    with working() as progress:
+    with command_progress() as progress:
         encode_images(open_model(folder), images, args.output, args.config, progress=progress)
 
 
@@ -135,10 +137,10 @@ def compare_prompt(folder: Path, arguments: list[str]) -> None:
 
     import tyro
 
+    from fmjax.config.compare import ComparePromptConfig
     from fmjax.config.generate import GenerateConfig
-    from fmjax.jobs.released.compare_prompt import ComparePromptConfig
     from fmjax.jobs.released.compare_prompt import compare_prompt as compare_on_prompt
-    from fmjax.jobs.released.pictures import slug, unused
+    from fmjax.jobs.released.pictures import slug, unused_name
     from fmjax.pretrained.folder import open_model
 
     @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,7 @@ def compare_prompt(folder: Path, arguments: list[str]) -> None:
     default = Compare(ComparePromptConfig(), GenerateConfig())
     args = parse(Compare, default, options, f"fmjax compare {folder}")
     name = f"{folder.resolve().name}-{slug(prompt)}"
-    output = args.output or unused(Path("comparisons"), name)
-    with working() as progress:
+    output = args.output or unused_name(Path("comparisons"), name)
+    with command_progress() as progress:
         model = open_model(folder)
         compare_on_prompt(model, prompt, output, args.config, args.picture, progress=progress)

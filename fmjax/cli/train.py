@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fmjax.cli.parsing import parse, split_path
 from fmjax.cli.steps import choose_steps
-from fmjax.cli.work import working
+from fmjax.cli.work import command_progress
 
 if TYPE_CHECKING:
     from fmjax.config import Config
@@ -72,11 +72,16 @@ def _train_and_report(
     from fmjax.sharding import all_or_none, is_main
 
     folder = Path("runs") / config.name if run is None else run
-    with working(processes, start) as progress, lock_run(folder, config, overwrite=overwrite):
+    with (
+        command_progress(processes, start) as progress,
+        lock_run(folder, config, overwrite=overwrite),
+    ):
         train_folder(config, folder, overwrite=overwrite, progress=progress)
         with all_or_none("making the results"):
             if is_main() and isinstance(read_model(folder)[1], TextShape):
-                progress.say("training is done; no samples are drawn, because they need prompts")
+                progress.say(
+                    "training is done; no samples are generated, because they need prompts"
+                )
                 if config.pretrained is not None:
                     progress.say(f"fmjax export {folder} writes the model for diffusers")
             elif is_main():
@@ -157,7 +162,7 @@ def export(arguments: list[str]) -> None:
 
     args = parse(Export, Export(), options, f"fmjax export {folder}")
     output = folder / "export" if args.output is None else args.output
-    with working() as progress:
+    with command_progress() as progress:
         written = export_run(
             folder,
             output,

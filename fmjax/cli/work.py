@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def working(processes: "Processes | None" = None, since: float | None = None) -> Iterator[Progress]:
+def command_progress(
+    processes: "Processes | None" = None, since: float | None = None
+) -> Iterator[Progress]:
     """Set up JAX and yield the progress display of a command.
 
     Args:

@@ -5,228 +5,110 @@
 `build` turns a config into functions. Lower packages take objects; only this one resolves names.
 """
 
-from fmjax._arrays import (
-    TextPart,
-    TextShape,
-)
+from fmjax._arrays import TextPart as TextPart, TextShape as TextShape
 from fmjax.config.build import (
-    Experiment,
-    SolveFn,
-    Steps,
-    build,
-    differentiable_forwards,
-    guided,
-    make_solve,
-    make_step,
-    num_parameters,
+    Experiment as Experiment,
+    SolveFn as SolveFn,
+    Steps as Steps,
+    build as build,
+    differentiable_forwards as differentiable_forwards,
+    guided as guided,
+    make_solve as make_solve,
+    make_step as make_step,
+    num_parameters as num_parameters,
 )
 from fmjax.config.compare import (
-    CompareConfig,
+    CompareConfig as CompareConfig,
+    ComparePromptConfig as ComparePromptConfig,
 )
+from fmjax.config.encode import EncodeConfig as EncodeConfig
 from fmjax.config.experiment import (
-    Config,
-    EvaluationConfig,
-    TrainingConfig,
+    Config as Config,
+    EvaluationConfig as EvaluationConfig,
+    TrainingConfig as TrainingConfig,
 )
-from fmjax.config.flow_maps import (
-    require_jumps,
-)
-from fmjax.config.generate import (
-    GenerateConfig,
-)
-from fmjax.config.invert import (
-    InvertConfig,
-)
-from fmjax.config.likelihood import (
-    LikelihoodConfig,
-)
+from fmjax.config.flow_maps import require_jumps as require_jumps
+from fmjax.config.generate import GenerateConfig as GenerateConfig
+from fmjax.config.invert import InvertConfig as InvertConfig
+from fmjax.config.likelihood import LikelihoodConfig as LikelihoodConfig
 from fmjax.config.losses import (
-    LossConfig,
-    MeanFlowConfig,
-    ShortcutConfig,
+    LossConfig as LossConfig,
+    MeanFlowConfig as MeanFlowConfig,
+    ShortcutConfig as ShortcutConfig,
 )
-from fmjax.config.plan import (
-    PlanConfig,
-)
-from fmjax.config.pretrained import (
-    PretrainedConfig,
-)
-from fmjax.config.reflow import (
-    ReflowConfig,
-)
-from fmjax.config.sampling import (
-    SamplingConfig,
-)
+from fmjax.config.plan import PlanConfig as PlanConfig
+from fmjax.config.pretrained import PretrainedConfig as PretrainedConfig
+from fmjax.config.reflow import ReflowConfig as ReflowConfig
+from fmjax.config.sampling import SamplingConfig as SamplingConfig
 from fmjax.config.serialize import (
-    from_json,
-    require_types,
-    to_json,
+    from_json as from_json,
+    require_types as require_types,
+    to_json as to_json,
 )
 from fmjax.config.solvers import (
-    DIFFUSION_SAMPLERS,
-    FLOW_MAP,
-    ODE_SOLVERS,
-    SDE_SOLVERS,
-    SOLVERS,
-    can_adapt,
-    is_stochastic,
-    solver_title,
+    DIFFUSION_SAMPLERS as DIFFUSION_SAMPLERS,
+    FLOW_MAP as FLOW_MAP,
+    ODE_SOLVERS as ODE_SOLVERS,
+    SDE_SOLVERS as SDE_SOLVERS,
+    SOLVERS as SOLVERS,
+    can_adapt as can_adapt,
+    is_stochastic as is_stochastic,
+    solver_title as solver_title,
 )
-from fmjax.config.study import (
-    StudyConfig,
-)
+from fmjax.config.study import StudyConfig as StudyConfig
 from fmjax.data import (
-    ArrayData,
-    CaptionedClasses,
-    CaptionedImages,
-    Cifar10Data,
-    DataConfig,
-    DigitsData,
-    EmojiData,
-    EncodedData,
-    IdxData,
-    TokenizerConfig,
-    ToyData,
+    ArrayData as ArrayData,
+    CaptionedClasses as CaptionedClasses,
+    CaptionedImages as CaptionedImages,
+    Cifar10Data as Cifar10Data,
+    DataConfig as DataConfig,
+    DigitsData as DigitsData,
+    EmojiData as EmojiData,
+    EncodedData as EncodedData,
+    IdxData as IdxData,
+    TokenizerConfig as TokenizerConfig,
+    ToyData as ToyData,
 )
-from fmjax.losses import (
-    BuiltInGuidance,
-    TimeWeight,
-)
+from fmjax.losses import BuiltInGuidance as BuiltInGuidance, TimeWeight as TimeWeight
 from fmjax.networks import (
-    DIT_B,
-    DIT_L,
-    DIT_S,
-    DIT_XL,
-    FLUX_DEV,
-    FLUX_SCHNELL,
-    SD3_MEDIUM,
-    SD35_LARGE,
-    SD35_MEDIUM,
-    DiTConfig,
-    FluxConfig,
-    LoRAConfig,
-    MLPConfig,
-    MMDiTConfig,
-    NetworkConfig,
-    TextEncoderConfig,
-    UNetConfig,
+    DIT_B as DIT_B,
+    DIT_L as DIT_L,
+    DIT_S as DIT_S,
+    DIT_XL as DIT_XL,
+    FLUX_DEV as FLUX_DEV,
+    FLUX_SCHNELL as FLUX_SCHNELL,
+    SD3_MEDIUM as SD3_MEDIUM,
+    SD35_LARGE as SD35_LARGE,
+    SD35_MEDIUM as SD35_MEDIUM,
+    DiTConfig as DiTConfig,
+    FluxConfig as FluxConfig,
+    LoRAConfig as LoRAConfig,
+    MLPConfig as MLPConfig,
+    MMDiTConfig as MMDiTConfig,
+    NetworkConfig as NetworkConfig,
+    TextEncoderConfig as TextEncoderConfig,
+    UNetConfig as UNetConfig,
 )
 from fmjax.paths import (
-    AffinePath,
-    Cosine,
-    CosineBetas,
-    CosMap,
-    Independent,
-    Linear,
-    LinearBetas,
-    LogitNormal,
-    MinibatchOT,
-    Mode,
-    Polynomial,
-    Prediction,
-    Shifted,
-    Tabulated,
-    Uniform,
-    UniformSteps,
-    UShaped,
-    VarianceExploding,
-    VariancePreserving,
+    AffinePath as AffinePath,
+    Cosine as Cosine,
+    CosineBetas as CosineBetas,
+    CosMap as CosMap,
+    Independent as Independent,
+    Linear as Linear,
+    LinearBetas as LinearBetas,
+    LogitNormal as LogitNormal,
+    MinibatchOT as MinibatchOT,
+    Mode as Mode,
+    Polynomial as Polynomial,
+    Prediction as Prediction,
+    Shifted as Shifted,
+    Tabulated as Tabulated,
+    Uniform as Uniform,
+    UniformSteps as UniformSteps,
+    UShaped as UShaped,
+    VarianceExploding as VarianceExploding,
+    VariancePreserving as VariancePreserving,
 )
-from fmjax.sharding import (
-    MeshConfig,
-)
-from fmjax.training import (
-    OptimizerConfig,
-)
-
-__all__ = [
-    "AffinePath",
-    "ArrayData",
-    "BuiltInGuidance",
-    "CaptionedClasses",
-    "CaptionedImages",
-    "Cifar10Data",
-    "CompareConfig",
-    "Config",
-    "CosMap",
-    "Cosine",
-    "CosineBetas",
-    "DIFFUSION_SAMPLERS",
-    "DIT_B",
-    "DIT_L",
-    "DIT_S",
-    "DIT_XL",
-    "DataConfig",
-    "DiTConfig",
-    "DigitsData",
-    "EmojiData",
-    "EncodedData",
-    "EvaluationConfig",
-    "Experiment",
-    "FLOW_MAP",
-    "FLUX_DEV",
-    "FLUX_SCHNELL",
-    "FluxConfig",
-    "GenerateConfig",
-    "IdxData",
-    "Independent",
-    "InvertConfig",
-    "LikelihoodConfig",
-    "Linear",
-    "LinearBetas",
-    "LoRAConfig",
-    "LogitNormal",
-    "LossConfig",
-    "MLPConfig",
-    "MMDiTConfig",
-    "MeanFlowConfig",
-    "MeshConfig",
-    "MinibatchOT",
-    "Mode",
-    "NetworkConfig",
-    "ODE_SOLVERS",
-    "OptimizerConfig",
-    "PlanConfig",
-    "Polynomial",
-    "Prediction",
-    "PretrainedConfig",
-    "ReflowConfig",
-    "SD35_LARGE",
-    "SD35_MEDIUM",
-    "SD3_MEDIUM",
-    "SDE_SOLVERS",
-    "SOLVERS",
-    "SamplingConfig",
-    "Shifted",
-    "ShortcutConfig",
-    "SolveFn",
-    "Steps",
-    "StudyConfig",
-    "Tabulated",
-    "TextEncoderConfig",
-    "TextPart",
-    "TextShape",
-    "TimeWeight",
-    "TokenizerConfig",
-    "ToyData",
-    "TrainingConfig",
-    "UNetConfig",
-    "UShaped",
-    "Uniform",
-    "UniformSteps",
-    "VarianceExploding",
-    "VariancePreserving",
-    "build",
-    "can_adapt",
-    "differentiable_forwards",
-    "from_json",
-    "guided",
-    "is_stochastic",
-    "make_solve",
-    "make_step",
-    "num_parameters",
-    "require_jumps",
-    "require_types",
-    "solver_title",
-    "to_json",
-]
+from fmjax.sharding import MeshConfig as MeshConfig
+from fmjax.training import OptimizerConfig as OptimizerConfig

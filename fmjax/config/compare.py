@@ -1,4 +1,4 @@
-"""Config of the solver comparison."""
+"""Configs of the solver comparison, on a run or on a prompt with a released model."""
 
 import typing
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fmjax._checks import (
     require_positive,
 )
 from fmjax.config.sampling import Grid
-from fmjax.config.solvers import RATES, SOLVERS, can_adapt
+from fmjax.config.solvers import ODE_SOLVERS, RATES, SOLVERS, can_adapt
 
 _ALL_FIXED = ("euler", "midpoint", "heun", "rk4", "adams_bashforth_2")
 _ALL_ADAPTIVE = ("bosh3", "tsit5", "dopri5", "dopri8")
@@ -81,12 +81,12 @@ class CompareConfig:
             require_positive("compare.tolerances", tolerance)
 
     @property
-    def compared_fixed(self) -> tuple[str, ...]:
+    def all_fixed_solvers(self) -> tuple[str, ...]:
         """Names of the compared fixed-step solvers, including those added by `all`."""
         return self.fixed_solvers + self._missing(_ALL_FIXED)
 
     @property
-    def compared_adaptive(self) -> tuple[str, ...]:
+    def all_adaptive_solvers(self) -> tuple[str, ...]:
         """Names of the compared adaptive solvers, including those added by `all`."""
         return self.adaptive_solvers + self._missing(_ALL_ADAPTIVE)
 
@@ -94,3 +94,35 @@ class CompareConfig:
         """Return the names that `all` adds to the solvers of the config; none if it is not set."""
         listed = {*self.fixed_solvers, *self.adaptive_solvers}
         return tuple(name for name in names if self.all and name not in listed)
+
+
+@dataclass(frozen=True)
+class ComparePromptConfig:
+    """Solvers and settings to compare on a prompt.
+
+    Attributes:
+        fixed_solvers: Names of solvers with fixed steps on the time grid of the model.
+        num_steps: Numbers of steps of each solver in `fixed_solvers`.
+        adaptive_solvers: Names of solvers with adaptive steps.
+        tolerances: Tolerances, rtol = atol, of each solver in `adaptive_solvers`.
+    """
+
+    fixed_solvers: tuple[str, ...] = ("euler", "heun", "adams_bashforth_2")
+    num_steps: tuple[int, ...] = (4, 8, 16, 28)
+    adaptive_solvers: tuple[str, ...] = ("bosh3", "tsit5")
+    tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
+        for solver in self.fixed_solvers:
+            require_one_of("fixed_solvers", solver, ODE_SOLVERS)
+        for solver in self.adaptive_solvers:
+            require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
+        for number in self.num_steps:
+            require_between("num_steps", number, 1, MAX_STEPS)
+        for tolerance in self.tolerances:
+            require_positive("tolerances", tolerance)
+        has_fixed = bool(self.fixed_solvers and self.num_steps)
+        has_adaptive = bool(self.adaptive_solvers and self.tolerances)
+        rule = "have at least one solver with steps or tolerances"
+        require(has_fixed or has_adaptive, "comparison", rule, "none")

@@ -242,7 +242,7 @@ def require_jumps(
             "ShortcutConfig); choose another solver for a velocity model"
         )
     if flow_map.num_steps is not None and num_steps is not None:
-        rule = f"be a divisor of {flow_map.num_steps}, the steps of the grid of the training"
+        rule = f"be a divisor of {flow_map.num_steps}, the number of steps used in training"
         require(flow_map.num_steps % num_steps == 0, f"{name}num_steps", rule, num_steps)
         require(grid == "uniform", f"{name}grid", "be uniform for a shortcut model", grid)
     return flow_map

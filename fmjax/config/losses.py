@@ -30,7 +30,7 @@ class LossConfig:
         label_drop: Probability that an example is trained without its class label or text, for
             classifier-free guidance.
         encoder_drop: Probability that an example is trained without the output of a text encoder,
-            drawn separately for each of several encoders (SD3 uses 0.464).
+            sampled separately for each of several encoders (SD3 uses 0.464).
     """
 
     prediction: Prediction = Prediction.VELOCITY
@@ -88,7 +88,7 @@ class ShortcutConfig:
     """Shortcut model: a flow map trained so that one step agrees with two steps of half the size.
 
     Attributes:
-        num_steps: Number of steps of the finest grid, a power of two. Samples can be drawn with 1,
+        num_steps: Number of steps of the finest grid, a power of two. Samples can be generated with 1,
             2, 4, ... steps, up to this number.
         bootstrap_ratio: Fraction of examples that train steps; the others train the velocity.
         density: Density of the times of the examples that train the velocity.

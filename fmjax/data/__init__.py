@@ -2,32 +2,53 @@
 
 from typing import TypeAlias
 
-from fmjax._arrays import Text, TextPart, TextShape
-from fmjax.data.dataset import Captions, Dataset, DataSource, NoSuchSplit, load
-from fmjax.data.pipeline import BatchIterator, Examples, batches
-from fmjax.data.records.manifest import (
-    RecordField,
-    RecordManifest,
-    has_records,
-    missing_shards,
-    prepare_records,
+from fmjax._arrays import Text as Text, TextPart as TextPart, TextShape as TextShape
+from fmjax.data.dataset import (
+    Captions as Captions,
+    Dataset as Dataset,
+    DataSource as DataSource,
+    NoSuchSplit as NoSuchSplit,
+    load as load,
 )
-from fmjax.data.records.pairs import Pairs, open_pairs, pair_fields
-from fmjax.data.records.records import Records, open_records, write_shard
-from fmjax.data.sources.arrays import ArrayData
-from fmjax.data.sources.captioned_classes import CaptionedClasses
-from fmjax.data.sources.captioned_images import CaptionedImages
-from fmjax.data.sources.cifar10 import Cifar10Data
-from fmjax.data.sources.digits import DigitsData
-from fmjax.data.sources.emoji import EmojiData
-from fmjax.data.sources.encoded import EncodedData, encoded_manifest
-from fmjax.data.sources.mnist import IdxData
-from fmjax.data.sources.toys import ToyData
+from fmjax.data.pipeline import (
+    BatchIterator as BatchIterator,
+    Examples as Examples,
+    batches as batches,
+)
+from fmjax.data.records.manifest import (
+    RecordField as RecordField,
+    RecordManifest as RecordManifest,
+    has_records as has_records,
+    missing_shards as missing_shards,
+    prepare_records as prepare_records,
+)
+from fmjax.data.records.pairs import (
+    Pairs as Pairs,
+    open_pairs as open_pairs,
+    pair_fields as pair_fields,
+)
+from fmjax.data.records.records import (
+    Records as Records,
+    open_records as open_records,
+    write_shard as write_shard,
+)
+from fmjax.data.sources.arrays import ArrayData as ArrayData
+from fmjax.data.sources.captioned_classes import CaptionedClasses as CaptionedClasses
+from fmjax.data.sources.captioned_images import CaptionedImages as CaptionedImages
+from fmjax.data.sources.cifar10 import Cifar10Data as Cifar10Data
+from fmjax.data.sources.digits import DigitsData as DigitsData
+from fmjax.data.sources.emoji import EmojiData as EmojiData
+from fmjax.data.sources.encoded import (
+    EncodedData as EncodedData,
+    encoded_manifest as encoded_manifest,
+)
+from fmjax.data.sources.mnist import IdxData as IdxData
+from fmjax.data.sources.toys import ToyData as ToyData
 from fmjax.data.tokenizer import (
-    TokenizerConfig,
-    WordTokenizer,
-    read_word_tokenizer,
-    train_tokenizer,
+    TokenizerConfig as TokenizerConfig,
+    WordTokenizer as WordTokenizer,
+    read_word_tokenizer as read_word_tokenizer,
+    train_tokenizer as train_tokenizer,
 )
 
 DataConfig: TypeAlias = (
@@ -41,43 +62,3 @@ DataConfig: TypeAlias = (
     | EmojiData
     | EncodedData
 )
-
-__all__ = [
-    "ArrayData",
-    "BatchIterator",
-    "CaptionedClasses",
-    "CaptionedImages",
-    "Captions",
-    "Cifar10Data",
-    "DataConfig",
-    "Dataset",
-    "DigitsData",
-    "EmojiData",
-    "EncodedData",
-    "IdxData",
-    "NoSuchSplit",
-    "RecordField",
-    "RecordManifest",
-    "Examples",
-    "Pairs",
-    "Records",
-    "DataSource",
-    "WordTokenizer",
-    "Text",
-    "TextPart",
-    "TextShape",
-    "TokenizerConfig",
-    "ToyData",
-    "batches",
-    "encoded_manifest",
-    "has_records",
-    "load",
-    "missing_shards",
-    "open_pairs",
-    "open_records",
-    "pair_fields",
-    "prepare_records",
-    "read_word_tokenizer",
-    "train_tokenizer",
-    "write_shard",
-]

@@ -247,11 +247,11 @@ class DataSource(Protocol):
         ...
 
 
-def load(source: DataSource, split: str = "train", *, progress: Progress = Silent()) -> Dataset:
+def load(data: DataSource, split: str = "train", *, progress: Progress = Silent()) -> Dataset:
     """Read, generate or download one split of a data set.
 
     Args:
-        source: Configuration of the data set, such as `DigitsData()`.
+        data: Configuration of the data set, such as `DigitsData()`.
         split: "train" or "test".
         progress: Receives progress reports, such as those of downloads.
 
@@ -259,4 +259,4 @@ def load(source: DataSource, split: str = "train", *, progress: Progress = Silen
         ValueError: If the split is unknown, or the data are missing or damaged.
     """
     require_one_of("split", split, SPLITS)
-    return source.load(split, progress=progress)  # type: ignore[arg-type]
+    return data.load(split, progress=progress)  # type: ignore[arg-type]

@@ -172,8 +172,7 @@ def train_tokenizer(
         ValueError: If the rule is unknown.
     """
     # Imported only for data with captions.
-    from tokenizers import Tokenizer as Inner
-    from tokenizers import models, trainers
+    from tokenizers import Tokenizer as Inner, models, trainers
 
     require(rule in _RULES, "rule", f"be one of {sorted(_RULES)}", rule)
     inner: Any = Inner(models.WordLevel(unk_token=UNKNOWN))

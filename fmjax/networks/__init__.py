@@ -1,194 +1,65 @@
 """Networks: configs, Flax NNX modules, and `make_*` functions that return pure functions."""
 
-import jax
-from jaxtyping import Array, Float
-
-from fmjax._arrays import (
-    Cond,
-    Conditions,
-    FlowMapCond,
-    FlowMapConditions,
-    Params,
-    Points,
-    TextShape,
-    Times,
-    TokenShape,
+from fmjax.networks.autoencoder.autoencoder import (
+    Autoencoder as Autoencoder,
+    AutoencoderConfig as AutoencoderConfig,
+    make_autoencoder as make_autoencoder,
 )
-from fmjax.networks.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, make_autoencoder
-from fmjax.networks.autoencoder.tiling import decode_tiled
-from fmjax.networks.classifier import Classifier, ClassifierConfig, make_classifier
-from fmjax.networks.layers.lora import Adapters, LoRAConfig
-from fmjax.networks.mlp import MLP, MLPConfig, make_mlp
+from fmjax.networks.autoencoder.tiling import decode_tiled as decode_tiled
+from fmjax.networks.classifier import (
+    Classifier as Classifier,
+    ClassifierConfig as ClassifierConfig,
+    make_classifier as make_classifier,
+)
+from fmjax.networks.layers.lora import Adapters as Adapters, LoRAConfig as LoRAConfig
+from fmjax.networks.make import (
+    NetworkConfig as NetworkConfig,
+    make_flow_map as make_flow_map,
+    make_network as make_network,
+)
+from fmjax.networks.mlp import MLP as MLP, MLPConfig as MLPConfig, make_mlp as make_mlp
 from fmjax.networks.text_encoders.clip import (
-    CLIP_G,
-    CLIP_L,
-    CLIPOutput,
-    CLIPText,
-    CLIPTextConfig,
-    make_clip_text,
+    CLIP_G as CLIP_G,
+    CLIP_L as CLIP_L,
+    CLIPOutput as CLIPOutput,
+    CLIPText as CLIPText,
+    CLIPTextConfig as CLIPTextConfig,
+    make_clip_text as make_clip_text,
 )
-from fmjax.networks.text_encoders.layers import TextEncoder
-from fmjax.networks.text_encoders.t5 import T5_XXL, T5Config, T5Encoder, make_t5_encoder
+from fmjax.networks.text_encoders.layers import TextEncoder as TextEncoder
+from fmjax.networks.text_encoders.t5 import (
+    T5_XXL as T5_XXL,
+    T5Config as T5Config,
+    T5Encoder as T5Encoder,
+    make_t5_encoder as make_t5_encoder,
+)
 from fmjax.networks.text_encoders.word_encoder import (
-    TextEncoderConfig,
-    make_text_encoder,
-    with_encoder,
+    TextEncoderConfig as TextEncoderConfig,
+    make_text_encoder as make_text_encoder,
+    with_encoder as with_encoder,
 )
-from fmjax.networks.transformers.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, make_dit
-from fmjax.networks.transformers.flux import FLUX_DEV, FLUX_SCHNELL, Flux, FluxConfig, make_flux
+from fmjax.networks.transformers.dit import (
+    DIT_B as DIT_B,
+    DIT_L as DIT_L,
+    DIT_S as DIT_S,
+    DIT_XL as DIT_XL,
+    DiT as DiT,
+    DiTConfig as DiTConfig,
+    make_dit as make_dit,
+)
+from fmjax.networks.transformers.flux import (
+    FLUX_DEV as FLUX_DEV,
+    FLUX_SCHNELL as FLUX_SCHNELL,
+    Flux as Flux,
+    FluxConfig as FluxConfig,
+    make_flux as make_flux,
+)
 from fmjax.networks.transformers.mmdit import (
-    SD3_MEDIUM,
-    SD35_LARGE,
-    SD35_MEDIUM,
-    MMDiT,
-    MMDiTConfig,
-    make_mmdit,
+    SD3_MEDIUM as SD3_MEDIUM,
+    SD35_LARGE as SD35_LARGE,
+    SD35_MEDIUM as SD35_MEDIUM,
+    MMDiT as MMDiT,
+    MMDiTConfig as MMDiTConfig,
+    make_mmdit as make_mmdit,
 )
-from fmjax.networks.unet import UNet, UNetConfig, make_unet
-from fmjax.paths import FlowMapNet, VelocityNet
-
-NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
-
-__all__ = [
-    "CLIP_G",
-    "CLIP_L",
-    "DIT_B",
-    "DIT_L",
-    "DIT_S",
-    "DIT_XL",
-    "FLUX_DEV",
-    "FLUX_SCHNELL",
-    "MLP",
-    "MMDiT",
-    "MMDiTConfig",
-    "SD35_LARGE",
-    "SD35_MEDIUM",
-    "SD3_MEDIUM",
-    "Adapters",
-    "T5_XXL",
-    "CLIPOutput",
-    "CLIPText",
-    "CLIPTextConfig",
-    "Autoencoder",
-    "AutoencoderConfig",
-    "Classifier",
-    "ClassifierConfig",
-    "DiT",
-    "DiTConfig",
-    "Flux",
-    "FluxConfig",
-    "LoRAConfig",
-    "MLPConfig",
-    "NetworkConfig",
-    "T5Config",
-    "T5Encoder",
-    "TextEncoder",
-    "TextEncoderConfig",
-    "UNet",
-    "UNetConfig",
-    "decode_tiled",
-    "make_autoencoder",
-    "make_classifier",
-    "make_clip_text",
-    "make_dit",
-    "make_flow_map",
-    "make_flux",
-    "make_mlp",
-    "make_mmdit",
-    "make_network",
-    "make_t5_encoder",
-    "make_text_encoder",
-    "make_unet",
-    "with_encoder",
-]
-
-
-def make_network(
-    config: NetworkConfig,
-    event_shape: tuple[int, ...],
-    conditions: Conditions | FlowMapConditions = None,
-    *,
-    text_encoder: TextEncoderConfig | None = None,
-) -> VelocityNet:
-    """Build the network described by `config` as pure functions.
-
-    Args:
-        config: Config of the network; its class selects the architecture.
-        event_shape: Shape of one sample, without the batch axis.
-        conditions: Number of classes, sizes of the encoded text or of captions as tokens, or None
-            for an unconditional network.
-        text_encoder: Config of the text encoder for captions, which is trained together with the
-            network.
-
-    Raises:
-        ValueError: If the network does not support this event shape or these conditions.
-    """
-    if isinstance(conditions, TokenShape):
-        if text_encoder is None:
-            raise ValueError(
-                "text_encoder must be a TextEncoderConfig for data with captions, got None"
-            )
-        net = make_network(config, event_shape, text_encoder.shape(conditions))
-        return with_encoder(make_text_encoder(text_encoder, conditions), net)
-    if isinstance(config, FluxConfig | MMDiTConfig):
-        if isinstance(conditions, FlowMapConditions):
-            raise ValueError(
-                "network must be an MLPConfig, UNetConfig or DiTConfig for a flow map, "
-                f"got {type(config).__name__}"
-            )
-        if isinstance(config, FluxConfig):
-            return make_flux(config, event_shape, conditions)
-        return make_mmdit(config, event_shape, conditions)
-    if isinstance(conditions, TextShape):
-        raise ValueError(
-            "network must be a FluxConfig or MMDiTConfig for text conditions, "
-            f"got {type(config).__name__}"
-        )
-    match config:
-        case MLPConfig():
-            return make_mlp(config, event_shape, conditions)
-        case UNetConfig():
-            return make_unet(config, event_shape, conditions)
-        case DiTConfig():
-            return make_dit(config, event_shape, conditions)
-
-
-def make_flow_map(
-    config: NetworkConfig,
-    event_shape: tuple[int, ...],
-    conditions: Conditions = None,
-    *,
-    guided: bool = False,
-) -> FlowMapNet:
-    """Build the network described by `config` as a flow map, which also takes the end time r.
-
-    It has the parameters of `make_network` and a few more, which are initialized to zero.
-
-    Args:
-        config: Config of the network: `MLPConfig`, `UNetConfig` or `DiTConfig`.
-        event_shape: Shape of one sample, without the batch axis.
-        conditions: Number of classes, or None for an unconditional network.
-        guided: Whether the network takes guidance as an input.
-
-    Raises:
-        ValueError: If the network does not support this event shape, or if the network or the
-            conditions are for text.
-    """
-    if isinstance(conditions, TextShape | TokenShape):
-        raise ValueError(
-            "conditions must be None or a number of classes for a flow map, "
-            f"got {type(conditions).__name__}"
-        )
-    net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
-
-    def apply(
-        params: Params,
-        r: Times,
-        t: Times,
-        x: Points,
-        cond: Cond = None,
-        guidance: Float[Array, "batch 3"] | None = None,
-    ) -> jax.Array:
-        return net.apply(params, t, x, FlowMapCond(cond, r, guidance))
-
-    return FlowMapNet(net.init, apply, net.tensor_axes, guided)
+from fmjax.networks.unet import UNet as UNet, UNetConfig as UNetConfig, make_unet as make_unet

@@ -1,15 +1,6 @@
-"""Limits of accelerators, and the number of floating-point operations of a function."""
+"""Peak compute rate, memory and bandwidths of accelerators."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import jax
-from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jaxtyping import PyTree
-
-from fmjax._jaxprs import inner_jaxprs
 
 
 @dataclass(frozen=True)
@@ -52,64 +43,3 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(989e12, 84.9e9 * _OF_GPU, 3.35e12, 450e9, 50e9),
     "NVIDIA H200": Chip(989e12, 150.8e9 * _OF_GPU, 4.8e12, 450e9, 50e9),
 }
-
-
-def count_flops(fn: Callable[..., PyTree], *args: PyTree) -> float:
-    """Count the FLOPs of the matrix products and convolutions in `fn(*args)`.
-
-    A multiplication and an addition count as two operations. Other operations are not counted, as
-    is usual. A scan counts once per iteration, a conditional as its most expensive branch, and the
-    body of a while loop once.
-
-    Args:
-        fn: The function; it is traced, not run.
-        args: Arguments of `fn`, arrays or `jax.ShapeDtypeStruct`s.
-    """
-    return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def counts_all(fn: Callable[..., PyTree], *args: PyTree) -> bool:
-    """Return whether `count_flops` is exact for `fn(*args)`: while loops contain no counted work.
-
-    Args:
-        fn: The function; it is traced, not run.
-        args: Arguments of `fn`, arrays or `jax.ShapeDtypeStruct`s.
-    """
-    return _counts_all(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _counts_all(jaxpr: Jaxpr) -> bool:
-    return all(
-        _flops(inner) == 0.0 if equation.primitive.name == "while" else _counts_all(inner)
-        for equation in jaxpr.eqns
-        for inner in inner_jaxprs(equation)
-    )
-
-
-def _flops(jaxpr: Jaxpr) -> float:
-    return sum(map(_flops_of_equation, jaxpr.eqns), 0.0)
-
-
-def _flops_of_equation(equation: JaxprEqn) -> float:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        ((contracted, _), _), left = params["dimension_numbers"], _aval(equation.invars[0]).shape
-        num_outputs = _aval(equation.outvars[0]).size
-        return 2.0 * num_outputs * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = _aval(equation.invars[1])
-        out_channels = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * _aval(equation.outvars[0]).size * kernel.size / out_channels
-    if name == "pallas_call":  # The jaxpr of a kernel covers one block only.
-        estimate = params.get("cost_estimate")
-        return 0.0 if estimate is None else float(estimate.flops)
-    inner_flops = [_flops(inner) for inner in inner_jaxprs(equation)]
-    if name == "cond":
-        return max(inner_flops)
-    return sum(inner_flops, 0.0) * (params["length"] if name == "scan" else 1)
-
-
-def _aval(variable: Var | Literal) -> ShapedArray:
-    """Return the shape and dtype of an array in a jaxpr."""
-    assert isinstance(variable.aval, ShapedArray)
-    return variable.aval

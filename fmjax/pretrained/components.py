@@ -219,7 +219,7 @@ def _transformer(
     layouts: Layouts,
     make: Callable[..., VelocityNet],
 ) -> Component:
-    # The parameters do not depend on the size of the latents, so the smallest one will do.
+    # The parameters do not depend on the size of the latents, so use the smallest size.
     event_shape = (config.patch_size, config.patch_size, latent_channels(config_json))
     text = TextShape(1, config_json["joint_attention_dim"], config_json["pooled_projection_dim"])
     net = make(config, event_shape, text)

@@ -11,7 +11,7 @@ import jax
 from jax.typing import DTypeLike
 
 from fmjax._checks import require, require_unicode
-from fmjax._files import is_hidden, require_exists, walk, write_atomically
+from fmjax._files import is_hidden, require_exists, require_outside, walk, write_atomically
 from fmjax._json import check_json, read_json
 from fmjax._progress import Progress, Silent
 from fmjax.pretrained.components import Loaded, load_component
@@ -152,7 +152,7 @@ def _require_part(folder: Path, part: str, file: str, parts: Mapping[str, str]) 
 
 
 def save_model(
-    source: ModelFolder,
+    original: ModelFolder,
     folder: Path,
     parts: Mapping[str, Loaded],
     *,
@@ -166,7 +166,7 @@ def save_model(
     written last, so that an incomplete folder is not a valid model.
 
     Args:
-        source: Model that is copied.
+        original: Model that is copied.
         folder: Folder to write.
         parts: Components with new weights, by name.
         dtype: Dtype of the new weights in the files; see `save_params` for None.
@@ -174,29 +174,25 @@ def save_model(
         progress: Receives one step per written weight file.
 
     Raises:
-        ValueError: If `folder` is the source folder or inside of it, or contains files and
+        ValueError: If `folder` is the original folder or inside it, or contains files and
             `overwrite` is False.
     """
-    require_apart(source.root, folder)
+    require_outside(folder, original.root, "folder")
     require_new(folder, overwrite)
     if jax.process_index() == 0:
         (folder / INDEX).unlink(missing_ok=True)
     for part, loaded in parts.items():
-        save_component(source.root / part, folder / part, loaded, dtype=dtype, progress=progress)
+        save_component(original.root / part, folder / part, loaded, dtype=dtype, progress=progress)
     if jax.process_index() != 0:
         return
-    _copy_other_files(source.root, folder, skip=INDEX)
-    for part in sorted(set(source.parts) - set(parts)):
-        for file in walk(source.root / part).files:
-            _copy(source.root / part / file, folder / part / file)
-        _remove_other_weights(folder / part, {file.name for file in (source.root / part).glob("*")})
-    _copy(source.root / INDEX, folder / INDEX)
-
-
-def require_apart(source: Path, folder: Path) -> None:
-    """Raise a `ValueError` if the folder to write is the source folder or inside of it."""
-    inside = folder.resolve().is_relative_to(source.resolve())
-    require(not inside, "folder", f"be outside of the source folder {source}", folder)
+    _copy_other_files(original.root, folder, skip=INDEX)
+    for part in sorted(set(original.parts) - set(parts)):
+        for file in walk(original.root / part).files:
+            _copy(original.root / part / file, folder / part / file)
+        _remove_other_weights(
+            folder / part, {file.name for file in (original.root / part).glob("*")}
+        )
+    _copy(original.root / INDEX, folder / INDEX)
 
 
 def _copy(file: Path, destination: Path) -> None:
@@ -215,34 +211,34 @@ def _remove_other_weights(folder: Path, kept: Collection[str]) -> None:
             file.unlink()
 
 
-def _copy_other_files(source: Path, folder: Path, skip: str = "") -> None:
+def _copy_other_files(original: Path, folder: Path, skip: str = "") -> None:
     """Copy the files of a folder except weights, their indexes and hidden files."""
-    for file in sorted(source.iterdir()):
+    for file in sorted(original.iterdir()):
         copied = file.is_file() and not _holds_weights(file) and not is_hidden(Path(file.name))
         if copied and file.name != skip:
             _copy(file, folder / file.name)
 
 
 def save_component(
-    source: Path,
+    original: Path,
     folder: Path,
     loaded: Loaded,
     *,
     dtype: DTypeLike | None = None,
     progress: Progress = Silent(),
 ) -> None:
-    """Write the weights of a component, and copy the other files of its source folder.
+    """Write the weights of a component, and copy the other files of its original folder.
 
     Args:
-        source: Folder from which the component was loaded.
+        original: Folder from which the component was loaded.
         folder: Folder to write.
         loaded: Component with its weights.
         dtype: Dtype of the weights in the files; see `save_params` for None.
         progress: Receives one step per written weight file.
     """
-    require_apart(source, folder)
+    require_outside(folder, original, "folder")
     component, params = loaded
-    with TensorFiles(find_files(source)) as files:
+    with TensorFiles(find_files(original)) as files:
         save_params(
             params,
             component.layouts,
@@ -253,11 +249,11 @@ def save_component(
             progress=progress,
         )
     if jax.process_index() == 0:
-        _copy_other_files(source, folder)
+        _copy_other_files(original, folder)
         kept = {file.name for file in files.files}
         indexes = [
             index
-            for index in source.glob("*.safetensors.index*.json")
+            for index in original.glob("*.safetensors.index*.json")
             if set(weight_map(index).values()) == kept
         ]
         for index in indexes:

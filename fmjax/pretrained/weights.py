@@ -168,7 +168,7 @@ def dtype_of(files: TensorFiles, layout: TensorLayout) -> np.dtype:
 def save_params(
     params: Params,
     layouts: Layouts,
-    source: TensorFiles,
+    original: TensorFiles,
     folder: Path,
     *,
     aliases: Mapping[str, str] | None = None,
@@ -183,7 +183,7 @@ def save_params(
     Args:
         params: The parameters. They may be sharded over several processes.
         layouts: Layouts of the parameters, nested dicts of `TensorLayout`.
-        source: Open source files, which determine the tensors of each file.
+        original: Open source files, which determine the tensors of each file.
         folder: Folder to write.
         aliases: Names of tensors that are copies of other tensors, with the names of those tensors.
         dtype: Dtype of the tensors. None keeps the dtype of each source tensor if the parameter
@@ -192,27 +192,27 @@ def save_params(
     """
     pairs = list(zip(jax.tree.leaves(layouts), jax.tree.leaves(params), strict=True))
     dtypes = {
-        name: _tensor_dtype(source, layout, leaf, name, dtype)
+        name: _tensor_dtype(original, layout, leaf, name, dtype)
         for layout, leaf in pairs
         for name in layout.tensors
     }
-    with progress.task("writing weights", len(source.files)) as advance, _gather_pool() as pool:
-        for file in source.files:
-            names = [name for name in source.shapes if source.file_of[name] == file]
+    with progress.task("writing weights", len(original.files)) as advance, _gather_pool() as pool:
+        for file in original.files:
+            names = [name for name in original.shapes if original.file_of[name] == file]
             # Buffers, which are not parameters, are copied.
-            out = {name: np.array(source.read(name)) for name in names if name not in dtypes}
+            out = {name: np.array(original.read(name)) for name in names if name not in dtypes}
             copies = {name: of for name, of in (aliases or {}).items() if name in out}
             written = [name for name in names if name in dtypes]
             # An alias may be in another file than the tensor that it copies.
             filled = {
-                name: np.empty(source.shapes[name], dtypes[name])
+                name: np.empty(original.shapes[name], dtypes[name])
                 for name in dict.fromkeys((*written, *copies.values()))
             }
             _fill(filled, pairs, pool)
             out |= {name: filled[of] for name, of in copies.items()}
             out |= {name: filled[name] for name in written}
             if jax.process_index() == 0:
-                write_tensors(folder / file.name, out, source.metadata(file))
+                write_tensors(folder / file.name, out, original.metadata(file))
             advance()
 
 
@@ -233,12 +233,12 @@ def write_tensors(
 
 
 def _tensor_dtype(
-    source: TensorFiles, layout: TensorLayout, leaf: _Leaf, name: str, dtype: DTypeLike | None
+    original: TensorFiles, layout: TensorLayout, leaf: _Leaf, name: str, dtype: DTypeLike | None
 ) -> np.dtype:
     if dtype is not None:
         return jnp.dtype(dtype)
-    unchanged = jnp.dtype(leaf.dtype) == dtype_of(source, layout)
-    return jnp.dtype(source.dtypes[name]) if unchanged else jnp.dtype(leaf.dtype)
+    unchanged = jnp.dtype(leaf.dtype) == dtype_of(original, layout)
+    return jnp.dtype(original.dtypes[name]) if unchanged else jnp.dtype(leaf.dtype)
 
 
 def _write_layer(
@@ -284,7 +284,7 @@ def require_new(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[None]:
+def mark_unfinished(folder: Path) -> Iterator[None]:
     """Mark a folder as unfinished while the block writes to it; `require_new` reads the mark.
 
     If the block raises and the folder was empty before, all its files are deleted.

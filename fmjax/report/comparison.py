@@ -24,8 +24,8 @@ from fmjax._json import (
     one_of,
     parse_json,
     plain_json,
+    read_json as read_json_as,
 )
-from fmjax._json import read_json as read_json_as
 
 FORMAT = 1
 Family = Annotated[str, one_of("fixed", "adaptive", "stochastic")]

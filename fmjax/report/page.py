@@ -28,32 +28,12 @@ from fmjax.report.charts import (
 )
 from fmjax.report.comparison import power_of_ten
 from fmjax.report.content import (
-    KeyNumber,
-    LossCurve,
-    NamedPicture,
     Report,
-    SampleGrid,
-    SamplePoints,
-    StraightnessPlot,
 )
 from fmjax.report.pictures import Picture, data_uri, draw_pictures
 from fmjax.report.strips import budgets, strips
 from fmjax.report.style import save_png
-from fmjax.report.tables import Cell, Table, comparison_table
-
-__all__ = [
-    "Cell",
-    "KeyNumber",
-    "LossCurve",
-    "NamedPicture",
-    "StraightnessPlot",
-    "Report",
-    "SampleGrid",
-    "SamplePoints",
-    "Table",
-    "render",
-    "write_report",
-]
+from fmjax.report.tables import comparison_table
 
 SCRIPTS = ("charts.js", "page.js")
 

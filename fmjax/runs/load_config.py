@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fmjax._checks import require
 from fmjax._files import require_exists
-from fmjax._stopping import SIGNALS
+from fmjax._signals import SIGNALS
 from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
 
 _ConfigT = TypeVar("_ConfigT")

@@ -14,7 +14,7 @@ from fmjax.sharding import all_or_none
 from fmjax.training import Checkpoints, TrainState, init_state, state_from
 
 
-def as_released(config: Config, *, needed: bool = True) -> Config:
+def with_released_sizes(config: Config, *, needed: bool = True) -> Config:
     """Set the network sizes of a config to those of the released model that it starts from.
 
     Args:
@@ -31,7 +31,7 @@ def as_released(config: Config, *, needed: bool = True) -> Config:
     return dataclasses.replace(config, network=released_network(released.root, config.network))
 
 
-def check_released(config: Config, experiment: Experiment) -> None:
+def require_released_weights(config: Config, experiment: Experiment) -> None:
     """Raise `ValueError` if the released model of a config does not have the network's weights."""
     if config.pretrained is not None and experiment.tuning is not None:
         experiment.tuning.check(config.pretrained.root)

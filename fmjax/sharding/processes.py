@@ -16,7 +16,7 @@ from jax._src.clusters import ClusterEnv  # JAX has no public API for the coordi
 from jax.experimental import multihost_utils
 
 from fmjax._checks import require, require_at_least
-from fmjax._stopping import is_installed
+from fmjax._signals import is_installed
 
 # Seconds without a heartbeat after which a process is considered dead and the others end.
 _HEARTBEAT_TIMEOUT = 30

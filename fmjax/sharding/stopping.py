@@ -11,7 +11,7 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from fmjax import _stopping
+from fmjax import _signals
 
 _REQUEST, _POSITIONS, _DECISION = (f"fmjax/stop/{name}" for name in ("cause", "step", "decision"))
 _BEFORE, _AFTER, _NOW = "before", "after", "now"
@@ -138,7 +138,7 @@ class Agreement:
                 self._decision = self._wait_for(_DECISION, _AGREE_TIMEOUT)
             except RuntimeError:  # The run cannot continue without the coordinator.
                 self._cause, self._decision = cause, _NOW
-            _stopping.note(self._cause)
+            _signals.note(self._cause)
             position = self._position
         if self._decision == _NOW or position == _AFTER:
             self._end()
@@ -161,12 +161,12 @@ class Agreement:
     def _end_alone(self, cause: str) -> None:
         """End this process if the coordinator does not answer and there is nothing to save."""
         if self._decision is None and self._position == _BEFORE and not self._closed:
-            _stopping.end(cause)
+            _signals.end(cause)
 
     def _end(self) -> None:
         if self._closed:
             return
-        _stopping.end(str(self._cause), delay=_COORDINATOR_DELAY if self._index == 0 else 0.0)
+        _signals.end(str(self._cause), delay=_COORDINATOR_DELAY if self._index == 0 else 0.0)
 
 
 def decide(positions: Sequence[str]) -> str:
@@ -194,7 +194,7 @@ def forward_preemption() -> None:
     run = distributed.global_state  # `jax.process_count` would wait for the others' devices.
     if _agreement is None and run.client is not None and run.num_processes > 1:
         _agreement = Agreement(run.client, run.process_id, run.num_processes)
-        _stopping.stop_all_by(_agreement.request)
+        _signals.stop_all_by(_agreement.request)
         atexit.register(_agreement.close)  # Runs before JAX's earlier handler.
 
 
@@ -206,10 +206,10 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._deferral, self._begun = _stopping.Deferral(), False
+        self._deferral, self._begun = _signals.Deferral(), False
 
     def __enter__(self) -> "StopSignals":
-        if not _stopping.is_installed():
+        if not _signals.is_installed():
             self._enter()
         return self
 
@@ -252,5 +252,5 @@ class StopSignals:
     def _enter(self) -> None:
         self._begun = True
         # With several processes, signals are handled by JAX or by the command line.
-        if _stopping.is_installed() or jax.process_count() == 1:
+        if _signals.is_installed() or jax.process_count() == 1:
             self._deferral.enter()

@@ -1,135 +1,69 @@
 """Solvers: from noise to data along a velocity field. The only package that imports Diffrax."""
 
-from fmjax.solvers.calibration import (
-    calibrate,
-)
+from fmjax.solvers.calibration import calibrate as calibrate
 from fmjax.solvers.diffusion import (
-    DIFFUSION_SAMPLERS,
-    sample_diffusion,
+    DIFFUSION_SAMPLERS as DIFFUSION_SAMPLERS,
+    sample_diffusion as sample_diffusion,
 )
 from fmjax.solvers.diffusion_rates import (
-    AnyRate,
-    ConstantRate,
-    DecreasingRate,
-    DiffusionRate,
-    IncreasingDecreasingRate,
-    IncreasingRate,
-    SigmaRate,
+    AnyRate as AnyRate,
+    ConstantRate as ConstantRate,
+    DecreasingRate as DecreasingRate,
+    DiffusionRate as DiffusionRate,
+    IncreasingDecreasingRate as IncreasingDecreasingRate,
+    IncreasingRate as IncreasingRate,
+    SigmaRate as SigmaRate,
 )
-from fmjax.solvers.engine.adjoint import (
-    Adjoint,
-)
+from fmjax.solvers.engine.adjoint import Adjoint as Adjoint
 from fmjax.solvers.engine.diffrax_solvers import (
-    DIFFRAX_SOLVERS,
-    has_error_estimate,
+    DIFFRAX_SOLVERS as DIFFRAX_SOLVERS,
+    has_error_estimate as has_error_estimate,
 )
-from fmjax.solvers.flow_map import (
-    sample_flow_map,
-)
+from fmjax.solvers.flow_map import sample_flow_map as sample_flow_map
 from fmjax.solvers.guidance import (
-    ClassifierFree,
-    classifier_free,
+    ClassifierFree as ClassifierFree,
+    classifier_free as classifier_free,
 )
 from fmjax.solvers.inversion import (
-    Inverted,
-    edit,
-    interpolate,
-    invert,
+    Inverted as Inverted,
+    edit as edit,
+    interpolate as interpolate,
+    invert as invert,
 )
 from fmjax.solvers.likelihood import (
-    ExactDivergence,
-    Hutchinson,
-    Likelihood,
-    Probe,
-    bits_per_dim,
-    dequantize,
-    log_density,
+    ExactDivergence as ExactDivergence,
+    Hutchinson as Hutchinson,
+    Likelihood as Likelihood,
+    Probe as Probe,
+    bits_per_dim as bits_per_dim,
+    dequantize as dequantize,
+    log_density as log_density,
 )
-from fmjax.solvers.ode import (
-    sample,
-)
-from fmjax.solvers.sde import (
-    SDE_SOLVERS,
-    sample_sde,
-)
+from fmjax.solvers.ode import sample as sample
+from fmjax.solvers.sde import SDE_SOLVERS as SDE_SOLVERS, sample_sde as sample_sde
 from fmjax.solvers.steppers.ddim import (
-    DDIM,
-    Ancestral,
-    DiffusionSampler,
-    StepVariance,
+    DDIM as DDIM,
+    Ancestral as Ancestral,
+    DiffusionSampler as DiffusionSampler,
+    StepVariance as StepVariance,
 )
-from fmjax.solvers.steppers.multistep import (
-    DPMSolverPP2M,
-    UniPC,
-)
+from fmjax.solvers.steppers.multistep import DPMSolverPP2M as DPMSolverPP2M, UniPC as UniPC
 from fmjax.solvers.steppers.ode import (
-    RK4,
-    AdamsBashforth2,
-    Euler,
-    FixedStepSolver,
-    Heun,
-    Midpoint,
+    RK4 as RK4,
+    AdamsBashforth2 as AdamsBashforth2,
+    Euler as Euler,
+    FixedStepSolver as FixedStepSolver,
+    Heun as Heun,
+    Midpoint as Midpoint,
 )
 from fmjax.solvers.steppers.sde import (
-    EulerMaruyama,
-    StochasticHeun,
-    StochasticSolver,
+    EulerMaruyama as EulerMaruyama,
+    StochasticHeun as StochasticHeun,
+    StochasticSolver as StochasticSolver,
 )
 from fmjax.solvers.steps import (
-    AdaptiveSteps,
-    ErrorControl,
-    FixedSteps,
-    Samples,
+    AdaptiveSteps as AdaptiveSteps,
+    ErrorControl as ErrorControl,
+    FixedSteps as FixedSteps,
+    Samples as Samples,
 )
-
-__all__ = [
-    "AdamsBashforth2",
-    "AdaptiveSteps",
-    "Adjoint",
-    "Ancestral",
-    "AnyRate",
-    "ClassifierFree",
-    "ConstantRate",
-    "DDIM",
-    "DIFFRAX_SOLVERS",
-    "DIFFUSION_SAMPLERS",
-    "DPMSolverPP2M",
-    "DecreasingRate",
-    "DiffusionRate",
-    "DiffusionSampler",
-    "Inverted",
-    "ErrorControl",
-    "Euler",
-    "EulerMaruyama",
-    "ExactDivergence",
-    "FixedStepSolver",
-    "FixedSteps",
-    "Heun",
-    "Hutchinson",
-    "IncreasingDecreasingRate",
-    "IncreasingRate",
-    "Likelihood",
-    "Midpoint",
-    "Probe",
-    "RK4",
-    "SDE_SOLVERS",
-    "Samples",
-    "SigmaRate",
-    "StepVariance",
-    "StochasticHeun",
-    "StochasticSolver",
-    "UniPC",
-    "bits_per_dim",
-    "calibrate",
-    "classifier_free",
-    "dequantize",
-    "edit",
-    "has_error_estimate",
-    "interpolate",
-    "invert",
-    "log_density",
-    "sample",
-    "sample_diffusion",
-    "sample_flow_map",
-    "sample_sde",
-]

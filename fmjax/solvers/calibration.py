@@ -30,8 +30,9 @@ def calibrate(
     One Euler step of size h has the error `h^2 |dv/dt| / 2`, with dv/dt the change of the velocity
     along the trajectory. With `n(t)` steps per unit of time these errors sum to the integral of
     `|dv/dt| / (2 n)`, which is smallest for this density at a given number of steps
-    (`fmjax.paths.quantile_grid` makes the grid). It is optimal for Euler's method as far as errors
-    are carried along unchanged; other methods benefit if their errors are large at the same times.
+    (`fmjax.paths.quantile_grid` makes the grid). It is optimal for Euler's method if the flow
+    neither amplifies nor damps errors; other methods benefit if their errors are large at the same
+    times.
 
     Args:
         velocity_fn: Velocity field that the grid is for, guided or not.

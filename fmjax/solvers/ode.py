@@ -13,7 +13,7 @@ from fmjax._arrays import Cond, Points
 from fmjax._checks import require
 from fmjax._inputs import describe, is_array, require_cond, require_function, require_points
 from fmjax.paths import VelocityFn, evaluations
-from fmjax.solvers.engine.adjoint import Adjoint, backsolved, check_backsolve
+from fmjax.solvers.engine.adjoint import Adjoint, check_backsolve, with_backsolve_adjoint
 from fmjax.solvers.engine.batch_solve import solve_each, solve_together
 from fmjax.solvers.engine.diffrax_solvers import Solver, check_solver, has_error_estimate
 from fmjax.solvers.engine.streaming import solve_streaming
@@ -88,7 +88,7 @@ def sample(
         def solve(x0: jax.Array, cond: Cond) -> Samples:
             return _solve(velocity_fn, x0, cond, solver, steps, None, adjoint)
 
-        return backsolved(solve, velocity_fn, x0, cond, solver, steps)
+        return with_backsolve_adjoint(solve, velocity_fn, x0, cond, solver, steps)
     return _solve(velocity_fn, x0, cond, solver, steps, saved, adjoint)
 
 

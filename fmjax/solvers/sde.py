@@ -78,9 +78,9 @@ def sample_sde(
             all steps and tolerances.
         cond: Condition passed to `predict_fn`; every leaf has a leading batch axis.
         prediction: Quantity that `predict_fn` predicts.
-        rate: Diffusion rate w(t). If it does not vanish at the data, the drift contracts at the
-            rate `w^2 / 2 sigma^2`, and steps near t = 1 that are not short compared with its
-            inverse diverge.
+        rate: Diffusion rate w(t). If w(1) > 0, the drift contracts at the rate
+            `w^2 / (2 sigma^2)`, which grows without bound near t = 1; steps that are long compared
+            with its inverse diverge.
         solver: `EulerMaruyama`, `StochasticHeun`, or one of `SDE_SOLVERS`.
         steps: Fixed time grid, or separate adaptive steps for each sample (`PER_SAMPLE`) with a
             solver that estimates its error.

@@ -1,4 +1,4 @@
-"""The command line: errors that the user can fix are one line and exit with code 2."""
+"""Tests of the command line: output files, one-line errors and exit codes."""
 
 import errno
 import json
@@ -59,9 +59,9 @@ SMALL = [
 
 
 def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main([str(argument) for argument in arguments])
-    return stopped.value.code
+    return exit_info.value.code
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_train_writes_a_complete_run_folder(toy_run):
     lines = (toy_run / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [1, 2, 4]
-    assert not list(toy_run.rglob(".*-*")), "temporary files are left"
+    assert not list(toy_run.rglob(".*-*")), "temporary files must be removed"
 
 
-def test_sample_writes_a_picture_and_arrays(toy_run, capsys):
+def test_sample_writes_an_image_and_arrays(toy_run, capsys):
     assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
     with np.load(toy_run / "samples" / "step4-heun-2-uniform-num6-seed0.npz") as arrays:
         assert arrays["x1"].shape == (6, 2)
@@ -116,7 +116,7 @@ def test_failed_samples_set_the_exit_code(toy_run, tmp_path, capsys):
     options = ["--num-samples", 6, "--solver", "tsit5", "--rtol", 1e-30, "--atol", 1e-30]
     assert run("sample", toy_run, *options, "--output", tmp_path / "six.png") == 1
     assert "6 of them did not reach t = 1" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["six.npz", "six.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["six.npz", "six.png"]
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_missing_backend_is_reported_in_one_line(toy_run, platform):
 
 
 @pytest.mark.slow
-def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_path):
+def test_samples_do_not_depend_on_the_batch_size(toy_run, tmp_path):
     options = ["--num-samples", 24, "--solver", "rk4", "--num-steps", 2]
     for size in (8, 24):
         assert (
@@ -146,8 +146,8 @@ def test_a_sample_does_not_depend_on_the_batch_it_was_solved_in(toy_run, tmp_pat
             )
             == 0
         )
-    with np.load(tmp_path / "by8.npz") as eight, np.load(tmp_path / "by24.npz") as all_at_once:
-        np.testing.assert_allclose(eight["x1"], all_at_once["x1"], rtol=1e-5, atol=1e-5)
+    with np.load(tmp_path / "by8.npz") as batches, np.load(tmp_path / "by24.npz") as full:
+        np.testing.assert_allclose(batches["x1"], full["x1"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -179,11 +179,11 @@ def test_help_lists_the_fields_of_the_config(capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "compare", "evaluate", "likelihood"])
-def test_help_without_a_path_prints_the_usage(command, capsys):
+def test_help_without_arguments_prints_the_usage(command, capsys):
     assert run(command, "--help") == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("usage: fmjax COMMAND")
-    assert printed.err == ""
+    output = capsys.readouterr()
+    assert output.out.startswith("usage: fmjax COMMAND")
+    assert output.err == ""
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_help_without_a_path_prints_the_usage(command, capsys):
         (["sample", "absent"], "run folder must exist, got absent"),
     ],
 )
-def test_bad_arguments_get_one_line_and_exit_code_2(
+def test_invalid_arguments_get_one_line_and_exit_code_2(
     arguments, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -208,7 +208,7 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
-    assert not list(tmp_path.iterdir()), "something was left half-written"
+    assert not list(tmp_path.iterdir()), "no files must be written"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
         (["--"], "unrecognized option --"),
     ],
 )
-def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message, capsys):
+def test_invalid_sampling_options_get_one_line_and_exit_code_2(toy_run, arguments, message, capsys):
     files = sorted(toy_run.rglob("*"))
     assert run("sample", toy_run, *arguments) == 2
     error = capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_bad_sampling_gets_one_line_and_exit_code_2(toy_run, arguments, message,
     assert sorted(toy_run.rglob("*")) == files
 
 
-def test_a_tolerance_of_evaluate_needs_a_solver_with_an_error_estimate(toy_run, capsys):
+def test_evaluate_rejects_tolerances_for_solvers_without_error_estimate(toy_run, capsys):
     before = (toy_run / "evaluation.json").read_text()
     assert run("evaluate", toy_run, "--sampling.atol", "1e-2") == 2
     assert "atol must be used with a solver that estimates its error" in capsys.readouterr().err
@@ -259,17 +259,17 @@ def test_options_are_checked_before_the_weights_are_read(toy_run, tmp_path, caps
 def test_the_error_names_a_folder_without_write_permission(tmp_path, monkeypatch, capsys):
     """The error is simulated, because root can write to every folder."""
 
-    def refuse(path, *_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    def raise_error(file, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_text", raise_error)
     folder = tmp_path / "toy"
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
     assert capsys.readouterr().err == f"fmjax: error: Permission denied: {folder}\n"
 
 
-def misplaced(tmp_path, toy_run):
-    """Create entries in a folder at which no file or run folder can be written."""
+def make_invalid_outputs(tmp_path, toy_run):
+    """Create files, links and folders that are invalid outputs or run folders."""
     (tmp_path / "file").write_text("text")
     (tmp_path / "o.png").mkdir()
     (tmp_path / "nothing.npz").symlink_to(tmp_path / "absent" / "file")
@@ -299,10 +299,10 @@ def misplaced(tmp_path, toy_run):
 def test_an_invalid_output_is_rejected_before_sampling(
     toy_run, tmp_path, monkeypatch, capsys, output, message
 ):
-    misplaced(tmp_path, toy_run)
+    make_invalid_outputs(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "fmjax.jobs.sample.sample.sample_from_run", lambda *_, **__: pytest.fail("drawn")
+        "fmjax.jobs.sample.sample.sample_from_run", lambda *_, **__: pytest.fail("sampled")
     )
     before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
     assert run("sample", toy_run, "--output", output) == 2
@@ -323,10 +323,10 @@ def test_an_invalid_output_is_rejected_before_sampling(
     ],
 )
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_an_invalid_run_folder_is_rejected_before_data_are_read(
+def test_an_invalid_run_folder_is_rejected_before_loading_data(
     toy_run, tmp_path, monkeypatch, capsys, folder, message, overwrite
 ):
-    misplaced(tmp_path, toy_run)
+    make_invalid_outputs(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fmjax.jobs.train.train._read", lambda *_, **__: pytest.fail("read"))
     before = sorted([*tmp_path.rglob("*"), *toy_run.rglob("*")])
@@ -338,7 +338,7 @@ def test_an_invalid_run_folder_is_rejected_before_data_are_read(
 
 
 @pytest.mark.parametrize("spelling", ["toy", "link", "sub/../toy"])
-def test_a_reflow_into_its_teacher_is_rejected_before_pairs_are_generated(
+def test_reflow_into_its_teacher_is_rejected_before_generating_pairs(
     toy_run, tmp_path, monkeypatch, capsys, spelling
 ):
     (tmp_path / "sub").mkdir()
@@ -366,10 +366,10 @@ def test_a_reflow_into_its_teacher_is_rejected_before_pairs_are_generated(
         (["--json", "./x.png", "--picture", "x.png"], "picture must be another file than json"),
     ],
 )
-def test_an_invalid_output_of_a_plan_is_rejected_before_planning(
+def test_plan_rejects_invalid_outputs_before_planning(
     toy_run, tmp_path, monkeypatch, capsys, options, message
 ):
-    misplaced(tmp_path, toy_run)
+    make_invalid_outputs(tmp_path, toy_run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fmjax.jobs.planning.plan.plan", lambda *_, **__: pytest.fail("planned"))
     config = tmp_path / "config.py"
@@ -382,13 +382,13 @@ def test_an_invalid_output_of_a_plan_is_rejected_before_planning(
     assert config.read_text() == (CONFIGS / "toy2d.py").read_text()
 
 
-def test_a_full_disk_is_reported_before_the_work(toy_run, tmp_path, monkeypatch, capsys):
+def test_full_disk_is_reported_before_training_and_sampling(toy_run, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     folder = tmp_path / "toy"
     assert run("train", CONFIGS / "toy2d.py", *SMALL, "--run", folder) == 2
     error = capsys.readouterr().err
-    # Parameters, their average and two moments, in float32.
+    # A checkpoint has float32 parameters, their average and two moments.
     expected = rf"fmjax: error: disk of {folder} must have [\d.]+ kB of free space for 1 checkpoint"
     assert re.fullmatch(expected + r", got 10 kB\n", error)
     assert not folder.exists()
@@ -398,21 +398,21 @@ def test_a_full_disk_is_reported_before_the_work(toy_run, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def times(folder):
-    """Modification times of all files but locks, which a killed process may have left."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not is_lock(path)}
+def modification_times(folder):
+    """Return the modification time of every file except locks of killed processes."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if not is_lock(file)}
 
 
 def test_a_run_in_training_can_be_sampled_but_not_trained_twice(toy_run, tmp_path, capsys):
     command = ["train", CONFIGS / "toy2d.py", *SMALL, "--run", toy_run]
     with holder(toy_run) as process:
-        who = f"process {process.pid} on host {socket.gethostname()}, which is writing to it"
-        for more in ([], ["--overwrite"]):
-            before = times(toy_run)
-            assert run(*command, *more) == 2
-            told = f"run folder {toy_run} must have one writer at a time, got {who}"
-            assert capsys.readouterr().err == f"fmjax: error: {told}\n"
-            assert times(toy_run) == before
+        owner = f"process {process.pid} on host {socket.gethostname()}, which is writing to it"
+        for options in ([], ["--overwrite"]):
+            before = modification_times(toy_run)
+            assert run(*command, *options) == 2
+            expected = f"run folder {toy_run} must have one writer at a time, got {owner}"
+            assert capsys.readouterr().err == f"fmjax: error: {expected}\n"
+            assert modification_times(toy_run) == before
         assert run("sample", toy_run, "--num-samples", 6, "--solver", "heun", "--num-steps", 2) == 0
     with holder(tmp_path / "six.npz", lock="lock_file") as process:
         assert run("sample", toy_run, "--num-samples", 6, "--output", tmp_path / "six") == 2
@@ -467,15 +467,15 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        give_up = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= step):
             assert child.poll() is None, child.communicate()
-            assert time.monotonic() < give_up or child.kill(), "it did not train"
+            assert time.monotonic() < deadline or child.kill(), "no training step in 120 s"
             time.sleep(0.05)
         child.send_signal(signal.SIGTERM)
         out, error = child.communicate(timeout=60)
     assert child.returncode == 128 + signal.SIGTERM
-    saved = [int(path.name) for path in (metrics.parent / "checkpoints").iterdir()]
+    saved = [int(folder.name) for folder in (metrics.parent / "checkpoints").iterdir()]
     assert error == (
         f"fmjax: stopped by SIGTERM after step {max(saved)}; its checkpoint is saved; "
         "run the same command again to resume\n"
@@ -487,7 +487,7 @@ def stop_after(command: list[str], metrics: Path, step: int) -> tuple[int, str]:
 def test_the_error_names_a_corrupt_checkpoint(toy_run, tmp_path, capsys):
     copy = tmp_path / "toy"
     shutil.copytree(toy_run, copy)
-    largest = max((copy / "checkpoints/4/ema_params").rglob("*"), key=lambda p: p.stat().st_size)
+    largest = max((copy / "checkpoints/4/ema_params").rglob("*"), key=lambda f: f.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 255
     largest.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Commands finish their work if standard output is closed, full or no longer read."""
+"""Tests that commands finish if standard output is closed, full or no longer read."""
 
 import errno
 import io
@@ -11,15 +11,15 @@ import pytest
 from fmjax.cli.streams import Output, forgiving_output
 from tests.tiny_run import command, environment, write_config
 
-PRINTS = """
+PROGRAM = """
 import sys
 from fmjax.cli import main, commands
 def work(arguments):
     from fmjax.cli.console import console
     with console() as progress, progress.task("working", 3) as advance:
-        for number in range(3000):
-            progress.say(f"line {number}")
-            print("and", number)
+        for i in range(3000):
+            progress.say(f"line {i}")
+            print("and", i)
         advance(3)
     sys.stderr.write("finished\\n")
     return 0
@@ -29,17 +29,17 @@ main()
 """
 
 
-def shell(redirection):
+def run_with_redirection(redirection):
     """Return exit code and standard error of a command that prints 6,000 lines."""
     script = f'set -o pipefail; "$0" -c "$1" {redirection}'
-    done = subprocess.run(
-        ["bash", "-c", script, sys.executable, PRINTS],
+    result = subprocess.run(
+        ["bash", "-c", script, sys.executable, PROGRAM],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=100,
     )
-    return done.returncode, done.stderr
+    return result.returncode, result.stderr
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def shell(redirection):
     ],
 )
 def test_a_command_finishes_if_standard_output_fails(redirection, expected):
-    assert shell(redirection) == expected
+    assert run_with_redirection(redirection) == expected
 
 
 def test_file_numbers_of_closed_standard_files_are_not_reused(tmp_path):
@@ -72,15 +72,15 @@ import os
 from fmjax.cli.streams import open_standard_files
 open_standard_files()
 assert os.open(os.devnull, os.O_RDONLY) > 2
-print("to nowhere")
+print("text")
 """
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, script], env=environment()
     )
-    assert done.returncode == 0
+    assert result.returncode == 0
 
 
-class Refusing(io.StringIO):
+class FailingFile(io.StringIO):
     """A file whose writes all fail."""
 
     def __init__(self, number):
@@ -92,24 +92,27 @@ class Refusing(io.StringIO):
 
 
 @pytest.mark.parametrize(("number", "lost"), [(errno.EPIPE, False), (errno.ENOSPC, True)])
-def test_lost_output_is_an_error_only_if_something_reads_it(number, lost, monkeypatch):
-    refusing = Refusing(number)
-    monkeypatch.setattr(sys, "stdout", refusing)
+def test_failed_writes_are_errors_unless_the_reader_is_gone(number, lost, monkeypatch):
+    failing_file = FailingFile(number)
+    monkeypatch.setattr(sys, "stdout", failing_file)
     with forgiving_output() as out:
         sys.stdout.write("a line\n")
         assert isinstance(sys.stdout, Output)
         assert (out.lost is not None) == lost
-    assert sys.stdout is refusing
+    assert sys.stdout is failing_file
 
 
 @pytest.mark.slow
-def test_a_training_piped_into_head_writes_its_checkpoint_and_report(tmp_path):
-    words = command(write_config(tmp_path), tmp_path / "run")
+def test_training_piped_into_head_writes_checkpoint_and_report(tmp_path):
+    arguments = command(write_config(tmp_path), tmp_path / "run")
     script = 'set -o pipefail; "$@" | head -2'
-    done = subprocess.run(
-        ["bash", "-c", script, "bash", *words], env=environment(), capture_output=True, text=True
+    result = subprocess.run(
+        ["bash", "-c", script, "bash", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\n") == 2
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 2
     assert (tmp_path / "run" / "checkpoints" / "24").is_dir()
     assert (tmp_path / "run" / "report.html").is_file()

@@ -1,4 +1,4 @@
-"""Errors and help on a real terminal, narrow and wide, with and without colors."""
+"""Tests of errors, help and progress on terminals of several widths, with and without colors."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ import pytest
 from fmjax import cli
 from fmjax.cli.suggestions import nearest
 from tests.quick import COMPILATION
-from tests.terminal import COLOUR, commands_in_terminal, in_terminal
+from tests.terminal import COLOR, commands_in_terminal, in_terminal
 
 ROOT = Path(__file__).parents[2]
 TOY = ["train", str(ROOT / "configs" / "toy2d.py")]
@@ -56,7 +56,7 @@ ERRORS = [
     (["sample", "nowhere\x1b[31m"], r"run folder must exist, got nowhere\x1b[31m"),
     ([*TOY, "--tyro-print-completion", "x"], "unrecognized option --tyro-print-completion"),
 ]
-# It fails while a progress bar is shown.
+# This training fails while a progress bar is shown.
 FAILING = [
     *TOY,
     "--network.width",
@@ -83,13 +83,14 @@ def screens(tmp_path_factory):
     """Output on terminals of all widths: errors, a failing training, and help."""
     folder = tmp_path_factory.mktemp("terminal")
     failing = [*FAILING, "--run", str(folder / "run")]
-    each = [*(arguments for arguments, _ in ERRORS), [*TOY, "--zzz", "--help"]]
-    commands = [(width, arguments) for width in WIDTHS for arguments in each]
+    per_width = [*(arguments for arguments, _ in ERRORS), [*TOY, "--zzz", "--help"]]
+    commands = [(width, arguments) for width in WIDTHS for arguments in per_width]
     commands.append((20, failing))
-    shown = commands_in_terminal(commands, XLA_FLAGS=COMPILATION, PYTHONPATH=str(ROOT))
-    assert len(shown) == len(commands)
-    by_width = {width: shown[i * len(each) :][: len(each)] for i, width in enumerate(WIDTHS)}
-    return by_width | {"failing": shown[-1]}
+    outputs = commands_in_terminal(commands, XLA_FLAGS=COMPILATION, PYTHONPATH=str(ROOT))
+    assert len(outputs) == len(commands)
+    n = len(per_width)
+    by_width = {width: outputs[i * n :][:n] for i, width in enumerate(WIDTHS)}
+    return by_width | {"failing": outputs[-1]}
 
 
 @pytest.mark.slow
@@ -107,17 +108,17 @@ def test_an_error_on_a_color_terminal_is_one_plain_line(width, screens):
 
 @pytest.mark.slow
 def test_an_error_is_the_same_without_a_terminal(screens, capsys, monkeypatch):
-    for name, value in COLOUR.items():
+    for name, value in COLOR.items():
         monkeypatch.setenv(name, value)
     for (_, screen), (arguments, _) in zip(screens[80], ERRORS, strict=False):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err == screen
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err == screen
 
 
-def test_an_error_begins_on_its_own_line_below_a_progress_bar(screens):
+def test_an_error_starts_a_new_line_below_a_progress_bar(screens):
     code, screen = screens["failing"]
     assert code == 1
     bar, _, error = screen.rpartition("\n\x1b[?25h")  # The cursor is shown again.
@@ -133,12 +134,12 @@ def test_an_error_begins_on_its_own_line_below_a_progress_bar(screens):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_help_fits_the_terminal(width, screens):
     code, screen = screens[width][-1]
-    plain = re.sub(r"\x1b\[[\d;]*m", "", screen)
+    text = re.sub(r"\x1b\[[\d;]*m", "", screen)
     assert code == 0
-    # In a narrow column, names are wrapped to the next line.
-    framed = [line.strip("│ ") for line in plain.splitlines() if "│" in line]
-    assert "--training.num-stepsINT" in "".join(framed).replace(" ", "")
-    assert max(len(line) for line in plain.splitlines() if "│" in line) <= width
+    # Narrow columns wrap names to the next line.
+    table_cells = [line.strip("│ ") for line in text.splitlines() if "│" in line]
+    assert "--training.num-stepsINT" in "".join(table_cells).replace(" ", "")
+    assert max(len(line) for line in text.splitlines() if "│" in line) <= width
 
 
 @pytest.mark.parametrize(
@@ -182,24 +183,24 @@ def test_similar_options_are_suggested(name, expected):
     assert nearest(name, options) == expected
 
 
-def test_a_log_file_gets_plain_lines_even_if_colors_are_forced(tmp_path, monkeypatch, capsys):
+def test_log_files_get_plain_lines_even_if_colors_are_forced(tmp_path, monkeypatch, capsys):
     from fmjax.cli.console import console
 
-    for name, value in COLOUR.items():
+    for name, value in COLOR.items():
         monkeypatch.setenv(name, value)
     with console() as progress, progress.task("training", 3) as advance:
-        progress.say("one")
+        progress.say("text")
         advance(3)
-    assert capsys.readouterr().out == "training 0/3\none\n"
+    assert capsys.readouterr().out == "training 0/3\ntext\n"
 
 
-def test_a_command_prints_the_time_of_each_part_at_the_end(capsys, monkeypatch):
+def test_commands_print_the_time_of_each_part_at_the_end(capsys, monkeypatch):
     from fmjax.cli import console as module
 
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
-    def spend(progress):
+    def finish_parts(progress):
         parts = [("first step", 12.2), ("training", 60.0), ("samples", 0.34), ("training", 5.0)]
         for name, seconds in [*parts, ("page", 3600.0)]:
             now[0] += seconds
@@ -209,33 +210,33 @@ def test_a_command_prints_the_time_of_each_part_at_the_end(capsys, monkeypatch):
         "time: 1 h 1 min (first step 12 s, training 1 min 5 s, samples 0.3 s, page 1 h 0 min)"
     )
     with module.console(since=100.0) as progress:
-        spend(progress)
+        finish_parts(progress)
     assert capsys.readouterr().out == expected + "\n"
     bars = Mock()
-    shown = module._Bars(bars, since=now[0])
-    spend(shown)
-    assert shown.times() == expected
-    for since in (None, now[0]):  # Without times; without a finished part.
+    progress_bars = module._Bars(bars, since=now[0])
+    finish_parts(progress_bars)
+    assert progress_bars.times() == expected
+    for since in (None, now[0]):  # No start time; no finished part.
         with module.console(since) as progress:
             if since is None:
-                spend(progress)
+                finish_parts(progress)
         assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_the_output_of_a_process():
-    python = [sys.executable, "-m", "fmjax.cli", *TOY, "--optimizer.lr", "3e-4"]
-    shown = in_terminal(python, columns=20, PYTHONPATH=str(ROOT), **COLOUR)
-    assert shown == (2, f"fmjax: error: {ERRORS[3][1]}\n")
+def test_in_terminal_returns_exit_code_and_output():
+    command = [sys.executable, "-m", "fmjax.cli", *TOY, "--optimizer.lr", "3e-4"]
+    result = in_terminal(command, columns=20, PYTHONPATH=str(ROOT), **COLOR)
+    assert result == (2, f"fmjax: error: {ERRORS[3][1]}\n")
 
 
-def test_a_warning_is_one_plain_line_of_the_output(capsys):
+def test_warnings_are_one_plain_line_of_the_output(capsys):
     from fmjax.cli.streams import plain_warnings
 
     with plain_warnings():
-        warnings.showwarning("a line\n\x1b[31mlost", UserWarning, "file.py", 3)
-        # An incomplete cache entry of a killed process; the program is compiled again.
+        warnings.showwarning("a line\n\x1b[31mtext", UserWarning, "file.py", 3)
+        # JAX warns about incomplete cache entries of killed processes and recompiles.
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f'", stacklevel=1)
-    printed = capsys.readouterr()
-    assert printed.out == "warning: a line \\x1b[31mlost\n"
-    assert printed.err == ""
+    output = capsys.readouterr()
+    assert output.out == "warning: a line \\x1b[31mtext\n"
+    assert output.err == ""

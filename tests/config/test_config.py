@@ -1,4 +1,4 @@
-"""Configs: checks, JSON, and two training steps of every config file."""
+"""Tests of configs: validation, JSON and two training steps of every config file."""
 
 import dataclasses
 import typing
@@ -58,7 +58,7 @@ from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
 from fmjax.training import OptimizerConfig, init_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Event shape and classes of each config's data, and a network of the same kind that is small.
+# The event shape, conditions and reduced network fields of each config.
 SHAPES = {
     "digits": ((8, 8, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
@@ -88,8 +88,8 @@ SHAPES = {
         },
     ),
     **{
-        f"imagenet256_{kind}": ((8, 8, 4), 1000, {"width": 16, "num_layers": 1, "num_heads": 2})
-        for kind in ("shortcut", "mean_flow", "improved_mean_flow")
+        f"imagenet256_{loss}": ((8, 8, 4), 1000, {"width": 16, "num_layers": 1, "num_heads": 2})
+        for loss in ("shortcut", "mean_flow", "improved_mean_flow")
     },
     "flux_dev": (
         (4, 4, 4),
@@ -161,7 +161,7 @@ STUDENT = Config(name="student", reflow=ReflowConfig("x"))
 
 
 def test_every_config_file_is_in_the_table():
-    names = {path.stem for path in CONFIGS.glob("*.py")}
+    names = {file.stem for file in CONFIGS.glob("*.py")}
     assert names == {*SHAPES, *STUDIES}
 
 
@@ -179,8 +179,8 @@ def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(nam
 
 
 def test_the_min_divisor_of_old_runs_is_read_as_zero():
-    before = to_json(Config(name="x")).replace('"min_divisor": 0.0', '"min_divisor": 0.001')
-    assert with_current_defaults(from_json(before)) == Config(name="x")
+    old_json = to_json(Config(name="x")).replace('"min_divisor": 0.0', '"min_divisor": 0.001')
+    assert with_current_defaults(from_json(old_json)) == Config(name="x")
     assert with_current_defaults(UNUSUAL) is UNUSUAL  # JiT's min_divisor is kept.
     released = Config(name="x", pretrained=RELEASED, path=AffinePath(min_divisor=1e-3))
     assert with_current_defaults(from_json(to_json(released))) == Config(
@@ -196,9 +196,11 @@ def test_a_config_without_a_study_is_rejected():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_config_takes_two_steps_at_reduced_size(name):
-    event_shape, conditions, small = SHAPES[name]
+    event_shape, conditions, reduced_fields = SHAPES[name]
     config = load_config(CONFIGS / f"{name}.py")
-    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **small))
+    config = dataclasses.replace(
+        config, network=dataclasses.replace(config.network, **reduced_fields)
+    )
     experiment = build(config, event_shape, conditions)
     mesh = make_mesh(devices=jax.devices()[:1])  # Other tests compare with eight devices.
     state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
@@ -221,11 +223,11 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         assert bool(metrics.finite)
 
 
-def test_the_options_in_the_sit_config_give_xl2():
-    path = CONFIGS / "imagenet256_sit.py"
-    command = path.read_text().replace("\\\n", " ").splitlines()[3]
+def test_the_command_in_the_sit_config_gives_dit_xl():
+    file = CONFIGS / "imagenet256_sit.py"
+    command = file.read_text().replace("\\\n", " ").splitlines()[3]
     assert command.startswith("    fmjax train configs/imagenet256_sit.py")
-    config = parse(Config, load_config(path), command.split()[3:], "fmjax")
+    config = parse(Config, load_config(file), command.split()[3:], "fmjax")
     assert config.network == dataclasses.replace(DIT_XL, dtype="bfloat16")
 
 
@@ -263,10 +265,10 @@ def test_fixed_steps_follow_the_named_grid(settings, expected):
 
 
 def test_the_edm_grid_has_the_noise_to_data_ratios_of_edm_on_each_path():
-    t = SamplingConfig(solver="euler", num_steps=5, grid="edm").make_steps(Cosine()).times
-    assert (float(t[0]), float(t[-1])) == (0.0, 1.0)
+    times = SamplingConfig(solver="euler", num_steps=5, grid="edm").make_steps(Cosine()).times
+    assert (float(times[0]), float(times[-1])) == (0.0, 1.0)
     linear = np.asarray(edm_grid(5), np.float64)[1:-1]
-    ratios = 1 / np.tan(0.5 * np.pi * np.asarray(t, np.float64)[1:-1])
+    ratios = 1 / np.tan(0.5 * np.pi * np.asarray(times, np.float64)[1:-1])
     np.testing.assert_allclose(ratios, (1 - linear) / linear, rtol=1e-4)
 
 
@@ -286,7 +288,7 @@ def test_the_calibrated_grid_has_the_quantiles_of_the_measured_density():
         sampling.make_steps()
 
 
-def test_streamed_samples_have_separate_steps():
+def test_slots_give_adaptive_steps_per_sample():
     steps = SamplingConfig(slots=7).make_steps()
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.slots, steps.control) == (7, ErrorControl.PER_SAMPLE)
@@ -300,7 +302,7 @@ def test_an_unknown_grid_is_rejected():
         SamplingConfig(solver="euler", num_steps=2, grid="unifrom")
 
 
-def test_steps_without_a_number_are_adaptive():
+def test_sampling_without_num_steps_is_adaptive():
     steps = SamplingConfig(rtol=1e-3, atol=1e-5).make_steps()
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.rtol, steps.atol) == (1e-3, 1e-5)
@@ -309,7 +311,7 @@ def test_steps_without_a_number_are_adaptive():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_name_makes_a_solver(name):
     solver = SamplingConfig(solver=name, num_steps=1).make_solver()
-    assert (solver is None) == (name == "flow_map")  # It needs no solver.
+    assert (solver is None) == (name == "flow_map")  # A flow map needs no solver.
 
 
 @pytest.mark.parametrize(("num_classes", "label_drop"), [(None, 0.1), (3, 0.0)])
@@ -322,21 +324,21 @@ def test_guidance_needs_classes_and_label_drop(num_classes, label_drop):
         guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
 
 
-def test_all_adds_the_other_common_solvers():
+def test_all_adds_the_common_solvers():
     default = CompareConfig()
-    assert len(default.compared_fixed) + len(default.compared_adaptive) <= 4
-    everything = CompareConfig(all=True)
-    assert sorted(everything.compared_fixed) == [
+    assert len(default.all_fixed_solvers) + len(default.all_adaptive_solvers) <= 4
+    all_solvers = CompareConfig(all=True)
+    assert sorted(all_solvers.all_fixed_solvers) == [
         "adams_bashforth_2",
         "euler",
         "heun",
         "midpoint",
         "rk4",
     ]
-    assert sorted(everything.compared_adaptive) == ["bosh3", "dopri5", "dopri8", "tsit5"]
-    other = CompareConfig(fixed_solvers=("dopri5", "ralston"), adaptive_solvers=(), all=True)
-    assert other.compared_fixed[:2] == ("dopri5", "ralston")
-    assert sorted(other.compared_adaptive) == ["bosh3", "dopri8", "tsit5"]
+    assert sorted(all_solvers.all_adaptive_solvers) == ["bosh3", "dopri5", "dopri8", "tsit5"]
+    custom = CompareConfig(fixed_solvers=("dopri5", "ralston"), adaptive_solvers=(), all=True)
+    assert custom.all_fixed_solvers[:2] == ("dopri5", "ralston")
+    assert sorted(custom.all_adaptive_solvers) == ["bosh3", "dopri8", "tsit5"]
 
 
 @pytest.mark.parametrize(
@@ -465,10 +467,10 @@ def test_forward_mode_uses_plain_attention():
     plain = differentiable_forwards(config)
     assert plain.network == DiTConfig(attention="xla")
     assert dataclasses.replace(plain, network=config.network) == config
-    without = Config(name="forwards", network=MLPConfig())
-    assert differentiable_forwards(without) == without
+    mlp = Config(name="forwards", network=MLPConfig())
+    assert differentiable_forwards(mlp) == mlp
 
 
 def test_every_choice_of_a_config_field_can_be_imported_from_fmjax_config():
-    choices = {kind.__name__ for union in serialize._UNIONS for kind in typing.get_args(union)}
-    assert choices <= set(fmjax.config.__all__)
+    choices = {cls.__name__ for union in serialize._UNIONS for cls in typing.get_args(union)}
+    assert choices <= set(vars(fmjax.config))

@@ -1,4 +1,4 @@
-"""Each family of solvers on exact networks, compared with the closed form."""
+"""Tests of each solver family with exact networks against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ORACLE = Gaussian(Cosine(), mean=1.0, std=0.5)
 X0 = jax.random.normal(jax.random.key(0), (2048, 4))
 
 
-def experiment(prediction):
+def exact_experiment(prediction):
     """Return an experiment with an exact network; label 1 is the null condition."""
 
     def apply(params, t, x, cond=None):
@@ -24,12 +24,12 @@ def experiment(prediction):
         return value if cond is None else jnp.where(cond[:, None] == 1, 0.0, value)
 
     net = VelocityNet(lambda key: {}, apply)
-    return Experiment(net, lambda *_: None, optax.identity(), PATH, prediction, 1)  # pyright: ignore
+    return Experiment(net, lambda *_: None, optax.identity(), PATH, prediction, 1)
 
 
-def solved(sampling, prediction=Prediction.VELOCITY, cond=None):
+def run_solver(sampling, prediction=Prediction.VELOCITY, cond=None):
     keys = jax.random.split(jax.random.key(1), len(X0))
-    solve, steps = make_solve(experiment(prediction), sampling), sampling.make_steps(Cosine())
+    solve, steps = make_solve(exact_experiment(prediction), sampling), sampling.make_steps(Cosine())
     return jax.jit(lambda x0, keys: solve({}, x0, keys, cond, steps))(X0, keys)
 
 
@@ -38,12 +38,12 @@ def solved(sampling, prediction=Prediction.VELOCITY, cond=None):
     [
         (SamplingConfig(solver="rk4", num_steps=16), 1e-4),
         (SamplingConfig(solver="tsit5", slots=100, rtol=1e-6, atol=1e-6), 1e-4),
-        # Second order on this path and grid.
+        # The method has second order on this path and grid.
         (SamplingConfig(solver="dpm_solver_pp_2m", num_steps=128), 0.01),
     ],
 )
 def test_deterministic_solvers_reach_the_flow_map(sampling, atol):
-    samples = solved(sampling)
+    samples = run_solver(sampling)
     assert samples.succeeded.all()
     expected = ORACLE.flow_map(jnp.ones(len(X0)), X0)
     np.testing.assert_allclose(samples.x1, expected, atol=atol)
@@ -59,24 +59,24 @@ def test_deterministic_solvers_reach_the_flow_map(sampling, atol):
     ],
 )
 def test_stochastic_solvers_have_the_mean_and_std_of_the_data(sampling):
-    samples = solved(sampling)
+    samples = run_solver(sampling)
     assert samples.succeeded.all()
-    # Standard errors of 8,192 numbers are 0.0055 and 0.004; steps of 1/128 add about as much.
+    # The standard errors of 8,192 values are 0.0055 and 0.004; steps of 1/128 add as much.
     np.testing.assert_allclose(samples.x1.mean(), 1.0, atol=0.03)
     np.testing.assert_allclose(samples.x1.std(), 0.5, atol=0.03)
 
 
-def test_guidance_of_a_prediction_is_guidance_of_the_velocity():
+def test_guidance_extrapolates_from_the_null_prediction():
     """If the null prediction is zero, a scale of 2 doubles the prediction."""
     sampling = SamplingConfig(solver="euler", num_steps=1, guidance=2.0)
     cond = jnp.zeros(len(X0), jnp.int32)
-    twice = solved(sampling, Prediction.VELOCITY, cond)
+    samples = run_solver(sampling, Prediction.VELOCITY, cond)
     expected = X0 + 2.0 * ORACLE.velocity(jnp.zeros(len(X0)), X0)
-    np.testing.assert_allclose(twice.x1, expected, rtol=1e-5, atol=1e-5)
-    assert (twice.nfe == 2).all()
+    np.testing.assert_allclose(samples.x1, expected, rtol=1e-5, atol=1e-5)
+    assert (samples.nfe == 2).all()
 
 
-def test_the_default_rate_is_sigma_of_the_path_of_the_run():
+def test_the_default_rate_is_sigma_of_the_schedule():
     sampling = SamplingConfig(solver="euler_maruyama", num_steps=1, rate_scale=2.0, rate_power=0.5)
     assert sampling.make_rate(Cosine()) == SigmaRate(2.0, Cosine(), 0.5)
     assert sampling.make_rate(Linear()) == SigmaRate(2.0, Linear(), 0.5)

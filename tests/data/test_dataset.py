@@ -1,4 +1,4 @@
-"""What a set of examples refuses, and what it delivers."""
+"""Tests of Dataset validation, its points and the digits data."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ X = np.zeros((3, 2), dtype=np.float32)
         ((X, np.array([0, -1, 2]), 3), r"labels must lie in \[0, 3\), got -1 to 2"),
     ],
 )
-def test_arrays_that_do_not_fit_together_are_refused(arguments, message):
+def test_inconsistent_arrays_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         Dataset(*arguments)
 
 
-def test_an_unknown_split_is_refused_with_a_suggestion():
+def test_an_unknown_split_is_rejected_with_a_suggestion():
     with pytest.raises(ValueError, match=r"split must be one of .* \(did you mean 'train'\?\)"):
         load(DigitsData(), "trian")
 
@@ -38,42 +38,42 @@ def test_an_unknown_split_is_refused_with_a_suggestion():
 @pytest.mark.parametrize(
     "source", [DigitsData(), ToyData(), IdxData(), ArrayData("here"), Cifar10Data("here")]
 )
-def test_every_source_keeps_the_promise_and_is_hashable(source):
+def test_data_sources_implement_the_protocol_and_are_hashable(source):
     assert isinstance(source, DataSource)
     assert hash(source) == hash(type(source)(**vars(source)))
 
 
-def test_points_are_new_arrays():
+def test_points_returns_a_new_array():
     dataset = Dataset(x=X.copy())
     dataset.points()[:] = 1
     np.testing.assert_array_equal(dataset.x, X)
 
 
-def test_half_precision_is_delivered_as_float32():
+def test_float16_points_are_returned_as_float32():
     assert Dataset(x=X.astype(np.float16)).points(slice(0, 1)).dtype == np.float32
 
 
-def test_digits_are_all_there_and_lie_between_minus_one_and_one():
+def test_digits_are_complete_with_values_in_minus_one_to_one():
     train, test = load(DigitsData()), load(DigitsData(), "test")
     assert (len(train), len(test)) == (1442, 355)
     assert train.event_shape == (8, 8, 1)
     assert (train.x.min(), train.x.max()) == (-1, 1)
-    # 17 grey values, evenly spaced.
+    # The images have 17 evenly spaced gray values.
     np.testing.assert_array_equal(np.unique(train.x), np.linspace(-1, 1, 17, dtype=np.float32))
 
 
-def test_digits_are_split_alike_in_every_class_and_every_time():
+def test_digits_split_is_stratified_and_deterministic():
     train, test = load(DigitsData()), load(DigitsData(), "test")
     assert train.labels is not None
     assert test.labels is not None
-    of_class = np.stack([np.bincount(train.labels), np.bincount(test.labels)])
-    assert (np.abs(of_class[1] / of_class.sum(axis=0) - 0.2) < 0.005).all()
+    class_counts = np.stack([np.bincount(train.labels), np.bincount(test.labels)])
+    assert (np.abs(class_counts[1] / class_counts.sum(axis=0) - 0.2) < 0.005).all()
     np.testing.assert_array_equal(load(DigitsData(), "test").x, test.x)
 
 
-def test_no_digit_is_in_both_splits():
-    # The set holds no two equal images, so equal images would be the same example.
-    both = np.concatenate(
+def test_digits_splits_are_disjoint():
+    # The data contain no duplicates, so equal images would be the same example.
+    images = np.concatenate(
         [load(DigitsData(), split).x.reshape(-1, 64) for split in ("train", "test")]
     )
-    assert len(np.unique(both, axis=0)) == 1797
+    assert len(np.unique(images, axis=0)) == 1797

@@ -1,4 +1,4 @@
-"""Commands to interrupt at their writes, and the comparison of their results."""
+"""Commands that the fault tests interrupt, and the comparison of their results."""
 
 import json
 import shutil
@@ -10,61 +10,64 @@ from fmjax._files import read_npz
 from tests.tiny_run import CONFIG
 from tests.training.checkpoints.test_full_disk import losses
 
-RANDOM = {"seconds", "images_per_second", "teraflops_per_device", "share_of_peak"}
+# Fields of results that depend on the run time.
+TIMING_FIELDS = {"seconds", "images_per_second", "teraflops_per_device", "share_of_peak"}
 
 
-def tiny(folder, **settings):
-    """A config of two data points' worth of work, from its file."""
-    path = folder / "tiny.py"
-    numbers = {"num_steps": 4, "log_every": 1, "checkpoint_every": 2} | settings
-    path.write_text(CONFIG.format(**numbers))
-    return path
+def tiny_config(folder, **settings):
+    """Write the config file of a run with four training steps."""
+    file = folder / "tiny.py"
+    values = {"num_steps": 4, "log_every": 1, "checkpoint_every": 2} | settings
+    file.write_text(CONFIG.format(**values))
+    return file
 
 
-def hidden(root):
-    return [path for path in root.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
+def temporary_files(root):
+    return [file for file in root.rglob("*") if file.name.startswith(".") or "tmp" in file.name]
 
 
-def number_every(found, most):
-    """At most so many of them, evenly chosen."""
-    places = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
-    return [found[place] for place in places]
+def evenly_spaced(items, max_items):
+    """Return at most `max_items` items at evenly spaced positions."""
+    positions = np.linspace(0, len(items) - 1, min(max_items, len(items)))
+    return [items[position] for position in np.unique(positions.round().astype(int))]
 
 
-def assert_same_results(root, wanted):
+def assert_same_results(root, expected_root):
     """Assert that two folders hold the same files with equal contents, apart from times."""
-    assert not hidden(root)
-    assert names(root) == names(wanted)
-    for path in sorted(wanted.rglob("*")):
-        here = root / path.relative_to(wanted)
-        if path.suffix == ".npz":
-            jax.tree.map(np.testing.assert_array_equal, read_npz(here), read_npz(path))
-        elif path.name == "metrics.jsonl":
-            assert losses(here.parent) == losses(path.parent)
-        elif path.suffix == ".json" and "checkpoints" not in path.parts:
-            assert plain(json.loads(here.read_text())) == plain(json.loads(path.read_text()))
-        elif path.suffix == ".png" and path.parent.name != "figures":
-            assert here.read_bytes() == path.read_bytes()
+    assert not temporary_files(root)
+    assert file_names(root) == file_names(expected_root)
+    for expected in sorted(expected_root.rglob("*")):
+        actual = root / expected.relative_to(expected_root)
+        if expected.suffix == ".npz":
+            jax.tree.map(np.testing.assert_array_equal, read_npz(actual), read_npz(expected))
+        elif expected.name == "metrics.jsonl":
+            assert losses(actual.parent) == losses(expected.parent)
+        elif expected.suffix == ".json" and "checkpoints" not in expected.parts:
+            actual_json, expected_json = (json.loads(f.read_text()) for f in (actual, expected))
+            assert without_timing(actual_json) == without_timing(expected_json)
+        elif expected.suffix == ".png" and expected.parent.name != "figures":
+            assert actual.read_bytes() == expected.read_bytes()
 
 
-def names(root):
-    """Relative names of all files, apart from those with random or time-dependent names."""
+def file_names(root):
+    """Relative names of all files, except those with random or time-dependent names."""
     return {
-        str(path.relative_to(root))
-        for path in root.rglob("*")
-        if path.is_file()
-        and not {"events", "d"} & set(path.relative_to(root).parts)
-        and "ocdbt" not in str(path)
+        str(file.relative_to(root))
+        for file in root.rglob("*")
+        if file.is_file()
+        and not {"events", "d"} & set(file.relative_to(root).parts)
+        and "ocdbt" not in str(file)
     }
 
 
-def plain(value):
+def without_timing(value):
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items() if key not in RANDOM}
-    return [plain(each) for each in value] if isinstance(value, list) else value
+        return {k: without_timing(v) for k, v in value.items() if k not in TIMING_FIELDS}
+    return [without_timing(v) for v in value] if isinstance(value, list) else value
 
 
-# Which parts of the run they start with, what they do, how many states after a kill are tried.
+# For each command: the parts of the run it starts with, its arguments, and the maximum number of
+# states after a kill that are tested.
 COMMANDS = {
     "train": ((), ("train-only", "CONFIG", "--run", "run"), 30),
     "overwrite": (
@@ -96,8 +99,8 @@ COMMANDS = {
 }
 
 
-def start_of(trained, parts, to):
-    """A folder with some parts of the trained run: all for "", none for no part."""
+def copy_run_parts(trained, parts, to):
+    """Copy parts of the trained run to a new folder; the part "" is the complete run."""
     to.mkdir()
     for part in parts:
         if part == "":
@@ -109,5 +112,5 @@ def start_of(trained, parts, to):
     return to
 
 
-def arguments_of(command, config):
-    return [str(config) if word == "CONFIG" else word for word in COMMANDS[command][1]]
+def command_arguments(command, config):
+    return [str(config) if argument == "CONFIG" else argument for argument in COMMANDS[command][1]]

@@ -1,8 +1,8 @@
-"""A process that runs commands under faults, and a finished run."""
+"""Fixtures: a process that runs commands with faults, and a finished run."""
 
 import pytest
 
-from tests.faults.commands import tiny
+from tests.faults.commands import tiny_config
 from tests.faults.process import Faults
 
 
@@ -14,9 +14,9 @@ def faults():
 
 @pytest.fixture(scope="module")
 def trained(faults, tmp_path_factory):
-    """Root with a whole run that is not disturbed."""
+    """Root folder of a run that finished without faults, and its config file."""
     root = tmp_path_factory.mktemp("trained")
-    config = tiny(tmp_path_factory.mktemp("configs"))
+    config = tiny_config(tmp_path_factory.mktemp("configs"))
     outcome = faults.run("train", config, "--run", "run", root=root)
     assert (outcome.code, outcome.err) == (0, ""), outcome
     return root, config

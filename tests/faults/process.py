@@ -1,8 +1,9 @@
-"""Faults at the n-th write of a command: a kill, a full disk, a broken disk.
+"""Inject faults into the writes of a command: a kill, a full disk or a broken disk.
 
-An audit hook hears of what Python does to files below a folder, before it is done. Copies of the
-folder at these moments are what kills leave: one run of a command gives all of them. Errors are
-raised at a chosen write. Commands run in forks of one process that has imported everything.
+An audit hook observes each change that Python makes to files below a folder, before the change
+happens. Copies of the folder at these times are the states that a kill could leave, so one run of a
+command yields all of them. Errors are raised at a selected write. Commands run in forks of one
+process that has already imported everything.
 """
 
 import contextlib
@@ -19,108 +20,120 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
-_strike = None  # Called with words for each write, once `watching`.
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+WRITE_EVENTS = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+)
+_on_write = None  # Called with a description of each write while `observe_writes` is active.
 _root = ""
-_busy = threading.local()
+_thread_state = threading.local()
 
 
-def change(event, arguments):
-    """What an audit event does to a file below the folder, in words; None if nothing."""
+def describe_write(event, arguments):
+    """Describe the write that an audit event announces; None if it writes nothing below `_root`."""
     if event == "open":
-        path, _, flags = arguments
-        changes = isinstance(flags, int) and flags & WRITES
+        file, _, flags = arguments
+        writes = isinstance(flags, int) and flags & WRITE_FLAGS
     else:
-        path, changes = arguments[0] if arguments else None, event in CHANGES
-    if not changes or not isinstance(path, (str, bytes, os.PathLike)):
+        file, writes = arguments[0] if arguments else None, event in WRITE_EVENTS
+    if not writes or not isinstance(file, (str, bytes, os.PathLike)):
         return None
-    # With shutil's functions: a name within an open folder.
-    fd = -1 if event in ("open", "os.truncate") else arguments[-1]
-    where = os.readlink(f"/proc/self/fd/{fd}") if fd >= 0 else os.getcwd()
-    path = os.path.normpath(os.path.join(where, os.fsdecode(path)))
-    # Folders are made and temporary files removed in any case; where that does nothing it is none.
-    vain = event in ("os.mkdir", "os.remove") and (event == "os.mkdir") == os.path.lexists(path)
-    return None if vain or not path.startswith(_root + os.sep) else f"{event} {path}"
+    # Functions of shutil pass names relative to an open folder.
+    folder_fd = -1 if event in ("open", "os.truncate") else arguments[-1]
+    folder = os.readlink(f"/proc/self/fd/{folder_fd}") if folder_fd >= 0 else os.getcwd()
+    file = os.path.normpath(os.path.join(folder, os.fsdecode(file)))
+    # Making an existing folder or removing a missing file changes nothing.
+    exists = os.path.lexists(file)
+    has_no_effect = (event == "os.mkdir" and exists) or (event == "os.remove" and not exists)
+    if has_no_effect or not file.startswith(_root + os.sep):
+        return None
+    return f"{event} {file}"
 
 
-def hook(event, arguments):
-    """Stays for the life of the process: audit hooks cannot be removed."""
-    if _strike is None or (event != "open" and not event.startswith("os.")):
+def audit_hook(event, arguments):
+    """Call `_on_write` before each write. Audit hooks cannot be removed from a process."""
+    if _on_write is None or (event != "open" and not event.startswith("os.")):
         return
-    if getattr(_busy, "striking", False):  # What the strike itself does.
+    if getattr(_thread_state, "in_hook", False):  # Ignore what `_on_write` does itself.
         return
-    _busy.striking = True
+    _thread_state.in_hook = True
     try:
-        what = change(event, arguments)
-        if what is not None:
-            _strike(what)
+        description = describe_write(event, arguments)
+        if description is not None:
+            _on_write(description)
     finally:
-        _busy.striking = False
+        _thread_state.in_hook = False
 
 
 @contextlib.contextmanager
-def watching(root, strike):
-    """`strike(what)` is called before each write below `root`."""
-    global _strike, _root
+def observe_writes(root, on_write):
+    """Call `on_write(description)` before each write below `root`."""
+    global _on_write, _root
     if not hasattr(sys, "_fmjax_faults"):
-        sys.addaudithook(hook)
+        sys.addaudithook(audit_hook)
         sys._fmjax_faults = True
-    _root, _strike = str(root), strike
+    _root, _on_write = str(root), on_write
     try:
         yield
     finally:
-        _strike = None
+        _on_write = None
 
 
-def copying(root, to):
-    """A strike that copies the folder: what a kill at this moment leaves."""
-    count, seen, one_thread = 0, set(), threading.Lock()
+def copy_before_writes(root, to):
+    """Return a callback that copies the folder, which is the state after a kill."""
+    count, seen, lock = 0, set(), threading.Lock()
 
-    def strike(_):
-        with one_thread:
+    def on_write(_):
+        with lock:
             keep_copy()
 
     def keep_copy():
         nonlocal count
         copy = Path(to) / f"{count:03d}"
-        with contextlib.suppress(shutil.Error, OSError):  # Threads of TensorStore write, too.
+        # Threads of TensorStore may change files during the copy.
+        with contextlib.suppress(shutil.Error, OSError):
             shutil.copytree(root, copy, symlinks=True)
-        state = looks(copy)
+        state = folder_state(copy)
         count += state not in seen
         if state in seen:
             shutil.rmtree(copy)
         seen.add(state)
 
-    return strike
+    return on_write
 
 
-def looks(folder):
-    """Names and contents, without what is random in names: equal states are tried once."""
+def folder_state(folder):
+    """Names and contents of all files, without random parts of names, to find equal states."""
     return frozenset(
         (
-            re.sub(r"[0-9a-f]{12}\.fmjax", "", str(path.relative_to(folder))),
-            path.read_bytes() if path.is_file() else None,
+            re.sub(r"[0-9a-f]{12}\.fmjax", "", str(file.relative_to(folder))),
+            file.read_bytes() if file.is_file() else None,
         )
-        for path in folder.rglob("*")
+        for file in folder.rglob("*")
     )
 
 
-def failing(at, code):
-    """A strike that fails with this error at one write."""
+def fail_at_write(number, code):
+    """Return a callback that raises `OSError` with this code at write `number`, from 1."""
     count = 0
 
-    def strike(what):
+    def on_write(description):
         nonlocal count
         count += 1
-        if count == at:
-            raise OSError(code, os.strerror(code), what.partition(" ")[2])
+        if count == number:
+            raise OSError(code, os.strerror(code), description.partition(" ")[2])
 
-    return strike
+    return on_write
 
 
 class Faults:
-    """The process that forks. A context manager."""
+    """Context manager for the process that runs commands in forks."""
 
     def __enter__(self):
         self._process = subprocess.Popen(
@@ -145,28 +158,28 @@ class Faults:
         self._process.stdout.close()
 
     def run(self, *arguments, root, copies=None, fault=None, at=0):
-        """Run a command; `Outcome`.
+        """Run a command and return its `Outcome`.
 
         Args:
-            arguments: Of `fmjax`.
-            root: The folder whose writes count. It is the current one of the command.
-            copies: A folder for copies of `root`, before each write.
-            fault: The name of an error, such as "ENOSPC".
-            at: Which write fails with it, from 1.
+            arguments: Arguments of `fmjax`.
+            root: The working directory; writes below it are observed.
+            copies: Folder for copies of `root` before each write.
+            fault: Name of an error code, such as "ENOSPC".
+            at: Number of the write that fails with `fault`, from 1.
         """
-        work = {
+        request = {
             "arguments": [*map(str, arguments)],
             "root": str(root),
             "fault": fault,
             "at": at,
             "copies": None if copies is None else str(copies),
         }
-        print(json.dumps(work), file=self._process.stdin, flush=True)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return Outcome(**json.loads(self._process.stdout.readline()))
 
 
 class Outcome:
-    """What became of a command: exit code, texts, and what it was about to write."""
+    """Exit code, stdout, stderr and writes of a command."""
 
     def __init__(self, code, out, err, writes):
         self.code, self.out, self.err, self.writes = code, out, err, writes
@@ -175,32 +188,32 @@ class Outcome:
         return f"{vars(self)}"
 
 
-def run_here(work, files):
-    """In the fork: the command."""
+def run_in_fork(request, files):
+    """Run a command in the fork; write stdout, stderr and the log of writes to `files`."""
     from fmjax import cli
 
     os.dup2(files[0].fileno(), 1)
     os.dup2(files[1].fileno(), 2)
-    os.chdir(work["root"])
-    log, inner = files[2].fileno(), lambda what: None
-    if work["copies"]:
-        inner = copying(work["root"], work["copies"])
-    elif work["fault"]:
-        inner = failing(work["at"], getattr(errno, work["fault"]))
+    os.chdir(request["root"])
+    log, inject_fault = files[2].fileno(), lambda description: None
+    if request["copies"]:
+        inject_fault = copy_before_writes(request["root"], request["copies"])
+    elif request["fault"]:
+        inject_fault = fail_at_write(request["at"], getattr(errno, request["fault"]))
 
-    def strike(what):
-        os.write(log, (what + "\n").encode())
-        inner(what)
+    def on_write(description):
+        os.write(log, (description + "\n").encode())
+        inject_fault(description)
 
-    code, arguments = 1, work["arguments"]
+    code, arguments = 1, request["arguments"]
     if arguments[0].endswith("-only"):
         arguments = without_results(arguments)
     try:
-        with watching(work["root"], strike):
+        with observe_writes(request["root"], on_write):
             cli.main(arguments)
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:  # noqa: BLE001 - as Python prints it
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:  # noqa: BLE001 (any exception is printed, as Python does)
         import traceback
 
         traceback.print_exc()
@@ -210,7 +223,7 @@ def run_here(work, files):
 
 
 def without_results(arguments):
-    """A command without the results after training and without the page: they take most time."""
+    """Disable the slow results after training and the report; return the arguments of `fmjax`."""
     from fmjax.jobs.report import report, results
 
     results.make_results = lambda run, progress: None
@@ -219,7 +232,7 @@ def without_results(arguments):
 
 
 def serve():
-    """Fork for each line of the input."""
+    """Run the command of each line of stdin in a fork, and write its outcome to stdout."""
     import jax  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
@@ -232,12 +245,12 @@ def serve():
 
     warnings.filterwarnings("ignore", message=".*os.fork.*")
     for line in sys.stdin:
-        work = json.loads(line)
+        request = json.loads(line)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
             child = os.fork()
             if child == 0:
-                run_here(work, files)
+                run_in_fork(request, files)
             _, status = os.waitpid(child, 0)
             texts = []
             for file in files:

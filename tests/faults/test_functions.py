@@ -1,4 +1,4 @@
-"""A kill, a full disk and a broken disk at the writes of single functions."""
+"""Tests of functions that are killed, or fail on a full or broken disk, at a write."""
 
 import errno
 import os
@@ -17,87 +17,87 @@ from fmjax.data import (
     write_shard,
 )
 from fmjax.jobs.train.prepare import prepare
-from fmjax.pretrained.weights import filling, require_new, write_tensors
+from fmjax.pretrained.weights import mark_unfinished, require_new, write_tensors
 from fmjax.runs.folder import RunFolder, read_config
-from tests.faults.commands import hidden, tiny
-from tests.faults.process import copying, failing, watching
+from tests.faults.commands import temporary_files, tiny_config
+from tests.faults.process import copy_before_writes, fail_at_write, observe_writes
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder whose writes are heard of."""
+    """Folder whose writes are observed."""
     root = tmp_path / "root"
     root.mkdir()
     return root
 
 
-def states(root, to, work):
-    """Copies of the folder, as kills at each write of `work` leave it."""
+def states_after_kills(root, to, write):
+    """Return copies of the folder as kills at each write of `write()` leave it."""
     to.mkdir()
-    with watching(root, copying(root, to)):
-        work()
+    with observe_writes(root, copy_before_writes(root, to)):
+        write()
     return sorted(to.iterdir())
 
 
-def config_of(folder):
+def load_tiny_config(folder):
     from fmjax.runs.load_config import load_config
 
-    return load_config(tiny(folder))
+    return load_config(tiny_config(folder))
 
 
-@pytest.mark.parametrize("again", [True, False], ids=["overwrite", "plain"])
-def test_a_kill_while_a_run_is_replaced_leaves_what_the_same_command_replaces(
-    tmp_path, folder, again
-):
-    config, run = config_of(tmp_path), RunFolder(folder / "run")
+@pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "plain"])
+def test_prepare_succeeds_after_a_killed_overwrite(tmp_path, folder, overwrite):
+    config, run = load_tiny_config(tmp_path), RunFolder(folder / "run")
     prepare(run, config, (2,), None)
     for name in ("checkpoints/4/state", "samples", "events"):
         (run.root / name).mkdir(parents=True)
         (run.root / name / "file").write_text("old")
     (run.root / "metrics.jsonl").write_text("old")
     prepare(RunFolder(tmp_path / "new"), config, (2,), None)
-    found = states(
+    states = states_after_kills(
         folder, tmp_path / "states", lambda: prepare(run, config, (2,), None, overwrite=True)
     )
-    assert len(found) > 10, "states between the first removal and the last write"
-    assert not hidden(folder)
-    for state in found:
-        whole = (state / "run" / "config.json").is_file()
-        prepare(RunFolder(state / "run"), config, (2,), None, overwrite=again)
+    assert len(states) > 10, "states between the first removal and the last write"
+    assert not temporary_files(folder)
+    for state in states:
+        has_config = (state / "run" / "config.json").is_file()
+        prepare(RunFolder(state / "run"), config, (2,), None, overwrite=overwrite)
         assert read_config(state / "run") == config
-        if again or not whole:  # Else nothing was removed yet, or all was written.
-            files = [path for path in (state / "run").rglob("*") if path.is_file()]
-            assert sorted(path.name for path in files) == ["config.json", "model.json"]
+        # A config.json exists only before the first removal and after the last write.
+        if overwrite or not has_config:
+            files = [file for file in (state / "run").rglob("*") if file.is_file()]
+            assert sorted(file.name for file in files) == ["config.json", "model.json"]
 
 
-def test_a_kill_while_numbers_are_written_leaves_the_old_or_the_new_ones(tmp_path, folder):
-    path = folder / "a.npz"
-    write_npz(path, x=np.zeros(3))
-    found = states(folder, tmp_path / "states", lambda: write_npz(path, x=np.ones(3)))
-    assert len(found) >= 2
-    for state in found:
+def test_killed_write_npz_keeps_the_old_arrays(tmp_path, folder):
+    file = folder / "a.npz"
+    write_npz(file, x=np.zeros(3))
+    states = states_after_kills(folder, tmp_path / "states", lambda: write_npz(file, x=np.ones(3)))
+    assert len(states) >= 2
+    for state in states:
         assert read_npz(state / "a.npz")["x"].tolist() == [0, 0, 0]
         write_npz(state / "a.npz", x=np.ones(3))
-        assert [each.name for each in state.iterdir()] == ["a.npz"]
+        assert [f.name for f in state.iterdir()] == ["a.npz"]
 
 
-@pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("code_name", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_disk_that_fails_keeps_the_old_numbers_and_nothing_else(folder, code, at):
-    path, words = folder / "a.txt", os.strerror(getattr(errno, code))
-    path.write_text("old")
+def test_failed_atomic_write_leaves_only_the_old_file(folder, code_name, at):
+    file, code = folder / "a.txt", getattr(errno, code_name)
+    file.write_text("old")
 
     def write():
-        with write_atomically(path) as temporary:
+        with write_atomically(file) as temporary:
             temporary.write_text("new")
 
-    with watching(folder, failing(at, getattr(errno, code))), pytest.raises(OSError, match=words):
+    message = os.strerror(code)
+    with observe_writes(folder, fail_at_write(at, code)), pytest.raises(OSError, match=message):
         write()
-    assert path.read_text() == "old"
-    assert [each.name for each in folder.iterdir()] == ["a.txt"]
+    assert file.read_text() == "old"
+    assert [f.name for f in folder.iterdir()] == ["a.txt"]
 
 
-def test_a_kill_while_records_are_written_leaves_a_set_that_goes_on(tmp_path, folder):
+def test_killed_write_of_records_can_be_continued(tmp_path, folder):
     manifest = RecordManifest((RecordField("x", "float32", (2,)),), 5, 2, {"made": "here"})
 
     def make(root):
@@ -106,42 +106,45 @@ def test_a_kill_while_records_are_written_leaves_a_set_that_goes_on(tmp_path, fo
             arrays = {"x": np.full((len(manifest.examples(number)), 2), number, np.float32)}
             write_shard(root / "set", manifest, number, arrays)
 
-    found = states(folder, tmp_path / "states", lambda: make(folder))
-    assert len(found) > 8
-    for state in found:
+    states = states_after_kills(folder, tmp_path / "states", lambda: make(folder))
+    assert len(states) > 8
+    for state in states:
         make(state)
-        assert all(map(is_lock, hidden(state))), "that of the last shard, which nobody holds"
+        assert all(map(is_lock, temporary_files(state))), "only the unused lock of the last shard"
         x = open_records(state / "set").read(np.arange(5))["x"]
         assert x[:, 0].tolist() == [0, 0, 1, 1, 2]
 
 
-def test_a_kill_while_a_model_is_exported_leaves_a_folder_that_is_new(tmp_path, folder):
+def test_killed_export_can_be_repeated(tmp_path, folder):
     def export(root):
         require_new(root / "out", overwrite=False)
-        with filling(root / "out"):
+        with mark_unfinished(root / "out"):
             for name in ("a.safetensors", "part/b.safetensors"):
                 write_tensors(root / "out" / name, {"x": np.ones(2)}, {})
 
-    found = states(folder, tmp_path / "states", lambda: export(folder))
-    assert len(found) >= 6
-    for state in found:
+    states = states_after_kills(folder, tmp_path / "states", lambda: export(folder))
+    assert len(states) >= 6
+    for state in states:
         export(state)
-        assert not hidden(state)
-        names = sorted(path.name for path in (state / "out").rglob("*.*"))
+        assert not temporary_files(state)
+        names = sorted(file.name for file in (state / "out").rglob("*.*"))
         assert names == ["a.safetensors", "b.safetensors"]
         with pytest.raises(ValueError, match="must be new or empty"):
             export(state)
 
 
 @pytest.mark.parametrize("at", range(2, 6))
-def test_an_export_that_finds_no_room_leaves_nothing(folder, at):
+def test_export_on_a_full_disk_leaves_no_files(folder, at):
     def export():
-        with filling(folder / "out"):
+        with mark_unfinished(folder / "out"):
             for name in ("a.safetensors", "b.safetensors", "c.safetensors"):
                 write_tensors(folder / "out" / name, {"x": np.ones(2)}, {})
 
-    with watching(folder, failing(at, errno.ENOSPC)), pytest.raises(OSError, match="No space"):
+    with (
+        observe_writes(folder, fail_at_write(at, errno.ENOSPC)),
+        pytest.raises(OSError, match="No space"),
+    ):
         export()
-    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert not [file for file in folder.rglob("*") if file.is_file()]
     export()
     assert len(list((folder / "out").iterdir())) == 3

@@ -1,4 +1,4 @@
-"""A kill at the writes of a command; then the same command again."""
+"""Tests of commands that are killed at a write and started again."""
 
 import os
 
@@ -9,31 +9,32 @@ import pytest
 from fmjax.runs.folder import open_run
 from tests.faults.commands import (
     COMMANDS,
-    arguments_of,
     assert_same_results,
-    number_every,
-    start_of,
+    command_arguments,
+    copy_run_parts,
+    evenly_spaced,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_after_a_kill_at_any_write_the_same_command_ends_as_if_never_killed(
+def test_commands_restarted_after_a_kill_match_an_uninterrupted_run(
     faults, trained, tmp_path, command
 ):
     start, config = trained
-    parts, _, most = COMMANDS[command]
-    most = int(os.environ.get("FMJAX_TEST_KILLS", most))
-    root, arguments = start_of(start, parts, tmp_path / "root"), arguments_of(command, config)
+    parts, _, max_states = COMMANDS[command]
+    max_states = int(os.environ.get("FMJAX_TEST_KILLS", max_states))
+    root = copy_run_parts(start, parts, tmp_path / "root")
+    arguments = command_arguments(command, config)
     copies = tmp_path / "copies"
     copies.mkdir()
     outcome = faults.run(*arguments, root=root, copies=copies)
     assert outcome.code == 0, outcome
-    for state in number_every(sorted(copies.iterdir()), most):
-        again = faults.run(*arguments, root=state)
-        assert (again.code, again.err) == (0, ""), (state, again)
+    for state in evenly_spaced(sorted(copies.iterdir()), max_states):
+        restarted = faults.run(*arguments, root=state)
+        assert (restarted.code, restarted.err) == (0, ""), (state, restarted)
         assert_same_results(state, root)
         for run in ("run", "next"):
             if (root / run).is_dir():
-                found, wanted = (open_run(each / run).params for each in (state, root))
-                jax.tree.map(np.testing.assert_array_equal, found, wanted)
+                actual, expected = (open_run(folder / run).params for folder in (state, root))
+                jax.tree.map(np.testing.assert_array_equal, actual, expected)

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --seed 1`: count wrong cases, and show how to repeat each."""
+"""Run the fuzzer (`python -m tests.fuzz --seed 1`) and print how to repeat each failed case."""
 
 import argparse
 import hashlib
@@ -10,42 +10,42 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def where() -> Path:
-    """Where the world is kept: one for each state of the library."""
+def fixture_folder() -> Path:
+    """Cache folder of the fixtures; each version of the library's code has a separate one."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "fmjax").rglob("*.py")):
-        digest.update(path.read_bytes())
+    for file in sorted((ROOT / "fmjax").rglob("*.py")):
+        digest.update(file.read_bytes())
     cache = os.environ.get("FMJAX_CACHE", str(Path(tempfile.gettempdir()) / "fmjax-fuzz"))
     return Path(cache) / "fuzz" / digest.hexdigest()[:12]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cases", type=int, default=1000, help="in this process")
-    parser.add_argument("--processes", type=int, default=100, help="each a process")
-    parser.add_argument("--case", type=int, help="this one alone")
-    parser.add_argument("--process", type=int, help="this process alone")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all cases")
+    parser.add_argument("--cases", type=int, default=1000, help="number of in-process cases")
+    parser.add_argument("--processes", type=int, default=100, help="number of process cases")
+    parser.add_argument("--case", type=int, help="run only the in-process case of this number")
+    parser.add_argument("--process", type=int, help="run only the process case of this number")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--only", default="", help="classes whose name holds this text")
-    asked = parser.parse_args()
-    world = where()
+    parser.add_argument("--only", default="", help="run only families whose name contains this")
+    args = parser.parse_args()
+    fixtures = fixture_folder()
     from tests.fuzz.fuzzing import fuzz, fuzz_processes
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)
 
-    alone = asked.case is not None or asked.process is not None
-    bad = []
-    if asked.process is None and (asked.cases or asked.case is not None):
-        numbers = range(asked.first, asked.cases) if asked.case is None else [asked.case]
-        bad += fuzz(asked.seed, numbers, world, only=asked.only, say=say)
-    if asked.processes and asked.case is None:
-        numbers = range(asked.processes) if asked.process is None else [asked.process]
-        bad += fuzz_processes(asked.seed, numbers, world, only=asked.only, say=say)
-    counted = "" if alone else f" of {asked.cases} cases and {asked.processes} processes"
-    print(f"seed {asked.seed}: {len(bad)} wrong{counted}")
-    return 1 if bad else 0
+    single = args.case is not None or args.process is not None
+    failures = []
+    if args.process is None and (args.cases or args.case is not None):
+        numbers = range(args.first, args.cases) if args.case is None else [args.case]
+        failures += fuzz(args.seed, numbers, fixtures, only=args.only, log=log)
+    if args.processes and args.case is None:
+        numbers = range(args.processes) if args.process is None else [args.process]
+        failures += fuzz_processes(args.seed, numbers, fixtures, only=args.only, log=log)
+    total = "" if single else f" in {args.cases} cases and {args.processes} processes"
+    print(f"seed {args.seed}: {len(failures)} failures{total}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

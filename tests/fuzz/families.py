@@ -1,4 +1,4 @@
-"""Cases that run in one process: commands with wrong arguments, files and data, wrong calls."""
+"""In-process fuzz cases: commands and function calls with invalid arguments, files and data."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.fuzz.case import Case, refused
+from tests.fuzz.case import Case, expect_refusal
 from tests.fuzz.mutations import (
     damage_bytes,
     damage_json,
@@ -20,66 +20,73 @@ from tests.fuzz.mutations import (
 )
 from tests.fuzz.world import config_text, copy
 
-Make = Callable[["Dice", Path, Path], Case]
+MakeCase = Callable[["CaseRandom", Path, Path], Case]
 
 
-class Stratum(NamedTuple):
-    """A class of cases, of which every seed has several."""
+class Family(NamedTuple):
+    """A family of similar cases.
+
+    Attributes:
+        name: Short description of the input.
+        make: Makes a case from a random generator, the fixtures and an empty folder.
+        share: Number of cases in each round over all families.
+    """
 
     name: str
-    make: Make
+    make: MakeCase
     share: int
 
 
-STRATA: list[Stratum] = []
+FAMILIES: list[Family] = []
 
 
-def stratum(name: str, share: int = 4) -> Callable[[Make], Make]:
-    """Register a class of cases; of ones that take long the share is small."""
+def family(name: str, share: int = 4) -> Callable[[MakeCase], MakeCase]:
+    """Register a family of cases; slow families have a small share."""
 
-    def register(make: Make) -> Make:
-        STRATA.append(Stratum(name, make, share))
+    def register(make: MakeCase) -> MakeCase:
+        FAMILIES.append(Family(name, make, share))
         return make
 
     return register
 
 
-class Dice(Random):
-    """Chance of one case.
+class CaseRandom(Random):
+    """Random generator of one case.
 
     Attributes:
-        turn: How many cases of its class came before.
+        index: Seed plus the number of earlier cases of the same family.
     """
 
-    def __init__(self, seed: str, turn: int) -> None:
+    def __init__(self, seed: str, index: int) -> None:
         super().__init__(seed)
-        self.turn = turn
+        self.index = index
 
-    def next_of(self, options: Sequence[Any]) -> Any:
-        """One of the options, of which every seed has all: the cases of a class take turns."""
-        return options[self.turn % len(options)]
-
-
-def case_number(seed: int, number: int, world: Path, folder: Path) -> tuple[str, Case]:
-    """The case of a number: the classes take turns, as often as their shares say."""
-    one = _stratum_of(number)
-    before = sum(_stratum_of(each) is one for each in range(number))
-    dice = Dice(f"{seed} {number}", seed + before)
-    return one.name, one.make(dice, world, folder)
+    def in_turn(self, options: Sequence[Any]) -> Any:
+        """Return one option; successive cases of a family get successive options."""
+        return options[self.index % len(options)]
 
 
-def name_of(number: int) -> str:
-    """The name of the class of a case."""
-    return _stratum_of(number).name
+def make_case(seed: int, number: int, fixtures: Path, folder: Path) -> tuple[str, Case]:
+    """Return the name of the family of case `number`, and the case."""
+    selected = _family_of(number)
+    num_earlier = sum(_family_of(earlier) is selected for earlier in range(number))
+    rng = CaseRandom(f"{seed} {number}", seed + num_earlier)
+    return selected.name, selected.make(rng, fixtures, folder)
+
+
+def family_name(number: int) -> str:
+    """Return the name of the family of case `number`."""
+    return _family_of(number).name
 
 
 @functools.cache
-def _turns() -> tuple[Stratum, ...]:
-    return tuple(one for turn in range(12) for one in STRATA if turn < one.share)
+def _round() -> tuple[Family, ...]:
+    """One round of cases, in which each family occurs as often as its share."""
+    return tuple(entry for turn in range(12) for entry in FAMILIES if turn < entry.share)
 
 
-def _stratum_of(number: int) -> Stratum:
-    return _turns()[number % len(_turns())]
+def _family_of(number: int) -> Family:
+    return _round()[number % len(_round())]
 
 
 # --- Arguments ---------------------------------------------------------------------------------
@@ -115,9 +122,9 @@ NUMBERS = (
 WRONG_NUMBERS = ("x", "", "1e400x", "[1]", "1,2", "true", "0x10", "one", "--", "9" * 5_000, "1e3x")
 
 
-@stratum("27: unknown options are named alone, with what was meant", 8)
-def _(rng, world, folder):
-    wrong, meant = rng.next_of(
+@family("unknown option similar to an existing one", 8)
+def _(rng, fixtures, folder):
+    option, similar = rng.in_turn(
         (
             ("--optimizer.lr", "--optimizer.learning-rate"),
             ("--lr", "--optimizer.learning-rate"),
@@ -132,24 +139,24 @@ def _(rng, world, folder):
         )
     )
     value = rng.choice(("3e-4", "-1", "x", "1 2"))
-    words = rng.next_of(([wrong, value], [f"{wrong}={value}"], [wrong]))
-    message = f"unrecognized option {wrong} (did you mean {meant}?)\n"
-    return Case(["train", str(world / "toy.py"), *words], **refused(message))
+    arguments = rng.in_turn(([option, value], [f"{option}={value}"], [option]))
+    message = f"unrecognized option {option} (did you mean {similar}?)\n"
+    return Case(["train", str(fixtures / "toy.py"), *arguments], **expect_refusal(message))
 
 
-@stratum("27: nothing near is suggested for nonsense")
-def _(rng, world, folder):
-    name = "--" + "".join(rng.choice("qxzjkv") for _ in range(rng.randrange(4, 12)))
-    command = rng.choice((["train", world / "toy.py"], ["sample", world / "toy"]))
-    words = [*map(str, command), name, rng.choice(NUMBERS[:12])]
-    return Case(words, **refused(f"unrecognized option {name}\n"))
+@family("unknown option similar to no other")
+def _(rng, fixtures, folder):
+    option = "--" + "".join(rng.choice("qxzjkv") for _ in range(rng.randrange(4, 12)))
+    command = rng.choice((["train", fixtures / "toy.py"], ["sample", fixtures / "toy"]))
+    arguments = [*map(str, command), option, rng.choice(NUMBERS[:12])]
+    return Case(arguments, **expect_refusal(f"unrecognized option {option}\n"))
 
 
-@stratum("27: a file that does not exist is said not to exist")
-def _(rng, world, folder):
+@family("missing config file")
+def _(rng, fixtures, folder):
     (folder / "digits.py").write_text(config_text("x"))
     (folder / "inner").mkdir()
-    name, near = rng.next_of(
+    name, similar = rng.in_turn(
         (
             ("digit.py", "digits.py"),
             ("inner/x.py", None),
@@ -158,24 +165,24 @@ def _(rng, world, folder):
         )
     )
     command = rng.choice(("train", "study", "plan"))
-    hint = f" (did you mean {near}?)" if near else ""
-    return Case([command, name], **refused(f"config must exist, got {name}{hint}"))
+    hint = f" (did you mean {similar}?)" if similar else ""
+    return Case([command, name], **expect_refusal(f"config must exist, got {name}{hint}"))
 
 
-@stratum("27: a run or a model folder that does not exist, or is none")
-def _(rng, world, folder):
+@family("missing or invalid run or model folder")
+def _(rng, fixtures, folder):
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
     names = ("absent", "empty", "file", "a" * 300, "absent\0x", "/proc/1/absent", "é\ud800")
-    name = rng.next_of(names)
+    name = rng.in_turn(names)
     command = rng.choice((*RUN_COMMANDS, "generate", "encode"))
-    more = {"generate": ["a cat"], "encode": ["empty"]}.get(command, [])
-    return Case([command, name, *more], **refused())
+    inputs = {"generate": ["a cat"], "encode": ["empty"]}.get(command, [])
+    return Case([command, name, *inputs], **expect_refusal())
 
 
-@stratum("17: wrong values of options of all commands", 12)
-def _(rng, world, folder):
-    run = str(world / rng.choice(("toy", "classes")))
+@family("invalid value of an option", 12)
+def _(rng, fixtures, folder):
+    run = str(fixtures / rng.choice(("toy", "classes")))
     command, options = rng.choice(
         (
             (["sample", run], ("--num-samples", "--seed", "--num-steps", "--batch-size", "--rtol")),
@@ -183,7 +190,7 @@ def _(rng, world, folder):
             (["compare", run], ("--num-samples", "--num-steps", "--seed", "--guidance")),
             (["likelihood", run], ("--num-examples", "--probes", "--rtol", "--batch-size")),
             (
-                ["train", str(world / "toy.py")],
+                ["train", str(fixtures / "toy.py")],
                 (
                     "--training.num-steps",
                     "--network.width",
@@ -193,17 +200,17 @@ def _(rng, world, folder):
                     "--sampling.num-samples",
                 ),
             ),
-            (["plan", str(world / "toy.py")], ("--num-slices", "--training.num-steps")),
+            (["plan", str(fixtures / "toy.py")], ("--num-slices", "--training.num-steps")),
             (["reflow", run], ("--reflow.num-pairs", "--training.num-steps")),
         )
     )
-    return Case([*command, rng.choice(options), rng.choice(WRONG_NUMBERS)], **refused())
+    return Case([*command, rng.choice(options), rng.choice(WRONG_NUMBERS)], **expect_refusal())
 
 
-@stratum("17: missing, doubled and stray arguments", 8)
-def _(rng, world, folder):
-    run, config = str(world / "toy"), str(world / "toy.py")
-    words = rng.next_of(
+@family("missing, repeated and unexpected arguments", 8)
+def _(rng, fixtures, folder):
+    run, config = str(fixtures / "toy"), str(fixtures / "toy.py")
+    arguments = rng.in_turn(
         (
             [],
             ["trane"],
@@ -235,21 +242,21 @@ def _(rng, world, folder):
             ["train", config, "\x1b[31m"],
         )
     )
-    return Case(words, **refused())
+    return Case(arguments, **expect_refusal())
 
 
-@stratum("17: help of all commands, whatever else is wrong")
-def _(rng, world, folder):
+@family("--help after invalid arguments")
+def _(rng, fixtures, folder):
     command = rng.choice((*RUN_COMMANDS, "train", "plan"))
-    path = world / ("toy.py" if command in ("train", "plan") else "toy")
-    more = rng.choice(([], ["--zzz"], ["--training.num-steps", "x"]))
-    words = [command, str(path), *more, "--help"]
-    return Case(words, codes=(0,), says=("usage: fmjax",))
+    file = fixtures / ("toy.py" if command in ("train", "plan") else "toy")
+    invalid = rng.choice(([], ["--zzz"], ["--training.num-steps", "x"]))
+    arguments = [command, str(file), *invalid, "--help"]
+    return Case(arguments, codes=(0,), messages=("usage: fmjax",))
 
 
-@stratum("15: settings of samples that do not go together", 8)
-def _(rng, world, folder):
-    options = rng.next_of(
+@family("invalid or incompatible sampling options", 8)
+def _(rng, fixtures, folder):
+    options = rng.in_turn(
         (
             ["--solver", "euler", "--num-steps", "None"],
             ["--rtol", "0"],
@@ -272,98 +279,98 @@ def _(rng, world, folder):
             ["--control", "PER_SAMPLE", "--slots", "-3"],
         )
     )
-    return Case(["sample", str(world / "toy"), *options], **refused())
+    return Case(["sample", str(fixtures / "toy"), *options], **expect_refusal())
 
 
-@stratum("23: huge numbers", 12)
-def _(rng, world, folder):
+@family("huge numbers", 12)
+def _(rng, fixtures, folder):
     huge = str(rng.choice((2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**12, 10**15, 10**30)))
-    run, config = str(world / "toy"), str(world / "toy.py")
-    most = str(rng.choice((10**12, 10**15, 2**62, 2**63, 10**30)))
-    words = rng.next_of(
+    run, config = str(fixtures / "toy"), str(fixtures / "toy.py")
+    too_large = str(rng.choice((10**12, 10**15, 2**62, 2**63, 10**30)))
+    arguments = rng.in_turn(
         (
-            ["sample", run, "--num-samples", most],
-            ["sample", run, "--num-samples", most, "--batch-size", most],
+            ["sample", run, "--num-samples", too_large],
+            ["sample", run, "--num-samples", too_large, "--batch-size", too_large],
             ["sample", run, "--seed", str(rng.choice((2**63, 2**64, 10**30, -1)))],
-            ["sample", run, "--solver", "euler", "--num-steps", most],
-            ["evaluate", run, "--num-samples", most],
-            ["evaluate", run, "--num-projections", most],
-            ["compare", run, "--num-samples", most],
-            ["compare", run, "--num-steps", most],
+            ["sample", run, "--solver", "euler", "--num-steps", too_large],
+            ["evaluate", run, "--num-samples", too_large],
+            ["evaluate", run, "--num-projections", too_large],
+            ["compare", run, "--num-samples", too_large],
+            ["compare", run, "--num-steps", too_large],
             ["likelihood", run, "--seed", str(2**64)],
-            ["train", config, "--network.width", most],
-            ["train", config, "--network.num-layers", most],
-            ["train", config, "--training.batch-size", most],
+            ["train", config, "--network.width", too_large],
+            ["train", config, "--network.num-layers", too_large],
+            ["train", config, "--training.batch-size", too_large],
             ["train", config, "--training.seed", str(rng.choice((2**63, 2**64, 10**30)))],
-            ["train", config, "--training.accumulation-steps", most],
-            ["train", config, "--data.num-examples", most],
-            ["train", config, "--sampling.num-samples", most],
+            ["train", config, "--training.accumulation-steps", too_large],
+            ["train", config, "--data.num-examples", too_large],
+            ["train", config, "--sampling.num-samples", too_large],
             ["train", config, "--sampling.seed", str(2**64)],
-            ["train", config, "--compare.num-samples", most],
-            ["train", config, "--evaluation.num-samples", most],
+            ["train", config, "--compare.num-samples", too_large],
+            ["train", config, "--evaluation.num-samples", too_large],
             ["train", config, "--mesh.data", huge],
-            ["reflow", run, "--reflow.num-pairs", most],
-            ["plan", config, "--num-slices", most],
+            ["reflow", run, "--reflow.num-pairs", too_large],
+            ["plan", config, "--num-slices", too_large],
         )
     )
-    return Case(words, **refused())
+    return Case(arguments, **expect_refusal())
 
 
-@stratum("26: targets that cannot be written", 8)
-def _(rng, world, folder):
-    copy(world, "toy", folder, "run")
+@family("outputs that cannot be written", 8)
+def _(rng, fixtures, folder):
+    copy(fixtures, "toy", folder, "run")
     run = "run"
     (folder / "o.png").mkdir()
     (folder / "n.npz").mkdir()
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
     (folder / "full" / "x").write_text("x")
-    words = rng.next_of(
+    arguments = rng.in_turn(
         (
             ["sample", run, "--output", "o"],
             ["sample", run, "--output", "n"],
             ["sample", run, "--output", "file/x"],
             ["sample", run, "--output", "/proc/x"],
             ["sample", run, "--output", "a" * 300],
-            ["plan", str(world / "toy.py"), "--picture", "x.txt"],
-            ["plan", str(world / "toy.py"), "--json", "o.png"],
-            ["plan", str(world / "toy.py"), "--picture", "o.png"],
-            ["plan", str(world / "toy.py"), "--json", "file/x.json"],
+            ["plan", str(fixtures / "toy.py"), "--picture", "x.txt"],
+            ["plan", str(fixtures / "toy.py"), "--json", "o.png"],
+            ["plan", str(fixtures / "toy.py"), "--picture", "o.png"],
+            ["plan", str(fixtures / "toy.py"), "--json", "file/x.json"],
             ["reflow", run, "--run", "run", "--reflow.num-pairs", "8"],
             ["reflow", run, "--run", "file"],
-            ["train", str(world / "toy.py"), "--run", "file"],
-            ["train", str(world / "toy.py"), "--run", "full"],
-            ["train", str(world / "toy.py"), "--run", "file/x"],
-            ["train", str(world / "toy.py"), "--run", "/proc/x"],
-            ["train", str(world / "toy.py"), "--run", "r\udcff"],
+            ["train", str(fixtures / "toy.py"), "--run", "file"],
+            ["train", str(fixtures / "toy.py"), "--run", "full"],
+            ["train", str(fixtures / "toy.py"), "--run", "file/x"],
+            ["train", str(fixtures / "toy.py"), "--run", "/proc/x"],
+            ["train", str(fixtures / "toy.py"), "--run", "r\udcff"],
             [
                 "encode",
-                str(copy(world, "sd3-pipeline-tiny", folder, "model")),
-                str(world / "images"),
+                str(copy(fixtures, "sd3-pipeline-tiny", folder, "model")),
+                str(fixtures / "images"),
                 "--output",
                 "file",
                 "--size",
                 "32",
             ],
-            ["encode", str(folder / "model"), str(world / "images"), "--output", "run"],
+            ["encode", str(folder / "model"), str(fixtures / "images"), "--output", "run"],
             ["generate", str(folder / "model"), "x", "--output", "x.jpg"],
             ["export", run, "--output", "full"],
         )
     )
-    return Case(words, **refused())
+    return Case(arguments, **expect_refusal())
 
 
-@stratum("21: the option for compiled steps is gone")
-def _(rng, world, folder):
+@family("removed option --executable")
+def _(rng, fixtures, folder):
     (folder / "step.bin").write_bytes(b"fmjax" + rng.randbytes(40))
     command = rng.choice(("train", "plan"))
-    words = [command, str(world / "toy.py"), "--executable", "step.bin"]
-    return Case(words, **refused("unrecognized option --executable"))
+    arguments = [command, str(fixtures / "toy.py"), "--executable", "step.bin"]
+    return Case(arguments, **expect_refusal("unrecognized option --executable"))
 
 
 # --- Config files ------------------------------------------------------------------------------
 
-_START = "from fmjax.config import *\ndef get_config():\n    return "
+_CONFIG_START = "from fmjax.config import *\ndef get_config():\n    return "
 CONFIGS = (
     "import sys\nsys.exit(0)\n",
     "import sys\nsys.exit('x')\n",
@@ -383,35 +390,37 @@ CONFIGS = (
     "def get_config():\n    raise ValueError('one\\ntwo')\n",
     "1/0\n",
     "from fmjax.config import Confg\n",
-    f"{_START}Config(nam='x')\n",
-    f"{_START}Config(name=3)\n",
-    f"{_START}Config('x', training=3)\n",
-    f"{_START}Config('x', training=TrainingConfig(num_steps=1.5))\n",
-    f"{_START}Config('x', data=print)\n",
+    f"{_CONFIG_START}Config(nam='x')\n",
+    f"{_CONFIG_START}Config(name=3)\n",
+    f"{_CONFIG_START}Config('x', training=3)\n",
+    f"{_CONFIG_START}Config('x', training=TrainingConfig(num_steps=1.5))\n",
+    f"{_CONFIG_START}Config('x', data=print)\n",
 )
 
 
-@stratum("25: config files that leave, fail or give something else", 12)
-def _(rng, world, folder):
-    text = rng.next_of(CONFIGS)
+@family("config files that exit, raise or return another type", 12)
+def _(rng, fixtures, folder):
+    text = rng.in_turn(CONFIGS)
     (folder / "c.py").write_text(text)
     command = rng.choice(("train", "plan", "study"))
-    return Case([command, "c.py"], shown=f"# c.py = {text[:60]!r}", **refused("config"))
+    return Case(
+        [command, "c.py"], description=f"# c.py = {text[:60]!r}", **expect_refusal("config")
+    )
 
 
-# --- Locks and what kills leave ---------------------------------------------------------------
+# --- Locks and killed commands -----------------------------------------------------------------
 
 
-@stratum("1: what another writer holds is refused", 2)
-def _(rng, world, folder):
-    copy(world, "toy", folder, "run")
-    toy = str(world / "toy.py")
-    words, code = rng.next_of(
+@family("locked run folder", 2)
+def _(rng, fixtures, folder):
+    copy(fixtures, "toy", folder, "run")
+    toy = str(fixtures / "toy.py")
+    arguments, code = rng.in_turn(
         (
             (["train", toy, "--run", "run"], 2),
             (["train", toy, "--run", "run", "--overwrite"], 2),
             (["sample", "run", "--output", "o"], 0),
-            (["reflow", str(world / "toy"), "--run", "run", "--reflow.num-pairs", "8"], 2),
+            (["reflow", str(fixtures / "toy"), "--run", "run", "--reflow.num-pairs", "8"], 2),
         )
     )
 
@@ -419,76 +428,78 @@ def _(rng, world, folder):
         from fmjax._locks import lock_folder
         from fmjax.cli.main import main
 
-        held, done = threading.Event(), threading.Event()
+        locked, finished = threading.Event(), threading.Event()
 
-        def hold():
+        def hold_lock():
             with lock_folder(folder / "run", "run folder"):
-                held.set()
-                done.wait()
+                locked.set()
+                finished.wait()
 
-        other = threading.Thread(target=hold)
-        other.start()
-        held.wait()
+        writer = threading.Thread(target=hold_lock)
+        writer.start()
+        locked.wait()
         try:
-            main(words)
+            main(arguments)
         finally:
-            done.set()
-            other.join()
+            finished.set()
+            writer.join()
 
-    return Case(call, codes=(code,), shown=f"{words} while a thread holds run", may_write=True)
+    return Case(
+        call, codes=(code,), description=f"{arguments} while a thread holds run", may_write=True
+    )
 
 
-@stratum("19: the same command goes on from what a kill leaves", 3)
-def _(rng, world, folder):
+@family("same command after a kill", 3)
+def _(rng, fixtures, folder):
     from fmjax._locks import temporary_name
 
-    toy, run = str(world / "toy.py"), folder / "run"
-    kind = rng.next_of(("first", "replaced", "log", "lock", "sample"))
-    words = ["train", toy, "--run", "run"]
-    if kind == "first":
+    toy, run = str(fixtures / "toy.py"), folder / "run"
+    variant = rng.in_turn(("first", "replaced", "log", "lock", "sample"))
+    arguments = ["train", toy, "--run", "run"]
+    if variant == "first":
         run.mkdir()
         temporary_name(run / "config.json").write_text("{")
-        (run / "model.json").write_bytes((world / "toy" / "model.json").read_bytes())
+        (run / "model.json").write_bytes((fixtures / "toy" / "model.json").read_bytes())
     else:
-        copy(world, "toy", folder, "run")
-    if kind == "replaced":
+        copy(fixtures, "toy", folder, "run")
+    if variant == "replaced":
         (run / "config.json").rename(run / ".replaced.json")
-        words = rng.choice((words, [*words, "--overwrite"]))
-    elif kind == "log":
+        arguments = rng.choice((arguments, [*arguments, "--overwrite"]))
+    elif variant == "log":
         text = (run / "metrics.jsonl").read_text()
         (run / "metrics.jsonl").write_text(text[: -rng.randrange(1, 20)])
-    elif kind == "lock":
+    elif variant == "lock":
         (run / ".fmjax.lock").write_text("process 1 on nowhere")
-    elif kind == "sample":
+    elif variant == "sample":
         temporary_name(folder / "o.npz").write_bytes(b"PK")
         (folder / ".o.npz.fmjax.lock").touch()
-        words = ["sample", "run", "--output", "o"]
-    return Case(words, codes=(0,), shown=f"# {kind}")
+        arguments = ["sample", "run", "--output", "o"]
+    return Case(arguments, codes=(0,), description=f"# {variant}")
 
 
 # --- JSON of run folders -----------------------------------------------------------------------
 
 
-@stratum("22: config.json and model.json of a run", 12)
-def _(rng, world, folder):
-    run = copy(world, rng.choice(("toy", "classes")), folder, "run")
-    done = damage_json(rng, run / rng.choice(("config.json", "model.json")))
+@family("damaged config.json or model.json of a run, commands", 12)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, rng.choice(("toy", "classes")), folder, "run")
+    damage = damage_json(rng, run / rng.choice(("config.json", "model.json")))
     command = rng.choice(("sample", "compare", "evaluate", "likelihood", "reflow"))
-    # It is refused anyway, after the config is read: so that no case trains.
-    return Case([command, "run", "--nonsense"], shown=f"# {done}", **refused())
+    # The unknown option is refused after the config is read, so no case trains.
+    return Case([command, "run", "--nonsense"], description=f"# {damage}", **expect_refusal())
 
 
-@stratum("22: model.json and config.json, opened", 8)
-def _(rng, world, folder):
-    run = copy(world, rng.choice(("toy", "classes")), folder, "run")
-    done = damage_json(rng, run / rng.choice(("config.json", "model.json", "model.json")))
+@family("damaged config.json or model.json of a run, open_run", 8)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, rng.choice(("toy", "classes")), folder, "run")
+    damage = damage_json(rng, run / rng.choice(("config.json", "model.json", "model.json")))
 
     def call():
         from fmjax.runs.folder import open_run
 
         open_run(run)
 
-    return Case(call, shown=f"open_run: {done}")
+    return Case(call, description=f"open_run: {damage}")
 
 
 RESULTS = {
@@ -499,27 +510,28 @@ RESULTS = {
 }
 
 
-@stratum("22: result files of a run", 12)
-def _(rng, world, folder):
+@family("damaged result files of a run", 12)
+def _(rng, fixtures, folder):
     import importlib
 
-    name = rng.next_of(tuple(RESULTS))
-    file = copy(world, f"toy/{name}", folder, name)
-    done = damage_lines(rng, file) if name.endswith("l") else damage_json(rng, file)
+    name = rng.in_turn(tuple(RESULTS))
+    file = copy(fixtures, f"toy/{name}", folder, name)
+    damage = damage_lines(rng, file) if name.endswith("l") else damage_json(rng, file)
     module, reader = RESULTS[name]
-    codes = (0,) if name.endswith("l") else (0, 2)  # A log with a damaged line is still read.
+    # Damaged lines of a log are skipped.
+    codes = (0,) if name.endswith("l") else (0, 2)
 
     def call():
         getattr(importlib.import_module(module), reader)(file)
 
-    return Case(call, codes=codes, shown=f"{reader}: {done}")
+    return Case(call, codes=codes, description=f"{reader}: {damage}")
 
 
-@stratum("22: the page of a run with damaged results", 2)
-def _(rng, world, folder):
-    run = copy(world, "toy", folder, "run")
+@family("report of a run with damaged results", 2)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, "toy", folder, "run")
     names = ("evaluation.json", "comparison.json", "straightness.json", "likelihood.json")
-    done = damage_json(rng, run / rng.choice(names))
+    damage = damage_json(rng, run / rng.choice(names))
 
     def call():
         from fmjax.jobs.report.report import report_run
@@ -527,62 +539,62 @@ def _(rng, world, folder):
 
         report_run(open_run(run))
 
-    return Case(call, shown=f"report_run: {done}", may_write=True)
+    return Case(call, description=f"report_run: {damage}", may_write=True)
 
 
-@stratum("22: a damaged log does not stop a resume", 2)
-def _(rng, world, folder):
-    run = copy(world, "toy", folder, "run")
-    done = damage_lines(rng, run / "metrics.jsonl")
-    words = ["train", str(world / "toy.py"), "--run", "run"]
-    return Case(words, codes=(0,), shown=f"# {done}")
+@family("resume with a damaged log", 2)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, "toy", folder, "run")
+    damage = damage_lines(rng, run / "metrics.jsonl")
+    arguments = ["train", str(fixtures / "toy.py"), "--run", "run"]
+    return Case(arguments, codes=(0,), description=f"# {damage}")
 
 
-@stratum("22: results that are damaged are made again", 1)
-def _(rng, world, folder):
-    run = copy(world, "toy", folder, "run")
-    done = damage_json(rng, run / "evaluation.json")
-    words = ["train", str(world / "toy.py"), "--run", "run"]
-    return Case(words, codes=(0,), shown=f"# {done}")
+@family("resume with a damaged evaluation", 1)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, "toy", folder, "run")
+    damage = damage_json(rng, run / "evaluation.json")
+    arguments = ["train", str(fixtures / "toy.py"), "--run", "run"]
+    return Case(arguments, codes=(0,), description=f"# {damage}")
 
 
-@stratum("22: records.json, whole or damaged", 6)
-def _(rng, world, folder):
-    records = copy(world, "records", folder)
-    done = damage_json(rng, records / "records.json")
-
-    def call():
-        from fmjax.data import open_records
-
-        open_records(records).read(np.arange(10))
-
-    return Case(call, shown=f"open_records: {done}")
-
-
-@stratum("22: shards of records", 4)
-def _(rng, world, folder):
-    records = copy(world, "records", folder)
-    done = damage_bytes(rng, rng.choice(sorted(records.glob("*.array_record"))))
+@family("damaged records.json", 6)
+def _(rng, fixtures, folder):
+    records = copy(fixtures, "records", folder)
+    damage = damage_json(rng, records / "records.json")
 
     def call():
         from fmjax.data import open_records
 
         open_records(records).read(np.arange(10))
 
-    return Case(call, shown=f"open_records: {done}")
+    return Case(call, description=f"open_records: {damage}")
 
 
-@stratum("3: checkpoints with damaged files", 4)
-def _(rng, world, folder):
-    run = copy(world, "toy", folder, "run")
-    files = [path for path in (run / "checkpoints").rglob("*") if path.is_file()]
-    done = damage_bytes(rng, rng.choice(sorted(files)))
-    return Case(["sample", "run", "--guidance", "2"], shown=f"# {done}", **refused())
+@family("damaged record shards", 4)
+def _(rng, fixtures, folder):
+    records = copy(fixtures, "records", folder)
+    damage = damage_bytes(rng, rng.choice(sorted(records.glob("*.array_record"))))
+
+    def call():
+        from fmjax.data import open_records
+
+        open_records(records).read(np.arange(10))
+
+    return Case(call, description=f"open_records: {damage}")
+
+
+@family("damaged checkpoints", 4)
+def _(rng, fixtures, folder):
+    run = copy(fixtures, "toy", folder, "run")
+    files = [file for file in (run / "checkpoints").rglob("*") if file.is_file()]
+    damage = damage_bytes(rng, rng.choice(sorted(files)))
+    return Case(["sample", "run", "--guidance", "2"], description=f"# {damage}", **expect_refusal())
 
 
 # --- Released models ---------------------------------------------------------------------------
 
-PARTS = (
+MODEL_JSON_FILES = (
     "model_index.json",
     "transformer/config.json",
     "vae/config.json",
@@ -594,64 +606,66 @@ PARTS = (
 )
 
 
-def _check(model, **settings):
+def _validate(model, **settings):
     from fmjax.config.generate import GenerateConfig
     from fmjax.jobs.released.request import validate_request
     from fmjax.pretrained.folder import open_model
     from fmjax.pretrained.validate import validate_model
 
-    found = open_model(model)
-    validate_request(found, GenerateConfig(**settings))
-    validate_model(found)
+    released = open_model(model)
+    validate_request(released, GenerateConfig(**settings))
+    validate_model(released)
 
 
-@stratum("22: JSON of a released model's folder", 12)
-def _(rng, world, folder):
+@family("damaged JSON of a released model", 12)
+def _(rng, fixtures, folder):
     name = rng.choice(("sd3-pipeline-tiny", "flux-dev-pipeline-tiny"))
-    model = copy(world, name, folder, "model")
-    done = damage_json(rng, model / rng.choice(PARTS))
-    return Case(lambda: _check(model), shown=f"check_model {name}: {done}")
+    model = copy(fixtures, name, folder, "model")
+    damage = damage_json(rng, model / rng.choice(MODEL_JSON_FILES))
+    return Case(lambda: _validate(model), description=f"validate_model {name}: {damage}")
 
 
-@stratum("22: JSON of a released model's folder, by commands", 4)
-def _(rng, world, folder):
+@family("damaged JSON of a released model, commands", 4)
+def _(rng, fixtures, folder):
     name = rng.choice(("sd3-pipeline-tiny", "flux-dev-pipeline-tiny"))
-    model = copy(world, name, folder, "model")
-    path = model / rng.choice(PARTS[:3])
-    wrong = (b"[]", b"null", b"x", b"[" * 100_000, b"{", b"5", b"1e400", b'""')
-    path.write_bytes(rng.choice(wrong))
+    model = copy(fixtures, name, folder, "model")
+    file = model / rng.choice(MODEL_JSON_FILES[:3])
+    contents = (b"[]", b"null", b"x", b"[" * 100_000, b"{", b"5", b"1e400", b'""')
+    file.write_bytes(rng.choice(contents))
     command = rng.choice(
         (
             ["generate", "model", "x"],
-            ["encode", "model", str(world / "images")],
+            ["encode", "model", str(fixtures / "images")],
             ["compare", "model", "x"],
         )
     )
-    return Case(command, shown=f"# {path.name} = {path.read_bytes()[:8]!r}", **refused())
+    return Case(
+        command, description=f"# {file.name} = {file.read_bytes()[:8]!r}", **expect_refusal()
+    )
 
 
-@stratum("24: tensors and tokenizers of a released model", 8)
-def _(rng, world, folder):
+@family("damaged tensors or tokenizers of a released model", 8)
+def _(rng, fixtures, folder):
     name = rng.choice(("sd3-pipeline-tiny", "flux-dev-pipeline-tiny"))
-    model = copy(world, name, folder, "model")
+    model = copy(fixtures, name, folder, "model")
     files = [
-        path
-        for path in sorted(model.rglob("*"))
-        if path.suffix == ".safetensors"
-        or path.name in ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
+        file
+        for file in sorted(model.rglob("*"))
+        if file.suffix == ".safetensors"
+        or file.name in ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
     ]
-    done = damage_bytes(rng, rng.choice(files))
-    return Case(lambda: _check(model), shown=f"check_model {name}: {done}")
+    damage = damage_bytes(rng, rng.choice(files))
+    return Case(lambda: _validate(model), description=f"validate_model {name}: {damage}")
 
 
-@stratum("16: models without guidance take 0 and 1, and nothing else")
-def _(rng, world, folder):
-    model = copy(world, "flux-dev-pipeline-tiny", folder, "model")
+@family("guidance of a model without guidance input")
+def _(rng, fixtures, folder):
+    model = copy(fixtures, "flux-dev-pipeline-tiny", folder, "model")
     config = model / "transformer" / "config.json"
-    about = json.loads(config.read_text()) | {"guidance_embeds": False}
-    config.write_text(json.dumps(about))
-    guidance = rng.next_of((0.0, 1.0, None, 2.0, 3.5, -1.0))
-    right = guidance in (0.0, 1.0, None)
+    fields = json.loads(config.read_text()) | {"guidance_embeds": False}
+    config.write_text(json.dumps(fields))
+    guidance = rng.in_turn((0.0, 1.0, None, 2.0, 3.5, -1.0))
+    valid = guidance in (0.0, 1.0, None)
 
     def call():
         from fmjax.config.generate import GenerateConfig
@@ -660,10 +674,14 @@ def _(rng, world, folder):
 
         validate_request(open_model(model), GenerateConfig(guidance=guidance))
 
-    return Case(call, codes=(0,) if right else (2,), shown=f"schnell with guidance {guidance}")
+    return Case(
+        call,
+        codes=(0,) if valid else (2,),
+        description=f"FLUX without guidance_embeds, guidance {guidance}",
+    )
 
 
-LORAS = {
+LORA_MODELS = {
     "lora-flux-diffusers": "flux-dev-tiny",
     "lora-sd35-diffusers": "sd35-medium-tiny",
     "lora-sd3-peft": "sd3-medium-tiny",
@@ -671,37 +689,37 @@ LORAS = {
 }
 
 
-@stratum("13: LoRA files, damaged", 8)
-def _(rng, world, folder):
-    name = rng.choice(tuple(LORAS))
-    lora = copy(world, name, folder, "lora")
-    files = sorted(path for path in lora.iterdir() if path.suffix in (".json", ".safetensors"))
+@family("damaged LoRA files", 8)
+def _(rng, fixtures, folder):
+    name = rng.choice(tuple(LORA_MODELS))
+    lora = copy(fixtures, name, folder, "lora")
+    files = sorted(file for file in lora.iterdir() if file.suffix in (".json", ".safetensors"))
     file = rng.choice(files)
-    done = damage_json(rng, file) if file.suffix == ".json" else damage_bytes(rng, file)
+    damage = damage_json(rng, file) if file.suffix == ".json" else damage_bytes(rng, file)
 
     def call():
         from fmjax.pretrained.lora.files import read_lora
 
         read_lora(lora)
 
-    return Case(call, shown=f"read_lora {name}: {done}")
+    return Case(call, description=f"read_lora {name}: {damage}")
 
 
-@stratum("13: LoRA weights that are not finite, or alpha null")
-def _(rng, world, folder):
+@family("LoRA weights that are not finite or alpha null")
+def _(rng, fixtures, folder):
     from safetensors.numpy import load_file, save_file
 
-    kind = rng.next_of(("nan", "inf", "null"))
-    name = "lora-sd3-peft" if kind == "null" else rng.choice(tuple(LORAS))
-    lora = copy(world, name, folder, "lora")
+    variant = rng.in_turn(("nan", "inf", "null"))
+    name = "lora-sd3-peft" if variant == "null" else rng.choice(tuple(LORA_MODELS))
+    lora = copy(fixtures, name, folder, "lora")
     (file,) = lora.glob("*.safetensors")
-    if kind == "null":
-        about = json.loads((lora / "adapter_config.json").read_text()) | {"lora_alpha": None}
-        (lora / "adapter_config.json").write_text(json.dumps(about))
+    if variant == "null":
+        fields = json.loads((lora / "adapter_config.json").read_text()) | {"lora_alpha": None}
+        (lora / "adapter_config.json").write_text(json.dumps(fields))
     else:
         tensors = load_file(file)
         key = rng.choice(sorted(k for k in tensors if tensors[k].ndim == 2))
-        tensors[key].flat[rng.randrange(tensors[key].size)] = float(kind)
+        tensors[key].flat[rng.randrange(tensors[key].size)] = float(variant)
         save_file(tensors, file)
 
     def call():
@@ -709,14 +727,18 @@ def _(rng, world, folder):
 
         read_lora(lora)
 
-    return Case(call, codes=(2,) if kind != "null" else (0, 2), shown=f"read_lora {name}: {kind}")
+    return Case(
+        call,
+        codes=(2,) if variant != "null" else (0, 2),
+        description=f"read_lora {name}: {variant}",
+    )
 
 
 # --- Data --------------------------------------------------------------------------------------
 
 
 def _load(data, split="train"):
-    """Read all of a split, as training does."""
+    """Read all examples of a split, as training does."""
     dataset = data.load(split)
     dataset.examples(np.arange(len(dataset)))
     return dataset
@@ -728,39 +750,39 @@ def _arrays(folder, **settings):
     return _load(ArrayData(str(folder), **settings))
 
 
-@stratum("24: .npz files, damaged", 8)
-def _(rng, world, folder):
-    data = copy(world, "arrays", folder, "data")
-    done = damage_bytes(rng, data / "train.npz")
-    return Case(lambda: _arrays(data), shown=f"ArrayData: {done}")
+@family("damaged .npz files", 8)
+def _(rng, fixtures, folder):
+    data = copy(fixtures, "arrays", folder, "data")
+    damage = damage_bytes(rng, data / "train.npz")
+    return Case(lambda: _arrays(data), description=f"ArrayData: {damage}")
 
 
-@stratum("24: .npy files, damaged", 8)
-def _(rng, world, folder):
-    data = copy(world, "mapped", folder, "data")
+@family("damaged .npy files", 8)
+def _(rng, fixtures, folder):
+    data = copy(fixtures, "mapped", folder, "data")
     file = data / rng.choice(("train_x.npy", "train_labels.npy"))
     if rng.random() < 0.7:
         file.write_bytes(npy_header(rng))
-        done = f"{file.name} = {file.read_bytes()[:90]!r}"
+        damage = f"{file.name} = {file.read_bytes()[:90]!r}"
     else:
-        done = damage_bytes(rng, file)
-    return Case(lambda: _arrays(data), shown=f"ArrayData: {done}")
+        damage = damage_bytes(rng, file)
+    return Case(lambda: _arrays(data), description=f"ArrayData: {damage}")
 
 
-@stratum("24: .npy files with a wrong header, by the command")
-def _(rng, world, folder):
-    data = copy(world, "mapped", folder, "data")
+@family("damaged .npy header, commands")
+def _(rng, fixtures, folder):
+    data = copy(fixtures, "mapped", folder, "data")
     (data / "train_x.npy").write_bytes(b"\x93NUMPY\x01\x00" + rng.randbytes(rng.randrange(60)))
     (folder / "c.py").write_text(config_text("x", "ArrayData('data')"))
-    return Case(["train", "c.py"], **refused("train_x.npy"))
+    return Case(["train", "c.py"], **expect_refusal("train_x.npy"))
 
 
-@stratum("24: labels and numbers of classes", 8)
-def _(rng, world, folder):
+@family("invalid labels and num_classes", 8)
+def _(rng, fixtures, folder):
     data = folder / "data"
     data.mkdir()
     x = np.zeros((4, 2), np.float32)
-    labels = rng.next_of(
+    labels = rng.in_turn(
         (
             np.full(4, np.inf),
             np.full(4, np.nan),
@@ -778,56 +800,56 @@ def _(rng, world, folder):
     )
     num_classes = rng.choice((None, None, 3, 0, -1, 10**12, 2**63))
     np.savez(data / "train.npz", x=x, labels=labels)
-    shown = f"labels {labels.dtype} {labels.shape}, num_classes={num_classes}"
-    return Case(lambda: _arrays(data, num_classes=num_classes), codes=(2,), shown=shown)
+    description = f"labels {labels.dtype} {labels.shape}, num_classes={num_classes}"
+    return Case(lambda: _arrays(data, num_classes=num_classes), codes=(2,), description=description)
 
 
-@stratum("2: arrays that are not read, and numbers that are not finite", 6)
-def _(rng, world, folder):
+@family("unknown, non-numeric or non-finite arrays", 6)
+def _(rng, fixtures, folder):
     data = folder / "data"
     data.mkdir()
     arrays = {"x": np.zeros((4, 3), np.float32)}
-    kind = rng.next_of(("unknown", "nan", "inf", "objects", "texts", "empty", "none", "npy"))
-    if kind == "unknown":
+    variant = rng.in_turn(("unknown", "nan", "inf", "objects", "texts", "empty", "none", "npy"))
+    if variant == "unknown":
         arrays[rng.choice(("cond", "y", "label", "captions"))] = np.zeros(4, np.float32)
-    elif kind in ("nan", "inf"):
-        arrays["x"][rng.randrange(4), rng.randrange(3)] = float(kind)
-    elif kind == "objects":
+    elif variant in ("nan", "inf"):
+        arrays["x"][rng.randrange(4), rng.randrange(3)] = float(variant)
+    elif variant == "objects":
         arrays["x"] = np.array([[None] * 3] * 4)
-    elif kind == "texts":
+    elif variant == "texts":
         arrays["x"] = np.array([["a"] * 3] * 4)
-    elif kind == "empty":
+    elif variant == "empty":
         arrays["x"] = np.zeros((0, 3), np.float32)
-    elif kind == "none":
+    elif variant == "none":
         arrays = {"y": arrays["x"]}
     np.savez(data / "train.npz", **arrays)
-    if kind == "npy":  # A .npy file under the name of a .npz.
+    if variant == "npy":  # A .npy file with the name of an .npz file.
         np.save(data / "x.npy", arrays["x"])
         (data / "x.npy").replace(data / "train.npz")
-    return Case(lambda: _arrays(data), codes=(2,), shown=f"ArrayData: {kind}")
+    return Case(lambda: _arrays(data), codes=(2,), description=f"ArrayData: {variant}")
 
 
-@stratum("24: idx files, damaged", 6)
-def _(rng, world, folder):
+@family("damaged idx files", 6)
+def _(rng, fixtures, folder):
     import gzip
 
-    data = copy(world, "idx", folder, "data")
+    data = copy(fixtures, "idx", folder, "data")
     file = data / rng.choice(("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"))
     if rng.random() < 0.5:
-        done = damage_bytes(rng, file)
+        damage = damage_bytes(rng, file)
     else:
-        plain = folder / "plain"
-        plain.write_bytes(gzip.decompress(file.read_bytes()))
-        done = damage_bytes(rng, plain)
-        if plain.is_file():
-            file.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+        decompressed = folder / "decompressed"
+        decompressed.write_bytes(gzip.decompress(file.read_bytes()))
+        damage = damage_bytes(rng, decompressed)
+        if decompressed.is_file():
+            file.write_bytes(gzip.compress(decompressed.read_bytes(), mtime=0))
 
     def call():
         from fmjax.data import IdxData
 
         _load(IdxData("mnist", folder=str(data)))
 
-    return Case(call, shown=f"IdxData: {done}")
+    return Case(call, description=f"IdxData: {damage}")
 
 
 def _captions(folder, split="train", **settings):
@@ -836,59 +858,61 @@ def _captions(folder, split="train", **settings):
     return _load(CaptionedImages(str(folder), 8, 4, **settings), split)
 
 
-@stratum("24: pictures, damaged", 6)
-def _(rng, world, folder):
-    images = copy(world, "images", folder, "data")
-    done = damage_bytes(rng, images / f"{rng.randrange(8)}.png")
-    return Case(lambda: _captions(images), shown=f"CaptionedImages: {done}")
+@family("damaged images", 6)
+def _(rng, fixtures, folder):
+    images = copy(fixtures, "images", folder, "data")
+    damage = damage_bytes(rng, images / f"{rng.randrange(8)}.png")
+    return Case(lambda: _captions(images), description=f"CaptionedImages: {damage}")
 
 
-@stratum("24: captions and lists, damaged", 6)
-def _(rng, world, folder):
-    images = copy(world, "images", folder, "data")
+@family("damaged captions and metadata.jsonl", 6)
+def _(rng, fixtures, folder):
+    images = copy(fixtures, "images", folder, "data")
     if rng.random() < 0.3:
-        done = damage_bytes(rng, images / f"{rng.randrange(8)}.txt")
+        damage = damage_bytes(rng, images / f"{rng.randrange(8)}.txt")
     else:
         lines = [{"file_name": f"{n}.png", "text": f"a cat {n}"} for n in range(8)]
         for number in range(8):
             (images / f"{number}.txt").unlink()
         file = images / "metadata.jsonl"
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        done = damage_lines(rng, file) if rng.random() < 0.7 else damage_bytes(rng, file)
-    return Case(lambda: _captions(images), shown=f"CaptionedImages: {done}")
+        damage = damage_lines(rng, file) if rng.random() < 0.7 else damage_bytes(rng, file)
+    return Case(lambda: _captions(images), description=f"CaptionedImages: {damage}")
 
 
-@stratum("2, 14: lists that lead elsewhere, links, lists of other kinds", 8)
-def _(rng, world, folder):
-    images = copy(world, "images", folder, "data")
+@family("image folders with links, subfolders or other metadata formats", 8)
+def _(rng, fixtures, folder):
+    images = copy(fixtures, "images", folder, "data")
     texts = {n: (images / f"{n}.txt").read_text() for n in range(8)}
     for number in texts:
         (images / f"{number}.txt").unlink()
-    kind = rng.choice(("absolute", "above", "csv", "caption", "links", "loop", "unicode", "below"))
-    names, codes, wanted = {n: f"{n}.png" for n in texts}, (0,), 8
-    if kind in ("absolute", "above"):
-        names[3] = str(images / "3.png") if kind == "absolute" else "../data/3.png"
+    variant = rng.choice(
+        ("absolute", "above", "csv", "caption", "links", "loop", "unicode", "below")
+    )
+    names, codes, expected = {n: f"{n}.png" for n in texts}, (0,), 8
+    if variant in ("absolute", "above"):
+        names[3] = str(images / "3.png") if variant == "absolute" else "../data/3.png"
         codes = (2,)
-    if kind == "unicode":
+    if variant == "unicode":
         for number in texts:
             names[number] = unicodedata.normalize("NFC", f"é{number}.png")
             nfd = unicodedata.normalize("NFD", names[number])
             (images / f"{number}.png").rename(images / nfd)
-    if kind in ("links", "below"):
-        inner = images if kind == "below" else folder / "blobs"
-        inner = inner / "inner"
+    if variant in ("links", "below"):
+        parent = images if variant == "below" else folder / "blobs"
+        inner = parent / "inner"
         inner.mkdir(parents=True)
         for number in texts:
             (images / f"{number}.png").rename(inner / f"{number}.png")
-        if kind == "links":
+        if variant == "links":
             (images / "inner").symlink_to(inner)
         names = {n: f"inner/{n}.png" for n in texts}
-    if kind == "loop":
+    if variant == "loop":
         (images / "again").symlink_to(images)
-    if kind == "csv":
+    if variant == "csv":
         lines = ["file_name,text", *(f'{names[n]},"{text}, x"' for n, text in texts.items())]
         (images / "metadata.csv").write_text("\n".join(lines) + "\n")
-    elif kind == "caption":
+    elif variant == "caption":
         for number, text in texts.items():
             (images / f"{number}.caption").write_text(text)
     else:
@@ -896,10 +920,10 @@ def _(rng, world, folder):
         (images / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
     def call():
-        found = sum(_size(images, split) for split in ("train", "test"))
-        assert found == wanted, f"{found} of {wanted} examples"
+        size = sum(_size(images, split) for split in ("train", "test"))
+        assert size == expected, f"{size} examples, expected {expected}"
 
-    return Case(call, codes=codes, shown=f"CaptionedImages: {kind}")
+    return Case(call, codes=codes, description=f"CaptionedImages: {variant}")
 
 
 def _size(images, split):
@@ -911,9 +935,9 @@ def _size(images, split):
         return 0
 
 
-@stratum("4: words of other scripts, of emoji and of signs")
-def _(rng, world, folder):
-    pair = rng.next_of(
+@family("words of other scripts, emoji and punctuation")
+def _(rng, fixtures, folder):
+    pair = rng.in_turn(
         (
             ("か", "が"),
             ("и", "й"),
@@ -929,87 +953,88 @@ def _(rng, world, folder):
         from fmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 
         tokenizer = train_tokenizer(list(pair), TokenizerConfig())
-        one, two = tokenizer.encode(list(pair))
-        assert one.tolist() != two.tolist(), f"{pair} are one word"
+        first, second = tokenizer.encode(list(pair))
+        assert first.tolist() != second.tolist(), f"{pair} have the same tokens"
 
-    return Case(call, shown=f"tokenizer: {pair}")
+    return Case(call, description=f"tokenizer: {pair}")
 
 
-@stratum("22: tokenizer.json of a run")
-def _(rng, world, folder):
+@family("damaged tokenizer.json of a run")
+def _(rng, fixtures, folder):
     from fmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 
     file = folder / "tokenizer.json"
     tokenizer = train_tokenizer(["a red cat", "a blue dog"], TokenizerConfig())
     file.write_text(tokenizer.to_json())
-    done = damage_json(rng, file)
+    damage = damage_json(rng, file)
 
     def call():
         from fmjax.data import read_word_tokenizer
 
         read_word_tokenizer(file)
 
-    return Case(call, shown=f"read_word_tokenizer: {done}")
+    return Case(call, description=f"read_word_tokenizer: {damage}")
 
 
-# --- Names -------------------------------------------------------------------------------------
+# --- File names --------------------------------------------------------------------------------
 
 
-@stratum("3: names that are not UTF-8")
-def _(rng, world, folder):
+@family("file names that are not UTF-8")
+def _(rng, fixtures, folder):
     name = rng.choice(("r\udcff", "\udc80x", "r\ud800"))
-    words = rng.next_of(
+    arguments = rng.in_turn(
         (
-            ["train", str(world / "toy.py"), "--run", name],
-            ["reflow", str(world / "toy"), "--run", name],
+            ["train", str(fixtures / "toy.py"), "--run", name],
+            ["reflow", str(fixtures / "toy"), "--run", name],
             ["sample", name],
             ["train", name + ".py"],
         )
     )
-    return Case(words, **refused())
+    return Case(arguments, **expect_refusal())
 
 
-# --- Python ------------------------------------------------------------------------------------
+# --- Function calls ----------------------------------------------------------------------------
 
 
-@stratum("15: wrong points, fields, keys and conditions", 12)
-def _(rng, world, folder):
+@family("invalid points, vector fields, keys and conditions", 12)
+def _(rng, fixtures, folder):
     from tests import test_inputs
 
     name = rng.choice(tuple(test_inputs.FUNCTIONS))
-    fn, kind = test_inputs.FUNCTIONS[name], rng.choice(("points", "field", "cond", "keys"))
-    good = (test_inputs.velocity, test_inputs.X, test_inputs.KEYS, None)
-    if kind == "keys" and name not in test_inputs.KEYED:
-        kind = "points"
-    table, place = {
+    fn = test_inputs.FUNCTIONS[name]
+    argument = rng.choice(("points", "field", "cond", "keys"))
+    valid = (test_inputs.velocity, test_inputs.X, test_inputs.KEYS, None)
+    if argument == "keys" and name not in test_inputs.WITH_KEYS:
+        argument = "points"
+    table, position = {
         "points": (test_inputs.POINTS, 1),
         "field": (test_inputs.VELOCITIES, 0),
         "cond": (test_inputs.CONDITIONS, 3),
         "keys": (test_inputs.WRONG_KEYS, 2),
-    }[kind]
-    wrong = rng.choice(tuple(table))
-    arguments = [*good[:place], table[wrong][0], *good[place + 1 :]]
-    return Case(lambda: fn(*arguments), codes=(2,), shown=f"{name}: {kind} {wrong}")
+    }[argument]
+    invalid = rng.choice(tuple(table))
+    arguments = [*valid[:position], table[invalid][0], *valid[position + 1 :]]
+    return Case(lambda: fn(*arguments), codes=(2,), description=f"{name}: {argument} {invalid}")
 
 
-@stratum("5 to 12, 28: values against closed forms", 6)
-def _(rng, world, folder):
+@family("comparison with closed forms", 6)
+def _(rng, fixtures, folder):
     from tests.fuzz.values import CHECKS
 
-    check = rng.next_of(CHECKS)
-    return Case(lambda: check(rng), codes=(0,), shown=f"{check.__name__}, {check.__doc__}")
+    check = rng.in_turn(CHECKS)
+    return Case(lambda: check(rng), codes=(0,), description=f"{check.__name__}: {check.__doc__}")
 
 
-@stratum("0: right commands", 2)
-def _(rng, world, folder):
-    copy(world, "toy", folder, "run")
-    words = rng.next_of(
+@family("valid commands", 2)
+def _(rng, fixtures, folder):
+    copy(fixtures, "toy", folder, "run")
+    arguments = rng.in_turn(
         (
             ["sample", "run", "--num-samples", "8", "--seed", str(rng.randrange(9))],
             ["sample", "run", "--num-samples", "4", "--output", "o"],
-            ["train", str(world / "toy.py"), "--run", "run"],
+            ["train", str(fixtures / "toy.py"), "--run", "run"],
             ["--version"],
             ["--help"],
         )
     )
-    return Case(words, codes=(0,))
+    return Case(arguments, codes=(0,))

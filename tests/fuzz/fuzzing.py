@@ -1,4 +1,4 @@
-"""Run cases by their numbers, and say which are wrong and how to repeat them."""
+"""Run fuzz cases by number and report the failed ones with a command that repeats them."""
 
 import json
 import select
@@ -8,119 +8,125 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.fuzz.case import SLOWEST
-from tests.fuzz.processes import environment, kind_of, run_process, slowness
+from tests.fuzz.case import TIME_LIMIT
+from tests.fuzz.processes import environment, process_family, run_process, slowdown
 
-Say = Callable[[str], object]
-_BUILDING = 900.0
-"""Seconds until the first case begins, where the world is built before it."""
+Log = Callable[[str], object]
+_BUILD_TIMEOUT = 900.0
+"""Maximum seconds until the first case starts, including the build of the fixtures."""
 
 
-class Ran(NamedTuple):
-    """A case that ended, or did not.
+class CaseResult(NamedTuple):
+    """Result of a case that finished, crashed or hung.
 
     Attributes:
-        begun: What was said when it began: its number, class and words.
-        ended: What was said when it ended; empty if it crashed or hung.
-        wrong: What is wrong.
-        seconds: On the clock.
+        started: The worker's report at the start of the case: number, family, case and folder.
+        finished: The worker's report at the end of the case; empty if it crashed or hung.
+        problems: Descriptions of the problems; empty if the case passed.
+        seconds: Wall-clock time.
     """
 
-    begun: dict[str, Any]
-    ended: dict[str, Any]
-    wrong: list[str]
+    started: dict[str, Any]
+    finished: dict[str, Any]
+    problems: list[str]
     seconds: float
 
 
-def fuzz(seed: int, numbers: Sequence[int], world: Path, *, only: str, say: Say) -> list[str]:
-    """Run cases in one process, or in another after each that crashes; a line for each wrong."""
-    from tests.fuzz.families import name_of
+def fuzz(seed: int, numbers: Sequence[int], fixtures: Path, *, only: str, log: Log) -> list[str]:
+    """Run cases in worker processes, one at a time; return a text for each failed case."""
+    from tests.fuzz.families import family_name
 
-    left = [number for number in numbers if only in name_of(number)]
-    bad, spent, start, done = [], Counter(), time.monotonic(), 0
-    while left:
-        for ran in _ran_in_one_process(seed, left, world):
-            number = ran.begun.get("begun", left[0])
-            left = left[left.index(number) + 1 :]
-            spent[ran.begun.get("name", "")] += ran.seconds
-            done += 1
-            if ran.wrong:
-                name, case = ran.begun.get("name"), ran.begun.get("case")
-                again = f"--seed {seed} --case {number}"
-                bad.append(f"WRONG {again} [{name}] {case}\n    {'; '.join(ran.wrong)}")
-                say(bad[-1])
+    remaining = [number for number in numbers if only in family_name(number)]
+    failures, spent, start, num_done = [], Counter(), time.monotonic(), 0
+    while remaining:
+        for result in _run_worker(seed, remaining, fixtures):
+            number = result.started.get("started", remaining[0])
+            remaining = remaining[remaining.index(number) + 1 :]
+            spent[result.started.get("family", "")] += result.seconds
+            num_done += 1
+            if result.problems:
+                family, case = result.started.get("family"), result.started.get("case")
+                repeat = f"--seed {seed} --case {number}"
+                failures.append(_failure(repeat, family, case, result.problems))
+                log(failures[-1])
             if len(numbers) == 1:
-                say(json.dumps(ran.begun | ran.ended, indent=1))
-            if done % 100 == 0:
-                say(f"{done} cases, {len(bad)} wrong, {time.monotonic() - start:.0f} s")
-    slow = ", ".join(f"{value:.0f} s {name[:30]}" for name, value in spent.most_common(6))
-    say(f"in process: {time.monotonic() - start:.0f} s ({slow})")
-    return bad
+                log(json.dumps(result.started | result.finished, indent=1))
+            if num_done % 100 == 0:
+                elapsed = time.monotonic() - start
+                log(f"{num_done} cases, {len(failures)} failures, {elapsed:.0f} s")
+    slowest = ", ".join(f"{value:.0f} s {name[:30]}" for name, value in spent.most_common(6))
+    log(f"in process: {time.monotonic() - start:.0f} s ({slowest})")
+    return failures
 
 
-def _worker(seed: int, world: Path) -> list[str]:
-    return [sys.executable, "-m", "tests.fuzz.worker", str(seed), str(world)]
+def _failure(repeat: str, family: str | None, case: str | None, problems: list[str]) -> str:
+    return f"FAILED {repeat} [{family}] {case}\n    {'; '.join(problems)}"
 
 
-def _ran_in_one_process(seed: int, numbers: Sequence[int], world: Path):
-    """The cases that one process ran: all, or up to one that ended or stopped it."""
-    words = _worker(seed, world)
+def _worker_command(seed: int, fixtures: Path) -> list[str]:
+    return [sys.executable, "-m", "tests.fuzz.worker", str(seed), str(fixtures)]
+
+
+def _run_worker(seed: int, numbers: Sequence[int], fixtures: Path) -> Iterator[CaseResult]:
+    """Yield the results of one worker, up to the first case that crashes or hangs."""
+    command = _worker_command(seed, fixtures)
     with (
-        tempfile.TemporaryFile() as errors,  # A pipe would be full one day.
+        tempfile.TemporaryFile() as stderr,  # A pipe could fill up and block the worker.
         subprocess.Popen(
-            [*words, *map(str, numbers)],
+            [*command, *map(str, numbers)],
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=stderr,
             env=environment(),
         ) as worker,
     ):
-        begun: dict[str, Any] = {}
-        at = time.monotonic()
+        started: dict[str, Any] = {}
+        start = time.monotonic()
         while True:
             assert worker.stdout is not None
-            most = 1.5 * SLOWEST * slowness() if begun else _BUILDING
-            ready = select.select([worker.stdout], [], [], most)[0]
+            timeout = 1.5 * TIME_LIMIT * slowdown() if started else _BUILD_TIMEOUT
+            ready = select.select([worker.stdout], [], [], timeout)[0]
             line = worker.stdout.readline() if ready else b""
-            about = json.loads(line) if line else {}
-            if "begun" in about:
-                begun, at = about, time.monotonic()
+            report = json.loads(line) if line else {}
+            if "started" in report:
+                started, start = report, time.monotonic()
                 continue
-            seconds = time.monotonic() - at
-            if "ended" in about:
-                yield Ran(begun, about, about["wrong"], seconds)
-                begun = {"none": True}
+            seconds = time.monotonic() - start
+            if "finished" in report:
+                yield CaseResult(started, report, report["problems"], seconds)
+                started = {"between_cases": True}
                 continue
             if ready and worker.wait() == 0:
                 return
             worker.kill()
-            errors.seek(0)
-            said = errors.read().decode("utf-8", "replace")
-            last = " ".join(said.strip().splitlines()[-1:])[-300:]
-            how = f"still running after {seconds:.0f} s" if not ready else "the process crashed"
-            shutil.rmtree(begun.get("folder", ""), ignore_errors=True)
-            yield Ran(begun, {}, [f"{how}: {last}"], seconds)
+            stderr.seek(0)
+            text = stderr.read().decode("utf-8", "replace")
+            last_line = " ".join(text.strip().splitlines()[-1:])[-300:]
+            reason = "the process crashed" if ready else f"still running after {seconds:.0f} s"
+            shutil.rmtree(started.get("folder", ""), ignore_errors=True)
+            yield CaseResult(started, {}, [f"{reason}: {last_line}"], seconds)
             return
 
 
 def fuzz_processes(
-    seed: int, numbers: Sequence[int], world: Path, *, only: str, say: Say
+    seed: int, numbers: Sequence[int], fixtures: Path, *, only: str, log: Log
 ) -> list[str]:
-    """Run cases as processes, two at a time; a line for each that is wrong."""
-    start, bad = time.monotonic(), []
-    # Without numbers it makes the world alone.
-    subprocess.run(_worker(seed, world), env=environment(), capture_output=True, check=True)
-    chosen = [number for number in numbers if only in (kind_of(number).__doc__ or "")]
+    """Run process cases, two at a time; return a text for each failed case."""
+    start, failures = time.monotonic(), []
+    # Without case numbers the worker only builds the fixtures.
+    command = _worker_command(seed, fixtures)
+    subprocess.run(command, env=environment(), capture_output=True, check=True)
+    selected = [number for number in numbers if only in (process_family(number).__doc__ or "")]
     with ThreadPoolExecutor(2) as pool:
-        ran = pool.map(lambda number: run_process(seed, number, world), chosen)
-        for number, (name, shown, found) in zip(chosen, ran, strict=True):
-            if found:
-                again = f"--seed {seed} --process {number}"
-                bad.append(f"WRONG {again} [{name}] {shown}\n    {'; '.join(found)}")
-                say(bad[-1])
-    say(f"as processes: {time.monotonic() - start:.0f} s")
-    return bad
+        results = pool.map(lambda number: run_process(seed, number, fixtures), selected)
+        for number, (family, description, problems) in zip(selected, results, strict=True):
+            if problems:
+                repeat = f"--seed {seed} --process {number}"
+                failures.append(_failure(repeat, family, description, problems))
+                log(failures[-1])
+    log(f"as processes: {time.monotonic() - start:.0f} s")
+    return failures

@@ -1,4 +1,4 @@
-"""Damage, aware of structure: JSON that stays JSON, headers, lengths, bytes."""
+"""Damage files at random: values in JSON, lines, bytes, and headers of .npy files."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-WHOLE = (
+INVALID_CONTENTS = (
     b"[]",
     b"null",
     b"{}",
@@ -27,9 +27,9 @@ WHOLE = (
     b"\n",
     b"9" * 5_000,
 )
-"""Files whose whole content is wrong."""
+"""Invalid contents that replace an entire file."""
 
-VALUES = (
+WRONG_VALUES = (
     None,
     [],
     {},
@@ -53,118 +53,123 @@ VALUES = (
     {"_type": "x"},
     [1, "a"],
 )
-RAW = ("1e400", "-1e400", "NaN", "Infinity", "9" * 4_400, "[" * 2_000 + "]" * 2_000)
-_MARK = "@@RAW@@"
+"""JSON values that replace a value of another type or range."""
+
+RAW_VALUES = ("1e400", "-1e400", "NaN", "Infinity", "9" * 4_400, "[" * 2_000 + "]" * 2_000)
+"""JSON texts that `json.dumps` cannot write."""
+
+_PLACEHOLDER = "@@RAW@@"
 
 
-def whole(rng: Random) -> bytes:
-    """Content that is no JSON of the right shape at all."""
-    return rng.choice(WHOLE)
+def invalid_content(rng: Random) -> bytes:
+    """Return file content that is not JSON or is JSON of the wrong structure."""
+    return rng.choice(INVALID_CONTENTS)
 
 
-def places(value: Any, at: tuple = ()) -> list[tuple]:
-    """The paths of all values in JSON."""
-    found = [at] if at else []
+def key_paths(value: Any, prefix: tuple = ()) -> list[tuple]:
+    """Return the key paths of all values in a JSON value."""
+    paths = [prefix] if prefix else []
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list):
         items = list(enumerate(value[:20]))
     else:
-        return found
-    return found + [place for key, inner in items for place in places(inner, (*at, key))]
+        return paths
+    return paths + [path for key, item in items for path in key_paths(item, (*prefix, key))]
 
 
-def changed(rng: Random, value: Any, num: int = 1) -> tuple[str, str]:
-    """JSON with some values replaced, left out or renamed; and what was done, in words."""
-    value, done, raw = copy.deepcopy(value), [], []
-    for _ in range(num):
-        found = places(value)
-        if not found:
+def damaged_json(rng: Random, value: Any, num_changes: int = 1) -> tuple[str, str]:
+    """Replace, remove or rename some values; return the JSON text and a description."""
+    value, changes, raw_texts = copy.deepcopy(value), [], []
+    for _ in range(num_changes):
+        paths = key_paths(value)
+        if not paths:
             break
-        *inner, last = rng.choice(found)
-        holder = value
-        for key in inner:
-            holder = holder[key]
-        kind = rng.randrange(6)
-        name = ".".join(map(str, (*inner, last)))
-        if kind == 0:
-            del holder[last]
-            done.append(f"without {name}")
-        elif kind == 1 and isinstance(holder, dict):
-            holder[f"{last}_"] = holder.pop(last)
-            done.append(f"{name} renamed")
-        elif kind == 2:
-            raw.append(rng.choice(RAW))
-            holder[last] = _MARK
-            done.append(f"{name} = {raw[-1][:8]}")
+        *parents, last = rng.choice(paths)
+        container = value
+        for key in parents:
+            container = container[key]
+        action = rng.randrange(6)
+        name = ".".join(map(str, (*parents, last)))
+        if action == 0:
+            del container[last]
+            changes.append(f"without {name}")
+        elif action == 1 and isinstance(container, dict):
+            container[f"{last}_"] = container.pop(last)
+            changes.append(f"{name} renamed")
+        elif action == 2:
+            raw_texts.append(rng.choice(RAW_VALUES))
+            container[last] = _PLACEHOLDER
+            changes.append(f"{name} = {raw_texts[-1][:8]}")
         else:
-            holder[last] = copy.deepcopy(rng.choice(VALUES))
-            done.append(f"{name} = {ascii(holder[last])[:20]}")
+            container[last] = copy.deepcopy(rng.choice(WRONG_VALUES))
+            changes.append(f"{name} = {ascii(container[last])[:20]}")
     text = json.dumps(value)
-    for one in raw:
-        text = text.replace(f'"{_MARK}"', one, 1)
-    return text.replace(f'"{_MARK}"', "null"), ", ".join(done)
+    for raw_text in raw_texts:
+        text = text.replace(f'"{_PLACEHOLDER}"', raw_text, 1)
+    return text.replace(f'"{_PLACEHOLDER}"', "null"), ", ".join(changes)
 
 
-def damage_json(rng: Random, path: Path) -> str:
-    """Damage one JSON file in place; what was done, in words."""
+def damage_json(rng: Random, file: Path) -> str:
+    """Damage a JSON file in place; return a description of the damage."""
     if rng.random() < 0.35:
-        content = whole(rng)
-        path.write_bytes(content)
-        return f"{path.name} = {content[:8]!r}"
-    text, done = changed(rng, json.loads(path.read_text(encoding="utf-8")), rng.choice((1, 1, 2)))
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return f"{path.name}: {done}"
+        content = invalid_content(rng)
+        file.write_bytes(content)
+        return f"{file.name} = {content[:8]!r}"
+    value = json.loads(file.read_text(encoding="utf-8"))
+    text, changes = damaged_json(rng, value, rng.choice((1, 1, 2)))
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"{file.name}: {changes}"
 
 
-def damage_lines(rng: Random, path: Path) -> str:
-    """Damage one line of a file of JSON lines, or the whole of it."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+def damage_lines(rng: Random, file: Path) -> str:
+    """Damage one line of a JSON Lines file, or replace the entire content."""
+    lines = file.read_text(encoding="utf-8").splitlines()
     if rng.random() < 0.3 or not lines:
-        content = whole(rng)
-        path.write_bytes(content)
-        return f"{path.name} = {content[:8]!r}"
+        content = invalid_content(rng)
+        file.write_bytes(content)
+        return f"{file.name} = {content[:8]!r}"
     number = rng.randrange(len(lines))
     if rng.random() < 0.5:
-        line, done = changed(rng, json.loads(lines[number]))
+        line, changes = damaged_json(rng, json.loads(lines[number]))
     else:
-        line = whole(rng).decode("utf-8", "replace").replace("\n", "")
-        done = repr(line[:8])
+        line = invalid_content(rng).decode("utf-8", "replace").replace("\n", "")
+        changes = repr(line[:8])
     lines[number] = line
-    path.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
-    return f"{path.name} line {number}: {done}"
+    file.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+    return f"{file.name} line {number}: {changes}"
 
 
-def damage_bytes(rng: Random, path: Path) -> str:
-    """Cut a file off, flip or insert bytes, mostly near its start, or replace all of it."""
-    content = bytearray(path.read_bytes())
-    kind = rng.randrange(6)
-    near = max(1, min(len(content), rng.choice((16, 128, 1024, 10**9))))
-    if kind == 0:
-        cut = rng.randrange(near)
-        path.write_bytes(content[:cut])
-        return f"{path.name} cut to {cut} bytes"
-    if kind == 1:
-        path.write_bytes(rng.randbytes(rng.choice((0, 1, 10, 1000))))
-        return f"{path.name} replaced by noise"
-    if kind == 2:
-        at = rng.randrange(near)
-        content[at:at] = rng.randbytes(rng.choice((1, 8, 64)))
-        path.write_bytes(content)
-        return f"{path.name} with bytes inserted at {at}"
-    if kind == 3:
-        path.unlink()
-        path.mkdir()
-        return f"{path.name} is a folder"
-    flips = [rng.randrange(near) for _ in range(rng.choice((1, 3, 16)))]
-    for at in flips:
-        content[at] = rng.randrange(256)
-    path.write_bytes(content)
-    return f"{path.name} with bytes changed at {flips[:3]}"
+def damage_bytes(rng: Random, file: Path) -> str:
+    """Truncate a file, change or insert bytes mostly near its start, or replace the file."""
+    content = bytearray(file.read_bytes())
+    action = rng.randrange(6)
+    limit = max(1, min(len(content), rng.choice((16, 128, 1024, 10**9))))
+    if action == 0:
+        cut = rng.randrange(limit)
+        file.write_bytes(content[:cut])
+        return f"{file.name} cut to {cut} bytes"
+    if action == 1:
+        file.write_bytes(rng.randbytes(rng.choice((0, 1, 10, 1000))))
+        return f"{file.name} replaced by noise"
+    if action == 2:
+        position = rng.randrange(limit)
+        content[position:position] = rng.randbytes(rng.choice((1, 8, 64)))
+        file.write_bytes(content)
+        return f"{file.name} with bytes inserted at {position}"
+    if action == 3:
+        file.unlink()
+        file.mkdir()
+        return f"{file.name} is a folder"
+    positions = [rng.randrange(limit) for _ in range(rng.choice((1, 3, 16)))]
+    for position in positions:
+        content[position] = rng.randrange(256)
+    file.write_bytes(content)
+    return f"{file.name} with bytes changed at {positions[:3]}"
 
 
 def npy_header(rng: Random) -> bytes:
-    """A .npy file whose header is wrong in a way that the format has names for."""
+    """Return a .npy file whose header has unusual or invalid fields."""
     descr = rng.choice(
         (
             "'<f4'",

@@ -1,4 +1,4 @@
-"""Cases that are processes: terminals, signals, kills, pipes, platforms, two in one folder."""
+"""Process fuzz cases: terminals, platforms, pipes, signals, kills and concurrent writers."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.fuzz.case import SLOWEST, Case, Outcome, files_in, wrong
-from tests.fuzz.families import CONFIGS, Dice
+from tests.fuzz.case import TIME_LIMIT, Case, Outcome, files_in, find_problems
+from tests.fuzz.families import CONFIGS, CaseRandom
 from tests.quick import COMPILATION
-from tests.terminal import COLOUR, in_terminal
+from tests.terminal import COLOR, in_terminal
 
 ROOT = Path(__file__).parents[2]
-EVERY = ("--training.checkpoint-every", "1")
-LONG = (
+SAVE_EVERY_STEP = ("--training.checkpoint-every", "1")
+LONG_TRAINING = (
     "--training.num-steps",
     "1000000",
     "--training.checkpoint-every",
@@ -29,22 +29,22 @@ LONG = (
 )
 
 
-class Place(NamedTuple):
-    """Where a case runs.
+class Context(NamedTuple):
+    """Inputs of a process case.
 
     Attributes:
-        world: What `world.build` made.
-        folder: The working directory, empty.
-        rng: Of the case.
+        fixtures: Folder that `world.build` made.
+        folder: Empty working directory.
+        rng: Random generator of the case.
     """
 
-    world: Path
+    fixtures: Path
     folder: Path
-    rng: Dice
+    rng: CaseRandom
 
 
-class Ended(NamedTuple):
-    """A process that ended."""
+class ProcessResult(NamedTuple):
+    """Exit code, output and processor time of a process."""
 
     code: int
     out: str
@@ -52,52 +52,57 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Of the processes."""
-    plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
-    ours = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": COMPILATION, "JAX_PLATFORMS": "cpu"}
-    ours["FMJAX_CACHE"] = plain.get("FMJAX_CACHE", str(Path(tempfile.gettempdir()) / "fmjax-fuzz"))
-    return plain | ours | more
+def environment(**overrides: str) -> dict[str, str]:
+    """Environment variables of the processes."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+    cache = inherited.get("FMJAX_CACHE", str(Path(tempfile.gettempdir()) / "fmjax-fuzz"))
+    fixed = {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": COMPILATION,
+        "JAX_PLATFORMS": "cpu",
+        "FMJAX_CACHE": cache,
+    }
+    return inherited | fixed | overrides
 
 
-def command(*words: object) -> list[str]:
-    """fmjax with these arguments."""
-    return [sys.executable, "-m", "fmjax.cli", *map(str, words)]
+def fmjax_command(*arguments: object) -> list[str]:
+    """Command that runs fmjax with these arguments."""
+    return [sys.executable, "-m", "fmjax.cli", *map(str, arguments)]
 
 
-class Running:
-    """A process whose output goes to files, and whose time on the processor counts."""
+class RunningProcess:
+    """A process that writes its output to files and whose processor time is measured."""
 
-    def __init__(self, words: list[str], folder: Path, **more: str) -> None:
+    def __init__(self, command: list[str], folder: Path, **overrides: str) -> None:
         self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         self.child = subprocess.Popen(
-            words,
+            command,
             cwd=folder,
             stdout=self.out,
             stderr=self.err,
             stdin=subprocess.DEVNULL,
-            env=environment(**more),
+            env=environment(**overrides),
         )
 
-    def wait_until(self, there: Callable[[], bool], most: float = 60.0) -> bool:
-        """Wait for something that it does; False if it ended before."""
-        give_up = time.monotonic() + most * slowness()
-        while time.monotonic() < give_up and not there():
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 60.0) -> bool:
+        """Wait for a condition; return False if the process exits first."""
+        deadline = time.monotonic() + timeout * slowdown()
+        while time.monotonic() < deadline and not condition():
             if self.child.poll() is not None:
                 return False
             time.sleep(0.02)
-        return there()
+        return condition()
 
-    def end(self, most: float = SLOWEST) -> Ended:
-        """Wait for its end; it is killed if that takes too long, with exit code 255."""
-        give_up = time.monotonic() + most * slowness()
+    def wait(self, timeout: float = TIME_LIMIT) -> ProcessResult:
+        """Wait for the exit; after the timeout, kill the process and return exit code 255."""
+        deadline = time.monotonic() + timeout * slowdown()
         pid, code, seconds = 0, 255, 0.0
         while self.child.returncode is None and not pid:
             pid, status, usage = os.wait4(self.child.pid, os.WNOHANG)
             if pid:
                 code, seconds = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
                 self.child.returncode = code
-            elif time.monotonic() > give_up:
+            elif time.monotonic() > deadline:
                 os.kill(self.child.pid, signal.SIGKILL)
                 os.waitpid(self.child.pid, 0)
                 self.child.returncode = 255
@@ -109,36 +114,39 @@ class Running:
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
             file.close()
-        return Ended(128 - code if code < 0 else code, *texts, seconds)
+        return ProcessResult(128 - code if code < 0 else code, *texts, seconds)
 
 
-def slowness() -> float:
-    """How much slower the machine is than an idle one."""
+def slowdown() -> float:
+    """Estimated factor by which other processes slow this machine down."""
     return min(8.0, max(1.0, 1.5 * os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
-def judged(case: Case, ended: Ended, folder: Path, before: set[str]) -> list[str]:
-    """What is wrong with a process that ended."""
-    new = sorted(files_in(folder) - before)
-    return wrong(case, Outcome(ended.code, ended.out, ended.err, ended.seconds, new))
+def check_result(
+    case: Case, result: ProcessResult, folder: Path, files_before: set[str]
+) -> list[str]:
+    """Return the problems of a process that exited."""
+    new_files = sorted(files_in(folder) - files_before)
+    outcome = Outcome(result.code, result.out, result.err, result.seconds, new_files)
+    return find_problems(case, outcome)
 
 
-def simply(place: Place, case: Case, **more: str) -> list[str]:
-    """Run a command to its end."""
-    before = files_in(place.folder)
+def run_and_check(context: Context, case: Case, **overrides: str) -> list[str]:
+    """Run a command until it exits; return its problems."""
+    files_before = files_in(context.folder)
     assert not callable(case.run)
-    ended = Running(command(*case.run), place.folder, **more).end(120.0)
-    return judged(case, ended, place.folder, before)
+    process = RunningProcess(fmjax_command(*case.run), context.folder, **overrides)
+    return check_result(case, process.wait(120.0), context.folder, files_before)
 
 
-# Each gives what it did, in words, and what is wrong.
-Kind = Callable[[Place], tuple[str, list[str]]]
+# Returns a description of the case, and its problems.
+ProcessFamily = Callable[[Context], tuple[str, list[str]]]
 
 
-def terminal_errors(place: Place) -> tuple[str, list[str]]:
-    """17: an error on a terminal is one plain line."""
-    width, toy = place.rng.choice((20, 80, 200)), str(place.world / "toy.py")
-    words, says = place.rng.next_of(
+def terminal_errors(context: Context) -> tuple[str, list[str]]:
+    """Error messages on a terminal."""
+    width, toy = context.rng.choice((20, 80, 200)), str(context.fixtures / "toy.py")
+    arguments, message = context.rng.in_turn(
         (
             (["train", toy, "--optimizer.lr", "1"], "(did you mean --optimizer.learning-rate?)"),
             (["train", toy, "--training.num-steps", "x"], "must be an integer, got 'x'"),
@@ -148,47 +156,47 @@ def terminal_errors(place: Place) -> tuple[str, list[str]]:
             (["sample", "absent"], "run folder must exist, got absent"),
         )
     )
-    colour = place.rng.random() < 0.7
-    more = environment(**(COLOUR if colour else {"TERM": "dumb"}))
+    color = context.rng.random() < 0.7
+    variables = environment(**(COLOR if color else {"TERM": "dumb"}))
     code, screen = in_terminal(
-        command(*words), columns=width, timeout=300.0, cwd=place.folder, **more
+        fmjax_command(*arguments), columns=width, timeout=300.0, cwd=context.folder, **variables
     )
-    case = Case(words, (2,), (says,))
-    found = wrong(case, Outcome(code, "", screen, 0.0, sorted(files_in(place.folder))))
+    case = Case(arguments, (2,), (message,))
+    outcome = Outcome(code, "", screen, 0.0, sorted(files_in(context.folder)))
+    problems = find_problems(case, outcome)
     if not screen.rstrip("\n").isprintable():
-        found.append(f"escape codes or several lines: {screen[:200]!r}")
-    return f"{case} ({width} columns, colour: {colour})", found
+        problems.append(f"escape codes or several lines: {screen[:200]!r}")
+    return f"{case} ({width} columns, color: {color})", problems
 
 
-def platforms(place: Place) -> tuple[str, list[str]]:
-    """15: a platform that is not there."""
-    name = place.rng.next_of(("cuda", "tpu", "rocm", "abacus", "gpu", "cuda,tpu"))
-    run = shutil.copytree(place.world / "toy", place.folder / "run")
-    words = place.rng.next_of(
+def platforms(context: Context) -> tuple[str, list[str]]:
+    """Unavailable JAX platforms."""
+    name = context.rng.in_turn(("cuda", "tpu", "rocm", "abacus", "gpu", "cuda,tpu"))
+    shutil.copytree(context.fixtures / "toy", context.folder / "run")
+    arguments = context.rng.in_turn(
         (
             ["sample", "run"],
             ["evaluate", "run"],
             ["compare", "run"],
-            ["train", str(place.world / "toy.py"), "--run", "new"],
+            ["train", str(context.fixtures / "toy.py"), "--run", "new"],
         )
     )
-    del run
-    case = Case(words, (2,), ("JAX must find its devices",))
-    return f"JAX_PLATFORMS={name} {case}", simply(place, case, JAX_PLATFORMS=name)
+    case = Case(arguments, (2,), ("JAX must find its devices",))
+    return f"JAX_PLATFORMS={name} {case}", run_and_check(context, case, JAX_PLATFORMS=name)
 
 
-def leaving_configs(place: Place) -> tuple[str, list[str]]:
-    """25: config files that leave or fail."""
-    text = place.rng.next_of(CONFIGS)
-    (place.folder / "c.py").write_text(text)
+def config_files(context: Context) -> tuple[str, list[str]]:
+    """Config files that exit or raise."""
+    text = context.rng.in_turn(CONFIGS)
+    (context.folder / "c.py").write_text(text)
     case = Case(["train", "c.py"], (2,), ("config",))
-    return f"{case} # {text!r}", simply(place, case)
+    return f"{case} # {text!r}", run_and_check(context, case)
 
 
-def pipes(place: Place) -> tuple[str, list[str]]:
-    """20: a reader that leaves."""
-    toy, lines = place.world / "toy.py", place.rng.choice((0, 1, 2, 3))
-    words, whole = place.rng.next_of(
+def pipes(context: Context) -> tuple[str, list[str]]:
+    """Output to a pipe that is closed early."""
+    toy, num_lines = context.fixtures / "toy.py", context.rng.choice((0, 1, 2, 3))
+    arguments, expect_checkpoint = context.rng.in_turn(
         (
             (["train", toy, "--run", "r"], True),
             (["train", toy, "--run", "r", "--training.log-every", "2"], True),
@@ -196,30 +204,31 @@ def pipes(place: Place) -> tuple[str, list[str]]:
             (["--help"], False),
         )
     )
-    reader = "true" if lines == 0 else f"head -{lines}"
-    text = " ".join(f"'{word}'" for word in command(*words))
-    script = f"{text} 2> err | {reader} > /dev/null; exit ${{PIPESTATUS[0]}}"
-    ended = Running(["bash", "-c", script], place.folder).end(120.0)
-    said = (place.folder / "err").read_text()
-    (place.folder / "err").unlink()
-    case = Case(list(map(str, words)), (0,))
-    found = judged(case, ended._replace(err=said, seconds=0.0), place.folder, set())
-    if whole and not found and not list((place.folder / "r").glob("checkpoints/2")):
-        found.append("no checkpoint")
-    return f"{case} | {reader}", found
+    reader = "true" if num_lines == 0 else f"head -{num_lines}"
+    command = " ".join(f"'{argument}'" for argument in fmjax_command(*arguments))
+    script = f"{command} 2> err | {reader} > /dev/null; exit ${{PIPESTATUS[0]}}"
+    result = RunningProcess(["bash", "-c", script], context.folder).wait(120.0)
+    stderr = (context.folder / "err").read_text()
+    (context.folder / "err").unlink()
+    case = Case(list(map(str, arguments)), (0,))
+    problems = check_result(case, result._replace(err=stderr, seconds=0.0), context.folder, set())
+    has_checkpoint = bool(list((context.folder / "r").glob("checkpoints/2")))
+    if expect_checkpoint and not problems and not has_checkpoint:
+        problems.append("no checkpoint")
+    return f"{case} | {reader}", problems
 
 
-def signals(place: Place) -> tuple[str, list[str]]:
-    """18: a signal at any moment ends the process."""
-    rng = place.rng
-    number = (signal.SIGTERM, signal.SIGINT)[rng.turn // 4 % 2]
-    words = rng.next_of(
+def signals(context: Context) -> tuple[str, list[str]]:
+    """SIGTERM and SIGINT at random times."""
+    rng = context.rng
+    number = (signal.SIGTERM, signal.SIGINT)[rng.index // 4 % 2]
+    arguments = rng.in_turn(
         (
-            ["train", place.world / "toy.py", "--run", "r", *LONG],
-            ["train", place.world / "toy.py", "--run", "r", *LONG],
+            ["train", context.fixtures / "toy.py", "--run", "r", *LONG_TRAINING],
+            ["train", context.fixtures / "toy.py", "--run", "r", *LONG_TRAINING],
             [
                 "sample",
-                place.world / "toy",
+                context.fixtures / "toy",
                 "--output",
                 "o",
                 "--num-samples",
@@ -241,79 +250,80 @@ def signals(place: Place) -> tuple[str, list[str]]:
             ],
         )
     )
-    if words[1] == "run":
-        shutil.copytree(place.world / "toy", place.folder / "run")
-    before = files_in(place.folder)
+    if arguments[1] == "run":
+        shutil.copytree(context.fixtures / "toy", context.folder / "run")
+    files_before = files_in(context.folder)
     delay, twice = rng.uniform(0.02, 6.0), rng.random() < 0.3
-    running = Running(command(*words), place.folder)
-    time.sleep(delay * slowness() / 1.5)
-    if running.child.poll() is None:
-        running.child.send_signal(number)
+    process = RunningProcess(fmjax_command(*arguments), context.folder)
+    time.sleep(delay * slowdown() / 1.5)
+    if process.child.poll() is None:
+        process.child.send_signal(number)
         if twice:
             time.sleep(rng.uniform(0.0, 0.3))
-            if running.child.poll() is None:
-                running.child.send_signal(number)
-    at = time.monotonic()
-    ended = running.end()
-    case = Case(list(map(str, words)), (0, 128 + number), may_write=True)
-    shown = f"{case} {number.name} after {delay:.2f} s{' twice' if twice else ''}"
-    if ended.code in (128 + 9, 255) or ended.code == 127:
-        return shown, [f"still running {time.monotonic() - at:.0f} s after the signal"]
-    ended = ended._replace(seconds=0.0)
-    # The interpreter itself, before it runs anything of ours, may die of the signal.
-    return shown, judged(case, ended, place.folder, before)
+            if process.child.poll() is None:
+                process.child.send_signal(number)
+    start = time.monotonic()
+    result = process.wait()
+    case = Case(list(map(str, arguments)), (0, 128 + number), may_write=True)
+    description = f"{case} {number.name} after {delay:.2f} s{' twice' if twice else ''}"
+    if result.code in (128 + 9, 255) or result.code == 127:
+        return description, [f"still running {time.monotonic() - start:.0f} s after the signal"]
+    result = result._replace(seconds=0.0)
+    # The signal may also kill the interpreter before it has imported fmjax.
+    return description, check_result(case, result, context.folder, files_before)
 
 
-def kills(place: Place) -> tuple[str, list[str]]:
-    """19: the same command after a kill."""
-    rng, toy = place.rng, place.world / "toy.py"
-    words = rng.next_of(
+def restarts_after_kill(context: Context) -> tuple[str, list[str]]:
+    """The same command after a kill."""
+    rng, toy = context.rng, context.fixtures / "toy.py"
+    arguments = rng.in_turn(
         (
-            ["train", toy, "--run", "r", "--training.num-steps", "6", *EVERY],
+            ["train", toy, "--run", "r", "--training.num-steps", "6", *SAVE_EVERY_STEP],
             ["train", toy, "--run", "run", "--overwrite", "--training.num-steps", "3"],
-            ["sample", place.world / "toy", "--output", "o"],
+            ["sample", context.fixtures / "toy", "--output", "o"],
             ["evaluate", "run"],
         )
     )
-    if "run" in words:
-        shutil.copytree(place.world / "toy", place.folder / "run")
+    if "run" in arguments:
+        shutil.copytree(context.fixtures / "toy", context.folder / "run")
     delay = rng.uniform(1.5, 7.0)
-    running = Running(command(*words), place.folder)
-    time.sleep(delay * slowness() / 1.5)
-    if running.child.poll() is None:
-        running.child.kill()
-    running.end()
-    ended = Running(command(*words), place.folder).end(120.0)
-    case = Case(list(map(str, words)), (0,))
-    # A training may take its time.
-    found = judged(case, ended._replace(seconds=0.0), place.folder, set())
-    return f"{case} killed after {delay:.2f} s", found
+    process = RunningProcess(fmjax_command(*arguments), context.folder)
+    time.sleep(delay * slowdown() / 1.5)
+    if process.child.poll() is None:
+        process.child.kill()
+    process.wait()
+    result = RunningProcess(fmjax_command(*arguments), context.folder).wait(120.0)
+    case = Case(list(map(str, arguments)), (0,))
+    # The processor time of training is not limited.
+    problems = check_result(case, result._replace(seconds=0.0), context.folder, set())
+    return f"{case} killed after {delay:.2f} s", problems
 
 
-def two_writers(place: Place) -> tuple[str, list[str]]:
-    """1: a second writer of a run is refused, and says whose the folder is."""
-    words = ["train", place.world / "toy.py", "--run", "r", *LONG]
-    second = place.rng.next_of((words, [*words, "--overwrite"]))
-    running = Running(command(*words), place.folder)
-    begun = place.folder / "r" / "metrics.jsonl"
-    if not running.wait_until(begun.is_file):
-        return "the first writer", [f"did not start: {running.end()}"]
-    before = files_in(place.folder)
-    case = Case(list(map(str, second)), (2,), (str(running.child.pid),), may_write=True)
-    found = judged(case, Running(command(*second), place.folder).end(120.0), place.folder, before)
-    running.child.terminate()
-    first = running.end()
+def two_writers(context: Context) -> tuple[str, list[str]]:
+    """A second writer of a run folder."""
+    arguments = ["train", context.fixtures / "toy.py", "--run", "r", *LONG_TRAINING]
+    second = context.rng.in_turn((arguments, [*arguments, "--overwrite"]))
+    process = RunningProcess(fmjax_command(*arguments), context.folder)
+    log = context.folder / "r" / "metrics.jsonl"
+    if not process.wait_until(log.is_file):
+        return "the first writer", [f"did not start: {process.wait()}"]
+    files_before = files_in(context.folder)
+    case = Case(list(map(str, second)), (2,), (str(process.child.pid),), may_write=True)
+    result = RunningProcess(fmjax_command(*second), context.folder).wait(120.0)
+    problems = check_result(case, result, context.folder, files_before)
+    process.child.terminate()
+    first = process.wait()
     if first.code != 128 + signal.SIGTERM:
-        found.append(f"the first ended with {first.code}: {first.err[:200]!r}")
+        problems.append(f"the first writer exited with {first.code}: {first.err[:200]!r}")
     if not re.search("checkpoint is saved", first.err):
-        found.append(f"the first said {first.err[:200]!r}")
-    return f"a second {case}", found
+        problems.append(f"the first writer printed {first.err[:200]!r}")
+    return f"a second {case}", problems
 
 
-def plain_errors(place: Place) -> tuple[str, list[str]]:
-    """17: errors of real processes, whatever the locale."""
-    toy = str(place.world / "toy.py")
-    words = place.rng.next_of(
+def locale_errors(context: Context) -> tuple[str, list[str]]:
+    """Error messages in several locales."""
+    toy = str(context.fixtures / "toy.py")
+    arguments = context.rng.in_turn(
         (
             ["trane"],
             [],
@@ -324,41 +334,42 @@ def plain_errors(place: Place) -> tuple[str, list[str]]:
             ["sample", "\udcff"],
         )
     )
-    locale = place.rng.choice(("C", "C.UTF-8", "POSIX"))
-    case = Case(words, (2,))
-    return f"LC_ALL={locale} {case}", simply(place, case, LC_ALL=locale, PYTHONUTF8="0")
+    locale = context.rng.choice(("C", "C.UTF-8", "POSIX"))
+    case = Case(arguments, (2,))
+    return f"LC_ALL={locale} {case}", run_and_check(context, case, LC_ALL=locale, PYTHONUTF8="0")
 
 
-KINDS: tuple[tuple[Kind, int], ...] = (
+PROCESS_FAMILIES: tuple[tuple[ProcessFamily, int], ...] = (
     (terminal_errors, 22),
     (platforms, 8),
-    (leaving_configs, 14),
+    (config_files, 14),
     (pipes, 12),
     (signals, 24),
-    (kills, 8),
+    (restarts_after_kill, 8),
     (two_writers, 3),
-    (plain_errors, 9),
+    (locale_errors, 9),
 )
 
 
-def kind_of(number: int) -> Kind:
-    """The kind of a process, spread evenly over the numbers."""
-    total = sum(share for _, share in KINDS)
-    spread = sorted(
-        ((place + 0.5) / share, i, kind)
-        for i, (kind, share) in enumerate(KINDS)
-        for place in range(share)
+def process_family(number: int) -> ProcessFamily:
+    """Return the family of process case `number`; the families alternate by their shares."""
+    total = sum(share for _, share in PROCESS_FAMILIES)
+    order = sorted(
+        ((position + 0.5) / share, i, family)
+        for i, (family, share) in enumerate(PROCESS_FAMILIES)
+        for position in range(share)
     )
-    return spread[number % total][2]
+    return order[number % total][2]
 
 
-def run_process(seed: int, number: int, world: Path) -> tuple[str, str, list[str]]:
-    """Run one; the name of its kind, what it did, and what is wrong."""
+def run_process(seed: int, number: int, fixtures: Path) -> tuple[str, str, list[str]]:
+    """Run a process case; return the name of its family, its description and its problems."""
     folder = Path(tempfile.mkdtemp(prefix="fmjax-fuzz-"))
-    kind = kind_of(number)
-    before = sum(kind_of(each) is kind for each in range(number))
+    family = process_family(number)
+    num_earlier = sum(process_family(earlier) is family for earlier in range(number))
+    rng = CaseRandom(f"process {seed} {number}", seed + num_earlier)
     try:
-        shown, found = kind(Place(world, folder, Dice(f"process {seed} {number}", seed + before)))
-        return (kind.__doc__ or "").rstrip("."), shown, found
+        description, problems = family(Context(fixtures, folder, rng))
+        return (family.__doc__ or "").rstrip("."), description, problems
     finally:
         shutil.rmtree(folder, ignore_errors=True)

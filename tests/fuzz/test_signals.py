@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C at random moments of every command."""
+"""Tests of SIGTERM and SIGINT at random times of every command.
+
+`python -m tests.fuzz.test_signals FOLDER NUM_TRIALS SEED [COMMAND ...]` prints each trial.
+"""
 
 import json
 import random
@@ -48,38 +51,49 @@ def get_study():
                        samplings=(SamplingConfig(solver="euler", num_steps=2, num_samples=64),),
                        num_samples=64, num_trajectories=8)
 """
-# A step of the training, and its save, take less than this; ends elsewhere do too.
-END_WITHIN = 2.0
+# Maximum seconds between the signal and the exit; longer than a training step and its checkpoint.
+EXIT_TIMEOUT = 2.0
 
 
 class Trial(NamedTuple):
-    """What came of one command that got a signal after some seconds."""
+    """Result of a command that received a signal.
+
+    Attributes:
+        command: Name of the command.
+        signal_number: The signal.
+        delay: Seconds from the start of the command to the signal.
+        code: Exit code.
+        seconds: Seconds from the signal to the exit.
+        stderr: Text on standard error.
+        leftovers: Temporary files and folders that remain.
+    """
 
     command: str
-    number: int
-    after: float
+    signal_number: int
+    delay: float
     code: int
     seconds: float
-    error: str
-    left: list[str]
+    stderr: str
+    leftovers: list[str]
 
-    def wrong(self, within: float = END_WITHIN) -> str:
-        """What is wrong with it; empty if nothing is."""
-        finished = self.code in (0, 1) and not self.error
-        # Python is still starting and has not reached the first line of fmjax.
-        unborn = self.code in (-self.number, 1) and "fmjax" not in self.error
+    def problem(self, timeout: float = EXIT_TIMEOUT) -> str:
+        """Describe the first problem; empty if there is none."""
+        number = self.signal_number
+        finished = self.code in (0, 1) and not self.stderr
+        # The signal arrived while Python was starting, before it imported fmjax.
+        not_started = self.code in (-number, 1) and "fmjax" not in self.stderr
         line = re.compile(r"fmjax: stopped by SIG(TERM|INT).*; run the same command again to .*\n")
-        if not finished and not unborn and self.code != 128 + self.number:
+        if not finished and not not_started and self.code != 128 + number:
             return f"exit code {self.code}"
-        if self.code == 128 + self.number and not line.fullmatch(self.error):
-            return f"standard error {self.error!r}"
-        if self.seconds > within:
-            return f"{self.seconds:.1f} s until the end"
-        return f"left {self.left}" if self.left else ""
+        if self.code == 128 + number and not line.fullmatch(self.stderr):
+            return f"standard error {self.stderr!r}"
+        if self.seconds > timeout:
+            return f"{self.seconds:.1f} s until the exit"
+        return f"temporary files {self.leftovers}" if self.leftovers else ""
 
 
-class Scene:
-    """A folder with what the commands need, made once."""
+class Inputs:
+    """A folder with the configs, images and runs that the commands read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +110,7 @@ class Scene:
             (self.images / f"{number}.txt").write_text(f"a photo of the dog {number}")
 
     def commands(self, work: Path) -> dict[str, list[object]]:
-        """Each command, on copies in `work` of the runs that it reads."""
+        """Arguments of each command, for copies of the runs in the folder `work`."""
         run, digits = work / "run", work / "digits"
         return {
             "train": ["train", self.tiny, "--run", work / "new"],
@@ -137,85 +151,91 @@ class Scene:
     def prepare(self) -> None:
         """Train the runs that the other commands read."""
         for config, run in ((self.tiny, "run"), (self.digits, "digits")):
-            self.call(["train", config, "--run", self.folder / run])
+            self.run(["train", config, "--run", self.folder / run])
 
-    def call(self, words: list[object]) -> float:
-        """Run a command to its end; seconds that it took."""
-        began = time.monotonic()
-        done = subprocess.run(command(words), env=environment(), capture_output=True, text=True)
-        assert done.returncode in (0, 1), (words, done.stderr)
-        return time.monotonic() - began
+    def run(self, arguments: list[object]) -> float:
+        """Run a command until it exits; return its duration in seconds."""
+        start = time.monotonic()
+        command = fmjax_command(arguments)
+        result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert result.returncode in (0, 1), (arguments, result.stderr)
+        return time.monotonic() - start
 
-    def try_signal(self, name: str, number: int, after: float, work: Path, **more: str) -> Trial:
-        """Send a signal to a command after some seconds."""
+    def send_signal(
+        self, name: str, number: int, delay: float, work: Path, **variables: str
+    ) -> Trial:
+        """Start a command and send it a signal after `delay` seconds."""
         for run in ("run", "digits"):
             if (self.folder / run).is_dir() and not (work / run).exists():
                 shutil.copytree(self.folder / run, work / run)
-        words = self.commands(work)[name]
+        arguments = self.commands(work)[name]
         with subprocess.Popen(
-            command(words),
-            env=environment(**more),
+            fmjax_command(arguments),
+            env=environment(**variables),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             cwd=work,
         ) as child:
             try:
-                time.sleep(after)
-                began = time.monotonic()
+                time.sleep(delay)
+                start = time.monotonic()
                 child.send_signal(number)
-                _, error = child.communicate(timeout=60)
+                _, stderr = child.communicate(timeout=60)
             finally:
                 child.kill()
-        seconds = time.monotonic() - began
-        return Trial(name, number, after, child.returncode, seconds, error, leftovers(work))
+        seconds = time.monotonic() - start
+        remaining = temporary_files(work)
+        return Trial(name, number, delay, child.returncode, seconds, stderr, remaining)
 
 
-def command(words: list[object]) -> list[str]:
-    return [sys.executable, "-m", "fmjax.cli", *map(str, words)]
+def fmjax_command(arguments: list[object]) -> list[str]:
+    return [sys.executable, "-m", "fmjax.cli", *map(str, arguments)]
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files and folders."""
-    found = (path.relative_to(folder) for path in folder.rglob("*"))
-    return [str(path) for path in found if path.name.startswith(".") or "tmp" in path.name]
+def temporary_files(folder: Path) -> list[str]:
+    files = (file.relative_to(folder) for file in folder.rglob("*"))
+    return [str(file) for file in files if file.name.startswith(".") or "tmp" in file.name]
 
 
-def sweep(folder: Path, num: int, seed: int, names: list[str] | None = None) -> list[Trial]:
-    """`num` trials at random moments of random commands; what they gave is printed."""
-    scene, rng, trials = Scene(folder), random.Random(seed), []
-    scene.prepare()
-    names = sorted(names or scene.commands(folder))
-    lasts: dict[str, float] = {}
-    for index in range(num):
+def run_trials(
+    folder: Path, num_trials: int, seed: int, names: list[str] | None = None
+) -> list[Trial]:
+    """Send signals at random times to the commands in turn, and print each trial."""
+    inputs, rng, trials = Inputs(folder), random.Random(seed), []
+    inputs.prepare()
+    names = sorted(names or inputs.commands(folder))
+    durations: dict[str, float] = {}
+    for index in range(num_trials):
         name, work = names[index % len(names)], folder / f"trial{index}"
-        if name not in lasts:
-            whole = folder / f"whole_{name}"
+        if name not in durations:
+            uninterrupted = folder / f"uninterrupted_{name}"
             for run in ("run", "digits"):
-                shutil.copytree(scene.folder / run, whole / run)
-            lasts[name] = scene.call(scene.commands(whole)[name])
+                shutil.copytree(inputs.folder / run, uninterrupted / run)
+            durations[name] = inputs.run(inputs.commands(uninterrupted)[name])
         work.mkdir()
         number = rng.choice((signal.SIGTERM, signal.SIGINT))
-        # One in four compiles everything anew.
-        more = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if rng.random() < 0.25 else {}
-        trial = scene.try_signal(name, number, rng.uniform(0.0, lasts[name]), work, **more)
+        # A quarter of the trials compile everything.
+        variables = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if rng.random() < 0.25 else {}
+        delay = rng.uniform(0.0, durations[name])
+        trial = inputs.send_signal(name, number, delay, work, **variables)
         trials.append(trial)
-        sys.stdout.write(json.dumps(trial._asdict() | {"wrong": trial.wrong()}) + "\n")
+        sys.stdout.write(json.dumps(trial._asdict() | {"problem": trial.problem()}) + "\n")
         sys.stdout.flush()
         shutil.rmtree(work)
     return trials
 
 
 @pytest.mark.slow
-def test_a_signal_at_any_moment_of_any_command_ends_it_in_time_with_one_line(tmp_path):
-    wrong = [trial for trial in sweep(tmp_path, 66, seed=0) if trial.wrong()]
-    assert not wrong
+def test_signals_at_random_times_end_every_command_with_one_line(tmp_path):
+    failures = [trial for trial in run_trials(tmp_path, 66, seed=0) if trial.problem()]
+    assert not failures
 
 
 if __name__ == "__main__":
-    tried = sweep(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
-    ends = sorted(trial.seconds for trial in tried)
+    all_trials = run_trials(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    exit_times = sorted(trial.seconds for trial in all_trials)
     sys.stdout.write(
-        f"{len(tried)} trials, {sum(bool(t.wrong()) for t in tried)} wrong, "
-        f"median {ends[len(ends) // 2]:.2f} s, longest {ends[-1]:.2f} s\n"
+        f"{len(all_trials)} trials, {sum(bool(t.problem()) for t in all_trials)} failures, "
+        f"median {exit_times[len(exit_times) // 2]:.2f} s, longest {exit_times[-1]:.2f} s\n"
     )

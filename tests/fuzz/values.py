@@ -1,4 +1,4 @@
-"""Values against closed forms, at random places: a wrong one is an `AssertionError`."""
+"""Compare results for random inputs with closed forms; a difference is an `AssertionError`."""
 
 from collections.abc import Callable
 from random import Random
@@ -21,22 +21,22 @@ def _normal(rng: Random, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(rng.randrange(2**31)), shape)
 
 
-def plan_of_far_points(rng: Random) -> None:
-    """5: the plan's cost is the least, wherever the points lie."""
+def transport_plan_of_distant_points(rng: Random) -> None:
+    """The cost of a minibatch plan is minimal far from the origin."""
     x0, x1 = _normal(rng, 24, 2), _normal(rng, 24, 2)
     shift, scale = rng.uniform(5e3, 1e4), 10 ** rng.uniform(-3, 3)
-    # On both sides of a gap: about their common mean the points are far away as well.
-    apart = shift * (1.0 + jnp.arange(24)[:, None] % 2)
-    x0, x1 = scale * (x0 + apart), scale * (x1 + apart)
-    cost, least = (
+    # Two distant clusters: the points are also far from their common mean.
+    offset = shift * (1.0 + jnp.arange(24)[:, None] % 2)
+    x0, x1 = scale * (x0 + offset), scale * (x1 + offset)
+    cost, min_cost = (
         np.sum(np.square(np.asarray(rows, np.float64) - np.asarray(x1, np.float64)))
         for rows in (MinibatchOT()(x0, x1), scipy_plan(x0, x1))
     )
-    assert cost <= least * (1 + 1e-5)
+    assert cost <= min_cost * (1 + 1e-5)
 
 
-def solves_without_nan(rng: Random) -> None:
-    """6: no unused entry is NaN."""
+def samples_under_debug_nans(rng: Random) -> None:
+    """Adaptive solvers run with `jax_debug_nans`."""
     control = rng.choice(tuple(ErrorControl))
     with jax.debug_nans(True):
         samples = sample(
@@ -45,18 +45,18 @@ def solves_without_nan(rng: Random) -> None:
     assert samples.succeeded.all()
 
 
-def null_of_labels(rng: Random) -> None:
-    """7: a null condition that labels cannot hold is refused."""
+def null_condition_of_labels(rng: Random) -> None:
+    """A fractional null condition is refused for integer labels."""
     guided = classifier_free(lambda t, x, cond: x, rng.uniform(0.1, 0.9), 2.0)
     try:
         guided(jnp.zeros(2), jnp.ones((2, 2)), jnp.array([0, 1]))
     except ValueError:
         return
-    raise AssertionError("a fraction became a label")
+    raise AssertionError("a fraction was cast to a label")
 
 
-def infinite_at_the_end(rng: Random) -> None:
-    """8: a velocity that is infinite at t = 1 ends its sample soon."""
+def velocity_infinite_at_the_end(rng: Random) -> None:
+    """Samples fail within 100 evaluations if the velocity is infinite at t = 1."""
     rate = rng.uniform(0.5, 2.0)
 
     def field(t, x, cond=None):
@@ -67,52 +67,54 @@ def infinite_at_the_end(rng: Random) -> None:
     assert int(samples.nfe.max()) <= 100, samples.nfe
 
 
-def gradient_at_rest(rng: Random) -> None:
-    """9: where nothing moves, x1 = x0 exp(a) has the gradient of its closed form."""
+def gradient_of_zero_velocity(rng: Random) -> None:
+    """The gradient of x1 = x0 exp(a) at a = 0 equals its closed form."""
     x = _normal(rng, 4, 3)
     if rng.random() < 0.5:
-        found = jax.grad(lambda a: sample(lambda t, x, cond=None: a * x, x).x1.sum())(0.0)
-        wanted = float(x.sum())
+        actual = jax.grad(lambda a: sample(lambda t, x, cond=None: a * x, x).x1.sum())(0.0)
+        expected = float(x.sum())
     else:
-        found = jax.grad(lambda a: log_density(lambda t, x, cond=None: a * x, x).log_density.sum())(
-            0.0
-        )
-        # log N(x exp(-a)) - 3 a for each of four points.
-        wanted = float(jnp.square(x).sum()) - 12.0
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+        def total_log_density(a):
+            return log_density(lambda t, x, cond=None: a * x, x).log_density.sum()
+
+        actual = jax.grad(total_log_density)(0.0)
+        # The log density of each of the four points is log N(x exp(-a)) - 3 a.
+        expected = float(jnp.square(x).sum()) - 12.0
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def conversion_at_the_ends(rng: Random) -> None:
-    """10: conversions are exact at and near both ends."""
+def conversion_near_the_ends(rng: Random) -> None:
+    """Conversion from velocity to x0 is accurate at and near both ends of the path."""
     path = AffinePath(Polynomial(2.0))
     t = rng.choice((0.0, 1e-4, rng.uniform(0.0, 0.02), rng.uniform(0.98, 1.0)))
     x0, x1 = _normal(rng, 1, 3), _normal(rng, 1, 3)
     a, s = t**2, -np.expm1(2 * np.log(t)) if t else 1.0
     x, velocity = a * x1 + s * x0, 2 * t * (x1 - x0)
     times = jnp.array([t])
-    found = path.convert(times, x, velocity, from_=Prediction.VELOCITY, to=Prediction.X0)
-    np.testing.assert_allclose(found, x0, rtol=1e-4, atol=1e-4)
+    actual = path.convert(times, x, velocity, from_=Prediction.VELOCITY, to=Prediction.X0)
+    np.testing.assert_allclose(actual, x0, rtol=1e-4, atol=1e-4)
 
 
-def orders_of_unipc(rng: Random) -> None:
-    """11: steps of the diffusion samplers are those of the reference."""
-    test_diffusion.test_the_last_steps_of_a_solve_are_of_lower_order(rng.randrange(3))
+def diffusion_sampler_steps(rng: Random) -> None:
+    """Steps of the diffusion samplers match diffusers."""
+    test_diffusion.test_unipc_lowers_its_order_in_the_last_steps(rng.randrange(3))
     for name, sampler in test_diffusion.REFERENCES.items():
-        test_diffusion.test_every_step_is_that_of_diffusers(name, sampler)
+        test_diffusion.test_steps_match_diffusers(name, sampler)
 
 
-def distance_of_close_points(rng: Random) -> None:
-    """12: points close together keep their distance wherever they lie."""
+def wasserstein_distance_of_close_points(rng: Random) -> None:
+    """The distance of tight clusters is accurate away from the origin."""
     generator = np.random.default_rng(rng.randrange(2**31))
-    place, spread = rng.uniform(0.5, 10.0), 10 ** rng.uniform(-9, -6)
-    x, y = (place + spread * generator.standard_normal((40, 1)) for _ in range(2))
-    found = sliced_wasserstein(jax.random.key(0), x, y, num_projections=2, order=2)
-    wanted = np.sqrt(np.mean((np.sort(x[:, 0]) - np.sort(y[:, 0])) ** 2))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    center, spread = rng.uniform(0.5, 10.0), 10 ** rng.uniform(-9, -6)
+    x, y = (center + spread * generator.standard_normal((40, 1)) for _ in range(2))
+    actual = sliced_wasserstein(jax.random.key(0), x, y, num_projections=2, order=2)
+    expected = np.sqrt(np.mean((np.sort(x[:, 0]) - np.sort(y[:, 0])) ** 2))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-def short_training_of_a_classifier(rng: Random) -> None:
-    """28: the classifier of few images stops once its accuracy improves no more."""
+def early_stopping_of_a_classifier(rng: Random) -> None:
+    """Training on few images stops once the accuracy stops improving."""
     sets = (striped_set(rng.randrange(99), 60), striped_set(100 + rng.randrange(99), 30))
     lines = Lines()
     training = ClassifierTraining(min_steps=2_000, batch_size=8)
@@ -121,13 +123,13 @@ def short_training_of_a_classifier(rng: Random) -> None:
 
 
 CHECKS: tuple[Callable[[Random], None], ...] = (
-    plan_of_far_points,
-    solves_without_nan,
-    null_of_labels,
-    infinite_at_the_end,
-    gradient_at_rest,
-    conversion_at_the_ends,
-    orders_of_unipc,
-    distance_of_close_points,
-    short_training_of_a_classifier,
+    transport_plan_of_distant_points,
+    samples_under_debug_nans,
+    null_condition_of_labels,
+    velocity_infinite_at_the_end,
+    gradient_of_zero_velocity,
+    conversion_near_the_ends,
+    diffusion_sampler_steps,
+    wasserstein_distance_of_close_points,
+    early_stopping_of_a_classifier,
 )

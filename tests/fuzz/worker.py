@@ -1,6 +1,6 @@
-"""The process in which cases run: it may hang or crash, and another one goes on after it.
+"""Process that runs fuzz cases and may hang or crash; `fuzzing.py` then starts another one.
 
-It writes a line of JSON when a case begins and one when it ends.
+It writes one line of JSON when a case starts and one when the case finishes.
 """
 
 import json
@@ -13,30 +13,30 @@ from typing import Any
 
 
 def main() -> None:
-    """Run the cases `sys.argv[3:]` of the seed `sys.argv[1]` on the world `sys.argv[2]`."""
-    seed, world, numbers = int(sys.argv[1]), Path(sys.argv[2]), map(int, sys.argv[3:])
+    """Run the cases `sys.argv[3:]` of seed `sys.argv[1]` with fixtures in `sys.argv[2]`."""
+    seed, fixtures, numbers = int(sys.argv[1]), Path(sys.argv[2]), map(int, sys.argv[3:])
     lines = os.fdopen(os.dup(1), "w")
-    # What libraries in C print belongs to nobody.
+    # Discard what C libraries print to stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-    def tell(**about: Any) -> None:
-        lines.write(json.dumps(about) + "\n")
+    def report(**fields: Any) -> None:
+        lines.write(json.dumps(fields) + "\n")
         lines.flush()
 
-    from tests.fuzz.case import run_here, wrong
-    from tests.fuzz.families import case_number
+    from tests.fuzz.case import find_problems, run_in_this_process
+    from tests.fuzz.families import make_case
     from tests.fuzz.world import build
 
-    world = build(world)
+    fixtures = build(fixtures)
     for number in numbers:
         folder = Path(tempfile.mkdtemp(prefix="fmjax-fuzz-"))
         try:
-            name, case = case_number(seed, number, world, folder)
-            tell(begun=number, name=name, case=str(case), folder=str(folder))
-            outcome = run_here(case, folder)
-            tell(
-                ended=number,
-                wrong=wrong(case, outcome),
+            family, case = make_case(seed, number, fixtures, folder)
+            report(started=number, family=family, case=str(case), folder=str(folder))
+            outcome = run_in_this_process(case, folder)
+            report(
+                finished=number,
+                problems=find_problems(case, outcome),
                 out=outcome.out,
                 err=outcome.err,
                 traceback=outcome.traceback,

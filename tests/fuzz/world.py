@@ -1,4 +1,4 @@
-"""What cases are made of: small runs, data and released models, built once by the library."""
+"""Fixtures of the fuzz cases: small runs, data sets and records, built once by the library."""
 
 import shutil
 from pathlib import Path
@@ -21,19 +21,19 @@ def get_config():
         compare=CompareConfig(num_samples=4, num_steps=(2,), tolerances=(1e-2,),
                               fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
         evaluation=EvaluationConfig(num_samples=16, num_projections=4, num_trajectories=4),
-{more}
+{extra}
     )
 """
 TOY = 'ToyData("moons", num_examples=32)'
 
 
-def config_text(name: str, data: str = TOY, more: str = "") -> str:
-    """A config file that trains within seconds."""
-    return CONFIG.format(name=name, data=data, more=more)
+def config_text(name: str, data: str = TOY, extra: str = "") -> str:
+    """Text of a config file that trains within seconds."""
+    return CONFIG.format(name=name, data=data, extra=extra)
 
 
 def build(folder: Path) -> Path:
-    """Make everything in `folder`; nothing if it is there."""
+    """Build all fixtures in `folder`, unless a finished build exists."""
     if (folder / "done").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -64,10 +64,11 @@ def _data(folder: Path) -> None:
 
     for stem, shape in (("images", (16, 28, 28)), ("labels", (16,))):
         for split in ("train", "t10k"):
-            head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            sizes = b"".join(size.to_bytes(4, "big") for size in shape)
+            header = bytes([0, 0, 8, len(shape)]) + sizes
             name = f"{split}-{stem}-idx{len(shape)}-ubyte.gz"
             content = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
-            (folder / "idx" / name).write_bytes(gzip.compress(head + content, mtime=0))
+            (folder / "idx" / name).write_bytes(gzip.compress(header + content, mtime=0))
 
 
 def _runs(folder: Path) -> None:
@@ -76,16 +77,16 @@ def _runs(folder: Path) -> None:
     from fmjax.jobs.train.train import train_folder
     from fmjax.runs.load_config import load_config
 
-    def command(*words: object) -> None:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        assert stopped.value.code in (0, None), words
+    def run_command(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        assert exit_info.value.code in (0, None), arguments
 
     (folder / "toy.py").write_text(config_text("toy"))
-    command("train", folder / "toy.py", "--run", folder / "toy")
-    command("likelihood", folder / "toy", "--num-examples", 8)
-    arrays = config_text("arrays", f"ArrayData({str(folder / 'arrays')!r}, num_classes=3)")
-    (folder / "arrays.py").write_text(arrays)
+    run_command("train", folder / "toy.py", "--run", folder / "toy")
+    run_command("likelihood", folder / "toy", "--num-examples", 8)
+    data = f"ArrayData({str(folder / 'arrays')!r}, num_classes=3)"
+    (folder / "arrays.py").write_text(config_text("arrays", data))
     train_folder(load_config(folder / "arrays.py"), folder / "classes", progress=Silent())
 
 
@@ -96,15 +97,16 @@ def _records(folder: Path) -> None:
     manifest = RecordManifest(fields, 10, 4, {"made": "here"})
     prepare_records(folder, manifest)
     rng = np.random.default_rng(0)
-    for number in range(manifest.num_shards):
-        num = len(manifest.examples(number))
-        x = rng.normal(size=(num, 2)).astype(np.float32)
-        write_shard(folder, manifest, number, {"x": x, "label": np.zeros(num, np.int32)})
+    for shard in range(manifest.num_shards):
+        num_examples = len(manifest.examples(shard))
+        x = rng.normal(size=(num_examples, 2)).astype(np.float32)
+        arrays = {"x": x, "label": np.zeros(num_examples, np.int32)}
+        write_shard(folder, manifest, shard, arrays)
 
 
-def copy(world: Path, name: str, folder: Path, to: str | None = None) -> Path:
-    """A copy of a part of the world, to be damaged."""
-    source = (GOLDEN if (GOLDEN / name).exists() else world) / name
+def copy(fixtures: Path, name: str, folder: Path, to: str | None = None) -> Path:
+    """Copy a golden file or fixture into `folder`, where the case may damage it."""
+    source = (GOLDEN if (GOLDEN / name).exists() else fixtures) / name
     target = folder / (to or name)
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("io.npz", "out.npz"))

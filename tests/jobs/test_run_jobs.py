@@ -1,4 +1,4 @@
-"""A whole run on images with classes: what it leaves, what it refuses, what may be drawn of it."""
+"""Tests of training, evaluating, comparing and sampling one run on class-conditional images."""
 
 import dataclasses
 import json
@@ -72,8 +72,8 @@ CONFIG = Config(
 DIGITS = ((8, 8, 1), 10)
 
 
-def content(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def file_contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -85,42 +85,45 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """A run of which nothing is trained yet."""
+    """The folder of a run before training."""
     folder = RunFolder(tmp_path / "run")
     prepare(folder, CONFIG, *DIGITS)
     return folder
 
 
-def test_the_run_is_what_the_config_asked_for(run):
+def test_run_matches_the_config(run):
     assert (run.config, run.step, run.event_shape, run.num_classes) == (CONFIG, 3, *DIGITS)
 
 
 @pytest.mark.slow
-def test_a_run_opens_in_python_as_the_readme_says(run):
+def test_readme_example_opens_a_run(run):
     text = README.read_text()
     lines = text[text.index("    run = fmjax.open_run(") :].split("\n\n")[0]
-    names = {"fmjax": fmjax, "jax": jax}
-    exec(textwrap.dedent(lines).replace("runs/digits", str(run.folder.root)), names)  # noqa: S102
-    assert names["samples"].x1.shape == (10, 8, 8, 1)
-    assert names["samples"].succeeded.all()
+    scope = {"fmjax": fmjax, "jax": jax}
+    exec(textwrap.dedent(lines).replace("runs/digits", str(run.folder.root)), scope)  # noqa: S102
+    assert scope["samples"].x1.shape == (10, 8, 8, 1)
+    assert scope["samples"].succeeded.all()
 
 
-def test_samples_of_classes_are_measured_by_the_classifier(run):
-    found = read_evaluation(run.folder.evaluation)
-    assert (found.num_samples, found.num_failed, found.num_examples) == (24, 0, 1442)
-    # Two Euler steps, and guidance asks the network twice.
-    assert (found.solver, found.nfe) == ("euler with 2 steps and guidance 1.5", 4)
-    assert found.frechet > found.frechet_test > 0, "noise is farther off than real digits"
-    assert (found.num_half, found.num_test, found.step) == (721, 24, 3)
-    assert found.frechet_halves > 0
-    assert found.wasserstein > found.wasserstein_halves > 0
-    # As many test examples as samples; but samples are too few for a half of the real data.
-    assert (found.frechet_as_test, found.wasserstein_as_test) == (found.frechet, found.wasserstein)
-    assert found.frechet_as_half is found.wasserstein_as_half is None
-    pair = f"24 samples: {found.frechet:.3g}, 24 real test examples: {found.frechet_test:.3g}"
+def test_evaluation_of_class_samples_uses_the_classifier(run):
+    result = read_evaluation(run.folder.evaluation)
+    assert (result.num_samples, result.num_failed, result.num_examples) == (24, 0, 1442)
+    # Two Euler steps, each with two network evaluations because of guidance.
+    assert (result.solver, result.nfe) == ("euler with 2 steps and guidance 1.5", 4)
+    assert result.frechet > result.frechet_test > 0, "noise must be farther away than real digits"
+    assert (result.num_half, result.num_test, result.step) == (721, 24, 3)
+    assert result.frechet_halves > 0
+    assert result.wasserstein > result.wasserstein_halves > 0
+    # There are as many test examples as samples, but fewer samples than half of the real data.
+    assert (result.frechet_as_test, result.wasserstein_as_test) == (
+        result.frechet,
+        result.wasserstein,
+    )
+    assert result.frechet_as_half is result.wasserstein_as_half is None
+    pair = f"24 samples: {result.frechet:.3g}, 24 real test examples: {result.frechet_test:.3g}"
     assert pair in run.folder.report.read_text()
-    assert 0 <= found.accuracy <= 1
-    assert found.classifier_accuracy > 0.9
+    assert 0 <= result.accuracy <= 1
+    assert result.classifier_accuracy > 0.9
 
 
 @pytest.mark.parametrize(
@@ -131,8 +134,8 @@ def test_samples_of_classes_are_measured_by_the_classifier(run):
         (2, 2, {"": (2, 7), "_test": (2, 7), "_as_test": (2, 7)}),
     ],
 )
-def test_real_examples_are_compared_with_as_many_samples(samples, test, expected):
-    """What is compared with what, by the numbers of both."""
+def test_reference_distances_compare_equal_numbers_of_samples(samples, test, expected):
+    """`expected` maps each distance to the sizes of the two sets it compares."""
     sizes = {}
 
     def distance(x, y):
@@ -141,13 +144,13 @@ def test_real_examples_are_compared_with_as_many_samples(samples, test, expected
 
     halves = (np.arange(3), np.arange(3, 7))
     references = _References(np.zeros((7, 2)), halves, np.zeros((test, 2)))
-    found = references.distances("d", distance, np.zeros((samples, 2)))
-    by_name = {name.removeprefix("d"): sizes[number] for name, number in found.items()}
+    result = references.distances("d", distance, np.zeros((samples, 2)))
+    by_name = {name.removeprefix("d"): sizes[index] for name, index in result.items()}
     assert by_name == expected | {"_halves": (3, 4)}
 
 
-def test_distances_of_real_examples_are_printed_with_those_of_as_many_samples():
-    numbers = Evaluation(
+def test_summary_lists_real_distances_and_same_size_distances():
+    evaluation = Evaluation(
         step=1,
         num_samples=900,
         num_failed=0,
@@ -166,61 +169,66 @@ def test_distances_of_real_examples_are_printed_with_those_of_as_many_samples():
         frechet_as_test=7.0,
     )
     halves = "to half of the training examples, 721 samples"
-    assert summarize_evaluation(numbers)[1:] == [
+    assert summarize_evaluation(evaluation)[1:] == [
         f"  sliced Wasserstein distance 0.5000 ({halves}: 0.7500, the other half: 0.2500)",
         "  Frechet distance 3.000 (355 samples: 7.000, 355 real test examples: 4.000; "
         f"{halves}: 6.000, the other half: 5.000)",
     ]
-    fewer = numbers._replace(wasserstein_as_half=None, frechet=None)
-    assert summarize_evaluation(fewer)[1:] == ["  sliced Wasserstein distance 0.5000"]
+    partial = evaluation._replace(wasserstein_as_half=None, frechet=None)
+    assert summarize_evaluation(partial)[1:] == ["  sliced Wasserstein distance 0.5000"]
 
 
-def test_test_data_of_another_shape_are_refused(run, tmp_path):
+def test_evaluation_refuses_test_data_of_another_shape(run, tmp_path):
     digits = DigitsData().load("train")
     x, labels = digits.points(slice(40)), digits.labels[:40]
     np.savez(tmp_path / "train.npz", x=x, labels=labels)
     np.savez(tmp_path / "test.npz", x=x[:, :4], labels=labels)
     data = ArrayData(str(tmp_path), num_classes=10)
-    other = run._replace(
+    other_run = run._replace(
         config=dataclasses.replace(CONFIG, data=data), folder=RunFolder(tmp_path / "run")
     )
     message = r"test data must have shape \(8, 8, 1\), got \(4, 8, 1\)"
     with pytest.raises(ValueError, match=message):
-        evaluate_run(other, CONFIG.evaluation, CONFIG.sampling)
+        evaluate_run(other_run, CONFIG.evaluation, CONFIG.sampling)
 
 
 @pytest.mark.slow
-def test_without_a_classifier_the_rest_is_measured_and_shown(run, tmp_path, monkeypatch):
-    """No Frechet distance, precision, recall or recognized samples, and no training for them."""
+def test_without_classifier_only_wasserstein_is_reported(run, tmp_path, monkeypatch):
+    """No classifier is trained, and its metrics are omitted."""
 
     def refuse(*_, **__):
-        raise AssertionError("no classifier may be trained")
+        raise AssertionError("no classifier must be trained")
 
     monkeypatch.setattr("fmjax.runs.real_data.trained_classifier", refuse)
     evaluation = dataclasses.replace(CONFIG.evaluation, classifier=False)
     config = dataclasses.replace(CONFIG, evaluation=evaluation)
     shutil.copytree(run.folder.root, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(to_json(config))
-    bare = open_run(tmp_path / "run")
-    found = evaluate_run(bare, evaluation, CONFIG.sampling)
-    with_it = read_evaluation(run.folder.evaluation)
-    assert found.wasserstein == with_it.wasserstein
-    assert found.wasserstein_as_test == with_it.wasserstein_as_test
-    missing = (found.frechet, found.frechet_test, found.accuracy, found.classifier_accuracy)
-    assert missing == (None,) * 4
-    assert not any(
-        "Frechet" in line or "recognized" in line for line in summarize_evaluation(found)
+    opened = open_run(tmp_path / "run")
+    result = evaluate_run(opened, evaluation, CONFIG.sampling)
+    with_classifier = read_evaluation(run.folder.evaluation)
+    assert result.wasserstein == with_classifier.wasserstein
+    assert result.wasserstein_as_test == with_classifier.wasserstein_as_test
+    classifier_metrics = (
+        result.frechet,
+        result.frechet_test,
+        result.accuracy,
+        result.classifier_accuracy,
     )
-    comparison = compare_run(bare, CONFIG.compare)
+    assert classifier_metrics == (None,) * 4
+    assert not any(
+        "Frechet" in line or "recognized" in line for line in summarize_evaluation(result)
+    )
+    comparison = compare_run(opened, CONFIG.compare)
     assert {name for row in comparison.runs for name in row.metrics} == {
         "sliced Wasserstein distance"
     }
-    page = report_run(bare).read_text()
+    page = report_run(opened).read_text()
     assert "Sliced Wasserstein" in page
     assert "Frechet" not in page
 
 
-def test_the_comparison_has_both_distances_for_every_row(run):
+def test_comparison_has_both_distances_and_all_settings(run):
     comparison = json.loads(run.folder.comparison.read_text())
     rows = [(row["solver"], row["steps"] or row["tolerance"]) for row in comparison["runs"]]
     fixed = [(name, n) for name in ("Euler", "Adams-Bashforth 2") for n in (1, 2)]
@@ -231,92 +239,93 @@ def test_the_comparison_has_both_distances_for_every_row(run):
     assert run.folder.comparison.with_suffix(".csv").stat().st_size > 0
 
 
-def test_the_grid_of_a_run_has_a_row_for_every_class(run):
-    drawn, _ = read_samples(run.folder.samples / "grid.npz")
-    np.testing.assert_array_equal(drawn.labels, np.repeat(np.arange(10), 2))
-    images, columns, names = sample_grid(drawn)
+def test_sample_grid_has_one_row_per_class(run):
+    samples, _ = read_samples(run.folder.samples / "grid.npz")
+    np.testing.assert_array_equal(samples.labels, np.repeat(np.arange(10), 2))
+    images, columns, names = sample_grid(samples)
     assert (columns, names) == (2, tuple("0123456789"))
-    np.testing.assert_array_equal(images, drawn.x1)
+    np.testing.assert_array_equal(images, samples.x1)
 
 
-def test_a_row_of_the_grid_that_is_short_ends_blank():
+def test_sample_grid_pads_short_rows_with_nan():
     x1 = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32)
-    drawn = SampleSet(x1, np.array([7, 7, 4]), np.ones(3, int), np.ones(3, bool))
-    images, columns, names = sample_grid(drawn)
+    samples = SampleSet(x1, np.array([7, 7, 4]), np.ones(3, int), np.ones(3, bool))
+    images, columns, names = sample_grid(samples)
     assert (columns, names) == (2, ("7", "4"))
     np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1, 2, np.nan])
 
 
-def test_what_starts_from_images_is_shown_below_them():
+def test_sample_grid_shows_start_images_above_samples():
     x1 = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1)
-    drawn = SampleSet(x1, None, np.ones(5, int), np.ones(5, bool), x0=-x1)
-    images, columns, names = sample_grid(drawn)
+    samples = SampleSet(x1, None, np.ones(5, int), np.ones(5, bool), x0=-x1)
+    images, columns, names = sample_grid(samples)
     assert (columns, names) == (2, ("from", "to") * 3)
     pairs = [0, 1, 2, 3, 4, np.nan]
-    rows = np.concatenate([[-np.array(two), two] for two in np.split(np.array(pairs), 3)])
+    rows = np.concatenate([[-np.array(pair), pair] for pair in np.split(np.array(pairs), 3)])
     np.testing.assert_array_equal(images[:, 0, 0, 0], rows.ravel())
     labels = np.array([7, 7, 4, 4, 4])
-    images, columns, names = sample_grid(drawn._replace(labels=labels))
+    images, columns, names = sample_grid(samples._replace(labels=labels))
     assert (columns, names) == (3, ("from", "7", "from", "4"))
     np.testing.assert_array_equal(images[:3, 0, 0, 0], [0, -1, np.nan])
     np.testing.assert_array_equal(images[9:, 0, 0, 0], [2, 3, 4])
 
 
-def test_only_the_chosen_classes_are_drawn(run, tmp_path):
-    drawn = sample_run(run, CONFIG.sampling, classes=(3, 1), output=tmp_path / "two")
-    np.testing.assert_array_equal(drawn.labels, [3] * 10 + [1] * 10)
-    assert drawn.x1.shape == (20, 8, 8, 1)
+def test_samples_are_of_the_chosen_classes_only(run, tmp_path):
+    samples = sample_run(run, CONFIG.sampling, classes=(3, 1), output=tmp_path / "two")
+    np.testing.assert_array_equal(samples.labels, [3] * 10 + [1] * 10)
+    assert samples.x1.shape == (20, 8, 8, 1)
     assert (tmp_path / "two.png").stat().st_size > 0
-    # The network was told: the same noises as other classes give other images.
-    other = sample_run(run, CONFIG.sampling, classes=(5,), output=tmp_path / "one")
-    assert np.abs(drawn.x1 - other.x1).max(axis=(1, 2, 3)).min() > 0
+    # Other classes give other images from the same noise.
+    other_class = sample_run(run, CONFIG.sampling, classes=(5,), output=tmp_path / "one")
+    assert np.abs(samples.x1 - other_class.x1).max(axis=(1, 2, 3)).min() > 0
 
 
-def test_weights_are_sampled_from_in_the_layout_they_were_trained_in(run, tmp_path):
+def test_open_run_restores_the_training_mesh_layout(run, tmp_path):
     folder = tmp_path / "split"
     shutil.copytree(run.folder.root, folder)
-    split = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=8))
-    (folder / "config.json").write_text(to_json(split))
-    other = open_run(folder)
-    assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(other.params))
-    found, want = (
-        sample_run(each, CONFIG.sampling, output=tmp_path / "out").x1 for each in (other, run)
+    sharded = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=8))
+    (folder / "config.json").write_text(to_json(sharded))
+    sharded_run = open_run(folder)
+    assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(sharded_run.params))
+    actual, expected = (
+        sample_run(opened, CONFIG.sampling, output=tmp_path / "out").x1
+        for opened in (sharded_run, run)
     )
-    np.testing.assert_allclose(found, want, atol=1e-5)
-    # On other devices than it was trained on, a copy on each of them.
-    elsewhere = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=3))
-    (folder / "config.json").write_text(to_json(elsewhere))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    # A mesh that does not fit the devices replicates the parameters on each device.
+    unavailable = dataclasses.replace(CONFIG, mesh=MeshConfig(data=1, fsdp=3))
+    (folder / "config.json").write_text(to_json(unavailable))
     assert open_run(folder).mesh.shape == {"data": 8, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.slow
-def test_without_test_data_the_rest_is_measured(run, tmp_path):
+def test_evaluation_without_test_data_skips_test_metrics(run, tmp_path):
     digits = DigitsData().load("train")
     np.savez(tmp_path / "train.npz", x=digits.points(slice(200)), labels=digits.labels[:200])
     data = ArrayData(str(tmp_path), num_classes=10)
-    blind = run._replace(
+    no_test_run = run._replace(
         config=dataclasses.replace(CONFIG, data=data), folder=RunFolder(tmp_path / "run")
     )
-    found = evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
-    assert found.wasserstein > 0
-    assert (found.frechet, found.accuracy) == (None, None)
-    # Test data that are damaged are not the same as none.
+    result = evaluate_run(no_test_run, CONFIG.evaluation, CONFIG.sampling)
+    assert result.wasserstein > 0
+    assert (result.frechet, result.accuracy) == (None, None)
+    # Damaged test data are an error, unlike missing test data.
     (tmp_path / "test.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"test\.npz must be a valid \.npz file"):
-        evaluate_run(blind, CONFIG.evaluation, CONFIG.sampling)
+        evaluate_run(no_test_run, CONFIG.evaluation, CONFIG.sampling)
     (tmp_path / "test.npz").unlink()
-    # Somebody's own features need no classifier.
-    found = evaluate_run(
-        blind,
+    # A feature extractor of the user needs no classifier.
+    result = evaluate_run(
+        no_test_run,
         CONFIG.evaluation,
         CONFIG.sampling,
         extractor=lambda images: np.asarray(images).reshape(len(images), -1)[:, :8],
     )
-    assert found.frechet > 0
-    assert (found.frechet_test, found.num_test) == (None, 0)
+    assert result.frechet > 0
+    assert (result.frechet_test, result.num_test) == (None, 0)
 
 
-def test_a_comparison_that_the_data_are_too_few_for_is_refused_before_training(tmp_path):
+def test_train_refuses_comparison_larger_than_half_the_data(tmp_path):
     config = dataclasses.replace(CONFIG, compare=CompareConfig(num_samples=722))
     with pytest.raises(ValueError, match="compare.num_samples must be at most 721, half the"):
         train(config, tmp_path / "run")
@@ -332,86 +341,86 @@ def test_a_comparison_that_the_data_are_too_few_for_is_refused_before_training(t
         (2, (0,), [0, 0]),
     ],
 )
-def test_labels_are_even_and_only_of_the_chosen_classes(num, classes, expected):
+def test_chosen_labels_are_balanced_over_the_chosen_classes(num, classes, expected):
     np.testing.assert_array_equal(chosen_labels(num, 10, classes), expected)
 
 
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_class_that_there_is_not_is_refused(label):
+def test_class_out_of_range_is_refused(label):
     with pytest.raises(ValueError, match=rf"^class must be between 0 and 9, got {label}$"):
         chosen_labels(4, 10, (0, label))
 
 
-def test_without_classes_there_are_no_labels_to_choose():
+def test_model_without_classes_has_no_labels():
     assert chosen_labels(4, None, ()) is None
     with pytest.raises(ValueError, match="classes must be left out for a model without classes"):
         chosen_labels(4, None, (1,))
 
 
 @pytest.mark.slow
-def test_an_unconditional_model_of_labelled_images_is_measured_by_their_classifier(tmp_path):
+def test_unconditional_model_of_labeled_images_uses_their_classifier(tmp_path):
     sampling = dataclasses.replace(CONFIG.sampling, guidance=1.0)
     config = dataclasses.replace(CONFIG, name="blind", conditional=False, sampling=sampling)
     run = train(config, tmp_path / "blind")
     assert run.num_classes is None
     assert "label" not in str(run.params.keys()).lower()
-    found = evaluate_run(run, config.evaluation, config.sampling)
-    assert found.frechet > found.frechet_halves > 0
-    assert found.accuracy is None
+    result = evaluate_run(run, config.evaluation, config.sampling)
+    assert result.frechet > result.frechet_halves > 0
+    assert result.accuracy is None
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_made_again(run):
-    before = content(run.folder.root)
+def test_finished_run_and_its_results_are_kept(run):
+    before = file_contents(run.folder.root)
     make_results(train(CONFIG, run.folder.root))
-    after = content(run.folder.root)
-    made = [run.folder.evaluation, run.folder.comparison, run.folder.samples / "grid.npz"]
-    assert [after[path] for path in [*made, run.folder.metrics]] == [
-        before[path] for path in [*made, run.folder.metrics]
+    after = file_contents(run.folder.root)
+    results = [run.folder.evaluation, run.folder.comparison, run.folder.samples / "grid.npz"]
+    assert [after[file] for file in [*results, run.folder.metrics]] == [
+        before[file] for file in [*results, run.folder.metrics]
     ]
 
 
 @pytest.mark.slow
-def test_results_of_other_weights_and_damaged_ones_are_made_again(run):
+def test_outdated_and_damaged_results_are_regenerated(run):
     folder = run.folder
-    found = json.loads(folder.evaluation.read_text())
-    folder.evaluation.write_text(json.dumps({**found, "step": 2, "num_samples": 5}))
+    evaluation = json.loads(folder.evaluation.read_text())
+    folder.evaluation.write_text(json.dumps({**evaluation, "step": 2, "num_samples": 5}))
     grid = folder.samples / "grid.npz"
-    whole, compared = grid.read_bytes(), folder.comparison.read_bytes()
-    grid.write_bytes(whole[: len(whole) // 2])
+    grid_bytes, comparison_bytes = grid.read_bytes(), folder.comparison.read_bytes()
+    grid.write_bytes(grid_bytes[: len(grid_bytes) // 2])
     with pytest.raises(ValueError, match=r"grid\.npz must hold samples that fmjax wrote, got"):
         read_samples(grid)
     make_results(run)
-    assert json.loads(folder.evaluation.read_text()) == found
-    drawn, step = read_samples(grid)
-    assert (len(drawn.x1), step) == (20, 3)
-    assert folder.comparison.read_bytes() == compared
+    assert json.loads(folder.evaluation.read_text()) == evaluation
+    samples, step = read_samples(grid)
+    assert (len(samples.x1), step) == (20, 3)
+    assert folder.comparison.read_bytes() == comparison_bytes
 
 
-def test_another_config_is_refused_by_the_field_that_differs(prepared):
+def test_prepare_names_the_config_fields_that_differ(prepared):
     other = dataclasses.replace(
         CONFIG, training=dataclasses.replace(CONFIG.training, seed=1), name="other"
     )
-    before = content(prepared.root)
+    before = file_contents(prepared.root)
     with pytest.raises(ValueError, match=r"got different name, training\.seed \(choose"):
         prepare(prepared, other, *DIGITS)
-    assert content(prepared.root) == before
+    assert file_contents(prepared.root) == before
 
 
-def test_a_run_may_go_on_over_another_mesh(prepared):
-    before = content(prepared.root)
+def test_prepare_accepts_another_mesh(prepared):
+    before = file_contents(prepared.root)
     prepare(prepared, dataclasses.replace(CONFIG, mesh=MeshConfig(data=2, fsdp=4)), *DIGITS)
-    assert content(prepared.root) == before
+    assert file_contents(prepared.root) == before
 
 
 def test_overwrite_replaces_the_run(prepared):
-    old = prepared.samples / "grid.npz"
-    old.parent.mkdir()
-    old.write_text("old")
+    old_grid = prepared.samples / "grid.npz"
+    old_grid.parent.mkdir()
+    old_grid.write_text("old")
     other = dataclasses.replace(CONFIG, name="other")
     prepare(prepared, other, *DIGITS, overwrite=True)
     assert read_config(prepared.root) == other
-    assert not old.exists()
+    assert not old_grid.exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -424,23 +433,23 @@ def test_overwrite_replaces_the_run(prepared):
         {"config.json": '{"port": 8080}', "model.json": "{}"},
     ],
 )
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, files, overwrite):
+def test_prepare_refuses_folders_that_are_not_runs(tmp_path, files, overwrite):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    before = content(tmp_path)
+    before = file_contents(tmp_path)
     with pytest.raises(ValueError, match=r"run folder .* must be new, empty or contain a run, got"):
         prepare(RunFolder(tmp_path), CONFIG, *DIGITS, overwrite=overwrite)
-    assert content(tmp_path) == before
+    assert file_contents(tmp_path) == before
 
 
-def test_a_start_that_was_killed_between_its_two_files_can_be_made_again(prepared):
+def test_prepare_repeats_an_interrupted_start(prepared):
     prepared.config.unlink()
     prepare(prepared, CONFIG, *DIGITS)
     assert read_config(prepared.root) == CONFIG
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"num_samples": 4, "fid": 3.0}'])
-def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
+def test_invalid_evaluation_files_are_refused(tmp_path, text):
     (tmp_path / "evaluation.json").write_text(text)
     with pytest.raises(ValueError, match=r"evaluation\.json must (be JSON|hold)"):
         read_evaluation(tmp_path / "evaluation.json")
@@ -516,21 +525,21 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path, text):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_file_that_gives_no_config_is_refused(tmp_path, text, message):
-    path = tmp_path / "mine.py"
-    path.write_text(text)
+def test_invalid_config_files_are_refused(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_config(path)
+        load_config(file)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_whole_numbers_may_be_written_as_powers_of_ten(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
+def test_integers_may_be_written_in_scientific_notation(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
         "from fmjax.config import Config, TrainingConfig\n"
         "def get_config():\n    return Config('x', training=TrainingConfig(num_steps=1e3))"
     )
-    num_steps = load_config(path).training.num_steps
+    num_steps = load_config(file).training.num_steps
     assert type(num_steps) is int
     assert num_steps == 1000
 
@@ -546,13 +555,11 @@ def test_whole_numbers_may_be_written_as_powers_of_ten(tmp_path):
         ),
     ],
 )
-def test_how_samples_are_drawn_is_said_in_words(sampling, expected):
+def test_describe_sampling_names_solver_steps_and_guidance(sampling, expected):
     assert describe_sampling(sampling) == expected
 
 
-def test_a_config_does_not_change_where_the_command_works_and_who_gets_its_signals(
-    tmp_path, monkeypatch
-):
+def test_load_config_restores_working_folder_and_signal_handlers(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -562,19 +569,19 @@ def test_a_config_does_not_change_where_the_command_works_and_who_gets_its_signa
     )
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    old = signal.set_wakeup_fd(writer)
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    old_fd = signal.set_wakeup_fd(writer)
     try:
         load_config(Path("mine.py"))
-        assert signal.set_wakeup_fd(old) == writer
+        assert signal.set_wakeup_fd(old_fd) == writer
     finally:
-        signal.set_wakeup_fd(old)
+        signal.set_wakeup_fd(old_fd)
         os.close(reader)
         os.close(writer)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert Path.cwd() == tmp_path
 
 
-def test_a_missing_config_file_is_refused(tmp_path):
+def test_missing_config_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="config must exist, got"):
         load_config(tmp_path / "absent.py")

@@ -1,4 +1,4 @@
-"""Flow maps against the one that is known: N(0, I) to N(m, s^2 I), pointwise."""
+"""Tests of flow maps against the closed-form map from N(0, I) to N(m, s^2 I)."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from tests.oracles import Gaussian
 SCHEDULES = [Linear(), Cosine()]
 
 
-def points(num=64, dim=2):
+def sample_points(num=64, dim=2):
     keys = jax.random.split(jax.random.key(3), 3)
     first, second = jax.random.uniform(keys[0], (2, num), minval=0.02, maxval=0.98)
     x = 1.5 * jax.random.normal(keys[1], (num, dim))
@@ -41,42 +41,42 @@ def points(num=64, dim=2):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_true_map_meets_its_own_targets(schedule):
-    oracle, (r, t, x) = Gaussian(schedule), points()
+def test_exact_map_equals_its_training_targets(schedule):
+    oracle, (r, t, x) = Gaussian(schedule), sample_points()
     velocity = oracle.velocity(t, x)
     u, target = mean_flow_target(oracle.mean_velocity, r, t, x, velocity, velocity)
     np.testing.assert_allclose(target, u, atol=2e-5)
     step = 0.5 * (r - t)
-    two = shortcut_target(oracle.mean_velocity, t, step, x)
-    np.testing.assert_allclose(two, oracle.mean_velocity(r, t, x), atol=2e-5)
-    # Finest steps as the velocity: off by the error of two Euler steps, no more.
-    euler = shortcut_target(oracle.mean_velocity, t, step, x, min_step=1.0)
-    assert 1e-3 < float(jnp.max(jnp.abs(euler - two))) < 3.0
+    two_steps = shortcut_target(oracle.mean_velocity, t, step, x)
+    np.testing.assert_allclose(two_steps, oracle.mean_velocity(r, t, x), atol=2e-5)
+    # Smallest steps use the velocity, which has the error of two Euler steps.
+    euler_steps = shortcut_target(oracle.mean_velocity, t, step, x, min_step=1.0)
+    assert 1e-3 < float(jnp.max(jnp.abs(euler_steps - two_steps))) < 3.0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_derivative_in_the_target_is_the_one_that_differences_give(schedule):
+def test_target_derivative_matches_finite_differences(schedule):
     with jax.enable_x64(True):
         oracle = Gaussian(schedule)
-        r, t, x = (jnp.asarray(a, jnp.float64) for a in points())
+        r, t, x = (jnp.asarray(a, jnp.float64) for a in sample_points())
 
         def wrong_map(r, t, x, cond=None):
             return jnp.sin(3.0 * x) * (1.0 + r)[:, None] + jnp.exp(t)[:, None] * x**2
 
         v, h = oracle.velocity(t, x), 1e-6
         _, target = mean_flow_target(wrong_map, r, t, x, v, v)
-        ahead, behind = (wrong_map(r, t + e, x + e * v) for e in (h, -h))
-        rate = (ahead - behind) / (2 * h)
-        np.testing.assert_allclose(target, v + (r - t)[:, None] * rate, rtol=1e-7, atol=1e-7)
+        forward, backward = (wrong_map(r, t + e, x + e * v) for e in (h, -h))
+        derivative = (forward - backward) / (2 * h)
+        np.testing.assert_allclose(target, v + (r - t)[:, None] * derivative, rtol=1e-7, atol=1e-7)
 
 
-def oracle_net(schedule):
-    """The true map as a network, which has one parameter that does nothing but be there."""
+def exact_map_net(schedule):
+    """Make a network that returns the exact map plus the parameter `offset`."""
 
     def apply(params, r, t, x, cond=None, guidance=None):
-        return Gaussian(schedule).mean_velocity(r, t, x) + params["off"]
+        return Gaussian(schedule).mean_velocity(r, t, x) + params["offset"]
 
-    return FlowMapNet(lambda key: {"off": jnp.zeros(())}, apply)
+    return FlowMapNet(lambda key: {"offset": jnp.zeros(())}, apply)
 
 
 def objectives(net, path):
@@ -92,29 +92,29 @@ def objectives(net, path):
 
 
 @pytest.mark.parametrize("name", ["mean_flow", "improved", "shortcut"])
-def test_no_other_map_near_the_true_one_has_less_loss(name):
-    # At the least of the expected loss its gradient is zero: over n examples the mean of the
-    # gradients is within a few of their standard errors of it, where a wrong map's is not.
-    net = oracle_net(Cosine())
+def test_expected_loss_is_stationary_at_the_exact_map(name):
+    # The gradient of the expected loss is zero at its minimum: the mean over n examples is within
+    # four standard errors of zero for the exact map, but not for a wrong map.
+    net = exact_map_net(Cosine())
     objective = objectives(net, AffinePath(Cosine()))[name]
     oracle = Gaussian(Cosine())
     x1 = oracle.mean + oracle.std * jax.random.normal(jax.random.key(0), (20_000, 1))
     examples = objective.make_examples(jax.random.key(1), Batch(x1))
 
-    def gradients(off):
-        one = jax.grad(lambda off, each: objective.loss({"off": off}, each)[0])
-        with_targets = objective.with_targets({"off": off}, examples)
+    def gradients(offset):
+        grad_fn = jax.grad(lambda offset, example: objective.loss({"offset": offset}, example)[0])
+        with_targets = objective.with_targets({"offset": offset}, examples)
         rows = jax.tree.map(lambda leaf: leaf[:, None], with_targets)
-        return jax.jit(jax.vmap(one, in_axes=(None, 0)))(off, rows)
+        return jax.jit(jax.vmap(grad_fn, in_axes=(None, 0)))(offset, rows)
 
-    at_truth, off_truth = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
-    error = np.std(at_truth) / np.sqrt(len(at_truth))
-    assert abs(np.mean(at_truth)) < 4 * error
-    assert abs(np.mean(off_truth)) > 10 * error
+    exact_gradients, offset_gradients = gradients(jnp.float32(0.0)), gradients(jnp.float32(0.2))
+    standard_error = np.std(exact_gradients) / np.sqrt(len(exact_gradients))
+    assert abs(np.mean(exact_gradients)) < 4 * standard_error
+    assert abs(np.mean(offset_gradients)) > 10 * standard_error
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_jumps_of_the_true_map_are_exact_and_its_velocity_serves_every_solver(schedule):
+def test_jumps_and_ode_solves_of_exact_map_are_exact(schedule):
     oracle = Gaussian(schedule)
     assert isinstance(oracle.mean_velocity, FlowMapFn)
     x0 = jax.random.normal(jax.random.key(0), (32, 2))
@@ -132,26 +132,26 @@ def test_jumps_of_the_true_map_are_exact_and_its_velocity_serves_every_solver(sc
 
 
 @pytest.mark.slow
-def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs():
+def test_initial_flow_map_equals_the_velocity_network():
     config, keys = MLPConfig(width=16, num_layers=2), jax.random.split(jax.random.key(0), 3)
     velocity, flow_map = make_network(config, (3,), 4), make_flow_map(config, (3,), 4, guided=True)
     params = flow_map.init(keys[0])
-    # Some output: it is zero at the start.
+    # The output layer is initialized to zero.
     params["out"]["kernel"] = jax.random.normal(keys[1], params["out"]["kernel"].shape)
-    plain = {
+    velocity_params = {
         **params,
         "embed": {k: v for k, v in params["embed"].items() if k in velocity.init(keys[0])["embed"]},
     }
-    assert jax.tree.structure(plain) == jax.tree.structure(velocity.init(keys[0]))
+    assert jax.tree.structure(velocity_params) == jax.tree.structure(velocity.init(keys[0]))
     t, r, cond = jnp.full(5, 0.2), jnp.full(5, 0.7), jnp.arange(5) % 4
     x = jax.random.normal(keys[2], (5, 3))
     guidance = jnp.tile(jnp.array([3.0, 0.0, 1.0]), (5, 1))
     np.testing.assert_array_equal(
-        flow_map.apply(params, r, t, x, cond, guidance), velocity.apply(plain, t, x, cond)
+        flow_map.apply(params, r, t, x, cond, guidance), velocity.apply(velocity_params, t, x, cond)
     )
     params["embed"]["span"]["kernel"] = jnp.ones_like(params["embed"]["span"]["kernel"])
-    moved = flow_map.apply(params, r, t, x, cond, guidance)
-    assert not np.allclose(moved, velocity.apply(plain, t, x, cond))
+    changed = flow_map.apply(params, r, t, x, cond, guidance)
+    assert not np.allclose(changed, velocity.apply(velocity_params, t, x, cond))
 
 
 @pytest.mark.slow
@@ -162,8 +162,8 @@ def test_a_flow_map_starts_as_the_velocity_of_the_network_without_those_inputs()
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("mean_flow", "shortcut")),
     ],
 )
-def test_training_reaches_the_true_map(name):
-    # To 0.1 rms on jumps of every length; the longest moves points by 1.04 rms.
+def test_training_converges_to_the_exact_map(name):
+    # The RMS error is below 0.1 for all jump lengths; the longest jump has RMS length 1.04.
     path, oracle = AffinePath(), Gaussian(Linear(), std=0.7)
     net = make_flow_map(MLPConfig(width=64, num_layers=2, unroll_layers=True), (2,))
     objective = {
@@ -180,12 +180,12 @@ def test_training_reaches_the_true_map(name):
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, 2000))
 
     @jax.jit
-    def trained(params):
+    def train(params):
         def step(carry, key):
             params, state, average = carry
-            draw_key, data_key = jax.random.split(key)
+            example_key, data_key = jax.random.split(key)
             x1 = oracle.mean + oracle.std * jax.random.normal(data_key, (128, 2))
-            examples = objective.make_examples(draw_key, Batch(x1))
+            examples = objective.make_examples(example_key, Batch(x1))
             with_targets = objective.with_targets(average, examples)
             grads = jax.grad(lambda p: jnp.mean(objective.loss(p, with_targets)))(params)
             updates, state = optimizer.update(grads, state)
@@ -196,32 +196,32 @@ def test_training_reaches_the_true_map(name):
         carry, _ = jax.lax.scan(step, (params, optimizer.init(params), params), keys)
         return carry[2]
 
-    params = trained(net.init(jax.random.key(0)))
+    params = train(net.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(2), 2)
-    ends = {1.0: 0.0, 0.5: 0.0, 0.75: 0.5, 1.0 - 1e-6: 0.5}  # End: beginning; on all grids.
-    for end, begin in ends.items():
+    jumps = {1.0: 0.0, 0.5: 0.0, 0.75: 0.5, 1.0 - 1e-6: 0.5}  # End time to start time.
+    for end, start in jumps.items():
         x0 = jax.random.normal(keys[0], (1000, 2))
-        r, t = jnp.full(1000, end), jnp.full(1000, begin)
+        r, t = jnp.full(1000, end), jnp.full(1000, start)
         x_t = oracle.flow_map(t, x0)
-        jumped = x_t + (r - t)[:, None] * net.apply(params, r, t, x_t)
-        error = jnp.sqrt(jnp.mean(jnp.square(jumped - oracle.flow_map(r, x0))))
-        assert float(error) < 0.1, (end, begin)
+        result = x_t + (r - t)[:, None] * net.apply(params, r, t, x_t)
+        error = jnp.sqrt(jnp.mean(jnp.square(result - oracle.flow_map(r, x0))))
+        assert float(error) < 0.1, (end, start)
 
 
-def test_shortcut_examples_take_the_steps_of_the_grids_and_no_others():
-    net = oracle_net(Linear())
+def test_shortcut_examples_use_only_grid_steps():
+    net = exact_map_net(Linear())
     objective = shortcut_objective(net, AffinePath(), num_steps=16, bootstrap_ratio=0.5)
-    drawn = objective.make_examples(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
-    span = np.asarray(drawn.r - drawn.t)
-    assert set(span) == {0.0, 1 / 8, 1 / 4, 1 / 2, 1.0}
-    place = (np.asarray(drawn.t) / np.where(span > 0, span, 1))[span > 0]
-    np.testing.assert_array_equal(place, np.round(place))
-    assert np.all(drawn.r <= 1.0)
-    assert abs(np.mean(span > 0) - 0.5) < 4 * 0.5 / 64  # Four standard errors.
+    examples = objective.make_examples(jax.random.key(0), Batch(jnp.zeros((4096, 1))))
+    step_sizes = np.asarray(examples.r - examples.t)
+    assert set(step_sizes) == {0.0, 1 / 8, 1 / 4, 1 / 2, 1.0}
+    positions = (np.asarray(examples.t) / np.where(step_sizes > 0, step_sizes, 1))[step_sizes > 0]
+    np.testing.assert_array_equal(positions, np.round(positions))
+    assert np.all(examples.r <= 1.0)
+    assert abs(np.mean(step_sizes > 0) - 0.5) < 4 * 0.5 / 64  # Four standard errors.
 
 
 @pytest.mark.slow
-def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_steps():
+def test_shortcut_targets_use_average_weights_and_guide_smallest_steps():
     def apply(params, r, t, x, cond=None, guidance=None):
         return jnp.broadcast_to((params["v"][cond] + 10.0 * (r > t))[:, None], x.shape)
 
@@ -238,47 +238,49 @@ def test_a_shortcut_model_learns_from_averaged_weights_guided_at_the_finest_step
     labels = jnp.arange(512) % 2
     examples = objective.make_examples(jax.random.key(0), Batch(jnp.ones((512, 1)), labels))
     with_targets = objective.with_targets({"v": jnp.array([1.0, 2.0, 5.0])}, examples)
-    span, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
-    own = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
-    guided = np.where(dropped, 5.0, 5.0 + 2.5 * (own - 5.0))
+    step_sizes, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
+    prediction = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
+    guided = np.where(dropped, 5.0, 5.0 + 2.5 * (prediction - 5.0))
     velocity = np.asarray(examples.x1 - examples.x0)[:, 0]
-    target = np.select([span == 1.0, span == 0.5], [own + 10.0, guided], velocity)
-    assert len(set(zip(span, dropped, strict=True))) == 6
+    target = np.select(
+        [step_sizes == 1.0, step_sizes == 0.5], [prediction + 10.0, guided], velocity
+    )
+    assert len(set(zip(step_sizes, dropped, strict=True))) == 6
     np.testing.assert_allclose(with_targets.target[:, 0], target, rtol=1e-6)
     loss = objective.loss({"v": jnp.zeros(3)}, with_targets)
-    np.testing.assert_allclose(loss, (target - 10.0 * (span > 0)) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(loss, (target - 10.0 * (step_sizes > 0)) ** 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("power", "weights"), [(0.0, [1, 1]), (1.0, [1 / 25.1, 1 / 0.35])])
-def test_adaptive_loss_says_the_square_and_learns_by_its_weight(power, weights):
+def test_adaptive_loss_is_squared_error_with_weighted_gradient(power, weights):
     error = jnp.array([[3.0, 4.0], [0.3, 0.4]])
     np.testing.assert_allclose(adaptive_loss(error, power, 0.1), [25.0, 0.25], rtol=1e-6)
-    slopes = jax.grad(lambda e: jnp.sum(adaptive_loss(e, power, 0.1)))(error)
-    np.testing.assert_allclose(slopes, 2 * error * np.array(weights)[:, None], rtol=1e-6)
+    grads = jax.grad(lambda e: jnp.sum(adaptive_loss(e, power, 0.1)))(error)
+    np.testing.assert_allclose(grads, 2 * error * np.array(weights)[:, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mix", [None, 0.0, 0.6])
-def test_built_in_guidance_has_the_guided_velocity_for_its_fixed_point(mix):
+def test_guided_velocity_is_fixed_point_of_built_in_guidance(mix):
     scale, t = 2.5, jnp.array([0.1, 0.5, 0.9, 0.5])
     built_in = BuiltInGuidance(scale, mix=mix, first=0.3, last=0.95)
     v_cond, v_null = jax.random.normal(jax.random.key(0), (2, 4, 3))
     guided = v_null + scale * (v_cond - v_null)
     dropped = jnp.array([False, False, False, True])
-    asked = built_in.sample(jax.random.key(1), 4)
-    # The draw's mean is the conditional velocity; the target is linear in the draw.
-    target = built_in.target(t, v_cond, guided, v_null, asked, dropped)
+    guidance_inputs = built_in.sample(jax.random.key(1), 4)
+    # The target is linear in the sampled velocity, so its mean v_cond gives the mean target.
+    target = built_in.target(t, v_cond, guided, v_null, guidance_inputs, dropped)
     np.testing.assert_allclose(target[1:3], guided[1:3], rtol=2e-6, atol=2e-6)
-    np.testing.assert_array_equal(target[0], v_cond[0])  # Before the interval.
-    np.testing.assert_array_equal(target[3], v_cond[3])  # Without its condition.
+    np.testing.assert_array_equal(target[0], v_cond[0])  # The time is before the interval.
+    np.testing.assert_array_equal(target[3], v_cond[3])  # The condition is dropped.
 
 
-def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
+def test_sampled_guidance_scales_have_the_configured_density():
     u = (np.arange(1, 10)) / 10
     for power, quantile in ((1.0, 8.0**u), (0.0, 1 + 7 * u), (2.0, 1 / (1 - u * (1 - 1 / 8)))):
         built_in = BuiltInGuidance(max_scale=8.0, power=power, first=0.5, last=0.6)
         scale, first, last = np.asarray(built_in.sample(jax.random.key(0), 40_000)).T
-        shares = [np.mean(scale <= q) for q in quantile]
-        np.testing.assert_allclose(shares, u, atol=4 * 0.5 / 200)  # Four standard errors.
+        fractions = [np.mean(scale <= q) for q in quantile]
+        np.testing.assert_allclose(fractions, u, atol=4 * 0.5 / 200)  # Four standard errors.
         assert 0.0 <= first.min() < 0.01
         assert 0.49 < first.max() <= 0.5
         assert 0.6 <= last.min() < 0.61
@@ -314,13 +316,13 @@ def test_scales_that_are_an_input_have_the_density_that_was_asked_for():
         (lambda net: BuiltInGuidance(max_scale=0.5), "guidance.max_scale must"),
     ],
 )
-def test_what_cannot_be_learned_is_refused(make, message):
+def test_invalid_objective_settings_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
-        make(oracle_net(Linear()))
+        make(exact_map_net(Linear()))
 
 
-def test_a_map_of_another_shape_is_refused():
-    r, t, x = points(4)
+def test_map_with_wrong_shape_is_rejected():
+    r, t, x = sample_points(4)
 
     def flat(r, t, x, cond=None):
         return x[:, :1]

@@ -1,4 +1,4 @@
-"""The flow-matching loss against closed forms, and what its objective draws."""
+"""Tests of the flow-matching loss against closed forms, and of the examples it samples."""
 
 import itertools
 
@@ -32,7 +32,7 @@ from fmjax.paths import (
 from tests import oracles
 from tests.affine import SCHEDULES, Mixture
 
-KINDS = list(itertools.product(Prediction, repeat=2))
+PREDICTIONS_AND_SPACES = list(itertools.product(Prediction, repeat=2))
 GAUSSIAN = Mixture(np.array([1.0]), np.array([[1.0]]), np.array([0.5]))
 MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-1.5], [1.0]]), np.array([0.6, 0.4]))
 
@@ -43,8 +43,8 @@ def x64():
         yield
 
 
-def examples(num=16, event=(3,), seed=0):
-    """(t, x0, x1), times inside the interval."""
+def sample_inputs(num=16, event=(3,), seed=0):
+    """Sample (t, x0, x1) with times inside the interval."""
     rng = np.random.default_rng(seed)
     t = rng.uniform(0.05, 0.95, size=num)
     return tuple(
@@ -52,13 +52,13 @@ def examples(num=16, event=(3,), seed=0):
     )
 
 
-def nodes(target, num=64):
-    """(weights, x0, x1) with `weights . f(x0, x1)` = E f, by Gauss-Hermite in x0 and each part."""
+def quadrature_nodes(target, num=64):
+    """Return (weights, x0, x1) with `weights . f(x0, x1)` = E f, by Gauss-Hermite quadrature."""
     z, w = np.polynomial.hermite_e.hermegauss(num)
     w = w / w.sum()
-    part, i, j = (a.ravel() for a in np.mgrid[: len(target.weights), :num, :num])
-    weights = target.weights[part] * w[i] * w[j]
-    x1 = target.means[part, 0] + target.stds[part] * z[j]
+    component, i, j = (a.ravel() for a in np.mgrid[: len(target.weights), :num, :num])
+    weights = target.weights[component] * w[i] * w[j]
+    x1 = target.means[component, 0] + target.stds[component] * z[j]
     return weights, jnp.asarray(z[i][:, None]), jnp.asarray(x1[:, None])
 
 
@@ -66,11 +66,11 @@ def nodes(target, num=64):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["linear", "variance preserving"])
 @pytest.mark.parametrize("target", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
-def test_the_loss_of_the_true_conditional_mean_is_the_least_there_is(name, target):
-    """Whatever it predicts, in space q it is E Var(q | x_t), with no sampling error at all."""
+def test_loss_of_conditional_mean_is_conditional_variance(name, target):
+    """The loss in space q is E Var(q | x_t) for every prediction, without sampling error."""
     schedule, formula = SCHEDULES[name]
     path, times = AffinePath(schedule), jnp.array([0.1, 0.5, 0.8])
-    weights, x0, x1 = nodes(target)
+    weights, x0, x1 = quadrature_nodes(target)
 
     @jax.jit
     def losses(t):
@@ -87,67 +87,67 @@ def test_the_loss_of_the_true_conditional_mean_is_the_least_there_is(name, targe
                 space=space,
             )
 
-        return [jnp.dot(weights, loss(*kinds)) for kinds in KINDS]
+        return [jnp.dot(weights, loss(*pair)) for pair in PREDICTIONS_AND_SPACES]
 
     for t in times:
         c = formula(t[None])
-        # Var(x1 | x_t), averaged over x_t on a fine grid; at x_t all is linear in x1.
+        # Average Var(x1 | x_t) over a fine grid of x_t. Given x_t, each space is linear in x1.
         x = jnp.linspace(-12.0, 12.0, 4001)[:, None]
-        along = type(c)(*(jnp.broadcast_to(part, x.shape[:1]) for part in c))
-        density = jnp.exp(target.log_density(along, x))
-        spread = jnp.sum(density * target.variance_of_x1(along, x)) * (x[1, 0] - x[0, 0])
+        coefficients = type(c)(*(jnp.broadcast_to(value, x.shape[:1]) for value in c))
+        density = jnp.exp(target.log_density(coefficients, x))
+        variance = target.variance_of_x1(coefficients, x)
+        mean_variance = jnp.sum(density * variance) * (x[1, 0] - x[0, 0])
         a, s = c.alpha[0], c.sigma[0]
-        least = {
-            Prediction.X1: spread,
-            Prediction.X0: spread * (a / s) ** 2,
-            Prediction.SCORE: spread * (a / s**2) ** 2,
-            Prediction.VELOCITY: spread * (c.alpha_rate[0] - c.sigma_rate[0] * a / s) ** 2,
+        expected = {
+            Prediction.X1: mean_variance,
+            Prediction.X0: mean_variance * (a / s) ** 2,
+            Prediction.SCORE: mean_variance * (a / s**2) ** 2,
+            Prediction.VELOCITY: mean_variance * (c.alpha_rate[0] - c.sigma_rate[0] * a / s) ** 2,
         }
         if target is GAUSSIAN:
-            closed = oracles.Gaussian(schedule, 1.0, 0.5).least_loss(t[None])[0]
-            np.testing.assert_allclose(least[Prediction.VELOCITY], closed, rtol=1e-9)
-        # 64 nodes integrate the Gaussian's quadratic exactly, the mixture's sigmoid to 1e-5; the
-        # prediction is rounded to float32.
-        for (_, space), loss in zip(KINDS, losses(t), strict=True):
+            closed_form = oracles.Gaussian(schedule, 1.0, 0.5).least_loss(t[None])[0]
+            np.testing.assert_allclose(expected[Prediction.VELOCITY], closed_form, rtol=1e-9)
+        # 64 nodes are exact for the Gaussian and accurate to 1e-5 for the mixture. The prediction
+        # is rounded to float32.
+        for (_, space), loss in zip(PREDICTIONS_AND_SPACES, losses(t), strict=True):
             np.testing.assert_allclose(
-                loss, least[space], rtol=1e-6 if target is GAUSSIAN else 1e-4
+                loss, expected[space], rtol=1e-6 if target is GAUSSIAN else 1e-4
             )
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_loss_in_any_space_is_that_of_the_converted_prediction(name):
+def test_loss_in_each_space_uses_the_converted_prediction(name):
     path = AffinePath(SCHEDULES[name][0])
-    t, x0, x1 = examples(event=(2, 2, 1))
-    value = 0.3 * x0 - x1**2  # Far from the truth.
+    t, x0, x1 = sample_inputs(event=(2, 2, 1))
+    value = 0.3 * x0 - x1**2  # An arbitrary wrong prediction.
 
     @jax.jit
-    def both(t, x0, x1):
+    def losses_and_expected(t, x0, x1):
         x_t, u_t = path(t, x0, x1)
         truth = {
-            kind: path.convert(t, x_t, x0, from_=Prediction.X0, to=kind) for kind in Prediction
+            space: path.convert(t, x_t, x0, from_=Prediction.X0, to=space) for space in Prediction
         }
         pairs = []
-        for prediction, space in KINDS:
+        for prediction, space in PREDICTIONS_AND_SPACES:
             loss = flow_matching_loss(
                 lambda t, x, cond: value, path, t, x0, x1, prediction=prediction, space=space
             )
-            said = path.convert(t, x_t, value, from_=prediction, to=space)
-            pairs.append((loss, jnp.mean((said - truth[space]) ** 2, axis=(1, 2, 3))))
+            converted = path.convert(t, x_t, value, from_=prediction, to=space)
+            pairs.append((loss, jnp.mean((converted - truth[space]) ** 2, axis=(1, 2, 3))))
         return pairs
 
-    for loss, expected in both(t, x0, x1):
+    for loss, expected in losses_and_expected(t, x0, x1):
         assert loss.shape == t.shape
         np.testing.assert_allclose(loss, expected, rtol=1e-7)
 
 
 @pytest.mark.slow
-def test_a_scale_that_grows_without_bound_is_that_of_a_thousandth_before_the_end():
-    _, x0, x1 = examples(6)
-    near = jnp.array([0.0, 1e-6, 1e-4, 1.0 - 1e-4, 1.0 - 1e-6, 1.0])
-    t = near.astype(x0.dtype)
+def test_unbounded_conversion_scales_are_limited_to_a_thousand():
+    _, x0, x1 = sample_inputs(6)
+    t = jnp.array([0.0, 1e-6, 1e-4, 1.0 - 1e-4, 1.0 - 1e-6, 1.0]).astype(x0.dtype)
 
-    def roots(schedule, prediction, space, offset):
+    def root_losses(schedule, prediction, space, offset):
         path = AffinePath(schedule)
         truth = {"x1": x1, "x0": x0, "velocity": path(t, x0, x1)[1]}[prediction]
         loss = flow_matching_loss(
@@ -161,29 +161,29 @@ def test_a_scale_that_grows_without_bound_is_that_of_a_thousandth_before_the_end
         )
         return np.sqrt(loss)
 
-    # The data as a velocity, 1 / (1 - t), and the noise as one, 1 / t: at their ends 1,000.
+    # The scales from x1 and x0 to velocity are 1 / (1 - t) and 1 / t, limited to 1,000.
     np.testing.assert_allclose(
-        roots(Linear(), Prediction.X1, Prediction.VELOCITY, 1.0),
+        root_losses(Linear(), Prediction.X1, Prediction.VELOCITY, 1.0),
         [1, 1, 1, 1e3, 1e3, 1e3],
         rtol=1e-3,
     )
     np.testing.assert_allclose(
-        roots(Linear(), Prediction.X0, Prediction.VELOCITY, 1.0),
+        root_losses(Linear(), Prediction.X0, Prediction.VELOCITY, 1.0),
         [1e3, 1e3, 1e3, 1, 1, 1],
         rtol=1e-3,
     )
-    # The noise as a score on the exploding path, 1 / sigma, is nowhere infinite, and exact.
+    # The scale from x0 to score on the exploding path is 1 / sigma, which is finite and exact.
     sigma = VarianceExploding().sigma(t)
-    exact = roots(VarianceExploding(), Prediction.X0, Prediction.SCORE, 1.0)
+    exact = root_losses(VarianceExploding(), Prediction.X0, Prediction.SCORE, 1.0)
     np.testing.assert_allclose(exact, 1.0 / sigma, rtol=1e-4)
-    # A velocity where both rates vanish, as noise: t / 2, which has a limit.
-    exact = roots(Polynomial(2.0), Prediction.VELOCITY, Prediction.X0, 1.0)
+    # The scale from velocity to x0 has the limit t / 2 where both rates vanish.
+    exact = root_losses(Polynomial(2.0), Prediction.VELOCITY, Prediction.X0, 1.0)
     np.testing.assert_allclose(exact, t / 2, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", Prediction)
-def test_the_truth_has_no_loss_in_any_space_and_none_is_infinite_at_the_ends(prediction):
-    _, x0, x1 = examples(4)
+def test_exact_predictions_have_zero_loss_and_all_losses_are_finite(prediction):
+    _, x0, x1 = sample_inputs(4)
     t, path = jnp.array([0.0, 0.3, 0.9, 1.0]), AffinePath(Cosine())
     x_t, u_t = path(t, x0, x1)
     truth = {"velocity": u_t, "x1": x1, "x0": x0}
@@ -206,8 +206,8 @@ def test_the_truth_has_no_loss_in_any_space_and_none_is_infinite_at_the_ends(pre
                 assert (loss[1:3] > 0).all()
 
 
-def test_x1_prediction_with_velocity_loss_is_jits():
-    _, x0, x1 = examples(8)
+def test_x1_prediction_with_velocity_loss_matches_jit():
+    _, x0, x1 = sample_inputs(8)
     t = jnp.array([0.0, 0.1, 0.5, 0.9, 0.949, 0.951, 0.99, 1.0])
 
     def predict(t, x, cond):
@@ -223,33 +223,33 @@ def test_x1_prediction_with_velocity_loss_is_jits():
         space=Prediction.VELOCITY,
     )
     x_t = t[:, None] * x1 + (1 - t[:, None]) * x0
-    rest = jnp.maximum(1 - t, 0.05)[:, None]
-    # As the paper writes it: both velocities over the clipped time that is left.
-    error = (predict(t, x_t, None) - x_t) / rest - (x1 - x_t) / rest
+    remaining_time = jnp.maximum(1 - t, 0.05)[:, None]
+    # JiT divides both velocities by the clipped remaining time.
+    error = (predict(t, x_t, None) - x_t) / remaining_time - (x1 - x_t) / remaining_time
     np.testing.assert_allclose(loss, jnp.mean(error**2, axis=1), rtol=1e-4)
 
 
-def test_a_bfloat16_prediction_gives_a_float32_loss():
-    t, x0, x1 = examples()
+def test_bfloat16_prediction_gives_float32_loss():
+    t, x0, x1 = sample_inputs()
     loss = flow_matching_loss(
         lambda t, x, cond: (x1 - x0).astype(jnp.bfloat16), AffinePath(), t, x0, x1
     )
     assert loss.dtype == jnp.float32
-    # Only the prediction was rounded, by up to 2^-8 of its size: a truth rounded too gives 0.
+    # Only the prediction is rounded, by up to 2^-8 of its size. A rounded target would give 0.
     size = jnp.mean((x1 - x0) ** 2, axis=1)
     assert ((loss > 0) & (loss <= 2.0**-16 * size)).all()
 
 
 @pytest.mark.parametrize("shape", [(16, 1), (16,), (3, 16), (16, 3, 1)])
-def test_a_prediction_of_another_shape_is_refused(shape):
-    t, x0, x1 = examples()
+def test_prediction_with_wrong_shape_is_rejected(shape):
+    t, x0, x1 = sample_inputs()
     message = rf"predict_fn must return shape \(16, 3\), got \({shape[0]},"
     with pytest.raises(ValueError, match=message):
         flow_matching_loss(lambda t, x, cond: jnp.zeros(shape), AffinePath(), t, x0, x1)
 
 
-def test_a_weight_of_time_multiplies_the_loss():
-    t, x0, x1 = examples()
+def test_time_weight_multiplies_the_loss():
+    t, x0, x1 = sample_inputs()
 
     def loss(weight_fn):
         return flow_matching_loss(
@@ -263,38 +263,38 @@ def test_a_weight_of_time_multiplies_the_loss():
     np.testing.assert_array_equal(TimeWeight(1.0, 0.0)(ends), [0.0, 1.0])
 
 
-def test_a_weight_that_grows_without_bound_is_refused():
+def test_negative_time_weight_powers_are_rejected():
     with pytest.raises(ValueError, match="data_power must be at least 0.0, got -1.0"):
         TimeWeight(-1.0)
     with pytest.raises(ValueError, match="noise_power must be at least 0.0, got -2.0"):
         TimeWeight(noise_power=-2.0)
 
 
-def test_conditions_are_dropped_by_a_coin_for_each_example():
+def test_conditions_are_dropped_independently_per_example():
     num, rate = 10_000, 0.1
     cond = {"label": jnp.arange(num), "style": jnp.ones((num, 2, 3))}
     null = {"label": -1, "style": jnp.array([7.0, 8.0, 9.0])}
-    dropped = drop_condition(jax.random.key(0), cond, null, rate)
-    gone = dropped["label"] == -1
-    np.testing.assert_array_equal(dropped["label"][~gone], cond["label"][~gone])
-    # All of an example or nothing.
+    result = drop_condition(jax.random.key(0), cond, null, rate)
+    is_dropped = result["label"] == -1
+    np.testing.assert_array_equal(result["label"][~is_dropped], cond["label"][~is_dropped])
+    # Both conditions of an example are dropped together.
     np.testing.assert_array_equal(
-        dropped["style"],
-        np.where(gone[:, None, None], null["style"], cond["style"]),
+        result["style"],
+        np.where(is_dropped[:, None, None], null["style"], cond["style"]),
     )
-    # Binomial: standard deviation 30; 4 of them.
-    assert abs(gone.sum() - 1000) < 120
-    # Coins are independent: neighbours agree no more than they would by chance.
-    assert abs(np.corrcoef(gone[1:], gone[:-1])[0, 1]) < 4 / np.sqrt(num)
+    # The tolerance is four standard deviations of the binomial distribution.
+    assert abs(is_dropped.sum() - 1000) < 120
+    # Neighboring examples are uncorrelated.
+    assert abs(np.corrcoef(is_dropped[1:], is_dropped[:-1])[0, 1]) < 4 / np.sqrt(num)
 
 
-def test_the_ends_of_the_drop_rate_drop_nothing_and_everything():
+def test_drop_rates_of_zero_and_one_drop_nothing_and_everything():
     labels = jnp.arange(8)
     assert drop_condition(jax.random.key(0), labels, None, 0.0) is labels
     np.testing.assert_array_equal(drop_condition(jax.random.key(0), labels, 9, 1.0), np.full(8, 9))
 
 
-def test_a_drop_without_sense_is_refused():
+def test_invalid_drop_settings_are_rejected():
     labels = jnp.arange(8)
     for rate in (-0.1, 1.5):
         with pytest.raises(ValueError, match=rf"rate must lie in \[0.0, 1.0\], got {rate}"):
@@ -320,33 +320,36 @@ def objective(**settings):
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def flow_examples():
     return jax.jit(objective().make_examples)(jax.random.key(1), BATCH)
 
 
-def test_an_objective_draws_examples_whose_leaves_all_have_the_batch_first(drawn):
+def test_sampled_examples_have_the_batch_axis_first(flow_examples):
     assert isinstance(objective(), Objective)
-    assert isinstance(drawn, FlowExamples)
-    assert all(leaf.shape[0] == 32 for leaf in jax.tree.leaves(drawn))
-    np.testing.assert_array_equal(drawn.x1, BATCH.x1)
-    assert drawn.x0.shape == BATCH.x1.shape
-    assert drawn.x0.dtype == drawn.t.dtype == jnp.float32
-    assert ((drawn.cond == 3) | (drawn.cond == BATCH.cond)).all()
-    assert 0 < (drawn.cond == 3).sum() < 32
-    # One time in each of 32 strata of the density.
-    shares = jax.scipy.stats.norm.cdf(jax.scipy.special.logit(drawn.t))
-    np.testing.assert_array_equal(jnp.sort(jnp.floor(shares * 32)), jnp.arange(32))
+    assert isinstance(flow_examples, FlowExamples)
+    assert all(leaf.shape[0] == 32 for leaf in jax.tree.leaves(flow_examples))
+    np.testing.assert_array_equal(flow_examples.x1, BATCH.x1)
+    assert flow_examples.x0.shape == BATCH.x1.shape
+    assert flow_examples.x0.dtype == flow_examples.t.dtype == jnp.float32
+    assert ((flow_examples.cond == 3) | (flow_examples.cond == BATCH.cond)).all()
+    assert 0 < (flow_examples.cond == 3).sum() < 32
+    # Each of the 32 strata of the density contains one time.
+    quantiles = jax.scipy.stats.norm.cdf(jax.scipy.special.logit(flow_examples.t))
+    np.testing.assert_array_equal(jnp.sort(jnp.floor(quantiles * 32)), jnp.arange(32))
 
 
-def test_the_same_key_draws_the_same_and_another_key_draws_all_anew(drawn):
+def test_examples_depend_only_on_the_key(flow_examples):
     make_examples = jax.jit(objective().make_examples)
-    jax.tree.map(np.testing.assert_array_equal, make_examples(jax.random.key(1), BATCH), drawn)
+    jax.tree.map(
+        np.testing.assert_array_equal, make_examples(jax.random.key(1), BATCH), flow_examples
+    )
     other = make_examples(jax.random.key(2), BATCH)
     for name in ("t", "x0", "cond"):
-        assert (getattr(other, name) != getattr(drawn, name)).any()
-    # Noise, times and coins come from keys of their own: 4 standard errors of a correlation.
-    coins, noise = (drawn.cond == 3).astype(jnp.float32), drawn.x0.reshape(32, -1)
-    for a, b in itertools.combinations((drawn.t, coins, noise[:, 0]), 2):
+        assert (getattr(other, name) != getattr(flow_examples, name)).any()
+    # Noise, times and dropped conditions are uncorrelated, to four standard errors.
+    is_dropped = (flow_examples.cond == 3).astype(jnp.float32)
+    noise = flow_examples.x0.reshape(32, -1)
+    for a, b in itertools.combinations((flow_examples.t, is_dropped, noise[:, 0]), 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(32)
 
 
@@ -354,56 +357,57 @@ def test_noise_is_standard_normal():
     make_examples = objective(stratified=False).make_examples
     batch = Batch(x1=jnp.zeros((64, 8, 8, 1)), cond=jnp.zeros(64, jnp.int32))
     noise = np.asarray(make_examples(jax.random.key(3), batch).x0).ravel()
-    # 4,096 draws: standard errors 1/64 of the mean and sqrt(2)/64 of the variance; 4 of them.
+    # For 4,096 samples the standard errors are 1/64 for the mean and sqrt(2)/64 for the variance.
     assert abs(noise.mean()) < 4 / 64
     assert abs(noise.var() - 1) < 4 * np.sqrt(2) / 64
 
 
-def test_the_coupling_pairs_what_is_drawn(drawn):
+def test_coupling_pairs_the_sampled_noise(flow_examples):
     paired = jax.jit(objective(coupling=MinibatchOT()).make_examples)(jax.random.key(1), BATCH)
-    pairs = MinibatchOT()(drawn.x0, BATCH.x1, BATCH.cond)
-    np.testing.assert_allclose(paired.x0, pairs, rtol=1e-6)  # Two programs round as they like.
-    assert (paired.x0 != drawn.x0).any()
-    # Labels are dropped after the pairs are made: the plan knows them all.
-    np.testing.assert_array_equal(paired.cond, drawn.cond)
+    pairs = MinibatchOT()(flow_examples.x0, BATCH.x1, BATCH.cond)
+    # The two compiled programs may round differently.
+    np.testing.assert_allclose(paired.x0, pairs, rtol=1e-6)
+    assert (paired.x0 != flow_examples.x0).any()
+    # Labels are dropped after coupling, which uses all labels.
+    np.testing.assert_array_equal(paired.cond, flow_examples.cond)
 
 
-def test_draws_are_the_same_on_eight_devices(drawn):
+def test_examples_are_the_same_on_eight_devices(flow_examples):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         make_examples = jax.jit(
-            objective().make_examples, in_shardings=(whole, rows), out_shardings=rows
+            objective().make_examples, in_shardings=(replicated, rows), out_shardings=rows
         )
         sharded = make_examples(jax.random.key(1), BATCH)
-    # Bits are equal; what is computed of them may differ in the last place.
-    np.testing.assert_array_equal(sharded.cond, drawn.cond)
-    np.testing.assert_allclose(sharded.x0, drawn.x0, rtol=1e-6)
-    np.testing.assert_allclose(sharded.t, drawn.t, rtol=1e-6)
+    # Random bits are equal, but values computed from them may differ by rounding.
+    np.testing.assert_array_equal(sharded.cond, flow_examples.cond)
+    np.testing.assert_allclose(sharded.x0, flow_examples.x0, rtol=1e-6)
+    np.testing.assert_allclose(sharded.t, flow_examples.t, rtol=1e-6)
 
 
-def test_the_objectives_loss_is_the_flow_matching_loss_of_its_net(drawn):
+def test_objective_loss_is_the_flow_matching_loss(flow_examples):
     settings = {
         "prediction": Prediction.X1,
         "space": Prediction.X0,
         "weight_fn": TimeWeight(1.0, 2.0),
     }
-    losses = objective(**settings).loss({"scale": jnp.array(0.5)}, drawn)
+    losses = objective(**settings).loss({"scale": jnp.array(0.5)}, flow_examples)
     expected = flow_matching_loss(
         lambda t, x, cond: 0.5 * x + expand(cond, x),
         AffinePath(),
-        drawn.t,
-        drawn.x0,
-        drawn.x1,
-        drawn.cond,
+        flow_examples.t,
+        flow_examples.x0,
+        flow_examples.x1,
+        flow_examples.cond,
         **settings,
     )
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_batch_without_conditions_needs_no_null():
+def test_batch_without_conditions_needs_no_null_condition():
     unconditional = objective(null_cond=None)
     examples = unconditional.make_examples(jax.random.key(0), Batch(x1=BATCH.x1))
     assert examples.cond is None
@@ -411,19 +415,19 @@ def test_a_batch_without_conditions_needs_no_null():
     assert losses.shape == (32,)
 
 
-def test_each_encoders_part_of_a_text_is_dropped_by_a_coin_of_its_own():
-    """Two encoders: tokens 0 and 1 with channels 0 to 2, and token 2 with channels 0 to 4."""
+def test_text_parts_of_each_encoder_are_dropped_independently():
+    """One encoder makes tokens 0 and 1 with 3 channels, the other token 2 with 5 channels."""
     parts = (TextPart((0, 2), (0, 3), (0, 2)), TextPart((2, 3), (0, 5), (2, 6)))
     num, key = 64, jax.random.key(0)
     text = Text(jnp.ones((num, 3, 5)), jnp.ones((num, 6)))
     dropped = drop_parts(key, text, parts, 0.5)
-    coins = np.asarray(jax.random.bernoulli(key, 0.5, (2, num)))
-    assert {tuple(pair) for pair in coins.T.tolist()} == set(
+    is_dropped = np.asarray(jax.random.bernoulli(key, 0.5, (2, num)))
+    assert {tuple(pair) for pair in is_dropped.T.tolist()} == set(
         itertools.product([False, True], [False, True])
     )
     tokens, pooled = np.ones((num, 3, 5), np.float32), np.ones((num, 6), np.float32)
-    tokens[coins[0], :2, :3] = pooled[coins[0], :2] = 0.0
-    tokens[coins[1], 2:] = pooled[coins[1], 2:] = 0.0
+    tokens[is_dropped[0], :2, :3] = pooled[is_dropped[0], :2] = 0.0
+    tokens[is_dropped[1], 2:] = pooled[is_dropped[1], 2:] = 0.0
     np.testing.assert_array_equal(dropped.tokens, tokens)
     np.testing.assert_array_equal(dropped.pooled, pooled)
     assert drop_parts(key, text, parts, 0.0) is text

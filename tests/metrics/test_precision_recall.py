@@ -1,4 +1,4 @@
-"""Precision and recall against values by hand, a plain loop, and known failure modes."""
+"""Tests of precision and recall against hand calculations, loops and known failure modes."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ def column(*values):
     return np.array(values, np.float32)[:, None]
 
 
-def by_loop(points, manifold, k):
-    """Equation 1 of arXiv:1904.06991 as it is written, one pair at a time."""
+def coverage_by_loop(points, manifold, k):
+    """Return the mean of equation 1 of arXiv:1904.06991, computed by a loop over pairs."""
     covered = []
     for point in points:
         inside = False
@@ -22,47 +22,48 @@ def by_loop(points, manifold, k):
     return np.mean(covered)
 
 
-def test_points_on_a_line_are_counted_as_by_hand():
-    # With k = 1 the real balls are [-1, 1], [0, 2], [1, 3], [2, 18]; the samples' have radius 1.
+def test_points_on_line_match_hand_calculation():
+    # For k = 1, the real balls are [-1, 1], [0, 2], [1, 3], [2, 18]; sample balls have radius 1.
     real = column(0.0, 1.0, 2.0, 10.0)
-    found = precision_recall(column(0.5, 1.5, 25.0, 26.0), real, num_neighbors=1)
-    assert found.precision == 0.5  # The ball of the isolated point at 10 ends at 18.
-    assert found.recall == 0.75  # The samples' balls are [-0.5, 1.5], [0.5, 2.5] and two far away.
+    result = precision_recall(column(0.5, 1.5, 25.0, 26.0), real, num_neighbors=1)
+    assert result.precision == 0.5  # The ball of the isolated point at 10 ends at 18.
+    # The sample balls are [-0.5, 1.5], [0.5, 2.5] and two distant ones.
+    assert result.recall == 0.75
 
 
-def test_it_agrees_with_a_loop_over_pairs():
+def test_result_matches_loop_over_pairs():
     generator = np.random.default_rng(0)
     x = (generator.standard_normal((60, 5)) + 100.0).astype(np.float32)
     y = (0.7 * generator.standard_normal((50, 5)) + 100.0).astype(np.float32)
-    found = precision_recall(x, y, num_neighbors=3)
-    assert found.precision == pytest.approx(by_loop(x, y, 3))
-    assert found.recall == pytest.approx(by_loop(y, x, 3))
+    result = precision_recall(x, y, num_neighbors=3)
+    assert result.precision == pytest.approx(coverage_by_loop(x, y, 3))
+    assert result.recall == pytest.approx(coverage_by_loop(y, x, 3))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_neighbours_are_those_of_a_loop_in_two_clusters_far_apart(dtype):
+def test_distant_clusters_match_loop_over_pairs(dtype):
     generator = np.random.default_rng(3)
-    side = 1e4 * (np.arange(40)[:, None] % 2)
-    x, y = (1e-2 * generator.standard_normal((40, 3)) + side for _ in range(2))
+    offset = 1e4 * (np.arange(40)[:, None] % 2)
+    x, y = (1e-2 * generator.standard_normal((40, 3)) + offset for _ in range(2))
     x, y = x.astype(dtype), y.astype(dtype)
-    x[:8] = x[0]  # Eight copies, whose balls have radius 0 and contain their center.
+    x[:8] = x[0]  # The balls of eight copies have radius 0 and contain their center.
     y[4] = x[0]
-    found = precision_recall(x, y, num_neighbors=3)
-    wide = x.astype(np.float64), y.astype(np.float64)
-    assert found.precision == pytest.approx(by_loop(*wide, 3))
-    assert found.recall == pytest.approx(by_loop(*wide[::-1], 3))
+    result = precision_recall(x, y, num_neighbors=3)
+    float64_sets = x.astype(np.float64), y.astype(np.float64)
+    assert result.precision == pytest.approx(coverage_by_loop(*float64_sets, 3))
+    assert result.recall == pytest.approx(coverage_by_loop(*float64_sets[::-1], 3))
 
 
-def test_rows_are_taken_in_blocks_without_a_seam():
+def test_block_boundaries_do_not_change_precision():
     generator = np.random.default_rng(1)
     x, y = generator.standard_normal((2, 1500, 2))
-    first, whole = precision_recall(x[:1024], y), precision_recall(x, y)
+    first, full = precision_recall(x[:1024], y), precision_recall(x, y)
     second = precision_recall(x[1024:], y)
-    shares = (1024 * first.precision + 476 * second.precision) / 1500
-    assert whole.precision == pytest.approx(shares)
+    expected = (1024 * first.precision + 476 * second.precision) / 1500
+    assert full.precision == pytest.approx(expected)
 
 
-def test_narrow_samples_are_precise_and_lack_recall():
+def test_narrow_samples_have_high_precision_and_low_recall():
     generator = np.random.default_rng(2)
     real = generator.standard_normal((500, 4))
     narrow = precision_recall(0.2 * generator.standard_normal((500, 4)), real)
@@ -73,12 +74,12 @@ def test_narrow_samples_are_precise_and_lack_recall():
     assert wide.recall > 0.8
 
 
-def test_equal_sets_have_both_in_full():
+def test_equal_sets_have_precision_and_recall_one():
     x = np.random.default_rng(3).standard_normal((20, 3))
     assert precision_recall(x, x) == (1.0, 1.0)
 
 
-def test_sets_without_sense_are_refused():
+def test_invalid_sets_are_refused():
     x = np.zeros((5, 2))
     with pytest.raises(ValueError, match="number of samples must be at least 4, got 3"):
         precision_recall(x[:3], x)

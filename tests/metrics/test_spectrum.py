@@ -1,4 +1,4 @@
-"""Spectra of waves of known frequency, of white noise, and of nothing at all."""
+"""Tests of spectra of waves, white noise and constant images."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from fmjax.metrics import high_frequency_share, radial_spectrum
 
 
 def wave(down, across, *, height=16, width=16, amplitude=1.0):
-    """One gray image with `down` and `across` periods along its axes, around 0.2."""
+    """Return a gray image around 0.2 with `down` and `across` periods along its axes."""
     y, x = np.mgrid[:height, :width]
     values = amplitude * np.cos(2 * np.pi * (down * y / height + across * x / width) + 0.3)
     return (0.2 + values)[None, :, :, None].astype(np.float32)
@@ -24,99 +24,99 @@ def white_noise(num, height, width, channels, std=0.5):
     ("down", "across", "share"),
     [(1, 0, 0), (0, 3, 0), (2, 2, 0), (0, 4, 0), (3, 3, 1), (5, 0, 1), (0, 8, 1), (8, 8, 1)],
 )
-def test_a_wave_lies_wholly_below_or_above_the_cutoff(down, across, share):
-    # float32 rounds each pixel by 6e-8, so the energy elsewhere is at most its square.
-    found = high_frequency_share(wave(down, across), cutoff=0.5)
-    assert found == pytest.approx(share, abs=1e-12)
+def test_wave_is_entirely_below_or_above_cutoff(down, across, share):
+    # float32 rounds each pixel by 6e-8, so other energies are at most the square of it.
+    result = high_frequency_share(wave(down, across), cutoff=0.5)
+    assert result == pytest.approx(share, abs=1e-12)
 
 
-def test_a_cutoff_counts_in_shares_of_nyquist_on_either_axis():
-    image = wave(0, 6, height=10, width=24)  # 6 periods in 24 pixels: half of Nyquist.
+def test_cutoff_is_fraction_of_nyquist_on_each_axis():
+    image = wave(0, 6, height=10, width=24)  # 6 periods in 24 pixels are half of Nyquist.
     assert high_frequency_share(image, cutoff=0.49) == pytest.approx(1, abs=1e-12)
     assert high_frequency_share(image, cutoff=0.5) == pytest.approx(0, abs=1e-12)
     assert high_frequency_share(image, cutoff=0.51) == pytest.approx(0, abs=1e-12)
 
 
-def test_energies_of_images_and_channels_are_summed_before_they_are_divided():
+def test_energies_are_summed_before_division():
     low, high = wave(1, 1, amplitude=3.0), wave(0, 7, amplitude=4.0)
-    # Energy goes as the amplitude squared: 16 of 9 + 16. The mean of shares would be a half.
+    # Energy is the squared amplitude: 16 of 9 + 16. The mean of the shares would be 1/2.
     for images in (low + high, np.concatenate([low, high]), np.concatenate([low, high], axis=3)):
         assert high_frequency_share(images) == pytest.approx(16 / 25, rel=1e-6)
 
 
 @pytest.mark.parametrize("cutoff", [0.25, 0.5, 1.0])
-def test_white_noise_has_the_share_of_frequencies_above_the_cutoff(cutoff):
+def test_white_noise_share_is_fraction_of_frequencies(cutoff):
     images = white_noise(40, 12, 9, 2)
     down, across = 2 * np.fft.fftfreq(12), 2 * np.fft.fftfreq(9)
     above = np.hypot(down[:, None], across[None]) > cutoff + 1e-9
     share = above.sum() / (12 * 9 - 1)
-    # A ratio of sums of squares of 80 (12 9 - 1) independent normals, a Beta variable with
-    # half as many counts: standard deviation sqrt(share (1 - share) / (half + 1)). 4 of them.
-    error = 4 * np.sqrt(share * (1 - share) / (80 * 107 / 2 + 1))
-    assert high_frequency_share(images, cutoff=cutoff) == pytest.approx(share, abs=error)
+    # The share is a ratio of sums of squares of n = 80 (12 * 9 - 1) independent normals, a Beta
+    # variable with standard deviation sqrt(share (1 - share) / (n / 2 + 1)). Allow 4 of them.
+    tolerance = 4 * np.sqrt(share * (1 - share) / (80 * 107 / 2 + 1))
+    assert high_frequency_share(images, cutoff=cutoff) == pytest.approx(share, abs=tolerance)
 
 
-def test_the_mean_and_the_unit_do_not_matter_and_jax_arrays_will_do():
+def test_share_is_invariant_to_offset_scale_and_array_type():
     images = white_noise(5, 8, 8, 3)
     share = high_frequency_share(images)
     assert high_frequency_share(images.astype(np.float64) * 127.5 + 127.5) == pytest.approx(share)
     assert high_frequency_share(jnp.asarray(images)) == share
 
 
-def test_images_are_taken_in_blocks_without_a_seam():
+def test_block_boundaries_do_not_change_share():
     images = white_noise(300, 4, 6, 1)
     images[256:] *= 3.0
-    centred = images - images.mean(axis=(1, 2), keepdims=True)
-    power = np.sum(np.abs(np.fft.fft2(centred, axes=(1, 2))) ** 2, axis=(0, 3))
+    centered = images - images.mean(axis=(1, 2), keepdims=True)
+    power = np.sum(np.abs(np.fft.fft2(centered, axes=(1, 2))) ** 2, axis=(0, 3))
     radius = np.hypot(2 * np.fft.fftfreq(4)[:, None], 2 * np.fft.fftfreq(6)[None])
-    wanted = power[radius > 0.5 + 1e-9].sum() / power.sum()
-    assert high_frequency_share(images) == pytest.approx(wanted, rel=1e-5)
+    expected = power[radius > 0.5 + 1e-9].sum() / power.sum()
+    assert high_frequency_share(images) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -1.0])
-def test_constant_images_have_no_detail(value):
+def test_constant_images_have_zero_share_and_power(value):
     images = np.full((3, 7, 5, 2), value, np.float32)
     assert high_frequency_share(images) == 0.0
     np.testing.assert_array_equal(radial_spectrum(images).power, 0.0)
 
 
-def test_without_a_cutoff_all_energy_is_high():
+def test_zero_cutoff_gives_share_one():
     assert high_frequency_share(white_noise(2, 6, 6, 1), cutoff=0.0) == pytest.approx(1)
 
 
-def test_a_wave_stands_in_its_ring_of_the_spectrum_with_its_power():
-    found = radial_spectrum(wave(0, 5, amplitude=2.0))
-    # Rings 1/8 wide up to and with their outer bound: 5 periods in 16 pixels are 5/8.
+def test_power_of_wave_is_in_its_ring():
+    spectrum = radial_spectrum(wave(0, 5, amplitude=2.0))
+    # Rings are 1/8 wide and include their outer bound: 5 periods in 16 pixels are 5/8.
     radius = np.hypot(*np.meshgrid(2 * np.fft.fftfreq(16), 2 * np.fft.fftfreq(16)))
     ring = (radius > 4 / 8) & (radius <= 5 / 8)
-    # Two frequencies, of 16 16 (2 / 2)^2 each.
+    # Two frequencies have the power 16 * 16 * (2 / 2)^2 each.
     expected = np.zeros(8)
     expected[4] = 2 * 256 / ring.sum()
-    np.testing.assert_allclose(found.power, expected, atol=1e-9)
-    assert found.frequency[4] == pytest.approx(radius[ring].mean())
+    np.testing.assert_allclose(spectrum.power, expected, atol=1e-9)
+    assert spectrum.frequency[4] == pytest.approx(radius[ring].mean())
 
 
 @pytest.mark.parametrize("num_bins", [None, 1, 3])
-def test_the_spectrum_of_white_noise_is_its_variance_everywhere(num_bins):
+def test_spectrum_of_white_noise_equals_variance(num_bins):
     images = white_noise(200, 11, 16, 2, std=0.5)
-    found = radial_spectrum(images, num_bins=num_bins)
-    assert len(found.power) == len(found.frequency) == (num_bins or 5)
-    assert np.all(np.diff(found.frequency) > 0)
-    # The emptiest ring has 4 frequencies in 2 conjugate pairs, each pair's power exponential, in
-    # 400 channels: a relative standard error of 1 / sqrt(800). 4 of them.
-    np.testing.assert_allclose(found.power, 0.25, rtol=4 / np.sqrt(800))
+    spectrum = radial_spectrum(images, num_bins=num_bins)
+    assert len(spectrum.power) == len(spectrum.frequency) == (num_bins or 5)
+    assert np.all(np.diff(spectrum.frequency) > 0)
+    # The smallest ring has 2 conjugate pairs of frequencies in 400 channels. The power of a pair
+    # is exponential, so the relative standard error is 1 / sqrt(800). Allow 4 of them.
+    np.testing.assert_allclose(spectrum.power, 0.25, rtol=4 / np.sqrt(800))
 
 
 @pytest.mark.parametrize("function", [high_frequency_share, radial_spectrum])
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (0, 8, 8, 1), (3, 1, 8, 1), (3, 8, 8, 0)])
-def test_what_is_no_set_of_images_is_refused(function, shape):
+def test_invalid_image_shapes_are_refused(function, shape):
     message = r"images must have shape \[n, height, width, channel\] with at least 2 x 2 pixels"
     with pytest.raises(ValueError, match=message):
         function(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_images_that_are_not_finite_are_refused(value):
+def test_nonfinite_images_are_refused(value):
     images = white_noise(2, 4, 4, 1)
     images[1, 2, 3, 0] = value
     with pytest.raises(ValueError, match="images must be finite, got inf or nan"):

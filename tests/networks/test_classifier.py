@@ -1,4 +1,4 @@
-"""The classifier: shapes, refusals, and that it can learn."""
+"""Tests of the classifier: output shapes, training and argument checks."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ CONFIG = ClassifierConfig(width=8, num_features=6)
 
 
 @pytest.mark.parametrize("event_shape", [(2, 3, 1), (8, 8, 1), (28, 28, 1), (32, 32, 3)])
-def test_logits_and_features_have_their_shapes_at_any_image_size(event_shape):
+def test_logits_and_features_have_correct_shapes_at_any_image_size(event_shape):
     net = make_classifier(CONFIG, event_shape, 10)
     params = jax.eval_shape(net.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((5, *event_shape), jnp.float32)
@@ -22,9 +22,9 @@ def test_logits_and_features_have_their_shapes_at_any_image_size(event_shape):
 
 
 @pytest.mark.slow
-def test_it_learns_where_the_light_is():
-    # Four classes: the quadrant with the bright spot. A linear rule on the raw pixels fails
-    # only by noise, so a network of this kind must reach 95 % of held-out images.
+def test_classifier_learns_the_quadrant_of_a_bright_spot():
+    # The class is the quadrant with the bright spot. A linear rule on the pixels fails only by
+    # noise, so the network must classify 95 % of the held-out images correctly.
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 2176)
     x = 0.3 * rng.standard_normal((2176, 8, 8, 1)).astype(np.float32)
@@ -50,8 +50,8 @@ def test_it_learns_where_the_light_is():
         order = jnp.tile(jnp.arange(2048).reshape(64, 32), (3, 1))
         batches = (jnp.asarray(x)[order], jnp.asarray(labels)[order])
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-        guess = net.apply(params, jnp.asarray(x[2048:]))[0].argmax(-1)
-        return (guess == labels[2048:]).mean()
+        predicted = net.apply(params, jnp.asarray(x[2048:]))[0].argmax(-1)
+        return (predicted == labels[2048:]).mean()
 
     assert float(accuracy_after_training(params)) >= 0.95
 
@@ -69,6 +69,6 @@ def test_it_learns_where_the_light_is():
         (lambda: make_classifier(CONFIG, (8, 8, 1), 1), "num_classes must be at least 2, got 1"),
     ],
 )
-def test_what_cannot_be_built_is_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Laws that every network keeps, run over a table of all of them."""
+"""Tests of the properties that every network must have."""
 
 from typing import NamedTuple
 
@@ -18,92 +18,94 @@ UNET = UNetConfig(
 )
 
 
-class Member(NamedTuple):
+class NetworkArgs(NamedTuple):
     config: object
     event_shape: tuple[int, ...]
     num_classes: int | None
 
 
-MEMBERS = {
-    "mlp": Member(MLPConfig(width=16, num_layers=2), (2,), 3),
-    "unet": Member(UNET, (8, 4, 1), 3),
-    "dit sincos": Member(DIT, (8, 4, 1), 3),
-    "dit rotary": Member(DiTConfig(2, 16, 2, 2, positions="rotary", qk_norm=True), (4, 4, 2), 3),
-    "dit learned": Member(
+NETWORKS = {
+    "mlp": NetworkArgs(MLPConfig(width=16, num_layers=2), (2,), 3),
+    "unet": NetworkArgs(UNET, (8, 4, 1), 3),
+    "dit sincos": NetworkArgs(DIT, (8, 4, 1), 3),
+    "dit rotary": NetworkArgs(
+        DiTConfig(2, 16, 2, 2, positions="rotary", qk_norm=True), (4, 4, 2), 3
+    ),
+    "dit learned": NetworkArgs(
         DiTConfig(2, 16, 2, 2, positions="learned", unroll_layers=True), (4, 4, 1), None
     ),
 }
 CONFIGS = {"mlp": (MLPConfig(16, 2), (2,)), "unet": (UNET, (8, 8, 1)), "dit": (DIT, (4, 4, 1))}
 
 
-class Report(NamedTuple):
+class Evaluation(NamedTuple):
     out: jax.Array
     grads: dict
-    forward: jax.Array
-    backward: jax.Array
+    jvp_product: jax.Array
+    vjp_product: jax.Array
 
 
 class Case(NamedTuple):
-    member: Member
+    args: NetworkArgs
     init_params: dict
-    points: tuple
-    examine: object
-    start: jax.Array
-    report: Report
+    inputs: tuple
+    evaluate: object
+    init_out: jax.Array
+    evaluation: Evaluation
 
 
 def perturbed(params, seed=0, scale=0.2):
-    """Params away from the start, where every one of them has a part in the output."""
+    """Add noise to the parameters, so that each of them affects the output."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape, np.float32), params)
 
 
-def points(member, seed=0):
+def make_points(args, seed=0):
     rng = np.random.default_rng(seed)
     t = rng.uniform(size=BATCH).astype(np.float32)
-    x = rng.standard_normal((BATCH, *member.event_shape), np.float32)
-    cond = None if member.num_classes is None else np.arange(BATCH, dtype=np.int32) % 4
+    x = rng.standard_normal((BATCH, *args.event_shape), np.float32)
+    cond = None if args.num_classes is None else np.arange(BATCH, dtype=np.int32) % 4
     return t, x, cond
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "unet")) for name in MEMBERS],
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "unet")) for name in NETWORKS],
 )
 def case(request):
-    member = MEMBERS[request.param]
-    net = make_network(*member)
+    args = NETWORKS[request.param]
+    net = make_network(*args)
     init_params = net.init(jax.random.key(0))
-    t, x, cond = points(member)
+    t, x, cond = make_points(args)
     tangent = np.random.default_rng(1).standard_normal(x.shape, np.float32)
 
-    def examine(params, t, x, cond, tangent):
-        """Everything the laws ask for, in one program."""
-        out, pull = jax.vjp(lambda params, t, x: net.apply(params, t, x, cond), params, t, x)
-        grads, t_bar, x_bar = pull(tangent)
-        moved = jax.jvp(
+    def evaluate(params, t, x, cond, tangent):
+        """Compute the output and its derivatives in one program."""
+        out, vjp = jax.vjp(lambda params, t, x: net.apply(params, t, x, cond), params, t, x)
+        grads, t_bar, x_bar = vjp(tangent)
+        out_tangent = jax.jvp(
             lambda t, x: net.apply(params, t, x, cond), (t, x), (jnp.ones_like(t), tangent)
         )[1]
-        return Report(
+        return Evaluation(
             out=out,
             grads=grads,
-            forward=jnp.sum(moved * tangent),
-            backward=jnp.sum(t_bar) + jnp.sum(x_bar * tangent),
+            jvp_product=jnp.sum(out_tangent * tangent),
+            vjp_product=jnp.sum(t_bar) + jnp.sum(x_bar * tangent),
         )
 
-    examine = jax.jit(examine)
-    start = examine(init_params, t, x, cond, tangent)
-    report = examine(perturbed(init_params), t, x, cond, tangent)
-    return Case(member, init_params, (t, x, cond, tangent), examine, start.out, report)
+    evaluate = jax.jit(evaluate)
+    init_out = evaluate(init_params, t, x, cond, tangent).out
+    evaluation = evaluate(perturbed(init_params), t, x, cond, tangent)
+    return Case(args, init_params, (t, x, cond, tangent), evaluate, init_out, evaluation)
 
 
-def test_output_has_the_shape_of_the_points_and_is_float32(case):
-    chex.assert_shape(case.report.out, (BATCH, *case.member.event_shape))
-    assert case.report.out.dtype == jnp.float32
-    assert np.all(np.isfinite(case.report.out))
+def test_output_has_the_shape_of_x_and_is_finite_float32(case):
+    chex.assert_shape(case.evaluation.out, (BATCH, *case.args.event_shape))
+    assert case.evaluation.out.dtype == jnp.float32
+    assert np.all(np.isfinite(case.evaluation.out))
 
 
-def test_params_are_nested_plain_dicts_of_float32_arrays_with_string_keys(case):
+def test_params_are_nested_dicts_of_float32_arrays(case):
     def check(node):
         if type(node) is dict:
             assert all(type(key) is str for key in node)
@@ -116,75 +118,79 @@ def test_params_are_nested_plain_dicts_of_float32_arrays_with_string_keys(case):
     check(case.init_params)
 
 
-def test_output_is_exactly_zero_at_the_start(case):
-    np.testing.assert_array_equal(case.start, 0.0)
+def test_output_is_zero_at_initialization(case):
+    np.testing.assert_array_equal(case.init_out, 0.0)
 
 
-def test_every_parameter_has_a_gradient(case):
-    for path, grad in jax.tree_util.tree_leaves_with_path(case.report.grads):
-        name = jax.tree_util.keystr(path)
+def test_every_parameter_has_a_nonzero_gradient(case):
+    for key_path, grad in jax.tree_util.tree_leaves_with_path(case.evaluation.grads):
+        name = jax.tree_util.keystr(key_path)
         assert np.all(np.isfinite(grad)), name
         assert np.max(np.abs(grad)) > 0, name
 
 
 def test_forward_mode_agrees_with_reverse_mode(case):
-    # <w, J v> = <J^T w, v> holds to rounding: relative 1e-3 in float32 at these sizes.
-    np.testing.assert_allclose(case.report.forward, case.report.backward, rtol=1e-3, atol=1e-3)
+    # <w, J v> = <J^T w, v> holds up to rounding, which is 1e-3 relative in float32 here.
+    np.testing.assert_allclose(
+        case.evaluation.jvp_product, case.evaluation.vjp_product, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives(case):
+def test_eight_devices_match_one_device(case):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     batch = NamedSharding(mesh, PartitionSpec("data"))
-    whole = NamedSharding(mesh, PartitionSpec())
-    params = jax.device_put(perturbed(case.init_params), whole)
-    sharded = jax.device_put(case.points, batch)
-    report = case.examine(params, *sharded)
-    assert len(report.out.sharding.device_set) == 8
-    np.testing.assert_allclose(report.out, case.report.out, rtol=2e-5, atol=2e-5)
-    # Gradients sum over the batch in another order, so rounding scales with the largest one.
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(perturbed(case.init_params), replicated)
+    sharded = jax.device_put(case.inputs, batch)
+    evaluation = case.evaluate(params, *sharded)
+    assert len(evaluation.out.sharding.device_set) == 8
+    np.testing.assert_allclose(evaluation.out, case.evaluation.out, rtol=2e-5, atol=2e-5)
+    # The batch is summed in another order, so the rounding error scales with the largest value.
     for grad, expected in zip(
-        jax.tree.leaves(report.grads), jax.tree.leaves(case.report.grads), strict=True
+        jax.tree.leaves(evaluation.grads), jax.tree.leaves(case.evaluation.grads), strict=True
     ):
-        bound = 1e-4 * max(1.0, float(np.max(np.abs(expected))))
-        np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=bound)
+        atol = 1e-4 * max(1.0, float(np.max(np.abs(expected))))
+        np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.slow
-def test_same_key_same_params_and_another_key_others(case):
-    net = make_network(*case.member)
-    again = net.init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, again, case.init_params)
+def test_initial_params_depend_on_the_key(case):
+    net = make_network(*case.args)
+    params = net.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, case.init_params)
     other = jax.tree.leaves(net.init(jax.random.key(1)))
-    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), other, strict=True))
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), other, strict=True)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_bfloat16_computes_in_bfloat16_and_keeps_params_and_output_in_float32(name):
+def test_bfloat16_networks_keep_params_and_output_in_float32(name):
     config, event_shape = CONFIGS[name]
-    wide = make_network(config, event_shape)
-    narrow = make_network(type(config)(**{**vars(config), "dtype": "bfloat16"}), event_shape)
-    shapes = jax.eval_shape(narrow.init, jax.random.key(0))
+    net32 = make_network(config, event_shape)
+    net16 = make_network(type(config)(**{**vars(config), "dtype": "bfloat16"}), event_shape)
+    shapes = jax.eval_shape(net16.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     params = perturbed(jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes))
-    t, x, _ = points(Member(config, event_shape, None))
-    program = str(jax.make_jaxpr(lambda p, t, x: narrow.apply(p, t, x, None))(params, t, x))
+    t, x, _ = make_points(NetworkArgs(config, event_shape, None))
+    program = str(jax.make_jaxpr(lambda p, t, x: net16.apply(p, t, x, None))(params, t, x))
     assert program.count("bf16") > 10
     expected, out = jax.jit(
-        lambda params, t, x: (wide.apply(params, t, x, None), narrow.apply(params, t, x, None))
+        lambda params, t, x: (net32.apply(params, t, x, None), net16.apply(params, t, x, None))
     )(params, t, x)
     assert out.dtype == jnp.float32
-    # Eight bits of mantissa, a few dozen roundings: 5 % of the output's scale is ample.
+    # bfloat16 has 8 bits of precision; a few dozen roundings stay below 5 % of the output.
     out, expected = np.asarray(out), np.asarray(expected)
     error = np.sqrt(np.mean((out - expected) ** 2) / np.mean(expected**2))
     assert 1e-5 < error < 0.05
 
 
 @pytest.mark.parametrize("name", ["mlp", "dit sincos"])
-def test_a_condition_that_does_not_fit_the_network_is_refused(name):
-    config, event_shape, _ = MEMBERS[name]
-    t, x, _ = points(MEMBERS[name])
+def test_conditions_that_do_not_match_the_network_are_refused(name):
+    config, event_shape, _ = NETWORKS[name]
+    t, x, _ = make_points(NETWORKS[name])
     labels = np.zeros(BATCH, np.int32)
     for num_classes, cond, message in [
         (None, labels, "cond must be None for a network without classes, got labels"),
@@ -245,6 +251,6 @@ def test_a_condition_that_does_not_fit_the_network_is_refused(name):
         ),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_one_clear_line(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""SD3's and FLUX's transformers: diffusers' outputs with the same weights."""
+"""Tests of the SD3 and FLUX transformers against diffusers with the same weights."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ TEXT = TextShape(3, 8, 6)
 
 
 def inputs(folder, io):
-    """Time, latents, text and the expected output, as fmjax has them."""
+    """Return time, latents, text and the expected output in fmjax's layout."""
     guidance = io.get("in_guidance")
     cond = Text(io["in_encoder_hidden_states"], io["in_pooled_projections"], guidance)
     if folder.startswith("sd3"):
@@ -27,7 +27,7 @@ def inputs(folder, io):
 
 @pytest.mark.parametrize("settings", [{}, {"unroll_layers": True, "remat": "full"}])
 @pytest.mark.parametrize("folder", TRANSFORMERS)
-def test_outputs_are_those_of_diffusers_with_the_same_weights(folder, settings):
+def test_outputs_match_diffusers_with_the_same_weights(folder, settings):
     component, params = loaded(folder, **settings)
     t, x, cond, expected = inputs(folder, golden_io(folder))
     text = TextShape(*cond.tokens.shape[1:], cond.pooled.shape[1])
@@ -36,11 +36,11 @@ def test_outputs_are_those_of_diffusers_with_the_same_weights(folder, settings):
 
 
 @pytest.mark.slow
-def test_layers_that_are_alike_are_one_scan():
-    """However many they are: the program of twenty layers is as long as that of three."""
+def test_identical_layers_are_compiled_as_one_scan():
+    """The program length does not depend on the number of layers."""
     component, _ = loaded("sd35-medium-tiny")
 
-    def equations(num_layers):
+    def num_lines(num_layers):
         config = dataclasses.replace(component.config, num_layers=num_layers)
         net = make_mmdit(config, (12, 12, 4), TextShape(6, 32, 24))
         params = jax.eval_shape(net.init, jax.random.key(0))
@@ -49,7 +49,7 @@ def test_layers_that_are_alike_are_one_scan():
         t = np.zeros(2, np.float32)
         return str(jax.make_jaxpr(net.apply)(params, t, x, cond)).count("\n")
 
-    assert equations(24) == equations(4)
+    assert num_lines(24) == num_lines(4)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_layers_that_are_alike_are_one_scan():
         (SD35_LARGE, 8_146_280_768),
     ],
 )
-def test_presets_hold_as_many_numbers_as_diffusers_models_of_their_sizes(config, size):
+def test_presets_have_as_many_parameters_as_in_diffusers(config, size):
     net = make_mmdit(config, (128, 128, 16), TextShape(333, 4096, 2048))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == size
@@ -82,14 +82,13 @@ SMALL = MMDiTConfig(num_heads=2, head_width=8, num_layers=2)
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-@pytest.mark.parametrize("runs", [(), (0, 2), (0, 1, 2, 3)])
-def test_layers_with_a_second_attention_may_stand_anywhere(runs):
-    """Layers in a row that are alike are one stack; together they are all, in their order."""
-    config = dataclasses.replace(SMALL, num_layers=4, dual_layers=runs)
-    found = [(i, dual, last) for dual, last, layers in config.runs for i in layers]
-    assert found == [(i, i in runs, i == 3) for i in range(4)]
+@pytest.mark.parametrize("dual_layers", [(), (0, 2), (0, 1, 2, 3)])
+def test_runs_list_all_layers_in_order_for_any_dual_layers(dual_layers):
+    config = dataclasses.replace(SMALL, num_layers=4, dual_layers=dual_layers)
+    layers = [(i, dual, last) for dual, last, indices in config.runs for i in indices]
+    assert layers == [(i, i in dual_layers, i == 3) for i in range(4)]

@@ -1,4 +1,4 @@
-"""UNet: resampling, and that blocks start as what they should be."""
+"""Tests of the UNet: resampling, initialization and attention resolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def test_down_is_the_mean_of_four_pixels_and_up_repeats_each():
+def test_downsampling_averages_and_upsampling_repeats_pixels():
     x = normal(0, 2, 4, 6, 3)
     down = np.asarray(resample(x, "down"))
     np.testing.assert_allclose(down[1, 1, 2], np.asarray(x)[1, 2:4, 4:6].mean((0, 1)), rtol=1e-5)
@@ -26,7 +26,7 @@ def test_down_is_the_mean_of_four_pixels_and_up_repeats_each():
 
 
 @pytest.mark.slow
-def test_residual_and_attention_blocks_start_as_the_identity():
+def test_blocks_are_initialized_to_the_identity():
     h, c = normal(0, 2, 4, 4, 8), normal(1, 2, 32)
     np.testing.assert_array_equal(ResBlock(CONFIG, 8, 8, rngs=nnx.Rngs(0))(h, c), h)
     np.testing.assert_array_equal(AttentionBlock(CONFIG, 8, rngs=nnx.Rngs(0))(h), h)
@@ -36,12 +36,12 @@ def test_residual_and_attention_blocks_start_as_the_identity():
 
 
 @pytest.mark.slow
-def test_attention_stands_at_the_chosen_resolutions_and_in_the_middle():
+def test_attention_is_at_the_chosen_resolutions_and_in_the_middle():
     params = jax.eval_shape(make_unet(CONFIG, (8, 8, 1)).init, jax.random.key(0))
     with_attention = {
-        f"{way}.{name}"
-        for way in ("down", "up")
-        for name, stage in params[way].items()
+        f"{direction}.{name}"
+        for direction in ("down", "up")
+        for name, stage in params[direction].items()
         if "attention" in stage
     }
     assert with_attention == {"down.level1_block0", "up.level1_block0", "up.level1_block1"}

@@ -1,4 +1,4 @@
-"""Conversions in float32 against float64, at a dense grid of times with both ends."""
+"""Tests of float32 conversions between predictions against float64 on a dense grid of times."""
 
 import itertools
 from dataclasses import dataclass
@@ -32,15 +32,17 @@ from fmjax.solvers import (
 
 VELOCITY, X1, X0, SCORE = Prediction
 PAIRS = list(itertools.permutations(Prediction, 2))
-NEAR = np.array([1e-12, 1e-7, 1e-6, 1e-5, 1e-4, 5e-4])
+DISTANCES_TO_ENDS = np.array([1e-12, 1e-7, 1e-6, 1e-5, 1e-4, 5e-4])
 TIMES = np.unique(
-    np.concatenate([NEAR, 1.0 - NEAR, np.linspace(0.0, 1.0, 1001)]).astype(np.float32)
+    np.concatenate(
+        [DISTANCES_TO_ENDS, 1.0 - DISTANCES_TO_ENDS, np.linspace(0.0, 1.0, 1001)]
+    ).astype(np.float32)
 )
 
 
 @dataclass(frozen=True)
-class Slow(Linear):
-    """A schedule of a user, by its two functions alone, whose rates vanish at both ends."""
+class FlatEnds(Linear):
+    """A user-defined schedule whose rates vanish at both ends."""
 
     def alpha(self, t):
         return Cosine().alpha(t) ** 2
@@ -58,8 +60,8 @@ def polynomial(power):
     )
 
 
-def preserving(integral, rate, floor, floor_rate):
-    """alpha = exp(-I/2), sigma^2 = 1 - alpha^2 + floor, I and its rate as functions of 1 - t."""
+def variance_preserving(integral, rate, floor, floor_rate):
+    """Return a formula with alpha = exp(-I/2) and sigma^2 = 1 - alpha^2 + floor, I(1 - t)."""
 
     def formula(t):
         r = 1 - t
@@ -71,36 +73,36 @@ def preserving(integral, rate, floor, floor_rate):
     return formula
 
 
-def hump(u):
+def bump(u):
     return np.maximum(1 - u * u, 0) ** 2, -4 * u * np.maximum(1 - u * u, 0)
 
 
 def cosine_betas(num_steps, offset=0.008):
-    turn = 0.5 * np.pi / (1 + offset)
-    start = np.cos(turn * offset) ** 2
+    omega = 0.5 * np.pi / (1 + offset)
+    norm = np.cos(omega * offset) ** 2
 
     def formula(t):
         def product(t):
-            return np.sin(turn * t) ** 2 / start
+            return np.sin(omega * t) ** 2 / norm
 
         last, first = 0.001 * product(1 / num_steps), 1 - product(1 - 1 / num_steps)
-        height, height_rate = hump(num_steps * t)
-        alpha = np.sqrt(product(t) + last * height)
-        product_rate = turn * np.sin(2 * turn * t) / start
-        floor, floor_rate = hump(num_steps * (1 - t))
-        sigma = np.sqrt(1 - product(t) + 0.01 * first * floor)
+        start_bump, start_bump_rate = bump(num_steps * t)
+        alpha = np.sqrt(product(t) + last * start_bump)
+        product_rate = omega * np.sin(2 * omega * t) / norm
+        end_bump, end_bump_rate = bump(num_steps * (1 - t))
+        sigma = np.sqrt(1 - product(t) + 0.01 * first * end_bump)
         return (
             alpha,
-            (product_rate + last * num_steps * height_rate) / (2 * alpha),
+            (product_rate + last * num_steps * start_bump_rate) / (2 * alpha),
             sigma,
-            (-product_rate - 0.01 * first * num_steps * floor_rate) / (2 * sigma),
+            (-product_rate - 0.01 * first * num_steps * end_bump_rate) / (2 * sigma),
         )
 
     return formula
 
 
 BETAS = np.polynomial.Polynomial((0.0, *_log_products(1000, 1e-4, 0.02)))
-# (schedule, its alpha, alpha', sigma and sigma' by hand, in float64)
+# Each schedule with explicit float64 formulas of alpha, alpha', sigma and sigma'.
 TABLE = {
     "linear": (Linear(), lambda t: (t, 1 + 0 * t, 1 - t, -1 + 0 * t)),
     "cosine": (
@@ -114,7 +116,7 @@ TABLE = {
     ),
     "variance preserving": (
         VariancePreserving(),
-        preserving(
+        variance_preserving(
             lambda r: r * (0.1 + 9.95 * r), lambda r: 0.1 + 19.9 * r, lambda r: 1e-6, lambda r: 0
         ),
     ),
@@ -133,17 +135,17 @@ TABLE = {
     "power 3": (Polynomial(3.0), polynomial(3.0)),
     "linear betas": (
         LinearBetas(),
-        preserving(
+        variance_preserving(
             BETAS,
             BETAS.deriv(),
-            lambda r: 1e-6 * hump(1000 * r)[0],
-            lambda r: 1e-3 * hump(1000 * r)[1],
+            lambda r: 1e-6 * bump(1000 * r)[0],
+            lambda r: 1e-3 * bump(1000 * r)[1],
         ),
     ),
     "cosine betas": (CosineBetas(), cosine_betas(1000)),
     "cosine betas, 40 steps": (CosineBetas(40), cosine_betas(40)),
     "slow at both ends": (
-        Slow(),
+        FlatEnds(),
         lambda t: (
             np.sin(0.5 * np.pi * t) ** 2,
             np.pi * np.sin(0.5 * np.pi * t) * np.sin(0.5 * np.pi * (1 - t)),
@@ -159,81 +161,88 @@ def name(request):
     return request.param
 
 
-def exact_weights(c, source, target):
-    """The weights by Cramer's rule in float64, infinite or NaN where there are none."""
+def exact_weights(c, from_, to):
+    """Return the float64 weights by Cramer's rule; infinite or NaN if they do not exist."""
     alpha, alpha_rate, sigma, sigma_rate = c
-    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
-    rows = {VELOCITY: (alpha_rate, sigma_rate), X1: (one, zero), X0: (zero, one)}
+    zeros, ones = np.zeros_like(alpha), np.ones_like(alpha)
+    rows = {VELOCITY: (alpha_rate, sigma_rate), X1: (ones, zeros), X0: (zeros, ones)}
     # The score is x0 in units of -1 / sigma.
-    (q1, q0), (r1, r0) = (rows[X0 if kind == SCORE else kind] for kind in (source, target))
+    (q1, q0), (r1, r0) = (
+        rows[X0 if prediction == SCORE else prediction] for prediction in (from_, to)
+    )
     with np.errstate(all="ignore"):
         determinant = alpha * q0 - sigma * q1
-        on_point = (r1 * q0 - r0 * q1) / determinant
-        on_value = (alpha * r0 - sigma * r1) / determinant
-        if {source, target} == {X0, SCORE}:  # There x_t is not needed.
-            on_point, on_value = zero, one
-        on_value = on_value * (-sigma if source == SCORE else 1)
-        return np.stack([on_point, on_value]) / (-sigma if target == SCORE else 1)
+        point_weight = (r1 * q0 - r0 * q1) / determinant
+        value_weight = (alpha * r0 - sigma * r1) / determinant
+        if {from_, to} == {X0, SCORE}:  # x_t is not needed.
+            point_weight, value_weight = zeros, ones
+        value_weight = value_weight * (-sigma if from_ == SCORE else 1)
+        return np.stack([point_weight, value_weight]) / (-sigma if to == SCORE else 1)
 
 
-def test_weights_are_exact_in_float32_wherever_prediction_and_point_determine_them(name):
+def test_float32_weights_are_exact_where_determined(name):
     schedule, formula = TABLE[name]
     path, c = AffinePath(schedule), formula(TIMES.astype(np.float64))
-    found = jax.jit(lambda t: [path.conversion_weights(t, from_=a, to=b) for a, b in PAIRS])(
+    all_weights = jax.jit(lambda t: [path.conversion_weights(t, from_=a, to=b) for a, b in PAIRS])(
         jnp.asarray(TIMES)
     )
-    for (source, target), weights in zip(PAIRS, found, strict=True):
-        weights, expected = np.stack(weights), exact_weights(c, source, target)
+    for (from_, to), weights in zip(PAIRS, all_weights, strict=True):
+        weights, expected = np.stack(weights), exact_weights(c, from_, to)
         with np.errstate(invalid="ignore"):
-            known = (np.abs(expected) < 3e38).all(axis=0)
-        assert known.sum() >= len(TIMES) - 4, (source, target)
-        # A few roundings of each of six numbers; weights that vanish are compared to one.
+            determined = (np.abs(expected) < 3e38).all(axis=0)
+        assert determined.sum() >= len(TIMES) - 4, (from_, to)
+        # Each weight has a few rounding errors; weights near zero are compared to 1.
         np.testing.assert_allclose(
-            weights[:, known],
-            expected[:, known],
+            weights[:, determined],
+            expected[:, determined],
             rtol=2e-5,
             atol=2e-6,
-            err_msg=f"{source} {target}",
+            err_msg=f"{from_} {to}",
         )
-        # The others have no use for the prediction, and are bounded by the schedule's own numbers.
-        np.testing.assert_array_equal(weights[1, ~known], 0.0)
+        # At other times the prediction has weight 0, and the schedule bounds the weight of x_t.
+        np.testing.assert_array_equal(weights[1, ~determined], 0.0)
         size = np.maximum(np.abs(c).sum(axis=0), 1.0)
-        assert (np.abs(weights[0, ~known]) <= size[~known]).all()
+        assert (np.abs(weights[0, ~determined]) <= size[~determined]).all()
 
 
-def test_where_rates_vanish_a_point_of_noise_alone_is_its_noise_and_one_of_data_its_data():
-    def converted(schedule, t, target):
-        x, nothing = jnp.array([1.5]), jnp.array([0.0])
+def test_conversion_at_zero_rates_returns_noise_or_data():
+    def converted(schedule, t, to):
+        x, velocity = jnp.array([1.5]), jnp.array([0.0])
         path = AffinePath(schedule)
-        return path.convert(jnp.array([t]), x, nothing, from_=VELOCITY, to=target)
+        return path.convert(jnp.array([t]), x, velocity, from_=VELOCITY, to=to)
 
-    for schedule in (Polynomial(1.5), Polynomial(2.0), Polynomial(7.0), Slow()):
+    for schedule in (Polynomial(1.5), Polynomial(2.0), Polynomial(7.0), FlatEnds()):
         np.testing.assert_array_equal(converted(schedule, 0.0, X0), 1.5)
-        # Nothing is known of the data, whose mean is taken to be zero.
+        # The data are not determined; their mean is assumed to be zero.
         np.testing.assert_array_equal(converted(schedule, 0.0, X1), 0.0)
-    np.testing.assert_array_equal(converted(Slow(), 1.0, X1), 1.5)
-    np.testing.assert_array_equal(converted(Slow(), 1.0, X0), 0.0)
-    # Of no noise the score of standard normal data is left.
-    np.testing.assert_array_equal(converted(Slow(), 1.0, SCORE), -1.5)
+    np.testing.assert_array_equal(converted(FlatEnds(), 1.0, X1), 1.5)
+    np.testing.assert_array_equal(converted(FlatEnds(), 1.0, X0), 0.0)
+    # Without noise, the score is that of standard normal data.
+    np.testing.assert_array_equal(converted(FlatEnds(), 1.0, SCORE), -1.5)
 
 
 STD = 0.5
 
 
-def exact_network(formula, kind):
-    """The best prediction for data of N(0, STD^2), from float64 tables of the schedule."""
+def exact_network(formula, prediction):
+    """Return the optimal network for data N(0, STD^2), from float64 tables of the schedule."""
     times = np.linspace(0.0, 1.0, 9)
     a, da, s, ds = formula(times)
     variance = (STD * a) ** 2 + s**2
-    on_x1, on_x0 = a * STD**2 / variance, s / variance
-    weights = {VELOCITY: da * on_x1 + ds * on_x0, X1: on_x1, X0: on_x0, SCORE: -1 / variance}
-    table = jnp.asarray(weights[kind], jnp.float32)
+    x1_weight, x0_weight = a * STD**2 / variance, s / variance
+    weights = {
+        VELOCITY: da * x1_weight + ds * x0_weight,
+        X1: x1_weight,
+        X0: x0_weight,
+        SCORE: -1 / variance,
+    }
+    table = jnp.asarray(weights[prediction], jnp.float32)
     return lambda t, x, cond: table[jnp.round(8 * t).astype(int)][:, None] * x
 
 
 @pytest.mark.parametrize("prediction", Prediction)
 @pytest.mark.parametrize("name", ["cosine betas", "power 2"], scope="module")
-def test_ddim_of_an_exact_network_is_ddim_in_float64_whatever_it_predicts(name, prediction):
+def test_ddim_of_exact_network_matches_float64_for_any_prediction(name, prediction):
     schedule, formula = TABLE[name]
     a, _, s, _ = formula(np.linspace(0.0, 1.0, 9))
     scale = s[0]
@@ -252,36 +261,36 @@ def test_ddim_of_an_exact_network_is_ddim_in_float64_whatever_it_predicts(name, 
         )
     )(path.start(noise))
     assert samples.succeeded.all()
-    # Noise predicted on the cosine betas is divided by alpha(0), 5e-5: so are roundings of 6e-8.
+    # With cosine betas, the rounding error of predicted noise, 6e-8, is divided by alpha(0) = 5e-5.
     np.testing.assert_allclose(samples.x1, scale * noise, rtol=2e-3)
 
 
-def test_data_from_predicted_noise_have_their_full_size_at_the_start_of_the_cosine_betas():
+def test_x1_from_predicted_x0_is_accurate_at_start_of_cosine_betas():
     path, t = AffinePath(CosineBetas()), jnp.zeros(2)
     x0, x1 = jnp.array([[0.7], [-1.2]]), jnp.array([[2.0], [-3.0]])
     x_t, _ = path(t, x0, x1)
-    found = path.convert(t, x_t, x0, from_=X0, to=X1)
-    # x_t is rounded to 6e-8 of itself and divided by alpha, 4.9e-5.
-    np.testing.assert_allclose(found, x1, atol=5e-3)
+    result = path.convert(t, x_t, x0, from_=X0, to=X1)
+    # The rounding error of x_t, 6e-8, is divided by alpha, 4.9e-5.
+    np.testing.assert_allclose(result, x1, atol=5e-3)
 
 
-def test_a_bound_on_the_divisor_is_for_the_velocity_of_predicted_data_alone():
+def test_min_divisor_applies_only_to_velocity_from_x1():
     t, bounded, exact = jnp.linspace(0.0, 1.0, 101), AffinePath(min_divisor=0.05), AffinePath()
-    for source, target in PAIRS:
-        weights = bounded.conversion_weights(t, from_=source, to=target)
-        if (source, target) == (X1, VELOCITY):
-            rest = np.maximum(1.0 - np.asarray(t), 0.05)
-            np.testing.assert_allclose(weights, [-1.0 / rest, 1.0 / rest], rtol=1e-6)
+    for from_, to in PAIRS:
+        weights = bounded.conversion_weights(t, from_=from_, to=to)
+        if (from_, to) == (X1, VELOCITY):
+            divisor = np.maximum(1.0 - np.asarray(t), 0.05)
+            np.testing.assert_allclose(weights, [-1.0 / divisor, 1.0 / divisor], rtol=1e-6)
         else:
-            expected = exact.conversion_weights(t, from_=source, to=target)
+            expected = exact.conversion_weights(t, from_=from_, to=to)
             np.testing.assert_array_equal(weights, expected)
 
 
 @pytest.mark.parametrize(
     "sampler", [DDIM(), DPMSolverPP2M(), UniPC(3)], ids=lambda s: type(s).__name__
 )
-def test_samplers_pass_times_whose_signal_is_too_small_for_float32(sampler):
-    # alpha is 1e-60 at the first of 20 times, and lambda at its bound until the seventh.
+def test_samplers_handle_alpha_that_underflows_float32(sampler):
+    # alpha is 1e-60 at the first of 20 times; lambda is at its bound until the seventh.
     schedule, std = Polynomial(45.0), 0.5
 
     def predict(t, x, cond):
@@ -309,8 +318,9 @@ def test_samplers_pass_times_whose_signal_is_too_small_for_float32(sampler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", [X0, SCORE, X1])
-def test_an_imprecise_network_of_any_kind_is_solved_by_adaptive_steps(prediction):
-    # Data N(1, 0.25), each prediction 1 % off: of noise at t = 0 that is an error of 0.01 / t.
+def test_adaptive_steps_solve_imprecise_network_of_any_prediction(prediction):
+    # Data N(1, 0.25) and predictions with an error of 0.01. For predicted noise near t = 0, the
+    # velocity has an error of 0.01 / t.
     def predict(t, x, cond=None):
         t = t[:, None]
         variance = (STD * t) ** 2 + (1.0 - t) ** 2
@@ -320,14 +330,14 @@ def test_an_imprecise_network_of_any_kind_is_solved_by_adaptive_steps(prediction
 
     velocity = AffinePath().velocity_fn(predict, prediction)
     x0 = jnp.array([[-1.0], [0.5], [2.0]])
-    found = jax.jit(lambda x: sample(velocity, x, steps=AdaptiveSteps(1e-4, 1e-4)))(x0)
-    assert found.succeeded.all()
-    # An error of 0.01 up to t = 0.001 and of 0.01 / t from there moves points by 0.08.
-    np.testing.assert_allclose(found.x1, 1.0 + STD * x0, atol=0.1)
+    samples = jax.jit(lambda x: sample(velocity, x, steps=AdaptiveSteps(1e-4, 1e-4)))(x0)
+    assert samples.succeeded.all()
+    # The errors before t = 0.001, and those of 0.01 / t after it, move points by 0.08 in total.
+    np.testing.assert_allclose(samples.x1, 1.0 + STD * x0, atol=0.1)
 
 
 @pytest.mark.slow
-def test_the_field_of_an_exact_network_is_right_up_to_both_ends():
+def test_velocity_of_exact_network_is_accurate_at_both_ends():
     t = jnp.array([0.0, 1e-4, 0.5, 1.0 - 1e-4, 1.0])
     x = jnp.array([[-1.0], [0.5], [2.0], [0.3], [1.2]])
 
@@ -336,9 +346,9 @@ def test_the_field_of_an_exact_network_is_right_up_to_both_ends():
         return 1.0 + t * STD**2 / variance * (x - t), (1.0 - t) / variance * (x - t)
 
     x1, x0 = posterior(t[:, None], x)
-    for kind, nth in ((X1, 0), (X0, 1)):
+    for prediction, index in ((X1, 0), (X0, 1)):
         velocity = AffinePath().velocity_fn(
-            lambda t, x, c, n=nth: posterior(t[:, None], x)[n], kind
+            lambda t, x, c, n=index: posterior(t[:, None], x)[n], prediction
         )
-        # 0.001 in time is up to 0.001 |du/dt|, with |du/dt| of up to 8 at the data.
+        # A shift of 0.001 in time changes u by 0.001 |du/dt|; |du/dt| is at most 8 at the data.
         np.testing.assert_allclose(velocity(t, x, None), x1 - x0, atol=1e-2)

@@ -1,4 +1,4 @@
-"""Laws over a table of all schedules."""
+"""Tests of all schedules: end values, rates, angles and published formulas."""
 
 import typing
 
@@ -39,7 +39,7 @@ SCHEDULES = {
 
 
 def cosine_products(num_steps, offset=0.008):
-    """prod (1 - beta_i) for k = 0 .. T, of betas held at 0.999 as the paper has them."""
+    """Return the products of 1 - beta_i for k = 0..T, with betas clipped at 0.999."""
     f = np.cos(0.5 * np.pi * (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)) ** 2
     return np.cumprod(np.append(1.0, 1 - np.minimum(1 - f[1:] / f[:-1], 0.999)))
 
@@ -51,7 +51,7 @@ PRODUCTS = {
     "cosine betas, 40 steps": cosine_products(40),
 }
 
-# (alpha, sigma) at t = 0 and at t = 1.
+# Values of (alpha, sigma) at t = 0 and at t = 1.
 PRESERVING_START = np.exp(-0.25 * 20.1)
 ENDS = {
     "linear": ((0, 1), (1, 0)),
@@ -69,7 +69,7 @@ ENDS = {
     },
 }
 
-# Both ends, and times close to them, where a rate may run away.
+# Times that include both ends and points close to them, where rates may diverge.
 TIMES = jnp.concatenate(
     [jnp.array([0.0, 1e-30, 1e-7, 1e-4]), jnp.linspace(0.01, 1.0, 200), 1 - jnp.array([1e-4, 6e-8])]
 ).sort()
@@ -87,7 +87,7 @@ def schedule(name):
 
 @pytest.fixture(scope="module")
 def table(schedule):
-    """(alpha, alpha_rate, sigma, sigma_rate, angle) at TIMES."""
+    """Return (alpha, alpha_rate, sigma, sigma_rate, angle) at TIMES."""
     return jax.jit(
         lambda t: (
             *with_rate(schedule.alpha, t),
@@ -97,73 +97,73 @@ def table(schedule):
     )(TIMES)
 
 
-def test_every_schedule_is_in_the_table_of_laws():
+def test_all_schedules_are_tested():
     assert {type(schedule) for schedule in SCHEDULES.values()} == set(typing.get_args(AnySchedule))
 
 
-def test_a_schedule_keeps_the_protocol_and_hashes(schedule):
+def test_schedule_implements_protocol_and_is_hashable(schedule):
     assert isinstance(schedule, Schedule)
     assert hash(schedule) == hash(type(schedule)(**vars(schedule)))
 
 
-def test_values_and_rates_are_finite_and_not_negative_on_the_closed_interval(table):
+def test_values_and_rates_are_finite_and_values_nonnegative(table):
     alpha, _, sigma, _, _ = table
     assert all(np.isfinite(column).all() for column in table)
     assert (alpha >= 0).all()
     assert (sigma >= 0).all()
 
 
-def test_the_ends_are_the_published_ones(name, table):
+def test_end_values_match_publications(name, table):
     alpha, _, sigma, _, _ = table
     (alpha_0, sigma_0), (alpha_1, sigma_1) = ENDS[name]
     np.testing.assert_allclose(alpha[jnp.array([0, -1])], [alpha_0, alpha_1], rtol=2e-6)
     np.testing.assert_allclose(sigma[jnp.array([0, -1])], [sigma_0, sigma_1], rtol=2e-6)
-    if alpha_0 == 0:  # Exactly: sampling starts at pure noise and ends at pure data.
+    if alpha_0 == 0:  # Sampling starts at exact noise and ends at exact data.
         assert (alpha[0], sigma[0], alpha[-1], sigma[-1]) == (0, 1, 1, 0)
 
 
-def test_the_angle_never_falls(table):
-    # Float32 rounds angles near pi/2 to 1.2e-7, and alpha and sigma once each before that.
+def test_angle_is_nondecreasing(table):
+    # float32 rounds angles near pi/2 to 1.2e-7; alpha and sigma are rounded before.
     assert (jnp.diff(table[-1]) >= -3e-7).all()
     assert ((table[-1] >= 0) & (table[-1] <= np.float32(np.pi / 2))).all()
 
 
-def test_rates_are_those_of_finite_differences(schedule):
+def test_rates_match_finite_differences(schedule):
     step = 1e-5
     with jax.enable_x64():
         t = jnp.linspace(0.02, 0.98, 50, dtype=jnp.float64)
         for fn in (schedule.alpha, schedule.sigma):
             value, rate = with_rate(fn, t)
             np.testing.assert_allclose(value, fn(t), rtol=1e-15)
-            # Central differences err by step^2 f''' / 6; the largest third derivative is that of
-            # the exploding sigma, 50 log(5000)^3 = 3e4 in a value of 50.
+            # Central differences have the error step^2 f''' / 6. The largest third derivative is
+            # that of sigma of VarianceExploding: 50 log(5000)^3 = 3e4 at a value of 50.
             differences = (fn(t + step) - fn(t - step)) / (2 * step)
             np.testing.assert_allclose(rate, differences, rtol=1e-6, atol=1e-6)
 
 
-def test_the_time_at_an_angle_inverts_the_angle(schedule):
-    find = jax.jit(lambda t: time_at_angle(schedule, angle(schedule, t)))
-    # Where the angle turns slowly, its rounding of 1e-7 moves the time; the slowest here is the
-    # exploding schedule near the data, at 0.085 per unit of time.
+def test_time_at_angle_inverts_angle(schedule):
+    round_trip = jax.jit(lambda t: time_at_angle(schedule, angle(schedule, t)))
+    # If the angle changes slowly, its rounding error of 1e-7 changes the time. The slowest rate is
+    # 0.085 per unit of time, of VarianceExploding near the data.
     t = jnp.linspace(0.0, 1.0, 101)
-    np.testing.assert_allclose(find(t), t, atol=3e-6)
+    np.testing.assert_allclose(round_trip(t), t, atol=3e-6)
 
 
-def test_an_angle_that_a_schedule_never_has_gives_its_nearest_end():
+def test_time_at_unreachable_angle_is_nearest_end():
     low, high = time_at_angle(VariancePreserving(), jnp.array([0.0, np.pi / 2]))
     assert 0.0 <= low < 1e-9
     assert high == 1.0
 
 
 @pytest.mark.parametrize("name", ["cosine", "variance preserving"])
-def test_the_variance_is_preserved(name):
+def test_variance_preserving_schedules_have_unit_variance(name):
     schedule = SCHEDULES[name]
     variance = schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2
-    # Up to the floor of 1e-6 that keeps the rate of VariancePreserving finite.
+    # VariancePreserving adds 1e-6 to keep its rate finite.
     np.testing.assert_allclose(variance, 1.0, atol=2e-6)
 
 
-def test_variance_preserving_solves_the_diffusion_it_is_named_after():
+def test_variance_preserving_satisfies_diffusion_equation():
     # d alpha / d(1-t) = -beta alpha / 2 with beta linear from 0.1 to 20.
     t = jnp.linspace(0.0, 1.0, 33)
     alpha, rate = with_rate(VariancePreserving().alpha, t)
@@ -172,13 +172,13 @@ def test_variance_preserving_solves_the_diffusion_it_is_named_after():
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_discrete_diffusions_have_their_products_at_their_steps(name):
+def test_discrete_schedules_match_products_of_betas(name):
     schedule, products = SCHEDULES[name], PRODUCTS[name]
     k = np.arange(1, schedule.num_steps + 1)
     t = jnp.asarray(1 - k / schedule.num_steps, jnp.float32)
-    # Products are sums of logarithms: float32 rounds the exponent, up to 12, to 1e-6.
+    # Products are sums of logarithms of up to 12, which float32 rounds to 1e-6.
     np.testing.assert_allclose(schedule.alpha(t), np.sqrt(products[1:]), rtol=3e-6, atol=1e-9)
-    # 1 - t is rounded to 6e-8, which is 6e-5 of the first of 1,000 steps.
+    # 1 - t is rounded to 6e-8, a relative error of 6e-5 at the first of 1,000 steps.
     np.testing.assert_allclose(schedule.sigma(t), np.sqrt(1 - products[1:]), rtol=4e-5)
     with jax.enable_x64():
         t = jnp.asarray(1 - k / schedule.num_steps)
@@ -187,8 +187,8 @@ def test_discrete_diffusions_have_their_products_at_their_steps(name):
 
 def test_polynomial_of_power_one_is_linear():
     polynomial, linear = Polynomial(1.0), Linear()
-    for ours, theirs in ((polynomial.alpha, linear.alpha), (polynomial.sigma, linear.sigma)):
-        np.testing.assert_array_equal(with_rate(ours, TIMES), with_rate(theirs, TIMES))
+    for actual, expected in ((polynomial.alpha, linear.alpha), (polynomial.sigma, linear.sigma)):
+        np.testing.assert_array_equal(with_rate(actual, TIMES), with_rate(expected, TIMES))
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,6 @@ def test_polynomial_of_power_one_is_linear():
         (lambda: Polynomial(0.5), "power must be at least 1.0, got 0.5"),
     ],
 )
-def test_a_schedule_without_sense_is_refused(make, message):
+def test_invalid_schedule_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

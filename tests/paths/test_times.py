@@ -1,4 +1,4 @@
-"""Laws over a table of all densities; grids against their formulas."""
+"""Tests of time densities, sampled times and step grids."""
 
 import typing
 
@@ -45,14 +45,14 @@ DENSITIES = {
 
 
 def mode_pdf(t, scale):
-    """The density of `1 - u - s (cos^2(pi u / 2) - 1 + u)`, u uniform, by its derivative in u."""
+    """Return the density of `1 - u - s (cos^2(pi u / 2) - 1 + u)` for uniform u."""
     u = np.linspace(0, 1, 200_001)
     times = 1 - (1 - u - scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u))
-    slope = np.gradient(times, u)
-    return np.interp(t, times, 1 / slope)
+    derivative = np.gradient(times, u)
+    return np.interp(t, times, 1 / derivative)
 
 
-# What the papers print, in this library's time.
+# Published densities, in the time convention of this library.
 PDFS = {
     "uniform": lambda t: np.ones_like(t),
     "logit-normal": lambda t: stats.norm.pdf(np.log(t / (1 - t))) / (t * (1 - t)),
@@ -66,7 +66,7 @@ PDFS = {
     "U-shaped, a = 1": lambda t: (np.exp(t) + np.exp(1 - t)) / (2 * np.expm1(1)),
 }
 
-SHARES = jnp.linspace(0.0, 1.0, 4097)
+PROBABILITIES = jnp.linspace(0.0, 1.0, 4097)
 
 
 @pytest.fixture(params=DENSITIES, scope="module")
@@ -74,85 +74,85 @@ def name(request):
     return request.param
 
 
-def test_every_density_is_in_the_table_of_laws():
+def test_all_densities_are_tested():
     assert {type(density) for density in DENSITIES.values()} == {
         *typing.get_args(AnyDensity),
         Shifted,
     }
 
 
-def test_a_quantile_rises_from_zero_to_one_and_never_leaves_the_interval(name):
+def test_quantile_increases_from_zero_to_one(name):
     density = DENSITIES[name]
     assert isinstance(density, Density)
-    times = jax.jit(density.quantile)(SHARES)
+    times = jax.jit(density.quantile)(PROBABILITIES)
     np.testing.assert_allclose(times[jnp.array([0, -1])], [0, 1], atol=1e-7)
     assert ((times >= 0) & (times <= 1)).all()
-    # Terms of up to 1.75 (mode's) are each rounded on their own, by up to 1.2e-7.
+    # Terms of up to 1.75 (in Mode) are each rounded by up to 1.2e-7.
     assert (jnp.diff(times) >= -3e-7).all()
 
 
 @pytest.mark.parametrize("name", PDFS)
-def test_a_quantile_inverts_the_integral_of_the_published_density(name):
+def test_quantile_inverts_cdf_of_published_density(name):
     edges = np.linspace(0, 1, 200_001)
-    middles = 0.5 * (edges[1:] + edges[:-1])
-    cdf = np.concatenate([[0], np.cumsum(PDFS[name](middles)) * 5e-6])
-    # A midpoint sum of smooth densities: 1e-9; the table of mode_pdf: 1e-5.
+    midpoints = 0.5 * (edges[1:] + edges[:-1])
+    cdf = np.concatenate([[0], np.cumsum(PDFS[name](midpoints)) * 5e-6])
+    # The error of the midpoint rule is 1e-9, and that of the table of mode_pdf 1e-5.
     np.testing.assert_allclose(cdf[-1], 1, atol=2e-5)
-    times = DENSITIES[name].quantile(SHARES)
-    np.testing.assert_allclose(np.interp(times, edges, cdf), SHARES, atol=2e-5)
+    times = DENSITIES[name].quantile(PROBABILITIES)
+    np.testing.assert_allclose(np.interp(times, edges, cdf), PROBABILITIES, atol=2e-5)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-def test_drawn_times_have_the_density(stratified):
-    # Kolmogorov-Smirnov: with 4096 draws the distance exceeds 1.95 / 64 with probability 1e-3.
-    draw = jax.jit(lambda key: sample_times(key, 4096, LogitNormal(), stratified=stratified))
-    times = np.asarray(draw(jax.random.key(0)), np.float64)
+def test_sampled_times_follow_density(stratified):
+    # The Kolmogorov-Smirnov distance of 4096 samples exceeds 1.95 / 64 with probability 1e-3.
+    sample = jax.jit(lambda key: sample_times(key, 4096, LogitNormal(), stratified=stratified))
+    times = np.asarray(sample(jax.random.key(0)), np.float64)
     distance = stats.kstest(times, lambda t: stats.norm.cdf(np.log(t / (1 - t)))).statistic
-    # Stratified draws miss no stratum, so their distance is at most one stratum.
+    # Stratified samples cover every stratum, so their distance is at most one stratum.
     assert distance < (1 / 4096 + 1e-6 if stratified else 1.95 / 64)
-    np.testing.assert_array_equal(draw(jax.random.key(0)), draw(jax.random.key(0)))
-    assert (draw(jax.random.key(0)) != draw(jax.random.key(1))).any()
+    np.testing.assert_array_equal(sample(jax.random.key(0)), sample(jax.random.key(0)))
+    assert (sample(jax.random.key(0)) != sample(jax.random.key(1))).any()
 
 
-def test_discrete_times_are_those_of_the_steps_each_alike():
+def test_uniform_steps_have_equal_probability():
     times = UniformSteps(8).quantile((jnp.arange(800) + 0.5) / 800)
     np.testing.assert_array_equal(times, np.repeat(1 - np.arange(8, 0, -1) / 8, 100))
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         UniformSteps(0)
 
 
-def test_stratified_times_are_one_in_each_stratum_in_random_order():
+def test_stratified_times_cover_strata_in_random_order():
     num = 1024
     times = sample_times(jax.random.key(3), num, Uniform(), stratified=True)
     strata = jnp.floor(times * num).astype(int)
     np.testing.assert_array_equal(jnp.sort(strata), jnp.arange(num))
-    # In random order: rank correlation with the row is below 3.3 / sqrt(num) but in 1 of 1,000.
+    # In random order, the rank correlation exceeds 3.3 / sqrt(num) with probability 1e-3.
     assert abs(np.corrcoef(strata, np.arange(num))[0, 1]) < 3.3 / np.sqrt(num)
 
 
-def test_stratified_times_have_the_same_mean_and_less_variance():
-    draw = jax.jit(
+def test_stratified_times_have_same_mean_and_less_variance():
+    sample_means = jax.jit(
         lambda keys: tuple(
             jax.vmap(lambda key, s=s: sample_times(key, 16, UShaped(), stratified=s).mean())(keys)
             for s in (False, True)
         )
     )
-    independent, stratified = draw(jax.random.split(jax.random.key(0), 2000))
-    # The density is symmetric: mean 1/2. 4 standard errors of each sample of means.
+    independent, stratified = sample_means(jax.random.split(jax.random.key(0), 2000))
+    # The density is symmetric, so the mean is 1/2. The tolerance is 4 standard errors.
     for means in (independent, stratified):
         assert abs(means.mean() - 0.5) < 4 * means.std() / np.sqrt(2000)
     assert stratified.std() < 0.25 * independent.std()
 
 
-def test_each_time_of_a_stratified_batch_has_the_density():
-    # Row 0 alone, over many batches of 4: as uniform as any.
-    draw = jax.vmap(lambda key: sample_times(key, 4, Uniform(), stratified=True)[0])
-    first = np.asarray(draw(jax.random.split(jax.random.key(5), 4096)))
+def test_each_stratified_time_follows_density():
+    # The first time is uniform over many batches of 4.
+    sample_first = jax.vmap(lambda key: sample_times(key, 4, Uniform(), stratified=True)[0])
+    first = np.asarray(sample_first(jax.random.split(jax.random.key(5), 4096)))
     assert stats.kstest(first, "uniform").statistic < 1.95 / 64
 
 
 @pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
-def test_the_shift_is_sd3s_and_has_an_inverse(shift):
+def test_shift_matches_sd3_and_is_invertible(shift):
     t = np.linspace(0, 1, 101)
     sigma = 1 - t
     shifted = 1 - shift * sigma / (1 + (shift - 1) * sigma)
@@ -177,7 +177,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_grid_rises_strictly_from_exactly_zero_to_exactly_one(name):
+def test_grid_increases_strictly_from_zero_to_one(name):
     for num_steps in (1, 64):
         grid = GRIDS[name](num_steps)
         assert grid.shape == (num_steps + 1,)
@@ -187,12 +187,12 @@ def test_a_grid_rises_strictly_from_exactly_zero_to_exactly_one(name):
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("num_steps", [0, -1])
-def test_a_grid_of_no_steps_is_refused(name, num_steps):
+def test_grid_without_steps_is_refused(name, num_steps):
     with pytest.raises(ValueError, match=f"num_steps must be at least 1, got {num_steps}"):
         GRIDS[name](num_steps)
 
 
-def test_grids_are_their_formulas():
+def test_grids_match_formulas():
     u = np.linspace(0, 1, 11)
     np.testing.assert_allclose(uniform_grid(10), u, atol=1e-7)
     np.testing.assert_allclose(shifted_grid(10, 3.0), u / (3 - 2 * u), atol=1e-7)
@@ -202,15 +202,15 @@ def test_grids_are_their_formulas():
 
 
 @pytest.mark.parametrize(("rho", "sigma_min", "sigma_max"), [(7.0, 0.002, 80.0), (3.0, 0.01, 5.0)])
-def test_the_edm_grid_is_equation_5(rho, sigma_min, sigma_max):
+def test_edm_grid_matches_equation_5(rho, sigma_min, sigma_max):
     num = 18
     ramp = np.arange(num) / (num - 1)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (high + ramp * (low - high)) ** rho
     grid = np.asarray(edm_grid(num, rho, sigma_min=sigma_min, sigma_max=sigma_max), np.float64)
     np.testing.assert_allclose(grid[1:-1], 1 / (1 + levels[1:]), rtol=1e-6)
-    # The noise-to-data ratios of the linear path at those times are EDM's levels. Near the data
-    # 1 - t keeps only 6e-8 absolute.
+    # The noise-to-data ratios of the linear path at these times are the noise levels of EDM. Near
+    # the data, 1 - t has an absolute error of 6e-8.
     np.testing.assert_allclose((1 - grid[1:-1]) / grid[1:-1], levels[1:], rtol=3e-6, atol=1e-7)
 
 
@@ -241,6 +241,6 @@ def test_the_edm_grid_is_equation_5(rho, sigma_min, sigma_max):
         ),
     ],
 )
-def test_a_density_or_grid_without_sense_is_refused(make, message):
+def test_invalid_density_and_grid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,3 +1,5 @@
+"""Tests of velocity functions: time reversal, intervals and evaluation counts."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,56 +22,56 @@ T = jnp.array([0.0, 0.25, 1.0])
 X = jnp.arange(6.0).reshape(3, 2)
 
 
-def plain(t, x, cond=None):
+def velocity_fn(t, x, cond=None):
     return x * (1.0 + t)[:, None] + (0.0 if cond is None else cond[:, None])
 
 
-def test_any_function_is_a_velocity_field_of_one_evaluation():
-    assert isinstance(plain, VelocityFn)
-    counts = evaluations(plain, T)
+def test_plain_function_counts_one_evaluation():
+    assert isinstance(velocity_fn, VelocityFn)
+    counts = evaluations(velocity_fn, T)
     assert counts.dtype == jnp.int32
     np.testing.assert_array_equal(counts, [1, 1, 1])
 
 
-def test_reversed_time_runs_the_same_motion_backwards():
-    backwards = reversed_time(plain)
-    np.testing.assert_allclose(backwards(T, X, T), -plain(1.0 - T, X, T), rtol=1e-6)
-    np.testing.assert_allclose(reversed_time(backwards)(T, X, T), plain(T, X, T), rtol=1e-6)
+def test_reversed_time_negates_velocity_and_is_involution():
+    backward = reversed_time(velocity_fn)
+    np.testing.assert_allclose(backward(T, X, T), -velocity_fn(1.0 - T, X, T), rtol=1e-6)
+    np.testing.assert_allclose(reversed_time(backward)(T, X, T), velocity_fn(T, X, T), rtol=1e-6)
 
 
-def test_a_part_of_the_motion_has_its_own_time_from_zero_to_one():
-    part = over_interval(plain, 0.3, 1.0)
-    np.testing.assert_allclose(part(T, X, T), 0.7 * plain(0.3 + 0.7 * T, X, T), rtol=1e-6)
-    # Guided at its ends alone: these are met exactly.
+def test_over_interval_rescales_time():
+    partial = over_interval(velocity_fn, 0.3, 1.0)
+    np.testing.assert_allclose(partial(T, X, T), 0.7 * velocity_fn(0.3 + 0.7 * T, X, T), rtol=1e-6)
+    # Guidance only at one end point, which is matched exactly.
     for start, end in ((0.3, 1.0), (0.7, 0.1)):
-        only_start = classifier_free(plain, 0.0, 2.0, (start, start))
-        only_end = classifier_free(plain, 0.0, 2.0, (end, end))
+        only_start = classifier_free(velocity_fn, 0.0, 2.0, (start, start))
+        only_end = classifier_free(velocity_fn, 0.0, 2.0, (end, end))
         np.testing.assert_array_equal(
             evaluations(over_interval(only_start, start, end), T), [2, 1, 1]
         )
         np.testing.assert_array_equal(
             evaluations(over_interval(only_end, start, end), T), [1, 1, 2]
         )
-    there, back = over_interval(plain, 0.2, 0.6), over_interval(plain, 0.6, 0.2)
-    np.testing.assert_allclose(back(1.0 - T, X), -there(T, X), rtol=1e-6)
-    guided = classifier_free(plain, 0.0, 2.0, (0.0, 0.3))
+    forward, backward = over_interval(velocity_fn, 0.2, 0.6), over_interval(velocity_fn, 0.6, 0.2)
+    np.testing.assert_allclose(backward(1.0 - T, X), -forward(T, X), rtol=1e-6)
+    guided = classifier_free(velocity_fn, 0.0, 2.0, (0.0, 0.3))
     np.testing.assert_array_equal(evaluations(over_interval(guided, 0.2, 0.6), T), [2, 2, 1])
-    traced = jax.jit(lambda start: over_interval(plain, start, 1.0)(T, X))(0.3)
-    np.testing.assert_allclose(traced, part(T, X), rtol=1e-6)
+    traced = jax.jit(lambda start: over_interval(velocity_fn, start, 1.0)(T, X))(0.3)
+    np.testing.assert_allclose(traced, partial(T, X), rtol=1e-6)
 
 
-def test_a_field_made_of_a_guided_one_costs_what_that_costs():
-    # Guided for t in [0, 0.3]: of T = (0, 0.25, 1) the first two.
-    guided = classifier_free(plain, 0.0, 2.0, (0.0, 0.3))
+def test_derived_fields_count_evaluations_of_guided_field():
+    # Guidance in [0, 0.3] applies to the first two of T = (0, 0.25, 1).
+    guided = classifier_free(velocity_fn, 0.0, 2.0, (0.0, 0.3))
     np.testing.assert_array_equal(evaluations(guided, T), [2, 2, 1])
     np.testing.assert_array_equal(evaluations(reversed_time(guided), T), [1, 1, 2])
-    predicting = AffinePath().velocity_fn(guided, Prediction.X1)
-    np.testing.assert_array_equal(evaluations(predicting, T), [2, 2, 1])
-    # The ratio of Linear at 0.3, 3/7, is Cosine's at 2/pi arctan(3/7) = 0.2578.
+    from_x1 = AffinePath().velocity_fn(guided, Prediction.X1)
+    np.testing.assert_array_equal(evaluations(from_x1, T), [2, 2, 1])
+    # Linear at 0.3 and Cosine at 2/pi arctan(3/7) = 0.2578 have the same ratio, 3/7.
     changed = change_schedule(guided, Linear(), Cosine())
     times = jnp.array([0.0, 0.257, 0.259, 1.0])
     np.testing.assert_array_equal(evaluations(changed, times), [2, 2, 1, 1])
-    for field in (reversed_time(guided), predicting, changed):
+    for field in (reversed_time(guided), from_x1, changed):
         assert isinstance(field, CountedField)
         assert isinstance(field, VelocityFn)
         assert evaluations(field, T).dtype == jnp.int32

@@ -1,4 +1,4 @@
-"""Operations are counted as they are done: against sums by hand and the compiler's own count."""
+"""Tests of FLOP counts against hand calculations and the compiler, and of chip limits."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def test_products_convolutions_scans_and_branches_are_counted():
+def test_flops_of_products_convolutions_scans_and_branches():
     assert count_flops(jnp.matmul, array(5, 2, 3), array(5, 3, 4)) == 5 * 2 * 2 * 3 * 4
 
     def convolve(x, kernel):
@@ -36,8 +36,8 @@ def test_products_convolutions_scans_and_branches_are_counted():
     assert count_flops(jnp.sin, array(3)) == 0
 
 
-def count_of(config, event_shape, num_classes=None):
-    """Operations of one example in a training step."""
+def flops_of_step(config, event_shape, num_classes=None):
+    """Return the FLOPs per example of a training step."""
     net = make_network(config, event_shape, num_classes)
     params = jax.eval_shape(net.init, jax.random.key(0))
     objective = flow_matching_objective(net, AffinePath(), null_cond=num_classes)
@@ -45,11 +45,13 @@ def count_of(config, event_shape, num_classes=None):
     return flops_per_example(objective, params, Batch(array(4, *event_shape), labels))
 
 
-def test_a_step_of_dit_xl_costs_what_is_published():
-    # Peebles and Xie 2023, table 9: 118.64 G multiplications and additions forwards.
-    assert count_of(DIT_XL, (32, 32, 4), 1000) == pytest.approx(3 * 2 * 118.64e9, rel=2e-3)
-    recomputed = dataclasses.replace(DIT_XL, remat="full")
-    assert count_of(recomputed, (32, 32, 4), 1000) == count_of(DIT_XL, (32, 32, 4), 1000)
+def test_flops_of_dit_xl_step_match_publication():
+    # Peebles and Xie 2023, table 9: 118.64 G multiply-adds in the forward pass.
+    assert flops_of_step(DIT_XL, (32, 32, 4), 1000) == pytest.approx(3 * 2 * 118.64e9, rel=2e-3)
+    rematerialized = dataclasses.replace(DIT_XL, remat="full")
+    assert flops_of_step(rematerialized, (32, 32, 4), 1000) == flops_of_step(
+        DIT_XL, (32, 32, 4), 1000
+    )
 
 
 @pytest.mark.slow
@@ -61,19 +63,19 @@ def test_a_step_of_dit_xl_costs_what_is_published():
         (MLPConfig(256, 3, unroll_layers=True), (64,)),
     ],
 )
-def test_the_count_is_the_compilers_for_unrolled_layers(config, event_shape):
+def test_flops_match_compiler_for_unrolled_layers(config, event_shape):
     net = make_network(config, event_shape)
-    given = (jax.eval_shape(net.init, jax.random.key(0)), array(4), array(4, *event_shape), None)
-    compiled = jax.jit(net.apply).lower(*given).compile()
-    # The compiler counts additions, norms and the like as well, and less of what is padding.
-    assert count_flops(net.apply, *given) == pytest.approx(
+    args = (jax.eval_shape(net.init, jax.random.key(0)), array(4), array(4, *event_shape), None)
+    compiled = jax.jit(net.apply).lower(*args).compile()
+    # The compiler also counts additions and norms, and omits some products with padding.
+    assert count_flops(net.apply, *args) == pytest.approx(
         compiled.cost_analysis()["flops"], rel=0.1
     )
 
 
-def test_every_chip_has_sensible_limits():
+def test_all_chips_have_plausible_limits():
     for name, chip in CHIPS.items():
-        # Between 100 TFLOP/s and 3 PFLOP/s; it takes 100 to 1,000 operations to pay for a byte.
+        # 100 TFLOP/s to 3 PFLOP/s, and 100 to 1,000 FLOPs per byte of memory bandwidth.
         assert 1e14 < chip.peak_flops < 3e15, name
         assert 100 < chip.peak_flops / chip.memory_bandwidth < 1000, name
         assert chip.link_bandwidth < chip.memory_bandwidth < 1e13 < 1e3 * chip.memory, name

@@ -1,4 +1,4 @@
-"""Views: read any part, write it back; each number of a model's files has one place."""
+"""Tests of tensor layouts: reads and writes of slices, and coverage of released files."""
 
 import itertools
 from collections import Counter
@@ -16,9 +16,9 @@ from tests.golden_models import GOLDEN, PIPELINES, TRANSFORMERS, config_json
 COMPONENTS = [
     *TRANSFORMERS,
     *(
-        f"{folder}/{part}"
+        f"{folder}/{name}"
         for folder in PIPELINES
-        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+        for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
     ),
     "sd3-pipeline-tiny/text_encoder_3",
 ]
@@ -26,11 +26,11 @@ A = np.arange(48.0).reshape(6, 8)
 B = -np.arange(60.0).reshape(5, 3, 2, 2)
 TENSORS = {"a": A, "b": B}
 
-VIEWS = {
-    "as it is": (tensor("a", 6, 8), A),
+LAYOUTS = {
+    "unchanged": (tensor("a", 6, 8), A),
     "transposed": (tensor("a", 6, 8).T, A.T),
-    "every other": (tensor("a", 6, 8)[1::2, 3:], A[1::2, 3:]),
-    "every other of every other": (tensor("a", 6, 8)[:, ::2][:, 1::2], A[:, ::2][:, 1::2]),
+    "strided": (tensor("a", 6, 8)[1::2, 3:], A[1::2, 3:]),
+    "strided twice": (tensor("a", 6, 8)[:, ::2][:, 1::2], A[:, ::2][:, 1::2]),
     "interleaved": (
         concatenated([tensor("a", 6, 8).T[:, i::2] for i in range(2)], axis=1),
         np.concatenate([A.T[:, ::2], A.T[:, 1::2]], axis=1),
@@ -51,23 +51,22 @@ def read(name, index):
     return TENSORS[name][index]
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_any_part_of_a_view_is_that_part_of_the_whole(name):
-    layout, expected = VIEWS[name]
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_reading_a_slice_equals_slicing_the_full_array(name):
+    layout, expected = LAYOUTS[name]
     assert layout.shape == expected.shape
-    cuts = [[slice(None), slice(0, 1), slice(n // 2, n), slice(1, n)] for n in layout.shape]
-    for index in itertools.product(*cuts):
+    slices = [[slice(None), slice(0, 1), slice(n // 2, n), slice(1, n)] for n in layout.shape]
+    for index in itertools.product(*slices):
         np.testing.assert_array_equal(layout.read(read, index, np.float64), expected[index])
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_what_is_written_is_what_was_read(name):
-    layout, expected = VIEWS[name]
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_write_restores_the_tensors_that_were_read(name):
+    layout, expected = LAYOUTS[name]
     out = {
         tensor_name: np.full_like(TENSORS[tensor_name], np.nan) for tensor_name in layout.tensors
     }
-    halves = (slice(0, 1), slice(1, layout.shape[0]))
-    for rows in halves:
+    for rows in (slice(0, 1), slice(1, layout.shape[0])):
         index = (rows, *(slice(0, n) for n in layout.shape[1:]))
         layout.write(expected[rows], index, out)
     for tensor_name, array in out.items():
@@ -77,7 +76,7 @@ def test_what_is_written_is_what_was_read(name):
 
 
 @pytest.mark.parametrize("folder", COMPONENTS)
-def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
+def test_parameters_use_every_number_of_the_files_once(folder):
     with TensorFiles(find_files(GOLDEN / folder)) as files:
         component = make_component(config_json(folder), tuple(files.shapes))
         assert all_tensors(component.layouts) == files.shapes
@@ -88,8 +87,10 @@ def test_every_number_of_the_files_has_one_place_in_the_parameters(folder):
     assert {name: Counter(used.ravel().tolist()) for name, used in times_used.items()} == {
         name: {1: used.size} for name, used in times_used.items()
     }
-    like = jax.eval_shape(component.init, jax.random.key(0))
+    params = jax.eval_shape(component.init, jax.random.key(0))
     shapes = {name: layout.shape for name, layout in flatten_dict(component.layouts).items()}
-    leaves = jax.tree_util.tree_leaves_with_path(like)
-    keys = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    assert shapes == dict(zip(keys, (leaf.shape for _, leaf in leaves), strict=True))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    assert shapes == {
+        jax.tree_util.keystr(key_path, simple=True, separator="."): leaf.shape
+        for key_path, leaf in leaves
+    }

@@ -1,4 +1,4 @@
-"""Weights of CLIP and T5: every tensor of a file named once, and params shaped as they are."""
+"""Tests of the configs and tensor layouts of CLIP and T5."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from tests.networks.text_encoders.golden_encoders import (
     T5S,
     config_json,
     encoder,
-    read,
+    read_params,
     weights,
 )
 
@@ -21,25 +21,26 @@ FOLDERS = (*CLIPS, *T5S)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
+def test_layouts_list_every_tensor_with_its_shape(folder):
     _, layouts = encoder(folder)
-    held = {name: tensor.shape for name, tensor in weights(folder).items()}
-    assert all_tensors(layouts) == held
-    sizes = sum(np.prod(layout.shape) for _, layout in flatten_dict(layouts).items())
-    assert sizes == sum(np.prod(shape) for shape in held.values())
-    assert EMBEDDING in held or folder in CLIPS
-    assert not {TIED, *BUFFERS} & set(held)
+    shapes = {name: tensor.shape for name, tensor in weights(folder).items()}
+    assert all_tensors(layouts) == shapes
+    num_params = sum(np.prod(layout.shape) for _, layout in flatten_dict(layouts).items())
+    assert num_params == sum(np.prod(shape) for shape in shapes.values())
+    assert EMBEDDING in shapes or folder in CLIPS
+    assert not {TIED, *BUFFERS} & set(shapes)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_parameters_read_from_a_file_are_shaped_as_those_drawn(folder):
+def test_parameters_from_files_have_the_shapes_of_initial_ones(folder):
     net, layouts = encoder(folder)
-    drawn = jax.eval_shape(net.init, jax.random.key(0))
-    assert jax.tree.map(np.shape, read(layouts, weights(folder))) == jax.tree.map(np.shape, drawn)
+    initial = jax.eval_shape(net.init, jax.random.key(0))
+    params = read_params(layouts, weights(folder))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, initial)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_tensor_parallel_axes_are_of_parameters_that_there_are(folder):
+def test_tensor_parallel_axes_refer_to_existing_parameters(folder):
     net, layouts = encoder(folder)
     shapes = {name: layout.shape for name, layout in flatten_dict(layouts).items()}
     assert len(net.tensor_axes) >= 6
@@ -47,12 +48,13 @@ def test_tensor_parallel_axes_are_of_parameters_that_there_are(folder):
         assert len(shapes[name]) >= -axis
 
 
-def test_the_prefix_is_before_all_names_but_the_projections():
+def test_prefix_applies_to_all_tensors_except_the_projection():
     config = clip_text_config(config_json("sd3-pipeline-tiny/text_encoder"))
     bare = all_tensors(clip_text_layouts(config, prefix=""))
     full = all_tensors(clip_text_layouts(config))
-    own = "text_projection.weight"
-    assert {f"text_model.{name}" for name in bare if name != own} | {own} == set(full)
+    projection = "text_projection.weight"
+    prefixed = {f"text_model.{name}" for name in bare if name != projection}
+    assert prefixed | {projection} == set(full)
 
 
 CLIP, T5 = (
@@ -61,7 +63,7 @@ CLIP, T5 = (
 )
 
 
-def test_what_files_say_of_the_end_token_and_the_projection_is_read():
+def test_clip_config_reads_end_token_and_projection():
     assert clip_text_config(CLIP).end_token == 531
     assert clip_text_config(CLIP | {"eos_token_id": 2}).end_token is None
     assert clip_text_config(CLIP).projection == 32
@@ -69,7 +71,7 @@ def test_what_files_say_of_the_end_token_and_the_projection_is_read():
 
 
 @pytest.mark.parametrize(
-    ("said", "gated", "activation"),
+    ("settings", "gated", "activation"),
     [
         ({"feed_forward_proj": "gated-gelu"}, True, "gelu_tanh"),
         ({"feed_forward_proj": "gated-silu"}, True, "silu"),
@@ -78,9 +80,10 @@ def test_what_files_say_of_the_end_token_and_the_projection_is_read():
         ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, True, "gelu"),
     ],
 )
-def test_what_files_say_of_the_mlp_is_read(said, gated, activation):
-    own = ("feed_forward_proj", "is_gated_act", "dense_act_fn")
-    config = t5_config({name: value for name, value in T5.items() if name not in own} | said)
+def test_t5_config_reads_the_mlp_type(settings, gated, activation):
+    mlp_keys = ("feed_forward_proj", "is_gated_act", "dense_act_fn")
+    other_settings = {name: value for name, value in T5.items() if name not in mlp_keys}
+    config = t5_config(other_settings | settings)
     assert (config.gated, config.activation) == (gated, activation)
 
 
@@ -107,6 +110,6 @@ def test_what_files_say_of_the_mlp_is_read(said, gated, activation):
         (lambda: t5_config({"model_type": "t5"}), "json must hold a value at vocab_size"),
     ],
 )
-def test_models_of_other_kinds_are_refused(make, message):
+def test_unsupported_configs_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

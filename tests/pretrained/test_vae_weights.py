@@ -1,4 +1,4 @@
-"""Released autoencoders: configs and tensors of diffusers' files."""
+"""Tests of the configs and tensor layouts of released autoencoders."""
 
 import collections
 
@@ -17,11 +17,11 @@ from tests.networks.autoencoder.golden_autoencoders import (
     golden_tensors,
 )
 
-ABOUT = golden_config_json("sd3-pipeline-tiny/vae")
+CONFIG_JSON = golden_config_json("sd3-pipeline-tiny/vae")
 
 
-def test_a_config_is_read_whole():
-    assert autoencoder_config(ABOUT) == AutoencoderConfig(
+def test_config_reads_all_settings():
+    assert autoencoder_config(CONFIG_JSON) == AutoencoderConfig(
         latent_channels=4, widths=(16, 32), num_blocks=1, num_groups=4, scale=0.3611, shift=0.1159
     )
     assert golden_config("vae-three-levels") == AutoencoderConfig(
@@ -37,12 +37,12 @@ def test_a_config_is_read_whole():
 
 
 @pytest.mark.parametrize("folder", [*MODELS.values(), "flux-dev-pipeline-tiny/vae"])
-def test_every_tensor_of_a_file_is_named_once_with_its_shape(folder):
+def test_layouts_use_every_tensor_once(folder):
     layouts = autoencoder_layouts(autoencoder_config(golden_config_json(folder)))
-    shapes = {tensor: array.shape for tensor, array in golden_tensors(folder).items()}
+    shapes = {name: array.shape for name, array in golden_tensors(folder).items()}
     assert all_tensors(layouts) == shapes
     counts = collections.Counter(
-        t for _, layout in flatten_dict(layouts).items() for t in layout.tensors
+        name for _, layout in flatten_dict(layouts).items() for name in layout.tensors
     )
     assert set(counts.values()) == {1}
 
@@ -65,11 +65,11 @@ CONFIGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
-def test_views_have_the_structure_and_shapes_of_params(config):
+def test_layouts_have_the_structure_and_shapes_of_params(config):
     params = jax.eval_shape(make_autoencoder(config).init, jax.random.key(0))
     layouts = autoencoder_layouts(config)
     shapes = jax.tree.map(
-        lambda v: v.shape, layouts, is_leaf=lambda node: isinstance(node, TensorLayout)
+        lambda layout: layout.shape, layouts, is_leaf=lambda node: isinstance(node, TensorLayout)
     )
     assert shapes == jax.tree.map(np.shape, params)
 
@@ -93,6 +93,6 @@ def test_views_have_the_structure_and_shapes_of_params(config):
         ({"latents_mean": [0.0, 0.1]}, "latents_mean must be null, got"),
     ],
 )
-def test_what_is_not_known_is_refused(change, message):
+def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        autoencoder_config(ABOUT | change)
+        autoencoder_config(CONFIG_JSON | change)

@@ -1,4 +1,4 @@
-"""Made-up comparisons: one with rows that follow a known order, and one from given rows."""
+"""Comparisons with made-up numbers for tests of the report."""
 
 from fmjax.report.comparison import Comparison, Reference, SolverRun, StepEnds
 
@@ -33,12 +33,12 @@ def comparison(*runs, reference=REFERENCE):
 
 
 def example():
-    """Euler of order 1, RK4 of order 4, and Tsit5 with its steps."""
-    rows = [run("Euler", n, n, 1.0 / n, 0.01 * n) for n in (1, 2, 4, 8)]
-    rows += [run("RK4", n, 4 * n, 1.0 / n**4, 0.05 * n) for n in (1, 2, 4, 8)]
-    rows += [run("Tsit5", tol, round(30 * tol**-0.2), tol, 0.3) for tol in (1e-2, 1e-4)]
-    ends = (
+    """Return a comparison of Euler (order 1), RK4 (order 4) and Tsit5 with its steps."""
+    runs = [run("Euler", n, n, 1.0 / n, 0.01 * n) for n in (1, 2, 4, 8)]
+    runs += [run("RK4", n, 4 * n, 1.0 / n**4, 0.05 * n) for n in (1, 2, 4, 8)]
+    runs += [run("Tsit5", tol, round(30 * tol**-0.2), tol, 0.3) for tol in (1e-2, 1e-4)]
+    step_ends = (
         StepEnds("Tsit5", 1e-2, (0.25, 0.5, 1.0)),
         StepEnds("Tsit5", 1e-4, (0.1, 0.3, 0.6, 1.0)),
     )
-    return comparison(*rows)._replace(step_ends=ends)
+    return comparison(*runs)._replace(step_ends=step_ends)

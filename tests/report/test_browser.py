@@ -1,12 +1,14 @@
-"""The page in Chromium: its interactive parts, and that it sends no requests."""
+"""Tests of the report page in Chromium: interaction, layout and network requests."""
 
 import shutil
 
 import numpy as np
 import pytest
 
+from fmjax.report.content import LossCurve, Report, SampleGrid
 from fmjax.report.gallery import GalleryEntry
-from fmjax.report.page import LossCurve, Report, SampleGrid, Table, write_report
+from fmjax.report.page import write_report
+from fmjax.report.tables import Table
 from tests.report.made_up import example
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -45,10 +47,10 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page; at the end, checks that it sent no requests and had no errors."""
+    """Yield a function that opens the page; check afterwards for requests and errors."""
     contexts, requests, errors = [], [], []
 
-    def opened(**settings):
+    def open_with(**settings):
         context = browser.new_context(**{"viewport": {"width": 1000, "height": 800}, **settings})
         contexts.append(context)
         page = context.new_page()
@@ -58,7 +60,7 @@ def open_page(browser, address):
         page.goto(address)
         return page
 
-    yield opened
+    yield open_with
     for context in contexts:
         context.close()
     assert [url for url in requests if not url.startswith(("data:", address))] == []
@@ -69,18 +71,18 @@ def curve(page, chart, name):
     return page.locator(f'[data-chart="{chart}"] g[data-series="{name}"]')
 
 
-def middle(locator):
+def center(locator):
     box = locator.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
-def test_the_pointer_reads_a_points_values(open_page):
+def test_pointer_shows_values_of_point(open_page):
     page = open_page()
     chart = page.locator('[data-chart="error"]')
     chart.scroll_into_view_if_needed()
     markers = curve(page, "error", "Euler").locator("path")
-    assert markers.count() == 1 + 4  # The line, and its points.
-    page.mouse.move(*middle(markers.nth(3)))  # 4 steps.
+    assert markers.count() == 1 + 4  # The line and its four points.
+    page.mouse.move(*center(markers.nth(3)))  # The point with 4 steps.
     tip = chart.locator(".tip").inner_text().splitlines()
     assert tip == [
         "Euler, 4 steps",
@@ -91,7 +93,7 @@ def test_the_pointer_reads_a_points_values(open_page):
     assert chart.locator(".tip").is_hidden()
 
 
-def test_the_pointer_reads_where_an_adaptive_solver_steps(open_page):
+def test_pointer_shows_step_of_adaptive_solver(open_page):
     page = open_page()
     chart = page.locator('[data-chart="steps-1"]')
     chart.scroll_into_view_if_needed()
@@ -102,23 +104,23 @@ def test_the_pointer_reads_where_an_adaptive_solver_steps(open_page):
     assert tip[1] == "t (0 noise, 1 data): 1"
 
 
-def test_a_touch_reads_a_points_values_and_they_stay(open_page):
+def test_touch_shows_values_of_point(open_page):
     page = open_page(has_touch=True, viewport={"width": 360, "height": 740})
     chart = page.locator('[data-chart="error"]')
     chart.scroll_into_view_if_needed()
-    page.touchscreen.tap(*middle(curve(page, "error", "Tsit5").locator("path").nth(1)))
+    page.touchscreen.tap(*center(curve(page, "error", "Tsit5").locator("path").nth(1)))
     assert chart.locator(".tip").inner_text().startswith("Tsit5, tolerance 1e-2")
 
 
-def test_arrow_keys_go_from_point_to_point_and_from_curve_to_curve(open_page):
+def test_arrow_keys_move_between_points_and_curves(open_page):
     page = open_page()
     chart = page.locator('[data-chart="error"]')
     chart.locator("svg").focus()
-    seen = []
+    titles = []
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft", "ArrowLeft"):
         page.keyboard.press(key)
-        seen.append(chart.locator(".tip").inner_text().splitlines()[0])
-    assert seen == [
+        titles.append(chart.locator(".tip").inner_text().splitlines()[0])
+    assert titles == [
         "Euler, 1 step",
         "Euler, 2 steps",
         "RK4, 2 steps",
@@ -130,7 +132,7 @@ def test_arrow_keys_go_from_point_to_point_and_from_curve_to_curve(open_page):
     assert chart.locator(".tip").is_hidden()
 
 
-def test_a_name_in_the_legend_switches_its_curve_everywhere(open_page):
+def test_legend_button_toggles_curve_in_all_charts(open_page):
     page = open_page()
     button = page.locator(".legend").first.get_by_role("button", name="Euler")
     button.click()
@@ -143,16 +145,16 @@ def test_a_name_in_the_legend_switches_its_curve_everywhere(open_page):
     assert curve(page, "time", "Euler").count() == 1
 
 
-def test_all_and_none_switch_a_whole_family(open_page):
+def test_all_and_none_toggle_solver_family(open_page):
     page = open_page()
-    fixed = page.locator(".legend").first.get_by_role("group", name="Fixed steps")
-    fixed.get_by_role("button", name="none").click()
-    assert page.locator('[data-chart="error"] g.series').count() == 1  # Tsit5.
-    fixed.get_by_role("button", name="all", exact=True).click()
+    group = page.locator(".legend").first.get_by_role("group", name="Fixed steps")
+    group.get_by_role("button", name="none").click()
+    assert page.locator('[data-chart="error"] g.series').count() == 1  # Only Tsit5 remains.
+    group.get_by_role("button", name="all", exact=True).click()
     assert page.locator('[data-chart="error"] g.series').count() == 3
 
 
-def test_a_header_sorts_its_column_by_value_up_and_then_down(open_page):
+def test_header_sorts_column_ascending_then_descending(open_page):
     page = open_page()
     table = page.locator("table").first
     header = table.get_by_role("columnheader", name="evaluations")
@@ -168,7 +170,7 @@ def test_a_header_sorts_its_column_by_value_up_and_then_down(open_page):
     assert table.locator("[aria-sort]").count() == 1
 
 
-def test_what_has_no_value_is_sorted_last_either_way(open_page):
+def test_missing_values_are_sorted_last(open_page):
     page = open_page()
     table = page.locator("table").nth(1)
     for _ in range(2):
@@ -178,7 +180,7 @@ def test_what_has_no_value_is_sorted_last_either_way(open_page):
     assert table.locator("tbody td:first-child").all_inner_texts() == ["a", "b"]
 
 
-def test_a_budget_chooses_the_samples_that_are_shown(open_page):
+def test_budget_selects_displayed_samples(open_page):
     page = open_page()
     shown = page.locator(".strip:visible figcaption span")
     page.locator(".budgets").get_by_role("button", name="4", exact=True).click()
@@ -187,7 +189,7 @@ def test_a_budget_chooses_the_samples_that_are_shown(open_page):
     assert shown.all_inner_texts() == ["8 steps, 8 evaluations", "4 steps, 16 evaluations"]
 
 
-def test_the_theme_is_the_systems_until_the_reader_chooses(open_page):
+def test_theme_follows_system_until_user_chooses(open_page):
     page = open_page(color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     picture = "document.querySelector('picture img').currentSrc"
@@ -195,32 +197,32 @@ def test_the_theme_is_the_systems_until_the_reader_chooses(open_page):
     assert dark == "rgb(20, 24, 29)"
     dark_picture = page.evaluate(picture)
     theme = page.get_by_role("button", name="theme")
-    theme.click()  # Light.
+    theme.click()  # Switches to light.
     assert page.evaluate(background) == "rgb(255, 255, 255)"
     page.wait_for_function(f"was => {picture} !== was", arg=dark_picture)
-    theme.click()  # Dark.
+    theme.click()  # Switches to dark.
     assert page.evaluate(background) == dark
 
 
 @pytest.mark.parametrize("width", [360, 1000])
-def test_the_page_never_scrolls_sideways(open_page, width):
+def test_page_does_not_scroll_horizontally(open_page, width):
     page = open_page(viewport={"width": width, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.locator('[data-chart="error"] svg g').first.wait_for()
     assert page.locator('[data-chart="error"] svg').bounding_box()["width"] <= width
 
 
-def test_without_scripts_the_charts_are_pictures(open_page):
+def test_charts_are_pictures_without_scripts(open_page):
     page = open_page(java_script_enabled=False)
     assert page.locator("noscript img").count() == 5
     assert page.locator("table tbody tr").first.is_visible()
 
 
-def test_curves_that_meet_in_a_point_are_all_named_there(browser, tmp_path):
-    same = [run._replace(solver="DDIM") for run in example().runs if run.solver == "Euler"]
-    rows = example()._replace(runs=(*example().runs, *same))
+def test_tooltip_names_all_curves_at_point(browser, tmp_path):
+    ddim_runs = [run._replace(solver="DDIM") for run in example().runs if run.solver == "Euler"]
+    overlapping = example()._replace(runs=(*example().runs, *ddim_runs))
     page = browser.new_page()
-    page.goto(write_report(Report("x", comparison=rows), tmp_path).as_uri())
+    page.goto(write_report(Report("x", comparison=overlapping), tmp_path).as_uri())
     page.locator('[data-chart="error"] svg').focus()
     page.keyboard.press("ArrowRight")
     tip = page.locator('[data-chart="error"] .tip').inner_text().splitlines()

@@ -1,3 +1,5 @@
+"""Tests of comparisons, and of reading and writing them as JSON and CSV."""
+
 import csv
 import json
 import math
@@ -16,19 +18,19 @@ from fmjax.report.comparison import (
 from tests.report.made_up import comparison, example, run
 
 
-def test_a_comparison_read_back_from_json_is_the_one_written(tmp_path):
+def test_json_round_trip_preserves_comparison(tmp_path):
     write_json(example(), tmp_path / "comparison.json")
     assert read_json(tmp_path / "comparison.json") == example()
 
 
-def test_infinite_errors_survive_json_without_leaving_the_standard(tmp_path):
-    before = comparison(run("Euler", 1, 1, math.inf, 0.1, succeeded=0.5))
-    write_json(before, tmp_path / "c.json")
+def test_infinite_errors_round_trip_in_standard_json(tmp_path):
+    original = comparison(run("Euler", 1, 1, math.inf, 0.1, succeeded=0.5))
+    write_json(original, tmp_path / "c.json")
     json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
-    assert read_json(tmp_path / "c.json") == before
+    assert read_json(tmp_path / "c.json") == original
 
 
-def test_the_csv_has_every_number_of_every_row_in_full(tmp_path):
+def test_csv_contains_all_numbers_exactly(tmp_path):
     write_csv(example(), tmp_path / "comparison.csv")
     with (tmp_path / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -43,14 +45,14 @@ def test_the_csv_has_every_number_of_every_row_in_full(tmp_path):
             assert (float(text) if text else None) == numbers[name], name
 
 
-def test_the_csv_has_one_line_for_each_run_and_a_column_for_each_metric(tmp_path):
+def test_csv_has_line_per_run_and_column_per_metric(tmp_path):
     write_csv(example(), tmp_path / "comparison.csv")
     lines = (tmp_path / "comparison.csv").read_text().splitlines()
     assert len(lines) == 1 + len(example().runs)
     assert lines[0].endswith("succeeded,family,model,sliced Wasserstein")
 
 
-def test_a_file_from_before_rows_had_families_reads_as_it_was_meant(tmp_path):
+def test_old_file_without_families_is_read(tmp_path):
     write_json(example(), tmp_path / "c.json")
     document = json.loads((tmp_path / "c.json").read_text())
     for row in document["runs"]:
@@ -62,25 +64,25 @@ def test_a_file_from_before_rows_had_families_reads_as_it_was_meant(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", "{}", '{"format": 1, "runs": [{"x": 1}]}'])
-def test_a_foreign_json_file_is_refused(tmp_path, content):
+def test_invalid_json_file_is_refused(tmp_path, content):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(ValueError, match=r"c\.json must (be JSON|hold|contain|have format 1)"):
         read_json(tmp_path / "c.json")
 
 
-def test_another_format_is_refused(tmp_path):
+def test_unknown_format_is_refused(tmp_path):
     (tmp_path / "c.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match=r"c\.json must have format 1, got 99"):
         read_json(tmp_path / "c.json")
 
 
-def test_curves_run_from_the_cheapest_setting_to_the_dearest():
+def test_curves_are_sorted_from_cheapest_to_most_expensive():
     shuffled = comparison(*reversed(example().runs))
     assert [r.steps for r in shuffled.curves()["Euler"]] == [1, 2, 4, 8]
     assert [r.tolerance for r in shuffled.curves()["Tsit5"]] == [1e-2, 1e-4]
 
 
-def test_settings_are_said_in_words():
+def test_settings_are_formatted():
     assert run("Euler", 1, 1, 1.0, 1.0).setting == "1 step"
     assert run("Euler", 8, 8, 1.0, 1.0).setting == "8 steps"
     assert run("Tsit5", 1e-3, 8, 1.0, 1.0).setting == "tolerance 1e-3"
@@ -90,12 +92,12 @@ def test_settings_are_said_in_words():
     ("value", "short", "long"),
     [(1e-3, "1e-3", "1.0e-3"), (0.25, "0.25", "2.5e-1"), (3.2e-5, "3.2e-5", "3.2e-5")],
 )
-def test_small_numbers_are_written_shortly(value, short, long):
+def test_numbers_are_formatted_in_short_and_long_form(value, short, long):
     assert power_of_ten(value) == short
     assert scientific(value) == long
 
 
-def test_reading_a_comparison_loads_neither_matplotlib_nor_jinja2():
+def test_reading_comparison_does_not_import_plotting_packages():
     code = (
         "import sys, fmjax.report.comparison, fmjax.report.advice;"
         "assert not {'matplotlib', 'jinja2', 'PIL'} & set(sys.modules)"

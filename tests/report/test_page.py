@@ -1,3 +1,5 @@
+"""Tests of the report page: contents, escaping and content security policy."""
+
 import base64
 import hashlib
 import html
@@ -9,16 +11,16 @@ import numpy as np
 import pytest
 
 from fmjax.report.charts import to_script
-from fmjax.report.page import (
+from fmjax.report.content import (
     KeyNumber,
     LossCurve,
     NamedPicture,
     Report,
     SampleGrid,
     SamplePoints,
-    Table,
-    write_report,
 )
+from fmjax.report.page import write_report
+from fmjax.report.tables import Table
 from tests.report.made_up import comparison, example, run
 
 REPORT = Report(
@@ -47,31 +49,31 @@ def page(folder):
 class Elements(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.open, self.seen, self.sources = [], [], []
+        self.open_tags, self.tags, self.urls = [], [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
+        self.tags.append(tag)
         if tag not in ("meta", "img", "source"):
-            self.open.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href", "data", "action")]
+            self.open_tags.append(tag)
+        self.urls += [v for k, v in attrs if k in ("src", "srcset", "href", "data", "action")]
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
 
 
 @pytest.mark.slow
-def test_the_page_refers_to_nothing_outside_itself(page):
+def test_page_has_no_external_references(page):
     elements = Elements(page)
-    assert elements.sources
-    assert all(source.startswith("data:image/png;base64,") for source in elements.sources)
-    assert not {"link", "iframe", "object", "base"} & set(elements.seen)
+    assert elements.urls
+    assert all(url.startswith("data:image/png;base64,") for url in elements.urls)
+    assert not {"link", "iframe", "object", "base"} & set(elements.tags)
     assert not re.search(r"https?:|url\(|@import|//cdn", page)
     assert "default-src 'none'" in html.unescape(page)
 
 
 @pytest.mark.slow
-def test_the_policy_allows_this_script_and_style_alone(page):
+def test_policy_allows_only_embedded_script_and_style(page):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)
     policy = html.unescape(policy)
     for tag in ("script", "style"):
@@ -82,43 +84,43 @@ def test_the_policy_allows_this_script_and_style_alone(page):
     assert "unsafe" not in policy
 
 
-def test_every_element_that_opens_closes(page):
-    assert Elements(page).open == []
+def test_every_element_is_closed(page):
+    assert Elements(page).open_tags == []
 
 
-def test_what_the_user_wrote_is_escaped(page):
+def test_user_text_is_escaped(page):
     assert "<script>alert" not in page
     assert "digits &lt;1&gt;" in page
 
 
-def test_the_page_shows_every_run_the_advice_and_the_key_numbers(page):
+def test_page_shows_runs_advice_and_key_numbers(page):
     assert page.count("<tr") == 1 + len(example().runs)
     assert "For a worst-sample error of at most 0.1" in page
     assert "two halves of the real data: 5.1" in page
-    assert "1.2e-1" in page  # The worst sample of Euler with 8 steps is 0.125 away.
+    assert "1.2e-1" in page  # The worst-sample error of Euler with 8 steps is 0.125.
 
 
-def test_charts_are_pictures_where_there_are_no_scripts(page, folder):
-    files = sorted(path.stem for path in (folder / "figures").iterdir())
+def test_charts_have_pictures_for_browsers_without_scripts(page, folder):
+    files = sorted(file.stem for file in (folder / "figures").iterdir())
     assert files == ["error", "loss", "metric-1", "samples", "steps", "time"]
-    instead = re.findall(r'<noscript><img src="data:image/png;base64,([^"]+)"', page)
-    found = [base64.b64decode(picture) for picture in instead]
+    embedded = re.findall(r'<noscript><img src="data:image/png;base64,([^"]+)"', page)
+    pictures = [base64.b64decode(picture) for picture in embedded]
     charts = ("error", "time", "metric-1", "steps", "loss")
-    assert found == [(folder / "figures" / f"{name}.png").read_bytes() for name in charts]
+    assert pictures == [(folder / "figures" / f"{name}.png").read_bytes() for name in charts]
 
 
-def test_other_pictures_have_a_light_and_a_dark_rendering(page, folder):
-    assert page.count('prefers-color-scheme: dark)" srcset') == 1  # Samples.
+def test_other_pictures_have_light_and_dark_versions(page, folder):
+    assert page.count('prefers-color-scheme: dark)" srcset') == 1  # Only the samples.
     embedded = re.search(r'<img src="data:image/png;base64,([^"]+)"', page).group(1)
     assert base64.b64decode(embedded) == (folder / "figures" / "samples.png").read_bytes()
 
 
-def test_the_charts_data_cannot_end_their_element():
+def test_chart_data_cannot_close_script_element():
     assert to_script({"name": "</script>"}) == '{"name":"\\u003c/script>"}'
 
 
 @pytest.mark.slow
-def test_a_guided_comparison_says_so(page, tmp_path):
+def test_guided_comparison_shows_guidance(page, tmp_path):
     assert "guidance" not in page
     guided = example()._replace(guidance=3.0)
     text = write_report(Report("x", comparison=guided), tmp_path).read_text(encoding="utf-8")
@@ -126,20 +128,20 @@ def test_a_guided_comparison_says_so(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_that_left_samples_behind_stand_out(tmp_path):
+def test_runs_with_failed_samples_are_highlighted(tmp_path):
     failed = comparison(run("Tsit5", 1e-6, 10, float("inf"), 0.1, succeeded=0.5))
     text = write_report(Report("x", comparison=failed), tmp_path).read_text(encoding="utf-8")
     assert '<td class="bad" data-value="0.5">50 %</td>' in text
 
 
-def test_a_report_of_a_toy_needs_no_comparison(tmp_path):
+def test_report_without_comparison_is_written(tmp_path):
     points = SamplePoints(np.zeros((3, 2)), np.ones((3, 2)))
     text = write_report(Report("moons", samples=points), tmp_path).read_text(encoding="utf-8")
     assert "Samples" in text
     assert "Fixed-step and adaptive" not in text
 
 
-def test_further_tables_and_pictures_have_sections_of_their_own(tmp_path):
+def test_additional_tables_and_pictures_have_sections(tmp_path):
     table = Table("Likelihood", ("model", "bits"), (("a <b>", 2.913), ("c", math.nan)), "Of 10.")
     picture = NamedPicture("Between two noises", b"png", "Along an arc.")
     report = Report("x", tables=(table,), pictures=(picture,))

@@ -1,4 +1,4 @@
-"""Every network and every loss on layouts of eight devices: the numbers of one device."""
+"""Tests that networks and losses give the same results on eight devices and on one device."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from fmjax.training.state import TrainState
 from fmjax.training.step import init_state, make_train_step
 
 NUM_STEPS, BATCH, NUM_CLASSES = 5, 16, 3
-# Two heads: along a tensor axis of 8 not heads are apart, but queries.
+# With two heads, a tensor axis of size 8 splits queries instead of heads.
 NETWORKS = {
     "dit": (DiTConfig(2, 64, 2, 2, qk_norm=True), (8, 8, 1)),
     "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
@@ -38,16 +38,16 @@ NETWORKS = {
     "flux": (FluxConfig(2, 2, 32, 1, 2, (8, 12, 12)), (8, 8, 4)),
     "captions": (MMDiTConfig(2, 2, 32, 2, qk_norm=True), (8, 8, 4)),
 }
-# Flow maps: a derivative forwards within the one backwards, and targets by the network itself.
+# Flow-map losses nest forward-mode in reverse-mode derivatives and use the network for targets.
 GUIDANCE = BuiltInGuidance(max_scale=4.0, first=0.2, last=0.8)
-MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
-NETWORKS |= {name: NETWORKS[network] for name, network in MAPS.items()}
+FLOW_MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
+NETWORKS |= {name: NETWORKS[network] for name, network in FLOW_MAPS.items()}
 TEXT = TextShape(4, 64, 64)
 TOKENS = TokenShape(4, 64)
 CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT, "captions": TOKENS}
-NULL = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
+NULL_CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
 ENCODER = TextEncoderConfig(64, 2, 2)
-ONE = MeshConfig(1, 1, 1)
+ONE_DEVICE = MeshConfig(1, 1, 1)
 LAYOUTS = [
     ("dit", MeshConfig(2, 2, 2)),
     *(
@@ -70,22 +70,22 @@ LAYOUTS = [
 ]
 
 
-class Trained(NamedTuple):
-    start: dict
+class TrainingResult(NamedTuple):
+    initial_params: dict
     losses: list[float]
     state: TrainState
 
 
-def make(name):
-    """The network, and its loss."""
+def make_objective(name):
+    """Return the network and its objective."""
     conditions, path = CONDITIONS[name], AffinePath()
-    dropped = dict(label_drop=0.1, null_cond=NULL[name])
-    if name not in MAPS:
+    dropped = dict(label_drop=0.1, null_cond=NULL_CONDITIONS[name])
+    if name not in FLOW_MAPS:
         net = make_network(*NETWORKS[name], conditions, text_encoder=ENCODER)
         return net, flow_matching_objective(net, path, **dropped)
     guided = name.startswith("improved")
     net = make_flow_map(*NETWORKS[name], conditions, guided=guided)
-    if guided:  # Not the power 1, which blows up what rounding does to a small error.
+    if guided:  # Power 1 would magnify rounding errors of small losses.
         return net, mean_flow_objective(
             net, path, improved=True, ratio_r_neq_t=0.5, power=0.0, guidance=GUIDANCE, **dropped
         )
@@ -93,14 +93,14 @@ def make(name):
 
 
 def train(name, layout):
-    """`NUM_STEPS` of AdamW on made-up images."""
+    """Run `NUM_STEPS` of AdamW on random images."""
     event_shape = NETWORKS[name][1]
-    net, objective = make(name)
+    net, objective = make_objective(name)
     num_devices = layout.data * layout.fsdp * layout.tensor
     mesh = make_mesh(layout, jax.devices()[:num_devices])
-    optimizer = optax.adamw(1e-3, eps=1e-3)  # So large that a tiny gradient's noise stays tiny.
+    optimizer = optax.adamw(1e-3, eps=1e-3)  # A large eps limits the noise of tiny gradients.
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
-    start = jax.device_get(state.params)
+    initial_params = jax.device_get(state.params)
     step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding)
     rng, losses = np.random.default_rng(0), []
     for _ in range(NUM_STEPS):
@@ -114,7 +114,7 @@ def train(name, layout):
             cond = rng.integers(0, TOKENS.vocab_size, shape).astype(np.int32)
         state, metrics = step(state, put_batch(Batch(x, cond), mesh))
         losses.append(float(metrics.loss))
-    return Trained(start, losses, state)
+    return TrainingResult(initial_params, losses, state)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -125,38 +125,38 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def one_device():
-    done = {}
+    results = {}
 
-    def of(name):
-        if name not in done:
-            done[name] = train(name, ONE)
-        return done[name]
+    def train_once(name):
+        if name not in results:
+            results[name] = train(name, ONE_DEVICE)
+        return results[name]
 
-    return of
+    return train_once
 
 
-def assert_close(got, expected):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+def assert_close(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_initialisation_and_five_steps_give_the_numbers_of_one_device(case, one_device):
-    name, _, got = case
+def test_initialization_and_five_steps_match_one_device(case, one_device):
+    name, _, actual = case
     expected = one_device(name)
-    assert_close(got.start, expected.start)
-    np.testing.assert_allclose(got.losses, expected.losses, rtol=1e-5)
-    assert_close(jax.device_get(got.state.params), jax.device_get(expected.state.params))
+    assert_close(actual.initial_params, expected.initial_params)
+    np.testing.assert_allclose(actual.losses, expected.losses, rtol=1e-5)
+    assert_close(jax.device_get(actual.state.params), jax.device_get(expected.state.params))
 
 
-def test_large_weights_average_and_moments_are_split_over_fsdp_and_tensor(case):
-    name, layout, got = case
-    net, _ = make(name)
+def test_large_arrays_are_sharded_over_fsdp_and_tensor(case):
+    name, layout, actual = case
+    net, _ = make_objective(name)
     num_split = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(got.state._replace(key=None)):
-        where = jax.tree_util.keystr(path, simple=True, separator=".")
-        by_tensor = any(where.endswith(f".{ending}") for ending in net.tensor_axes)
-        parts = layout.fsdp * (layout.tensor if by_tensor else 1)
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(actual.state._replace(key=None)):
+        leaf_name = jax.tree_util.keystr(key_path, simple=True, separator=".")
+        over_tensor = any(leaf_name.endswith(f".{ending}") for ending in net.tensor_axes)
+        num_shards = layout.fsdp * (layout.tensor if over_tensor else 1)
         if leaf.size >= 2**12:
-            assert leaf.addressable_shards[0].data.size * parts == leaf.size, where
-            num_split += parts > 1
+            assert leaf.addressable_shards[0].data.size * num_shards == leaf.size, leaf_name
+            num_split += num_shards > 1
     assert num_split > 0 or layout.data == 8

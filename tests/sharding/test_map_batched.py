@@ -1,4 +1,4 @@
-"""Examples in batches of one size over a mesh."""
+"""Tests of functions mapped over batches of equal size on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ X = np.arange(26.0).reshape(13, 2)
 
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("constant_size", [False, True])
-def test_every_example_gets_its_own_result_whatever_the_batches(num_devices, constant_size):
+def test_results_do_not_depend_on_the_batch_size(num_devices, constant_size):
     mesh = make_mesh(devices=jax.devices()[:num_devices])
     sizes, counts = [], []
 
@@ -38,19 +38,19 @@ def test_every_example_gets_its_own_result_whatever_the_batches(num_devices, con
         np.testing.assert_array_equal(results["index"], np.arange(len(X)))
     assert sum(counts) == 4 * len(X)
     assert all(size % num_devices == 0 for size in sizes)
-    # One program per batch size; 13 and 100 examples in a batch are the same unless it is constant.
+    # Each batch size has one program. Sizes 13 and 100 share it unless the size is constant.
     expected = {1: 4 if constant_size else 3, 8: 3 if constant_size else 2}
     assert len(sizes) == expected[num_devices]
 
 
-def test_batches_have_a_constant_size_only_if_asked():
+def test_batches_have_constant_size_only_on_request():
     mesh = make_mesh(devices=jax.devices()[:2])
     assert [len(indices) for indices, _ in even_batches(3, 8, mesh)] == [4]
     assert [len(indices) for indices, _ in even_batches(3, 8, mesh, constant_size=True)] == [8]
     assert [len(indices) for indices, _ in even_batches(3, 8, None)] == [3]
 
 
-def test_a_function_on_a_mesh_can_name_its_axes():
+def test_function_on_mesh_can_use_axis_names():
     mesh = make_mesh(devices=jax.devices()[:2])
 
     def fn(x, *, scale):

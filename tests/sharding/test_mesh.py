@@ -1,3 +1,5 @@
+"""Tests of the device mesh and its shardings."""
+
 import jax
 import numpy as np
 import pytest
@@ -24,50 +26,50 @@ def spec(shape, mesh):
         (MeshConfig(1, 1, -1), (1, 1, 8)),
     ],
 )
-def test_the_axis_at_minus_one_takes_the_remaining_devices(config, shape):
+def test_axis_of_size_minus_one_takes_the_remaining_devices(config, shape):
     assert make_mesh(config).devices.shape == shape
 
 
 @pytest.mark.parametrize(
     "config", [MeshConfig(fsdp=3), MeshConfig(4, 1), MeshConfig(fsdp=16), MeshConfig(tensor=3)]
 )
-def test_axes_that_do_not_fit_the_devices_are_refused(config):
+def test_mesh_shape_must_match_the_device_count(config):
     rule = r"mesh must have data \* fsdp \* tensor equal to 8, the number of devices, got data"
     with pytest.raises(ValueError, match=rule):
         make_mesh(config)
 
 
-def test_axis_sizes_out_of_range_are_refused():
+def test_invalid_axis_sizes_are_rejected():
     with pytest.raises(ValueError, match="mesh.fsdp must be -1 or at least 1, got 0"):
         MeshConfig(fsdp=0)
     with pytest.raises(ValueError, match="mesh must leave at most one axis at -1"):
         MeshConfig(-1, -1)
 
 
-def test_the_longest_axis_that_divides_is_split():
+def test_longest_divisible_axis_is_sharded():
     mesh = make_mesh(MeshConfig(1, 8))
     assert spec((64, 256), mesh) == (None, "fsdp")
     assert spec((256, 64), mesh) == ("fsdp", None)
     assert spec((128, 128), mesh) == (None, "fsdp")
-    # 250 does not divide by 8; the next longest does.
+    # 250 is not divisible by 8, but 64 is.
     assert spec((64, 250), mesh) == ("fsdp", None)
-    # The first of three axes may count layers.
+    # The first of three axes may be a stack of layers.
     assert spec((128, 64, 32), mesh) == (None, "fsdp", None)
-    # Nothing divides, or too small to be worth a gather.
+    # No axis is divisible, or the array is too small to be worth a gather.
     assert spec((101, 101), mesh) == ()
     assert spec((8, 8), mesh) == ()
     assert spec((), mesh) == ()
 
 
-def test_along_the_data_axis_everything_is_copied():
+def test_arrays_are_replicated_along_the_data_axis():
     assert spec((256, 256), make_mesh(MeshConfig(8, 1))) == ()
 
 
-def test_fsdp_leaves_each_device_an_eighth_of_weights_moments_and_average():
-    big = {"kernel": (512, 256), "layers": (3, 128, 128)}
+def test_fsdp_shards_weights_moments_and_average_evenly():
+    large_shapes = {"kernel": (512, 256), "layers": (3, 128, 128)}
     net = VelocityNet(
         init=lambda key: (
-            {name: jax.random.normal(key, shape) for name, shape in big.items()}
+            {name: jax.random.normal(key, shape) for name, shape in large_shapes.items()}
             | {"bias": jax.random.normal(key, (256,))}
         ),
         apply=lambda params, t, x, cond=None: x,
@@ -76,17 +78,17 @@ def test_fsdp_leaves_each_device_an_eighth_of_weights_moments_and_average():
     optimizer = make_optimizer(OptimizerConfig(), 10)
     state, _ = init_state(net, optimizer, jax.random.key(0), mesh)
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(state._replace(key=None))]
-    held = [0] * 8
+    bytes_per_device = [0] * 8
     num_split = 0
     for leaf in jax.tree.leaves(state._replace(key=None)):
         for shard in leaf.addressable_shards:
-            held[shard.device.id] += shard.data.nbytes
+            bytes_per_device[shard.device.id] += shard.data.nbytes
         num_split += leaf.addressable_shards[0].data.nbytes * 8 == leaf.nbytes
-    assert num_split == 8  # two big arrays in params, average and both moments
-    assert max(held) < 1.05 * sum(sizes) / 8
+    assert num_split == 8  # Two large arrays in params, average and both moments.
+    assert max(bytes_per_device) < 1.05 * sum(sizes) / 8
 
 
-def test_every_device_gets_its_own_rows_of_the_batch():
+def test_batch_rows_are_divided_among_devices():
     mesh = make_mesh(MeshConfig(4, 2))
     rows = np.arange(48, dtype=np.float32).reshape(16, 3)
     batch = put_batch(Batch(rows, np.arange(16)), mesh)

@@ -1,4 +1,4 @@
-"""A process of several never goes on alone."""
+"""Tests that the processes of a run join, or fail instead of continuing alone."""
 
 import ipaddress
 import socket
@@ -14,26 +14,26 @@ from tests.tiny_run import environment
 JOIN = "from fmjax.sharding import join; print('joined', join())"
 
 
-def join_in(**more):
-    """What a process says that joins its run in such surroundings."""
+def run_join(**variables):
+    """Call `join` in a process with these environment variables."""
     return subprocess.run(
         [sys.executable, "-c", JOIN],
-        env=environment(**more),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=120,
     )
 
 
-def test_without_a_cluster_a_process_is_alone():
-    done = join_in()
-    assert "joined False" in done.stdout, done.stderr
+def test_process_without_cluster_runs_alone():
+    completed = run_join()
+    assert "joined False" in completed.stdout, completed.stderr
 
 
-def test_where_the_clusters_port_is_taken_it_does_not_go_on_alone():
+def test_process_fails_if_the_cluster_port_is_taken():
     job = 1234
-    with socket.create_server(("", job % 2**12 + 65535 - 2**12 + 1)):  # JAX's, under Slurm.
-        done = join_in(
+    with socket.create_server(("", job % 2**12 + 65535 - 2**12 + 1)):  # JAX's port under Slurm.
+        completed = run_join(
             SLURM_JOB_ID=str(job),
             SLURM_STEP_NODELIST="localhost",
             SLURM_NTASKS="2",
@@ -41,14 +41,14 @@ def test_where_the_clusters_port_is_taken_it_does_not_go_on_alone():
             SLURM_PROCID="0",
             SLURM_LOCALID="0",
         )
-    assert done.returncode != 0
-    assert "joined" not in done.stdout
-    # jaxlib may crash over it before it comes back to us, and has then said this.
-    ours = "coordinator must connect the cluster's processes, got"
-    assert ours in done.stderr or "Failed to add port" in done.stderr
+    assert completed.returncode != 0
+    assert "joined" not in completed.stdout
+    # jaxlib may abort with the second message before `join` can raise the first.
+    message = "coordinator must connect the cluster's processes, got"
+    assert message in completed.stderr or "Failed to add port" in completed.stderr
 
 
-def test_a_coordinator_that_is_taken_is_refused():
+def test_taken_coordinator_address_is_rejected():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         coordinator = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(
@@ -64,11 +64,11 @@ join(*(Processes(argument, 1, 0) for argument in sys.argv[1:]))
 import jax
 jax.devices()  # The transport between devices listens too.
 links = pathlib.Path("/proc/self/fd").iterdir()
-mine = {link.readlink().name for link in links if link.is_symlink()}
+sockets = {link.readlink().name for link in links if link.is_symlink()}
 for table in ("tcp", "tcp6"):
     for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
         _, local, _, state, *_, = line.split()
-        if state == "0A" and f"socket:[{line.split()[9]}]" in mine:
+        if state == "0A" and f"socket:[{line.split()[9]}]" in sockets:
             print("listens", local)
 """
 
@@ -78,34 +78,35 @@ def free_port():
         return free.getsockname()[1]
 
 
-def listening(port, *arguments, **more):
-    """The addresses at which process 0 listens: at the coordinator's port, and at all ports."""
-    done = subprocess.run(
+def listening_hosts(port, *arguments, **variables):
+    """Return the hosts where process 0 listens: at the coordinator's port, and at all ports."""
+    completed = subprocess.run(
         [sys.executable, "-c", LISTEN, *arguments],
-        env=environment(**more),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=120,
     )
-    words = [line.split() for line in done.stdout.splitlines() if line.startswith("listens")]
-    found = [address_of(word) for _, word in words]
-    assert found, done.stderr
-    return {host for host, at in found if at == port}, {host for host, _ in found}
+    words = [line.split() for line in completed.stdout.splitlines() if line.startswith("listens")]
+    addresses = [parse_address(word) for _, word in words]
+    assert addresses, completed.stderr
+    coordinator_hosts = {host for host, used_port in addresses if used_port == port}
+    return coordinator_hosts, {host for host, _ in addresses}
 
 
-def address_of(word):
-    """Host and port of `/proc/net/tcp`, whose 32-bit words are in the machine's byte order."""
+def parse_address(word):
+    """Parse host and port of `/proc/net/tcp`, which has 32-bit words in native byte order."""
     host, port = word.split(":")
     raw = b"".join(bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8))
     address = ipaddress.ip_address(raw)
     return getattr(address, "ipv4_mapped", None) or address, int(port, 16)
 
 
-@pytest.mark.parametrize("found_by", ["localhost", "127.0.0.2", "slurm"])
-def test_a_coordinator_on_loopback_listens_on_loopback_alone(found_by):
+@pytest.mark.parametrize("cluster", ["localhost", "127.0.0.2", "slurm"])
+def test_loopback_coordinator_listens_only_on_loopback(cluster):
     port = free_port()
-    if found_by == "slurm":
-        where, everywhere = listening(
+    if cluster == "slurm":
+        coordinator_hosts, all_hosts = listening_hosts(
             port,
             JAX_COORDINATOR_PORT=str(port),
             SLURM_JOB_ID="1",
@@ -115,16 +116,16 @@ def test_a_coordinator_on_loopback_listens_on_loopback_alone(found_by):
             SLURM_LOCALID="0",
         )
     else:
-        where, everywhere = listening(port, f"{found_by}:{port}")
-    assert where
-    assert all(address.is_loopback for address in everywhere)
+        coordinator_hosts, all_hosts = listening_hosts(port, f"{cluster}:{port}")
+    assert coordinator_hosts
+    assert all(address.is_loopback for address in all_hosts)
 
 
-def test_the_address_to_bind_is_that_of_the_coordinator(monkeypatch):
+def test_bind_address_follows_the_coordinator_address(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
-    known = {"node0": "10.0.0.7", "debian": "127.0.1.1"}
+    addresses = {"node0": "10.0.0.7", "debian": "127.0.1.1"}
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, port, **_: [(0, 0, 0, "", (known[host], port))]
+        socket, "getaddrinfo", lambda host, port, **_: [(0, 0, 0, "", (addresses[host], port))]
     )
     for coordinator, expected in {
         "localhost:1234": "localhost:1234",
@@ -144,22 +145,22 @@ def test_the_address_to_bind_is_that_of_the_coordinator(monkeypatch):
     "coordinator",
     [":1234", "localhost", "localhost:0", "localhost:65536", "localhost:\u00b2", "localhost:1e3"],
 )
-def test_a_coordinator_that_is_no_address_is_refused(coordinator):
+def test_invalid_coordinator_address_is_rejected(coordinator):
     with pytest.raises(ValueError, match="coordinator must be HOST:PORT, got"):
         Processes(coordinator, 2, 0)
 
 
-def test_a_coordinator_that_is_not_this_machine_is_refused():
-    for coordinator, got in {
+def test_coordinator_on_another_machine_is_rejected():
+    for coordinator, message in {
         "192.0.2.1:4711": "192.0.2.1:4711: Cannot assign requested address",
         "no-such-host.invalid:4711": "no-such-host.invalid:4711: ",
     }.items():
-        with pytest.raises(ValueError, match=f"be a free address of process 0, got {got}"):
+        with pytest.raises(ValueError, match=f"be a free address of process 0, got {message}"):
             join(Processes(coordinator, 2, 0))
 
 
 @pytest.mark.parametrize(
-    ("text", "gone"),
+    ("text", "expected"),
     [
         ("UNAVAILABLE: Connection reset by peer", True),
         ("Gloo all-reduce failed", True),
@@ -167,7 +168,7 @@ def test_a_coordinator_that_is_not_this_machine_is_refused():
         ("RESOURCE_EXHAUSTED: out of memory", False),
     ],
 )
-def test_an_error_of_the_transport_says_that_another_process_is_gone(text, gone, monkeypatch):
-    assert not is_peer_failure(RuntimeError(text)), "a process that is alone"
+def test_transport_errors_are_peer_failures(text, expected, monkeypatch):
+    assert not is_peer_failure(RuntimeError(text)), "a single process has no peers"
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    assert is_peer_failure(RuntimeError(text)) == gone
+    assert is_peer_failure(RuntimeError(text)) == expected

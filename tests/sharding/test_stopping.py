@@ -1,4 +1,4 @@
-"""SIGTERM in every phase of `fmjax train`: it ends soon, and the same command goes on."""
+"""Tests of SIGTERM and Ctrl-C in all phases of `fmjax train`, and of resuming."""
 
 import contextlib
 import os
@@ -16,31 +16,31 @@ import numpy as np
 import pytest
 from rich.progress import Progress, TextColumn
 
-from fmjax import _stopping
+from fmjax import _signals
 from fmjax._progress import COMPILING, Silent
-from fmjax._stopping import SIGNALS, stoppable
+from fmjax._signals import SIGNALS, stoppable
 from fmjax.cli.console import _Bars, _Lines
 from fmjax.runs.folder import open_run
 from fmjax.sharding import Interrupted
 from fmjax.sharding.stopping import Agreement, StopSignals, decide
 from fmjax.training import Checkpoints, read_metrics
 from tests.tiny_run import command, environment, write_config
-from tests.training.child import run as train_here
+from tests.training.child import run as train_tiny
 
 NUM_STEPS = 400
-# Whether a phase has begun, by the run's folder and by what the command has said.
-TRAINING = {
-    "compilation": lambda run, said: "training 0/400 compiling" in said,
-    "steps": lambda run, said: (
+# Functions of the run's folder and the output that return whether a phase has begun.
+TRAINING_PHASES = {
+    "compilation": lambda run, output: "training 0/400 compiling" in output,
+    "steps": lambda run, output: (
         (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) > 3
     ),
-    "last save": lambda run, said: any((run / "checkpoints").glob(f"{NUM_STEPS}.*")),
+    "last save": lambda run, output: any((run / "checkpoints").glob(f"{NUM_STEPS}.*")),
 }
-RESULTS = {
-    "sampling": lambda run, said: "sampling 0/" in said,
-    "evaluation": lambda run, said: said.count("sampling 0/") == 2,
-    "comparison": lambda run, said: "comparing solvers 0/" in said,
-    "report": lambda run, said: (run / "comparison.json").exists(),
+RESULT_PHASES = {
+    "sampling": lambda run, output: "sampling 0/" in output,
+    "evaluation": lambda run, output: output.count("sampling 0/") == 2,
+    "comparison": lambda run, output: "comparing solvers 0/" in output,
+    "report": lambda run, output: (run / "comparison.json").exists(),
 }
 
 
@@ -50,76 +50,78 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory):
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, _, error = train(config, run)
+def reference_run(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("reference") / "run"
+    code, _, error = run_command(config, run)
     assert code == 0, error
     return run
 
 
-def train(config, run, begun=None, **more):
-    """Exit code, output, errors; SIGTERM is sent as soon as `begun`."""
-    out = run.parent / "out.txt"
+def run_command(config, run, has_begun=None, **variables):
+    """Send SIGTERM as soon as `has_begun`; return exit code, output and errors."""
+    output_file = run.parent / "out.txt"
     with (
-        out.open("w") as file,
+        output_file.open("w") as file,
         subprocess.Popen(
             command(config, run),
-            env=environment(**more),
+            env=environment(**variables),
             text=True,
             stdout=file,
             stderr=subprocess.PIPE,
         ) as child,
     ):
         try:
-            while begun is not None and not begun(run, out.read_text()):
-                assert child.poll() is None, (out.read_text(), child.communicate())
+            while has_begun is not None and not has_begun(run, output_file.read_text()):
+                assert child.poll() is None, (output_file.read_text(), child.communicate())
                 time.sleep(0.002)
-            if begun is not None:
+            if has_begun is not None:
                 child.send_signal(signal.SIGTERM)
-            _, error = child.communicate(timeout=60 if begun else 180)
+            _, error = child.communicate(timeout=60 if has_begun else 180)
         finally:
             child.kill()
-    return child.returncode, out.read_text(), error
+    return child.returncode, output_file.read_text(), error
 
 
-def times_of_checkpoints(run):
-    return {path.name: path.stat().st_mtime_ns for path in (run / "checkpoints").iterdir()}
+def checkpoint_times(run):
+    return {folder.name: folder.stat().st_mtime_ns for folder in (run / "checkpoints").iterdir()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", [*TRAINING, *RESULTS])
-def test_sigterm_ends_every_phase_and_the_same_command_goes_on(
-    config, undisturbed, tmp_path, phase
+@pytest.mark.parametrize("phase", [*TRAINING_PHASES, *RESULT_PHASES])
+def test_sigterm_ends_every_phase_and_the_same_command_resumes(
+    config, reference_run, tmp_path, phase
 ):
-    run, surroundings = tmp_path / "run", {}
-    if phase in RESULTS:
-        shutil.copytree(undisturbed / "checkpoints", run / "checkpoints")
+    run, variables = tmp_path / "run", {}
+    if phase in RESULT_PHASES:
+        shutil.copytree(reference_run / "checkpoints", run / "checkpoints")
         for name in ("config.json", "model.json", "metrics.jsonl"):
-            shutil.copy2(undisturbed / name, run)
-    if phase == "compilation":  # Nothing is compiled yet.
-        surroundings["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
-    code, _, error = train(config, run, (TRAINING | RESULTS)[phase], **surroundings)
+            shutil.copy2(reference_run / name, run)
+    if phase == "compilation":  # The cache is empty.
+        variables["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
+    code, _, error = run_command(config, run, (TRAINING_PHASES | RESULT_PHASES)[phase], **variables)
     assert code == 128 + signal.SIGTERM, error
     assert error.startswith("fmjax: stopped by SIGTERM")
     assert error.endswith("; run the same command again to resume\n")
     assert error.count("\n") == 1
-    half = [path for path in run.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
-    assert not half
+    partial = [file for file in run.rglob("*") if file.name.startswith(".") or "tmp" in file.name]
+    assert not partial
     assert not (run / "report.html").exists()
-    saved = times_of_checkpoints(run)
+    saved = checkpoint_times(run)
     last = max(map(int, saved), default=0)
     assert (last == NUM_STEPS) == (phase not in ("compilation", "steps"))
     assert (last == 0) == (phase == "compilation")  # There is nothing to save.
 
-    code, said, error = train(config, run)
+    code, output, error = run_command(config, run)
     assert code == 0, error
-    assert (f"resumed from step {last}\n" in said) == (last > 0)
+    assert (f"resumed from step {last}\n" in output) == (last > 0)
     if last == NUM_STEPS:
-        assert "training 0/" not in said
-        assert times_of_checkpoints(run) == saved
+        assert "training 0/" not in output
+        assert checkpoint_times(run) == saved
     assert (run / "report.html").is_file()
-    assert losses(run) == losses(undisturbed)
-    jax.tree.map(np.testing.assert_array_equal, open_run(run).params, open_run(undisturbed).params)
+    assert losses(run) == losses(reference_run)
+    jax.tree.map(
+        np.testing.assert_array_equal, open_run(run).params, open_run(reference_run).params
+    )
 
 
 def losses(run):
@@ -128,14 +130,14 @@ def losses(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, tmp_path, number):
+def test_signal_during_imports_is_reported_in_one_line(config, tmp_path, number):
     child = subprocess.Popen(
         command(config, tmp_path / "run"),
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
-    # The worst moment: NumPy's C code prints the exception and raises another.
+    # An exception in NumPy's C code would be printed and replaced by another one.
     while "numpy" not in Path(f"/proc/{child.pid}/maps").read_text():
         assert child.poll() is None, child.communicate()
         time.sleep(0.002)
@@ -147,13 +149,13 @@ def test_a_signal_while_the_command_still_loads_its_parts_is_told_alike(config, 
     assert not (tmp_path / "run").exists()
 
 
-LOST = {
+BLOCKING_CODE = {
     "a callback of JAX": """
         import jax, jax.numpy as jnp
-        def told(x):
+        def callback(x):
             print("begun", flush=True)
             time.sleep(60)
-        jax.jit(lambda x: jax.debug.callback(told, x))(jnp.ones(3))
+        jax.jit(lambda x: jax.debug.callback(callback, x))(jnp.ones(3))
         jax.effects_barrier()
     """,
     "a finalizer": """
@@ -163,14 +165,14 @@ LOST = {
                 time.sleep(60)
         Slow()
     """,
-    "code of C that does not come back": """
+    "C code that does not return": """
         import threading
         print("begun", flush=True)
         lock = threading.Lock()
         lock.acquire()
         lock.acquire()
     """,
-    "a thread, for which the main one waits": """
+    "a thread which the main thread joins": """
         import threading
         def work():
             print("begun", flush=True)
@@ -181,18 +183,18 @@ LOST = {
     """,
     "the end of the interpreter": """
         import atexit
-        def last():
+        def exit_function():
             print("begun", flush=True)
             time.sleep(60)
-        atexit.register(last)
+        atexit.register(exit_function)
         sys.exit(0)
     """,
 }
 
 
-def scene(body, number=signal.SIGTERM, *more, wait=0.0):
-    """Exit code, output, errors and seconds of code that gets signals once it says "begun"."""
-    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('start over')\n"
+def run_with_signals(body, number=signal.SIGTERM, *later_numbers, wait=0.0):
+    """Send signals to code that prints "begun"; return code, output, errors and seconds."""
+    code = "import sys, time\nfrom fmjax import _signals\n_signals.install('start over')\n"
     child = subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         env=environment(),
@@ -202,26 +204,26 @@ def scene(body, number=signal.SIGTERM, *more, wait=0.0):
     )
     assert child.stdout is not None
     line = child.stdout.readline()
-    began = time.monotonic()
-    for each in (number, *more):
-        child.send_signal(each)
+    start = time.monotonic()
+    for signal_number in (number, *later_numbers):
+        child.send_signal(signal_number)
         time.sleep(wait)
-    out, error = child.communicate(timeout=50)
-    return child.returncode, line + out, error, time.monotonic() - began
+    output, error = child.communicate(timeout=50)
+    return child.returncode, line + output, error, time.monotonic() - start
 
 
-@pytest.mark.parametrize("where", LOST)
-def test_no_signal_is_lost(where):
-    number = signal.SIGTERM if len(where) % 2 else signal.SIGINT  # Either will do.
-    code, said, error, seconds = scene(LOST[where], number)
-    assert said.startswith("begun")
+@pytest.mark.parametrize("name", BLOCKING_CODE)
+def test_signals_end_blocking_code(name):
+    number = signal.SIGTERM if len(name) % 2 else signal.SIGINT  # Either signal ends it.
+    code, output, error, seconds = run_with_signals(BLOCKING_CODE[name], number)
+    assert output.startswith("begun")
     assert error == f"fmjax: stopped by {number.name}; run the same command again to start over\n"
     assert code == 128 + number
-    assert seconds < 20  # It sleeps for 60.
+    assert seconds < 20  # The code sleeps for 60 seconds.
 
 
 DEFERRED = """
-    deferral = _stopping.Deferral()
+    deferral = _signals.Deferral()
     deferral.enter()
     print("begun", flush=True)
     {work}
@@ -230,21 +232,23 @@ DEFERRED = """
 """
 
 
-def test_where_there_is_something_to_save_a_loop_looks_for_the_signal():
+def test_deferred_signal_is_found_by_polling():
     work = "\n    ".join(["while not deferral.look():", "    time.sleep(0.01)"])
-    code, said, error, _ = scene(DEFERRED.format(work=work))
-    assert (code, said, error) == (0, "begun\nleft by SIGTERM\n", "")
+    code, output, error, _ = run_with_signals(DEFERRED.format(work=work))
+    assert (code, output, error) == (0, "begun\nleft by SIGTERM\n", "")
 
 
-def test_two_signals_within_a_moment_are_one():
-    """`timeout` sends its signal to the process and to its group."""
+def test_two_immediate_signals_count_as_one():
+    """The command `timeout` sends its signal to the process and to its group."""
     work = "\n    ".join(["while not deferral.look():", "    time.sleep(0.01)"])
-    code, said, error, _ = scene(DEFERRED.format(work=work), signal.SIGTERM, signal.SIGTERM)
-    assert (code, said, error) == (0, "begun\nleft by SIGTERM\n", "")
+    code, output, error, _ = run_with_signals(
+        DEFERRED.format(work=work), signal.SIGTERM, signal.SIGTERM
+    )
+    assert (code, output, error) == (0, "begun\nleft by SIGTERM\n", "")
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("exception", "message"),
     [
         ("ValueError('x')", "fmjax: error: x\n"),
         (
@@ -254,33 +258,33 @@ def test_two_signals_within_a_moment_are_one():
         ),
     ],
 )
-def test_a_signal_after_the_last_line_of_a_command_adds_none(error, said):
-    code, _, found, _ = scene(f"""
+def test_signal_after_the_last_line_adds_no_line(exception, message):
+    code, _, error, _ = run_with_signals(f"""
         from fmjax import sharding
         from fmjax.cli import commands
         from fmjax.cli.main import _run
         def work(arguments):
-            raise {error}
+            raise {exception}
         commands.COMMANDS["train"] = work
         _run(["train"])
         print("begun", flush=True)
         time.sleep(60)
     """)
-    assert (code, found) == (128 + signal.SIGTERM, said)
+    assert (code, error) == (128 + signal.SIGTERM, message)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_always_ends(second):
-    code, said, error, seconds = scene(
+def test_second_signal_always_ends_the_process(second):
+    code, output, error, seconds = run_with_signals(
         DEFERRED.format(work="time.sleep(60)"), signal.SIGINT, second, wait=0.3
     )
-    assert (code, said) == (128 + second, "begun\n")
+    assert (code, output) == (128 + second, "begun\n")
     assert error == f"fmjax: stopped by {second.name}; run the same command again to start over\n"
     assert seconds < 20
 
 
-def test_temporary_files_go_with_the_process(tmp_path):
-    code, _, _, _ = scene(f"""
+def test_signal_removes_temporary_files(tmp_path):
+    code, _, _, _ = run_with_signals(f"""
         from pathlib import Path
         from fmjax._files import write_atomically
         with write_atomically(Path({str(tmp_path)!r}) / "a.json") as temporary:
@@ -292,8 +296,8 @@ def test_temporary_files_go_with_the_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_to_a_forked_child_is_not_one_to_the_command():
-    code, said, error, _ = scene("""
+def test_signal_to_a_forked_child_does_not_stop_the_command():
+    code, output, error, _ = run_with_signals("""
         import os, signal
         ready, forked = os.pipe()
         child = os.fork()
@@ -306,20 +310,20 @@ def test_a_signal_to_a_forked_child_is_not_one_to_the_command():
         print("child", os.waitpid(child, 0)[1], flush=True)
         time.sleep(60)
     """)
-    assert said == f"child {int(signal.SIGTERM)}\n"
+    assert output == f"child {int(signal.SIGTERM)}\n"
     assert (code, error.count("\n")) == (128 + signal.SIGTERM, 1)
 
 
 @pytest.mark.parametrize(("end", "code"), [("return 0", 0), ("return 2", 2), ("1 / 0", 1)])
-def test_a_command_that_has_ended_waits_for_no_thread_and_frees_no_object(end, code):
+def test_finished_command_joins_no_thread_and_runs_no_finalizer(end, code):
     script = f"""
 import atexit, sys, threading, time
 from fmjax.cli import commands, main
-class Freed:
+class Finalized:
     def __del__(self):
-        print("freed")
+        print("finalized")
 def work(arguments):
-    main.kept = Freed()
+    main.kept = Finalized()
     atexit.register(print, "exit function")
     threading.Thread(target=time.sleep, args=(3600,)).start()
     {end}
@@ -327,19 +331,19 @@ commands.COMMANDS["train"] = work
 sys.argv = ["fmjax", "train"]
 main()
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert (done.returncode, done.stdout) == (code, "exit function\n")
-    assert done.stderr.endswith("ZeroDivisionError: division by zero\n" if code == 1 else "")
-    assert bool(done.stderr) == (code == 1)
+    assert (completed.returncode, completed.stdout) == (code, "exit function\n")
+    assert completed.stderr.endswith("ZeroDivisionError: division by zero\n" if code == 1 else "")
+    assert bool(completed.stderr) == (code == 1)
 
 
-def test_within_another_program_signals_are_given_back():
+def test_signal_handlers_of_another_program_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with stoppable("start over"):
         assert [signal.getsignal(number) for number in SIGNALS] != before
@@ -358,12 +362,12 @@ def test_within_another_program_signals_are_given_back():
         (["after", "after"], "after"),
     ],
 )
-def test_where_processes_stop_follows_from_where_they_are(positions, expected):
+def test_decision_follows_from_the_positions(positions, expected):
     assert decide(positions) == expected
 
 
-class Shared:
-    """What JAX's coordinator keeps for the processes."""
+class InMemoryStore:
+    """Key-value store like that of JAX's coordinator."""
 
     def __init__(self):
         self.values, self.changed = {}, threading.Condition()
@@ -385,53 +389,53 @@ class Shared:
             return self.values[key]
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_all_processes_stop_after_the_same_step_whichever_is_asked(asked, monkeypatch):
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_all_processes_stop_after_the_same_step(receiver, monkeypatch):
     noted = []
-    monkeypatch.setattr(_stopping, "note", noted.append)
-    store, last = Shared(), {}
-    all_of_them = [Agreement(store, index, 2) for index in range(2)]
+    monkeypatch.setattr(_signals, "note", noted.append)
+    store, stops = InMemoryStore(), {}
+    agreements = [Agreement(store, index, 2) for index in range(2)]
 
     def train(index):
-        """Process 0 is ahead of process 1, as far as a device's queue lets it."""
+        """Take steps, faster in process 0 than in process 1."""
         for step in range(1, 2000):
             time.sleep(0.002 + 0.001 * index)
-            if cause := all_of_them[index].passed(step):
-                last[index] = (step, cause)
+            if cause := agreements[index].passed(step):
+                stops[index] = (step, cause)
                 return
 
     threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)
-    all_of_them[asked].request("SIGINT")
+    agreements[receiver].request("SIGINT")
     for thread in threads:
         thread.join()
-    assert last[0] == last[1]
-    assert last[0][1] == "SIGINT"
+    assert stops[0] == stops[1]
+    assert stops[0][1] == "SIGINT"
     assert noted == ["SIGINT"] * 2
 
 
-def test_processes_with_nothing_to_save_end_at_once_process_0_last(monkeypatch):
+def test_process_0_ends_last_if_there_is_nothing_to_save(monkeypatch):
     ended = []
-    monkeypatch.setattr(_stopping, "note", lambda cause: None)
-    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append((cause, delay)))
-    store = Shared()
-    all_of_them = [Agreement(store, index, 3) for index in range(3)]
-    all_of_them[2].request("SIGTERM")
-    for each in all_of_them:
-        each._thread.join()
+    monkeypatch.setattr(_signals, "note", lambda cause: None)
+    monkeypatch.setattr(_signals, "end", lambda cause, *, delay=0.0: ended.append((cause, delay)))
+    store = InMemoryStore()
+    agreements = [Agreement(store, index, 3) for index in range(3)]
+    agreements[2].request("SIGTERM")
+    for agreement in agreements:
+        agreement._thread.join()
     delays = sorted(delay for _, delay in ended)
     assert delays[:2] == [0.0, 0.0]
     assert delays[2] > 0
     assert {cause for cause, _ in ended} == {"SIGTERM"}
 
 
-def test_a_process_that_has_ended_its_training_ends_when_another_is_still_saving(monkeypatch):
+def test_finished_process_ends_while_another_is_saving(monkeypatch):
     ended = []
-    monkeypatch.setattr(_stopping, "note", lambda cause: None)
-    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append(delay))
-    store = Shared()
+    monkeypatch.setattr(_signals, "note", lambda cause: None)
+    monkeypatch.setattr(_signals, "end", lambda cause, *, delay=0.0: ended.append(delay))
+    store = InMemoryStore()
     saving, finished = Agreement(store, 0, 2), Agreement(store, 1, 2)
     assert saving.passed(5) is None
     assert finished.finished() is None
@@ -443,11 +447,11 @@ def test_a_process_that_has_ended_its_training_ends_when_another_is_still_saving
     assert ended == [0.0, 0.5]
 
 
-def test_a_process_that_has_closed_is_not_ended_by_what_the_others_decide(monkeypatch):
+def test_closed_process_is_not_ended_by_the_decision(monkeypatch):
     ended = []
-    monkeypatch.setattr(_stopping, "note", lambda cause: None)
-    monkeypatch.setattr(_stopping, "end", lambda cause, *, delay=0.0: ended.append(cause))
-    store = Shared()
+    monkeypatch.setattr(_signals, "note", lambda cause: None)
+    monkeypatch.setattr(_signals, "end", lambda cause, *, delay=0.0: ended.append(cause))
+    store = InMemoryStore()
     leaving = Agreement(store, 1, 2)
     assert leaving.finished() is None
     store.key_value_set("fmjax/stop/cause", "SIGTERM")
@@ -458,14 +462,12 @@ def test_a_process_that_has_closed_is_not_ended_by_what_the_others_decide(monkey
     assert ended == []
 
 
-def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_ends_alone(
-    monkeypatch,
-):
+def test_process_ends_alone_if_the_coordinator_does_not_answer(monkeypatch):
     ended, answer = threading.Event(), threading.Event()
-    monkeypatch.setattr(_stopping, "end", lambda cause, **_: ended.set())
-    monkeypatch.setattr(_stopping, "note", lambda cause: None)
+    monkeypatch.setattr(_signals, "end", lambda cause, **_: ended.set())
+    monkeypatch.setattr(_signals, "note", lambda cause: None)
 
-    class Silent(Shared):
+    class UnresponsiveStore(InMemoryStore):
         def key_value_set(self, key, value):
             answer.wait()
             raise RuntimeError("UNAVAILABLE")
@@ -473,18 +475,18 @@ def test_without_an_answer_of_the_coordinator_a_process_with_nothing_to_save_end
         def blocking_key_value_get(self, key, timeout_in_ms):
             raise RuntimeError("UNAVAILABLE")
 
-    agreement = Agreement(Silent(), 1, 2)
+    agreement = Agreement(UnresponsiveStore(), 1, 2)
     agreement.request("SIGTERM")
     assert ended.wait(2.0)
-    # After the test `end` is no longer replaced: a thread that still runs would end pytest.
+    # The patch of `end` ends with the test; a thread that still runs would then end pytest.
     answer.set()
     agreement._thread.join()
 
 
 @pytest.mark.slow
-def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path):
-    train_here(tmp_path, 8)
-    code, said, error, _ = scene(f"""
+def test_signal_during_restore_is_not_taken_for_damage(tmp_path):
+    train_tiny(tmp_path, 8)
+    code, output, error, _ = run_with_signals(f"""
         import orbax.checkpoint as ocp
         from pathlib import Path
         from tests.training.child import run
@@ -494,12 +496,12 @@ def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path):
         ocp.CheckpointManager.restore = slow
         run(Path({str(tmp_path)!r}), 12)
     """)
-    assert (code, said) == (128 + signal.SIGTERM, "begun\n"), error
+    assert (code, output) == (128 + signal.SIGTERM, "begun\n"), error
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 8
 
 
-def test_a_signal_as_training_lets_go_of_them_is_not_lost(tmp_path, monkeypatch):
+def test_signal_at_the_end_of_training_is_handled(tmp_path, monkeypatch):
     leave = StopSignals.__exit__
 
     def interrupted(self, *error):
@@ -508,10 +510,10 @@ def test_a_signal_as_training_lets_go_of_them_is_not_lost(tmp_path, monkeypatch)
 
     monkeypatch.setattr(StopSignals, "__exit__", interrupted)
     with pytest.raises(Interrupted, match="SIGTERM after step 4"):
-        train_here(tmp_path, 4)
+        train_tiny(tmp_path, 4)
 
 
-def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
+def test_signal_during_a_progress_bar_restores_the_terminal():
     import pty
 
     body = """
@@ -520,7 +522,7 @@ def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
             advance(0, "compiling")
             time.sleep(60)
     """
-    code = "import sys, time\nfrom fmjax import _stopping\n_stopping.install('start over')\n"
+    code = "import sys, time\nfrom fmjax import _signals\n_signals.install('start over')\n"
     parent, terminal = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
@@ -530,28 +532,28 @@ def test_a_signal_below_a_progress_bar_shows_the_cursor_and_begins_a_line():
         stdin=terminal,
     ) as child:
         os.close(terminal)
-        shown = b""
-        while b"compiling" not in shown:
-            shown += os.read(parent, 10_000)
+        terminal_output = b""
+        while b"compiling" not in terminal_output:
+            terminal_output += os.read(parent, 10_000)
         child.send_signal(signal.SIGINT)
         child.wait(50)
-        with contextlib.suppress(OSError):  # Of a terminal that is closed.
-            while more := os.read(parent, 10_000):
-                shown += more
+        with contextlib.suppress(OSError):  # The terminal is closed.
+            while data := os.read(parent, 10_000):
+                terminal_output += data
     os.close(parent)
     assert child.returncode == 128 + signal.SIGINT
     end = b"\x1b[?25h\r\nfmjax: stopped by SIGINT; run the same command again to start over\r\n"
-    assert shown.endswith(end)
+    assert terminal_output.endswith(end)
 
 
-def test_progress_says_compiling_until_there_is_a_result(capsys):
+def test_progress_shows_compiling_until_the_first_result(capsys):
     lines = _Lines()
     with lines.task("sampling", 64) as advance:
         advance(0, COMPILING)
         advance(8)
     assert capsys.readouterr().out == "sampling 0/64\nsampling 0/64 compiling\n"
-    shown = Progress(TextColumn("{task.fields[note]}"), disable=True)
-    with _Bars(shown).task("training", 10) as advance:
+    bars = Progress(TextColumn("{task.fields[note]}"), disable=True)
+    with _Bars(bars).task("training", 10) as advance:
         notes = []
         for call in (
             (0, COMPILING),
@@ -563,19 +565,19 @@ def test_progress_says_compiling_until_there_is_a_result(capsys):
             (1, "loss 1"),
         ):
             advance(*call)
-            notes.append(shown.tasks[0].fields["note"])
+            notes.append(bars.tasks[0].fields["note"])
     assert notes == [COMPILING, COMPILING, "", "loss 2", "loss 2", COMPILING, "loss 1"]
 
 
-def test_a_training_says_that_it_compiles(tmp_path):
-    told = []
+def test_training_reports_compilation(tmp_path):
+    tasks = []
 
-    class Heard(Silent):
+    class RecordingProgress(Silent):
         @contextlib.contextmanager
         def task(self, description, total):
-            told.append((description, []))
-            yield lambda n=1, note=None: told[-1][1].append(note)
+            tasks.append((description, []))
+            yield lambda n=1, note=None: tasks[-1][1].append(note)
 
-    train_here(tmp_path, 4, progress=Heard())
-    assert [description for description, _ in told] == ["training"]
-    assert told[0][1][0] == COMPILING
+    train_tiny(tmp_path, 4, progress=RecordingProgress())
+    assert [description for description, _ in tasks] == ["training"]
+    assert tasks[0][1][0] == COMPILING

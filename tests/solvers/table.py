@@ -1,4 +1,4 @@
-"""The solvers that the contract tests run over, and the field they run on."""
+"""Solvers and the velocity field that the solver tests share."""
 
 import diffrax
 import jax
@@ -8,8 +8,8 @@ from fmjax.paths import Cosine
 from fmjax.solvers import RK4, AdamsBashforth2, Euler, Heun, Midpoint
 from tests.oracles import Gaussian
 
-PLAIN = (Euler(), Midpoint(), Heun(), RK4(), AdamsBashforth2())
-EXPLICIT = (
+FMJAX_SOLVERS = (Euler(), Midpoint(), Heun(), RK4(), AdamsBashforth2())
+DIFFRAX_EXPLICIT = (
     diffrax.Euler(),
     diffrax.Heun(),
     diffrax.Midpoint(),
@@ -21,15 +21,15 @@ EXPLICIT = (
     diffrax.ReversibleHeun(),
     diffrax.LeapfrogMidpoint(),
 )
-IMPLICIT = (
+DIFFRAX_IMPLICIT = (
     diffrax.ImplicitEuler(),
     diffrax.Kvaerno3(),
     diffrax.Kvaerno4(),
     diffrax.Kvaerno5(),
 )
-IMEX = (diffrax.KenCarp3(), diffrax.KenCarp4(), diffrax.KenCarp5(), diffrax.Sil3())
+DIFFRAX_IMEX = (diffrax.KenCarp3(), diffrax.KenCarp4(), diffrax.KenCarp5(), diffrax.Sil3())
 
-# The linear schedule is too kind: midpoint measures order 3 on it.
+# On the linear schedule Midpoint would have order 3.
 GAUSSIAN = Gaussian(Cosine(), mean=1.0, std=0.5)
 
 
@@ -37,16 +37,18 @@ def noise(batch=6, *event, seed=0):
     return jax.random.normal(jax.random.key(seed), (batch, *(event or (3,))))
 
 
-def ends(x0, oracle=GAUSSIAN):
+def exact_x1(x0, oracle=GAUSSIAN):
+    """Exact points at t = 1."""
     return oracle.flow_map(jnp.ones(x0.shape[:1], x0.dtype), x0)
 
 
-def name(value):
+def solver_id(value):
+    """Parametrize id with the library and the class of the solver."""
     return f"{type(value).__module__.split('.')[0]}-{type(value).__name__}"
 
 
 class CountedField:
-    """A field that counts its own calls, on the host."""
+    """A velocity field that counts its calls on the host."""
 
     def __init__(self, velocity):
         self.velocity, self.calls = velocity, 0
@@ -58,8 +60,8 @@ class CountedField:
     def _count(self, _):
         self.calls += 1
 
-    def counted(self, fn, *args):
-        """`fn(*args)` and the calls it made."""
+    def count_calls(self, fn, *args):
+        """Return `fn(*args)` and the number of calls it made."""
         self.calls = 0
         result = jax.block_until_ready(fn(*args))
         jax.effects_barrier()

@@ -1,6 +1,6 @@
-"""Nothing that is computed on the way is NaN: `JAX_DEBUG_NANS`, which stops at the first, stays on.
+"""Tests that no intermediate value is NaN, with `jax_debug_nans` enabled.
 
-Without `jit` it looks at the result of every operation, so it finds what a mask hides later.
+Without `jit` JAX checks the result of every operation, including values that a mask removes later.
 """
 
 import subprocess
@@ -45,15 +45,15 @@ def stop_at_nan():
         yield
 
 
-def still(t, x, cond=None):
+def zero_field(t, x, cond=None):
     return jnp.zeros_like(x)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
-    [pytest.param(GAUSSIAN.velocity, marks=pytest.mark.slow), still],
-    ids=["moving", "still"],
+    [pytest.param(GAUSSIAN.velocity, marks=pytest.mark.slow), zero_field],
+    ids=["gaussian", "zero"],
 )
 @pytest.mark.parametrize(
     "steps",
@@ -63,15 +63,17 @@ def still(t, x, cond=None):
         AdaptiveSteps(control=ErrorControl.PER_SAMPLE),
         AdaptiveSteps(control=ErrorControl.PER_SAMPLE, slots=2),
     ],
-    ids=["largest", "whole batch", "own", "streaming"],
+    ids=["largest_sample", "batch_rms", "per_sample", "streaming"],
 )
 def test_adaptive_solves_compute_no_nan(field, steps):
     samples = sample(field, noise(), steps=steps)
     assert samples.succeeded.all()
-    times, taken = np.asarray(samples.times), np.asarray(samples.num_accepted)
-    for row, n in zip(np.broadcast_to(times, (6, times.shape[-1])), taken, strict=True):
-        assert row[n - 1] == 1.0
-        assert np.all(row[n:] == np.inf)
+    times, num_accepted = np.asarray(samples.times), np.asarray(samples.num_accepted)
+    for sample_times, num in zip(
+        np.broadcast_to(times, (6, times.shape[-1])), num_accepted, strict=True
+    ):
+        assert sample_times[num - 1] == 1.0
+        assert np.all(sample_times[num:] == np.inf)
 
 
 @pytest.mark.parametrize("solver", [Heun(), AdamsBashforth2()])
@@ -83,7 +85,7 @@ def test_fixed_and_padded_steps_compute_no_nan(solver):
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(), DDIM(1.0), DPMSolverPP2M(), UniPC(3)], ids=repr)
-def test_samplers_of_diffusion_models_compute_no_nan(sampler):
+def test_diffusion_samplers_compute_no_nan(sampler):
     path = AffinePath(Cosine())
     samples = sample_diffusion(
         GAUSSIAN.velocity, path, noise(), KEYS, sampler=sampler, steps=FixedSteps(uniform_grid(4))
@@ -92,30 +94,30 @@ def test_samplers_of_diffusion_models_compute_no_nan(sampler):
 
 
 @pytest.mark.slow
-def test_other_solves_compute_no_nan():
+def test_other_solvers_compute_no_nan():
     x, path = noise(), AffinePath(Cosine())
     assert sample_sde(GAUSSIAN.velocity, path, x, KEYS, steps=PADDED).succeeded.all()
     assert sample_flow_map(GAUSSIAN.mean_velocity, x, steps=PADDED).succeeded.all()
-    assert log_density(still, x).succeeded.all()
-    assert invert(still, x).succeeded.all()
-    assert edit(still, path, x, KEYS, 0.5).succeeded.all()
+    assert log_density(zero_field, x).succeeded.all()
+    assert invert(zero_field, x).succeeded.all()
+    assert edit(zero_field, path, x, KEYS, 0.5).succeeded.all()
 
 
 @pytest.mark.slow
-def test_what_a_mask_hides_is_not_nan():
+def test_masked_values_are_not_nan():
     zeros = jnp.zeros((6, 3))
-    assert straightness(still, zeros, num_steps=2).length_ratio.tolist() == [1.0] * 6
+    assert straightness(zero_field, zeros, num_steps=2).length_ratio.tolist() == [1.0] * 6
     np.testing.assert_array_equal(interpolate(zeros, zeros, 2), jnp.zeros((2, 6, 3)))
     sample(GAUSSIAN.velocity, noise(), solver=AdamsBashforth2(), steps=FixedSteps(uniform_grid(2)))
 
 
 @pytest.mark.slow
-def test_training_and_comparison_make_no_nan(tmp_path):
+def test_train_and_compare_commands_compute_no_nan(tmp_path):
     config, run = write_config(tmp_path), tmp_path / "run"
     compare = [sys.executable, "-m", "fmjax.cli", "compare", str(run), "--num-samples", "8"]
-    for words in (command(config, run), compare):
-        done = subprocess.run(
-            words, env=environment(JAX_DEBUG_NANS="1"), capture_output=True, text=True
+    for args in (command(config, run), compare):
+        process = subprocess.run(
+            args, env=environment(JAX_DEBUG_NANS="1"), capture_output=True, text=True
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (process.returncode, process.stderr) == (0, "")
     assert (run / "comparison.json").is_file()

@@ -1,4 +1,4 @@
-"""Samplers of diffusion models against closed forms, each other, and the flow they follow."""
+"""Tests of diffusion samplers against closed forms, papers and diffusers."""
 
 from pathlib import Path
 
@@ -43,14 +43,14 @@ KEYS = jax.random.split(jax.random.key(1), 16)
 
 
 def predictor(path, prediction=Prediction.X0):
-    """What the best network of a Gaussian predicts."""
+    """Optimal predictor for Gaussian data."""
     oracle = Gaussian(path.schedule, MEAN, STD)
 
     def predict(t, x, cond=None):
         if prediction == Prediction.VELOCITY:
             return oracle.velocity(t, x)
-        # E[x0 | x] straight from Bayes: to make it of the velocity divides by zero where alpha and
-        # sigma stand still.
+        # E[x0 | x] by Bayes' rule. Converting the velocity divides by zero where the derivatives of
+        # alpha and sigma are zero.
         alpha, sigma = (fn(t)[:, None] for fn in (path.schedule.alpha, path.schedule.sigma))
         noise = sigma * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
         return path.convert(t, x, noise, from_=Prediction.X0, to=prediction)
@@ -75,21 +75,21 @@ def solve(path, sampler, times, x0=X0, keys=KEYS, prediction=Prediction.X0, **se
     return run(x0, keys)
 
 
-def test_ddim_is_eulers_method_on_the_linear_path():
+def test_ddim_equals_euler_on_the_linear_path():
     path, mixture = PATHS["linear"], GaussianMixture(Linear())
     steps = FixedSteps(uniform_grid(7))
-    found = sample_diffusion(mixture.velocity, path, X0, sampler=DDIM(), steps=steps)
+    ddim = sample_diffusion(mixture.velocity, path, X0, sampler=DDIM(), steps=steps)
     euler = sample(mixture.velocity, X0, solver=Euler(), steps=steps)
-    np.testing.assert_allclose(found.x1, euler.x1, atol=2e-6)
-    np.testing.assert_array_equal(found.nfe, euler.nfe)
+    np.testing.assert_allclose(ddim.x1, euler.x1, atol=2e-6)
+    np.testing.assert_array_equal(ddim.nfe, euler.nfe)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), LinearBetas()])
-def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
-    """With z = x / alpha and s = sigma / alpha the flow is dz/ds = x0(z): one step of it."""
+def test_ddim_equals_euler_in_rescaled_variables(schedule):
+    """With z = x / alpha and s = sigma / alpha the flow is dz/ds = x0(z)."""
     path = AffinePath(schedule)
     times = jnp.array([0.0, 0.3, 0.55, 1.0])
-    found = solve(path, DDIM(), times)
+    samples = solve(path, DDIM(), times)
     x = X0
     for t0, t1 in zip(times[:-1], times[1:], strict=True):
         a0, s0, a1, s1 = (
@@ -99,13 +99,13 @@ def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
             schedule.sigma(t1),
         )
         noise = predictor(path)(jnp.full(16, t0), x)
-        if a0 == 0.0:  # z is infinite: its limit.
+        if a0 == 0.0:  # z is infinite, so take the limit.
             x1 = path.convert(jnp.full(16, t0), x, noise, from_=Prediction.X0, to=Prediction.X1)
             x = a1 * x1 + s1 * noise
         else:
             x = a1 * (x / a0 + (s1 / a1 - s0 / a0) * noise)
-    # 1 / alpha(0) of the betas magnifies rounding by 157.
-    np.testing.assert_allclose(found.x1, x, atol=1e-4)
+    # 1 / alpha(0) of LinearBetas amplifies rounding errors by 157.
+    np.testing.assert_allclose(samples.x1, x, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -113,11 +113,8 @@ def test_ddim_is_eulers_method_for_x_over_alpha_in_sigma_over_alpha(schedule):
     ("sampler", "order"),
     [(DDIM(), 1), (DPMSolverPP2M(), 2), (UniPC(1), 2), (UniPC(2), 3)],
 )
-def test_errors_fall_at_the_samplers_order(sampler, order):
-    """In equal steps of lambda, in which these methods are of their order.
-
-    Equal steps of t stay long in lambda near the ends, however many there are.
-    """
+def test_sampler_converges_at_its_order(sampler, order):
+    """Steps are equal in lambda, since equal steps in t do not refine lambda near the ends."""
     schedule = VariancePreserving()
     with jax.enable_x64(True):
         ends = jnp.array([0.0, 1.0])
@@ -141,8 +138,8 @@ def test_errors_fall_at_the_samplers_order(sampler, order):
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
-def test_dpm_solver_pp_2m_takes_the_papers_steps():
-    """Algorithm 2 of arXiv:2211.01095, line by line."""
+def test_dpm_solver_pp_2m_matches_algorithm_2_of_the_paper():
+    """Reference: arXiv:2211.01095, algorithm 2."""
     path, times = PATHS["cosine"], np.array([0.1, 0.3, 0.6, 0.9])
     with jax.enable_x64(True):
         oracle = predictor(path, Prediction.X1)
@@ -152,84 +149,84 @@ def test_dpm_solver_pp_2m_takes_the_papers_steps():
         lam = np.log(a / s)
         x = np.asarray(X0, np.float64)
         memory = DPMSolverPP2M().start(jnp.asarray(x))
-        ours, before = jnp.asarray(x), None
+        actual, previous_data = jnp.asarray(x), None
         for n in range(3):
             data = oracle(jnp.full(16, times[n]), jnp.asarray(x))
             h = lam[n + 1] - lam[n]
-            mixed = data
+            extrapolated = data
             if n > 0:
                 r = (lam[n] - lam[n - 1]) / h
-                mixed = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before
-            before = data
-            x = s[n + 1] / s[n] * x - a[n + 1] * np.expm1(-h) * np.asarray(mixed)
-            stretch = StepCoefficients(
+                extrapolated = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * previous_data
+            previous_data = data
+            x = s[n + 1] / s[n] * x - a[n + 1] * np.expm1(-h) * np.asarray(extrapolated)
+            coefficients = StepCoefficients(
                 jnp.asarray(n),
                 jnp.asarray(False),
                 *((jnp.asarray(v[n]), jnp.asarray(v[n + 1])) for v in (a, s)),
             )
-            ours, memory = DPMSolverPP2M().advance(stretch, ours, data, data, None, memory)
-            np.testing.assert_allclose(ours, x, rtol=1e-9)
+            actual, memory = DPMSolverPP2M().advance(coefficients, actual, data, data, None, memory)
+            np.testing.assert_allclose(actual, x, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("order", "degree"), [(2, 2), (3, 3), (3, 2)])
-def test_unipc_has_the_exact_solution_for_polynomials_of_its_order(order, degree):
-    """With data D(lambda), `x / sigma` grows by the integral of `e^lambda D`.
+def test_unipc_is_exact_for_polynomial_data_predictions(order, degree):
+    """With data prediction D(lambda), `x / sigma` grows by the integral of `e^lambda D`.
 
-    The corrector's polynomial is of degree `order`, the predictor's of one less.
+    The corrector is exact for degree `order`, the predictor for degree `order - 1`.
     """
     with jax.enable_x64(True):
-        lam = jnp.asarray([-1.5, -1.2, -0.7, -0.3, 0.2, 0.9])
-        sigma = 1 / jnp.sqrt(1 + jnp.exp(2 * lam))
-        alpha = sigma * jnp.exp(lam)
+        lambdas = jnp.asarray([-1.5, -1.2, -0.7, -0.3, 0.2, 0.9])
+        sigma = 1 / jnp.sqrt(1 + jnp.exp(2 * lambdas))
+        alpha = sigma * jnp.exp(lambdas)
         coefficients = np.array([0.7, -1.0, 0.4, 0.3])[: degree + 1]
         data = np.polynomial.Polynomial(coefficients)
-        fine = np.polynomial.legendre.leggauss(40)
+        nodes, weights = np.polynomial.legendre.leggauss(40)
 
         def integral(low, high):
-            at = 0.5 * (high - low) * fine[0] + 0.5 * (high + low)
-            return 0.5 * (high - low) * np.sum(fine[1] * np.exp(at) * data(at))
+            points = 0.5 * (high - low) * nodes + 0.5 * (high + low)
+            return 0.5 * (high - low) * np.sum(weights * np.exp(points) * data(points))
 
         sampler = UniPC(order)
         x = jnp.zeros((1, 1))
         memory, corrected, predicted = sampler.start(x), [], []
         for n in range(5):
-            stretch = StepCoefficients(
+            step_coefficients = StepCoefficients(
                 jnp.asarray(n),
                 jnp.asarray(False),
                 (alpha[n], alpha[n + 1]),
                 (sigma[n], sigma[n + 1]),
             )
-            x1 = jnp.full((1, 1), data(float(lam[n])))
-            x, memory = sampler.advance(stretch, x, x1, x1, None, memory)
+            x1 = jnp.full((1, 1), data(float(lambdas[n])))
+            x, memory = sampler.advance(step_coefficients, x, x1, x1, None, memory)
             corrected.append(float(memory.x[0, 0]) / float(sigma[n]))
             predicted.append(float(x[0, 0]) / float(sigma[n + 1]))
-        for n in range(order, 4):  # From where there are predictions enough.
-            expected = integral(float(lam[n]), float(lam[n + 1]))
+        for n in range(order, 4):  # Enough previous predictions for the full order.
+            expected = integral(float(lambdas[n]), float(lambdas[n + 1]))
             assert corrected[n + 1] - corrected[n] == pytest.approx(expected, rel=1e-9)
             if order == 3 and degree == 2:
                 assert predicted[n] - corrected[n] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow
-def test_ancestral_sampling_is_ddim_that_draws_all_noise_anew():
+def test_ancestral_sampling_equals_ddim_with_eta_1():
     times = uniform_grid(5)
-    ours, theirs = (solve(PATHS["cosine"], s, times).x1 for s in (Ancestral(), DDIM(1.0)))
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    ancestral, ddim = (
+        solve(PATHS["cosine"], sampler, times).x1 for sampler in (Ancestral(), DDIM(1.0))
+    )
+    np.testing.assert_allclose(ancestral, ddim, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variance", StepVariance)
-def test_ancestral_sampling_has_the_closed_forms_mean_and_spread_after_every_number_of_steps(
-    variance,
-):
-    """On a Gaussian each step is linear, so mean and spread go by a recursion."""
+def test_ancestral_samples_have_the_closed_form_moments(variance):
+    """For Gaussian data each step is affine, so the moments follow a recursion."""
     schedule = LinearBetas()
     path = AffinePath(schedule)
     times = uniform_grid(50)
-    # 16,384 numbers: their mean scatters by 0.5 / 128 and their spread by 0.5 / 181.
+    # Standard errors for 16,384 values: 0.5 / 128 for the mean and 0.5 / 181 for the deviation.
     x0 = jax.random.normal(jax.random.key(2), (2048, 8))
     keys = jax.random.split(jax.random.key(3), 2048)
-    found = solve(path, Ancestral(variance), times, x0, keys).x1
+    x1 = solve(path, Ancestral(variance), times, x0, keys).x1
     mean, var = 0.0, 1.0
     a, s = (np.asarray(fn(times), np.float64) for fn in (schedule.alpha, schedule.sigma))
     for n in range(50):
@@ -240,53 +237,53 @@ def test_ancestral_sampling_has_the_closed_forms_mean_and_spread_after_every_num
         slope = a[n + 1] * gain + s[n + 1] * q * (1 - a[n] * gain) / s[n]
         offset = (a[n + 1] - s[n + 1] * q * a[n] / s[n]) * (1 - gain * a[n]) * MEAN
         scale = s[n + 1] if variance is StepVariance.POSTERIOR else s[n]
-        fresh = 0.0 if n == 49 else scale**2 * (1 - q**2)
-        mean, var = slope * mean + offset, slope**2 * var + fresh
-    np.testing.assert_allclose(found.mean(), mean, atol=4 * 0.5 / 128)
-    np.testing.assert_allclose(found.std(), np.sqrt(var), atol=4 * 0.5 / 181)
+        added_variance = 0.0 if n == 49 else scale**2 * (1 - q**2)
+        mean, var = slope * mean + offset, slope**2 * var + added_variance
+    np.testing.assert_allclose(x1.mean(), mean, atol=4 * 0.5 / 128)
+    np.testing.assert_allclose(x1.std(), np.sqrt(var), atol=4 * 0.5 / 181)
 
 
 @pytest.mark.slow
-def test_a_thousand_ancestral_steps_give_the_data():
+def test_thousand_ancestral_steps_reach_the_data_moments():
     x0 = jax.random.normal(jax.random.key(2), (2048, 8))
     keys = jax.random.split(jax.random.key(3), 2048)
-    found = solve(AffinePath(CosineBetas()), Ancestral(), uniform_grid(1000), x0, keys)
-    np.testing.assert_allclose(found.x1.mean(), MEAN, atol=4 * 0.5 / 128)
-    np.testing.assert_allclose(found.x1.std(), STD, atol=4 * 0.5 / 181)
-    assert (found.nfe == 1000).all()
+    samples = solve(AffinePath(CosineBetas()), Ancestral(), uniform_grid(1000), x0, keys)
+    np.testing.assert_allclose(samples.x1.mean(), MEAN, atol=4 * 0.5 / 128)
+    np.testing.assert_allclose(samples.x1.std(), STD, atol=4 * 0.5 / 181)
+    assert (samples.nfe == 1000).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule", [LinearBetas(), pytest.param(CosineBetas(), marks=pytest.mark.slow)]
 )
-def test_the_weights_of_a_ddpm_sample_as_a_flow(schedule):
-    """Under `sample` through the conversions: the Gaussian's flow map, from t = 0."""
+def test_ddpm_noise_prediction_solves_the_flow_ode(schedule):
+    """`sample` with the converted prediction gives the flow map from t = 0."""
     path = AffinePath(schedule)
     velocity = path.velocity_fn(predictor(path), Prediction.X0)
-    found = jax.jit(lambda x0: sample(velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5)))(X0)
-    assert found.succeeded.all()
+    samples = jax.jit(lambda x0: sample(velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5)))(X0)
+    assert samples.succeeded.all()
     exact = Gaussian(schedule, MEAN, STD).flow_map(jnp.ones(16), X0)
-    np.testing.assert_allclose(found.x1, exact, atol=3e-3)
+    np.testing.assert_allclose(samples.x1, exact, atol=3e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
-def test_a_sample_is_its_own_whatever_its_batch(name):
+def test_samples_do_not_depend_on_the_batch(name):
     sampler, times = DIFFUSION_SAMPLERS[name](), uniform_grid(6)
-    whole = solve(PATHS["linear"], sampler, times).x1
+    full = solve(PATHS["linear"], sampler, times).x1
     part = solve(PATHS["linear"], sampler, times, X0[3:5], KEYS[3:5]).x1
-    np.testing.assert_array_equal(whole[3:5], part)
+    np.testing.assert_array_equal(full[3:5], part)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "unipc"])
-def test_grids_padded_with_ones_and_eight_devices_change_nothing(name):
+def test_padded_grid_on_eight_devices_gives_the_same_samples(name):
     sampler, path = DIFFUSION_SAMPLERS[name](), PATHS["cosine"]
     mesh = jax.make_mesh((8,), ("data",))
-    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    batch_sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
 
     @jax.jit
-    def padded(x0, keys, times):
+    def solve_on_grid(x0, keys, times):
         return sample_diffusion(
             predictor(path),
             path,
@@ -297,38 +294,48 @@ def test_grids_padded_with_ones_and_eight_devices_change_nothing(name):
             steps=FixedSteps(times),
         )
 
-    plain = solve(path, sampler, uniform_grid(5))
+    expected = solve(path, sampler, uniform_grid(5))
     times = jnp.concatenate([uniform_grid(5), jnp.ones(3)])
-    spread = padded(jax.device_put(X0, rows), jax.device_put(KEYS, rows), times)
-    np.testing.assert_allclose(spread.x1, plain.x1, atol=1e-6)
-    assert spread.x1.sharding.is_equivalent_to(rows, 2)
-    assert (spread.nfe == 5).all()
-    assert (plain.nfe == 5).all()
-
-
-def test_clipped_data_stay_within_the_bound_and_the_noise_follows():
-    """One step to t = 1, where the data predicted are the answer."""
-    once = jnp.array([0.0, 1.0])
-    found = solve(PATHS["linear"], DDIM(), once, prediction=Prediction.VELOCITY, clip=0.25).x1
-    np.testing.assert_allclose(found, 0.25)
-    first = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0]), clip=1e6).x1
-    plain = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0])).x1
-    np.testing.assert_allclose(first, plain, atol=1e-5)
-
-
-def test_guided_predictions_cost_what_they_say():
-    twice = CountedField(predictor(PATHS["linear"]), lambda t: jnp.full(t.shape, 2, jnp.int32))
-    found = sample_diffusion(
-        twice, PATHS["linear"], X0, prediction=Prediction.X0, steps=FixedSteps(uniform_grid(3))
+    sharded = solve_on_grid(
+        jax.device_put(X0, batch_sharding), jax.device_put(KEYS, batch_sharding), times
     )
-    assert (found.nfe == 6).all()
+    np.testing.assert_allclose(sharded.x1, expected.x1, atol=1e-6)
+    assert sharded.x1.sharding.is_equivalent_to(batch_sharding, 2)
+    assert (sharded.nfe == 5).all()
+    assert (expected.nfe == 5).all()
 
 
-def test_a_noise_that_is_not_a_number_is_flagged_alone():
-    spoiled = X0.at[2].set(jnp.nan)
-    found, plain = (solve(PATHS["linear"], UniPC(), uniform_grid(6), x) for x in (spoiled, X0))
-    np.testing.assert_array_equal(found.succeeded, jnp.arange(16) != 2)
-    np.testing.assert_array_equal(jnp.delete(found.x1, 2, 0), jnp.delete(plain.x1, 2, 0))
+def test_clip_bounds_the_data_prediction():
+    """One step to t = 1 returns the data prediction. A large bound has no effect."""
+    one_step = jnp.array([0.0, 1.0])
+    x1 = solve(PATHS["linear"], DDIM(), one_step, prediction=Prediction.VELOCITY, clip=0.25).x1
+    np.testing.assert_allclose(x1, 0.25)
+    large_bound = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0]), clip=1e6).x1
+    unclipped = solve(PATHS["cosine"], DDIM(), jnp.array([0.0, 0.5, 1.0])).x1
+    np.testing.assert_allclose(large_bound, unclipped, atol=1e-5)
+
+
+def test_nfe_counts_the_evaluations_of_the_predictor():
+    two_evaluations = CountedField(
+        predictor(PATHS["linear"]), lambda t: jnp.full(t.shape, 2, jnp.int32)
+    )
+    samples = sample_diffusion(
+        two_evaluations,
+        PATHS["linear"],
+        X0,
+        prediction=Prediction.X0,
+        steps=FixedSteps(uniform_grid(3)),
+    )
+    assert (samples.nfe == 6).all()
+
+
+def test_nan_source_point_fails_without_affecting_others():
+    x0_with_nan = X0.at[2].set(jnp.nan)
+    samples, expected = (
+        solve(PATHS["linear"], UniPC(), uniform_grid(6), x0) for x0 in (x0_with_nan, X0)
+    )
+    np.testing.assert_array_equal(samples.succeeded, jnp.arange(16) != 2)
+    np.testing.assert_array_equal(jnp.delete(samples.x1, 2, 0), jnp.delete(expected.x1, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -377,7 +384,7 @@ def test_a_noise_that_is_not_a_number_is_flagged_alone():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_has_no_sense_is_refused(make, message):
+def test_invalid_arguments_raise_value_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -395,35 +402,35 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize(("name", "sampler"), REFERENCES.items())
-def test_every_step_is_that_of_diffusers(name, sampler):
-    """On a linear velocity `dx/dsigma = x A^T + b sigma + c`, from sigma to sigma of their grid.
+def test_steps_match_diffusers(name, sampler):
+    """For the velocity `dx/dsigma = x A^T + b sigma + c` on the sigma grid of diffusers.
 
-    The files are those of diffusers 0.42.1 (`use_flow_sigmas`), in float32.
+    Reference: diffusers 0.42.1 with `use_flow_sigmas`, in float32.
     """
     sigmas = np.asarray(GOLDEN[f"toy_{name}_sigmas"], np.float64)
-    wanted = GOLDEN[f"toy_{name}_samples"]
-    matrix, b, c = (np.asarray(GOLDEN[f"toy_{part}"], np.float64) for part in "Abc")
+    expected = GOLDEN[f"toy_{name}_samples"]
+    matrix, b, c = (np.asarray(GOLDEN[f"toy_{letter}"], np.float64) for letter in "Abc")
     with jax.enable_x64(True):
         x = jnp.asarray(GOLDEN["toy_x"], jnp.float64)
         memory = sampler.start(x)
         for n in range(len(sigmas) - 1):
-            slope = x @ matrix.T + (b * sigmas[n] + c)[None]
-            stretch = StepCoefficients(
+            velocity = x @ matrix.T + (b * sigmas[n] + c)[None]
+            coefficients = StepCoefficients(
                 n=jnp.asarray(n),
                 last=jnp.asarray(n == len(sigmas) - 2),
                 alpha=(jnp.asarray(1 - sigmas[n]), jnp.asarray(1 - sigmas[n + 1])),
                 sigma=(jnp.asarray(sigmas[n]), jnp.asarray(sigmas[n + 1])),
                 before_last=jnp.asarray(n == len(sigmas) - 3),
             )
-            x1, x0 = x - sigmas[n] * slope, x + (1 - sigmas[n]) * slope
-            x, memory = sampler.advance(stretch, x, x1, x0, None, memory)
-            np.testing.assert_allclose(x, wanted[n + 1], atol=2e-5, err_msg=f"step {n}")
+            x1, x0 = x - sigmas[n] * velocity, x + (1 - sigmas[n]) * velocity
+            x, memory = sampler.advance(coefficients, x, x1, x0, None, memory)
+            np.testing.assert_allclose(x, expected[n + 1], atol=2e-5, err_msg=f"step {n}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 2])
-def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
-    """As the steps by hand, whose orders are 1, 2, 3, 2 and 1; of a grid that is padded too."""
+def test_unipc_lowers_its_order_in_the_last_steps(padding):
+    """A solve_on_grid equals manual steps of orders 1, 2, 3, 2 and 1, also on a padded grid."""
     path, times = PATHS["cosine"], jnp.linspace(0.0, 1.0, 6)
     sampler = UniPC(3)
     predict = predictor(path)
@@ -432,14 +439,14 @@ def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
     for n in range(5):
         alpha, sigma = (alphas[n], alphas[n + 1]), (sigmas[n], sigmas[n + 1])
         last, before_last = jnp.asarray(n == 4), jnp.asarray(n == 3)
-        stretch = StepCoefficients(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
+        coefficients = StepCoefficients(jnp.asarray(n, jnp.int32), last, alpha, sigma, before_last)
         t = jnp.full(16, times[n])
         noise = predict(t, x)
         x1 = path.convert(t, x, noise, from_=Prediction.X0, to=Prediction.X1)
-        x, memory = sampler.advance(stretch, x, x1, noise, None, memory)
+        x, memory = sampler.advance(coefficients, x, x1, noise, None, memory)
         assert int(memory.order) == (1, 2, 3, 2, 1)[n]
     padded = jnp.concatenate([times, jnp.ones(padding)])
-    found = jax.jit(
+    solve_on_grid = jax.jit(
         lambda times: (
             sample_diffusion(
                 predict,
@@ -451,18 +458,18 @@ def test_the_last_steps_of_a_solve_are_of_lower_order(padding):
             ).x1
         )
     )
-    np.testing.assert_allclose(found(padded), x, atol=1e-5)
+    np.testing.assert_allclose(solve_on_grid(padded), x, atol=1e-5)
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_noisy_steps_are_those_of_ddpm_and_ddim(last):
-    """In DDPM's own letters: equations 7 and 11 of arXiv:2006.11239, 12 and 16 of 2010.02502."""
-    bar_t, bar_s = 0.35, 0.6  # alpha-bar where the step starts, and nearer to the data.
+def test_stochastic_steps_match_ddpm_and_ddim_equations(last):
+    """Reference: arXiv:2006.11239, equations 7 and 11; arXiv:2010.02502, equations 12 and 16."""
+    bar_t, bar_s = 0.35, 0.6  # alpha-bar at the start and at the end of the step.
     rng = np.random.default_rng(0)
     x, eps, z = rng.normal(size=(3, 4, 2))
     data = (x - np.sqrt(1 - bar_t) * eps) / np.sqrt(bar_t)
     with jax.enable_x64(True):
-        stretch = StepCoefficients(
+        coefficients = StepCoefficients(
             n=jnp.asarray(3),
             last=jnp.asarray(last),
             alpha=(jnp.sqrt(bar_t), jnp.sqrt(bar_s)),
@@ -470,42 +477,42 @@ def test_noisy_steps_are_those_of_ddpm_and_ddim(last):
         )
 
         def step(sampler):
-            given = (jnp.asarray(value) for value in (x, data, eps, z))
-            return sampler.advance(stretch, *given, sampler.start(jnp.asarray(x)))[0]
+            arrays = (jnp.asarray(value) for value in (x, data, eps, z))
+            return sampler.advance(coefficients, *arrays, sampler.start(jnp.asarray(x)))[0]
 
         alpha = bar_t / bar_s
         beta = 1 - alpha
         mean = (x - beta / np.sqrt(1 - bar_t) * eps) / np.sqrt(alpha)
         posterior = (1 - bar_s) / (1 - bar_t) * beta
         for variance, value in ((StepVariance.POSTERIOR, posterior), (StepVariance.BETA, beta)):
-            wanted = mean + (0.0 if last else np.sqrt(value)) * z
-            np.testing.assert_allclose(step(Ancestral(variance)), wanted, rtol=1e-12)
+            expected = mean + (0.0 if last else np.sqrt(value)) * z
+            np.testing.assert_allclose(step(Ancestral(variance)), expected, rtol=1e-12)
         for eta in (0.0, 0.5, 1.0):
             std = eta * np.sqrt(posterior)
-            wanted = np.sqrt(bar_s) * data + np.sqrt(1 - bar_s - std**2) * eps + std * z
-            np.testing.assert_allclose(step(DDIM(eta)), wanted, rtol=1e-12)
+            expected = np.sqrt(bar_s) * data + np.sqrt(1 - bar_s - std**2) * eps + std * z
+            np.testing.assert_allclose(step(DDIM(eta)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [DPMSolverPP2M(), UniPC(3)], ids=repr)
-def test_steps_on_pure_noise_change_no_answer(sampler):
-    """alpha = t^4 is below 2e-9 sigma, the least that is told from zero, at the first three times.
+def test_steps_with_negligible_signal_do_not_change_the_result(sampler):
+    """At the first three times alpha = t^4 is below 2e-9 sigma, which counts as zero.
 
-    The network predicts one point, so every step goes to it exactly.
+    The prediction is constant, so every step is exact.
     """
     path, times = AffinePath(Polynomial(4.0)), jnp.asarray([0.0, 1e-3, 2e-3, 0.5, 0.9, 1.0])
 
     def predict(t, x, cond=None):
         return jnp.full_like(x, 0.5)
 
-    found = sample_diffusion(
+    samples = sample_diffusion(
         predict, path, X0, prediction=Prediction.X1, sampler=sampler, steps=FixedSteps(times)
     )
-    np.testing.assert_allclose(found.x1, np.full(X0.shape, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(samples.x1, np.full(X0.shape, 0.5), rtol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [DDIM(1.0), UniPC(3)], ids=repr)
-def test_a_grids_gradient_is_that_of_finite_differences(sampler):
+def test_grid_gradient_matches_finite_differences(sampler):
     path = PATHS["linear"]
 
     def total(inner):
@@ -516,7 +523,7 @@ def test_a_grids_gradient_is_that_of_finite_differences(sampler):
 
     with jax.enable_x64(True):
         inner, total = jnp.asarray([0.3, 0.6]), jax.jit(total)
-        wanted = [(total(inner + d) - total(inner - d)) / 2e-4 for d in 1e-4 * jnp.eye(2)]
-        found = jax.jit(jax.grad(total))(inner)
-    # The points are float32: their sum, some 10, is told to 1e-6 of a difference of 2e-4.
-    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=0.05)
+        expected = [(total(inner + d) - total(inner - d)) / 2e-4 for d in 1e-4 * jnp.eye(2)]
+        gradient = jax.jit(jax.grad(total))(inner)
+    # The float32 sum of about 10 has an error of 1e-6, which is divided by 2e-4.
+    np.testing.assert_allclose(gradient, expected, rtol=0.02, atol=0.05)

@@ -1,4 +1,4 @@
-"""Laws over a table of all diffusion rates."""
+"""Tests of all diffusion rates."""
 
 import typing
 
@@ -28,7 +28,7 @@ RATES = {
     "decreasing": DecreasingRate(0.7),
     "increasing and decreasing": IncreasingDecreasingRate(0.7),
 }
-# Both ends and the middle.
+# Values at t = 0, 0.5 and 1.
 VALUES = {
     "none": (0.0, 0.0, 0.0),
     "constant": (0.7, 0.7, 0.7),
@@ -41,12 +41,12 @@ VALUES = {
 TIMES = jnp.concatenate([jnp.array([0.0, 1e-30, 1e-7]), jnp.linspace(0.01, 1.0, 200)])
 
 
-def test_the_table_has_every_rate():
+def test_table_contains_every_rate():
     assert {type(rate) for rate in RATES.values()} == set(typing.get_args(AnyRate))
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_rate_is_finite_and_never_below_zero(name):
+def test_rates_are_finite_and_nonnegative(name):
     rate = RATES[name]
     assert isinstance(rate, DiffusionRate)
     w = jax.jit(rate)(TIMES)
@@ -56,18 +56,18 @@ def test_a_rate_is_finite_and_never_below_zero(name):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_rate_has_its_values_at_both_ends_and_in_the_middle(name):
+def test_rates_match_closed_form_values(name):
     w = RATES[name](jnp.asarray([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(w, VALUES[name], rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("rate", typing.get_args(AnyRate))
 @pytest.mark.parametrize("scale", [-1e-3, float("nan")])
-def test_a_rate_below_zero_is_refused(rate, scale):
+def test_negative_or_nan_scale_is_refused(rate, scale):
     with pytest.raises(ValueError, match=r"scale must be (at least 0\.0|finite), got"):
         rate(scale)
 
 
-def test_a_power_that_is_not_positive_is_refused():
+def test_nonpositive_power_is_refused():
     with pytest.raises(ValueError, match="power must be positive, got 0.0"):
         SigmaRate(power=0.0)

@@ -1,4 +1,4 @@
-"""Gradients where an error, a norm or a distance is exactly zero, against closed forms."""
+"""Tests of gradients where an error, a norm or a distance is exactly zero."""
 
 import diffrax
 import jax
@@ -23,24 +23,24 @@ from fmjax.solvers import (
 )
 
 X = jax.random.normal(jax.random.key(0), (4, 3))
-# x1 = exp(a) x: the derivative of its sum at a = 0, where nothing moves and no step errs.
-WANTED = float(np.sum(np.asarray(X, np.float64)))
+# x1 = exp(a) x, so sum(x1) has the derivative sum(x) at a = 0. All error estimates are 0 there.
+EXPECTED = float(np.sum(np.asarray(X, np.float64)))
 
 
-def ends(a, **settings):
+def sum_of_x1(a, **settings):
     return sample(lambda t, x, cond=None: a * x, X, **settings).x1.sum()
 
 
 def derivative(fn):
-    """In forward mode, at zero."""
+    """Forward-mode derivative at zero."""
     return jax.jit(lambda a: jax.jvp(fn, (a,), (1.0,))[1])(0.0)
 
 
 @pytest.mark.slow
-def test_where_nothing_moves_a_sample_has_its_gradient():
-    found = jax.grad(lambda a: fmjax.sample(lambda t, x, c=None: a * x, X).x1.sum())(0.0)
-    assert float(found) == pytest.approx(2.27734, abs=1e-5)
-    assert pytest.approx(2.27734, abs=1e-5) == WANTED
+def test_sample_has_the_exact_gradient_for_a_zero_field():
+    gradient = jax.grad(lambda a: fmjax.sample(lambda t, x, c=None: a * x, X).x1.sum())(0.0)
+    assert float(gradient) == pytest.approx(2.27734, abs=1e-5)
+    assert pytest.approx(2.27734, abs=1e-5) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -49,38 +49,38 @@ def test_where_nothing_moves_a_sample_has_its_gradient():
         pytest.param(
             {"steps": AdaptiveSteps(control=ErrorControl.WHOLE_BATCH_RMS)},
             marks=pytest.mark.slow,
-            id="whole batch",
+            id="batch_rms",
         ),
         pytest.param({"adjoint": Adjoint.BACKSOLVE}, id="backsolve"),
         pytest.param({"solver": diffrax.Kvaerno3()}, marks=pytest.mark.slow, id="implicit"),
     ],
 )
-def test_so_it_has_by_every_other_way_back(settings):
-    found = jax.jit(jax.grad(lambda a: ends(a, **settings)))(0.0)
-    assert float(found) == pytest.approx(WANTED, rel=1e-5)
+def test_other_reverse_mode_solves_have_the_exact_gradient(settings):
+    gradient = jax.jit(jax.grad(lambda a: sum_of_x1(a, **settings)))(0.0)
+    assert float(gradient) == pytest.approx(EXPECTED, rel=1e-5)
 
 
 @pytest.mark.parametrize("slots", [pytest.param(None, marks=pytest.mark.slow), 2])
-def test_so_it_has_forwards_with_steps_of_its_own(slots):
+def test_per_sample_steps_have_the_exact_forward_mode_gradient(slots):
     steps = AdaptiveSteps(control=ErrorControl.PER_SAMPLE, slots=slots)
-    found = derivative(lambda a: ends(a, steps=steps, adjoint=Adjoint.FORWARD))
-    assert float(found) == pytest.approx(WANTED, rel=1e-5)
+    gradient = derivative(lambda a: sum_of_x1(a, steps=steps, adjoint=Adjoint.FORWARD))
+    assert float(gradient) == pytest.approx(EXPECTED, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_where_nothing_moves_a_log_density_has_its_gradients():
-    # log p(x) = log N(exp(-a) x; 0, I) - 3 a: by a it is |x|^2 - 3 at zero, by x it is -x.
+def test_log_density_has_exact_gradients_for_a_zero_field():
+    # log p(x) = log N(exp(-a) x; 0, I) - 3 a. At a = 0 its gradients are |x|^2 - 3 and -x.
     def total(a, x):
         return log_density(lambda t, x, cond=None: a * x, x).log_density.sum()
 
-    by_a, by_x = jax.jit(jax.grad(total, argnums=(0, 1)))(0.0, X)
-    assert float(by_a) == pytest.approx(float(jnp.sum(X**2)) - 12.0, rel=1e-5)
-    np.testing.assert_allclose(by_x, -X, rtol=1e-6)
+    grad_a, grad_x = jax.jit(jax.grad(total, argnums=(0, 1)))(0.0, X)
+    assert float(grad_a) == pytest.approx(float(jnp.sum(X**2)) - 12.0, rel=1e-5)
+    np.testing.assert_allclose(grad_x, -X, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_network_of_zeros_at_its_end_learns_through_a_solve():
-    # It gives zero; with b as its last bias it gives b, so that the sum of x1 grows by 4 b.
+def test_zero_initialized_network_has_gradients_through_a_solve():
+    # The output is zero at initialization. A last bias b adds 4 b to the sum of x1.
     net = make_network(MLPConfig(width=16, num_layers=2), (3,))
     params = net.init(jax.random.key(1))
 
@@ -93,49 +93,49 @@ def test_a_network_of_zeros_at_its_end_learns_through_a_solve():
 
 
 @pytest.mark.slow
-def test_rejected_steps_out_of_the_domain_of_a_field_have_no_gradient():
-    # dx/dt = -2 a sqrt(x): x1 = (sqrt(x0) - a)^2. Long steps reach x < 0, where it is NaN.
+def test_rejected_steps_outside_the_domain_do_not_affect_gradients():
+    # dx/dt = -2 a sqrt(x) gives x1 = (sqrt(x0) - a)^2. Long steps reach x < 0, which gives NaN.
     x0 = jnp.array([[1.0], [2.0]])
 
     def total(a):
         samples = sample(lambda t, x, cond=None: -2.0 * a * jnp.sqrt(x), x0)
         return samples.x1.sum(), samples.num_rejected
 
-    found, num_rejected = jax.jit(jax.grad(total, has_aux=True))(0.95)
+    gradient, num_rejected = jax.jit(jax.grad(total, has_aux=True))(0.95)
     assert (num_rejected > 0).all()
-    wanted = -2.0 * float(np.sum(np.sqrt(np.asarray(x0)) - 0.95))
-    assert float(found) == pytest.approx(wanted, rel=1e-2)
+    expected = -2.0 * float(np.sum(np.sqrt(np.asarray(x0)) - 0.95))
+    assert float(gradient) == pytest.approx(expected, rel=1e-2)
 
 
-def test_adams_bashforth_under_vmap_has_the_gradient_of_its_first_step():
+def test_adams_bashforth_has_the_exact_gradient_under_vmap():
     steps = FixedSteps(uniform_grid(2))
-    each = jax.vmap(jax.grad(lambda a: ends(a, solver=AdamsBashforth2(), steps=steps)))
-    np.testing.assert_allclose(each(jnp.zeros(2)), np.full(2, WANTED), rtol=1e-5)
+    gradient_fn = jax.vmap(jax.grad(lambda a: sum_of_x1(a, solver=AdamsBashforth2(), steps=steps)))
+    np.testing.assert_allclose(gradient_fn(jnp.zeros(2)), np.full(2, EXPECTED), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_points_on_one_another_have_gradients_along_the_way_between_them():
-    # The straight line takes the arc's place: w of the sum over w = 0, 1/2, 1 is 3/2.
-    by_b = jax.grad(lambda b: interpolate(X, b, 3).sum())
-    np.testing.assert_allclose(by_b(X), np.full(X.shape, 1.5), rtol=1e-6)
-    of_zeros = jax.grad(lambda b: interpolate(0.0 * X, b, 3).sum())(0.0 * X)
-    np.testing.assert_allclose(of_zeros, np.full(X.shape, 1.5), rtol=1e-6)
+def test_interpolation_of_equal_points_has_the_linear_gradient():
+    # Equal points are interpolated linearly. The weights 0, 1/2 and 1 of b sum to 3/2.
+    grad_b = jax.grad(lambda b: interpolate(X, b, 3).sum())
+    np.testing.assert_allclose(grad_b(X), np.full(X.shape, 1.5), rtol=1e-6)
+    grad_at_zero = jax.grad(lambda b: interpolate(0.0 * X, b, 3).sum())(0.0 * X)
+    np.testing.assert_allclose(grad_at_zero, np.full(X.shape, 1.5), rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_distances_of_zero_have_the_gradient_zero():
-    by_x = jax.grad(lambda x: sliced_wasserstein(jax.random.key(2), x, X, num_projections=8))(X)
-    np.testing.assert_array_equal(by_x, np.zeros(X.shape))
+def test_zero_distances_have_zero_gradients():
+    grad_x = jax.grad(lambda x: sliced_wasserstein(jax.random.key(2), x, X, num_projections=8))(X)
+    np.testing.assert_array_equal(grad_x, np.zeros(X.shape))
 
-    def crookedness(a):
-        found = straightness(lambda t, x, cond=None: a * x, X, num_steps=2)
-        return found.length_ratio.sum() + found.curvature.sum()
+    def total_curvature(a):
+        result = straightness(lambda t, x, cond=None: a * x, X, num_steps=2)
+        return result.length_ratio.sum() + result.curvature.sum()
 
-    assert float(jax.grad(crookedness)(0.0)) == 0.0
+    assert float(jax.grad(total_curvature)(0.0)) == 0.0
 
 
 @pytest.mark.slow
-def test_an_error_of_zero_has_the_huber_gradient_zero():
+def test_zero_error_has_zero_huber_gradient():
     def loss(target, huber):
         path, t = AffinePath(), jnp.full(4, 0.5)
         predict = lambda t, x, cond=None: target  # noqa: E731

@@ -1,3 +1,5 @@
+"""Tests of classifier-free guidance and null conditions."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,81 +18,83 @@ LABELS = jnp.arange(8)
 
 
 def field(t, x, cond):
-    """Different for every label, and not linear in it."""
+    """Velocity field that is nonlinear in the label."""
     return jnp.sin(x + t[:, None] + cond[:, None] ** 2)
 
 
-def formula(scale):
+def guided_formula(scale):
     null = field(T, X, jnp.full(8, NULL))
     return null + scale * (field(T, X, LABELS) - null)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
-def test_guidance_is_its_formula_at_every_time(scale):
+def test_guidance_matches_its_formula(scale):
     guided = classifier_free(field, NULL, scale)
     assert isinstance(guided, VelocityFn)
-    np.testing.assert_allclose(jax.jit(guided)(T, X, LABELS), formula(scale), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(guided)(T, X, LABELS), guided_formula(scale), atol=1e-6)
     np.testing.assert_array_equal(evaluations(guided, T), np.full(8, 2))
 
 
-def test_a_scale_of_one_is_the_field_itself():
+def test_scale_of_one_returns_the_field():
     assert classifier_free(field, NULL, 1.0) is field
 
 
-def test_only_times_inside_the_interval_are_guided_and_cost_two_evaluations():
-    guided = classifier_free(field, NULL, 3.0, (T[2].item(), T[5].item()))  # Ends included.
+def test_only_times_inside_the_interval_are_guided():
+    guided = classifier_free(field, NULL, 3.0, (T[2].item(), T[5].item()))  # Both ends are inside.
     inside = (np.arange(8) >= 2) & (np.arange(8) <= 5)
-    expected = np.where(inside[:, None], formula(3.0), field(T, X, LABELS))
+    expected = np.where(inside[:, None], guided_formula(3.0), field(T, X, LABELS))
     np.testing.assert_allclose(jax.jit(guided)(T, X, LABELS), expected, atol=1e-6)
     counts = evaluations(guided, T)
     np.testing.assert_array_equal(counts, np.where(inside, 2, 1))
     assert counts.dtype == jnp.int32
 
 
-def test_guidance_of_guidance_counts_both():
+def test_nested_guidance_counts_all_evaluations():
     inner = classifier_free(field, NULL, 2.0, (0.0, 0.5))
     outer = classifier_free(inner, NULL, 2.0, (0.3, 1.0))
-    # T / 7 = 0 .14 .29 | .43 | .57 ...: inner only, both, outer only.
+    # Times 0, 0.14 and 0.29 are in the inner interval, 0.43 in both, the others in the outer one.
     np.testing.assert_array_equal(evaluations(outer, T), [2, 2, 2, 4, 2, 2, 2, 2])
 
 
-def test_the_network_runs_once_outside_the_interval_and_on_twice_the_rows_inside():
-    rows = []
+def test_network_evaluates_twice_the_rows_inside_the_interval():
+    batch_sizes = []
 
     def counted(t, x, cond):
-        jax.debug.callback(lambda: rows.append(x.shape[0]))
+        jax.debug.callback(lambda: batch_sizes.append(x.shape[0]))
         return field(t, x, cond)
 
     guided = jax.jit(classifier_free(counted, NULL, 3.0, (0.4, 0.6)))
     for time, expected in ((0.1, [8]), (0.5, [16]), (0.9, [8])):
-        rows.clear()
+        batch_sizes.clear()
         guided(jnp.full(8, time), X, LABELS).block_until_ready()
         jax.effects_barrier()
-        assert rows == expected
+        assert batch_sizes == expected
 
 
-def test_any_pytree_conditions_with_a_null_broadcast_to_each_leaf():
-    def two(t, x, cond):
+def test_null_condition_is_broadcast_to_each_leaf_of_a_pytree():
+    def styled_field(t, x, cond):
         return field(t, x, cond["label"]) * cond["style"]
 
     cond = {"label": LABELS, "style": X + 1.0}
     null = {"label": NULL, "style": jnp.array([1.0, 2.0, 3.0])}
-    unconditional = two(
+    unconditional = styled_field(
         T, X, {"label": jnp.full(8, NULL), "style": jnp.tile(null["style"], (8, 1))}
     )
-    guided = classifier_free(two, null, 2.0)(T, X, cond)
-    np.testing.assert_allclose(guided, 2.0 * two(T, X, cond) - unconditional, atol=1e-6)
+    guided = classifier_free(styled_field, null, 2.0)(T, X, cond)
+    np.testing.assert_allclose(guided, 2.0 * styled_field(T, X, cond) - unconditional, atol=1e-6)
 
 
-def test_guided_rows_stay_on_their_device():
+def test_guidance_needs_no_communication_between_devices():
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    guided = jax.jit(classifier_free(field, NULL, 3.0), in_shardings=rows, out_shardings=rows)
+    batch_sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    guided = jax.jit(
+        classifier_free(field, NULL, 3.0), in_shardings=batch_sharding, out_shardings=batch_sharding
+    )
     program = guided.lower(T, X, LABELS).compile()
-    for traffic in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
-        assert traffic not in program.as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert collective not in program.as_text()
     np.testing.assert_array_equal(
-        program(*jax.device_put((T, X, LABELS), rows)),
+        program(*jax.device_put((T, X, LABELS), batch_sharding)),
         jax.jit(classifier_free(field, NULL, 3.0))(T, X, LABELS),
     )
 
@@ -105,19 +109,19 @@ def test_guided_rows_stay_on_their_device():
         (2.0, (0.1, 1.4), r"guidance interval must be low <= high in \[0, 1\], got \(0.1, 1.4\)"),
     ],
 )
-def test_guidance_without_sense_is_refused(scale, interval, message):
+def test_invalid_scale_or_interval_is_refused(scale, interval, message):
     with pytest.raises(ValueError, match=message):
         classifier_free(field, NULL, scale, interval)
 
 
-def test_guidance_of_nothing_is_refused():
+def test_guidance_without_condition_is_refused():
     guided = classifier_free(lambda t, x, cond: x, 10, 3.0)
     with pytest.raises(ValueError, match="cond must be given for guidance, got None"):
         guided(jnp.zeros(2), jnp.zeros((2, 3)), None)
 
 
 PAIR = jnp.array([3, 4])
-UNCHANGED = [
+VALID_NULLS = [
     (PAIR, 10),
     (PAIR, np.int64(10)),
     (PAIR.astype(jnp.uint8), 10),
@@ -128,7 +132,7 @@ UNCHANGED = [
     (jnp.ones((2, 3), jnp.bfloat16), 0.5),
     (jnp.array([True, False]), False),
 ]
-CHANGED = [
+INVALID_NULLS = [
     (PAIR, 0.5, "int32 values like the condition, got 0.5"),
     (PAIR, True, "int32 values like the condition, got True"),
     (PAIR, 2**40, "int32 values like the condition, got 1099511627776"),
@@ -144,20 +148,20 @@ CHANGED = [
 ]
 
 
-@pytest.mark.parametrize(("cond", "null"), UNCHANGED)
-def test_what_stands_for_no_condition_keeps_its_value(cond, null):
-    found = null_like({"c": cond}, {"c": null})["c"]
-    assert (found.dtype, found.shape) == (cond.dtype, cond.shape)
+@pytest.mark.parametrize(("cond", "null"), VALID_NULLS)
+def test_null_condition_keeps_its_value(cond, null):
+    result = null_like({"c": cond}, {"c": null})["c"]
+    assert (result.dtype, result.shape) == (cond.dtype, cond.shape)
     np.testing.assert_array_equal(
-        found, jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
+        result, jnp.broadcast_to(jnp.asarray(null, cond.dtype), cond.shape)
     )
-    # Training drops conditions for the same.
+    # Training replaces dropped conditions by the same value.
     dropped = drop_condition(jax.random.key(0), cond, null, 1.0)
-    np.testing.assert_array_equal(dropped, found)
+    np.testing.assert_array_equal(dropped, result)
 
 
-@pytest.mark.parametrize(("cond", "null", "message"), CHANGED)
-def test_what_would_become_another_condition_is_refused(cond, null, message):
+@pytest.mark.parametrize(("cond", "null", "message"), INVALID_NULLS)
+def test_null_condition_outside_the_dtype_is_refused(cond, null, message):
     guided = classifier_free(lambda t, x, c: x, null, 2.0)
     with pytest.raises(ValueError, match=f"^null_cond must hold {message}"):
         guided(jnp.zeros(2), jnp.ones((2, 1)), cond)
@@ -166,7 +170,7 @@ def test_what_would_become_another_condition_is_refused(cond, null, message):
             drop_condition(jax.random.key(0), cond, null, 0.5)
 
 
-def test_another_tree_or_shape_than_the_conditions_is_refused():
+def test_null_condition_of_wrong_structure_or_shape_is_refused():
     with pytest.raises(
         ValueError, match="null_cond must have the structure of the condition, .*, got a tuple"
     ):
@@ -177,7 +181,7 @@ def test_another_tree_or_shape_than_the_conditions_is_refused():
         null_like(PAIR, np.array([[10]]))
 
 
-def test_labels_that_jax_would_cut_to_32_bits_are_refused():
+def test_labels_beyond_int32_are_refused():
     with pytest.raises(ValueError, match="cond must hold integers of int32, got 3 to 4294967299"):
         require_cond(np.array([3, 2**32 + 3]))
     require_cond(np.array([3, 4]))

@@ -1,4 +1,4 @@
-"""A whole small run in a process of its own, slow enough to be interrupted."""
+"""A small training run for a separate process, slow enough to be interrupted."""
 
 import sys
 import time
@@ -18,11 +18,11 @@ from fmjax.training import (
 )
 from tests.training.tiny import Points, make_net, make_objective
 
-LEFT_CLEANLY = 7
+INTERRUPTED_EXIT_CODE = 7
 
 
 def run(folder: Path, num_steps: int, *, pause: float = 0.0, **settings):
-    """Train in `folder`, or go on there; the final state."""
+    """Train in `folder` or resume there; return the final state."""
     mesh, net = make_mesh(devices=jax.devices()[:1]), make_net()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), 1000)
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
@@ -48,4 +48,4 @@ if __name__ == "__main__":
         run(Path(sys.argv[1]), int(sys.argv[2]), pause=float(sys.argv[3]))
     except Interrupted as interrupted:
         sys.stdout.write(str(interrupted))
-        sys.exit(LEFT_CLEANLY)
+        sys.exit(INTERRUPTED_EXIT_CODE)

@@ -1,3 +1,5 @@
+"""Tests of the metrics logs: JSON lines and TensorBoard events."""
+
 import json
 import struct
 
@@ -8,13 +10,13 @@ from fmjax.training import RunLogger, read_metrics
 
 
 def events(folder):
-    """`(step, tag, value)` of every point, in order, from TensorBoard's record files."""
-    for path in sorted((folder / "events").iterdir()):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            (length,) = struct.unpack_from("<Q", data, place)
-            event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
-            place += 16 + length
+    """Yield (step, tag, value) of every point in TensorBoard's record files, in order."""
+    for file in sorted((folder / "events").iterdir()):
+        data, offset = file.read_bytes(), 0
+        while offset < len(data):
+            (length,) = struct.unpack_from("<Q", data, offset)
+            event = event_pb2.Event.FromString(data[offset + 12 : offset + 12 + length])
+            offset += 16 + length
             for value in event.summary.value:
                 yield event.step, value.tag, value.simple_value
 
@@ -23,7 +25,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_numbers_stand_in_both_places(tmp_path):
+def test_metrics_are_written_as_lines_and_events(tmp_path):
     with RunLogger(tmp_path / "run") as logger:
         logger.log(1, {"loss": 2.0, "grad_norm": 0.5})
         logger.log(10, {"loss": 1.25})
@@ -38,7 +40,7 @@ def test_numbers_stand_in_both_places(tmp_path):
     ]
 
 
-def test_after_rewinding_no_step_stands_twice(tmp_path):
+def test_rewinding_prevents_duplicate_steps(tmp_path):
     with RunLogger(tmp_path) as logger:
         for step in (5, 10, 15):
             logger.log(step, {"loss": float(step)})
@@ -52,7 +54,7 @@ def test_after_rewinding_no_step_stands_twice(tmp_path):
     ]
 
 
-def test_a_line_that_was_cut_off_goes(tmp_path):
+def test_rewinding_removes_a_truncated_line(tmp_path):
     with RunLogger(tmp_path) as logger:
         logger.log(5, {"loss": 5.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -80,22 +82,22 @@ BAD_LINES = (
 )
 
 
-def test_damaged_lines_are_left_out_and_said_once(tmp_path):
+def test_damaged_lines_are_skipped_with_one_warning(tmp_path):
     good = ['{"step": 1, "loss": 1.5}', '{"step": 2, "loss": NaN}', '{"step": 3, "loss": 0.5}']
-    path = tmp_path / "metrics.jsonl"
-    lines = [good[0], *BAD_LINES, good[1], good[2], '{"step": 5, "lo']
-    path.write_bytes("\n".join(lines).encode("latin-1"))
-    with pytest.warns(UserWarning, match=r"jsonl has 14 damaged lines.*: line 2 must") as said:
-        found = read_metrics(path)
-    assert [line["step"] for line in found] == [1, 2, 3]
-    assert len(said) == 1
+    file = tmp_path / "metrics.jsonl"
+    content = [good[0], *BAD_LINES, good[1], good[2], '{"step": 5, "lo']
+    file.write_bytes("\n".join(content).encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"jsonl has 14 damaged lines.*: line 2 must") as messages:
+        metrics = read_metrics(file)
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    assert len(messages) == 1
     logger = RunLogger(tmp_path)
     with pytest.warns(UserWarning, match="14 damaged lines"):
         logger.rewind(2)
-    assert [line["step"] for line in read_metrics(path)] == [1, 2]  # Gone, and not said again.
+    assert [line["step"] for line in read_metrics(file)] == [1, 2]  # No second warning.
 
 
 @pytest.mark.parametrize("step", [0, 3])
-def test_rewinding_a_run_without_lines_makes_no_file(tmp_path, step):
+def test_rewinding_an_empty_run_creates_no_file(tmp_path, step):
     RunLogger(tmp_path / "run").rewind(step)
     assert not (tmp_path / "run").exists()

@@ -1,3 +1,5 @@
+"""Tests of learning rates, AdamW, Muon and the averaged weights."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,32 +23,32 @@ def updates_of(config, params, grads, num_steps=1):
     return updates
 
 
-def test_learning_rate_rises_then_stays():
+def test_constant_learning_rate_follows_the_warm_up():
     config = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
     rates = [float(learning_rate_at(config, 10, n)) for n in range(10)]
     assert rates == [0.5, 1.0, 1.5] + [2.0] * 7
 
 
-def test_cosine_falls_from_the_end_of_the_warm_up_to_zero_at_the_last_step():
+def test_cosine_schedule_decays_to_zero_after_the_warm_up():
     config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=2)
     rates = [float(learning_rate_at(config, 10, n)) for n in range(11)]
     expected = [1.0] + [2.0] + [1 + np.cos(np.pi * (n - 2) / 8) for n in range(2, 11)]
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
-def test_linear_decay_ends_at_zero():
+def test_linear_schedule_decays_to_zero():
     config = OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=2)
     rates = [float(learning_rate_at(config, 6, n)) for n in range(7)]
     np.testing.assert_allclose(rates, [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0], atol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_optimizer_takes_the_rate_of_its_step():
+def test_optimizer_uses_the_learning_rate_of_each_step():
     params = {"kernel": jnp.ones((2, 2))}
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, clip_norm=None)
     for n in range(1, 4):
         updates = updates_of(config, params, params, num_steps=n)
-        # Equal gradients: AdamW's update is the rate (to eps and the bias correction's rounding).
+        # With equal gradients AdamW's update is the rate, up to eps and rounding.
         np.testing.assert_allclose(updates["kernel"], -1e-2 * n / 4, rtol=1e-4)
 
 
@@ -61,16 +63,16 @@ def test_gradients_are_clipped_to_the_global_norm():
 
 def test_adamw_decays_weights_by_the_rate():
     params = {"kernel": jnp.full((2, 2), 3.0)}
-    zero = jax.tree.map(jnp.zeros_like, params)
-    updates = updates_of(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), params, zero)
+    zero_grads = jax.tree.map(jnp.zeros_like, params)
+    updates = updates_of(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), params, zero_grads)
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 3.0, rtol=1e-6)
 
 
 MUON = OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=None)
 
 
-def test_muon_makes_each_layer_of_a_stack_orthogonal_and_as_large_as_adamw():
-    """Rms 0.2 per element, and the singular values of Newton-Schulz lie in [0.7, 1.2]."""
+def test_muon_orthogonalizes_each_layer_with_the_rms_of_adamw():
+    """The RMS is 0.2, and Newton-Schulz gives singular values in [0.7, 1.2]."""
     shape = (3, 16, 8)
     params = {"kernel": jnp.zeros(shape), "bias": jnp.zeros((3, 8))}
     grads = {
@@ -83,21 +85,21 @@ def test_muon_makes_each_layer_of_a_stack_orthogonal_and_as_large_as_adamw():
         values = np.linalg.svd(update, compute_uv=False) / scale
         assert values.min() > 0.6
         assert values.max() < 1.3
-    # The stack of biases is no matrix: it takes AdamW's first step with Nesterov momentum,
-    # of (b1 (1 - b1) / (1 - b1^2) + 1) times the rate.
+    # Stacked biases are no matrix. They take AdamW's first step with Nesterov momentum, which is
+    # (b1 (1 - b1) / (1 - b1^2) + 1) times the rate.
     expected = -0.1 * (0.9 * 0.1 / (1 - 0.9**2) + 1)
     np.testing.assert_allclose(updates["bias"], expected, rtol=1e-5)
 
 
-def test_muon_treats_layers_apart():
+def test_muon_treats_layers_separately():
     grad = jax.random.normal(jax.random.key(1), (2, 8, 8))
-    together = updates_of(MUON, {"kernel": jnp.zeros((2, 8, 8))}, {"kernel": grad})["kernel"]
+    stacked = updates_of(MUON, {"kernel": jnp.zeros((2, 8, 8))}, {"kernel": grad})["kernel"]
     for layer in range(2):
-        alone = updates_of(MUON, {"kernel": jnp.zeros((8, 8))}, {"kernel": grad[layer]})["kernel"]
-        np.testing.assert_allclose(together[layer], alone, rtol=1e-4, atol=1e-6)
+        single = updates_of(MUON, {"kernel": jnp.zeros((8, 8))}, {"kernel": grad[layer]})["kernel"]
+        np.testing.assert_allclose(stacked[layer], single, rtol=1e-4, atol=1e-6)
 
 
-def test_only_weights_are_matrices():
+def test_only_kernels_have_matrix_axes():
     shapes = {
         "dense": {"kernel": (4, 4), "bias": (4,)},
         "stack": {"kernel": (2, 4, 4), "bias": (2, 4), "scale": (2, 4)},
@@ -105,17 +107,17 @@ def test_only_weights_are_matrices():
         "embed": {"embedding": (11, 4)},
     }
     params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
-    found = matrix_axes(params)
-    assert found["dense"]["kernel"] == ((0,), (1,))
-    assert found["stack"]["kernel"] == ((1,), (2,))
-    assert found["conv"]["kernel"] == ((0, 1, 2), (3,))
-    assert found["dense"]["bias"] is None
-    assert found["stack"]["bias"] is None
-    assert found["stack"]["scale"] is None
-    assert found["embed"]["embedding"] is None
+    axes = matrix_axes(params)
+    assert axes["dense"]["kernel"] == ((0,), (1,))
+    assert axes["stack"]["kernel"] == ((1,), (2,))
+    assert axes["conv"]["kernel"] == ((0, 1, 2), (3,))
+    assert axes["dense"]["bias"] is None
+    assert axes["stack"]["bias"] is None
+    assert axes["stack"]["scale"] is None
+    assert axes["embed"]["embedding"] is None
 
 
-def test_muon_without_a_matrix_is_refused():
+def test_muon_without_a_matrix_is_rejected():
     with pytest.raises(ValueError, match="params must contain a matrix named kernel"):
         make_optimizer(MUON, 10).init({"theta": jnp.zeros((4, 4))})
 
@@ -132,26 +134,26 @@ def test_muon_without_a_matrix_is_refused():
         ({"clip_norm": 0.0}, "optimizer.clip_norm must be positive, got 0.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_out_of_range_settings_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**change)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
+def test_warm_up_longer_than_the_run_is_rejected():
     with pytest.raises(ValueError, match="optimizer.warmup_steps must lie in \\[0, 5\\], got 6"):
         make_optimizer(OptimizerConfig(warmup_steps=6), 5)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         make_optimizer(OptimizerConfig(), 0)
 
 
-def test_the_average_forgets_its_start_and_then_keeps_its_decay():
+def test_ema_decay_increases_to_its_maximum():
     assert float(ema_decay_at(0, 0.999)) == pytest.approx(0.1)
     assert float(ema_decay_at(90, 0.999)) == pytest.approx(0.91)
     assert float(ema_decay_at(10**6, 0.999)) == pytest.approx(0.999)
     assert float(ema_decay_at(90, 0.5)) == 0.5
 
 
-def test_the_average_is_the_recursion_written_out():
+def test_ema_matches_its_recursion():
     values = np.random.default_rng(0).normal(size=20)
     average, expected = {"w": jnp.zeros(1)}, 0.0
     for n, value in enumerate(values):
@@ -162,7 +164,7 @@ def test_the_average_is_the_recursion_written_out():
 
 
 @pytest.mark.slow
-def test_the_average_of_bfloat16_weights_is_float32_and_moves():
+def test_ema_of_bfloat16_weights_is_float32():
     average = {"w": jnp.ones(1, jnp.float32)}
     average = update_ema(average, {"w": jnp.full(1, 2, jnp.bfloat16)}, 10**6, 0.9999)
     assert average["w"].dtype == jnp.float32

@@ -1,3 +1,5 @@
+"""Tests of the train step: layouts, accumulation, the update and donation."""
+
 import re
 
 import jax
@@ -21,7 +23,7 @@ LAYOUTS = {"one": (1, 1), "data 8": (8, 1), "fsdp 8": (1, 8), "mixed": (4, 2)}
 
 
 def train(layout, accumulation_steps=1, num_steps=NUM_STEPS):
-    """`num_steps` of AdamW; the final state, losses and gradient norms, and the mesh."""
+    """Run `num_steps` of AdamW; return the final state and the metrics of each step."""
     data, fsdp = layout
     mesh = make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
     net = make_net()
@@ -36,8 +38,8 @@ def train(layout, accumulation_steps=1, num_steps=NUM_STEPS):
     )
     batches, metrics = Points(), []
     for _ in range(num_steps):
-        state, said = step(state, put_batch(next(batches), mesh))
-        metrics.append(jax.device_get(said))
+        state, step_metrics = step(state, put_batch(next(batches), mesh))
+        metrics.append(jax.device_get(step_metrics))
     return state, metrics
 
 
@@ -47,13 +49,13 @@ def reference():
 
 
 def assert_same_run(run, reference):
-    for said, expected in zip(run[1], reference[1], strict=True):
-        np.testing.assert_allclose(said.loss, expected.loss, rtol=2e-6)
-        np.testing.assert_allclose(said.grad_norm, expected.grad_norm, rtol=2e-6)
+    for actual, expected in zip(run[1], reference[1], strict=True):
+        np.testing.assert_allclose(actual.loss, expected.loss, rtol=2e-6)
+        np.testing.assert_allclose(actual.grad_norm, expected.grad_norm, rtol=2e-6)
     for name in ("params", "ema_params"):
         jax.tree.map(
-            # AdamW divides by the root of a tiny second moment at first, which magnifies
-            # the rounding of a gradient near zero: hence the absolute part.
+            # The first steps of AdamW divide by the root of a tiny second moment, which magnifies
+            # rounding errors of gradients near zero.
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6),
             jax.device_get(getattr(run[0], name)),
             jax.device_get(getattr(reference[0], name)),
@@ -61,14 +63,14 @@ def assert_same_run(run, reference):
 
 
 @pytest.mark.parametrize("layout", ["data 8", "fsdp 8", "mixed"])
-def test_eight_devices_give_the_numbers_of_one(layout, reference):
+def test_eight_devices_match_one_device(layout, reference):
     assert_same_run(train(LAYOUTS[layout]), reference)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unroll", [False, True])
 def test_fsdp_gathers_weights_and_never_moves_activations(unroll):
-    """Read off the compiled program of a DiT with 16 tokens an image and 64 images."""
+    """Check the compiled program of a DiT with 16 tokens per image and 64 images."""
     net = make_network(DiTConfig(2, 64, 2, 2, unroll_layers=unroll), (8, 8, 1), 10)
     mesh = make_mesh(MeshConfig(1, 8))
     optimizer = make_optimizer(OptimizerConfig(), NUM_STEPS)
@@ -79,19 +81,21 @@ def test_fsdp_gathers_weights_and_never_moves_activations(unroll):
     program = step.lower(state, batch).compile().as_text()
     assert "collective-permute" not in program
     gathered = re.findall(r"f32\[([\d,]*)\]\S* all-gather(?:-start)?\(", program)
-    assert "1,64,256" in gathered or "1,256,64" in gathered, "the weights of an MLP"
+    assert "1,64,256" in gathered or "1,256,64" in gathered, (
+        "the weights of an MLP must be gathered"
+    )
     sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in gathered]
     largest_weight, activations = 64 * 6 * 64, 64 * 16 * 64
     assert max(sizes) <= largest_weight < activations
 
 
 @pytest.mark.parametrize("layout", ["one", "mixed"])
-def test_accumulation_gives_the_numbers_of_the_whole_batch(layout, reference):
+def test_accumulation_matches_the_full_batch(layout, reference):
     assert_same_run(train(LAYOUTS[layout], accumulation_steps=2), reference)
 
 
-def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
-    """The step against its definition, written out: draw, mean loss, clip, AdamW, average."""
+def test_first_update_is_adamw_of_the_mean_gradient(reference):
+    """Compare the step with its definition: sample, mean loss, clip, AdamW, average."""
     net, mesh = make_net(), make_mesh(devices=jax.devices()[:1])
     init_key, step_key = jax.random.split(jax.random.key(0))
     params, objective = net.init(init_key), make_objective(make_net())
@@ -99,16 +103,16 @@ def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
     examples = objective.make_examples(jax.random.fold_in(step_key, 0), batch)
     loss, grads = jax.value_and_grad(lambda p: jnp.mean(objective.loss(p, examples)))(params)
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
-    said = reference[1][0]
-    np.testing.assert_allclose(said.loss, loss, rtol=1e-6)
-    np.testing.assert_allclose(said.grad_norm, norm, rtol=1e-6)
+    metrics = reference[1][0]
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-6)
     state, _ = train(LAYOUTS["one"], num_steps=1)
     for new, average, old, grad in zip(
         *map(jax.tree.leaves, (state.params, state.ema_params, params, grads)), strict=True
     ):
         grad = grad * min(1.0, 1.0 / norm)
-        # First AdamW step: both moments equal the gradient's after bias correction;
-        # half of the learning rate, because the warm-up has two steps.
+        # In the first AdamW step both bias-corrected moments are those of the gradient. The
+        # learning rate is halved because the warm-up has two steps.
         expected = old - 0.5e-2 * grad / (jnp.abs(grad) + 1e-8)
         np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(average, 0.1 * old + 0.9 * expected, rtol=1e-5, atol=1e-6)
@@ -116,8 +120,8 @@ def test_the_first_update_is_adamw_of_the_mean_gradient(reference):
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_what_is_taught_comes_from_the_average(accumulation_steps):
-    """Two steps of descent on `(w - average - x)^2`, the average a constant, by hand."""
+def test_targets_are_made_with_the_averaged_params(accumulation_steps):
+    """Compare two gradient steps on `(w - average - x)^2`, for constant average, with formulas."""
     objective = Objective(
         make_examples=lambda key, batch: {"x": batch.x1[:, 0]},
         loss=lambda params, examples: (params["w"] - examples["target"]) ** 2,
@@ -144,40 +148,40 @@ def test_what_is_taught_comes_from_the_average(accumulation_steps):
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
 
 
-def test_a_state_of_the_initial_weights_is_the_initial_state():
+def test_state_from_initial_params_equals_init_state():
     mesh, net = make_mesh(), make_net()
     optimizer = make_optimizer(OptimizerConfig(), NUM_STEPS)
     key = jax.random.key(0)
-    expected, sharding = init_state(net, optimizer, key, mesh)
-    params = jax.tree.map(lambda leaf: leaf + 0, expected.params)
+    expected_state, sharding = init_state(net, optimizer, key, mesh)
+    params = jax.tree.map(lambda leaf: leaf + 0, expected_state.params)
     state = state_from(params, optimizer, key, sharding)
-    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        assert got.sharding == wanted.sharding
-        if jax.dtypes.issubdtype(got.dtype, jax.dtypes.prng_key):
-            got, wanted = jax.random.key_data(got), jax.random.key_data(wanted)
-        np.testing.assert_array_equal(got, wanted)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "they are donated"
+    for actual, expected in zip(*map(jax.tree.leaves, (state, expected_state)), strict=True):
+        assert actual.sharding == expected.sharding
+        if jax.dtypes.issubdtype(actual.dtype, jax.dtypes.prng_key):
+            actual, expected = jax.random.key_data(actual), jax.random.key_data(expected)
+        np.testing.assert_array_equal(actual, expected)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "params must be donated"
 
 
-def test_many_steps_trace_once():
+def test_train_step_is_traced_once():
     net, mesh, traces = make_net(), make_mesh(), []
     objective = make_objective(net)
 
-    def counted_loss(params, examples):
+    def counting_loss(params, examples):
         traces.append(None)
         return objective.loss(params, examples)
 
     optimizer = optax.sgd(1e-3)
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
-    counted = objective._replace(loss=counted_loss)
-    step = make_train_step(counted, optimizer, mesh=mesh, state_sharding=sharding)
+    counting_objective = objective._replace(loss=counting_loss)
+    step = make_train_step(counting_objective, optimizer, mesh=mesh, state_sharding=sharding)
     batches = Points()
     for _ in range(4):
         state, _ = step(state, put_batch(next(batches), mesh))
     assert len(traces) == 1
 
 
-def test_params_and_their_average_share_no_buffers_and_the_state_is_donated():
+def test_params_and_average_share_no_buffers_and_are_donated():
     net, mesh, optimizer = make_net(), make_mesh(), optax.sgd(1e-3)
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
     leaves = jax.tree.leaves((state.params, state.ema_params))
@@ -189,7 +193,7 @@ def test_params_and_their_average_share_no_buffers_and_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
-def test_not_finite_is_told_on_the_device():
+def test_non_finite_loss_is_reported_in_the_metrics():
     net, mesh, optimizer = make_net(), make_mesh(), optax.sgd(1e-3)
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
     step = make_train_step(make_objective(net), optimizer, mesh=mesh, state_sharding=sharding)
@@ -202,7 +206,7 @@ def test_not_finite_is_told_on_the_device():
     assert np.isnan(metrics.loss)
 
 
-def bare_step(mesh, **settings):
+def make_step_and_state(mesh, **settings):
     net, optimizer = make_net(), optax.sgd(1e-3)
     objective = settings.pop("objective", make_objective(net))
     state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
@@ -210,28 +214,30 @@ def bare_step(mesh, **settings):
     return step, state
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_indivisible_batch_size_is_rejected():
     mesh = make_mesh()
-    rule = "batch_size must be divisible by 8, the number of devices along data and fsdp"
-    with pytest.raises(ValueError, match=f"{rule}, got 12"):
+    message = "batch_size must be divisible by 8, the number of devices along data and fsdp"
+    with pytest.raises(ValueError, match=f"{message}, got 12"):
         put_batch(next(Points(batch_size=12)), mesh)
-    step, state = bare_step(mesh, accumulation_steps=3)
-    with pytest.raises(ValueError, match=f"{rule}, times 3 accumulation steps, got 16"):
+    step, state = make_step_and_state(mesh, accumulation_steps=3)
+    with pytest.raises(ValueError, match=f"{message}, times 3 accumulation steps, got 16"):
         step(state, put_batch(next(Points()), mesh))
 
 
-def test_a_loss_that_is_not_one_per_example_is_refused():
+def test_loss_without_one_value_per_example_is_rejected():
     mesh = make_mesh()
     objective = make_objective(make_net())
-    scalar = Objective(objective.make_examples, lambda p, e: jnp.mean(objective.loss(p, e)))
-    step, state = bare_step(mesh, objective=scalar)
+    scalar_objective = Objective(
+        objective.make_examples, lambda p, e: jnp.mean(objective.loss(p, e))
+    )
+    step, state = make_step_and_state(mesh, objective=scalar_objective)
     with pytest.raises(ValueError, match="one value per example, shape \\(16,\\), got \\(\\)"):
         step(state, put_batch(next(Points()), mesh))
 
 
-def test_settings_out_of_range_are_refused():
+def test_out_of_range_settings_are_rejected():
     mesh = make_mesh()
     with pytest.raises(ValueError, match="ema_decay must lie in \\[0, 1\\), got 1.0"):
-        bare_step(mesh, ema_decay=1.0)
+        make_step_and_state(mesh, ema_decay=1.0)
     with pytest.raises(ValueError, match="accumulation_steps must be at least 1, got 0"):
-        bare_step(mesh, accumulation_steps=0)
+        make_step_and_state(mesh, accumulation_steps=0)

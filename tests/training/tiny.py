@@ -1,4 +1,4 @@
-"""A model small enough to compile in a blink, and data for it."""
+"""A small model that compiles quickly, and data for it."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ DIM, WIDTH = 4, 64
 
 
 def make_net() -> VelocityNet:
-    """Two layers: `[DIM + 1, WIDTH]`, a stack of one `[1, WIDTH, WIDTH]`, `[WIDTH, DIM]`."""
+    """Make an MLP with kernels `[DIM + 1, WIDTH]`, `[1, WIDTH, WIDTH]` and `[WIDTH, DIM]`."""
 
     def init(key):
         first, hidden, last = jax.random.split(key, 3)
@@ -35,7 +35,7 @@ def make_net() -> VelocityNet:
 
 
 def make_objective(net: VelocityNet) -> Objective:
-    """Flow matching on the straight path, written out."""
+    """Make a flow-matching objective on the linear path."""
 
     def make_examples(key, batch):
         noise_key, time_key = jax.random.split(key)
@@ -51,7 +51,7 @@ def make_objective(net: VelocityNet) -> Objective:
 
 
 class Points:
-    """An endless iterator of batches; its state is one number, as that of fmjax's own."""
+    """Endless iterator of batches with the position as its state."""
 
     def __init__(self, batch_size: int = 16, before_batch=lambda position: None):
         self.batch_size, self.before_batch, self.position = batch_size, before_batch, 0

@@ -57,14 +57,14 @@ class RecordManifest:
         num_examples: Number of examples in the set.
         examples_per_shard: Number of examples in each shard; the last one may have fewer. There
             are at most 512 shards, and each has an overhead of up to 128 KiB.
-        about: Origin of the set as JSON values, such as the run, its step, the solver and the
+        origin: Origin of the set as JSON values, such as the run, its step, the solver and the
             seed. Shards are only added to a set with the same origin.
     """
 
     fields: tuple[RecordField, ...]
     num_examples: int
     examples_per_shard: int
-    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    origin: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]
@@ -80,10 +80,10 @@ class RecordManifest:
         minimum = math.ceil(self.num_examples / _MAX_SHARDS)
         require(fits, "examples_per_shard", f"be at least {minimum}", self.examples_per_shard)
         try:
-            is_json = json.loads(json.dumps(self.about, allow_nan=False)) == dict(self.about)
+            is_json = json.loads(json.dumps(self.origin, allow_nan=False)) == dict(self.origin)
         except (TypeError, ValueError):
             is_json = False
-        require(is_json, "about", "be a dict of JSON values", self.about)
+        require(is_json, "origin", "be a dict of JSON values", self.origin)
 
     @property
     def dtype(self) -> np.dtype:
@@ -159,6 +159,8 @@ def read_manifest(folder: Path) -> RecordManifest:
     document = read_json(file, dict[str, Any])
     version = document.pop("version", None)
     require(version == _VERSION, f"version of {file}", f"be {_VERSION}", version)
+    if "about" in document:  # The name in older versions.
+        document["origin"] = document.pop("about")
     return check_json(document, RecordManifest, str(file))
 
 
@@ -167,7 +169,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _flatten(value: object, name: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to dotted names: `{"about": {"step": 3}}` to `{"about.step": 3}`.
+    """Flatten nested dicts to dotted names: `{"origin": {"step": 3}}` to `{"origin.step": 3}`.
 
     Unlike `fmjax._trees.flatten_dict`, this keeps empty dicts.
     """

@@ -21,7 +21,7 @@ from fmjax._checks import (
 from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split, tokenize_captions
-from fmjax.data.sources.image_files import open_image, squared
+from fmjax.data.sources.image_files import crop_to_square, open_image
 from fmjax.data.tokenizer import TokenizerConfig
 
 GROUPS = (
@@ -130,7 +130,7 @@ class EmojiData:
         pngs = _read_pngs(self._find(_FONT), selected)
         size = 3.0 * self.size**2 * len(pngs)
         require_host_memory("data.size", size, "images")
-        x = np.stack([squared(open_image(io.BytesIO(png)), self.size) for png in pngs])
+        x = np.stack([crop_to_square(open_image(io.BytesIO(png)), self.size) for png in pngs])
         training_texts = [emoji.caption for emoji in emojis if not _is_test(emoji)]
         copies = [1 if e.has_tone or split == "test" else self.repeats for e in selected]
         rows = np.repeat(np.arange(len(selected)), copies)

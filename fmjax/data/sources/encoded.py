@@ -67,7 +67,7 @@ class EncodedData:
         require(fields == expected, f"folder {folder / split}", rule, ", ".join(sorted(fields)))
         rows = {name: _Rows(records, name) for name in expected}
         event_shape = rows[LATENTS].shape[1:]
-        text = _text_shape(folder / split, records.manifest.about)
+        text = _text_shape(folder / split, records.manifest.origin)
         # A config may set the sizes without the parts.
         sizes = text if self.text is None or self.text.parts else replace(text, parts=())
         for configured, actual in ((self.event_shape, event_shape), (self.text, sizes)):
@@ -83,20 +83,20 @@ def encoded_manifest(
     *,
     dtype: str,
     examples_per_shard: int,
-    about: dict[str, Any],
+    origin: dict[str, Any],
 ) -> RecordManifest:
-    """Create the manifest of a split of encoded examples; `about` describes its origin."""
+    """Create the manifest of a split of encoded examples; `origin` identifies the split."""
     fields = (
         RecordField(LATENTS, dtype, event_shape),
         RecordField(TOKENS, dtype, (text.num_tokens, text.width)),
         RecordField(POOLED, dtype, (text.pooled_width,)),
     )
-    about = {**about, "text": text.as_json()}
-    return RecordManifest(fields, num_examples, examples_per_shard, about)
+    origin = {**origin, "text": text.as_json()}
+    return RecordManifest(fields, num_examples, examples_per_shard, origin)
 
 
-def _text_shape(folder: Path, about: Mapping[str, Any]) -> TextShape:
-    return check_json(about.get("text"), TextShape, f"text of the records in {folder}")
+def _text_shape(folder: Path, origin: Mapping[str, Any]) -> TextShape:
+    return check_json(origin.get("text"), TextShape, f"text of the records in {folder}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ def open_image(file: Path | str | BytesIO) -> Image.Image:
     return Image.open(file, formats=[name for name in Image.ID if name not in _EXECUTABLE_FORMATS])
 
 
-def squared(image: Image.Image, size: int) -> np.ndarray:
+def crop_to_square(image: Image.Image, size: int) -> np.ndarray:
     """Center-crop and resize an image to uint8 `[size, size, 3]`, on a white background."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip all values above 255.
@@ -79,6 +79,6 @@ def _read(file: str, size: int) -> np.ndarray:
         with open_image(file) as image:
             # Lets the JPEG decoder skip detail that the resize would remove.
             image.draft("RGB", (2 * size, 2 * size))
-            return squared(image, size)
+            return crop_to_square(image, size)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {file} must be a valid image file, got {error}") from error

@@ -125,7 +125,7 @@ def compare(
             advance(1, note=f"{method.name}, {row.run.setting}")
     return Comparison(
         runs=tuple(rows),
-        reference=exact.info._replace(metrics=evaluated(metrics, exact.x1)),
+        reference=exact.info._replace(metrics=evaluate_metrics(metrics, exact.x1)),
         step_ends=tuple(step_ends),
         num_samples=len(x0),
         device=device_in_words(),
@@ -151,7 +151,7 @@ def _time(run: Callable[[], Samples], repeats: int, patience: float) -> tuple[Sa
             return samples, float(np.median(seconds))
 
 
-def evaluated(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
+def evaluate_metrics(metrics: Sequence[Metric], x1: np.ndarray) -> dict[str, float]:
     """Evaluate metrics; return the worst values if any sample is not finite.
 
     Args:
@@ -184,7 +184,7 @@ def _row(
         rmse_worst=float(np.max(errors)),
         seconds=seconds,
         succeeded=float(np.mean(samples.succeeded)),
-        metrics=evaluated(metrics, x1),
+        metrics=evaluate_metrics(metrics, x1),
         family=method.family,
     )
     return Row(run, x1.astype(np.float32))

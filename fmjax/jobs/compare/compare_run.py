@@ -113,7 +113,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
         ValueError: If the model does not support one of the solvers, numbers of steps or grids.
     """
     methods = []
-    for name in config.compared_fixed:
+    for name in config.all_fixed_solvers:
         sampling = SamplingConfig(
             solver=name,
             num_steps=1,
@@ -139,7 +139,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             family = "stochastic" if is_stochastic(name) else "fixed"
             settings = fixed_settings(config.num_steps, make_grid)
             methods.append(Method(title, family, solve, settings))
-    for name in config.compared_adaptive:
+    for name in config.all_adaptive_solvers:
         sampling = SamplingConfig(
             solver=name, guidance=config.guidance, rate=config.rate, rate_scale=config.rate_scale
         )

@@ -241,7 +241,7 @@ def _halves(num: int, seed: int) -> Halves:
 
 
 def in_equal_numbers(result: Evaluation, name: str, precision: str) -> tuple[str, ...]:
-    """Describe a distance of samples next to that of the same number of real examples.
+    """Describe the distance of samples and that of equally many real examples, for comparison.
 
     Args:
         result: Result of `evaluate_run`.

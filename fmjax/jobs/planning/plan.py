@@ -12,7 +12,7 @@ from fmjax.jobs.planning.workloads import Work, sampling_batch, training_step
 from fmjax.planning import CHIPS, Chip, devices_of
 from fmjax.planning.compile import Compiled, OutOfMemory, compiled
 from fmjax.report.plan import Plan
-from fmjax.runs.released_weights import as_released
+from fmjax.runs.released_weights import with_released_sizes
 from fmjax.sharding import MeshConfig, bytes_held, make_mesh, num_shares
 from fmjax.sharding.mesh import Device
 
@@ -35,7 +35,7 @@ def plan(config: Config, settings: PlanConfig, *, progress: Progress = Silent())
         ValueError: If the topology is unknown, its compiler is not installed, or the parts of the
             config are inconsistent with each other, the data or the devices.
     """
-    config = as_released(config, needed=False)
+    config = with_released_sizes(config, needed=False)
     event_shape, conditions = config.data.shape()
     conditions = conditions if config.conditional else None
     devices, start = devices_of(settings.topology, settings.num_slices), time.monotonic()

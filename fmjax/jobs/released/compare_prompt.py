@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Params
-from fmjax._checks import (
-    MAX_STEPS,
-    require,
-    require_between,
-    require_numbers,
-    require_one_of,
-    require_positive,
-)
 from fmjax._files import require_folder, require_outside, require_target
 from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
-from fmjax.config import ODE_SOLVERS, can_adapt, guided, solver_title
+from fmjax.config import ODE_SOLVERS, guided, solver_title
+from fmjax.config.compare import ComparePromptConfig
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.compare.compare import compare
 from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings, ode_solve
@@ -44,45 +36,14 @@ from fmjax.pretrained.folder import ModelFolder
 from fmjax.pretrained.pipeline import load_transformer, released_times
 from fmjax.pretrained.validate import validate_model
 from fmjax.report.comparison import Comparison, SolverRun, write_csv, write_json
+from fmjax.report.content import Report
 from fmjax.report.gallery import GalleryEntry, write_gallery
-from fmjax.report.page import Report, write_report
+from fmjax.report.page import write_report
 from fmjax.runs.folder import require_no_run
 from fmjax.runs.sampling.batches import noise
 from fmjax.sharding import batch_sharding, num_shares, on_mesh
 
 _MAX_SIDE = 256  # Maximum side of a picture in the gallery, in pixels.
-
-
-@dataclass(frozen=True)
-class ComparePromptConfig:
-    """Solvers and settings to compare on a prompt.
-
-    Attributes:
-        fixed_solvers: Names of solvers with fixed steps on the time grid of the model.
-        num_steps: Numbers of steps of each solver in `fixed_solvers`.
-        adaptive_solvers: Names of solvers with adaptive steps.
-        tolerances: Tolerances, rtol = atol, of each solver in `adaptive_solvers`.
-    """
-
-    fixed_solvers: tuple[str, ...] = ("euler", "heun", "adams_bashforth_2")
-    num_steps: tuple[int, ...] = (4, 8, 16, 28)
-    adaptive_solvers: tuple[str, ...] = ("bosh3", "tsit5")
-    tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
-
-    def __post_init__(self) -> None:
-        require_numbers(self)
-        for solver in self.fixed_solvers:
-            require_one_of("fixed_solvers", solver, ODE_SOLVERS)
-        for solver in self.adaptive_solvers:
-            require_one_of("adaptive_solvers", solver, filter(can_adapt, ODE_SOLVERS))
-        for number in self.num_steps:
-            require_between("num_steps", number, 1, MAX_STEPS)
-        for tolerance in self.tolerances:
-            require_positive("tolerances", tolerance)
-        has_fixed = bool(self.fixed_solvers and self.num_steps)
-        has_adaptive = bool(self.adaptive_solvers and self.tolerances)
-        rule = "have at least one solver with steps or tolerances"
-        require(has_fixed or has_adaptive, "comparison", rule, "none")
 
 
 def compare_prompt(

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +12,14 @@ import numpy as np
 
 from fmjax._arrays import Params, Text, TextShape
 from fmjax._checks import (
-    require_at_least,
-    require_numbers,
-    require_one_of,
     require_unicode,
 )
 from fmjax._files import fingerprint, require_folder, require_outside, require_space
 from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Advance, Progress, Silent
+from fmjax.config.encode import (
+    EncodeConfig,
+)
 from fmjax.data import (
     CaptionedImages,
     Dataset,
@@ -34,45 +33,13 @@ from fmjax.data.dataset import SPLITS
 from fmjax.data.sources.encoded import LATENTS, POOLED, TOKENS
 from fmjax.data.sources.image_files import ImageFiles
 from fmjax.jobs.released.request import matmul_precision
-from fmjax.networks.layers.linear import DTYPES
 from fmjax.pretrained.files import find_files
 from fmjax.pretrained.folder import ModelFolder, tokenizer_part
 from fmjax.pretrained.pipeline import latents_of
 from fmjax.pretrained.prompts import PromptEncoding, combine_encodings, load_encoder
 from fmjax.pretrained.validate import validate_model
 from fmjax.runs.folder import require_no_run
-from fmjax.sharding import MeshConfig, make_mesh, map_batched, num_shares, on_mesh
-
-
-@dataclass(frozen=True)
-class EncodeConfig:
-    """Settings of encoding images with captions.
-
-    Attributes:
-        size: Side of the squares that images are cropped to, in pixels.
-        test_every: About one in `test_every` images is a test image.
-        max_tokens: Maximum number of tokens per caption of the largest text encoder; None uses the
-            default of the model.
-        batch_size: Number of images per batch.
-        examples_per_shard: Number of examples per file.
-        dtype: Data type of the text encoders and the files, "float32" or "bfloat16".
-        mesh: Mesh of devices. By default, devices encode different images.
-    """
-
-    size: int = 1024
-    test_every: int = 20
-    max_tokens: int | None = None
-    batch_size: int = 8
-    examples_per_shard: int = 256
-    dtype: str = "bfloat16"
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self) -> None:
-        require_numbers(self)
-        for name in ("size", "batch_size", "examples_per_shard"):
-            require_at_least(name, getattr(self, name), 1)
-        require_at_least("test_every", self.test_every, 2)
-        require_one_of("dtype", self.dtype, DTYPES)
+from fmjax.sharding import make_mesh, map_batched, num_shares, on_mesh
 
 
 class _Encoders(NamedTuple):
@@ -177,7 +144,7 @@ def _write_splits(
             len(dataset),
             dtype=config.dtype,
             examples_per_shard=config.examples_per_shard,
-            about=origin,
+            origin=origin,
         )
         folder = output / split
         prepare_records(folder, manifest)

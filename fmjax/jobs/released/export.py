@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from fmjax._arrays import Params
 from fmjax._checks import require
-from fmjax._files import require_folder, require_space, require_target, size_of
+from fmjax._files import require_folder, require_outside, require_space, require_target, size_of
 from fmjax._locks import lock_file, lock_folder
 from fmjax._progress import Progress, Silent
-from fmjax._stopping import at_stop
+from fmjax._signals import at_stop
 from fmjax._trees import combine, flatten_dict, unflatten_dict
 from fmjax.config import Config, build
 from fmjax.pretrained.components import Loaded, load_component, make_component
@@ -22,13 +22,12 @@ from fmjax.pretrained.files import TensorFiles, find_files
 from fmjax.pretrained.folder import (
     is_model_folder,
     open_model,
-    require_apart,
     save_component,
     save_model,
 )
 from fmjax.pretrained.lora.files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
-from fmjax.pretrained.weights import dtype_of, filling, require_new
+from fmjax.pretrained.weights import dtype_of, mark_unfinished, require_new
 from fmjax.runs.folder import RunFolder, read_config, read_model, require_no_run
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
 from fmjax.training import restore_ema
@@ -93,7 +92,7 @@ def export_run(
             tuning, params = _restore(folder, config, mesh)
             save_lora(file, params, tuning)
         return file
-    require_apart(released, output)
+    require_outside(output, released, "folder")
     require_folder(output)
     require_no_run(output)
     require_space(
@@ -101,7 +100,7 @@ def export_run(
     )
     with lock_folder(output, "output folder"):
         require_new(output, overwrite)
-        with filling(output):
+        with mark_unfinished(output):
             _export_weights(folder, config, output, pipeline=pipeline, progress=progress)
     return output
 

@@ -73,7 +73,7 @@ def generate(
         prompts: The prompts.
         config: Settings of the solver, the size, the guidance and the like.
         latents: An .npz file with the noise of each picture, as `init_latents` in the layout of
-            diffusers; None draws noise from the seed.
+            diffusers; None generates noise from the seed.
         on_image: `(index, image)` is called as soon as each picture is decoded.
         progress: Receives progress reports.
 

@@ -53,7 +53,7 @@ class PictureWriter:
             prompts: One prompt per picture.
             output: The output file, with a number added for several pictures. By default, a new
                 file in the folder `pictures`, named by the words of the prompt.
-            latents: The file with the noise, or None if the noise is drawn from the seed.
+            latents: The file with the noise, or None if the noise is generated from the seed.
             inputs: Input files, which no picture may replace.
 
         Raises:
@@ -108,7 +108,7 @@ class PictureWriter:
             return self._output.with_name(f"{self._output.stem}{end}.png")
         noise = "-".join(f"{name}{slug(str(value))}" for name, value in self._noise.items())
         stem = f"{slug(self._prompts[index])}-{noise}{end}"
-        return unused(_FOLDER, stem, ".png")
+        return unused_name(_FOLDER, stem, ".png")
 
 
 def _settings(
@@ -136,7 +136,7 @@ def _settings(
     }
 
 
-def unused(folder: Path, stem: str, suffix: str = "") -> Path:
+def unused_name(folder: Path, stem: str, suffix: str = "") -> Path:
     """The first unused name in a folder among `stem`, `stem-v2`, `stem-v3` and so on.
 
     Names of empty folders, and of folders with only the lock of a killed process, count as unused.

@@ -13,8 +13,7 @@ from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_eval
 from fmjax.jobs.evaluate.straightness import read_straightness
 from fmjax.jobs.report.tables import likelihood_tables, round_trip_tables, straightness_tables
 from fmjax.report.comparison import Comparison, read_json
-from fmjax.report.gallery import GalleryEntry, read_gallery
-from fmjax.report.page import (
+from fmjax.report.content import (
     KeyNumber,
     LossCurve,
     NamedPicture,
@@ -22,8 +21,9 @@ from fmjax.report.page import (
     SampleGrid,
     SamplePoints,
     StraightnessPlot,
-    write_report,
 )
+from fmjax.report.gallery import GalleryEntry, read_gallery
+from fmjax.report.page import write_report
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.files import (
     describe_sampling,

@@ -9,8 +9,7 @@ from fmjax.jobs.evaluate.likelihood import read_likelihood
 from fmjax.jobs.evaluate.straightness import read_straightness
 from fmjax.jobs.invert.invert import RoundTrip, read_inversion
 from fmjax.report.comparison import power_of_ten
-from fmjax.report.page import Cell, Table
-from fmjax.report.tables import number
+from fmjax.report.tables import Cell, Table, number
 from fmjax.runs.folder import RunFolder
 
 

@@ -100,7 +100,7 @@ def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
         pair_fields(teacher.event_shape, teacher.num_classes is not None),
         num_examples=config.num_pairs,
         examples_per_shard=max(MIN_PAIRS_PER_SHARD, -(-config.num_pairs // _MAX_SHARDS)),
-        about=json.loads(json.dumps(origin, default=str)),
+        origin=json.loads(json.dumps(origin, default=str)),
     )
 
 
@@ -133,8 +133,8 @@ def _make_shards(
     data = teacher.config.data.load("train", progress=progress)
     directions = (_from_source(teacher, config, data, progress), _from_data(teacher, config, data))
     indices = np.arange(config.num_pairs)
-    # Pairs from real data are spread evenly: pair n is one if n + 1 pairs contain one more of them
-    # than n pairs.
+    # Pairs from real data are spread evenly: pair n is one of them if the first n + 1 pairs contain
+    # more of them than the first n.
     is_real = np.floor((indices + 1) * config.real_share) > np.floor(indices * config.real_share)
     batch_size = min(config.sampling.batch_size, manifest.examples_per_shard)
     with progress.task("making pairs", sum(len(manifest.examples(n)) for n in shards)) as advance:

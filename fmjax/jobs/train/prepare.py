@@ -23,7 +23,7 @@ from fmjax.runs.folder import (
     with_current_defaults,
     write_text,
 )
-from fmjax.runs.released_weights import as_released
+from fmjax.runs.released_weights import with_released_sizes
 from fmjax.sharding import MeshConfig, all_or_none, is_main
 
 _MAX_CAPTIONS = 64  # Number of captions stored in a run folder.
@@ -52,7 +52,7 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
     check_texts(config)
     with ExitStack() as stack:
         with all_or_none("opening the run folder"):
-            config = as_released(config)
+            config = with_released_sizes(config)
             if is_main():
                 require_folder(folder, "run folder")
                 if config.reflow is not None:
@@ -195,7 +195,7 @@ def check_texts(config: Config) -> None:
     check(json.loads(to_json(config)), "")
 
 
-def rule_of(folder: RunFolder) -> int:
+def tokenizer_rule(folder: RunFolder) -> int:
     """Return the version of the word-splitting rule: that of an existing run, or the newest."""
     return read_word_tokenizer(folder.tokenizer).rule if folder.tokenizer.is_file() else RULE
 

@@ -73,7 +73,7 @@ def training_pictures(
                 raise
             enabled = False
             progress.say(
-                "warning: samples are not drawn during training, because the devices do not have "
+                "warning: samples are not generated during training, because the devices do not have "
                 "memory for sampling.batch_size samples in addition to the training state"
             )
             return

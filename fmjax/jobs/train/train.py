@@ -22,11 +22,11 @@ from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.data.dataset import Captions
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
-from fmjax.jobs.train.prepare import lock_run, prepare, rule_of
+from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
 from fmjax.jobs.train.preview import training_pictures
 from fmjax.jobs.train.reflow import pairs_for, teacher_of, warm_start
 from fmjax.runs.folder import Run, RunFolder, open_run
-from fmjax.runs.released_weights import as_released, check_released, initial_state
+from fmjax.runs.released_weights import initial_state, require_released_weights, with_released_sizes
 from fmjax.sharding import (
     abstract_batch,
     all_or_none,
@@ -86,7 +86,7 @@ def train_folder(
 def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
     """Implement `train_folder`, with the run folder locked."""
     with all_or_none("reading the released model"):
-        config = as_released(config)
+        config = with_released_sizes(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
     resumed = None if overwrite else folder
@@ -186,13 +186,13 @@ def _read(
             require_comparable(config.compare.num_samples, len(dataset))
         source = None
         if (captions := dataset.captions) is not None:
-            captions = captions if resumed is None else captions.with_rule(rule_of(resumed))
+            captions = captions if resumed is None else captions.with_rule(tokenizer_rule(resumed))
             dataset = dataclasses.replace(dataset, captions=captions)
             _warn_about_captions(captions, progress)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
-        check_released(config, experiment)
+        require_released_weights(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     return dataset, source, experiment

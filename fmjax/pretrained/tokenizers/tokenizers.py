@@ -197,8 +197,7 @@ def _clip_backend(folder: Path, settings: Mapping[str, Any]) -> "tokenizers.Toke
     Reference: Radford et al. 2021, arXiv:2103.00020, section 2.4; Sennrich et al. 2016,
     arXiv:1508.07909, section 3.2.
     """
-    from tokenizers import Regex, normalizers, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Backend
+    from tokenizers import Regex, Tokenizer as Backend, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
     vocabulary = read_json(folder / "vocab.json", dict[str, _TokenId])

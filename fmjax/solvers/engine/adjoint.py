@@ -72,7 +72,7 @@ _Constants: TypeAlias = tuple[Samples, PyTree, PyTree]
 _BackState: TypeAlias = tuple[jax.Array, jax.Array, PyTree]
 
 
-def backsolved(
+def with_backsolve_adjoint(
     solve: Callable[[jax.Array, Cond], Samples],
     velocity_fn: VelocityFn,
     x0: jax.Array,

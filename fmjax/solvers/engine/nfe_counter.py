@@ -25,7 +25,7 @@ StepDecision: TypeAlias = tuple[
     _BoolScalar, RealScalar, RealScalar, _BoolScalar, PyTree, diffrax.RESULTS
 ]
 """Decision of a step size controller: whether to accept the step, start and end of the next step,
-whether a discontinuity was passed, the controller state, and whether the solve may go on."""
+whether a discontinuity was passed, the controller state, and the result code."""
 
 
 class Nodes(NamedTuple):

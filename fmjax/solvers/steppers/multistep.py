@@ -27,7 +27,7 @@ class _History(NamedTuple):
         zero = jnp.zeros((), x0.dtype)
         return cls((jnp.zeros_like(x0),) * length, (zero,) * length)
 
-    def pushed(self, x1: jax.Array, lam: jax.Array) -> "_History":
+    def push(self, x1: jax.Array, lam: jax.Array) -> "_History":
         return _History((x1, *self.x1)[: len(self.x1)], (lam, *self.lambdas)[: len(self.x1)])
 
 
@@ -61,7 +61,7 @@ class DPMSolverPP2M:
     ) -> tuple[jax.Array, _History]:
         """Take one step, which is a step of UniPC's predictor of order 2."""
         order = jnp.where((step.n == 0) | step.last, 1, 2)
-        return _predict(step, x, x1, memory, order), memory.pushed(x1, _lambdas(step)[0])
+        return _predict(step, x, x1, memory, order), memory.push(x1, _lambdas(step)[0])
 
 
 class _UniMemory(NamedTuple):
@@ -123,7 +123,7 @@ class UniPC:
         max_order = jnp.where(step.last, 1, jnp.where(step.before_last, 2, self.order))
         order = jnp.minimum(jnp.minimum(step.n + 1, self.order), max_order)
         end = _predict(step, x, x1, history, order)
-        return end, _UniMemory(x, step, order, history.pushed(x1, start))
+        return end, _UniMemory(x, step, order, history.push(x1, start))
 
 
 def _predict(

@@ -111,7 +111,7 @@ class Checkpoints:
         run = json.loads(json.dumps(run))
         items = {name: ocp.args.PyTreeSave(part) for name, part in arrays.items()}
         args = ocp.args.Composite(run=ocp.args.JsonSave(run), **items)
-        with self._writing():
+        with self._convert_write_errors():
             self._manager.save(int(state.step), args=args)
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
@@ -162,12 +162,12 @@ class Checkpoints:
         Raises:
             CheckpointWriteError: If a checkpoint could not be written.
         """
-        with self._writing():
+        with self._convert_write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for pending writes, then stop the background threads."""
-        with self._writing():
+        with self._convert_write_errors():
             self._manager.close()
 
     def write_error(self, error: OSError) -> CheckpointWriteError:
@@ -175,7 +175,7 @@ class Checkpoints:
         return CheckpointWriteError(error, self.latest_step() or 0)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _convert_write_errors(self) -> Iterator[None]:
         """Convert Orbax's write errors, now or in the background, to `CheckpointWriteError`."""
         try:
             yield

@@ -1,4 +1,4 @@
-"""Arrays and CIFAR-10 from a folder: read back as written, refused when missing or damaged."""
+"""Tests of ArrayData and Cifar10Data: reading and rejecting missing or damaged files."""
 
 import math
 import re
@@ -15,18 +15,18 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 LABELS = np.array([0, 2, 1])
 
 
-def test_an_npz_is_read_back_as_written(tmp_path):
+def test_npz_files_are_read_back_as_written(tmp_path):
     np.savez(tmp_path / "train.npz", x=X, labels=LABELS)
     np.savez(tmp_path / "test.npz", x=X[:1], labels=LABELS[:1])
     train, test = (load(ArrayData(str(tmp_path)), split) for split in ("train", "test"))
     np.testing.assert_array_equal(train.x, X)
     np.testing.assert_array_equal(train.labels, LABELS)
-    # The one label of the test split is 0; the classes are those of the train split.
+    # The test split has only label 0, but uses the classes of the train split.
     assert (train.num_classes, test.num_classes) == (3, 3)
     assert load(ArrayData(str(tmp_path), num_classes=5)).num_classes == 5
 
 
-def test_npy_files_are_mapped_and_delivered(tmp_path):
+def test_npy_files_are_memory_mapped_and_batched(tmp_path):
     np.save(tmp_path / "train_x.npy", X.astype(np.float16))
     np.save(tmp_path / "train_labels.npy", LABELS)
     dataset = load(ArrayData(str(tmp_path)))
@@ -36,49 +36,49 @@ def test_npy_files_are_mapped_and_delivered(tmp_path):
     assert batch.x1.dtype == np.float32
 
 
-def test_arrays_unconditional_are_unconditional(tmp_path):
+def test_arrays_without_labels_are_unconditional(tmp_path):
     np.savez(tmp_path / "train.npz", x=X)
     np.save(tmp_path / "test_x.npy", X)
     for split in ("train", "test"):
         assert load(ArrayData(str(tmp_path)), split).num_classes is None
 
 
-def test_a_shape_that_is_given_is_known_without_files_and_classes_are_read_where_they_are(tmp_path):
-    source = ArrayData(str(tmp_path), event_shape=X.shape[1:])
-    assert source.shape() == (X.shape[1:], None)
+def test_shape_needs_files_only_for_values_that_are_not_set(tmp_path):
+    data = ArrayData(str(tmp_path), event_shape=X.shape[1:])
+    assert data.shape() == (X.shape[1:], None)
     np.savez(tmp_path / "train.npz", x=X, labels=LABELS)
-    assert source.shape() == (X.shape[1:], LABELS.max() + 1)
+    assert data.shape() == (X.shape[1:], LABELS.max() + 1)
     assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), 7)
 
 
-def test_missing_and_damaged_arrays_are_refused(tmp_path):
-    source = ArrayData(str(tmp_path))
+def test_missing_and_damaged_arrays_are_rejected(tmp_path):
+    data = ArrayData(str(tmp_path))
     with pytest.raises(
         ValueError, match=r"data.folder must hold train.npz, written by numpy.savez"
     ):
-        load(source)
+        load(data)
     np.savez(tmp_path / "train.npz", y=X)
     with pytest.raises(ValueError, match=r"train.npz must hold an array x, got \['y'\]"):
-        load(source)
+        load(data)
     np.savez(tmp_path / "train.npz", x=X)
-    whole = (tmp_path / "train.npz").read_bytes()
-    damaged = whole[:80] + bytes(8) + whole[88:]
-    for broken in (whole[:-30], b"", b"nothing of the kind", damaged):
-        (tmp_path / "train.npz").write_bytes(broken)
+    content = (tmp_path / "train.npz").read_bytes()
+    damaged = content[:80] + bytes(8) + content[88:]
+    for invalid in (content[:-30], b"", b"nothing of the kind", damaged):
+        (tmp_path / "train.npz").write_bytes(invalid)
         with pytest.raises(ValueError, match=r"train.npz must be a valid .npz file"):
-            load(source)
+            load(data)
     (tmp_path / "train_x.npy").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"train_x.npy must be a valid .npy file"):
-        load(source)
+        load(data)
 
 
-def test_arrays_that_would_need_pickle_are_refused(tmp_path):
+def test_arrays_that_require_pickle_are_rejected(tmp_path):
     np.savez(tmp_path / "train.npz", x=np.array([{}, {}], dtype=object))
     with pytest.raises(ValueError, match=r"train.npz must be a valid .npz file.*pickle"):
         load(ArrayData(str(tmp_path)))
 
 
-def test_labels_of_the_test_split_alone_are_refused(tmp_path):
+def test_labels_only_in_the_test_split_are_rejected(tmp_path):
     np.savez(tmp_path / "train.npz", x=X)
     np.savez(tmp_path / "test.npz", x=X, labels=LABELS)
     with pytest.raises(ValueError, match="must hold labels of the train split too, got none"):
@@ -86,12 +86,12 @@ def test_labels_of_the_test_split_alone_are_refused(tmp_path):
 
 
 def write_cifar10(folder, images, labels):
-    """Two records a file, as the published binary version has ten thousand."""
+    """Write two records per file; the published files have ten thousand."""
     channels_first = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     records = np.concatenate([labels[:, None], channels_first], axis=1)
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
-    for name, two in zip(names, np.split(records, 6), strict=True):
-        two.tofile(folder / name)
+    for name, part in zip(names, np.split(records, 6), strict=True):
+        part.tofile(folder / name)
 
 
 def test_cifar10_is_read_back_as_written(tmp_path):
@@ -99,14 +99,14 @@ def test_cifar10_is_read_back_as_written(tmp_path):
     images = generator.integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(10, size=12, dtype=np.uint8)
     write_cifar10(tmp_path, images, labels)
-    source = Cifar10Data(str(tmp_path))
-    train, test = load(source), load(source, "test")
+    data = Cifar10Data(str(tmp_path))
+    train, test = load(data), load(data, "test")
     np.testing.assert_array_equal(train.x, images[:10])
     np.testing.assert_array_equal(test.x, images[10:])
     np.testing.assert_array_equal(train.labels, labels[:10])
 
 
-def test_missing_and_damaged_cifar10_is_refused(tmp_path):
+def test_missing_and_damaged_cifar10_files_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"data.folder must hold test_batch.bin .*https://"):
         load(Cifar10Data(str(tmp_path)), "test")
     (tmp_path / "test_batch.bin").write_bytes(bytes(3072))
@@ -117,7 +117,7 @@ def test_missing_and_damaged_cifar10_is_refused(tmp_path):
         load(Cifar10Data(str(tmp_path)), "test")
 
 
-def test_text_stands_in_the_place_of_labels(tmp_path):
+def test_text_arrays_are_the_condition_instead_of_labels(tmp_path):
     rng = np.random.default_rng(0)
     text, pooled = rng.standard_normal((3, 5, 8), np.float32), rng.standard_normal((3, 6))
     for name, array in {"x": X, "text": text.astype(np.float16), "pooled": pooled}.items():
@@ -137,7 +137,7 @@ def test_text_stands_in_the_place_of_labels(tmp_path):
         load(ArrayData(str(tmp_path), text=TextShape(4, 8, 6)))
 
 
-def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path):
+def test_incomplete_text_arrays_are_rejected(tmp_path):
     np.savez(tmp_path / "train.npz", x=X, text=np.zeros((3, 5, 8)))
     with pytest.raises(ValueError, match="must hold both text and pooled"):
         load(ArrayData(str(tmp_path)))
@@ -147,7 +147,7 @@ def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"),
+    ("labels", "message"),
     [
         (np.array([0, np.inf, 1]), "labels must be 3 integers, got float64 of shape (3,)"),
         (np.array([0, np.nan, 1]), "labels must be 3 integers, got float64 of shape (3,)"),
@@ -171,20 +171,20 @@ def test_text_without_its_other_half_or_of_too_few_examples_is_refused(tmp_path)
     ],
 )
 @pytest.mark.parametrize("mapped", [True, False])
-def test_labels_that_count_no_classes_are_refused_with_their_file(tmp_path, labels, found, mapped):
+def test_invalid_labels_are_rejected_with_their_file(tmp_path, labels, message, mapped):
     name = "train_labels.npy" if mapped else "train.npz"
     if mapped:
         np.save(tmp_path / "train_x.npy", X)
         np.save(tmp_path / name, labels)
     else:
         np.savez(tmp_path / name, x=X, labels=labels)
-    with pytest.raises(ValueError, match=re.escape(found)) as refused:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         load(ArrayData(str(tmp_path)))
-    assert str(refused.value).startswith(f"file {tmp_path / name}: labels must")
+    assert str(error.value).startswith(f"file {tmp_path / name}: labels must")
 
 
 @pytest.mark.parametrize(
-    ("x", "found"),
+    ("x", "message"),
     [
         (X.astype(complex), "be uint8 or floating point, got complex128"),
         (X.astype("U3"), "be uint8 or floating point, got <U3"),
@@ -196,13 +196,13 @@ def test_labels_that_count_no_classes_are_refused_with_their_file(tmp_path, labe
         (X[:, :0], "hold at least one number per example, got shape (3, 0)"),
     ],
 )
-def test_examples_that_are_no_points_are_refused_with_their_file(tmp_path, x, found):
+def test_invalid_examples_are_rejected_with_their_file(tmp_path, x, message):
     np.savez(tmp_path / "train.npz", x=x)
-    with pytest.raises(ValueError, match=re.escape(f"train.npz: x must {found}")):
+    with pytest.raises(ValueError, match=re.escape(f"train.npz: x must {message}")):
         load(ArrayData(str(tmp_path)))
 
 
-def test_other_orders_of_bytes_and_axes_are_read_as_the_same_numbers(tmp_path):
+def test_byte_and_axis_orders_do_not_change_the_values(tmp_path):
     for x in (np.asfortranarray(X), X.astype(">f8"), X.astype(np.float16)[::1]):
         np.save(tmp_path / "train_x.npy", x)
         np.save(tmp_path / "train_labels.npy", LABELS.astype(">i8"))
@@ -211,7 +211,7 @@ def test_other_orders_of_bytes_and_axes_are_read_as_the_same_numbers(tmp_path):
         np.testing.assert_array_equal(batch.cond, [1, 0])
 
 
-def test_files_under_the_name_of_another_format_are_refused_as_what_they_are(tmp_path):
+def test_files_with_the_name_of_another_format_are_rejected(tmp_path):
     np.savez(tmp_path / "train.npz", x=X)
     (tmp_path / "train.npz").rename(tmp_path / "train_x.npy")
     with pytest.raises(ValueError, match=r"train_x.npy must be a valid .npy file, got an .npz"):
@@ -244,58 +244,56 @@ def test_files_under_the_name_of_another_format_are_refused_as_what_they_are(tmp
         b"",
     ],
 )
-def test_broken_headers_are_refused_in_one_line(tmp_path, header):
+def test_invalid_npy_headers_are_rejected_in_one_line(tmp_path, header):
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + X.tobytes()
     (tmp_path / "train_x.npy").write_bytes(content)
     with zipfile.ZipFile(tmp_path / "test.npz", "w") as archive:
         archive.writestr("x.npy", content)
     for split, name in (("train", "train_x.npy"), ("test", "test.npz")):
-        with pytest.raises(ValueError, match=f"{name} must be a valid .np. file, got") as refused:
+        with pytest.raises(ValueError, match=f"{name} must be a valid .np. file, got") as error:
             load(ArrayData(str(tmp_path)), split)
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(error.value)
 
 
-def mutated(generator, content):
-    """The bytes with up to two of them changed, removed or added, most of these in the header."""
+def mutate(generator, content):
+    """Return the content after one or two mutations, mostly in the header."""
     content = bytearray(content)
     for _ in range(generator.integers(1, 3)):
-        place = int(generator.integers(max(1, min(len(content), generator.choice([128, 10_000])))))
-        kind = generator.integers(5)
-        if kind == 0:
-            content[place : place + 1] = bytes([generator.integers(256)])
-        elif kind == 1:
-            content[place : place + 1] = b"9"
-        elif kind == 2:
-            del content[place : place + generator.integers(1, 9)]
-        elif kind == 3:
-            content[place:place] = generator.bytes(generator.integers(1, 9))
+        offset = int(generator.integers(max(1, min(len(content), generator.choice([128, 10_000])))))
+        mutation = generator.integers(5)
+        if mutation == 0:
+            content[offset : offset + 1] = bytes([generator.integers(256)])
+        elif mutation == 1:
+            content[offset : offset + 1] = b"9"
+        elif mutation == 2:
+            del content[offset : offset + generator.integers(1, 9)]
+        elif mutation == 3:
+            content[offset:offset] = generator.bytes(generator.integers(1, 9))
         else:
-            del content[place:]
+            del content[offset:]
     return bytes(content)
 
 
-def test_mutated_files_are_read_or_refused_and_named(tmp_path):
+def test_mutated_files_are_read_or_rejected_by_name(tmp_path):
     generator, files = np.random.default_rng(0), {}
     for name, array in (("train_x.npy", X), ("train_labels.npy", LABELS)):
         np.save(tmp_path / name, array)
         files[name] = (tmp_path / name).read_bytes()
-    refused = []
+    errors = []
     for _ in range(400):
         chosen = generator.choice(list(files))
         for name, content in files.items():
-            (tmp_path / name).write_bytes(
-                mutated(generator, content) if name == chosen else content
-            )
+            (tmp_path / name).write_bytes(mutate(generator, content) if name == chosen else content)
         try:
             load(ArrayData(str(tmp_path))).examples()
         except ValueError as error:
-            refused.append(str(error))
-    assert 200 < len(refused) < 400
-    for message in refused:
+            errors.append(str(error))
+    assert 200 < len(errors) < 400
+    for message in errors:
         assert re.fullmatch(rf"file {tmp_path}/train_(x|labels)\.npy.* must .*, got .*", message)
 
 
-def test_arrays_that_nothing_reads_are_refused_or_named(tmp_path, heard):
+def test_unused_arrays_are_rejected_or_reported(tmp_path, recorder):
     np.savez(tmp_path / "train.npz", x=X, label=LABELS)
     with pytest.raises(ValueError, match=r"train.npz: the array must be one of x, labels, text, "):
         load(ArrayData(str(tmp_path)))
@@ -305,8 +303,8 @@ def test_arrays_that_nothing_reads_are_refused_or_named(tmp_path, heard):
     with pytest.raises(ValueError, match=r"hold labels of train, because data.num_classes is 3"):
         load(ArrayData(str(tmp_path), num_classes=3))
     np.savez(tmp_path / "val.npz", x=X)
-    load(ArrayData(str(tmp_path)), progress=heard)
-    assert heard.lines == [f"warning: ignored 1 array files in {tmp_path}, the first is val.npz"]
+    load(ArrayData(str(tmp_path)), progress=recorder)
+    assert recorder.lines == [f"warning: ignored 1 array files in {tmp_path}, the first is val.npz"]
     np.save(tmp_path / "train_labels.npy", LABELS)
     with pytest.raises(ValueError, match=r"train_x.npy with the other .npy files, got \['train_la"):
         load(ArrayData(str(tmp_path)))
@@ -327,7 +325,7 @@ def test_arrays_that_nothing_reads_are_refused_or_named(tmp_path, heard):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
-def test_numbers_that_are_not_finite_are_reported_with_file_and_index(tmp_path, bad):
+def test_non_finite_values_are_reported_with_file_and_index(tmp_path, bad):
     x = X.astype(np.float64)
     x[1, 2] = bad
     np.savez(tmp_path / "train.npz", x=x)
@@ -336,7 +334,7 @@ def test_numbers_that_are_not_finite_are_reported_with_file_and_index(tmp_path, 
     message = rf"train.npz: x must hold finite numbers, got {shown} in example 1$"
     with pytest.raises(ValueError, match=message):
         load(ArrayData(str(tmp_path))).points()
-    if bad != 1e300:  # float64 holds it.
+    if bad != 1e300:  # 1e300 is finite in float64.
         with pytest.raises(ValueError, match=message):
             load(ArrayData(str(tmp_path)))
     test = load(ArrayData(str(tmp_path)), "test")
@@ -365,26 +363,28 @@ def test_numbers_that_are_not_finite_are_reported_with_file_and_index(tmp_path, 
     ],
 )
 @pytest.mark.parametrize("mapped", [True, False])
-def test_floating_images_of_another_range_are_warned_of(
-    tmp_path, low, high, shape, warned, mapped, heard
+def test_float_images_of_unexpected_range_give_a_warning(
+    tmp_path, low, high, shape, warned, mapped, recorder
 ):
     x = np.linspace(low, high, 700 * math.prod(shape), dtype=np.float32).reshape(700, *shape)
     name = "train_x.npy" if mapped else "train.npz"
     np.save(tmp_path / name, x) if mapped else np.savez(tmp_path / name, x=x)
-    load(ArrayData(str(tmp_path)), progress=heard)
-    of = " in 512 of its examples" if mapped else ""
-    line = f"warning: file {tmp_path / name}: x ranges from {low:.4g} to {high:.4g}{of}; images"
-    assert [line == said[: len(line)] for said in heard.lines] == [True] * warned
+    load(ArrayData(str(tmp_path)), progress=recorder)
+    suffix = " in 512 of its examples" if mapped else ""
+    expected = (
+        f"warning: file {tmp_path / name}: x ranges from {low:.4g} to {high:.4g}{suffix}; images"
+    )
+    assert [expected == message[: len(expected)] for message in recorder.lines] == [True] * warned
 
 
-def test_numbers_of_classes_that_no_label_can_have_are_refused():
+def test_invalid_numbers_of_classes_are_rejected():
     with pytest.raises(ValueError, match=r"data.num_classes must lie in .*, got 1000000000000$"):
         ArrayData("x", num_classes=10**12)
     with pytest.raises(ValueError, match=r"data.num_classes must lie in \[1, 2147483646\], got 0"):
         ArrayData("x", num_classes=0)
 
 
-def test_a_few_mapped_images_that_are_not_finite_are_reported_at_once(tmp_path):
+def test_non_finite_values_in_small_mapped_arrays_are_reported_on_load(tmp_path):
     x = np.zeros((3, 2, 2, 1), np.float32)
     x[2, 1] = np.nan
     np.save(tmp_path / "train_x.npy", x)
@@ -392,7 +392,7 @@ def test_a_few_mapped_images_that_are_not_finite_are_reported_at_once(tmp_path):
         load(ArrayData(str(tmp_path)))
 
 
-def test_more_classes_than_labels_alone_may_count_can_be_stated(tmp_path):
+def test_more_than_100000_classes_require_num_classes(tmp_path):
     np.savez(tmp_path / "train.npz", x=X, labels=np.array([0, 200_000, 1]))
     with pytest.raises(ValueError, match=r"train.npz: labels must be below 100000 unless data.num"):
         load(ArrayData(str(tmp_path)))

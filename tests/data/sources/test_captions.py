@@ -1,4 +1,4 @@
-"""Data with captions: a folder of images, classes in words, emoji."""
+"""Tests of captioned data: image folders, class names and emoji."""
 
 import json
 import os
@@ -23,74 +23,78 @@ from fmjax.data import (
 from fmjax.data.sources.captioned_classes import FASHION_NAMES
 from fmjax.data.sources.emoji import Emoji
 from fmjax.data.tokenizer import TokenizerConfig
-from tests.data.sources.test_mnist import write_set
+from tests.data.sources.test_mnist import write_idx_files
 
 WORDS = TokenizerConfig(4, 16)
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def write_images(folder, num, captions=True, size=(12, 8)):
-    """Images 0.png, 1.png, .. of one colour each, with captions beside them."""
+    """Write images 0.png, 1.png, .. of one color each, with optional captions in .txt files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num):
-        name = list(COLOURS)[number % 3]
-        Image.new("RGB", size, COLOURS[name]).save(folder / f"{number}.png")
+        name = list(COLORS)[number % 3]
+        Image.new("RGB", size, COLORS[name]).save(folder / f"{number}.png")
         if captions:
             (folder / f"{number}.txt").write_text(f"a {name} picture\n")
 
 
-def write_list(folder, entries, name="metadata.jsonl"):
+def write_metadata(folder, entries, name="metadata.jsonl"):
     (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def source(folder, **settings):
+def captioned_images(folder, **settings):
     return CaptionedImages(str(folder), size=4, tokenizer=WORDS, **settings)
 
 
-def test_images_and_the_captions_beside_them_go_together(tmp_path):
+def test_images_are_paired_with_their_txt_captions(tmp_path):
     write_images(tmp_path, 60)
-    train, test = (load(source(tmp_path, test_every=5), split) for split in ("train", "test"))
+    train, test = (
+        load(captioned_images(tmp_path, test_every=5), split) for split in ("train", "test")
+    )
     assert len(train) + len(test) == 60
     assert 0 < len(test) < 30
-    assert isinstance(source(tmp_path), DataSource)
-    assert source(tmp_path).shape() == (train.event_shape, train.conditions)
+    assert isinstance(captioned_images(tmp_path), DataSource)
+    assert captioned_images(tmp_path).shape() == (train.event_shape, train.conditions)
     assert train.conditions == TokenShape(4, 16)
     for dataset in (train, test):
         batch = dataset.examples(np.arange(len(dataset)))
         words = train.captions.tokenizer.decode(batch.cond)
-        for pixels, said in zip(batch.x1, words, strict=True):
-            colour = np.asarray(COLOURS[said.removesuffix(" picture")]) / 127.5 - 1
-            np.testing.assert_allclose(pixels, np.broadcast_to(colour, (4, 4, 3)), atol=1e-6)
+        for pixels, caption in zip(batch.x1, words, strict=True):
+            color = np.asarray(COLORS[caption.removesuffix(" picture")]) / 127.5 - 1
+            np.testing.assert_allclose(pixels, np.broadcast_to(color, (4, 4, 3)), atol=1e-6)
 
 
-def test_the_split_of_an_image_depends_on_its_name_alone(tmp_path):
+def test_the_split_depends_only_on_the_image_name(tmp_path):
     write_images(tmp_path / "few", 30)
     write_images(tmp_path / "many", 60)
-    few, many = (load(source(tmp_path / name, test_every=4), "test") for name in ("few", "many"))
+    few, many = (
+        load(captioned_images(tmp_path / name, test_every=4), "test") for name in ("few", "many")
+    )
     assert len(many) > len(few) > 0
     assert set(few.captions.texts) <= set(many.captions.texts)
 
 
-def test_folders_train_and_test_are_the_splits(tmp_path):
+def test_train_and_test_folders_are_the_splits(tmp_path):
     write_images(tmp_path / "train", 3)
     with pytest.raises(ValueError, match=r"data.folder must hold images of the test split, got"):
-        load(source(tmp_path), "test")
+        load(captioned_images(tmp_path), "test")
     write_images(tmp_path / "test", 2)
-    assert [len(load(source(tmp_path), split)) for split in ("train", "test")] == [3, 2]
-    assert load(source(tmp_path), "test").points().shape == (2, 4, 4, 3)
+    assert [len(load(captioned_images(tmp_path), split)) for split in ("train", "test")] == [3, 2]
+    assert load(captioned_images(tmp_path), "test").points().shape == (2, 4, 4, 3)
 
 
 @pytest.mark.parametrize(("name", "key"), [("metadata", "text"), ("captions", "caption")])
-def test_a_list_of_captions_names_images_in_folders_below(tmp_path, name, key):
+def test_jsonl_metadata_lists_images_in_subfolders(tmp_path, name, key):
     write_images(tmp_path / "train" / "below", 2, captions=False)
     entries = [{"file_name": f"below/{n}.png", key: f"number {n}", "more": 1} for n in (1, 0)]
-    write_list(tmp_path / "train", entries, f"{name}.jsonl")
-    dataset = load(source(tmp_path))
+    write_metadata(tmp_path / "train", entries, f"{name}.jsonl")
+    dataset = load(captioned_images(tmp_path))
     assert dataset.captions.texts == ["number 0", "number 1"]
     np.testing.assert_allclose(dataset.points()[:, 0, 0], [[1, -1, -1], [-1, 1, -1]])
 
 
-def test_the_middle_of_an_image_is_taken_on_white(tmp_path):
+def test_images_are_center_cropped_on_white(tmp_path):
     write_images(tmp_path / "train", 0)
     wide = np.zeros((2, 6, 4), np.uint8)
     wide[:, 2:4] = (10, 20, 30, 255)
@@ -103,23 +107,23 @@ def test_the_middle_of_an_image_is_taken_on_white(tmp_path):
     np.testing.assert_array_equal(pixels[1], 255)
 
 
-def test_batches_of_a_folder_are_decoded_as_they_are_asked_for(tmp_path):
+def test_batches_of_an_image_folder_are_decoded(tmp_path):
     write_images(tmp_path / "train", 5)
-    feed = batches(load(source(tmp_path)), batch_size=4)
-    batch = next(feed)
+    iterator = batches(load(captioned_images(tmp_path)), batch_size=4)
+    batch = next(iterator)
     assert batch.x1.shape == (4, 4, 4, 3)
     assert batch.cond.shape == (4, 4)
-    feed.close()
+    iterator.close()
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_a_damaged_image_is_reported_by_name(tmp_path):
     write_images(tmp_path / "train", 4)
-    whole = (tmp_path / "train" / "2.png").read_bytes()
-    (tmp_path / "train" / "2.png").write_bytes(whole[: len(whole) // 2])
-    feed = batches(load(source(tmp_path)), batch_size=4)
+    content = (tmp_path / "train" / "2.png").read_bytes()
+    (tmp_path / "train" / "2.png").write_bytes(content[: len(content) // 2])
+    iterator = batches(load(captioned_images(tmp_path)), batch_size=4)
     with pytest.raises(ValueError, match=r"image .*2\.png must be a valid image file, got"):
-        next(feed)
-    feed.close()
+        next(iterator)
+    iterator.close()
 
 
 @pytest.mark.parametrize(
@@ -139,31 +143,31 @@ def test_a_broken_image_is_named(tmp_path):
         ),
     ],
 )
-def test_a_list_that_does_not_fit_the_images_is_refused(tmp_path, entries, message):
+def test_metadata_inconsistent_with_the_images_is_rejected(tmp_path, entries, message):
     write_images(tmp_path / "train", 1, captions=False)
-    write_list(tmp_path / "train", entries)
+    write_metadata(tmp_path / "train", entries)
     with pytest.raises(ValueError, match=message):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
 
 
-def test_hidden_files_and_marks_of_windows_are_no_captions(tmp_path):
+def test_hidden_files_and_byte_order_marks_are_ignored(tmp_path):
     write_images(tmp_path / "train", 2)
     hidden = tmp_path / "train" / ".ipynb_checkpoints"
     hidden.mkdir()
-    for path in (hidden / "0-checkpoint.txt", tmp_path / "train" / "._0.txt"):
-        path.write_text("x")
+    for file in (hidden / "0-checkpoint.txt", tmp_path / "train" / "._0.txt"):
+        file.write_text("x")
     (tmp_path / "train" / "1.txt").write_text("\ufeffa cat", encoding="utf-8")
-    assert load(source(tmp_path)).captions.texts == ["a red picture", "a cat"]
+    assert load(captioned_images(tmp_path)).captions.texts == ["a red picture", "a cat"]
 
 
-def test_images_outside_the_folders_of_the_splits_are_left_out_and_said(tmp_path, heard):
+def test_images_outside_the_split_folders_are_skipped_and_reported(tmp_path, recorder):
     write_images(tmp_path / "train", 2)
     write_images(tmp_path / "val", 3)
-    assert len(load(source(tmp_path), progress=heard)) == 2
-    assert "skipped 3 images outside them, the first is val/0.png" in heard.lines[0]
+    assert len(load(captioned_images(tmp_path), progress=recorder)) == 2
+    assert "skipped 3 images outside them, the first is val/0.png" in recorder.lines[0]
 
 
-def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refused(tmp_path):
+def test_16_bit_images_are_rescaled_and_32_bit_images_rejected(tmp_path):
     (tmp_path / "train").mkdir()
     levels = np.array([[0, 30_000], [45_000, 65_535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / "train" / "0.png")
@@ -176,79 +180,81 @@ def test_pixels_of_16_bits_keep_their_levels_and_those_without_a_white_are_refus
         load(data).x[:]
 
 
-def test_links_to_images_folders_and_lists_are_followed(tmp_path):
-    """A snapshot as Hugging Face's hub lays it out: every file is a link out of the folder."""
+def test_symbolic_links_to_images_folders_and_metadata_are_followed(tmp_path):
+    """Each file in a snapshot of the Hugging Face hub is a link to a file outside the folder."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
     (snapshot / "train").mkdir(parents=True)
     write_images(blobs, 3, captions=False)
     for number in range(3):
         (snapshot / "train" / f"{number}.png").symlink_to(f"../../../blobs/{number}.png")
-    write_list(blobs, [{"file_name": f"{n}.png", "text": f"number {n}"} for n in range(3)], "abc")
+    write_metadata(
+        blobs, [{"file_name": f"{n}.png", "text": f"number {n}"} for n in range(3)], "abc"
+    )
     (snapshot / "train" / "metadata.jsonl").symlink_to("../../../blobs/abc")
-    assert load(source(snapshot)).captions.texts == ["number 0", "number 1", "number 2"]
+    assert load(captioned_images(snapshot)).captions.texts == ["number 0", "number 1", "number 2"]
     write_images(tmp_path / "elsewhere" / "cats", 2)
     (tmp_path / "mine" / "train").mkdir(parents=True)
     (tmp_path / "mine" / "train" / "below").symlink_to(tmp_path / "elsewhere")
-    dataset = load(source(tmp_path / "mine"))
-    assert [path.name for path in dataset.x.files] == ["0.png", "1.png"]
+    dataset = load(captioned_images(tmp_path / "mine"))
+    assert [file.name for file in dataset.x.files] == ["0.png", "1.png"]
     assert dataset.captions.texts == ["a red picture", "a green picture"]
     (tmp_path / "linked").symlink_to(tmp_path / "mine")
-    assert len(load(source(tmp_path / "linked"))) == 2
+    assert len(load(captioned_images(tmp_path / "linked"))) == 2
 
 
-def test_what_is_not_followed_or_read_is_counted_in_one_line(tmp_path, heard):
+def test_skipped_links_and_files_are_counted_in_one_line(tmp_path, recorder):
     train = tmp_path / "train"
     write_images(train / "a", 2)
     write_images(train / "b", 1)
     links = {"a/loop": "..", "b/other": "../a", "a/more": "../b", "c": "none", "d": "d"}
-    for place, target in links.items():
-        (train / place).symlink_to(target)
+    for link, target in links.items():
+        (train / link).symlink_to(target)
     for name in ("x.heic", "y.HEIC", "z", "a/.hidden", "a/0.caption"):
         (train / name).write_text("x")
-    dataset = load(source(tmp_path), progress=heard)
-    names = [path.relative_to(train).as_posix() for path in dataset.x.files]
-    there = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
-    assert names == there
-    assert heard.lines == [
+    dataset = load(captioned_images(tmp_path), progress=recorder)
+    names = [file.relative_to(train).as_posix() for file in dataset.x.files]
+    expected = ["a/0.png", "a/1.png", "a/more/0.png", "b/0.png", "b/other/0.png", "b/other/1.png"]
+    assert names == expected
+    assert recorder.lines == [
         f"skipped in {tmp_path}: 4 links to a parent folder, 2 .caption files, 2 .heic files, "
         "2 broken links, 1 files without a suffix, the first is train/a/0.caption"
     ]
 
 
 @pytest.mark.parametrize(("disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
-def test_names_match_in_both_unicode_forms(tmp_path, disk, listed):
+def test_file_names_match_in_both_unicode_forms(tmp_path, disk, listed):
     train, name = tmp_path / "train", "école/が한.png"
     write_images(tmp_path, 1, captions=False)
     on_disk = train / unicodedata.normalize(disk, name)
     on_disk.parent.mkdir(parents=True)
     (tmp_path / "0.png").rename(on_disk)
     entry = {"file_name": unicodedata.normalize(listed, name), "text": "a school"}
-    write_list(train, [entry])
-    assert load(source(tmp_path)).captions.texts == ["a school"]
-    write_list(train, [entry, {**entry, "file_name": on_disk.relative_to(train).as_posix()}])
+    write_metadata(train, [entry])
+    assert load(captioned_images(tmp_path)).captions.texts == ["a school"]
+    write_metadata(train, [entry, {**entry, "file_name": on_disk.relative_to(train).as_posix()}])
     with pytest.raises(ValueError, match="line 2, must name a file once, got"):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
     (train / "metadata.jsonl").unlink()
     (train / f"{unicodedata.normalize(listed, 'école/が한')}.txt").parent.mkdir(exist_ok=True)
-    text = on_disk.with_name(unicodedata.normalize(listed, "が한.txt"))
-    text.write_text("a school again")
-    assert load(source(tmp_path)).captions.texts == ["a school again"]
+    caption_file = on_disk.with_name(unicodedata.normalize(listed, "が한.txt"))
+    caption_file.write_text("a school again")
+    assert load(captioned_images(tmp_path)).captions.texts == ["a school again"]
 
 
-def test_names_of_another_encoding_are_read_and_shown(tmp_path, heard):
+def test_file_names_that_are_not_utf8_are_read_and_reported(tmp_path, recorder):
     train = os.fsencode(tmp_path / "train")
     write_images(tmp_path / "train", 1)
-    for end in (b".png", b".txt"):
-        os.rename(train + b"/0" + end, train + b"/caf\xe9" + end)
-    assert load(source(tmp_path)).captions.texts == ["a red picture"]
-    assert load(source(tmp_path)).points().shape == (1, 4, 4, 3)
+    for suffix in (b".png", b".txt"):
+        os.rename(train + b"/0" + suffix, train + b"/caf\xe9" + suffix)
+    assert load(captioned_images(tmp_path)).captions.texts == ["a red picture"]
+    assert load(captioned_images(tmp_path)).points().shape == (1, 4, 4, 3)
     os.rename(train + b"/caf\xe9.txt", train + b"/caf\xe8.heic")
     with pytest.raises(ValueError, match="have a caption for every image, got none for caf\udce9"):
-        load(source(tmp_path))
-    load_split = source(tmp_path / "train", test_every=2)._splits
+        load(captioned_images(tmp_path))
+    load_split = captioned_images(tmp_path / "train", test_every=2)._splits
     (tmp_path / "train" / "caf\udce9.txt").write_text("a picture")
-    assert sum(map(len, load_split(tmp_path / "train", heard).values())) == 1
-    assert "the first is caf\udce8.heic" in heard.lines[0]
+    assert sum(map(len, load_split(tmp_path / "train", recorder).values())) == 1
+    assert "the first is caf\udce8.heic" in recorder.lines[0]
 
 
 @pytest.mark.parametrize(
@@ -260,12 +266,12 @@ def test_names_of_another_encoding_are_read_and_shown(tmp_path, heard):
         'text\tfile_name\na red, round picture\t./0.png\n"say ""hi"""\tbelow\\1.png',
     ],
 )
-def test_a_csv_file_lists_captions(tmp_path, content):
+def test_csv_metadata_lists_captions(tmp_path, content):
     write_images(tmp_path / "train", 2, captions=False)
     (tmp_path / "train" / "below").mkdir()
     (tmp_path / "train" / "1.png").rename(tmp_path / "train" / "below" / "1.png")
     (tmp_path / "train" / "metadata.csv").write_bytes(content.encode())
-    assert load(source(tmp_path)).captions.texts == ["a red, round picture", 'say "hi"']
+    assert load(captioned_images(tmp_path)).captions.texts == ["a red, round picture", 'say "hi"']
 
 
 @pytest.mark.parametrize(
@@ -288,114 +294,116 @@ def test_a_csv_file_lists_captions(tmp_path, content):
         ),
     ],
 )
-def test_a_csv_file_that_does_not_fit_is_refused(tmp_path, content, message):
+def test_invalid_csv_metadata_is_rejected(tmp_path, content, message):
     write_images(tmp_path / "train", 1, captions=False)
     (tmp_path / "train" / "metadata.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
 
 
 @pytest.mark.parametrize(
     "name",
     ["..", "../0.png", "a/../0.png", "a\\..\\0.png", "/0.png", "C:\\0.png", "\\0.png", "", "/"],
 )
-def test_names_that_lead_out_of_the_folder_are_refused_by_themselves(tmp_path, name):
+def test_file_names_outside_the_folder_are_rejected(tmp_path, name):
     write_images(tmp_path / "train", 1, captions=False)
-    write_list(tmp_path / "train", [{"file_name": name, "text": "x"}])
+    write_metadata(tmp_path / "train", [{"file_name": name, "text": "x"}])
     message = re.escape(f"line 1, must name a file within the folder, got {name!r}")
     with pytest.raises(ValueError, match=message):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
 
 
-def test_lists_above_and_below_the_images_are_read(tmp_path):
+def test_metadata_in_folders_at_any_level_is_read(tmp_path):
     for split in ("train", "test"):
         write_images(tmp_path / split / "deep" / "er", 2, captions=False)
     below = [{"file_name": f"er/{n}.png", "text": f"below {n}"} for n in range(2)]
-    write_list(tmp_path / "train" / "deep", below)
+    write_metadata(tmp_path / "train" / "deep", below)
     above = [{"file_name": f"test/deep/er/{n}.png", "text": f"above {n}"} for n in range(2)]
-    write_list(tmp_path, above)
-    texts = {split: load(source(tmp_path), split).captions.texts for split in ("train", "test")}
+    write_metadata(tmp_path, above)
+    texts = {
+        split: load(captioned_images(tmp_path), split).captions.texts for split in ("train", "test")
+    }
     assert texts == {"train": ["below 0", "below 1"], "test": ["above 0", "above 1"]}
-    again = [{"file_name": "train/deep/er/0.png", "text": "twice"}]
-    write_list(tmp_path, above + again)
+    duplicate = [{"file_name": "train/deep/er/0.png", "text": "twice"}]
+    write_metadata(tmp_path, above + duplicate)
     with pytest.raises(ValueError, match="must name a file once, got "):
-        load(source(tmp_path))
-    write_list(tmp_path, [*above, {"file_name": "val/0.png", "text": "elsewhere"}])
+        load(captioned_images(tmp_path))
+    write_metadata(tmp_path, [*above, {"file_name": "val/0.png", "text": "elsewhere"}])
     with pytest.raises(ValueError, match="have an image for every caption, got none for val/0.png"):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
     write_images(tmp_path / "val", 1)
-    assert len(load(source(tmp_path))) == 2
+    assert len(load(captioned_images(tmp_path))) == 2
 
 
-def test_a_caption_is_read_from_a_list_before_txt_before_caption_files(tmp_path, heard):
+def test_captions_prefer_metadata_then_txt_then_caption_files(tmp_path, recorder):
     train = tmp_path / "train"
     write_images(train, 3, captions=False)
-    write_list(train, [{"file_name": "0.png", "text": "of the list"}])
+    write_metadata(train, [{"file_name": "0.png", "text": "of the list"}])
     for name in ("0.txt", "1.txt", "stray.txt"):
         (train / name).write_text(f"of {name}")
     for name in ("0.caption", "1.caption", "2.CAPTION"):
         (train / name).write_text(f"of {name}")
-    dataset = load(source(tmp_path), progress=heard)
+    dataset = load(captioned_images(tmp_path), progress=recorder)
     assert dataset.captions.texts == ["of the list", "of 1.txt", "of 2.CAPTION"]
-    said = f"skipped in {tmp_path}: 2 .caption files, 2 .txt files, the first is train/0.caption"
-    assert heard.lines == [said]
+    message = f"skipped in {tmp_path}: 2 .caption files, 2 .txt files, the first is train/0.caption"
+    assert recorder.lines == [message]
 
 
 @pytest.mark.parametrize(
     "name", ["captions.tsv", "labels.json", "metadata.parquet", "all.txt", "captions.txt"]
 )
-def test_files_that_may_hold_the_missing_captions_are_named(tmp_path, name):
+def test_unread_files_that_may_hold_captions_are_reported(tmp_path, name):
     write_images(tmp_path / "train", 1, captions=False)
     (tmp_path / "train" / name).write_text("x")
     if name == "all.txt":
-        write_list(tmp_path / "train", [])
+        write_metadata(tmp_path / "train", [])
     message = rf"caption for every image, got none for 0.png \(not read: {name}\)"
     with pytest.raises(ValueError, match=message):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
 
 
-def test_a_list_above_the_folder_is_named(tmp_path):
+def test_unread_metadata_in_the_parent_folder_is_reported(tmp_path):
     write_images(tmp_path / "images", 1, captions=False)
-    write_list(tmp_path, [{"file_name": "images/0.png", "text": "x"}])
+    write_metadata(tmp_path, [{"file_name": "images/0.png", "text": "x"}])
     with pytest.raises(ValueError, match=r"got none for 0.png \(not read: ../metadata.jsonl\)"):
-        load(source(tmp_path / "images"))
-    assert load(source(tmp_path)).captions.texts == ["x"]
+        load(captioned_images(tmp_path / "images"))
+    assert load(captioned_images(tmp_path)).captions.texts == ["x"]
 
 
-def test_a_list_of_windows_is_read(tmp_path):
+def test_metadata_written_on_windows_is_read(tmp_path):
     write_images(tmp_path / "train", 2, captions=False)
     (tmp_path / "train" / "1.png").rename(tmp_path / "train" / "1.PNG")
     lines = ['{"file_name": "0.png", "text": "a"}', "", '{"file_name": "1.PNG", "caption": "b"}']
     content = "\r\n".join(lines).encode("utf-8-sig")
     (tmp_path / "train" / "Metadata.JSONL").write_bytes(content)
-    assert load(source(tmp_path)).captions.texts == ["a", "b"]
+    assert load(captioned_images(tmp_path)).captions.texts == ["a", "b"]
 
 
-def test_captions_and_images_that_stand_alone_are_refused(tmp_path):
+def test_unpaired_captions_and_images_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"data.folder must exist, got"):
-        load(source(tmp_path / "nowhere"))
+        load(captioned_images(tmp_path / "nowhere"))
     write_images(tmp_path / "train", 2)
     (tmp_path / "train" / "0.txt").unlink()
     with pytest.raises(ValueError, match="have a caption for every image, got none for 0.png"):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
     write_images(tmp_path / "train", 2)
     (tmp_path / "train" / "1.png").unlink()
     with pytest.raises(ValueError, match="have an image for every caption, got none for 1.txt"):
-        load(source(tmp_path))
-    write_list(tmp_path / "train", [])
-    write_list(tmp_path / "train", [], "captions.jsonl")
+        load(captioned_images(tmp_path))
+    write_metadata(tmp_path / "train", [])
+    write_metadata(tmp_path / "train", [], "captions.jsonl")
     with pytest.raises(ValueError, match="hold one of metadata.jsonl and captions.jsonl, got both"):
-        load(source(tmp_path))
+        load(captioned_images(tmp_path))
     write_images(tmp_path / "latin", 1)
     (tmp_path / "latin" / "0.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(ValueError, match="must be UTF-8 text"):
-        load(source(tmp_path / "latin"))
+        load(captioned_images(tmp_path / "latin"))
 
 
-def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
+def test_class_captions_use_all_wordings_and_keep_labels(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (300, 28, 28)).astype(np.uint8)
-    write_set(tmp_path, pixels, (np.arange(300) % 10).astype(np.uint8))
+    write_idx_files(tmp_path, pixels, (np.arange(300) % 10).astype(np.uint8))
     data = CaptionedClasses(IdxData("fashion_mnist", folder=str(tmp_path)))
     for split in ("test", "train"):
         dataset = load(data, split)
@@ -405,8 +413,8 @@ def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
         np.testing.assert_array_equal(dataset.conds(), dataset.captions.tokens)
         assert dataset.captions.tokenizer.unknown(dataset.captions.texts) == ()
     assert len(set(dataset.captions.texts)) > 50
-    said = [text for label in range(10) for text in data.wordings(label)]
-    assert len(set(said)) == len(said) == 10 * 3 * 4
+    all_wordings = [text for label in range(10) for text in data.wordings(label)]
+    assert len(set(all_wordings)) == len(all_wordings) == 10 * 3 * 4
 
 
 @pytest.mark.parametrize(
@@ -421,7 +429,7 @@ def test_every_wording_of_a_class_is_used_and_its_label_known(tmp_path):
         (lambda: EmojiData(groups=("Flag",)), r"data.groups must be .*did you mean 'Flags'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, message):
+def test_invalid_settings_are_rejected(make, message):
     assert len(FASHION_NAMES) == 10
     with pytest.raises(ValueError, match=message):
         make()
@@ -443,11 +451,11 @@ def test_settings_that_make_no_sense_are_refused(make, message):
         ),
     ],
 )
-def test_an_emoji_is_called_as_one_would_say_it(name, caption):
+def test_emoji_names_become_natural_captions(name, caption):
     assert Emoji("", name, ()).caption == caption
 
 
-def test_missing_emoji_are_refused_with_the_packages_that_have_them(tmp_path):
+def test_missing_emoji_files_are_rejected_with_the_package_names(tmp_path):
     with pytest.raises(ValueError, match="packages fonts-noto-color-emoji and unicode-data are"):
         load(EmojiData(folder=str(tmp_path)))
     (tmp_path / "emoji-test.txt").write_text("")
@@ -457,7 +465,7 @@ def test_missing_emoji_are_refused_with_the_packages_that_have_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
+def test_emoji_have_images_and_test_captions_of_known_words():
     data = EmojiData(size=8, groups=("Smileys & Emotion", "People & Body"))
     try:
         train = load(data, "train")
@@ -467,9 +475,9 @@ def test_emoji_are_pictures_with_names_and_test_pictures_of_learned_words():
     assert (train.event_shape, train.conditions) == data.shape()
     texts = train.captions.texts
     assert len(texts) == len(set(texts)) > 1_000
-    red = train.points(np.array([texts.index("red heart")]))[0]
-    assert red[4, 4, 0] > 0.5 > red[4, 4, 1]
-    np.testing.assert_allclose(red[0, 0], 1.0, atol=0.02)
+    red_heart = train.points(np.array([texts.index("red heart")]))[0]
+    assert red_heart[4, 4, 0] > 0.5 > red_heart[4, 4, 1]
+    np.testing.assert_allclose(red_heart[0, 0], 1.0, atol=0.02)
     assert 100 < len(test) < len(train) / 5
     with pytest.raises(NoSuchSplit, match="data.groups must hold emoji of the test split, got"):
         load(EmojiData(size=8, groups=("Flags",)), "test")

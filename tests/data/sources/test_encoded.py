@@ -1,4 +1,4 @@
-"""Encoded examples and pairs on disk: read back as they were written."""
+"""Tests of encoded examples and pairs read from record folders."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ NUM, EVENT = 6, (2, 2, 4)
 TEXT = TextShape(3, 5, 7, (TextPart((0, 3), (0, 5), (0, 7)),))
 
 
-def write(folder, manifest, arrays):
-    """Write all shards of a set."""
+def write_shards(folder, manifest, arrays):
+    """Write all shards of the arrays."""
     prepare_records(folder, manifest)
     for number in range(manifest.num_shards):
         rows = manifest.examples(number)
@@ -30,7 +30,7 @@ def write(folder, manifest, arrays):
 
 @pytest.fixture
 def encoded(tmp_path):
-    """A folder of encoded examples, and its arrays."""
+    """Return a folder of encoded examples and its arrays."""
     rng = np.random.default_rng(0)
     shapes = {"latents": EVENT, "tokens": (3, 5), "pooled": (7,)}
     arrays = {
@@ -38,28 +38,28 @@ def encoded(tmp_path):
         for name, shape in shapes.items()
     }
     manifest = encoded_manifest(
-        EVENT, TEXT, NUM, dtype="float16", examples_per_shard=4, about={"model": "sd3"}
+        EVENT, TEXT, NUM, dtype="float16", examples_per_shard=4, origin={"model": "sd3"}
     )
-    write(tmp_path / "train", manifest, arrays)
+    write_shards(tmp_path / "train", manifest, arrays)
     return tmp_path, arrays
 
 
-def test_encoded_examples_are_read_as_they_were_written(encoded):
+def test_encoded_examples_are_read_back_as_written(encoded):
     folder, arrays = encoded
     data = EncodedData(str(folder))
     assert data.shape() == (EVENT, TEXT)
     dataset = data.load("train")
     assert (len(dataset), dataset.event_shape, dataset.conditions) == (NUM, EVENT, TEXT)
-    order = np.array([5, 0, 3])
-    batch = dataset.examples(order)
-    np.testing.assert_array_equal(batch.x1, arrays["latents"][order])
-    np.testing.assert_array_equal(batch.cond.tokens, arrays["tokens"][order])
-    np.testing.assert_array_equal(batch.cond.pooled, arrays["pooled"][order])
+    indices = np.array([5, 0, 3])
+    batch = dataset.examples(indices)
+    np.testing.assert_array_equal(batch.x1, arrays["latents"][indices])
+    np.testing.assert_array_equal(batch.cond.tokens, arrays["tokens"][indices])
+    np.testing.assert_array_equal(batch.cond.pooled, arrays["pooled"][indices])
     for array in (batch.x1, batch.cond.tokens, batch.cond.pooled):
         assert array.dtype == np.float32
 
 
-def test_encoded_examples_of_other_sizes_or_another_split_are_refused(encoded):
+def test_other_example_shapes_and_splits_are_rejected(encoded):
     folder, _ = encoded
     with pytest.raises(ValueError, match=r"must hold examples of \(2, 2, 16\), got \(2, 2, 4\)"):
         EncodedData(str(folder), event_shape=(2, 2, 16)).load("train")
@@ -68,21 +68,21 @@ def test_encoded_examples_of_other_sizes_or_another_split_are_refused(encoded):
 
 
 @pytest.mark.parametrize("num_classes", [None, 3])
-def test_pairs_are_read_as_they_were_written(tmp_path, num_classes):
+def test_pairs_are_read_back_as_written(tmp_path, num_classes):
     rng = np.random.default_rng(0)
     x0, x1 = rng.standard_normal((2, NUM, *EVENT), np.float32)
     arrays = {"x0": x0, "x1": x1}
     if num_classes is not None:
         arrays["label"] = np.arange(NUM, dtype=np.int32) % num_classes
     fields = pair_fields(EVENT, num_classes is not None)
-    write(tmp_path / "pairs", RecordManifest(fields, NUM, 4, {}), arrays)
+    write_shards(tmp_path / "pairs", RecordManifest(fields, NUM, 4, {}), arrays)
     pairs = open_pairs(tmp_path / "pairs", EVENT, num_classes)
     assert (len(pairs), pairs.event_shape, pairs.conditions) == (NUM, EVENT, num_classes)
-    order = np.array([4, 1])
-    batch = pairs.examples(order)
-    np.testing.assert_array_equal(batch.x0, x0[order])
-    np.testing.assert_array_equal(batch.x1, x1[order])
+    indices = np.array([4, 1])
+    batch = pairs.examples(indices)
+    np.testing.assert_array_equal(batch.x0, x0[indices])
+    np.testing.assert_array_equal(batch.x1, x1[indices])
     if num_classes is not None:
-        np.testing.assert_array_equal(batch.cond, arrays["label"][order])
+        np.testing.assert_array_equal(batch.cond, arrays["label"][indices])
     with pytest.raises(ValueError, match="must hold pairs of x0"):
         open_pairs(tmp_path / "pairs", (3,), num_classes)

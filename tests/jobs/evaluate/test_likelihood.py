@@ -1,4 +1,4 @@
-"""The likelihood of test data under a run: what is written, and that the figures are right."""
+"""Tests of the likelihood of test data under a run."""
 
 import json
 
@@ -16,32 +16,32 @@ from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.runs.folder import open_run
 from fmjax.solvers import Euler, ExactDivergence, FixedSteps, Hutchinson, Probe
 
-SMALL = TrainingConfig(num_steps=1, batch_size=16, log_every=1)
-FEW = LikelihoodConfig(20, "exact", solver="rk4", num_steps=8, batch_size=16)
+TRAINING = TrainingConfig(num_steps=1, batch_size=16, log_every=1)
+SETTINGS = LikelihoodConfig(20, "exact", solver="rk4", num_steps=8, batch_size=16)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     network = DiTConfig(width=16, num_layers=1, num_heads=2, patch_size=4)
-    config = Config(name="tiny", data=DigitsData(), network=network, training=SMALL)
+    config = Config(name="tiny", data=DigitsData(), network=network, training=TRAINING)
     return train(config, tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     config = Config(
-        name="toy", data=ToyData(num_examples=256), network=MLPConfig(width=8), training=SMALL
+        name="toy", data=ToyData(num_examples=256), network=MLPConfig(width=8), training=TRAINING
     )
     return train(config, tmp_path_factory.mktemp("runs") / "toy")
 
 
 @pytest.mark.slow
-def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
-    # A DiT starts from zero; that the one step of training moved is too little to be seen here.
-    result = likelihood_run(digits, FEW)
+def test_likelihood_of_zero_velocity_is_the_normal_log_density(digits):
+    # A DiT is initialized to zero velocity, and one training step changes it too little to matter.
+    result = likelihood_run(digits, SETTINGS)
     test = DigitsData().load("test")
     x = test.points(np.linspace(0, len(test) - 1, 20).astype(int)).reshape(20, -1)
-    # Over a bin of width w, x^2 grows by w^2 / 12 in the mean.
+    # Uniform noise over a bin of width w adds w^2 / 12 to the mean of x^2.
     square = np.square(x).sum(axis=1) + 64 * 0.125**2 / 12
     nats = -0.5 * square - 32 * np.log(2 * np.pi)
     assert result.bin_width == 0.125
@@ -56,7 +56,7 @@ def test_of_a_velocity_that_is_zero_digits_cost_what_normal_noise_says(digits):
 
 
 @pytest.mark.slow
-def test_points_of_the_plane_have_nats_alone(toy, capsys):
+def test_two_dimensional_points_have_nats_but_no_bits(toy, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(
             [
@@ -72,22 +72,22 @@ def test_points_of_the_plane_have_nats_alone(toy, capsys):
                 "1e-2",
             ]
         )
-    said = capsys.readouterr().out
-    assert "bits" not in said
-    assert "nats over 20 test examples by tsit5 at tolerance 0.01, exact divergence" in said
+    output = capsys.readouterr().out
+    assert "bits" not in output
+    assert "nats over 20 test examples by tsit5 at tolerance 0.01, exact divergence" in output
     written = json.loads((toy.folder.root / "likelihood.json").read_text())
     assert written["bits_per_dim"] is written["bin_width"] is None
-    # The same examples whatever the batch.
-    again = likelihood_run(
+    # The examples do not depend on the batch size.
+    rerun = likelihood_run(
         open_run(toy.folder.root),
         LikelihoodConfig(
             num_examples=20, divergence="exact", solver="rk4", num_steps=8, batch_size=8
         ),
     )
-    assert again.nats == pytest.approx(written["nats"], abs=0.01)
+    assert rerun.nats == pytest.approx(written["nats"], abs=0.01)
 
 
-def test_the_width_of_the_levels_is_found_in_the_data():
+def test_level_width_is_inferred_from_the_data():
     assert level_width(Dataset(np.array([[0, 7], [255, 9]], np.uint8))) == 2 / 255
     assert level_width(DigitsData().load("test")) == 0.125
     assert level_width(ToyData(num_examples=300).load("test")) is None
@@ -95,13 +95,13 @@ def test_the_width_of_the_levels_is_found_in_the_data():
     assert level_width(Dataset(np.zeros((2, 2), np.float32))) is None
 
 
-def test_names_become_objects():
+def test_config_makes_divergence_solver_and_steps():
     config = LikelihoodConfig(probes=3, distribution="normal", solver="euler", num_steps=2)
     assert config.make_divergence() == Hutchinson(3, Probe.NORMAL)
     assert config.make_solver() == Euler()
     steps = config.make_steps()
     assert isinstance(steps, FixedSteps)
-    assert FEW.make_divergence() == ExactDivergence()
+    assert SETTINGS.make_divergence() == ExactDivergence()
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_names_become_objects():
         ({"seed": -1}, "seed must lie in .0, 2..63., got -1"),
     ],
 )
-def test_a_config_that_means_nothing_is_refused(fields, message, unchecked):
+def test_invalid_likelihood_configs_are_refused(fields, message, unchecked):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         LikelihoodConfig(**fields)
 
 
 @pytest.mark.slow
-def test_that_no_example_arrived_is_one_line(digits):
-    broken = digits._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, digits.params))
+def test_error_names_the_number_of_successful_solves(digits):
+    nan_run = digits._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, digits.params))
     with pytest.raises(ValueError, match="at least 2 examples must reach t = 0, got 0"):
-        likelihood_run(broken, FEW)
+        likelihood_run(nan_run, SETTINGS)

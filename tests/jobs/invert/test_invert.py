@@ -1,4 +1,4 @@
-"""`fmjax invert` on a field in closed form: what it measures, shows, takes and refuses."""
+"""Tests of `fmjax invert` on a velocity field in closed form."""
 
 import dataclasses
 import json
@@ -25,14 +25,14 @@ from fmjax.sharding import make_mesh
 from tests.oracles import Gaussian
 
 STD = 0.2
-ONE = jax.make_mesh(
+ONE_DEVICE = jax.make_mesh(
     (1, 1),
     ("data", "fsdp"),
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[:1],
 )
 CONFIG = Config("oracle", DigitsData(), network=DiTConfig(width=16, num_layers=1, num_heads=2))
-SMALL = InvertConfig(
+SETTINGS = InvertConfig(
     num_images=4,
     fixed_solvers=("rk4",),
     num_steps=(4, 64),
@@ -50,34 +50,34 @@ def mean_of(labels):
 
 
 def velocity(params, t, x, labels):
-    """Of data N(label / 10, STD^2) in each pixel; without labels, of label 0."""
+    """Velocity for pixels distributed as N(label / 10, STD^2); without labels, label is 0."""
     return Gaussian(Linear(), 0.0 if labels is None else mean_of(labels), STD).velocity(t, x)
 
 
 @pytest.fixture
 def run(tmp_path):
     experiment = build(CONFIG, (8, 8, 1), 10)._replace(net=VelocityNet(lambda key: {}, velocity))
-    return Run(RunFolder(tmp_path), CONFIG, experiment, (8, 8, 1), 10, {}, 7, ONE)
+    return Run(RunFolder(tmp_path), CONFIG, experiment, (8, 8, 1), 10, {}, 7, ONE_DEVICE)
 
 
 @pytest.fixture
 def picture(tmp_path):
-    """A grey file of 8 x 8 pixels, each with a level of its own."""
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "grey.png")
-    return tmp_path / "grey.png"
+    """A gray image file of 8 x 8 pixels with 64 different levels."""
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "gray.png")
+    return tmp_path / "gray.png"
 
 
-def size_of(path):
-    with Image.open(path) as image:
+def image_size(file):
+    with Image.open(file) as image:
         return image.size
 
 
 @pytest.mark.slow
-def test_test_images_go_to_noise_and_back(run):
-    found = invert_run(run, SMALL)
-    coarse, fine, adaptive = found.round_trips
-    assert [trip.num_steps for trip in found.round_trips] == [4, 64, None]
-    # RK4 asks four times a step, in each direction.
+def test_round_trips_recover_the_test_images(run):
+    result = invert_run(run, SETTINGS)
+    coarse, fine, adaptive = result.round_trips
+    assert [trip.num_steps for trip in result.round_trips] == [4, 64, None]
+    # RK4 costs four evaluations per step in each direction.
     assert (coarse.nfe, fine.nfe) == (2 * 4 * 4, 2 * 4 * 64)
     assert fine.worst_rmse is not None
     assert adaptive.worst_rmse is not None
@@ -85,20 +85,20 @@ def test_test_images_go_to_noise_and_back(run):
     assert coarse.mean_rmse is not None
     assert coarse.mean_rmse > 10 * fine.worst_rmse
     assert max(fine.worst_rmse, adaptive.worst_rmse) < 1e-3
-    assert [trip.num_failed for trip in found.round_trips] == [0, 0, 0]
-    # By the flow map x1 = mean + STD x0.
+    assert [trip.num_failed for trip in result.round_trips] == [0, 0, 0]
+    # The exact flow map is x1 = mean + STD x0.
     examples = chosen_images(load(DigitsData(), "test"), 4)
     x0 = (examples.x - mean_of(examples.labels)) / STD
     np.testing.assert_allclose(adaptive.noise_rms, np.sqrt(np.mean(x0**2)), rtol=1e-3)
     document = json.loads(run.folder.inversion.read_text())
     assert (document["step"], document["num_images"]) == (7, 4)
-    assert document["round_trips"] == [trip._asdict() for trip in found.round_trips]
+    assert document["round_trips"] == [trip._asdict() for trip in result.round_trips]
     assert document["edits"][0]["rmse"] == 0.0
-    # An image, three of the way, and the other: a cell is 56 pixels and 4 of gap.
-    width, height = size_of(run.folder.samples / "interpolation.png")
+    # A row has two images and three between them; a cell is 56 pixels and a gap of 4.
+    width, height = image_size(run.folder.samples / "interpolation.png")
     assert width > 5 * 60 > width - 60
     assert 60 < height < 2 * 60, "one pair of three images"
-    assert size_of(run.folder.samples / "edits.png")[1] > 3 * 60
+    assert image_size(run.folder.samples / "edits.png")[1] > 3 * 60
 
 
 def test_pairs_of_test_images_share_their_class():
@@ -111,77 +111,77 @@ def test_pairs_of_test_images_share_their_class():
     np.testing.assert_array_equal(chosen_images(test.unconditional(), 3).x, test.points(slice(3)))
 
 
-def test_edits_ask_for_the_target_class(run):
+def test_edits_are_samples_of_the_target_class(run):
     images = Examples(np.broadcast_to(mean_of(np.array([2, 2])), (2, 8, 8, 1)), np.array([2, 2]))
     images = Examples(images.x.astype(np.float32), images.labels)
-    own, _ = edit_all(run, SMALL, images)
-    other, _ = edit_all(run, dataclasses.replace(SMALL, target_class=7), images)
-    # Fresh samples differ by their spread, and by how far the classes are apart. Of 128 pixels
-    # the mean square has a standard error of 0.125, the rms one of half that.
-    assert own[1].rmse == pytest.approx(STD, rel=0.25)
-    assert other[1].rmse == pytest.approx(np.hypot(STD, 0.5), rel=0.15)
-    assert own[0].rmse == other[0].rmse == 0.0
+    same_class, _ = edit_all(run, SETTINGS, images)
+    target_class, _ = edit_all(run, dataclasses.replace(SETTINGS, target_class=7), images)
+    # New samples differ by STD and by the distance of the class means. The mean square of 128
+    # pixels has a relative standard error of 0.125, and the rms has half of that.
+    assert same_class[1].rmse == pytest.approx(STD, rel=0.25)
+    assert target_class[1].rmse == pytest.approx(np.hypot(STD, 0.5), rel=0.15)
+    assert same_class[0].rmse == target_class[0].rmse == 0.0
 
 
-def test_an_image_without_a_pair_is_not_interpolated(run, picture):
-    left = run.folder.samples / "interpolation.png"
-    left.parent.mkdir()
-    left.write_text("of other images")
-    alone = dataclasses.replace(
-        SMALL, classes=(3,), fixed_solvers=(), adaptive_solvers=(), strengths=(0.5,)
+def test_single_image_is_not_interpolated(run, picture):
+    interpolation = run.folder.samples / "interpolation.png"
+    interpolation.parent.mkdir()
+    interpolation.write_text("old interpolation")
+    config = dataclasses.replace(
+        SETTINGS, classes=(3,), fixed_solvers=(), adaptive_solvers=(), strengths=(0.5,)
     )
-    invert_run(run, alone, (picture,))
-    assert [path.name for path in left.parent.iterdir()] == ["edits.png"]
+    invert_run(run, config, (picture,))
+    assert [file.name for file in interpolation.parent.iterdir()] == ["edits.png"]
 
 
-def test_the_command_line_takes_files_and_then_options(run, monkeypatch):
-    asked = []
+def test_command_line_takes_files_before_options(run, monkeypatch):
+    calls = []
     monkeypatch.setattr(run_folder, "open_run", lambda path: run)
     monkeypatch.setattr(run_folder, "read_config", lambda path: CONFIG)
-    monkeypatch.setattr(invert, "invert_run", lambda *args, progress: asked.append(args))
-    for words in (["a.png", "b.png", "--classes", "3", "4"], ["--target-class", "2"]):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["invert", "anywhere", *words])
-        assert stopped.value.code == 0
+    monkeypatch.setattr(invert, "invert_run", lambda *args, progress: calls.append(args))
+    for arguments in (["a.png", "b.png", "--classes", "3", "4"], ["--target-class", "2"]):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(["invert", "anywhere", *arguments])
+        assert exit_info.value.code == 0
     files = (Path("a.png"), Path("b.png"))
-    assert asked[0] == (run, InvertConfig(classes=(3, 4)), files)
-    assert asked[1] == (run, InvertConfig(target_class=2), ())
+    assert calls[0] == (run, InvertConfig(classes=(3, 4)), files)
+    assert calls[1] == (run, InvertConfig(target_class=2), ())
 
 
-def test_grey_and_colour_files_become_pixels_from_minus_one_to_one(picture, tmp_path):
+def test_gray_and_color_files_are_scaled_to_minus_one_to_one(picture, tmp_path):
     x = read_image(picture, (8, 8, 1))
     assert (x.shape, x.dtype) == ((8, 8, 1), np.float32)
     np.testing.assert_allclose(x.ravel(), np.arange(64) * 4 / 127.5 - 1, atol=1e-6)
-    Image.new("RGB", (3, 2), (255, 0, 51)).save(tmp_path / "colour.png")
-    colour = read_image(tmp_path / "colour.png", (2, 3, 3))
-    np.testing.assert_allclose(colour[1, 2], [1.0, -1.0, -0.6], atol=1e-6)
+    Image.new("RGB", (3, 2), (255, 0, 51)).save(tmp_path / "color.png")
+    color = read_image(tmp_path / "color.png", (2, 3, 3))
+    np.testing.assert_allclose(color[1, 2], [1.0, -1.0, -0.6], atol=1e-6)
     # Rec. 601 luma: 0.299 x 255 + 0.114 x 51 = 82.
-    grey = read_image(tmp_path / "colour.png", (2, 3, 1))
-    np.testing.assert_allclose(grey, 82 / 127.5 - 1, atol=0.01)
+    gray = read_image(tmp_path / "color.png", (2, 3, 1))
+    np.testing.assert_allclose(gray, 82 / 127.5 - 1, atol=0.01)
 
 
-def test_files_that_are_not_as_the_model_takes_them_are_refused(picture, tmp_path):
-    with pytest.raises(ValueError, match="grey.png must be 28 x 28 pixels, the size of the model"):
+def test_invalid_image_files_are_refused(picture, tmp_path):
+    with pytest.raises(ValueError, match="gray.png must be 28 x 28 pixels, the size of the model"):
         read_image(picture, (28, 28, 1))
-    with pytest.raises(ValueError, match=r"grey.png must have mode RGB, got L"):
+    with pytest.raises(ValueError, match=r"gray.png must have mode RGB, got L"):
         read_image(picture, (8, 8, 3))
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     with pytest.raises(ValueError, match="clear.png must have mode L or 1 or RGB, got RGBA"):
         read_image(tmp_path / "clear.png", (8, 8, 1))
     picture.write_bytes(picture.read_bytes()[:45])
-    with pytest.raises(ValueError, match="grey.png must be a valid image file, got"):
+    with pytest.raises(ValueError, match="gray.png must be a valid image file, got"):
         read_image(picture, (8, 8, 1))
     picture.write_text("no image")
-    with pytest.raises(ValueError, match="grey.png must be a valid image file, got"):
+    with pytest.raises(ValueError, match="gray.png must be a valid image file, got"):
         read_image(picture, (8, 8, 1))
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "none.png", (8, 8, 1))
 
 
-def test_over_eight_devices_any_number_of_examples_will_do(run):
-    spread = over_devices(run._replace(mesh=make_mesh()), lambda params, x, labels, y: (x * y, x))
+def test_over_devices_accepts_any_number_of_examples(run):
+    mapped = over_devices(run._replace(mesh=make_mesh()), lambda params, x, labels, y: (x * y, x))
     x = np.arange(11.0, dtype=np.float32).reshape(11, 1)
-    product, same = spread(Examples(x, None), np.float32(2.0))
+    product, same = mapped(Examples(x, None), np.float32(2.0))
     np.testing.assert_array_equal(product, 2 * x)
     np.testing.assert_array_equal(same, x)
 
@@ -196,22 +196,22 @@ def test_over_eight_devices_any_number_of_examples_will_do(run):
         ({"target_class": -1}, 0, r"target_class must be between 0 and 9, got -1"),
     ],
 )
-def test_classes_that_do_not_fit_are_refused(run, picture, setting, images, message):
+def test_invalid_classes_are_refused(run, picture, setting, images, message):
     with pytest.raises(ValueError, match=message):
-        invert_run(run, dataclasses.replace(SMALL, **setting), (picture,) * images)
+        invert_run(run, dataclasses.replace(SETTINGS, **setting), (picture,) * images)
 
 
 def test_models_without_classes_or_images_are_refused(run, picture):
-    plain = run._replace(conditions=None)
+    unconditional = run._replace(conditions=None)
     with pytest.raises(ValueError, match="target_class must be left out for a model without"):
-        invert_run(plain, dataclasses.replace(SMALL, target_class=1))
+        invert_run(unconditional, dataclasses.replace(SETTINGS, target_class=1))
     with pytest.raises(ValueError, match="classes must be left out for a model without classes"):
-        invert_run(plain, dataclasses.replace(SMALL, classes=(1,)), (picture,))
+        invert_run(unconditional, dataclasses.replace(SETTINGS, classes=(1,)), (picture,))
     with pytest.raises(ValueError, match=r"run must have images with 1 or 3 .*event shape \(2,\)"):
-        invert_run(run._replace(event_shape=(2,)), SMALL)
-    unguided = run._replace(experiment=run.experiment._replace(null_cond=None))
+        invert_run(run._replace(event_shape=(2,)), SETTINGS)
+    without_null = run._replace(experiment=run.experiment._replace(null_cond=None))
     with pytest.raises(ValueError, match="guidance must be 1 for a model without classes"):
-        invert_run(unguided, dataclasses.replace(SMALL, guidance=2.0))
+        invert_run(without_null, dataclasses.replace(SETTINGS, guidance=2.0))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,16 @@ def test_models_without_classes_or_images_are_refused(run, picture):
         ({"guidance": -1.0}, "guidance must be at least 0"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(setting, message):
+def test_invalid_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         InvertConfig(**setting)
 
 
-def test_images_that_did_not_arrive_are_told():
+def test_round_trip_summary_names_failed_solves():
     trip = RoundTrip("heun", 8, None, 32.0, 1e-3, 2e-3, 1.0, 2)
     assert summarize_round_trip(trip).endswith("rms of the noise 1.000; 2 solves failed")
-    none = trip._replace(mean_rmse=None, worst_rmse=None, noise_rms=None)
-    assert summarize_round_trip(none) == "heun, 8 steps, 32 network evaluations: all solves failed"
+    all_failed = trip._replace(mean_rmse=None, worst_rmse=None, noise_rms=None)
+    assert (
+        summarize_round_trip(all_failed)
+        == "heun, 8 steps, 32 network evaluations: all solves failed"
+    )

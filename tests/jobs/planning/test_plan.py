@@ -1,4 +1,4 @@
-"""Plans against what running takes on fake devices, and the search for one that fits."""
+"""Tests of memory and cost plans against real arrays and programs on fake devices."""
 
 import dataclasses
 import importlib.util
@@ -29,48 +29,48 @@ CONFIG = Config(
     training=TrainingConfig(num_steps=100, batch_size=64),
     mesh=MeshConfig(data=2, fsdp=4),
 )
-ASKED = PlanConfig("cpu:8", price=2.0)
+PLAN = PlanConfig("cpu:8", price=2.0)
 
 
 @pytest.fixture(scope="module")
-def found():
-    (only,) = plan(CONFIG, ASKED)
-    return only
+def result():
+    (result,) = plan(CONFIG, PLAN)
+    return result
 
 
 @pytest.mark.slow
-def test_a_plan_counts_the_bytes_that_a_device_really_holds(found):
+def test_planned_argument_bytes_match_the_device_arrays(result):
     mesh = make_mesh(CONFIG.mesh)
     experiment = build(CONFIG, (8, 8, 1), 10)
     state, _ = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
     batch = put_batch(Batch(np.zeros((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)), mesh)
-    held = np.zeros(8)
+    device_bytes = np.zeros(8)
     for leaf in jax.tree.leaves((state._replace(key=jax.random.key_data(state.key)), batch)):
         for shard in leaf.addressable_shards:
-            held[shard.device.id] += shard.data.nbytes
-    assert np.all(held == held[0])
-    assert found.arguments == held[0]
-    assert found.fits
-    assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            device_bytes[shard.device.id] += shard.data.nbytes
+    assert np.all(device_bytes == device_bytes[0])
+    assert result.arguments == device_bytes[0]
+    assert result.fits
+    assert result.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.slow
-def test_the_peak_holds_arguments_and_temporaries_at_once(found):
-    assert found.temporaries > 0
-    # The state's outputs take the place of its arguments; the batch and metrics are small.
-    assert found.peak == pytest.approx(found.arguments + found.temporaries, rel=0.02)
+def test_peak_memory_is_arguments_plus_temporaries(result):
+    assert result.temporaries > 0
+    # The output state reuses the buffers of the input state; the batch and metrics are small.
+    assert result.peak == pytest.approx(result.arguments + result.temporaries, rel=0.02)
 
 
-def test_operations_and_collectives_are_those_of_the_program(found):
-    # A step: three times the forward pass.
+def test_plan_counts_flops_and_gathered_bytes(result):
+    # A training step costs three forward passes.
     net = build(CONFIG, (8, 8, 1), 10).net
     params = jax.eval_shape(net.init, jax.random.key(0))
     t, x = np.zeros(1, np.float32), np.zeros((1, 8, 8, 1), np.float32)
     forward = count_flops(net.apply, params, t, x, np.zeros(1, np.int32))
-    assert found.flops * 8 / 64 == pytest.approx(3 * forward)
-    gathers = found.traffic["all-gather"]
-    weights = 4 * found.num_parameters
-    # Each weight is gathered forwards and again backwards, but for those too small to split.
+    assert result.flops * 8 / 64 == pytest.approx(3 * forward)
+    gathers = result.traffic["all-gather"]
+    weights = 4 * result.num_parameters
+    # Each sharded weight is gathered in the forward and in the backward pass.
     assert 1.5 < gathers.bytes / weights < 2.5
 
 
@@ -78,23 +78,23 @@ SAMPLING = SamplingConfig(num_samples=100, solver="heun", num_steps=3, batch_siz
 
 
 @pytest.mark.slow
-def test_a_plan_of_sampling_counts_every_evaluation_and_holds_weights_and_numbers_only():
+def test_sampling_plan_counts_evaluations_and_argument_bytes():
     config = dataclasses.replace(CONFIG, sampling=SAMPLING)
-    (found,) = plan(config, dataclasses.replace(ASKED, work="sampling"))
-    assert found.batch_size == 32  # A multiple of the devices.
-    assert found.repeats == 4
+    (result,) = plan(config, dataclasses.replace(PLAN, work="sampling"))
+    assert result.batch_size == 32  # The next multiple of 8 devices.
+    assert result.repeats == 4
     net = build(config, (8, 8, 1), 10).net
     params = jax.eval_shape(net.init, jax.random.key(0))
     t, x = np.zeros(4, np.float32), np.zeros((4, 8, 8, 1), np.float32)
     labels = np.zeros(4, np.int32)
-    # Heun asks twice a step, and guidance doubles it.
+    # Heun evaluates the network twice per step, and guidance doubles it.
     evaluation = count_flops(net.apply, params, t, x, labels) / 4
-    assert found.flops == pytest.approx(32 / 8 * 2 * 3 * 2 * evaluation)
+    assert result.flops == pytest.approx(32 / 8 * 2 * 3 * 2 * evaluation)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    whole = sum(size for size in sizes if size < 2**12)
-    numbers = 2 * 32 // 8  # Of the samples, and their labels.
-    assert found.arguments == 4 * (whole + (sum(sizes) - whole) / 4 + numbers)
-    text = plan_text(found)
+    num_replicated = sum(size for size in sizes if size < 2**12)
+    num_inputs = 2 * 32 // 8  # Sample indices and labels.
+    assert result.arguments == 4 * (num_replicated + (sum(sizes) - num_replicated) / 4 + num_inputs)
+    text = plan_text(result)
     assert "32 samples" in text
     assert "TFLOP per batch and device" in text
 
@@ -104,15 +104,15 @@ def sampling_with(**settings):
     return sampling_batch(config, make_mesh(CONFIG.mesh), event_shape=(8, 8, 1), conditions=10)
 
 
-def test_of_adaptive_steps_a_plan_counts_one():
-    counted = sampling_with(solver="tsit5").count()
-    assert (counted.unit, counted.repeats) == ("solver step", None)
-    assert counted.flops > 0
+def test_adaptive_sampling_is_planned_for_one_step():
+    workload = sampling_with(solver="tsit5").count()
+    assert (workload.unit, workload.repeats) == ("solver step", None)
+    assert workload.flops > 0
     with pytest.raises(ValueError, match="grid must not be calibrated without a trained run"):
         sampling_with(solver="heun", num_steps=4, grid="calibrated")
 
 
-def test_text_is_planned_for_from_its_sizes():
+def test_text_conditions_are_planned_from_their_shapes():
     text = TextShape(8, 16, 12)
     network = FluxConfig(2, 2, 16, 1, 2, (4, 6, 6), remat="full")
     config = dataclasses.replace(CONFIG, network=network)
@@ -123,42 +123,42 @@ def test_text_is_planned_for_from_its_sizes():
     assert ArrayData("nowhere", event_shape=(8, 8, 4), text=text).shape() == ((8, 8, 4), text)
 
 
-def a_chip_of(memory):
+def chip_with_memory(memory):
     return {jax.devices()[0].device_kind: Chip(1e12, memory, 1e11, 1e10, 1e9)}
 
 
 @pytest.mark.slow
-def test_the_search_finds_what_fits_and_says_what_it_tried(found, monkeypatch, tmp_path):
-    # With all of a weight's copies on each device the state alone is too much for this chip.
-    memory = 1.2 * found.peak
-    monkeypatch.setattr(module, "CHIPS", a_chip_of(memory))
-    whole = dataclasses.replace(CONFIG, mesh=MeshConfig(data=8))
-    tried = plan(whole, ASKED)
-    assert len(tried) > 1
-    assert not tried[0].fits
-    assert tried[-1].fits
-    assert tried[-1].peak <= 1.2 * found.peak < tried[0].peak
-    assert tried[-1].mesh["fsdp"] > 1
-    assert tried[-1].batch_size == 64
-    text = plan_text(tried[0])
+def test_search_ends_with_a_fitting_layout(result, monkeypatch, tmp_path):
+    # With replicated weights the state alone exceeds the memory of this chip.
+    memory = 1.2 * result.peak
+    monkeypatch.setattr(module, "CHIPS", chip_with_memory(memory))
+    replicated = dataclasses.replace(CONFIG, mesh=MeshConfig(data=8))
+    plans = plan(replicated, PLAN)
+    assert len(plans) > 1
+    assert not plans[0].fits
+    assert plans[-1].fits
+    assert plans[-1].peak <= 1.2 * result.peak < plans[0].peak
+    assert plans[-1].mesh["fsdp"] > 1
+    assert plans[-1].batch_size == 64
+    text = plan_text(plans[0])
     assert "DOES NOT FIT" in text
     assert "dollars for 100 steps" in text
-    read = json.loads(plans_json(tried))["plans"]
-    assert [each["fits"] for each in read] == [False] * (len(tried) - 1) + [True]
-    last = tried[-1]
+    documents = json.loads(plans_json(plans))["plans"]
+    assert [document["fits"] for document in documents] == [False] * (len(plans) - 1) + [True]
+    last = plans[-1]
     assert last.step_seconds == max(last.roofline.values())
     assert last.dollars == pytest.approx(2.0 * 8 * 100 * last.step_seconds / 3600)
-    assert len(plot_memory(tried).axes[0].patches) == 2 * len(tried)
-    (alone,) = plan(whole, dataclasses.replace(ASKED, search=False))
-    assert not alone.fits
+    assert len(plot_memory(plans).axes[0].patches) == 2 * len(plans)
+    (without_search,) = plan(replicated, dataclasses.replace(PLAN, search=False))
+    assert not without_search.fits
 
 
 @pytest.mark.slow
-def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(found, monkeypatch):
+def test_search_tries_distinct_configs_down_to_the_smallest_batch(result, monkeypatch):
     tried = []
-    monkeypatch.setattr(module, "CHIPS", a_chip_of(1.0))
+    monkeypatch.setattr(module, "CHIPS", chip_with_memory(1.0))
     monkeypatch.setattr(
-        module, "_plan_one", lambda config, *_: tried.append(config) or found._replace(fits=False)
+        module, "_plan_one", lambda config, *_: tried.append(config) or result._replace(fits=False)
     )
     for network in (
         DiTConfig(2, 16, 1, 2, remat="full"),
@@ -166,13 +166,13 @@ def test_no_config_is_tried_twice_and_without_blocks_none_is_rematerialised(foun
     ):
         config = dataclasses.replace(CONFIG, network=network, mesh=MeshConfig(1, 8))
         tried.clear()
-        plan(config, ASKED)
-        assert len({to_json(each) for each in tried}) == len(tried) > 3
+        plan(config, PLAN)
+        assert len({to_json(config) for config in tried}) == len(tried) > 3
         assert tried[-1].training.batch_size == 8
         assert tried[-1].training.accumulation_steps == 1
 
 
-def test_a_roofline_pays_for_what_remat_does_again_in_training_only():
+def test_roofline_counts_remat_recomputation():
     chip = Chip(1e12, 1e9, 1e11, 1e10, 1e9)
     traffic = {"all-gather": Traffic(1, 5e9, 4e9, 1e9)}
     program = Compiled(1e9, 2e9, 3e9, 6e9, traffic, 0.0)
@@ -185,9 +185,9 @@ def test_a_roofline_pays_for_what_remat_does_again_in_training_only():
     assert module._roofline(chip, "none", 3e12, program)["compute"] == pytest.approx(3.0)
 
 
-def test_layouts_come_from_the_nearest_to_the_farthest():
-    found = layouts(8, (8, 1, 1))
-    assert found[:4] == [
+def test_layouts_are_ordered_by_distance_from_the_config():
+    result = layouts(8, (8, 1, 1))
+    assert result[:4] == [
         MeshConfig(8, 1, 1),
         MeshConfig(4, 2, 1),
         MeshConfig(2, 4, 1),
@@ -196,7 +196,7 @@ def test_layouts_come_from_the_nearest_to_the_farthest():
     assert layouts(8, (2, 2, 2)) == [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2), MeshConfig(1, 2, 4)]
 
 
-def test_data_need_not_be_there():
+def test_shape_of_missing_data_comes_from_the_config():
     latents = ArrayData("nowhere", num_classes=1000, event_shape=(8, 8, 4))
     assert latents.shape() == ((8, 8, 4), 1000)
     with pytest.raises(ValueError, match="data.folder must hold train.npz"):
@@ -212,13 +212,13 @@ def test_data_need_not_be_there():
         ("cpu:3", "topology must have the 8 devices that JAX was started with, got cpu:3"),
     ],
 )
-def test_topologies_that_are_none_are_refused(topology, message):
+def test_invalid_topologies_are_refused(topology, message):
     with pytest.raises(ValueError, match=message):
         plan(CONFIG, PlanConfig(topology))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_a_missing_compiler_is_named_with_what_installs_it():
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_missing_compiler_error_names_the_package_to_install():
     message = r"topology v5e:4x4 must have its compiler installed: pip install 'fmjax\[tpu\]'"
     with pytest.raises(ValueError, match=message):
         plan(CONFIG, PlanConfig("v5e:4x4"))

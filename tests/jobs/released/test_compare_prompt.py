@@ -1,4 +1,4 @@
-"""Solvers compared on a prompt: errors against the reference, pictures, and the page."""
+"""Tests of comparing solvers on a prompt with a released model."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def output(tmp_path_factory):
     output = tmp_path_factory.mktemp("compared") / "out"
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch, request)
@@ -41,24 +41,24 @@ def compared(tmp_path_factory):
     return output
 
 
-def test_rows_have_their_errors_costs_and_pictures(compared):
-    with (compared / "comparison.csv").open() as file:
+def test_comparison_has_errors_costs_and_pictures(output):
+    with (output / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["solver"] for row in rows] == ["Euler, the model's steps"] * 2 + ["Tsit5"]
     errors = [float(row["rmse_worst"]) for row in rows]
     assert errors[0] > errors[1] > 0
     assert [float(row["nfe_mean"]) for row in rows[:2]] == [2, 8]
-    reference = json.loads((compared / "comparison.json").read_text())["reference"]
+    reference = json.loads((output / "comparison.json").read_text())["reference"]
     assert reference["precision"] == "float64"
-    entries = read_gallery(compared / "gallery.npz")
+    entries = read_gallery(output / "gallery.npz")
     assert [entry.solver for entry in entries] == [row["solver"] for row in rows]
-    moved = np.abs(entries[0].images - entries[1].images).mean()
+    difference = np.abs(entries[0].images - entries[1].images).mean()
     assert entries[0].images.shape[1:] == (32, 32, 3)
-    assert moved > 0
+    assert difference > 0
 
 
-def test_the_page_names_the_prompt_and_gives_no_options_of_another_command(compared):
-    page = (compared / "report.html").read_text()
+def test_report_names_the_prompt_but_no_sampling_options(output):
+    page = (output / "report.html").read_text()
     assert "a red fox" in page
     assert "--num-steps" not in page
 
@@ -70,11 +70,11 @@ def test_the_page_names_the_prompt_and_gives_no_options_of_another_command(compa
         (["--tolerances", "0"], "tolerances must be positive"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(options, message, capsys):
+def test_invalid_comparisons_are_refused(options, message, capsys):
     assert run("compare", GOLDEN / PIPELINES[1], "a cat", *options) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_prompt_is_asked_for(capsys):
+def test_missing_prompt_is_refused(capsys):
     assert run("compare", GOLDEN / PIPELINES[1]) == 2
     assert "needs a prompt after the folder of a released model" in capsys.readouterr().err

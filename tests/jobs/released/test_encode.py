@@ -1,4 +1,4 @@
-"""Images with captions, encoded once: what the model's parts give, and training on it."""
+"""Tests of encoding captioned images with a released model and training on the result."""
 
 import json
 
@@ -25,19 +25,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Nine captioned pictures of 40x36."""
+    """Nine captioned images of 40 x 36 pixels."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for number in range(9):
+    for index in range(9):
         pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a photo of the dog {number}")
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a photo of the dog {index}")
     return folder
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def encoded(request, images, tmp_path_factory):
-    """The command's output, and the model that made it."""
+    """The model name, output folder and options of an encode command."""
     output = tmp_path_factory.mktemp("encoded") / "out"
     options = [
         "--size",
@@ -57,26 +57,26 @@ def encoded(request, images, tmp_path_factory):
     return request.param, output, options
 
 
-def test_records_hold_what_the_models_parts_give(encoded, images):
+def test_records_match_the_encoders_and_the_autoencoder(encoded, images):
     name, output, _ = encoded
     model, data = open_model(GOLDEN / name), EncodedData(str(output))
     source = CaptionedImages(str(images), 32, 3)
     vae, params = loaded(f"{name}/vae")
     for split in ("train", "test"):
-        found, plain = data.load(split), source.load(split)
-        batch = found.examples(np.arange(len(plain))[::-1])
-        captions = plain.captions.texts[::-1]
+        encoded_data, images_data = data.load(split), source.load(split)
+        batch = encoded_data.examples(np.arange(len(images_data))[::-1])
+        captions = images_data.captions.texts[::-1]
         mesh = make_mesh(devices=jax.devices()[:1])
         text, shape = encode_prompts(model, captions, mesh=mesh)
-        assert found.conditions == shape
+        assert encoded_data.conditions == shape
         np.testing.assert_allclose(batch.cond.tokens, text.tokens, atol=1e-4)
         np.testing.assert_allclose(batch.cond.pooled, text.pooled, atol=1e-4)
-        mean, _ = jax.jit(vae.network.encode)(params, plain.points()[::-1])
+        mean, _ = jax.jit(vae.network.encode)(params, images_data.points()[::-1])
         np.testing.assert_allclose(batch.x1, vae.config.scaled(mean), atol=1e-4)
-        np.testing.assert_array_equal(found.points(np.array([0])), batch.x1[-1:])
+        np.testing.assert_array_equal(encoded_data.points(np.array([0])), batch.x1[-1:])
 
 
-def test_what_was_stopped_goes_on(encoded, images, capsys):
+def test_interrupted_encoding_resumes_with_missing_shards(encoded, images, capsys):
     name, output, options = encoded
     shards = sorted((output / "train").glob("*.array_record"))
     assert len(shards) > 1
@@ -91,9 +91,7 @@ def test_what_was_stopped_goes_on(encoded, images, capsys):
     assert "encoded 0 examples to" in capsys.readouterr().out
 
 
-def test_other_pictures_under_the_same_names_are_not_taken_for_the_old_ones(
-    encoded, images, capsys
-):
+def test_changed_images_with_the_same_names_are_refused(encoded, images, capsys):
     name, _, options = encoded
     before = (images / "3.png").read_bytes()
     Image.new("RGB", (40, 36)).save(images / "3.png")
@@ -104,7 +102,7 @@ def test_other_pictures_under_the_same_names_are_not_taken_for_the_old_ones(
     assert "images" in capsys.readouterr().err
 
 
-def test_a_network_trains_on_it_with_encoders_dropped_one_by_one(encoded):
+def test_encoder_dropout_gives_finite_losses_on_encoded_data(encoded):
     _, output, _ = encoded
     data = EncodedData(str(output)).load("train")
     config = Config(
@@ -115,8 +113,8 @@ def test_a_network_trains_on_it_with_encoders_dropped_one_by_one(encoded):
     experiment = build(config, data.event_shape, data.conditions)
     batch = jax.tree.map(jnp.asarray, next(batches(data, batch_size=8)))
     examples = experiment.objective.make_examples(jax.random.key(0), batch)
-    zero = [not np.any(row) for row in examples.cond.pooled]
-    assert 0 < sum(zero) < 8
+    dropped = [not np.any(row) for row in examples.cond.pooled]
+    assert 0 < sum(dropped) < 8
     params = experiment.net.init(jax.random.key(1))
     losses = jax.jit(experiment.objective.loss)(params, examples)
     assert np.isfinite(losses).all()
@@ -129,32 +127,35 @@ PARTS = (
 )
 
 
-def test_each_encoder_is_dropped_by_a_coin_of_its_own():
-    """Of 4,000 examples, shares lie within 5 standard deviations, 0.04, of those asked for."""
-    num = 4000
-    text = Text(np.ones((num, 5, 6), np.float32), np.ones((num, 3), np.float32))
-    out = jax.jit(lambda key, text: drop_parts(key, text, PARTS, 0.464))(jax.random.key(0), text)
-    gone = np.stack(
+def test_encoders_are_dropped_independently():
+    """The tolerance is 0.04, five standard errors of a fraction of 4,000 examples."""
+    num_examples = 4000
+    text = Text(np.ones((num_examples, 5, 6), np.float32), np.ones((num_examples, 3), np.float32))
+    result = jax.jit(lambda key, text: drop_parts(key, text, PARTS, 0.464))(jax.random.key(0), text)
+    dropped = np.stack(
         [
-            np.asarray(out.tokens[:, slice(*part.tokens), slice(*part.channels)].sum((1, 2)) == 0)
+            np.asarray(
+                result.tokens[:, slice(*part.tokens), slice(*part.channels)].sum((1, 2)) == 0
+            )
             for part in PARTS
         ]
     )
-    np.testing.assert_allclose(gone.mean(axis=1), 0.464, atol=0.04)
-    assert abs(gone.all(axis=0).mean() - 0.464**3) < 0.04
-    np.testing.assert_array_equal(out.pooled[:, :2].sum(axis=1) == 0, gone[0])
-    np.testing.assert_array_equal(out.pooled[:, 2] == 0, gone[1])
-    np.testing.assert_array_equal(out.tokens[:, :2, 4:], 1.0)  # Nobody's.
-    whole = [part for part in np.unique(np.asarray(out.tokens))]
-    assert whole == [0.0, 1.0]
+    np.testing.assert_allclose(dropped.mean(axis=1), 0.464, atol=0.04)
+    assert abs(dropped.all(axis=0).mean() - 0.464**3) < 0.04
+    np.testing.assert_array_equal(result.pooled[:, :2].sum(axis=1) == 0, dropped[0])
+    np.testing.assert_array_equal(result.pooled[:, 2] == 0, dropped[1])
+    # These channels belong to no encoder.
+    np.testing.assert_array_equal(result.tokens[:, :2, 4:], 1.0)
+    values = [value for value in np.unique(np.asarray(result.tokens))]
+    assert values == [0.0, 1.0]
 
 
-def test_sizes_of_text_are_the_same_again_from_json():
+def test_text_shape_json_round_trip_is_exact():
     shape = TextShape(5, 6, 3, PARTS)
     assert check_json(json.loads(json.dumps(shape.as_json())), TextShape, "text") == shape
 
 
-def test_encoders_that_are_not_known_cannot_be_dropped():
+def test_encoder_dropout_without_known_encoders_is_refused():
     config = Config(name="x", network=MMDiTConfig(), loss=LossConfig(encoder_drop=0.1))
     with pytest.raises(ValueError, match="encoder_drop must be 0 for data without a known"):
         build(config, (8, 8, 4), TextShape(5, 6, 3))
@@ -170,16 +171,16 @@ def test_encoders_that_are_not_known_cannot_be_dropped():
         (["--size", "32", "--examples-per-shard", "0"], "examples_per_shard must be at least 1"),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(options, message, images, tmp_path, capsys):
-    given = [str(option).format(images=images) for option in options]
-    given += [] if "--output" in given else ["--output", str(tmp_path / "out")]
-    assert run("encode", GOLDEN / PIPELINES[0], images, *given) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+def test_invalid_encode_options_are_refused(options, message, images, tmp_path, capsys):
+    arguments = [str(option).format(images=images) for option in options]
+    arguments += [] if "--output" in arguments else ["--output", str(tmp_path / "out")]
+    assert run("encode", GOLDEN / PIPELINES[0], images, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_a_folder_that_holds_no_encoded_data_is_refused(tmp_path):
+def test_folder_without_encoded_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="data.folder must exist, got "):
         EncodedData(str(tmp_path / "none")).load("train")
     with pytest.raises(ValueError, match="data.folder must hold train, written by fmjax encode"):

@@ -1,4 +1,4 @@
-"""Pictures of prompts: diffusers' own, and what is asked beside."""
+"""Tests of generating images with released models against diffusers."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from fmjax.config import ODE_SOLVERS, guided
 from fmjax.config.generate import GenerateConfig
-from fmjax.jobs.released import request as requested_conditions
+from fmjax.jobs.released import request as request_module
 from fmjax.jobs.released.generate import (
     condition,
     decode_latents,
@@ -22,8 +22,7 @@ from fmjax.jobs.released.generate import (
     released_experiment,
 )
 from fmjax.jobs.released.request import validate_request
-from fmjax.pretrained import components
-from fmjax.pretrained import prompts as encoding
+from fmjax.pretrained import components, prompts as encoding
 from fmjax.pretrained.folder import open_model
 from fmjax.pretrained.pipeline import (
     latents_of,
@@ -39,31 +38,31 @@ from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.released import on_one_device
 
-SMALL = GenerateConfig(height=32, width=32, num_steps=2, mesh=MeshConfig(1, 1, -1))
+SETTINGS = GenerateConfig(height=32, width=32, num_steps=2, mesh=MeshConfig(1, 1, -1))
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """But where a layout names all of its axes."""
-    on_one_device(monkeypatch, requested_conditions)
+    """Run on one device unless the mesh config fixes all axes."""
+    on_one_device(monkeypatch, request_module)
 
 
-def call(folder):
-    """The call that diffusers' outputs are of, as fmjax's."""
-    asked = json.loads((GOLDEN / folder / "io.json").read_text())
+def reference_call(folder):
+    """Prompt and config of the reference call of diffusers."""
+    reference = json.loads((GOLDEN / folder / "io.json").read_text())
     config = GenerateConfig(
-        height=asked["height"],
-        width=asked["width"],
-        num_steps=asked["num_inference_steps"],
-        guidance=asked["guidance_scale"],
-        negative=asked["negative_prompt"] or None,
+        height=reference["height"],
+        width=reference["width"],
+        num_steps=reference["num_inference_steps"],
+        guidance=reference["guidance_scale"],
+        negative=reference["negative_prompt"] or None,
     )
-    return asked["prompt"], config
+    return reference["prompt"], config
 
 
 @pytest.mark.parametrize("folder", PIPELINES)
-def test_sigmas_are_those_of_diffusers(folder):
-    model, (_, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
+def test_sigmas_match_diffusers(folder):
+    model, (_, config), io = open_model(GOLDEN / folder), reference_call(folder), golden_io(folder)
     latents = latents_of(model, config.height, config.width)
     times = released_times(model, latents, config.num_steps)
     np.testing.assert_allclose(1.0 - times, io["sigmas"], atol=1e-7)
@@ -72,9 +71,13 @@ def test_sigmas_are_those_of_diffusers(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", PIPELINES)
-def test_latents_after_every_step_and_the_image_are_those_of_diffusers(folder):
-    """Euler keeps every point; the tolerance is the issue's, the errors are near 1e-5."""
-    model, (prompt, config), io = open_model(GOLDEN / folder), call(folder), golden_io(folder)
+def test_latents_of_every_step_and_image_match_diffusers(folder):
+    """The Euler trajectory is compared at all steps; errors are about 1e-5."""
+    model, (prompt, config), io = (
+        open_model(GOLDEN / folder),
+        reference_call(folder),
+        golden_io(folder),
+    )
     request, packed = validate_request(model, config), folder.startswith("flux")
     cond, null = encode_request(request, [prompt])
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
@@ -89,31 +92,31 @@ def test_latents_after_every_step_and_the_image_are_those_of_diffusers(folder):
         return sample(field, x0, cond, solver=Euler(), steps=steps, save_at=jnp.asarray(times[1:]))
 
     x0 = read_latents(io, request.latents, packed)
-    solved = solve(loaded.params, x0, condition(request, cond, np.zeros(1, int)))
-    for found, expected in zip(solved.trajectory, io["latents"], strict=True):
+    solution = solve(loaded.params, x0, condition(request, cond, np.zeros(1, int)))
+    for actual, expected in zip(solution.trajectory, io["latents"], strict=True):
         expected = read_latents({"init_latents": expected}, request.latents, packed)
-        assert relative_error(found, expected) < 1e-4
-    images = decode_latents(request, np.asarray(solved.x1))
+        assert relative_error(actual, expected) < 1e-4
+    images = decode_latents(request, np.asarray(solution.x1))
     assert relative_error(np.clip((images + 1) / 2, 0, 1), io["image"]) < 1e-4
 
 
 @pytest.mark.parametrize("folder", PIPELINES)
-def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
-    asked = json.loads((GOLDEN / folder / "io.json").read_text())
-    negative = ["--negative", asked["negative_prompt"]] if asked["negative_prompt"] else []
+def test_generate_command_matches_the_diffusers_image(folder, tmp_path, capsys):
+    reference = json.loads((GOLDEN / folder / "io.json").read_text())
+    negative = ["--negative", reference["negative_prompt"]] if reference["negative_prompt"] else []
     output = tmp_path / "out" / "picture.png"
     code = run(
         "generate",
         GOLDEN / folder,
-        asked["prompt"],
+        reference["prompt"],
         "--height",
-        asked["height"],
+        reference["height"],
         "--width",
-        asked["width"],
+        reference["width"],
         "--steps",
-        asked["num_inference_steps"],
+        reference["num_inference_steps"],
         "--guidance",
-        asked["guidance_scale"],
+        reference["guidance_scale"],
         *negative,
         "--latents",
         GOLDEN / folder / "io.npz",
@@ -125,60 +128,61 @@ def test_the_command_makes_diffusers_picture(folder, tmp_path, capsys):
     levels = 255 * golden_io(folder)["image"][0]
     np.testing.assert_allclose(np.asarray(picture, float), levels, atol=0.51)
     metadata = json.loads(picture.text["fmjax"])
-    assert picture.text["prompt"] == metadata["prompt"] == asked["prompt"]
-    assert metadata["num_steps"] == asked["num_inference_steps"]
-    assert metadata["guidance"] == asked["guidance_scale"]
+    assert picture.text["prompt"] == metadata["prompt"] == reference["prompt"]
+    assert metadata["num_steps"] == reference["num_inference_steps"]
+    assert metadata["guidance"] == reference["guidance_scale"]
     assert f"wrote {output}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_encoders_are_gone_before_the_transformer_comes(monkeypatch):
+def test_encoders_are_freed_before_the_transformer_is_loaded(monkeypatch):
     model = open_model(GOLDEN / PIPELINES[0])
-    seen = {}
+    recorded = {}
     from fmjax.jobs.released import generate as module
 
-    def watched(*args, **kwargs):
-        seen["bytes"] = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
+    def recording_load(*args, **kwargs):
+        recorded["bytes"] = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
         return load_transformer(*args, **kwargs)
 
     before = sum(array.nbytes for array in jax.live_arrays() if array.ndim >= 2)
-    monkeypatch.setattr(module, "load_transformer", watched)
-    generate(model, ["a cat"], SMALL)
+    monkeypatch.setattr(module, "load_transformer", recording_load)
+    generate(model, ["a cat"], SETTINGS)
     smallest = (model.root / "text_encoder" / "model.safetensors").stat().st_size
-    assert seen["bytes"] - before < smallest / 4
+    assert recorded["bytes"] - before < smallest / 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", PIPELINES)
-def test_one_device_makes_the_pictures_of_eight(folder):
+def test_images_do_not_depend_on_the_mesh(folder):
     model = open_model(GOLDEN / folder)
     prompts = ["a cat", "a red fox"]
-    layouts = [MeshConfig(1, 1, -1), MeshConfig(2, 2, 2)]
-    found = [
-        generate(model, prompts, replace(SMALL, mesh=mesh, num_images=2)).images for mesh in layouts
+    meshes = [MeshConfig(1, 1, -1), MeshConfig(2, 2, 2)]
+    images = [
+        generate(model, prompts, replace(SETTINGS, mesh=mesh, num_images=2)).images
+        for mesh in meshes
     ]
-    assert found[0].shape == (4, 32, 32, 3)
-    assert relative_error(found[1], found[0]) < 1e-4
-    assert np.abs(found[0][0] - found[0][1]).max() > 0.1  # Another noise.
+    assert images[0].shape == (4, 32, 32, 3)
+    assert relative_error(images[1], images[0]) < 1e-4
+    assert np.abs(images[0][0] - images[0][1]).max() > 0.1  # Images have different noise.
 
 
 @pytest.mark.slow
-def test_a_picture_depends_on_its_seed_and_number_alone():
+def test_image_depends_only_on_its_seed_and_index():
     model = open_model(GOLDEN / PIPELINES[1])
-    config = replace(SMALL, num_images=3, batch_size=2)
-    three = generate(model, ["a cat"], config).images
-    one_by_one = generate(model, ["a cat"], replace(config, batch_size=1)).images
-    np.testing.assert_allclose(three, one_by_one, atol=1e-4)
-    other = generate(model, ["a cat"], replace(config, seed=1)).images
-    assert np.abs(other - three).max() > 0.1
+    config = replace(SETTINGS, num_images=3, batch_size=2)
+    batched = generate(model, ["a cat"], config).images
+    unbatched = generate(model, ["a cat"], replace(config, batch_size=1)).images
+    np.testing.assert_allclose(batched, unbatched, atol=1e-4)
+    other_seed = generate(model, ["a cat"], replace(config, seed=1)).images
+    assert np.abs(other_seed - batched).max() > 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "steps"), [("heun", 3), ("tsit5", None)])
-def test_any_solver_of_the_library_solves_the_field(solver, steps):
-    """With fixed steps on the model's grid, or adaptive ones."""
+def test_generate_matches_library_solvers(solver, steps):
+    """Steps are fixed on the grid of the model, or adaptive."""
     model = open_model(GOLDEN / PIPELINES[0])
-    config = replace(SMALL, solver=solver, num_steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
+    config = replace(SETTINGS, solver=solver, num_steps=steps, rtol=1e-5, atol=1e-5, guidance=1.0)
     request = validate_request(model, config)
     cond, null = encode_request(request, ["a cat"])
     assert null is None
@@ -194,62 +198,60 @@ def test_any_solver_of_the_library_solves_the_field(solver, steps):
             steps=request.steps,
         )
     )(loaded.params, x0, cond)
-    found = generate(model, ["a cat"], config)
-    # The two programs round differently: a step at the edge of the tolerance may go either way.
-    assert abs(int(found.nfe[0]) / int(expected.nfe[0]) - 1.0) < (0.05 if steps is None else 1e-9)
-    assert relative_error(found.latents, np.asarray(expected.x1)) < 1e-3
+    result = generate(model, ["a cat"], config)
+    # The two programs round differently, so that adaptive solvers may accept different steps.
+    assert abs(int(result.nfe[0]) / int(expected.nfe[0]) - 1.0) < (0.05 if steps is None else 1e-9)
+    assert relative_error(result.latents, np.asarray(expected.x1)) < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "steps"), [("spark", None), ("stochastic_heun", 2)])
-def test_solvers_of_the_sde_arrive(solver, steps):
+def test_sde_solvers_succeed(solver, steps):
     model = open_model(GOLDEN / PIPELINES[1])
-    config = replace(SMALL, solver=solver, num_steps=steps, rtol=0.1, atol=0.1)
-    found = generate(model, ["a cat"], config)
-    assert found.succeeded.all()
-    other = generate(model, ["a cat"], replace(config, solver="euler", num_steps=8))
-    assert relative_error(found.latents, other.latents) > 0.1
+    config = replace(SETTINGS, solver=solver, num_steps=steps, rtol=0.1, atol=0.1)
+    result = generate(model, ["a cat"], config)
+    assert result.succeeded.all()
+    ode_result = generate(model, ["a cat"], replace(config, solver="euler", num_steps=8))
+    assert relative_error(result.latents, ode_result.latents) > 0.1
 
 
-@pytest.mark.parametrize(("scale", "said"), [(0.0, 1), (0.5, 1), (1.0, 0)])
-def test_guidance_of_one_or_less_is_none(scale, said, heard):
+@pytest.mark.parametrize(("scale", "num_warnings"), [(0.0, 1), (0.5, 1), (1.0, 0)])
+def test_guidance_of_at_most_one_is_disabled(scale, num_warnings, recorder):
     model = open_model(GOLDEN / PIPELINES[0])
-    request = validate_request(model, replace(SMALL, guidance=scale), heard)
+    request = validate_request(model, replace(SETTINGS, guidance=scale), recorder)
     _, null = encode_request(request, ["a cat"])
     assert null is None
     assert request.guidance == 1.0
-    effect = f"guidance {scale:g} has no effect: this model needs a scale above 1"
-    assert heard.lines == [effect] * said
+    warning = f"guidance {scale:g} has no effect: this model needs a scale above 1"
+    assert recorder.lines == [warning] * num_warnings
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 3.5])
-def test_a_model_with_guidance_as_an_input_takes_any_scale_as_it_is(scale, heard):
+def test_guidance_input_takes_any_scale(scale, recorder):
     model = open_model(GOLDEN / PIPELINES[1])
-    request = validate_request(model, replace(SMALL, guidance=scale), heard)
+    request = validate_request(model, replace(SETTINGS, guidance=scale), recorder)
     cond, null = encode_request(request, ["a cat"])
-    assert (request.guidance, null, heard.lines) == (scale, None, [])
+    assert (request.guidance, null, recorder.lines) == (scale, None, [])
     assert condition(request, cond, np.zeros(2, int)).guidance.tolist() == [scale] * 2
 
 
 @pytest.mark.slow
-def test_a_model_without_guidance_takes_0_and_1_which_have_no_effect(tmp_path, heard):
-    """As diffusers' example of FLUX.1-schnell, which gives guidance_scale=0.0."""
-    model = open_model(without_guidance(tmp_path))
-    found = [
-        generate(model, ["a cat"], replace(SMALL, guidance=scale), progress=heard)
+def test_guidance_0_and_1_have_no_effect_without_guidance_input(tmp_path, recorder):
+    """The FLUX.1-schnell example of diffusers passes guidance_scale=0.0."""
+    model = open_model(loadable_schnell(tmp_path))
+    results = [
+        generate(model, ["a cat"], replace(SETTINGS, guidance=scale), progress=recorder)
         for scale in (None, 0.0, 1.0)
     ]
-    lines = [line for line in heard.lines if "guidance" in line]
+    lines = [line for line in recorder.lines if "guidance" in line]
     effect = "has no effect: this model has no guidance (schnell)"
     assert lines == [f"guidance 0 {effect}", f"guidance 1 {effect}"]
-    for other in found[1:]:
-        np.testing.assert_array_equal(other.latents, found[0].latents)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.latents, results[0].latents)
 
 
 @pytest.mark.parametrize(("scale", "end"), [(0, "reached"), (1, "reached"), (0.5, "got 0.5")])
-def test_a_comparison_takes_the_guidance_that_a_picture_takes(
-    scale, end, tmp_path, capsys, monkeypatch
-):
+def test_compare_validates_guidance_like_generate(scale, end, tmp_path, capsys, monkeypatch):
     def reached(*_, **__):
         raise ValueError("reached")
 
@@ -267,62 +269,62 @@ def test_a_comparison_takes_the_guidance_that_a_picture_takes(
         "--output",
         tmp_path,
     )
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert code == 2
-    assert said.err.endswith(f"{end}\n")
-    assert (f"guidance {scale} has no effect" in said.out) == (end == "reached")
+    assert output.err.endswith(f"{end}\n")
+    assert (f"guidance {scale} has no effect" in output.out) == (end == "reached")
 
 
-def test_what_a_schedulers_file_leaves_out_is_as_diffusers_has_it():
-    whole = open_model(GOLDEN / PIPELINES[1]).config_json("scheduler")
-    short = {name: value for name, value in whole.items() if "seq_len" not in name}
-    for metadata in (whole, short):
-        found = released_sigmas(metadata, 4, 96, to_one_step=True)
-        np.testing.assert_allclose(found, released_sigmas(whole, 4, 96, to_one_step=True))
+def test_missing_scheduler_settings_use_diffusers_defaults():
+    full = open_model(GOLDEN / PIPELINES[1]).config_json("scheduler")
+    partial = {name: value for name, value in full.items() if "seq_len" not in name}
+    for metadata in (full, partial):
+        sigmas = released_sigmas(metadata, 4, 96, to_one_step=True)
+        np.testing.assert_allclose(sigmas, released_sigmas(full, 4, 96, to_one_step=True))
     with pytest.raises(ValueError, match="must have stochastic_sampling false, got True"):
-        released_sigmas(whole | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
+        released_sigmas(full | {"stochastic_sampling": True}, 4, 96, to_one_step=True)
 
 
 @pytest.mark.slow
-def test_a_prompt_that_is_too_long_is_cut_with_a_warning(heard):
+def test_long_prompt_is_truncated_with_a_warning(recorder):
     model = open_model(GOLDEN / PIPELINES[0])
     long = "a photo of a cat " * 40 + "and a dog"
-    generate(model, [long], SMALL, progress=heard)
-    warnings = [line for line in heard.lines if line.startswith("warning: ")]
+    generate(model, [long], SETTINGS, progress=recorder)
+    warnings = [line for line in recorder.lines if line.startswith("warning: ")]
     assert len(warnings) == 3
     assert "text_encoder takes 77 tokens; the prompt 'a photo of a cat" in warnings[0]
 
 
 @pytest.mark.slow
-def test_a_model_without_its_third_encoder_does_without(tmp_path):
+def test_model_works_without_its_third_encoder(tmp_path):
     folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(folder / "text_encoder_3")
     text, shape = encoding.encode_prompts(
-        open_model(folder), ["a cat"], mesh=validate_request(open_model(folder), SMALL).mesh
+        open_model(folder), ["a cat"], mesh=validate_request(open_model(folder), SETTINGS).mesh
     )
     assert text.tokens.shape == (1, 77 + 256, 64)
     np.testing.assert_array_equal(text.tokens[:, 77:], 0)
     assert len(shape.parts) == 3
-    assert generate(open_model(folder), ["a cat"], SMALL).succeeded.all()
+    assert generate(open_model(folder), ["a cat"], SETTINGS).succeeded.all()
 
 
 @pytest.mark.slow
-def test_noise_of_a_file_is_named_in_the_place_of_a_seed(tmp_path, monkeypatch):
+def test_noise_file_replaces_the_seed_in_name_and_metadata(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = json.loads((GOLDEN / PIPELINES[1] / "io.json").read_text())
-    sizes = ["--height", asked["height"], "--width", asked["width"], "--steps", 1]
-    noise = ["--latents", GOLDEN / PIPELINES[1] / "io.npz"]
-    assert run("generate", GOLDEN / PIPELINES[1], "a cat", *sizes, *noise) == 0
+    reference = json.loads((GOLDEN / PIPELINES[1] / "io.json").read_text())
+    sizes = ["--height", reference["height"], "--width", reference["width"], "--steps", 1]
+    noise_options = ["--latents", GOLDEN / PIPELINES[1] / "io.npz"]
+    assert run("generate", GOLDEN / PIPELINES[1], "a cat", *sizes, *noise_options) == 0
     metadata = json.loads(Image.open("pictures/a-cat-latentsio-npz.png").text["fmjax"])
     assert metadata["latents"] == "io.npz"
     assert "seed" not in metadata
 
 
 @pytest.mark.slow
-def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path, monkeypatch):
+def test_images_of_a_prompts_file_have_distinct_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a photo of a cat\n\nthe lazy dog, Ünïcode!\n")
     code = run(
@@ -342,7 +344,7 @@ def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path
         3,
     )
     assert code == 0
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    names = sorted(file.name for file in (tmp_path / "pictures").iterdir())
     assert names == [
         "a-photo-of-a-cat-seed3-0.png",
         "a-photo-of-a-cat-seed3-1.png",
@@ -352,75 +354,76 @@ def test_prompts_of_a_file_and_several_pictures_have_names_of_their_own(tmp_path
 
 
 def schnell(tmp_path):
+    """A FLUX pipeline with a config, but not weights, of FLUX.1-schnell."""
     folder = shutil.copytree(GOLDEN / PIPELINES[1], tmp_path / "schnell")
-    path = folder / "transformer" / "config.json"
-    metadata = json.loads(path.read_text()) | {"guidance_embeds": False}
-    path.write_text(json.dumps(metadata))
+    file = folder / "transformer" / "config.json"
+    metadata = json.loads(file.read_text()) | {"guidance_embeds": False}
+    file.write_text(json.dumps(metadata))
     return folder
 
 
-def without_guidance(tmp_path):
-    """A pipeline without guidance whose weights fit, too."""
+def loadable_schnell(tmp_path):
+    """A FLUX.1-schnell pipeline whose weights match its config."""
     folder = schnell(tmp_path)
-    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    save_file({name: a for name, a in tensors.items() if "guidance" not in name}, path)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: a for name, a in tensors.items() if "guidance" not in name}, file)
     return folder
 
 
-def without(part):
-    def made(tmp_path):
+def without(component):
+    def make_folder(tmp_path):
         folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
-        shutil.rmtree(folder / part)
+        shutil.rmtree(folder / component)
         return folder
 
-    return made
+    return make_folder
 
 
-def of_another_kind(tmp_path):
+def unknown_pipeline(tmp_path):
     folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "PixArtPipeline"}))
     return folder
 
 
-def of_the_wrong_part(tmp_path):
+def wrong_text_encoder(tmp_path):
     folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
     shutil.rmtree(folder / "text_encoder_3")
     shutil.copytree(folder / "text_encoder", folder / "text_encoder_3")
     return folder
 
 
-def damaged(name, data=b"x"):
-    """With a file whose content is something else."""
+def damaged(name, content=b"x"):
+    """Return a function that copies the SD3 pipeline and overwrites one file."""
 
-    def made(tmp_path):
+    def make_folder(tmp_path):
         folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
-        (folder / name).write_bytes(data)
+        (folder / name).write_bytes(content)
         return folder
 
-    return made
+    return make_folder
 
 
-def with_setting(part, **settings):
-    def made(tmp_path):
+def with_setting(component, **settings):
+    def make_folder(tmp_path):
         folder = shutil.copytree(GOLDEN / PIPELINES[0], tmp_path / "model")
-        path = folder / part / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        file = folder / component / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
         return folder
 
-    return made
+    return make_folder
 
 
-def without_setting(part, name):
-    def made(tmp_path):
-        folder = with_setting(part)(tmp_path)
-        path = folder / part / "config.json"
-        metadata = json.loads(path.read_text())
+def without_setting(component, name):
+    def make_folder(tmp_path):
+        folder = with_setting(component)(tmp_path)
+        file = folder / component / "config.json"
+        metadata = json.loads(file.read_text())
         del metadata[name]
-        path.write_text(json.dumps(metadata))
+        file.write_text(json.dumps(metadata))
         return folder
 
-    return made
+    return make_folder
 
 
 def pickled(tmp_path):
@@ -455,11 +458,11 @@ def flux(tmp_path):
         (flux, ["--negative", "x"], "negative must be left out for FLUX"),
         (without("vae"), [], "must hold vae/config.json, got no such file"),
         (without("tokenizer_2"), [], "must hold tokenizer_2/tokenizer_config.json"),
-        (of_the_wrong_part, [], "must name the class T5EncoderModel, got CLIPTextModelWi"),
+        (wrong_text_encoder, [], "must name the class T5EncoderModel, got CLIPTextModelWi"),
         (sd3, ["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
         (sd3, ["--lora", "nowhere"], "lora must exist, got nowhere"),
-        (of_another_kind, [], "must name the class StableDiffusion3Pipeline or FluxPipeline"),
-        (lambda path: path / "nowhere", [], "model folder must exist, got "),
+        (unknown_pipeline, [], "must name the class StableDiffusion3Pipeline or FluxPipeline"),
+        (lambda folder: folder / "nowhere", [], "model folder must exist, got "),
         (sd3, ["--solver", "heun"], "num_steps must be given for heun, which estimates no error"),
         (sd3, ["--solver", "ddim", "--steps", 4], "solver must be one of"),
         (sd3, ["--negative", "x", "--guidance", 1], "guidance must be above 1 with a negative pr"),
@@ -493,20 +496,20 @@ def flux(tmp_path):
         (sd3, ["--num-stepz", 4], "did you mean --num-steps"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_requests_are_refused_in_one_line(
     make, options, message, tmp_path, capsys, monkeypatch
 ):
-    """Before any weights are read."""
+    """Requests are refused before weights are loaded."""
     monkeypatch.setattr(components, "load_params", None)
     sizes = ["--height", 32, "--width", 32]
     assert run("generate", make(tmp_path), "a cat", *sizes, *options) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("fmjax: error: ")
-    assert message in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fmjax: error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_noise_of_another_size_is_refused(tmp_path, capsys):
+def test_noise_file_of_another_shape_is_refused(tmp_path, capsys):
     np.savez(tmp_path / "noise.npz", init_latents=np.zeros((1, 4, 8, 8), np.float32))
     code = run(
         "generate",
@@ -523,12 +526,12 @@ def test_noise_of_another_size_is_refused(tmp_path, capsys):
     assert "init_latents must have shape (images, 4, 16, 16), got" in capsys.readouterr().err
 
 
-def test_for_a_run_the_command_that_takes_prompts_is_named(tmp_path, capsys):
+def test_error_for_a_run_names_the_sample_command(tmp_path, capsys):
     (tmp_path / "model.json").write_text("{}")
     assert run("generate", tmp_path, "a cat") == 2
     assert f"is a run, not a released model; use fmjax sample {tmp_path}" in capsys.readouterr().err
 
 
-def test_a_prompt_is_asked_for(capsys):
+def test_missing_prompt_is_refused(capsys):
     assert run("generate", GOLDEN / PIPELINES[0]) == 2
     assert "needs a prompt after the folder, or --prompts FILE" in capsys.readouterr().err

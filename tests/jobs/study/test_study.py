@@ -1,4 +1,4 @@
-"""A small study from end to end: what it leaves, what it keeps, what it refuses."""
+"""End-to-end tests of a small study."""
 
 import dataclasses
 import json
@@ -51,8 +51,8 @@ STUDY = StudyConfig(
 )
 
 
-def stamps(folder):
-    return {path: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+def modification_times(folder):
+    return {file: file.stat().st_mtime_ns for file in (folder / "rows").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_there_is_a_row_for_every_model_and_sampling(folder):
-    found = read_json(folder / "comparison.json")
-    rows = [(run.model, run.solver, run.family, run.steps) for run in found.runs]
+def test_comparison_has_one_row_per_model_and_sampling(folder):
+    comparison = read_json(folder / "comparison.json")
+    rows = [(run.model, run.solver, run.family, run.steps) for run in comparison.runs]
     assert rows == [
         (model, solver, family, 2)
         for model in ("first", "second")
@@ -73,15 +73,15 @@ def test_there_is_a_row_for_every_model_and_sampling(folder):
             ("Euler-Maruyama", "stochastic"),
         )
     ]
-    assert found.higher_is_better == ("Precision", "Recall", "Recognised")
-    for run in found.runs:
+    assert comparison.higher_is_better == ("Precision", "Recall", "Recognised")
+    for run in comparison.runs:
         assert run.nfe_mean == 2
         assert np.isnan(run.rmse_mean)
         assert 0 < run.metrics["Frechet distance"] < np.inf
-        assert all(0 <= run.metrics[name] <= 1 for name in found.higher_is_better)
-    # Real digits that it was not trained on are like the others.
-    assert found.floors["Recognised"] > 0.9
-    assert found.floors["Precision"] > 0.5
+        assert all(0 <= run.metrics[name] <= 1 for name in comparison.higher_is_better)
+    # Real test digits resemble the training digits.
+    assert comparison.floors["Recognised"] > 0.9
+    assert comparison.floors["Precision"] > 0.5
 
 
 def test_the_gallery_shows_one_sample_of_each_class(folder):
@@ -90,30 +90,34 @@ def test_the_gallery_shows_one_sample_of_each_class(folder):
     assert all(entry.images.shape == (10, 8, 8, 1) for entry in entries)
 
 
-def test_what_is_there_is_kept_and_what_is_damaged_is_drawn_again(folder):
-    before, table = stamps(folder), (folder / "comparison.json").read_bytes()
+def test_existing_rows_are_kept_and_damaged_rows_regenerated(folder):
+    before, comparison = modification_times(folder), (folder / "comparison.json").read_bytes()
     run_study(STUDY, folder)
-    assert stamps(folder) == before
-    damaged = next(path for path in before if path.suffix == ".json" and "maruyama" in path.name)
+    assert modification_times(folder) == before
+    damaged = next(file for file in before if file.suffix == ".json" and "maruyama" in file.name)
     damaged.write_text(damaged.read_text()[:20])
     run_study(STUDY, folder)
-    assert {path for path, stamp in stamps(folder).items() if stamp != before[path]} == {
+    assert {
+        file for file, modified in modification_times(folder).items() if modified != before[file]
+    } == {
         damaged,
         damaged.with_suffix(".npz"),
     }
-    again, first = (json.loads(text) for text in ((folder / "comparison.json").read_bytes(), table))
-    for row in (*again["runs"], *first["runs"]):
-        row["seconds"] = 0.0  # The time is another; the samples are the same.
-    assert again == first
+    regenerated, original = (
+        json.loads(text) for text in ((folder / "comparison.json").read_bytes(), comparison)
+    )
+    for row in (*regenerated["runs"], *original["runs"]):
+        row["seconds"] = 0.0  # Only the times differ.
+    assert regenerated == original
 
 
-def test_a_calibrated_grid_is_kept_for_its_weights_and_guidance(folder):
+def test_calibrated_grid_is_cached_per_weights_and_guidance(folder):
     run = open_run(folder / "first")
-    kept = json.loads(run.folder.grid.read_text())
-    assert (kept["step"], kept["guidance"]) == (2, 1.0)
+    cached = json.loads(run.folder.grid.read_text())
+    assert (cached["step"], cached["guidance"]) == (2, 1.0)
     before = run.folder.grid.stat().st_mtime_ns
     plain = run_grid(run, SamplingConfig())
-    assert plain.density == tuple(kept["density"])
+    assert plain.density == tuple(cached["density"])
     assert run.folder.grid.stat().st_mtime_ns == before
     guided = run_grid(run, SamplingConfig(guidance=2.0))
     assert guided != plain
@@ -121,13 +125,13 @@ def test_a_calibrated_grid_is_kept_for_its_weights_and_guidance(folder):
     assert run_grid(run, SamplingConfig()) == plain
 
 
-def test_a_study_has_a_page(folder):
+def test_study_report_names_models_and_solvers(folder):
     page = report_study(STUDY, folder).read_text()
     assert "second" in page
     assert "Euler-Maruyama" in page
 
 
-def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path):
+def test_unsuitable_data_and_settings_are_refused(folder, tmp_path):
     toy = Config(
         name="toy",
         data=ToyData("moons", num_examples=64),
@@ -137,118 +141,121 @@ def test_data_without_classes_and_too_many_samples_are_refused(folder, tmp_path)
     )
     with pytest.raises(ValueError, match="study data must be images with classes and a test set"):
         run_study(StudyConfig("toy", (toy,), STUDY.samplings, 16), tmp_path)
-    many = dataclasses.replace(STUDY, num_samples=400)
+    too_many = dataclasses.replace(STUDY, num_samples=400)
     with pytest.raises(ValueError, match="num_samples must be at most 355, the number of .*, got"):
-        run_study(many, folder)
-    bare = dataclasses.replace(FIRST, evaluation=EvaluationConfig(classifier=False))
+        run_study(too_many, folder)
+    without_classifier = dataclasses.replace(FIRST, evaluation=EvaluationConfig(classifier=False))
     message = "evaluation.classifier of first must be True in a study, .*, got False"
     with pytest.raises(ValueError, match=message):
-        run_study(dataclasses.replace(STUDY, runs=(bare,)), tmp_path)
+        run_study(dataclasses.replace(STUDY, runs=(without_classifier,)), tmp_path)
 
 
-def test_a_run_may_learn_from_another_of_the_study_and_have_ways_of_its_own(folder):
-    # In the same folder: what is there of the first is kept.
+def test_student_run_has_a_teacher_and_samplings_in_the_study(folder):
+    # The shared folder keeps the results of the first run.
     pairs = ReflowConfig(
         "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
     )
     student = dataclasses.replace(FIRST, name="student", reflow=pairs)
-    one = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    samplings = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
     study = dataclasses.replace(
         STUDY,
         runs=(FIRST, student),
         samplings=STUDY.samplings[1:],
-        samplings_by_run={"student": one},
+        samplings_by_run={"student": samplings},
     )
-    before = stamps(folder)
-    found = run_study(study, folder)
-    assert [(run.model, run.solver) for run in found.runs] == [
+    before = modification_times(folder)
+    comparison = run_study(study, folder)
+    assert [(run.model, run.solver) for run in comparison.runs] == [
         ("first", "Euler-Maruyama"),
         ("student", "Euler"),
     ]
-    assert before.items() <= stamps(folder).items()
+    assert before.items() <= modification_times(folder).items()
     assert open_run(folder / "student").config.reflow.teacher == str(folder / "first")
     assert len(open_pairs(folder / "first" / "pairs", (8, 8, 1), 10)) == 32
-    paths = read_straightness(folder / "student" / "straightness.json")
-    assert paths.step == 2
-    assert paths.s > 0
-    assert len(paths.deviation) == len(paths.times)
-    assert 0 < found.runs[0].metrics["High frequencies"] < 1
-    wrong = SamplingConfig(solver="flow_map", num_steps=1)
+    straightness = read_straightness(folder / "student" / "straightness.json")
+    assert straightness.step == 2
+    assert straightness.s > 0
+    assert len(straightness.deviation) == len(straightness.times)
+    assert 0 < comparison.runs[0].metrics["High frequencies"] < 1
+    flow_map = SamplingConfig(solver="flow_map", num_steps=1)
     with pytest.raises(ValueError, match="solver 'flow_map' needs a flow-map model"):
-        run_study(dataclasses.replace(study, samplings=(wrong,)), folder)
+        run_study(dataclasses.replace(study, samplings=(flow_map,)), folder)
 
 
-def test_seeds_give_means_and_their_spread(folder):
-    # In the same folder: the first seed's trainings and rows are kept.
+def test_rows_are_means_over_seeds_with_their_spread(folder):
+    # The shared folder keeps the trainings and rows of the first seed.
     pairs = ReflowConfig(
         "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
     )
     student = dataclasses.replace(FIRST, name="pupil", reflow=pairs)
-    way = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
-    study = dataclasses.replace(STUDY, runs=(FIRST, student), samplings=way, num_seeds=2)
-    one = run_study(dataclasses.replace(study, num_seeds=1), folder)
-    assert all(not row.spread for row in one.runs)
-    before = stamps(folder)
-    found = run_study(study, folder)
-    assert before.items() <= stamps(folder).items()
-    assert [row.model for row in found.runs] == ["first", "pupil"]
-    for both, alone in zip(found.runs, one.runs, strict=True):
-        for name, mean in both.metrics.items():
-            # Of two numbers: the mean of both, and their distance over the root of two.
-            distance = 2 * abs(mean - alone.metrics[name])
-            assert both.spread[name] == pytest.approx(distance / 2**0.5, abs=1e-9)
-        assert both.spread["Frechet distance"] > 0
-    other = open_run(folder / "pupil_seed1")
-    assert other.config.training.seed == FIRST.training.seed + 1
-    assert other.config.reflow.teacher == str(folder / "first_seed1")
-    assert other.config.reflow.sampling.seed == 1
-    kept = read_json(folder / "comparison.json")
-    assert [row.spread for row in kept.runs] == [row.spread for row in found.runs]
+    samplings = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    study = dataclasses.replace(STUDY, runs=(FIRST, student), samplings=samplings, num_seeds=2)
+    one_seed = run_study(dataclasses.replace(study, num_seeds=1), folder)
+    assert all(not row.spread for row in one_seed.runs)
+    before = modification_times(folder)
+    two_seeds = run_study(study, folder)
+    assert before.items() <= modification_times(folder).items()
+    assert [row.model for row in two_seeds.runs] == ["first", "pupil"]
+    for row, first_seed in zip(two_seeds.runs, one_seed.runs, strict=True):
+        for name, mean in row.metrics.items():
+            # The standard deviation of two numbers is their distance over the square root of two.
+            distance = 2 * abs(mean - first_seed.metrics[name])
+            assert row.spread[name] == pytest.approx(distance / 2**0.5, abs=1e-9)
+        assert row.spread["Frechet distance"] > 0
+    second_student = open_run(folder / "pupil_seed1")
+    assert second_student.config.training.seed == FIRST.training.seed + 1
+    assert second_student.config.reflow.teacher == str(folder / "first_seed1")
+    assert second_student.config.reflow.sampling.seed == 1
+    saved = read_json(folder / "comparison.json")
+    assert [row.spread for row in saved.runs] == [row.spread for row in two_seeds.runs]
     header = (folder / "comparison.csv").read_text().splitlines()[0]
     assert "Frechet distance, spread" in header
     page = report_study(study, folder).read_text()
-    assert f"{found.runs[0].metrics['Recall']:.3g} ± {found.runs[0].spread['Recall']:.2g}" in page
+    assert (
+        f"{two_seeds.runs[0].metrics['Recall']:.3g} ± {two_seeds.runs[0].spread['Recall']:.2g}"
+        in page
+    )
     assert "first_seed1" in page
     assert "4 models" in page
     assert "means over 2 seeds" in page
-    kept = read_straightness(folder / "first" / "straightness.json")
-    assert f"{kept.cost:.3g}" in page
+    straightness = read_straightness(folder / "first" / "straightness.json")
+    assert f"{straightness.cost:.3g}" in page
 
 
-def test_the_spread_of_what_is_not_finite_is_not_known():
+def test_spread_of_infinite_metrics_is_nan():
     row = SolverRun("Euler", 2, None, 2.0, 2, np.nan, np.nan, 1.0, metrics={"Recall": 0.5})
-    found = mean_row([row, row._replace(metrics={"Recall": np.inf}, nfe_max=4, seconds=2.0)])
-    assert np.isnan(found.spread["Recall"])
-    assert found.metrics["Recall"] == np.inf
-    assert (found.nfe_max, found.seconds) == (4, 1.5)
+    mean = mean_row([row, row._replace(metrics={"Recall": np.inf}, nfe_max=4, seconds=2.0)])
+    assert np.isnan(mean.spread["Recall"])
+    assert mean.metrics["Recall"] == np.inf
+    assert (mean.nfe_max, mean.seconds) == (4, 1.5)
 
 
-def test_figures_that_one_seed_lacks_are_not_known():
+def test_metrics_missing_for_one_seed_are_nan():
     row = SolverRun("Euler", 2, None, 2.0, 2, np.nan, np.nan, 1.0, metrics={"Recall": 0.5})
     for rows in ([row, row._replace(metrics={})], [row._replace(metrics={}), row]):
-        found = mean_row(rows)
-        assert np.isnan(found.metrics["Recall"])
-        assert np.isnan(found.spread["Recall"])
+        mean = mean_row(rows)
+        assert np.isnan(mean.metrics["Recall"])
+        assert np.isnan(mean.spread["Recall"])
 
 
-def test_paths_are_followed_again_if_others_are_asked_for(folder):
-    few = dataclasses.replace(STUDY, runs=(FIRST,), num_trajectories=4)
-    run_study(few, folder)
+def test_straightness_is_recomputed_for_other_settings(folder):
+    study = dataclasses.replace(STUDY, runs=(FIRST,), num_trajectories=4)
+    run_study(study, folder)
     assert read_straightness(folder / "first" / "straightness.json").num_trajectories == 4
     measure_straightness(open_run(folder / "first"), SamplingConfig(guidance=2.0), 4)
-    run_study(few, folder)
+    run_study(study, folder)
     assert read_straightness(folder / "first" / "straightness.json").guidance == 1.0
 
 
-def test_the_seeds_of_a_student_have_pairs_and_teachers_of_their_own():
+def test_each_seed_of_a_student_has_its_teacher_and_pairs():
     def student(teacher, pairs=None):
         return dataclasses.replace(FIRST, name="pupil", reflow=ReflowConfig(teacher, pairs))
 
-    own, outside = (
+    inside, outside = (
         dataclasses.replace(STUDY, runs=runs, num_seeds=2)
         for runs in ((FIRST, student("first", "made")), (student("elsewhere"),))
     )
-    last = own.all_trainings[-1].reflow
+    last = inside.all_trainings[-1].reflow
     assert (last.teacher, last.pairs, last.sampling.seed) == ("first_seed1", "made_seed1", 1)
     last = outside.all_trainings[-1].reflow
     assert (last.teacher, last.pairs) == ("elsewhere", "elsewhere/pairs_seed1")
@@ -257,9 +264,9 @@ def test_the_seeds_of_a_student_have_pairs_and_teachers_of_their_own():
         dataclasses.replace(STUDY, runs=(student("late_seed1"), late), num_seeds=2)
 
 
-def test_trainings_of_seeds_must_have_names_of_their_own():
-    taken = dataclasses.replace(FIRST, name="first_seed1")
+def test_names_of_seed_trainings_must_be_distinct():
+    duplicate = dataclasses.replace(FIRST, name="first_seed1")
     with pytest.raises(ValueError, match="runs must have distinct names, got"):
-        dataclasses.replace(STUDY, runs=(FIRST, taken), num_seeds=2)
+        dataclasses.replace(STUDY, runs=(FIRST, duplicate), num_seeds=2)
     with pytest.raises(ValueError, match="num_seeds must lie in .1, 1000., got 0"):
         dataclasses.replace(STUDY, num_seeds=0)

@@ -1,4 +1,4 @@
-"""Runs on captions, from a folder of images to prompts and back."""
+"""End-to-end tests of runs trained on captioned images."""
 
 import dataclasses
 import json
@@ -50,28 +50,29 @@ def get_config():
         evaluation=EvaluationConfig(num_samples=16, num_projections=8, num_trajectories=8),
     )
 """
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-def fmjax(*arguments):
-    with pytest.raises(SystemExit) as end:
+def run_command(*arguments):
+    """Run a command and return its exit code."""
+    with pytest.raises(SystemExit) as exit_info:
         main(list(map(str, arguments)))
-    return end.value.code
+    return exit_info.value.code
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with the config `words.py`, and the run `run` that it trained."""
+    """A folder with the config `words.py` and its trained run `run`."""
     folder = tmp_path_factory.mktemp("words")
     for number in range(24):
-        name = list(COLOURS)[number % 3]
+        name = list(COLORS)[number % 3]
         for split in ("train", "test"):
             (folder / "images" / split).mkdir(parents=True, exist_ok=True)
             stem = folder / "images" / split / str(number)
-            Image.new("RGB", (6, 5), COLOURS[name]).save(stem.with_suffix(".png"))
+            Image.new("RGB", (6, 5), COLORS[name]).save(stem.with_suffix(".png"))
             stem.with_suffix(".txt").write_text(f"a {name} picture")
     (folder / "words.py").write_text(CONFIG.format(folder=str(folder / "images")))
-    assert fmjax("train", folder / "words.py", "--run", folder / "run") == 0
+    assert run_command("train", folder / "words.py", "--run", folder / "run") == 0
     return folder
 
 
@@ -80,77 +81,79 @@ def run(trained):
     return open_run(trained / "run")
 
 
-def test_training_leaves_all_that_prompts_need(trained, run):
+def test_training_saves_captions_tokenizer_and_report(trained, run):
     assert read_model(trained / "run") == ((4, 4, 3), TokenShape(4, 16))
     captions = ("a red picture", "a green picture", "a blue picture")
     assert read_captions(trained / "run") == captions
     assert run.num_classes is None
     assert run.tokenizer.decode(run.tokenizer.encode(captions)) == [
-        f"{name} picture" for name in COLOURS
+        f"{name} picture" for name in COLORS
     ]
     for name in ("report.html", "evaluation.json", "comparison.json", "samples/grid.png"):
         assert (trained / "run" / name).is_file()
     assert "One row per prompt." in (trained / "run" / "report.html").read_text()
 
 
-def test_the_samples_are_of_the_prompts_of_the_config_in_rows(trained):
-    drawn, step = read_samples(trained / "run" / "samples" / "grid.npz")
+def test_samples_follow_the_prompts_of_the_config(trained):
+    samples, step = read_samples(trained / "run" / "samples" / "grid.npz")
     assert step == 3
-    assert drawn.prompts == ("a red picture", "blue")
-    np.testing.assert_array_equal(drawn.labels, [0] * 4 + [1] * 4)
-    images, columns, names = sample_grid(drawn)
+    assert samples.prompts == ("a red picture", "blue")
+    np.testing.assert_array_equal(samples.labels, [0] * 4 + [1] * 4)
+    images, columns, names = sample_grid(samples)
     assert (len(images), columns, names) == (8, 4, ("a red picture", "blue"))
 
 
-def test_prompts_are_asked_for_at_the_command_line(trained, capsys):
+def test_sample_command_accepts_prompts(trained, capsys):
     arguments = ("--prompts", "a green picture", "a purple blue", "--num-samples", "6")
-    assert fmjax("sample", trained / "run", *arguments, "--output", trained / "asked") == 0
+    assert run_command("sample", trained / "run", *arguments, "--output", trained / "prompted") == 0
     assert "words that are not in the training captions: purple" in capsys.readouterr().out
-    drawn, _ = read_samples(trained / "asked.npz")
-    assert drawn.prompts == ("a green picture", "a purple blue")
-    assert (trained / "asked.png").is_file()
+    samples, _ = read_samples(trained / "prompted.npz")
+    assert samples.prompts == ("a green picture", "a purple blue")
+    assert (trained / "prompted.png").is_file()
 
 
-def test_without_prompts_some_captions_of_the_training_are_asked_for(run):
-    asked = requested_conditions(run, 6)
-    assert asked.prompts == run.captions
-    np.testing.assert_array_equal(asked.labels, [0, 0, 1, 1, 2, 2])
-    np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(run.captions)[asked.labels])
+def test_default_prompts_are_training_captions(run):
+    conditions = requested_conditions(run, 6)
+    assert conditions.prompts == run.captions
+    np.testing.assert_array_equal(conditions.labels, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(
+        conditions.cond, run.tokenizer.encode(run.captions)[conditions.labels]
+    )
 
 
-def test_data_are_asked_for_in_the_words_that_the_run_knows(run):
+def test_data_conditions_are_encoded_captions(run):
     train = run.config.data.load("train")
-    asked = data_conditions(run, train, 50, seed=0)
-    assert asked.cond.shape == (50, 4)
-    counts = np.unique(asked.cond, axis=0, return_counts=True)[1]
+    conditions = data_conditions(run, train, 50, seed=0)
+    assert conditions.cond.shape == (50, 4)
+    counts = np.unique(conditions.cond, axis=0, return_counts=True)[1]
     assert sorted(counts) == [16, 17, 17] or sum(counts) == 50
-    assert asked.labels is None
-    which = np.array([0, 3])
-    np.testing.assert_array_equal(network_conditions(run, train, which), train.conds(which))
+    assert conditions.labels is None
+    indices = np.array([0, 3])
+    np.testing.assert_array_equal(network_conditions(run, train, indices), train.conds(indices))
 
 
-def test_a_run_goes_on_only_with_the_captions_that_it_was_trained_on(trained, capsys):
+def test_resuming_with_other_captions_is_refused(trained, capsys):
     command = ("train", trained / "words.py", "--run", trained / "run")
-    assert fmjax(*command) == 0
-    caption = trained / "images" / "train" / "0.txt"
-    text = caption.read_text()
-    caption.write_text("a yellow picture")
+    assert run_command(*command) == 0
+    caption_file = trained / "images" / "train" / "0.txt"
+    original = caption_file.read_text()
+    caption_file.write_text("a yellow picture")
     try:
-        assert fmjax(*command) == 2
+        assert run_command(*command) == 2
     finally:
-        caption.write_text(text)
+        caption_file.write_text(original)
     assert "other words: the captions have changed" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_path):
-    texts = [f"a {name} picture {sign}" for name in COLOURS for sign in ("か", "が", "!")]
+def test_resumed_run_keeps_the_rule_of_its_tokenizer(trained, tmp_path):
+    texts = [f"a {name} picture {sign}" for name in COLORS for sign in ("か", "が", "!")]
     texts = (texts * 3)[:24]
     new, old = (train_tokenizer(texts, TokenizerConfig(4, 16), rule=rule) for rule in (2, 1))
     assert new.to_json() != old.to_json()
     shutil.copytree(trained, tmp_path / "copy")
     images, run = tmp_path / "copy" / "images", tmp_path / "copy" / "run"
-    for place, text in enumerate(texts):
-        (images / "train" / f"{place}.txt").write_text(text)
+    for index, text in enumerate(texts):
+        (images / "train" / f"{index}.txt").write_text(text)
     config = (run / "config.json").read_text()
     (run / "config.json").write_text(config.replace(str(trained / "images"), str(images)))
     old.write(run / "tokenizer.json")
@@ -158,19 +161,21 @@ def test_a_run_goes_on_by_the_rule_that_its_words_were_split_by(trained, tmp_pat
     assert read_word_tokenizer(run / "tokenizer.json").to_json() == old.to_json()
 
 
-def test_captions_and_prompts_without_a_known_word_are_named(trained, run, heard, tmp_path, capsys):
-    requested_conditions(run, 3, (), ("red 🎉", "🎉", "!"), progress=heard)
-    assert heard.lines[1] == "warning: prompts without any word of the training captions: '🎉', '!'"
+def test_warnings_list_texts_without_known_words(trained, run, recorder, tmp_path, capsys):
+    requested_conditions(run, 3, (), ("red 🎉", "🎉", "!"), progress=recorder)
+    assert (
+        recorder.lines[1] == "warning: prompts without any word of the training captions: '🎉', '!'"
+    )
     shutil.copytree(trained / "images", tmp_path / "images")
-    for place, text in enumerate(("...", "?", "the")):
-        (tmp_path / "images" / "train" / f"{place}.txt").write_text(text)
+    for index, text in enumerate(("...", "?", "the")):
+        (tmp_path / "images" / "train" / f"{index}.txt").write_text(text)
     options = ("--data.folder", tmp_path / "images", "--training.batch-size", "7")
-    assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
-    said = "3 of 24 captions have no word of the vocabulary and count as empty; the first is"
-    assert f"{said} '...'" in capsys.readouterr().out
+    assert run_command("train", trained / "words.py", "--run", trained / "other", *options) == 2
+    warning = "3 of 24 captions have no word of the vocabulary and count as empty; the first is"
+    assert f"{warning} '...'" in capsys.readouterr().out
 
 
-def test_prompts_that_are_no_unicode_are_refused(run):
+def test_prompts_with_invalid_unicode_are_refused(run):
     with pytest.raises(ValueError, match=r"prompts must be text in UTF-8, got 'caf\\udce9'"):
         requested_conditions(run, 1, (), ("caf\udce9",))
 
@@ -187,48 +192,46 @@ def test_prompts_that_are_no_unicode_are_refused(run):
         (("reflow",), "be unconditional or conditioned on classes to generate pairs, got captions"),
     ],
 )
-def test_what_a_run_on_captions_cannot_do_is_refused_in_one_line(
+def test_unsupported_commands_are_refused_for_caption_runs(
     trained, command, message, capsys, monkeypatch
 ):
     monkeypatch.chdir(trained)
-    assert fmjax(command[0], "run", *command[1:]) == 2
+    assert run_command(command[0], "run", *command[1:]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_what_is_cut_of_the_captions_is_said_before_the_training(trained, capsys):
+def test_number_of_truncated_captions_is_reported_before_training(trained, capsys):
     options = ("--data.tokenizer.num-tokens", "1", "--training.batch-size", "7")
-    assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
+    assert run_command("train", trained / "words.py", "--run", trained / "other", *options) == 2
     assert "3 captions are longer than tokenizer.num_tokens (1) and" in capsys.readouterr().out
 
 
-def test_prompts_that_are_too_long_are_cut_with_a_warning(run, heard):
+def test_long_prompts_are_truncated_with_a_warning(run, recorder):
     long = "a red blue red blue red"
-    asked = requested_conditions(run, 1, (), (long,), progress=heard)
-    np.testing.assert_array_equal(asked.cond, run.tokenizer.encode(["red blue red blue"]))
-    assert heard.lines == [f"warning: prompt {long!r} is cut to 4 words"]
+    conditions = requested_conditions(run, 1, (), (long,), progress=recorder)
+    np.testing.assert_array_equal(conditions.cond, run.tokenizer.encode(["red blue red blue"]))
+    assert recorder.lines == [f"warning: prompt {long!r} is cut to 4 words"]
 
 
-def test_prompts_are_refused_of_a_model_without_captions(trained, run, capsys):
-    plain = run._replace(conditions=3)
+def test_prompts_are_refused_for_models_without_captions(trained, run, capsys):
+    class_run = run._replace(conditions=3)
     with pytest.raises(ValueError, match="prompts must be left out for a model that was not"):
-        requested_conditions(plain, 4, (), ("red",))
+        requested_conditions(class_run, 4, (), ("red",))
     options = ("--no-conditional", "--sampling.guidance", "1")
-    assert fmjax("train", trained / "words.py", "--run", trained / "other", *options) == 2
+    assert run_command("train", trained / "words.py", "--run", trained / "other", *options) == 2
     assert "sampling.prompts must be left out for data without captions" in capsys.readouterr().err
 
 
-def test_names_of_samples_tell_their_prompts_apart():
+def test_settings_names_differ_for_different_prompts():
     names = {settings_name(SamplingConfig(prompts=p)) for p in [(), ("a",), ("b",), ("a", "b")]}
     assert len(names) == 4
     assert all(name.replace("-", "").replace(".", "").isalnum() for name in names)
 
 
-def test_of_classes_in_words_it_is_measured_whether_the_prompts_were_met(
-    run, tmp_path, monkeypatch
-):
-    """With a classifier that finds every sample to be of class 1."""
+def test_evaluation_measures_whether_samples_match_class_prompts(run, tmp_path, monkeypatch):
+    """The fake classifier assigns class 1 to all samples."""
 
     class Classifier:
         test_accuracy = 0.9
@@ -248,38 +251,38 @@ def test_of_classes_in_words_it_is_measured_whether_the_prompts_were_met(
     monkeypatch.setattr(type(run.config.data), "load", load)
     monkeypatch.setattr(evaluate, "data_classifier", lambda data, **_: Classifier())
     evaluation = dataclasses.replace(run.config.evaluation, num_samples=24)
-    found = evaluate.evaluate_run(run, evaluation, run.config.sampling)
-    assert found.prompted
-    assert found.accuracy == 0.25
+    result = evaluate.evaluate_run(run, evaluation, run.config.sampling)
+    assert result.prompted
+    assert result.accuracy == 0.25
     assert any(
         "recognized as the class named in the prompt: 25.00 %" in line
-        for line in evaluate.described(found)
+        for line in evaluate.described(result)
     )
-    assert read_evaluation(run.folder.evaluation) == found
+    assert read_evaluation(run.folder.evaluation) == result
 
 
-def test_the_judge_of_classes_in_words_is_that_of_the_classes(monkeypatch):
-    asked = []
+def test_classifier_of_captioned_classes_is_trained_on_all_classes(monkeypatch):
+    loaded = []
 
     def load(self, split, *, progress):
-        asked.append((self, split))
+        loaded.append((self, split))
         return Dataset(np.zeros((4, 28, 28, 1), np.uint8), np.arange(4), 10)
 
     monkeypatch.setattr(IdxData, "load", load)
     monkeypatch.setattr(real_data, "trained_classifier", lambda train, test, **_: None)
     data = CaptionedClasses(IdxData("fashion_mnist", classes=(3,)))
     real_data.data_classifier(data)
-    assert asked == [(IdxData("fashion_mnist"), split) for split in ("train", "test")]
+    assert loaded == [(IdxData("fashion_mnist"), split) for split in ("train", "test")]
 
 
-def test_a_file_without_captions_gives_none(trained):
-    model = trained / "run" / "model.json"
-    text = model.read_text()
+def test_model_file_without_captions_gives_no_captions(trained):
+    file = trained / "run" / "model.json"
+    original = file.read_text()
     try:
-        model.write_text(json.dumps({"event_shape": [2], "num_classes": None}))
+        file.write_text(json.dumps({"event_shape": [2], "num_classes": None}))
         assert read_captions(trained / "run") == ()
-        model.write_text("[]")
+        file.write_text("[]")
         with pytest.raises(ValueError, match=r"model\.json must hold an object, got"):
             read_captions(trained / "run")
     finally:
-        model.write_text(text)
+        file.write_text(original)

@@ -1,4 +1,4 @@
-"""Pictures of samples during a training: when they are drawn, and of which weights."""
+"""Tests of sample previews during training."""
 
 import dataclasses
 
@@ -30,74 +30,72 @@ def run(tmp_path_factory):
     return train(CONFIG, tmp_path_factory.mktemp("runs") / "tiny")
 
 
-def pictures_of(run, heard, **changes):
+def make_preview(run, recorder, **changes):
     config = dataclasses.replace(run.config, **changes)
     return training_pictures(
-        config, run.experiment, run.folder, run.event_shape, run.conditions, run.mesh, heard
+        config, run.experiment, run.folder, run.event_shape, run.conditions, run.mesh, recorder
     )
 
 
-def state_of(run):
-    """The training state that the run's averaged weights are of."""
+def train_state(run):
+    """A training state with the EMA weights of the run."""
     return TrainState(
         jnp.asarray(run.step, jnp.int32), run.params, run.params, (), jax.random.key(0)
     )
 
 
 @pytest.mark.slow
-def test_a_picture_is_drawn_at_each_checkpoint_but_the_last(run):
-    names = sorted(path.name for path in run.folder.samples.iterdir())
+def test_preview_is_written_at_each_checkpoint_but_the_last(run):
+    names = sorted(file.name for file in run.folder.samples.iterdir())
     assert names == ["step04.png", "step08.png"]
 
 
 @pytest.mark.parametrize("grid", ["uniform", "calibrated"])
-def test_a_picture_shows_the_first_batch_of_the_samples_of_the_averaged_weights(
-    run, tmp_path, heard, grid
-):
-    draw = pictures_of(run, heard, sampling=dataclasses.replace(CONFIG.sampling, grid=grid))
-    assert draw is not None
-    draw(state_of(run))
-    drawn = dataclasses.replace(CONFIG.sampling, num_samples=24)
-    sample_run(run, drawn, output=tmp_path / "same")
-    written = run.folder.samples / "step10.png"
-    assert written.read_bytes() == (tmp_path / "same.png").read_bytes()
-    written.unlink()
+def test_preview_shows_the_first_batch_of_ema_samples(run, tmp_path, recorder, grid):
+    preview = make_preview(run, recorder, sampling=dataclasses.replace(CONFIG.sampling, grid=grid))
+    assert preview is not None
+    preview(train_state(run))
+    sampling = dataclasses.replace(CONFIG.sampling, num_samples=24)
+    sample_run(run, sampling, output=tmp_path / "same")
+    picture = run.folder.samples / "step10.png"
+    assert picture.read_bytes() == (tmp_path / "same.png").read_bytes()
+    picture.unlink()
 
 
-def test_nothing_is_drawn_where_it_is_off_or_samples_have_no_picture(run, heard):
-    off = dataclasses.replace(CONFIG.training, preview_samples=False)
-    assert pictures_of(run, heard, training=off) is None
-    assert pictures_of(run._replace(event_shape=(8, 8, 4)), heard) is None
+def test_preview_is_none_if_disabled_or_not_displayable(run, recorder):
+    training = dataclasses.replace(CONFIG.training, preview_samples=False)
+    assert make_preview(run, recorder, training=training) is None
+    assert make_preview(run._replace(event_shape=(8, 8, 4)), recorder) is None
 
 
-def test_too_little_memory_for_pictures_does_not_end_the_training(run, heard, monkeypatch):
+def test_out_of_memory_disables_previews_but_not_training(run, recorder, monkeypatch):
     calls = []
 
-    def no_memory(*_, **__):
-        def draw(*_):
+    def make_failing_sampler(*_, **__):
+        def sample(*_):
             calls.append(1)
             raise jax.errors.JaxRuntimeError(failure)
 
-        return draw
+        return sample
 
-    monkeypatch.setattr("fmjax.jobs.train.preview.make_run_sampler", no_memory)
+    monkeypatch.setattr("fmjax.jobs.train.preview.make_run_sampler", make_failing_sampler)
     failure = "RESOURCE_EXHAUSTED: out of memory"
-    draw = pictures_of(run, heard)
-    assert draw is not None
-    draw(state_of(run))
-    draw(state_of(run))
-    assert len(calls) == 1, "it is not tried again"
-    assert [line.split(":")[0] for line in heard.lines] == ["warning"]
+    preview = make_preview(run, recorder)
+    assert preview is not None
+    preview(train_state(run))
+    preview(train_state(run))
+    assert len(calls) == 1, "previews must stop after the first failure"
+    assert [line.split(":")[0] for line in recorder.lines] == ["warning"]
     failure = "INTERNAL: broken"
-    draw = pictures_of(run, heard)
-    assert draw is not None
+    preview = make_preview(run, recorder)
+    assert preview is not None
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        draw(state_of(run))
+        preview(train_state(run))
 
 
 @pytest.mark.slow
-def test_images_of_classes_have_a_row_for_each_class(tmp_path):
-    """Ten rows of three digits: the picture is higher than wide."""
+def test_preview_of_class_samples_has_one_row_per_class(tmp_path):
+    """Ten rows of three digits make a picture that is higher than wide."""
     from PIL import Image
 
     config = dataclasses.replace(

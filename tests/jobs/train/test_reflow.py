@@ -1,4 +1,4 @@
-"""Reflow from end to end on two-dimensional points: pairs on disk, the next flow, one step."""
+"""End-to-end tests of reflow and distillation on two-dimensional points."""
 
 import dataclasses
 import json
@@ -83,113 +83,126 @@ def teacher(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked(teacher):
+def student_config(teacher):
     config = reflow_config(TEACHER, teacher.folder.root)
     reflow = dataclasses.replace(config.reflow, num_pairs=3000, real_share=0.25)
     return dataclasses.replace(config, reflow=reflow)
 
 
 @pytest.fixture(scope="module")
-def pairs(teacher, asked):
-    return make_pairs(teacher, asked.reflow)
+def pairs(teacher, student_config):
+    return make_pairs(teacher, student_config.reflow)
 
 
 @pytest.fixture(scope="module")
-def student(teacher, asked, pairs):
-    return train(asked, teacher.folder.root.parent / "student")
+def student(teacher, student_config, pairs):
+    return train(student_config, teacher.folder.root.parent / "student")
 
 
-def field_of(run):
+def velocity_field(run):
     return guided(run.experiment, run.params, 1.0)
 
 
-def test_pairs_are_ends_of_the_teachers_paths_and_a_share_of_them_ends_at_real_data(teacher, pairs):
-    found = pairs.examples(np.arange(3000))
+def test_pairs_are_trajectory_ends_of_the_teacher_or_real_data(teacher, pairs):
+    examples = pairs.examples(np.arange(3000))
     real = np.arange(3000) % 4 == 3
     data = TEACHER.data.load("train").points()
-    key = {tuple(row) for row in data}
-    assert [tuple(row) in key for row in found.x1] == real.tolist()
-    assert len(np.unique(found.x1[real], axis=0)) == 750  # None of them twice.
-    forwards = sample(field_of(teacher), jnp.asarray(found.x0[~real]), solver=RK4(), steps=STEPS)
-    np.testing.assert_allclose(forwards.x1, found.x1[~real], atol=1e-5)
-    backwards = invert(field_of(teacher), jnp.asarray(found.x1[real]), solver=RK4(), steps=STEPS)
-    np.testing.assert_allclose(backwards.x0, found.x0[real], atol=1e-5)
+    data_points = {tuple(row) for row in data}
+    assert [tuple(row) in data_points for row in examples.x1] == real.tolist()
+    assert len(np.unique(examples.x1[real], axis=0)) == 750  # All are distinct.
+    forwards = sample(
+        velocity_field(teacher), jnp.asarray(examples.x0[~real]), solver=RK4(), steps=STEPS
+    )
+    np.testing.assert_allclose(forwards.x1, examples.x1[~real], atol=1e-5)
+    backwards = invert(
+        velocity_field(teacher), jnp.asarray(examples.x1[real]), solver=RK4(), steps=STEPS
+    )
+    np.testing.assert_allclose(backwards.x0, examples.x0[real], atol=1e-5)
 
 
-def test_pairs_that_are_missing_are_made_and_others_kept(teacher, asked, pairs):
-    folder = pairs_folder(asked.reflow)
+def test_missing_pairs_are_made_and_existing_pairs_kept(teacher, student_config, pairs):
+    folder = pairs_folder(student_config.reflow)
     before = pairs.examples(np.arange(3000))
     shards = sorted(folder.glob("*.array_record"))
     assert len(shards) == 3
-    stamps = [path.stat().st_mtime_ns for path in shards]
+    modified_before = [shard.stat().st_mtime_ns for shard in shards]
     shards[1].unlink()
-    again = make_pairs(teacher, asked.reflow)
-    jax.tree.map(np.testing.assert_array_equal, again.examples(np.arange(3000)), before)
-    after = [path.stat().st_mtime_ns for path in shards]
-    assert [a == b for a, b in zip(after, stamps, strict=True)] == [True, False, True]
+    regenerated = make_pairs(teacher, student_config.reflow)
+    jax.tree.map(np.testing.assert_array_equal, regenerated.examples(np.arange(3000)), before)
+    modified_after = [shard.stat().st_mtime_ns for shard in shards]
+    assert [new == old for new, old in zip(modified_after, modified_before, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
-def test_eight_devices_make_the_pairs_of_one(teacher, asked, pairs, tmp_path):
-    one = make_mesh(devices=jax.devices()[:1])
-    alone = teacher._replace(mesh=one, params=jax.device_put(teacher.params, jax.devices()[0]))
-    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"))
+def test_pairs_do_not_depend_on_the_number_of_devices(teacher, student_config, pairs, tmp_path):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    one_device_teacher = teacher._replace(
+        mesh=mesh, params=jax.device_put(teacher.params, jax.devices()[0])
+    )
+    config = dataclasses.replace(student_config.reflow, pairs=str(tmp_path / "pairs"))
     assert teacher.mesh.size == 8
-    found, others = (p.examples(np.arange(3000)) for p in (make_pairs(alone, config), pairs))
-    np.testing.assert_array_equal(found.x0[0::4], others.x0[0::4])
-    np.testing.assert_allclose(found.x1, others.x1, atol=1e-5)
+    actual, expected = (
+        dataset.examples(np.arange(3000))
+        for dataset in (make_pairs(one_device_teacher, config), pairs)
+    )
+    np.testing.assert_array_equal(actual.x0[0::4], expected.x0[0::4])
+    np.testing.assert_allclose(actual.x1, expected.x1, atol=1e-5)
 
 
-def test_reflow_straightens_paths_rewires_crossings_and_keeps_the_ends(teacher, student):
+def test_reflow_straightens_trajectories_and_keeps_the_distribution(teacher, student):
     x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
     real = jnp.asarray(TEACHER.data.load("test").points(slice(1000)))
-    measured = jax.jit(lambda x, p, run=teacher: straightness(guided(run.experiment, p, 1.0), x))
-    before, after = (measured(x0, run.params) for run in (teacher, student))
+    measure = jax.jit(lambda x0, p, run=teacher: straightness(guided(run.experiment, p, 1.0), x0))
+    before, after = (measure(x0, run.params) for run in (teacher, student))
     assert float(after.s.mean()) < 0.3 * float(before.s.mean())
     assert float(after.length_ratio.mean()) < float(before.length_ratio.mean())
 
-    def moved(run):
-        return sample(field_of(run), x0, solver=RK4(), steps=STEPS).x1
+    def endpoints(run):
+        return sample(velocity_field(run), x0, solver=RK4(), steps=STEPS).x1
 
     def cost(x1):
         return float(jnp.mean(jnp.sum(jnp.square(x1 - x0), axis=1)))
 
-    first, second = moved(teacher), moved(student)
-    # Convex costs never rise from one flow to the next (arXiv:2209.03003, theorem 3.5), up to
-    # what the fit is wrong by; random pairs cost more than either.
+    first, second = endpoints(teacher), endpoints(student)
+    # Reflow does not increase convex costs (arXiv:2209.03003, theorem 3.5), up to the error of
+    # the fit; random pairs cost more.
     random = cost(jax.random.permutation(jax.random.key(0), real))
     assert cost(second) < 1.03 * cost(first) < random
-    ends = [float(sliced_wasserstein(jax.random.key(1), x, real)) for x in (first, second, x0)]
+    ends = [float(sliced_wasserstein(jax.random.key(1), x1, real)) for x1 in (first, second, x0)]
     assert max(ends[:2]) < 0.25 * ends[2]
     one_step = x0 + student.experiment.velocity_fn(student.params)(jnp.zeros(1000), x0, None)
-    far = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(one_step - second), axis=1)))
-    whole = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(second - x0), axis=1)))
-    assert float(far / whole) < 0.15
+    error = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(one_step - second), axis=1)))
+    displacement = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(second - x0), axis=1)))
+    assert float(error / displacement) < 0.15
 
 
-def test_paths_in_the_plane_are_kept_and_drawn(student):
-    found = measure_straightness(student, TEACHER.sampling, 40)
+def test_two_dimensional_trajectories_are_saved_and_reported(student):
+    measured = measure_straightness(student, TEACHER.sampling, 40)
     lines = np.asarray(read_straightness(student.folder.straightness).lines)
-    np.testing.assert_array_equal(lines, np.asarray(found.lines))
+    np.testing.assert_array_equal(lines, np.asarray(measured.lines))
     x0 = run_source_points(student)(TEACHER.sampling.seed, np.arange(40))
     np.testing.assert_array_equal(lines[:, 0], x0)
-    ends = sample(field_of(student), x0, solver=RK4(), steps=FixedSteps(uniform_grid(16))).x1
+    ends = sample(velocity_field(student), x0, solver=RK4(), steps=FixedSteps(uniform_grid(16))).x1
     np.testing.assert_allclose(lines[:, -1], ends, atol=1e-5)
     page = report_run(student).read_text(encoding="utf-8")
     assert "Trajectories in the plane" in page
     with Image.open(student.folder.root / "figures" / "lines.png") as picture:
         assert picture.width > 500
-    whole = json.loads(student.folder.straightness.read_text())
-    del whole["lines"]  # As files of before have none.
-    student.folder.straightness.write_text(json.dumps(whole))
+    document = json.loads(student.folder.straightness.read_text())
+    del document["lines"]  # Earlier versions did not write them.
+    student.folder.straightness.write_text(json.dumps(document))
     assert read_straightness(student.folder.straightness).lines == ()
     assert "Trajectories in the plane" not in report_run(student).read_text(encoding="utf-8")
 
 
-def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp_path):
+def test_student_starts_from_the_weights_of_the_teacher(teacher, student_config, pairs, tmp_path):
     training = dataclasses.replace(TEACHER.training, num_steps=1)
     optimizer = dataclasses.replace(TEACHER.optimizer, learning_rate=1e-12, warmup_steps=0)
-    config = dataclasses.replace(asked, training=training, optimizer=optimizer)
-    # Also in place of a run, and after a kill while the first checkpoint was written.
+    config = dataclasses.replace(student_config, training=training, optimizer=optimizer)
+    # This includes overwriting a run and restarting after an interrupted first checkpoint.
     (tmp_path / "killed" / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
     prepare(RunFolder(tmp_path / "new"), config, (2,), None)
     shutil.copytree(tmp_path / "new", tmp_path / "killed", dirs_exist_ok=True)
@@ -200,25 +213,27 @@ def test_the_student_starts_from_the_teachers_weights(teacher, asked, pairs, tmp
         )
 
 
-def test_eight_devices_train_the_student_of_one(teacher, asked, pairs, tmp_path, monkeypatch):
+def test_student_does_not_depend_on_the_number_of_devices(
+    teacher, student_config, pairs, tmp_path, monkeypatch
+):
     training = dataclasses.replace(TEACHER.training, num_steps=5)
     optimizer = dataclasses.replace(TEACHER.optimizer, warmup_steps=0)
-    config = dataclasses.replace(asked, training=training, optimizer=optimizer)
+    config = dataclasses.replace(student_config, training=training, optimizer=optimizer)
     eight = train(dataclasses.replace(config, mesh=MeshConfig(2, 2, 2)), tmp_path / "eight")
-    alone = make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr("fmjax.jobs.train.train.make_mesh", lambda config: alone)
+    one_device = make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr("fmjax.jobs.train.train.make_mesh", lambda config: one_device)
     one = train(config, tmp_path / "one")
-    pairs_of = zip(*(jax.tree.leaves(run.params) for run in (eight, one, teacher)), strict=True)
-    moved = []
-    for a, b, before in pairs_of:
+    leaves = zip(*(jax.tree.leaves(run.params) for run in (eight, one, teacher)), strict=True)
+    changes = []
+    for a, b, before in leaves:
         np.testing.assert_allclose(a, b, atol=1e-5)
-        moved.append(np.abs(np.asarray(b) - before).max())
-    assert max(moved) > 1e-3
+        changes.append(np.abs(np.asarray(b) - before).max())
+    assert max(changes) > 1e-3
 
 
-def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
-    path = student.folder.root
-    config = reflow_config(student.config, path, distill=True)
+def test_distilled_step_reaches_the_ends_of_the_pairs(student, tmp_path):
+    student_folder = student.folder.root
+    config = reflow_config(student.config, student_folder, distill=True)
     assert config.name == "teacher_2rf_distilled"
     assert config.loss.density == UniformSteps(1)
     assert (config.sampling.solver, config.sampling.num_steps) == ("euler", 1)
@@ -226,38 +241,38 @@ def test_a_distilled_step_goes_where_the_pairs_say(student, tmp_path):
     config = dataclasses.replace(config, reflow=reflow)
     run = train(config, tmp_path / "distilled")
     x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
-    wanted = sample(field_of(student), x0, solver=RK4(), steps=STEPS).x1
+    expected = sample(velocity_field(student), x0, solver=RK4(), steps=STEPS).x1
 
     def error(run):
         one_step = x0 + run.experiment.velocity_fn(run.params)(jnp.zeros(1000), x0, None)
-        return float(jnp.sqrt(jnp.mean(jnp.square(one_step - wanted))))
+        return float(jnp.sqrt(jnp.mean(jnp.square(one_step - expected))))
 
     assert error(run) < 0.6 * error(student)
 
 
-def test_samples_of_a_flow_between_data_sets_start_from_the_first(teacher, tmp_path):
-    # In batches that do not divide them: what fills the last one up is not among them.
-    asked = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
-    drawn = sample_from_run(teacher, asked)
+def test_samples_between_datasets_start_from_the_source_dataset(teacher, tmp_path):
+    # 20 samples do not fill two batches of 16; the padding must be removed.
+    sampling = dataclasses.replace(TEACHER.sampling, num_samples=20, batch_size=16)
+    samples = sample_from_run(teacher, sampling)
     x0 = run_source_points(teacher)(TEACHER.sampling.seed, np.arange(20))
-    rows = {tuple(row) for row in TEACHER.source.load("test").points()}
-    assert {tuple(row) for row in np.asarray(x0)} <= rows
-    expected = sample(field_of(teacher), x0, solver=RK4(), steps=STEPS).x1
-    np.testing.assert_allclose(drawn.x1, expected, atol=1e-5)
-    np.testing.assert_array_equal(drawn.x0, x0)
-    write_samples(drawn, 400, tmp_path / "some")
-    found, step = read_samples(tmp_path / "some.npz")
+    source_rows = {tuple(row) for row in TEACHER.source.load("test").points()}
+    assert {tuple(row) for row in np.asarray(x0)} <= source_rows
+    expected = sample(velocity_field(teacher), x0, solver=RK4(), steps=STEPS).x1
+    np.testing.assert_allclose(samples.x1, expected, atol=1e-5)
+    np.testing.assert_array_equal(samples.x0, x0)
+    write_samples(samples, 400, tmp_path / "some")
+    restored, step = read_samples(tmp_path / "some.npz")
     assert step == 400
-    np.testing.assert_array_equal(found.x0, x0)
-    np.testing.assert_array_equal(found.x1, drawn.x1)
+    np.testing.assert_array_equal(restored.x0, x0)
+    np.testing.assert_array_equal(restored.x1, samples.x1)
 
 
-def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
+def test_source_noise_is_added_to_the_source_points(teacher):
     noisy = teacher._replace(config=dataclasses.replace(TEACHER, source_noise=0.5))
-    numbers = np.arange(2000)
-    plain, found = (np.asarray(run_source_points(run)(1, numbers)) for run in (teacher, noisy))
-    assert (found - plain).std() == pytest.approx(0.5, rel=0.05)
-    np.testing.assert_array_equal(run_source_points(noisy)(1, numbers[7:9]), found[7:9])
+    indices = np.arange(2000)
+    clean, noised = (np.asarray(run_source_points(run)(1, indices)) for run in (teacher, noisy))
+    assert (noised - clean).std() == pytest.approx(0.5, rel=0.05)
+    np.testing.assert_array_equal(run_source_points(noisy)(1, indices[7:9]), noised[7:9])
     assert reflow_config(noisy.config, teacher.folder.root).source_noise == 0.5
     with pytest.raises(ValueError, match="source_noise must be 0 without a source, got 0.5"):
         dataclasses.replace(TEACHER, source=None, source_noise=0.5)
@@ -265,91 +280,99 @@ def test_noise_of_the_source_is_in_what_samples_start_from(teacher):
         dataclasses.replace(TEACHER, source_noise=-1.0)
 
 
-def test_one_device_follows_the_paths_of_eight(teacher, tmp_path):
-    alone = teacher._replace(
+def test_straightness_does_not_depend_on_the_number_of_devices(teacher, tmp_path):
+    one_device_teacher = teacher._replace(
         mesh=make_mesh(devices=jax.devices()[:1]),
         params=jax.device_put(teacher.params, jax.devices()[0]),
         folder=RunFolder(tmp_path),
     )
-    found, others = (measure_straightness(run, TEACHER.sampling, 20) for run in (alone, teacher))
+    actual, expected = (
+        measure_straightness(run, TEACHER.sampling, 20) for run in (one_device_teacher, teacher)
+    )
     for name in ("s", "length_ratio", "cost", "deviation", "curvature"):
-        np.testing.assert_allclose(getattr(found, name), getattr(others, name), rtol=1e-4)
-    ends = np.asarray(others.lines)[:, [0, -1]]
-    assert others.cost == pytest.approx(np.mean(np.square(ends[:, 1] - ends[:, 0])), rel=1e-5)
+        np.testing.assert_allclose(getattr(actual, name), getattr(expected, name), rtol=1e-4)
+    ends = np.asarray(expected.lines)[:, [0, -1]]
+    assert expected.cost == pytest.approx(np.mean(np.square(ends[:, 1] - ends[:, 0])), rel=1e-5)
 
 
-def test_the_next_flow_is_named_and_trained_by_what_is_in_the_pairs(tmp_path):
+def test_reflow_config_names_and_settings_follow_the_teacher(tmp_path):
     config = reflow_config(TEACHER, tmp_path)
     assert config.name == "teacher_2rf"
     assert reflow_config(config, tmp_path).name == "teacher_3rf"
     assert config.loss.density == UShaped()
     assert config.reflow.sampling.solver == "rk4"
-    guided_one = dataclasses.replace(TEACHER.sampling, guidance=2.0)
-    config = reflow_config(dataclasses.replace(TEACHER, sampling=guided_one), tmp_path)
+    guided_sampling = dataclasses.replace(TEACHER.sampling, guidance=2.0)
+    config = reflow_config(dataclasses.replace(TEACHER, sampling=guided_sampling), tmp_path)
     assert (config.reflow.sampling.guidance, config.sampling.guidance) == (2.0, 1.0)
 
 
-def test_jumps_off_the_grid_of_a_shortcut_model_are_not_compared(teacher):
+def test_steps_off_the_grid_of_a_shortcut_model_are_refused(teacher):
     config = dataclasses.replace(TEACHER, loss=ShortcutConfig(num_steps=8))
     run = teacher._replace(experiment=build(config, (2,), None))
-    asked = CompareConfig(fixed_solvers=("flow_map",), adaptive_solvers=(), num_steps=(1, 3))
-    with pytest.raises(ValueError, match="num_steps must be a divisor of 8, the steps of the grid"):
-        run_methods(run, asked)
-    assert len(run_methods(run, dataclasses.replace(asked, num_steps=(1, 8)))) == 1
-    grids = dataclasses.replace(asked, num_steps=(1,), grids=("shifted",))
+    compare_config = CompareConfig(
+        fixed_solvers=("flow_map",), adaptive_solvers=(), num_steps=(1, 3)
+    )
+    with pytest.raises(ValueError, match="num_steps must be a divisor of 8, the number of steps"):
+        run_methods(run, compare_config)
+    assert len(run_methods(run, dataclasses.replace(compare_config, num_steps=(1, 8)))) == 1
+    shifted = dataclasses.replace(compare_config, num_steps=(1,), grids=("shifted",))
     with pytest.raises(ValueError, match="grid must be uniform for a shortcut model"):
-        run_methods(run, grids)
+        run_methods(run, shifted)
 
 
-def test_what_wants_noise_to_start_from_is_refused_between_data_sets(teacher):
+def test_likelihood_is_refused_between_datasets(teacher):
     with pytest.raises(ValueError, match="run must have noise as its source distribution"):
         likelihood_run(teacher, LikelihoodConfig())
 
 
-def test_pairs_made_otherwise_cut_short_or_of_other_points_are_refused(teacher, asked, tmp_path):
-    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=1500)
+def test_unsuitable_or_damaged_pairs_are_refused(teacher, student_config, tmp_path):
+    config = dataclasses.replace(
+        student_config.reflow, pairs=str(tmp_path / "pairs"), num_pairs=1500
+    )
     make_pairs(teacher, config)
-    other = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_steps=4))
+    other_steps = dataclasses.replace(
+        config, sampling=dataclasses.replace(config.sampling, num_steps=4)
+    )
     message = "made with the same settings, got different about.sampling.num_steps"
     with pytest.raises(ValueError, match=message):
-        make_pairs(teacher, other)
+        make_pairs(teacher, other_steps)
     with pytest.raises(ValueError, match=r"different about.step, about.weights"):
         make_pairs(teacher._replace(step=7), config)
-    seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
-    twin = train(dataclasses.replace(TEACHER, training=seed), tmp_path / "twin")
+    other_seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
+    twin = train(dataclasses.replace(TEACHER, training=other_seed), tmp_path / "twin")
     with pytest.raises(ValueError, match=r"got different about.weights$"):
         make_pairs(twin, config)
     with pytest.raises(ValueError, match=r"must hold pairs of x0 float32\[3\].*got.*\[2\]"):
         open_pairs(tmp_path / "pairs", (3,), None)
     shard = next((tmp_path / "pairs").glob("*.array_record"))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) // 2])
+    shard_bytes = shard.read_bytes()
+    shard.write_bytes(shard_bytes[: len(shard_bytes) // 2])
     with pytest.raises(ValueError, match=rf"file .*{shard.name} must be a complete shard of \d+"):
         make_pairs(teacher, config)
     with pytest.raises(ValueError, match="coupling must be Independent for reflow"):
-        dataclasses.replace(asked, coupling=MinibatchOT())
+        dataclasses.replace(student_config, coupling=MinibatchOT())
     with pytest.raises(ValueError, match=r"reflow.real_share must lie in \[0.0, 1.0\]"):
         ReflowConfig("x", real_share=1.5)
     with pytest.raises(ValueError, match="sampling.solver must be an ODE solver if real_share"):
         ReflowConfig("x", real_share=0.5, sampling=SamplingConfig(solver="ddim", num_steps=4))
     with pytest.raises(ValueError, match="run folder must exist, got .*nowhere"):
-        train(dataclasses.replace(asked, reflow=ReflowConfig("nowhere")), tmp_path / "run")
-    images = dataclasses.replace(asked, data=ToyData("spirals"), source=None)
-    wider = dataclasses.replace(images, network=MLPConfig(width=32, num_layers=2))
+        train(dataclasses.replace(student_config, reflow=ReflowConfig("nowhere")), tmp_path / "run")
+    without_source = dataclasses.replace(student_config, data=ToyData("spirals"), source=None)
+    other_network = dataclasses.replace(without_source, network=MLPConfig(width=32, num_layers=2))
     with pytest.raises(ValueError, match=r"reflow.warm_start must be off \(--reflow.no-warm-start"):
-        train(wider, tmp_path / "wider")
+        train(other_network, tmp_path / "wider")
     assert not (tmp_path / "wider").exists()
 
 
-def test_pairs_start_from_other_points_than_samples_do(teacher, pairs):
-    starts = np.asarray(run_source_points(teacher)(TEACHER.sampling.seed, np.arange(3000)))
-    found = pairs.examples(np.arange(3000)).x0
-    generated = found[np.arange(3000) % 4 != 3]
-    assert not {tuple(row) for row in starts} & {tuple(row) for row in generated}
-    assert len(np.unique(generated, axis=0)) == len(generated)
+def test_pairs_and_samples_start_from_different_source_points(teacher, pairs):
+    sample_x0 = np.asarray(run_source_points(teacher)(TEACHER.sampling.seed, np.arange(3000)))
+    x0 = pairs.examples(np.arange(3000)).x0
+    generated_x0 = x0[np.arange(3000) % 4 != 3]
+    assert not {tuple(row) for row in sample_x0} & {tuple(row) for row in generated_x0}
+    assert len(np.unique(generated_x0, axis=0)) == len(generated_x0)
 
 
-def test_the_next_flow_is_one_of_straight_lines_whatever_the_teacher_was(tmp_path):
+def test_reflow_config_uses_a_linear_path_for_any_teacher(tmp_path):
     ddpm = dataclasses.replace(
         TEACHER,
         path=AffinePath(LinearBetas()),
@@ -363,18 +386,20 @@ def test_the_next_flow_is_one_of_straight_lines_whatever_the_teacher_was(tmp_pat
         compare=CompareConfig(fixed_solvers=("flow_map", "euler")),
         sampling=SamplingConfig(solver="flow_map", num_steps=1),
     )
-    for other in (ddpm, flow_map):
+    for teacher_config in (ddpm, flow_map):
         for distill in (False, True):
-            config = reflow_config(other, tmp_path, distill=distill)
+            config = reflow_config(teacher_config, tmp_path, distill=distill)
             assert (config.path, config.loss.prediction) == (AffinePath(), Prediction.VELOCITY)
             assert not config.reflow.warm_start
-            assert config.reflow.sampling.solver == other.sampling.solver
+            assert config.reflow.sampling.solver == teacher_config.sampling.solver
             build(config, (2,), None)
             config.sampling.make_steps()
 
 
-def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
-    config = dataclasses.replace(asked.reflow, pairs=str(tmp_path / "pairs"), num_pairs=20_000)
+def test_interrupted_pair_generation_resumes(teacher, student_config, tmp_path):
+    config = dataclasses.replace(
+        student_config.reflow, pairs=str(tmp_path / "pairs"), num_pairs=20_000
+    )
     script = tmp_path / "make.py"
     script.write_text(
         "import json, sys\n"
@@ -389,18 +414,18 @@ def test_making_pairs_goes_on_after_a_kill(teacher, asked, tmp_path):
     )
     command = [sys.executable, str(script)]
     for _ in range(3):
-        process = subprocess.Popen(command, env=environment())
+        child = subprocess.Popen(command, env=environment())
         before = len(list((tmp_path / "pairs").glob("[0-9]*.array_record")))
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "pairs").glob("[0-9]*.array_record"))) < before + 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
     assert not (tmp_path / "pairs" / "00019-of-00020.array_record").exists()
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    broken = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    resumed = json.loads(process.stdout.splitlines()[-1])
     script.write_text(script.read_text().replace(config.pairs, config.pairs + "2"))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert broken == json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert resumed == json.loads(process.stdout.splitlines()[-1])
     assert open_run(teacher.folder.root).step == 400

@@ -1,4 +1,4 @@
-"""A model of text, from arrays on the disk to its checkpoints."""
+"""End-to-end test of training a text-conditional model on arrays."""
 
 import numpy as np
 import pytest
@@ -21,16 +21,16 @@ def get_config():
 """
 
 
-def test_a_small_flux_trains_from_latents_and_texts(tmp_path, monkeypatch, capsys):
+def test_tiny_flux_trains_on_arrays_of_latents_and_text(tmp_path, monkeypatch, capsys):
     rng, num = np.random.default_rng(0), 16
     for name, shape in {"x": (8, 8, 4), "text": (4, 8), "pooled": (6,)}.items():
         np.save(tmp_path / f"train_{name}.npy", rng.standard_normal((num, *shape), np.float32))
     (tmp_path / "text.py").write_text(CONFIG.format(folder=str(tmp_path)))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_info:
         main(["train", "text.py", "--run", "run"])
-    assert end.value.code == 0, capsys.readouterr().err
-    assert "no samples are drawn, because they need prompts" in capsys.readouterr().out
+    assert exit_info.value.code == 0, capsys.readouterr().err
+    assert "no samples are generated, because they need prompts" in capsys.readouterr().out
     assert read_model(tmp_path / "run") == ((8, 8, 4), TextShape(4, 8, 6))
     assert (tmp_path / "run/checkpoints/3").is_dir()
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Autoencoders of the golden files, with their weights and diffusers' outputs."""
+"""Golden autoencoders: configs, weights and outputs of diffusers."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from fmjax.pretrained.layouts import TensorLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = {"vae-two-levels": "sd3-pipeline-tiny/vae", "vae-three-levels": "vae-three-levels"}
-"""Folders of outputs, and of the models that gave them."""
+"""Folders of outputs, mapped to the folders of the models that computed them."""
 
 
 def golden_config_json(folder):
@@ -30,17 +30,17 @@ def golden_config(name):
 def golden_params(name):
     tensors = golden_tensors(MODELS[name])
 
-    def whole(layout):
-        def part(tensor, index):
-            return tensors[tensor][index]
+    def read_tensor(name, index):
+        return tensors[name][index]
 
-        return layout.read(part, (slice(None),) * len(layout.shape), np.float32)
+    def read_param(layout):
+        return layout.read(read_tensor, (slice(None),) * len(layout.shape), np.float32)
 
     layouts = autoencoder_layouts(golden_config(name))
-    return jax.tree.map(whole, layouts, is_leaf=lambda node: isinstance(node, TensorLayout))
+    return jax.tree.map(read_param, layouts, is_leaf=lambda node: isinstance(node, TensorLayout))
 
 
 def golden_outputs(name):
-    """What diffusers gave: images and latents `[batch, height, width, channel]`."""
+    """Return diffusers' images and latents, `[batch, height, width, channel]`."""
     with np.load(GOLDEN / name / "io.npz") as outputs:
         return {key: array.transpose(0, 2, 3, 1) for key, array in outputs.items()}

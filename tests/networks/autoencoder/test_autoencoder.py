@@ -1,4 +1,4 @@
-"""The autoencoder: diffusers' outputs with the same weights, published sizes, tiles, refusals."""
+"""Tests of the autoencoder: outputs of diffusers, parameter counts, tiled decoding."""
 
 from functools import partial
 
@@ -28,57 +28,57 @@ def golden(request):
 
 
 def assert_close(out, expected, tolerance=2e-5):
-    """The golden files are diffusers' in float32: they differ in their last digits."""
+    """Compare relative to the largest value; both libraries compute in float32."""
     scale = np.abs(expected).max()
     np.testing.assert_allclose(out / scale, expected / scale, atol=tolerance)
 
 
-def test_encoded_images_are_those_of_diffusers(golden):
+def test_encoded_images_match_diffusers(golden):
     autoencoder, params, outputs = golden
     mean, log_variance = jax.jit(autoencoder.encode)(params, outputs["images"])
     assert_close(mean, outputs["mean"])
     assert_close(log_variance, outputs["log_variance"])
 
 
-def test_decoded_latents_are_those_of_diffusers(golden):
+def test_decoded_latents_match_diffusers(golden):
     autoencoder, params, outputs = golden
     assert_close(jax.jit(autoencoder.decode)(params, outputs["latents"]), outputs["decoded"])
 
 
-def test_latents_decoded_in_tiles_are_those_of_diffusers(golden):
+def test_tiled_decoding_matches_diffusers(golden):
     autoencoder, params, outputs = golden
     tiled = jax.jit(partial(decode_tiled, autoencoder.decode, tile=8))
     assert_close(tiled(params, outputs["tiled_latents"]), outputs["tiled"])
 
 
-def test_bfloat16_stays_near_float32_and_gives_float32():
+def test_bfloat16_outputs_are_float32_and_close_to_float32():
     config = golden_config("vae-two-levels")
-    narrow = make_autoencoder(AutoencoderConfig(**{**vars(config), "dtype": "bfloat16"}))
+    autoencoder16 = make_autoencoder(AutoencoderConfig(**{**vars(config), "dtype": "bfloat16"}))
     params, outputs = golden_params("vae-two-levels"), golden_outputs("vae-two-levels")
-    images = jax.jit(narrow.decode)(params, outputs["latents"])
-    mean, log_variance = jax.jit(narrow.encode)(params, outputs["images"])
+    images = jax.jit(autoencoder16.decode)(params, outputs["latents"])
+    mean, log_variance = jax.jit(autoencoder16.encode)(params, outputs["images"])
     assert {a.dtype for a in (images, mean, log_variance)} == {jnp.dtype("float32")}
-    # Two dozen roundings to 8 bits, of 2e-3 each at most, add up like a walk.
+    # About 24 rounding errors of at most 2e-3 each add up like a random walk.
     assert_close(images, outputs["decoded"], tolerance=0.04)
     assert_close(mean, outputs["mean"], tolerance=0.04)
 
 
-def test_norms_keep_their_digits_where_the_mean_is_large():
+def test_norm_is_accurate_for_a_large_mean():
     norm = Sizes(2, "float32", "xla").norm(4, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype(np.float32)
-    # In float32 numbers about 3,000 are rounded by 1e-4.
+    # Float32 numbers near 3,000 have rounding errors of about 1e-4.
     np.testing.assert_allclose(norm(x + 3000.0), norm(x), atol=1e-3)
 
 
 @pytest.mark.slow
-def test_default_sizes_are_those_of_the_released_autoencoders():
+def test_default_config_has_the_released_numbers_of_parameters():
     shapes = jax.eval_shape(make_autoencoder(AutoencoderConfig()).init, jax.random.key(0))
-    sizes = {name: sum(a.size for a in jax.tree.leaves(half)) for name, half in shapes.items()}
+    sizes = {name: sum(a.size for a in jax.tree.leaves(params)) for name, params in shapes.items()}
     assert sizes == {"encoder": 34_274_208, "decoder": 49_545_475}
 
 
 @pytest.mark.slow
-def test_log_variances_are_held_between_bounds():
+def test_log_variances_are_clipped():
     autoencoder = make_autoencoder(SMALL)
     params = autoencoder.init(jax.random.key(0))
     bias = params["encoder"]["out"]["bias"]
@@ -88,7 +88,7 @@ def test_log_variances_are_held_between_bounds():
     assert np.all(log_variance[..., 1] == -30.0)
 
 
-def test_scaling_of_latents_undoes_itself():
+def test_unscaled_inverts_scaled():
     config = AutoencoderConfig(scale=0.5, shift=2.0)
     latents = jnp.arange(-3.0, 3.0)
     np.testing.assert_array_equal(config.scaled(latents), (latents - 2.0) / 2.0)
@@ -96,34 +96,34 @@ def test_scaling_of_latents_undoes_itself():
     assert AutoencoderConfig(widths=(32, 32, 64)).downsampling == 4
 
 
-def twice(params, latents):
-    """A decoder that sees one pixel at a time."""
+def upsample(params, latents):
+    """Decode each pixel independently of its neighbors."""
     return params * jnp.repeat(jnp.repeat(latents, 2, 1), 2, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(3, 4), (4, 5), (16, 7)])
 @pytest.mark.parametrize(("tile", "overlap"), [(4, None), (4, 0), (4, 3), (5, 2), (1, None)])
-def test_tiles_of_a_decoder_that_sees_single_pixels_make_its_image(size, tile, overlap):
+def test_tiled_decoding_is_exact_for_a_pixelwise_decoder(size, tile, overlap):
     latents = jax.random.normal(jax.random.key(0), (2, *size, 3))
     params = jnp.float32(3.0)
-    tiled = jax.jit(partial(decode_tiled, twice, tile=tile, overlap=overlap))(params, latents)
-    np.testing.assert_allclose(tiled, twice(params, latents), rtol=1e-5)
+    tiled = jax.jit(partial(decode_tiled, upsample, tile=tile, overlap=overlap))(params, latents)
+    np.testing.assert_allclose(tiled, upsample(params, latents), rtol=1e-5)
 
 
-def test_an_overlap_fades_linearly_from_one_tile_into_the_next():
+def test_overlapping_tiles_are_blended_linearly():
     def mean(params, latents):
         return jnp.broadcast_to(jnp.mean(latents, (1, 2), keepdims=True), latents.shape)
 
     latents = jnp.arange(12.0).reshape(1, 1, 12, 1)
     tiled = decode_tiled(mean, None, latents, tile=8, overlap=4)
-    # Tiles 0..7, 4..11 and 8..11 have means of 3.5, 7.5 and 9.5.
-    first, last = [3.5, 4.5, 5.5, 6.5], [7.5, 8.0, 8.5, 9.0]
-    np.testing.assert_allclose(tiled[0, 0, :, 0], [3.5] * 4 + first + last, rtol=1e-6)
+    # The tiles 0..7, 4..11 and 8..11 have the means 3.5, 7.5 and 9.5.
+    first_blend, second_blend = [3.5, 4.5, 5.5, 6.5], [7.5, 8.0, 8.5, 9.0]
+    np.testing.assert_allclose(tiled[0, 0, :, 0], [3.5] * 4 + first_blend + second_blend, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_latents_of_one_tile_are_decoded_as_they_are():
+def test_latents_that_fit_one_tile_are_decoded_without_tiling():
     autoencoder = make_autoencoder(SMALL)
     params = autoencoder.init(jax.random.key(0))
     latents = jax.random.normal(jax.random.key(1), (1, 8, 6, 4))
@@ -133,7 +133,7 @@ def test_latents_of_one_tile_are_decoded_as_they_are():
 
 
 @pytest.mark.slow
-def test_tiles_take_the_memory_of_one():
+def test_tiled_decoding_uses_about_the_memory_of_one_tile():
     autoencoder = make_autoencoder(SMALL)
     params = jax.eval_shape(autoencoder.init, jax.random.key(0))
 
@@ -142,12 +142,12 @@ def test_tiles_take_the_memory_of_one():
         compiled = jax.jit(decode).lower(params, latents).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    one, whole = memory(autoencoder.decode, 16), memory(autoencoder.decode, 52)
+    one_tile, untiled = memory(autoencoder.decode, 16), memory(autoencoder.decode, 52)
     tiled = memory(partial(decode_tiled, autoencoder.decode, tile=16), 52)
-    # Beside those of one tile, 25 tiles of 32x32 pixels and their image, whose bands are joined.
+    # Additional memory: 25 tiles of 32x32 pixels, and the image together with its joined bands.
     pixels = 25 * 32 * 32 + 2 * 104 * 104
-    assert tiled < 2 * one + 4 * 3 * 2 * pixels
-    assert tiled < whole / 8
+    assert tiled < 2 * one_tile + 4 * 3 * 2 * pixels
+    assert tiled < untiled / 8
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,17 @@ def test_tiles_take_the_memory_of_one():
         (lambda: AutoencoderConfig(scale=0.0), "scale must be positive, got 0"),
         (lambda: AutoencoderConfig(dtype="bf16"), "dtype must be one of float32, bfloat16"),
         (lambda: AutoencoderConfig(attention="flash"), "attention must be one of auto, xla"),
-        (lambda: decode_tiled(twice, 1.0, jnp.zeros((1, 4, 4, 1)), tile=0), "tile must be at leas"),
         (
-            lambda: decode_tiled(twice, 1.0, jnp.zeros((1, 4, 4, 1)), tile=2, overlap=2),
+            lambda: decode_tiled(upsample, 1.0, jnp.zeros((1, 4, 4, 1)), tile=0),
+            "tile must be at leas",
+        ),
+        (
+            lambda: decode_tiled(upsample, 1.0, jnp.zeros((1, 4, 4, 1)), tile=2, overlap=2),
             r"overlap must lie in \[0, tile - 1 = 1\], got 2",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -180,7 +183,7 @@ def test_what_does_not_fit_is_refused(make, message):
         ("decode", (1, 4, 4, 3), "latents must have 4 channels, got 3"),
     ],
 )
-def test_images_and_latents_that_do_not_fit_are_refused(function, shape, message):
+def test_images_and_latents_of_the_wrong_shape_are_refused(function, shape, message):
     autoencoder = make_autoencoder(SMALL)
     params = jax.eval_shape(autoencoder.init, jax.random.key(0))
     with pytest.raises(ValueError, match=message):

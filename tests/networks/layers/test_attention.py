@@ -1,4 +1,4 @@
-"""Attention against a plain computation, and each kernel against plain products."""
+"""Tests of attention against numpy, and of the kernels against the XLA implementation."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def test_attention_is_the_softmax_of_scaled_products_times_values():
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_a_bias_is_added_to_the_logits_and_minus_infinity_hides_a_key(heads):
+def test_bias_is_added_to_logits_and_minus_infinity_masks_keys(heads):
     q, k, v = qkv(2, 3, 5, 7, 4)
     bias = normal(3, heads, 5, 7)
     bias[:, 1, 2:] = -np.inf
@@ -52,11 +52,11 @@ def test_kernels_refuse_a_bias():
         attention(q, k, v, "splash", jnp.zeros((1, 128, 128)))
 
 
-def test_attention_stands_large_logits():
+def test_attention_is_accurate_for_large_logits():
     q, k, v = 1e3 * normal(0, 1, 1, 3, 4), 1e3 * normal(1, 1, 1, 6, 4), normal(2, 1, 1, 6, 4)
-    winner = np.argmax(q[0, 0] @ k[0, 0].T, axis=-1)
+    largest = np.argmax(q[0, 0] @ k[0, 0].T, axis=-1)
     np.testing.assert_allclose(
-        np.asarray(jax.jit(attention)(q, k, v))[0, 0], v[0, 0][winner], rtol=1e-5
+        np.asarray(jax.jit(attention)(q, k, v))[0, 0], v[0, 0][largest], rtol=1e-5
     )
 
 
@@ -70,7 +70,7 @@ def test_softmax_of_bfloat16_queries_is_computed_in_float32():
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """The TPU kernel on the CPU, step by step in Python."""
+    """Run the TPU kernel on the CPU in interpret mode."""
     kernel = partial(module._splash_on_device, interpret=True)
     monkeypatch.setattr(module, "_splash_on_device", kernel)
 
@@ -82,51 +82,51 @@ def value_and_grads(implementation):
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
 
 
-def assert_same(got, expected):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+def assert_close(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
-def test_splash_attention_and_its_gradient_equal_plain_products(interpreted):
-    given = *qkv(1, 2, 128, 256, 64), normal(9, 1, 2, 128, 64)
-    assert_same(value_and_grads("splash")(*given), value_and_grads("xla")(*given))
+def test_splash_attention_and_gradients_match_xla(interpreted):
+    args = *qkv(1, 2, 128, 256, 64), normal(9, 1, 2, 128, 64)
+    assert_close(value_and_grads("splash")(*args), value_and_grads("xla")(*args))
 
 
-def test_splash_attention_of_any_number_of_tokens_sees_those_alone(interpreted):
-    given = *qkv(1, 2, 141, 200, 64), normal(9, 1, 2, 141, 64)
-    assert_same(value_and_grads("splash")(*given), value_and_grads("xla")(*given))
+def test_splash_attention_ignores_padding_tokens(interpreted):
+    args = *qkv(1, 2, 141, 200, 64), normal(9, 1, 2, 141, 64)
+    assert_close(value_and_grads("splash")(*args), value_and_grads("xla")(*args))
 
 
 @pytest.mark.parametrize("heads", [4, 1])
-def test_on_a_mesh_each_device_attends_for_its_heads_or_queries(interpreted, heads):
-    # One head does not divide by the two devices along tensor: queries are apart instead.
+def test_mesh_shards_attention_by_heads_or_queries(interpreted, heads):
+    # One head is not divisible by the two devices along tensor, so queries are sharded instead.
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    given = qkv(4, heads, 256, 128, 64)
-    expected = jax.jit(attention)(*given)
+    args = qkv(4, heads, 256, 128, 64)
+    expected = jax.jit(attention)(*args)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     @jax.jit
-    def both(q, k, v):
+    def splash_and_xla(q, k, v):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return attention(q, k, v, "splash"), attention(q, k, v, "xla")
 
-    for out in both(*jax.device_put(given, rows)):
+    for out in splash_and_xla(*jax.device_put(args, rows)):
         np.testing.assert_allclose(out, expected, rtol=2e-4, atol=2e-4)
         axis = 1 if heads > 1 else 2
         assert out.sharding.shard_shape(out.shape)[axis] == out.shape[axis] // 2
 
 
-def test_auto_is_plain_on_the_cpu_and_forward_mode_works_through_it():
+def test_auto_uses_xla_on_cpu_and_supports_forward_mode():
     q, k, v = qkv(1, 2, 1024, 1024, 8)
     program = str(jax.make_jaxpr(lambda *a: attention(*a, "auto"))(q, k, v))
     assert "pallas" not in program
-    out, moved = jax.jvp(lambda q: attention(q, k, v, "auto"), (q,), (q,))
+    out, tangent = jax.jvp(lambda q: attention(q, k, v, "auto"), (q,), (q,))
     np.testing.assert_allclose(jnp.sum(out), jnp.sum(attention(q, k, v)), rtol=1e-4)
-    assert np.max(np.abs(moved)) > 0
+    assert np.max(np.abs(tangent)) > 0
 
 
-def test_cudnn_is_called_by_name_in_the_program_for_a_gpu(monkeypatch):
-    # Whether the library is there is asked of a device, which there is none of here.
+def test_gpu_program_calls_the_cudnn_kernel(monkeypatch):
+    # JAX checks for cuDNN on a GPU, which the test machine may not have.
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 90800)
@@ -136,7 +136,7 @@ def test_cudnn_is_called_by_name_in_the_program_for_a_gpu(monkeypatch):
     assert "__cudnn$fmhaSoftmax" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_kernels_refuse_what_they_cannot_take():
+def test_cudnn_refuses_float32_inputs():
     with pytest.raises(
         ValueError, match="attention inputs must be bfloat16 or float16 with at most 128"
     ):

@@ -1,4 +1,4 @@
-"""Layers against their formulas, pointwise, in plain numpy."""
+"""Tests of basic layers against their formulas in numpy."""
 
 import math
 
@@ -19,7 +19,7 @@ def on_device(function, *arrays):
     return np.asarray(jax.jit(function)(*arrays))
 
 
-def test_timestep_features_are_cosines_and_sines_from_30_rad_to_a_tenth():
+def test_timestep_features_follow_their_formula():
     t = np.array([0.0, 0.25, 1.0], np.float32)
     features = on_device(lambda t: timestep_features(t, 8), t)
     for example, time in enumerate(t):
@@ -36,10 +36,10 @@ def test_layer_norm_has_zero_mean_and_unit_variance():
 
 
 def test_layer_norm_is_exact_far_from_zero():
-    # E[x^2] - E[x]^2 in float32 would lose all digits here.
+    # E[x^2] - E[x]^2 in float32 would have no correct digits for these inputs.
     x = 1e4 + normal(0, 5, 32)
-    wide = x.astype(np.float64)
-    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    x64 = x.astype(np.float64)
+    expected = (x64 - x64.mean(-1, keepdims=True)) / x64.std(-1, keepdims=True)
     np.testing.assert_allclose(on_device(layer_norm, x), expected, atol=5e-3)
 
 
@@ -54,9 +54,9 @@ def test_sincos_positions_follow_their_formula():
     positions = sincos_positions(height, width, dim)
     for row, column, i in np.ndindex(height, width, dim // 4):
         token, frequency = row * width + column, 10000.0 ** (-i / (dim // 4))
-        quarters = positions[token].reshape(4, dim // 4)[:, i]
+        actual = positions[token].reshape(4, dim // 4)[:, i]
         expected = [f(x * frequency) for x in (row, column) for f in (math.sin, math.cos)]
-        np.testing.assert_allclose(quarters, expected, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_rotary_products_depend_on_relative_positions_only():
@@ -65,37 +65,39 @@ def test_rotary_products_depend_on_relative_positions_only():
     angles = rotary_angles(height, width, dim)
     q, k = (on_device(lambda x: rotate(x, angles), x)[0, 0] for x in (q, k))
     products = (q @ k.T).reshape(height, width, height, width)
-    seen = {}
+    products_by_offset = {}
     for r1, c1, r2, c2 in np.ndindex(products.shape):
-        seen.setdefault((r1 - r2, c1 - c2), []).append(products[r1, c1, r2, c2])
-    for same in seen.values():
-        np.testing.assert_allclose(same, same[0], rtol=1e-4, atol=1e-5)
-    # Rows and columns both count, and so does the sign of the difference.
-    distinct = {round(float(same[0]), 3) for same in seen.values()}
-    assert len(distinct) > 0.9 * len(seen)
+        products_by_offset.setdefault((r1 - r2, c1 - c2), []).append(products[r1, c1, r2, c2])
+    for equal_products in products_by_offset.values():
+        np.testing.assert_allclose(equal_products, equal_products[0], rtol=1e-4, atol=1e-5)
+    # The products depend on rows, columns and the sign of the difference.
+    distinct = {
+        round(float(equal_products[0]), 3) for equal_products in products_by_offset.values()
+    }
+    assert len(distinct) > 0.9 * len(products_by_offset)
 
 
-def test_rotation_turns_channel_pairs_by_their_angles():
+def test_rotate_rotates_channel_pairs_by_their_angles():
     height, width, dim = 2, 3, 8
     x, angles = normal(0, 1, 1, height * width, dim), rotary_angles(height, width, dim)
-    turned = on_device(lambda x: rotate(x, angles), x)[0, 0]
+    rotated = on_device(lambda x: rotate(x, angles), x)[0, 0]
     for row, column, i in np.ndindex(height, width, dim // 2):
         coordinate = row if i < dim // 4 else column
         angle = coordinate * 10000.0 ** (-(i % (dim // 4)) / (dim // 4))
         token = row * width + column
         pair = complex(x[0, 0, token, i], x[0, 0, token, i + dim // 2])
         expected = pair * complex(math.cos(angle), math.sin(angle))
-        got = complex(turned[token, i], turned[token, i + dim // 2])
-        assert got == pytest.approx(expected, abs=1e-5)
+        actual = complex(rotated[token, i], rotated[token, i + dim // 2])
+        assert actual == pytest.approx(expected, abs=1e-5)
 
 
-def test_condition_embedding_adds_time_and_class_and_has_a_null_class():
+def test_condition_embedding_adds_time_and_class_embeddings():
     embed = ConditionEmbedding(6, 3, rngs=nnx.Rngs(0))
     labels, table = np.array([0, 3], np.int32), np.asarray(embed.labels.embedding[...])
     assert table.shape == (4, 6)
     t = np.array([0.3, 0.9], np.float32)
     features = on_device(lambda t: timestep_features(t, 256), t)
-    hidden = features @ np.asarray(embed.hidden.kernel[...])  # the biases start at zero
+    hidden = features @ np.asarray(embed.hidden.kernel[...])  # biases are initialized to zero
     hidden = hidden / (1.0 + np.exp(-hidden))
     expected = hidden @ np.asarray(embed.out.kernel[...]) + table[labels]
     np.testing.assert_allclose(on_device(embed, t, labels), expected, rtol=1e-3, atol=1e-5)

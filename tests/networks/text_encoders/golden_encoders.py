@@ -1,4 +1,4 @@
-"""Golden text encoders: their settings, weights and what transformers makes of them."""
+"""Golden text encoders: configs, weights and outputs of transformers."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ CLIPS = {
     "flux-dev-pipeline-tiny/text_encoder": "",
     "text-encoders/clip-legacy": "text_model.",
 }
-"""Folders, and before which prefix their tensors have their names."""
+"""Folders of CLIP encoders, mapped to the prefix of their tensor names."""
 T5S = (
     "sd3-pipeline-tiny/text_encoder_3",
     "flux-dev-pipeline-tiny/text_encoder_2",
@@ -34,7 +34,7 @@ def config_json(folder):
 
 
 def encoder(folder, **changes):
-    """The encoder of a folder, and the views of its parameters."""
+    """Return the encoder of a folder and the layouts of its parameters."""
     if folder in CLIPS:
         config = dataclasses.replace(clip_text_config(config_json(folder)), **changes)
         return make_clip_text(config), clip_text_layouts(config, prefix=CLIPS[folder])
@@ -46,15 +46,15 @@ def weights(folder):
     return load_file(GOLDEN / folder / "model.safetensors")
 
 
-def expected(folder):
-    """Tokens in, states out."""
+def golden_outputs(folder):
+    """Return the tokens and the states that transformers computed from them."""
     name = folder.removeprefix("text-encoders/").replace("/", "-")
     return np.load(ENCODERS / f"{name}.npz")
 
 
-def read(layouts, tensors):
-    """Parameters, from tensors by name."""
+def read_params(layouts, tensors):
+    """Return parameters, read from tensors by name."""
     if isinstance(layouts, TensorLayout):
-        whole = (slice(None),) * len(layouts.shape)
-        return layouts.read(lambda name, index: tensors[name][index], whole, np.float32)
-    return {name: read(part, tensors) for name, part in layouts.items()}
+        full = (slice(None),) * len(layouts.shape)
+        return layouts.read(lambda name, index: tensors[name][index], full, np.float32)
+    return {name: read_params(layout, tensors) for name, layout in layouts.items()}

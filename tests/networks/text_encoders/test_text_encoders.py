@@ -1,4 +1,4 @@
-"""CLIP and T5: transformers' states with the same weights, published sizes, refusals."""
+"""Tests of CLIP and T5: states of transformers, parameter counts, argument checks."""
 
 import dataclasses
 
@@ -25,83 +25,90 @@ from tests.networks.text_encoders.golden_encoders import (
     ENCODERS,
     T5S,
     encoder,
-    expected,
-    read,
+    golden_outputs,
+    read_params,
     weights,
 )
 
-CLOSE = 1e-5  # Of the largest state: both compute in float32.
+RELATIVE_TOLERANCE = 1e-5  # relative to the largest state; both libraries compute in float32
 
 
-def states(folder):
-    """What the encoder of a folder gives for the tokens that transformers was given."""
+def compute_states(folder):
+    """Return the encoder's states for the golden tokens."""
     net, layouts = encoder(folder)
-    return jax.jit(net.apply)(read(layouts, weights(folder)), expected(folder)["tokens"])
+    params = read_params(layouts, weights(folder))
+    return jax.jit(net.apply)(params, golden_outputs(folder)["tokens"])
 
 
-def require_close(got, want):
-    assert got.shape == want.shape
-    assert got.dtype == jnp.float32
-    scale = np.abs(want).max()
-    np.testing.assert_allclose(got / scale, want / scale, atol=CLOSE)
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape
+    assert actual.dtype == jnp.float32
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=RELATIVE_TOLERANCE)
 
 
 @pytest.mark.parametrize("folder", CLIPS)
-def test_clip_states_are_those_of_transformers_with_the_same_weights(folder):
-    out, want = states(folder), expected(folder)
-    require_close(out.hidden, want["hidden"])
-    require_close(out.last, want["last"])
-    require_close(out.pooled, want["pooled"])
+def test_clip_states_match_transformers(folder):
+    out, expected = compute_states(folder), golden_outputs(folder)
+    assert_close(out.hidden, expected["hidden"])
+    assert_close(out.last, expected["last"])
+    assert_close(out.pooled, expected["pooled"])
 
 
 @pytest.mark.parametrize("folder", T5S)
-def test_t5_states_are_those_of_transformers_with_the_same_weights(folder):
-    require_close(states(folder), expected(folder)["last"])
+def test_t5_states_match_transformers(folder):
+    assert_close(compute_states(folder), golden_outputs(folder)["last"])
 
 
-def test_kinds_of_distance_are_those_of_transformers():
+def test_distance_buckets_match_transformers():
     tables = np.load(ENCODERS / "buckets.npz")
-    for name in tables.files:  # By offsets from -700 to 700.
-        num_buckets, max_distance = (int(number) for number in name.split("_"))
-        kinds = distance_buckets(701, num_buckets, max_distance)
-        np.testing.assert_array_equal(kinds[-1], tables[name][:701])
-        np.testing.assert_array_equal(kinds[0], tables[name][700:])
+    for name in tables.files:  # one bucket for each offset from -700 to 700
+        num_buckets, max_distance = (int(value) for value in name.split("_"))
+        buckets = distance_buckets(701, num_buckets, max_distance)
+        np.testing.assert_array_equal(buckets[-1], tables[name][:701])
+        np.testing.assert_array_equal(buckets[0], tables[name][700:])
 
 
-def test_a_token_of_clip_does_not_see_those_after_it():
+def test_clip_tokens_attend_only_to_earlier_tokens():
     config = CLIPTextConfig(20, 8, 8, 2, 2, 16, projection=4, end_token=19)
     net = make_clip_text(config)
     params, tokens = net.init(jax.random.key(0)), np.array([[1, 2, 19, 3, 4]], np.int32)
     changed = np.array([[1, 2, 19, 7, 4]], np.int32)
     apply = jax.jit(net.apply)
-    one, other = apply(params, tokens), apply(params, changed)
-    np.testing.assert_array_equal(one.last[:, :3], other.last[:, :3])
-    np.testing.assert_array_equal(one.pooled, other.pooled)
-    assert np.abs(one.last[:, 3:] - other.last[:, 3:]).max(axis=(0, 2)).min() > 1e-3
+    out, changed_out = apply(params, tokens), apply(params, changed)
+    np.testing.assert_array_equal(out.last[:, :3], changed_out.last[:, :3])
+    np.testing.assert_array_equal(out.pooled, changed_out.pooled)
+    assert np.abs(out.last[:, 3:] - changed_out.last[:, 3:]).max(axis=(0, 2)).min() > 1e-3
 
 
 @pytest.mark.parametrize("folder", ["sd3-pipeline-tiny/text_encoder", T5S[0]])
-def test_bfloat16_states_are_near_those_of_float32_and_float32_themselves(folder):
+def test_bfloat16_states_are_float32_and_close_to_float32(folder):
     net, layouts = encoder(folder, dtype="bfloat16")
-    out = jax.jit(net.apply)(read(layouts, weights(folder)), expected(folder)["tokens"])
-    for got, want in zip(jax.tree.leaves(out), jax.tree.leaves(states(folder)), strict=True):
-        assert got.dtype == jnp.float32
-        # A number of bfloat16 has 8 bits: errors of 2^-8 a product, some of them in a row.
-        assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
+    params = read_params(layouts, weights(folder))
+    out = jax.jit(net.apply)(params, golden_outputs(folder)["tokens"])
+    for actual, expected in zip(
+        jax.tree.leaves(out), jax.tree.leaves(compute_states(folder)), strict=True
+    ):
+        assert actual.dtype == jnp.float32
+        # bfloat16 has 8 bits of precision: each product has an error of 2^-8, and errors add up.
+        assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("folder", ["sd3-pipeline-tiny/text_encoder_2", T5S[0]])
-def test_eight_devices_give_what_one_gives(folder):
+def test_eight_devices_match_one_device(folder):
     net, layouts = encoder(folder)
-    params, tokens = read(layouts, weights(folder)), np.tile(expected(folder)["tokens"], (2, 1))
+    params = read_params(layouts, weights(folder))
+    tokens = np.tile(golden_outputs(folder)["tokens"], (2, 1))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        places = state_sharding(params, mesh, net.tensor_axes)
-        where = jax.device_put(params, places), jax.device_put(tokens, batch_sharding(mesh))
-        out = jax.jit(net.apply)(*where)
-    assert places["blocks"]["mlp_in"]["kernel"].spec == P(None, None, ("tensor", "fsdp"))
-    for got, want in zip(jax.tree.leaves(out), jax.tree.leaves(states(folder)), strict=True):
-        require_close(np.asarray(got), np.tile(want, (2,) + (1,) * (want.ndim - 1)))
+        shardings = state_sharding(params, mesh, net.tensor_axes)
+        inputs = jax.device_put(params, shardings), jax.device_put(tokens, batch_sharding(mesh))
+        out = jax.jit(net.apply)(*inputs)
+    assert shardings["blocks"]["mlp_in"]["kernel"].spec == P(None, None, ("tensor", "fsdp"))
+    for actual, expected in zip(
+        jax.tree.leaves(out), jax.tree.leaves(compute_states(folder)), strict=True
+    ):
+        assert_close(np.asarray(actual), np.tile(expected, (2,) + (1,) * (expected.ndim - 1)))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_eight_devices_give_what_one_gives(folder):
     ],
     ids=["CLIP-L", "CLIP-L projected", "CLIP-G", "T5-XXL"],
 )
-def test_presets_have_the_released_models_numbers_of_parameters(net, size):
+def test_presets_have_the_released_numbers_of_parameters(net, size):
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == size
 
@@ -131,12 +138,12 @@ def test_presets_have_the_released_models_numbers_of_parameters(net, size):
         (lambda: T5Config(dtype="float16"), "dtype must be one of float32, bfloat16"),
     ],
 )
-def test_what_does_not_fit_is_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_more_tokens_than_clip_has_places_for_are_refused():
+def test_too_many_tokens_for_clip_are_refused():
     net = make_clip_text(CLIPTextConfig(20, 8, 8, 1, 2, 16))
     params = jax.eval_shape(net.init, jax.random.key(0))
     with pytest.raises(ValueError, match="number of tokens must be at most max_tokens = 8, got 9"):

@@ -1,4 +1,4 @@
-"""DiT: published sizes, patches, attention against plain numpy, scanned against unrolled layers."""
+"""Tests of DiT: parameter counts, patches, attention, scanned and unrolled layers."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def size_of(config, event_shape=(32, 32, 4), num_classes=1000):
+def num_params(config, event_shape=(32, 32, 4), num_classes=1000):
     params = jax.eval_shape(make_dit(config, event_shape, num_classes).init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -28,12 +28,12 @@ def size_of(config, event_shape=(32, 32, 4), num_classes=1000):
     ("config", "millions"), [(DIT_S, 33), (DIT_B, 130), (DIT_L, 458), (DIT_XL, 675)]
 )
 def test_presets_have_the_published_number_of_parameters(config, millions):
-    # Peebles and Xie 2023, table 4, on 32x32x4 latents of 1,000 classes. Their network also
-    # predicts a variance: 16 more outputs, which do not show at this rounding.
-    assert round(size_of(config) / 1e6) == millions
+    # Reference: Peebles and Xie 2023, table 4, for 32x32x4 latents and 1,000 classes. Their network
+    # also predicts a variance; its 16 additional outputs do not change the rounded number.
+    assert round(num_params(config) / 1e6) == millions
 
 
-def test_patches_are_read_row_by_row_and_put_together_again():
+def test_patchify_is_row_major_and_unpatchify_inverts_it():
     x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
     tokens = patchify(jnp.asarray(x), 2)
     assert tokens.shape == (2, 6, 12)
@@ -42,7 +42,7 @@ def test_patches_are_read_row_by_row_and_put_together_again():
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-def test_self_attention_equals_a_plain_computation(rotary):
+def test_self_attention_matches_numpy(rotary):
     positions = "rotary" if rotary else "sincos"
     config = dataclasses.replace(CONFIG, positions=positions, qk_norm=rotary)
     grid, heads, dim = (2, 3), 2, 8
@@ -51,15 +51,15 @@ def test_self_attention_equals_a_plain_computation(rotary):
         module.q_scale[...] = jnp.asarray(normal(1, dim))
         module.k_scale[...] = jnp.asarray(normal(2, dim))
     h = normal(0, 2, 6, 16)
-    projected = h @ np.asarray(module.to_heads.kernel[...])  # the biases start at zero
-    # The 48 columns are q, k and v of the first head, then of the second.
+    projected = h @ np.asarray(module.to_heads.kernel[...])  # biases are initialized to zero
+    # The 48 columns hold q, k and v of the first head, then q, k and v of the second head.
     q, k, v = zip(*(np.split(part, 3, -1) for part in np.split(projected, heads, -1)), strict=True)
     expected = np.zeros((2, 6, 16), np.float32)
     for example, head in np.ndindex(2, heads):
         queries, keys = q[head][example], k[head][example]
         if rotary:
-            queries = turned(normalised(queries, normal(1, dim)), grid)
-            keys = turned(normalised(keys, normal(2, dim)), grid)
+            queries = rotated_by_position(normalized(queries, normal(1, dim)), grid)
+            keys = rotated_by_position(normalized(keys, normal(2, dim)), grid)
         weights = np.exp(queries @ keys.T / np.sqrt(dim))
         weights /= weights.sum(-1, keepdims=True)
         expected[example, :, head * dim : (head + 1) * dim] = weights @ v[head][example]
@@ -67,14 +67,14 @@ def test_self_attention_equals_a_plain_computation(rotary):
     np.testing.assert_allclose(jax.jit(lambda h: module(h))(h), expected, rtol=1e-4, atol=1e-5)
 
 
-def normalised(x, scale):
+def normalized(x, scale):
     return scale * x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
 
 
-def turned(x, grid):
+def rotated_by_position(x, grid):
     angles, half = rotary_angles(*grid, x.shape[-1]), x.shape[-1] // 2
-    spun = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
-    return np.concatenate([spun.real, spun.imag], -1)
+    rotated = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([rotated.real, rotated.imag], -1)
 
 
 def program_size(config):
@@ -89,16 +89,16 @@ def program_size(config):
 
 
 @pytest.mark.slow
-def test_a_scanned_program_is_of_one_size_whatever_the_depth():
+def test_scanned_program_size_is_independent_of_depth():
     deep = dataclasses.replace(CONFIG, num_layers=12)
     assert program_size(deep) == program_size(CONFIG)
     unrolled = [dataclasses.replace(c, unroll_layers=True) for c in (CONFIG, deep)]
-    # What stands outside the layers does not grow with them.
+    # The factor is below 4 because the code outside the layers has a fixed size.
     assert program_size(unrolled[1]) > 1.5 * program_size(unrolled[0])
 
 
 @pytest.mark.slow
-def test_scanned_unrolled_and_recomputed_layers_give_the_same_values_and_gradients():
+def test_unrolling_and_rematerialization_keep_values_and_gradients():
     nets = [
         make_dit(dataclasses.replace(CONFIG, unroll_layers=unroll, remat=remat), (4, 4, 1), 3)
         for unroll, remat in [
@@ -116,25 +116,27 @@ def test_scanned_unrolled_and_recomputed_layers_give_the_same_values_and_gradien
     points = (jnp.array([0.2, 0.7]), jnp.asarray(normal(2, 2, 4, 4, 1)), jnp.array([0, 3]))
 
     @jax.jit
-    def examine(params):
+    def grads_and_outputs(params):
         def loss(params, net):
             out = net.apply(params, *points)
             return (out**2).sum(), out
 
         return [jax.grad(loss, has_aux=True)(params, net) for net in nets]
 
-    (grads, out), *others = examine(params)
+    (grads, out), *others = grads_and_outputs(params)
     for other_grads, other_out in others:
         np.testing.assert_allclose(other_out, out, rtol=1e-5, atol=1e-5)
-        for got, expected in zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads), strict=True):
-            bound = 1e-5 * float(np.max(np.abs(expected)))
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=bound)
+        for actual, expected in zip(
+            jax.tree.leaves(other_grads), jax.tree.leaves(grads), strict=True
+        ):
+            atol = 1e-5 * float(np.max(np.abs(expected)))
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=atol)
 
 
-def test_stacked_layers_start_different_from_each_other():
+def test_stacked_layers_are_initialized_independently():
     params = make_dit(CONFIG, (4, 4, 1)).init(jax.random.key(0))
     kernel = params["blocks"]["attention"]["to_heads"]["kernel"]
     assert kernel.shape == (3, 16, 48)
     assert not np.array_equal(kernel[0], kernel[1])
-    bound = np.sqrt(6 / (16 + 48))  # Xavier: the layer axis is no part of the fan
+    bound = np.sqrt(6 / (16 + 48))  # Xavier bound, which excludes the layer axis from the fan
     assert 0.9 * bound < np.abs(kernel).max() <= bound

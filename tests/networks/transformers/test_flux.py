@@ -1,4 +1,4 @@
-"""FLUX: published sizes, refusals. What it computes: test_released.py."""
+"""Tests of FLUX parameter counts and argument checks; outputs are tested in test_released.py."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ TEXT = TextShape(512, 4096, 768)
 @pytest.mark.parametrize(
     ("config", "size"), [(FLUX_DEV, 11_901_408_320), (FLUX_SCHNELL, 11_891_178_560)]
 )
-def test_presets_have_the_released_models_numbers_of_parameters(config, size):
+def test_presets_have_the_released_numbers_of_parameters(config, size):
     net = make_flux(config, (128, 128, 16), TEXT)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == size
@@ -39,7 +39,7 @@ SMALL = FluxConfig(2, 2, 8, 1, 1, (4, 2, 2))
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(make, message):
+def test_invalid_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused(make, message):
         (Text(np.zeros((2, 3, 8)), np.zeros((2, 6)), np.ones(2)), "cond.guidance must be None"),
     ],
 )
-def test_conditions_that_do_not_fit_are_refused(cond, message, unchecked):
+def test_conditions_of_the_wrong_type_or_shape_are_refused(cond, message, unchecked):
     net = make_flux(FluxConfig(2, 2, 8, 1, 1, (4, 2, 2), None), (4, 4, 4), TextShape(3, 8, 6))
     params = jax.eval_shape(net.init, jax.random.key(0))
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""One adapter in the layouts of every trainer: each layer gets the sum that its file states."""
+"""Tests of LoRA files in the tensor layouts of all common trainers."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from tests.golden_models import GOLDEN, loaded
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# Layers as they were first released, and what they are in diffusers; {} is a block's number. The
-# order of the parts is that of the rows.
+# Names of layers in the original releases, mapped to names in diffusers. Several names in diffusers
+# are in the order of their rows.
 QKV = "attn.to_q attn.to_k attn.to_v"
 ADDED = "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 DOUBLE = {
@@ -51,9 +51,12 @@ JOINT = {
 }
 TIME, POOLED = "time_text_embed.timestep_embedder", "time_text_embed.text_embedder"
 GUIDANCE = "time_text_embed.guidance_embedder"
-AROUND = {"final_layer.adaLN_modulation.1": "norm_out.linear", "final_layer.linear": "proj_out"}
+OUTPUT_LAYERS = {
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+    "final_layer.linear": "proj_out",
+}
 MODELS = {
-    "flux-dev-tiny": AROUND
+    "flux-dev-tiny": OUTPUT_LAYERS
     | {
         "img_in": "x_embedder",
         "txt_in": "context_embedder",
@@ -64,7 +67,7 @@ MODELS = {
         "guidance_in.in_layer": f"{GUIDANCE}.linear_1",
         "guidance_in.out_layer": f"{GUIDANCE}.linear_2",
     },
-    "sd35-medium-tiny": AROUND
+    "sd35-medium-tiny": OUTPUT_LAYERS
     | {
         "context_embedder": "context_embedder",
         "x_embedder.proj": "pos_embed.proj",
@@ -76,172 +79,177 @@ MODELS = {
 }
 
 
-def in_blocks(released, diffusers, layers, number):
-    """Names of the layers of a block, in both ways."""
+def block_layers(released, diffusers, layers, i):
+    """Map the layer names of block `i` in the release to the names in diffusers."""
     return {
-        f"{released}.{number}.{name}": " ".join(f"{diffusers}.{number}.{n}" for n in of.split())
-        for name, of in layers.items()
+        f"{released}.{i}.{name}": " ".join(f"{diffusers}.{i}.{part}" for part in parts.split())
+        for name, parts in layers.items()
     }
 
 
 for i in range(2):
-    MODELS["flux-dev-tiny"] |= in_blocks("double_blocks", "transformer_blocks", DOUBLE, i)
-    MODELS["flux-dev-tiny"] |= in_blocks("single_blocks", "single_transformer_blocks", SINGLE, i)
+    MODELS["flux-dev-tiny"] |= block_layers("double_blocks", "transformer_blocks", DOUBLE, i)
+    MODELS["flux-dev-tiny"] |= block_layers("single_blocks", "single_transformer_blocks", SINGLE, i)
 for i in range(3):
-    MODELS["sd35-medium-tiny"] |= in_blocks("joint_blocks", "transformer_blocks", JOINT, i)
+    MODELS["sd35-medium-tiny"] |= block_layers("joint_blocks", "transformer_blocks", JOINT, i)
 
 
-def base(model):
+def base_weights(model):
     return load_file(GOLDEN / model / WEIGHTS)
 
 
-def made(model):
-    """A and B of every layer by its name in the release, of ranks 1 to 3."""
-    weights, rng, found = base(model), np.random.default_rng(0), {}
-    for number, (name, of) in enumerate(MODELS[model].items()):
-        parts = [weights.get(f"{part}.weight") for part in of.split()]
-        if any(part is None for part in parts):  # SD3's last block lacks some.
+def make_adapters(model):
+    """Return A and B of ranks 1 to 3 for every layer, by its name in the release."""
+    weights, rng, adapters = base_weights(model), np.random.default_rng(0), {}
+    for i, (name, part_names) in enumerate(MODELS[model].items()):
+        parts = [weights.get(f"{part}.weight") for part in part_names.split()]
+        if any(part is None for part in parts):  # missing in the last block of SD3
             continue
-        rank, rows = 1 + number % 3, sum(map(len, parts))
+        rank, rows = 1 + i % 3, sum(map(len, parts))
         down = rng.standard_normal((rank, *parts[0].shape[1:]), np.float32)
-        tail = (1, 1) if down.ndim == 4 else ()
-        found[name] = down, rng.standard_normal((rows, rank, *tail), np.float32)
-    return found
+        kernel = (1, 1) if down.ndim == 4 else ()
+        adapters[name] = down, rng.standard_normal((rows, rank, *kernel), np.float32)
+    return adapters
 
 
-def halves_swapped(name, array):
-    """The releases have shift before scale in a modulation of two parts, diffusers after it."""
-    two = "adaLN" in name and len(array) == 64
-    return np.concatenate([array[32:], array[:32]]) if two else array
+def swap_shift_and_scale(name, array):
+    """Reorder the final modulation: releases store shift before scale, diffusers after it."""
+    is_shift_and_scale = "adaLN" in name and len(array) == 64
+    return np.concatenate([array[32:], array[:32]]) if is_shift_and_scale else array
 
 
-def expected(model, adapters, scale):
-    """What is added to every weight of diffusers."""
-    weights, found = base(model), {}
+def expected_updates(model, adapters, scale):
+    """Return the term that is added to each weight of diffusers."""
+    weights, updates = base_weights(model), {}
     for name, (down, up) in adapters.items():
         product = up.reshape(len(up), -1).astype(float) @ down.reshape(len(down), -1)
-        product = halves_swapped(name, scale(len(down)) * product)
+        product = swap_shift_and_scale(name, scale(len(down)) * product)
         start = 0
         for part in MODELS[model][name].split():
             weight = weights[f"{part}.weight"]
-            found[part] = product[start : start + len(weight)].reshape(weight.shape)
+            updates[part] = product[start : start + len(weight)].reshape(weight.shape)
             start += len(weight)
         assert start == len(product)
-    return found
+    return updates
 
 
-def by_diffusers(model, adapters):
-    """The same adapters, one of each layer of diffusers."""
-    weights = base(model)
+def split_by_diffusers_layer(model, adapters):
+    """Yield the same adapters with one adapter per layer of diffusers."""
+    weights = base_weights(model)
     for name, (down, up) in adapters.items():
-        up, start = halves_swapped(name, up), 0
+        up, start = swap_shift_and_scale(name, up), 0
         for part in MODELS[model][name].split():
             rows = len(weights[f"{part}.weight"])
             yield part, (down, up[start : start + rows])
             start += rows
 
 
-def of_release(prefix, down="lora_A.weight", up="lora_B.weight", alpha=False, spelled=str):
+def release_layout(prefix, down="lora_A.weight", up="lora_B.weight", alpha=False, rename=str):
     def layout(model, adapters):
-        return named(adapters.items(), prefix, down, up, alpha, spelled)
+        return to_tensors(adapters.items(), prefix, down, up, alpha, rename)
 
     return layout
 
 
-def of_diffusers(prefix, down="lora_A.weight", up="lora_B.weight", alpha=False, spelled=str):
+def diffusers_layout(prefix, down="lora_A.weight", up="lora_B.weight", alpha=False, rename=str):
     def layout(model, adapters):
-        return named(by_diffusers(model, adapters), prefix, down, up, alpha, spelled)
+        return to_tensors(
+            split_by_diffusers_layer(model, adapters), prefix, down, up, alpha, rename
+        )
 
     return layout
 
 
-def named(adapters, prefix, down, up, alpha, spelled):
+def to_tensors(adapters, prefix, down, up, alpha, rename):
     tensors = {}
     for name, (a, b) in adapters:
-        layer = prefix + spelled(name)
+        layer = prefix + rename(name)
         tensors |= {f"{layer}.{down}": a, f"{layer}.{up}": np.ascontiguousarray(b)}
         if alpha:
             tensors[f"{layer}.alpha"] = np.array(1.5, np.float32)
     return tensors
 
 
-def underscored(name):
+def with_underscores(name):
     return name.replace(".", "_")
 
 
-OLD = {"down": "lora_down.weight", "up": "lora_up.weight"}
-KOHYA = OLD | {"alpha": True, "spelled": underscored}
+OLD_SUFFIXES = {"down": "lora_down.weight", "up": "lora_up.weight"}
+KOHYA = OLD_SUFFIXES | {"alpha": True, "rename": with_underscores}
 LAYOUTS = {
-    "ComfyUI": of_release("diffusion_model."),
-    "ComfyUI, kohya's endings": of_release("diffusion_model.", **OLD, alpha=True),
-    "no prefix": of_release(""),
-    "no prefix, kohya's endings": of_release("", **OLD, alpha=True),
-    "transformer": of_release("transformer.", **OLD, alpha=True),
-    "checkpoint": of_release("model.diffusion_model."),
-    "PEFT of the release": of_release("base_model.model."),
-    "kohya": of_release("lora_unet_", **KOHYA),
-    "diffusers": of_diffusers("transformer."),
-    "diffusers, no prefix": of_diffusers("", **OLD),
-    "diffusers, old": of_diffusers("transformer.", "lora.down.weight", "lora.up.weight"),
-    "PEFT": of_diffusers("base_model.model.", "lora_A.default.weight", "lora_B.default.weight"),
-    "ComfyUI of diffusers": of_diffusers("diffusion_model.", alpha=True),
-    "kohya of diffusers": of_diffusers("lora_unet_", **KOHYA),
-    "OneTrainer": of_diffusers("lora_transformer_", **KOHYA),
-    "LyCORIS": of_diffusers("lycoris_", **KOHYA),
+    "ComfyUI": release_layout("diffusion_model."),
+    "ComfyUI, kohya's suffixes": release_layout("diffusion_model.", **OLD_SUFFIXES, alpha=True),
+    "no prefix": release_layout(""),
+    "no prefix, kohya's suffixes": release_layout("", **OLD_SUFFIXES, alpha=True),
+    "transformer": release_layout("transformer.", **OLD_SUFFIXES, alpha=True),
+    "checkpoint": release_layout("model.diffusion_model."),
+    "PEFT of the release": release_layout("base_model.model."),
+    "kohya": release_layout("lora_unet_", **KOHYA),
+    "diffusers": diffusers_layout("transformer."),
+    "diffusers, no prefix": diffusers_layout("", **OLD_SUFFIXES),
+    "diffusers, old": diffusers_layout("transformer.", "lora.down.weight", "lora.up.weight"),
+    "PEFT": diffusers_layout("base_model.model.", "lora_A.default.weight", "lora_B.default.weight"),
+    "ComfyUI of diffusers": diffusers_layout("diffusion_model.", alpha=True),
+    "kohya of diffusers": diffusers_layout("lora_unet_", **KOHYA),
+    "OneTrainer": diffusers_layout("lora_transformer_", **KOHYA),
+    "LyCORIS": diffusers_layout("lycoris_", **KOHYA),
 }
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_an_adapter_adds_the_same_to_every_layer(layout, model, tmp_path):
-    adapters = made(model)
+def test_all_layouts_give_the_same_updates(layout, model, tmp_path):
+    adapters = make_adapters(model)
     tensors = LAYOUTS[layout](model, adapters)
     save_file(tensors, tmp_path / LORA_FILE)
-    stated = any(name.endswith(".alpha") for name in tensors)
-    want = expected(model, adapters, lambda rank: 1.5 / rank if stated else 1.0)
-    found = read_lora(tmp_path)
-    assert found.keys() == want.keys()
-    for name, adapter in found.items():
-        added = adapter.part(slice(None), slice(None)).reshape(adapter.shape)
-        np.testing.assert_allclose(added, want[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    has_alpha = any(name.endswith(".alpha") for name in tensors)
+    updates = expected_updates(model, adapters, lambda rank: 1.5 / rank if has_alpha else 1.0)
+    restored = read_lora(tmp_path)
+    assert restored.keys() == updates.keys()
+    for name, adapter in restored.items():
+        update = adapter.part(slice(None), slice(None)).reshape(adapter.shape)
+        np.testing.assert_allclose(update, updates[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_tensors_of_a_model_have_the_products_added(model, tmp_path):
-    adapters, weights = made(model), base(model)
+def test_merged_tensors_are_weights_plus_updates(model, tmp_path):
+    adapters, weights = make_adapters(model), base_weights(model)
     save_file(LAYOUTS["ComfyUI"](model, adapters), tmp_path / LORA_FILE)
-    want = expected(model, adapters, lambda rank: 0.5)
+    updates = expected_updates(model, adapters, lambda rank: 0.5)
     with TensorFiles([GOLDEN / model / WEIGHTS]) as files:
         merged = merge_lora(files, tmp_path, 0.5)
         for name, weight in weights.items():
-            sums = weight + want.get(name.removesuffix(".weight"), 0.0)
-            np.testing.assert_allclose(merged.read(name), sums, rtol=1e-5, atol=1e-5, err_msg=name)
+            expected = weight + updates.get(name.removesuffix(".weight"), 0.0)
+            np.testing.assert_allclose(
+                merged.read(name), expected, rtol=1e-5, atol=1e-5, err_msg=name
+            )
 
 
-def test_the_network_has_the_weights_with_the_products_added(tmp_path):
-    """All parameters are those of the folder whose weights were added to by hand."""
+def test_loaded_params_match_a_folder_of_merged_weights(tmp_path):
     model = "sd35-medium-tiny"
-    adapters, merged = made(model), base(model)
+    adapters, merged = make_adapters(model), base_weights(model)
     save_file(LAYOUTS["kohya"](model, adapters), tmp_path / LORA_FILE)
-    for name, added in expected(model, adapters, lambda rank: 0.75 / rank).items():
-        merged[f"{name}.weight"] = (merged[f"{name}.weight"] + added).astype(np.float32)
+    for name, update in expected_updates(model, adapters, lambda rank: 0.75 / rank).items():
+        merged[f"{name}.weight"] = (merged[f"{name}.weight"] + update).astype(np.float32)
     folder = tmp_path / "merged"
     folder.mkdir()
     (folder / "config.json").write_text((GOLDEN / model / "config.json").read_text())
     save_file(merged, folder / WEIGHTS)
-    found = loaded(model, lora=tmp_path, lora_scale=0.5).params
-    want = load_component(folder, mesh=make_mesh(devices=jax.devices()[:1])).params
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, want)
+    actual = loaded(model, lora=tmp_path, lora_scale=0.5).params
+    expected = load_component(folder, mesh=make_mesh(devices=jax.devices()[:1])).params
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected
+    )
 
 
-def test_parts_of_a_convolution_are_those_of_its_sum():
+def test_slices_of_a_merged_convolution_match_the_full_sum():
     model, rng = "sd35-medium-tiny", np.random.default_rng(1)
     name, shape = "pos_embed.proj.weight", (32, 4, 2, 2)
     with TensorFiles([GOLDEN / model / WEIGHTS]) as files:
-        path = GOLDEN / "lora-sd35-diffusers"
-        merged = merge_lora(files, path)
+        folder = GOLDEN / "lora-sd35-diffusers"
+        merged = merge_lora(files, folder)
         adapter = (
-            read_lora(path)
+            read_lora(folder)
             .popitem()[1]
             ._replace(
                 down=rng.standard_normal((2, 16), np.float32),
@@ -252,30 +260,32 @@ def test_parts_of_a_convolution_are_those_of_its_sum():
         )
         merged._adapters[name] = adapter
         assert adapter.shape == shape
-        whole = files.read(name) + 3.0 * (adapter.up @ adapter.down).reshape(shape)
+        full = files.read(name) + 3.0 * (adapter.up @ adapter.down).reshape(shape)
         for index in [(), (slice(2, 5), slice(1, 3), slice(0, 2), slice(1, 2)), (slice(4, 9),)]:
-            np.testing.assert_allclose(merged.read(name, index), whole[index], atol=1e-5)
+            np.testing.assert_allclose(merged.read(name, index), full[index], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_numbers_of_two_bytes_are_read_as_they_are(dtype, tmp_path):
+def test_16_bit_adapters_are_computed_in_float32(dtype, tmp_path):
     model = "flux-dev-tiny"
-    adapters = {name: tuple(a.astype(dtype) for a in pair) for name, pair in made(model).items()}
-    save_file(of_release("diffusion_model.")(model, adapters), tmp_path / LORA_FILE)
+    adapters = {
+        name: tuple(a.astype(dtype) for a in pair) for name, pair in make_adapters(model).items()
+    }
+    save_file(release_layout("diffusion_model.")(model, adapters), tmp_path / LORA_FILE)
     exact = {name: tuple(np.float32(a) for a in pair) for name, pair in adapters.items()}
-    want = expected(model, exact, lambda rank: 1.0)
+    updates = expected_updates(model, exact, lambda rank: 1.0)
     for name, adapter in read_lora(tmp_path).items():
-        added = adapter.part(slice(None), slice(None))
-        np.testing.assert_allclose(added, want[name], rtol=1e-5, atol=1e-5)
+        update = adapter.part(slice(None), slice(None))
+        np.testing.assert_allclose(update, updates[name], rtol=1e-5, atol=1e-5)
 
 
-def flux_file(tmp_path, **more):
-    tensors = of_release("lora_unet_", **KOHYA)("flux-dev-tiny", made("flux-dev-tiny"))
-    save_file(tensors | more, tmp_path / LORA_FILE)
+def save_flux_lora(tmp_path, **extra_tensors):
+    tensors = release_layout("lora_unet_", **KOHYA)("flux-dev-tiny", make_adapters("flux-dev-tiny"))
+    save_file(tensors | extra_tensors, tmp_path / LORA_FILE)
     return tmp_path
 
 
-TEXT_ENCODERS = [
+TEXT_ENCODER_TENSORS = [
     ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "lora_te1"),
     ("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "lora_te"),
     ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", "lora_te3"),
@@ -289,26 +299,24 @@ TEXT_ENCODERS = [
 ]
 
 
-@pytest.mark.parametrize(("tensor", "encoder"), TEXT_ENCODERS)
-def test_adapters_of_text_encoders_are_left_out_which_is_said_once(
-    tensor, encoder, tmp_path, heard
-):
-    bare = read_lora(flux_file(tmp_path))
-    found = read_lora(flux_file(tmp_path, **{tensor: np.ones((2, 3), np.float32)}), heard)
-    assert found.keys() == bare.keys()
-    (line,) = heard.lines
+@pytest.mark.parametrize(("tensor", "encoder"), TEXT_ENCODER_TENSORS)
+def test_text_encoder_adapters_are_ignored_with_one_message(tensor, encoder, tmp_path, recorder):
+    expected = read_lora(save_flux_lora(tmp_path))
+    actual = read_lora(save_flux_lora(tmp_path, **{tensor: np.ones((2, 3), np.float32)}), recorder)
+    assert actual.keys() == expected.keys()
+    (line,) = recorder.lines
     assert f"ignored 1 tensors of text encoders ({encoder})" in line
     save_file({tensor: np.ones((2, 3), np.float32)}, tmp_path / LORA_FILE)
     with pytest.raises(ValueError, match=f"adapters must be for a transformer, got {encoder}"):
         read_lora(tmp_path)
 
 
-def test_loading_says_what_is_left_out_and_checking_does_not(tmp_path, heard):
-    tensor = {TEXT_ENCODERS[0][0]: np.ones((2, 3), np.float32)}
-    path = flux_file(tmp_path, **tensor)
-    loaded("flux-dev-tiny", lora=path, progress=heard)
-    assert len([line for line in heard.lines if "ignored" in line]) == 1
-    check_component(GOLDEN / "flux-dev-tiny", lora=path)
+def test_ignored_adapters_are_reported_when_loading_but_not_checking(tmp_path, recorder):
+    tensor = {TEXT_ENCODER_TENSORS[0][0]: np.ones((2, 3), np.float32)}
+    folder = save_flux_lora(tmp_path, **tensor)
+    loaded("flux-dev-tiny", lora=folder, progress=recorder)
+    assert len([line for line in recorder.lines if "ignored" in line]) == 1
+    check_component(GOLDEN / "flux-dev-tiny", lora=folder)
 
 
 ONES = np.ones((2, 32), np.float32)
@@ -369,42 +377,45 @@ QKV_KEY = "diffusion_model.double_blocks.0.img_attn.qkv"
         ),
     ],
 )
-def test_what_is_no_plain_adapter_of_a_transformer_is_one_line(tensors, message, tmp_path):
+def test_invalid_adapters_are_refused_in_one_line(tensors, message, tmp_path):
     save_file({name: np.float32(array) for name, array in tensors.items()}, tmp_path / LORA_FILE)
     with pytest.raises(ValueError, match=message) as raised:
         read_lora(tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_additions_of_zeros_are_passed_over(tmp_path):
+def test_zero_bias_and_weight_updates_are_ignored(tmp_path):
     zeros = {
         f"img_in.{name}": np.zeros(32, np.float32) for name in ("diff", "diff_b", "lora_B.bias")
     }
-    assert read_lora(flux_file(tmp_path, **zeros)).keys() == read_lora(flux_file(tmp_path)).keys()
+    assert (
+        read_lora(save_flux_lora(tmp_path, **zeros)).keys()
+        == read_lora(save_flux_lora(tmp_path)).keys()
+    )
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_numbers_that_are_not_finite_are_refused_with_the_name_of_the_layer(wrong, dtype, tmp_path):
-    tensors = of_release("diffusion_model.")("flux-dev-tiny", made("flux-dev-tiny"))
+def test_nonfinite_adapters_are_refused_with_the_tensor_name(value, dtype, tmp_path):
+    tensors = release_layout("diffusion_model.")("flux-dev-tiny", make_adapters("flux-dev-tiny"))
     name = f"{QKV_KEY}.lora_B.weight"
     tensors[name] = tensors[name].astype(dtype)
-    tensors[name][50, 1 % tensors[name].shape[1]] = wrong
+    tensors[name][50, 1 % tensors[name].shape[1]] = value
     save_file(tensors, tmp_path / LORA_FILE)
     message = rf"^LoRA file .*: tensor {re.escape(name)} in {LORA_FILE} must be finite, got NaN"
     with pytest.raises(ValueError, match=message):
         read_lora(tmp_path)
 
 
-def test_numbers_too_large_for_float32_are_refused_like_infinity(tmp_path):
+def test_adapters_beyond_float32_range_are_refused(tmp_path):
     tensors = {"img_in.lora_A.weight": np.full((2, 16), 1e300), "img_in.lora_B.weight": ONES.T}
     save_file(tensors, tmp_path / LORA_FILE)
     with pytest.raises(ValueError, match=r"img_in.lora_A.weight must be finite, got NaN or inf"):
         read_lora(tmp_path)
 
 
-def test_a_released_model_with_a_number_that_is_not_finite_is_refused(tmp_path):
-    weights, name = base("flux-dev-tiny"), "transformer_blocks.1.attn.to_k.weight"
+def test_nonfinite_model_weights_are_refused(tmp_path):
+    weights, name = base_weights("flux-dev-tiny"), "transformer_blocks.1.attn.to_k.weight"
     weights[name][3, 4] = np.nan
     (tmp_path / "config.json").write_text((GOLDEN / "flux-dev-tiny/config.json").read_text())
     save_file(weights, tmp_path / WEIGHTS)
@@ -413,15 +424,15 @@ def test_a_released_model_with_a_number_that_is_not_finite_is_refused(tmp_path):
         load_component(tmp_path, mesh=make_mesh(devices=jax.devices()[:1]))
 
 
-def test_no_file_with_numbers_that_are_not_finite_is_written(tmp_path):
-    for wrong in (np.nan, np.inf):
-        bad = np.array([1, wrong], ml_dtypes.bfloat16)
+def test_nonfinite_tensors_are_not_written(tmp_path):
+    for value in (np.nan, np.inf):
+        nonfinite = np.array([1, value], ml_dtypes.bfloat16)
         with pytest.raises(ValueError, match="tensor b must be finite, got NaN or infinity"):
-            write_tensors(tmp_path / "x.safetensors", {"a": np.ones(2), "b": bad}, {})
+            write_tensors(tmp_path / "x.safetensors", {"a": np.ones(2), "b": nonfinite}, {})
     assert not list(tmp_path.iterdir())
-    most = {name: np.array([ml_dtypes.finfo(name).max], name) for name in (np.float16, "bfloat16")}
-    for number, array in enumerate(most.values()):
-        write_tensors(tmp_path / f"{number}.safetensors", {"b": array, "none": array[:0]}, {})
+    for i, dtype in enumerate((np.float16, "bfloat16")):
+        largest = np.array([ml_dtypes.finfo(dtype).max], dtype)
+        write_tensors(tmp_path / f"{i}.safetensors", {"b": largest, "empty": largest[:0]}, {})
 
 
 @pytest.mark.parametrize(
@@ -437,13 +448,13 @@ def test_no_file_with_numbers_that_are_not_finite_is_written(tmp_path):
         ({"lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5),
     ],
 )
-def test_the_scale_is_alpha_by_the_rank_that_the_tensors_have(metadata, scale, tmp_path):
-    """An alpha that is null or missing is the rank."""
+def test_scale_is_alpha_over_the_rank_of_the_tensors(metadata, scale, tmp_path):
+    """A missing or null alpha is replaced by the rank."""
     tensors = {f"{QKV_KEY}.lora_A.weight": ONES, f"{QKV_KEY}.lora_B.weight": np.ones((96, 2))}
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: np.float32(array) for name, array in tensors.items()}, file)
     (tmp_path / "adapter_config.json").write_text(json.dumps(metadata))
-    found = read_lora(tmp_path)
-    assert len(found) == 3
-    for adapter in found.values():
+    adapters = read_lora(tmp_path)
+    assert len(adapters) == 3
+    for adapter in adapters.values():
         assert adapter.scale == pytest.approx(scale)

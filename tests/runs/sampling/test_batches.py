@@ -1,4 +1,4 @@
-"""Samples drawn for a run, against the closed form on every path."""
+"""Tests of batched sampling: batch sizes, and closed forms on every path."""
 
 import numpy as np
 import pytest
@@ -14,30 +14,28 @@ from tests.oracles import Gaussian
 
 
 @pytest.mark.parametrize(
-    ("num", "at_once", "size"), [(1, 4, 8), (20, 8, 8), (20, 9, 16), (7, 99, 8)]
+    ("num_samples", "max_size", "size"), [(1, 4, 8), (20, 8, 8), (20, 9, 16), (7, 99, 8)]
 )
-def test_batches_are_of_one_size_that_the_devices_share_and_hold_every_number_once(
-    num, at_once, size
-):
-    found = list(even_batches(num, at_once, make_mesh()))
-    assert [len(numbers) for numbers, _ in found] == [size] * -(-num // size)
-    kept = np.concatenate([numbers[part] for numbers, part in found])
-    np.testing.assert_array_equal(kept, np.arange(num))
-    assert max(numbers.max() for numbers, _ in found) == num - 1
+def test_even_batches_have_one_size_and_each_index_once(num_samples, max_size, size):
+    batches = list(even_batches(num_samples, max_size, make_mesh()))
+    assert [len(indices) for indices, _ in batches] == [size] * -(-num_samples // size)
+    valid_indices = np.concatenate([indices[valid] for indices, valid in batches])
+    np.testing.assert_array_equal(valid_indices, np.arange(num_samples))
+    assert max(indices.max() for indices, _ in batches) == num_samples - 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_exact_fields_of_every_path_give_the_mean_and_spread_of_the_data(name):
-    """1,000 samples in 8 dimensions: the estimates scatter by 0.006 and 0.004."""
+def test_exact_velocities_give_the_mean_and_std_of_the_data(name):
+    """The standard errors of 1,000 samples in 8 dimensions are 0.006 and 0.004."""
     schedule, _ = SCHEDULES[name]
-    field = Gaussian(schedule, mean=1.0, std=0.5).velocity
+    velocity = Gaussian(schedule, mean=1.0, std=0.5).velocity
     sampling = SamplingConfig(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
-    solve = ode_solve(lambda params: field, sampling.make_solver())
+    solve = ode_solve(lambda params: velocity, sampling.make_solver())
     sample = make_sampler(
         AffinePath(schedule), solve, sampling.make_steps(), (8,), sampling, make_mesh()
     )
-    drawn = sample({}, None, Silent())
-    assert drawn.succeeded.all()
-    np.testing.assert_allclose(drawn.x1.mean(), 1.0, atol=0.03)
-    np.testing.assert_allclose(drawn.x1.std(), 0.5, atol=0.02)
+    samples = sample({}, None, Silent())
+    assert samples.succeeded.all()
+    np.testing.assert_allclose(samples.x1.mean(), 1.0, atol=0.03)
+    np.testing.assert_allclose(samples.x1.std(), 0.5, atol=0.02)

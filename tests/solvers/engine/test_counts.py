@@ -1,4 +1,4 @@
-"""`Samples.nfe` equals a counter inside the field, for every solver and every kind of steps."""
+"""Tests that `Samples.nfe` equals the number of calls of the velocity field."""
 
 import diffrax
 import jax
@@ -16,18 +16,29 @@ from fmjax.solvers import (
     has_error_estimate,
     sample,
 )
-from tests.solvers.table import EXPLICIT, GAUSSIAN, IMEX, IMPLICIT, PLAIN, CountedField, name, noise
+from tests.solvers.table import (
+    DIFFRAX_EXPLICIT,
+    DIFFRAX_IMEX,
+    DIFFRAX_IMPLICIT,
+    FMJAX_SOLVERS,
+    GAUSSIAN,
+    CountedField,
+    noise,
+    solver_id,
+)
 
-# At this tolerance every solver rejects some steps, most of them before the first is accepted.
+# At this tolerance every solver rejects steps, mostly before its first accepted step.
 TIGHT = {"rtol": 1e-3, "atol": 1e-3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", PLAIN + EXPLICIT + IMEX[:1], ids=name)
-def test_fixed_steps_cost_what_the_field_counts(solver):
+@pytest.mark.parametrize(
+    "solver", FMJAX_SOLVERS + DIFFRAX_EXPLICIT + DIFFRAX_IMEX[:1], ids=solver_id
+)
+def test_nfe_of_fixed_steps_equals_field_calls(solver):
     field = CountedField(GAUSSIAN.velocity)
     steps = FixedSteps(jnp.asarray([0.0, 0.3, 0.5, 1.0]))
-    samples, calls = field.counted(
+    samples, calls = field.count_calls(
         jax.jit(lambda x: sample(field, x, solver=solver, steps=steps)), noise()
     )
     assert samples.nfe.tolist() == [calls] * 6
@@ -39,55 +50,57 @@ def test_fixed_steps_cost_what_the_field_counts(solver):
 @pytest.mark.parametrize(
     "solver",
     [
-        # Of the three two-stage methods, alike but for their numbers, the fast suite takes Heun.
-        pytest.param(s, marks=[pytest.mark.slow] if s in EXPLICIT[2:4] else [])
-        for s in EXPLICIT + IMEX[-1:]
+        # Midpoint and Ralston differ from Heun only in their coefficients.
+        pytest.param(s, marks=[pytest.mark.slow] if s in DIFFRAX_EXPLICIT[2:4] else [])
+        for s in DIFFRAX_EXPLICIT + DIFFRAX_IMEX[-1:]
         if has_error_estimate(s)
     ],
-    ids=name,
+    ids=solver_id,
 )
-def test_adaptive_steps_cost_what_the_field_counts(solver):
+def test_nfe_of_adaptive_steps_equals_field_calls(solver):
     field = CountedField(GAUSSIAN.velocity)
-    samples, calls = field.counted(
+    samples, calls = field.count_calls(
         jax.jit(lambda x: sample(field, x, solver=solver, steps=AdaptiveSteps(**TIGHT))), noise()
     )
     assert samples.nfe.tolist() == [calls] * 6
-    ends = np.asarray(samples.times)
-    taken = int(samples.num_accepted[0])
-    assert np.all(np.diff(ends[:taken]) > 0)
-    assert ends[taken - 1] == 1.0
-    assert np.all(ends[taken:] == np.inf)
+    times = np.asarray(samples.times)
+    num_accepted = int(samples.num_accepted[0])
+    assert np.all(np.diff(times[:num_accepted]) > 0)
+    assert times[num_accepted - 1] == 1.0
+    assert np.all(times[num_accepted:] == np.inf)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", [IMPLICIT[0], IMPLICIT[1]], ids=name)
-def test_implicit_solvers_pay_for_iterations_and_jacobians(solver):
-    # The counter sees the calls and the base of each Jacobian; each Jacobian has further one
-    # column per dimension and one for the meter. ImplicitEuler takes one a step, Kvaerno two.
+@pytest.mark.parametrize("solver", [DIFFRAX_IMPLICIT[0], DIFFRAX_IMPLICIT[1]], ids=solver_id)
+def test_nfe_of_implicit_solvers_counts_iterations_and_jacobians(solver):
+    # The field counts each Jacobian as one call. A Jacobian costs 4 more evaluations: one per
+    # dimension and one for the NFE counter. ImplicitEuler uses one per step, Kvaerno3 two.
     field = CountedField(GAUSSIAN.velocity)
     x0 = noise(1, 3)
-    samples, calls = field.counted(
+    samples, calls = field.count_calls(
         jax.jit(lambda x: sample(field, x, solver=solver, steps=AdaptiveSteps(**TIGHT))), x0
     )
     num_steps = int(samples.num_accepted[0] + samples.num_rejected[0])
-    jacobians = num_steps * (1 if isinstance(solver, diffrax.ImplicitEuler) else 2)
-    assert int(samples.nfe[0]) == calls + jacobians * 4
+    num_jacobians = num_steps * (1 if isinstance(solver, diffrax.ImplicitEuler) else 2)
+    assert int(samples.nfe[0]) == calls + num_jacobians * 4
 
 
 @pytest.mark.slow
-def test_a_step_per_sample_costs_each_what_its_own_solve_costs():
-    # Far out the field is as simple as anywhere, but errors are larger: the samples differ.
+def test_nfe_of_per_sample_steps_equals_separate_solves():
+    # Errors grow with the distance from the mean, so the samples need different numbers of steps.
     x0 = noise() * jnp.asarray([0.1, 0.5, 1.0, 2.0, 8.0, 20.0])[:, None]
     steps = AdaptiveSteps(1e-4, 1e-4, ErrorControl.PER_SAMPLE)
     field = CountedField(GAUSSIAN.velocity)
     solve = jax.jit(lambda x: sample(field, x, solver=diffrax.Bosh3(), steps=steps))
-    together = solve(x0)
-    alone = [field.counted(solve, x0[i : i + 1]) for i in range(6)]
-    assert together.nfe.tolist() == [calls for _, calls in alone]
-    assert len(set(together.nfe.tolist())) > 1
-    np.testing.assert_array_equal(together.num_rejected, [int(s.num_rejected[0]) for s, _ in alone])
-    np.testing.assert_allclose(together.x1, jnp.concatenate([s.x1 for s, _ in alone]), rtol=1e-6)
-    assert together.times.shape == (6, 1024)
+    batched = solve(x0)
+    separate = [field.count_calls(solve, x0[i : i + 1]) for i in range(6)]
+    assert batched.nfe.tolist() == [calls for _, calls in separate]
+    assert len(set(batched.nfe.tolist())) > 1
+    np.testing.assert_array_equal(
+        batched.num_rejected, [int(s.num_rejected[0]) for s, _ in separate]
+    )
+    np.testing.assert_allclose(batched.x1, jnp.concatenate([s.x1 for s, _ in separate]), rtol=1e-6)
+    assert batched.times.shape == (6, 1024)
 
 
 def guided_field():
@@ -99,14 +112,14 @@ def guided_field():
 
 def test_guidance_costs_two_evaluations_inside_its_interval():
     labels = jnp.arange(6) % 3
-    # Stages of the four steps at 0, 1/8, 1/4 | 1/4, 3/8, 1/2 | 1/2, 5/8, 3/4 | 3/4, 7/8, 1, the
-    # middle ones twice: 1 + 1 + 1 + 2, then all eight inside, then 2 + 1 + 1 + 1.
+    # RK4 evaluates both ends of each step once and its middle twice. The ends at 1/4 and 3/4 are
+    # inside: the first step costs 1 + 1 + 1 + 2, the middle steps 8 each, the last 2 + 1 + 1 + 1.
     for solver in (RK4(),):
         samples = sample(
             guided_field(), noise(), labels, solver=solver, steps=FixedSteps(uniform_grid(4))
         )
         assert samples.nfe.tolist() == [5 + 16 + 5] * 6
-    # Heun by Diffrax: both ends of each step.
+    # Heun of Diffrax evaluates both ends of each step.
     samples = sample(
         guided_field(), noise(), labels, solver=diffrax.Heun(), steps=FixedSteps(uniform_grid(4))
     )
@@ -114,9 +127,9 @@ def test_guidance_costs_two_evaluations_inside_its_interval():
 
 
 @pytest.mark.slow
-def test_guidance_costs_the_same_by_shared_and_by_own_steps():
+def test_guidance_costs_the_same_with_shared_and_per_sample_steps():
     labels, x0 = jnp.zeros(1, jnp.int32), noise(1)
-    shared, own = (
+    shared, per_sample = (
         sample(
             guided_field(),
             x0,
@@ -126,13 +139,13 @@ def test_guidance_costs_the_same_by_shared_and_by_own_steps():
         )
         for control in (ErrorControl.LARGEST_SAMPLE, ErrorControl.PER_SAMPLE)
     )
-    assert shared.nfe.tolist() == own.nfe.tolist()
+    assert shared.nfe.tolist() == per_sample.nfe.tolist()
     num_steps = int(shared.num_accepted[0] + shared.num_rejected[0])
-    assert int(shared.nfe[0]) > 3 * num_steps + 2  # what it would cost unguided
+    assert int(shared.nfe[0]) > 3 * num_steps + 2  # Cost without guidance.
 
 
-def test_adams_bashforth_costs_one_evaluation_a_step_and_one_to_start():
+def test_adams_bashforth_costs_one_evaluation_per_step_and_one_to_start():
     samples = sample(
-        GAUSSIAN.velocity, noise(), solver=PLAIN[-1], steps=FixedSteps(uniform_grid(7))
+        GAUSSIAN.velocity, noise(), solver=FMJAX_SOLVERS[-1], steps=FixedSteps(uniform_grid(7))
     )
     assert samples.nfe.tolist() == [8] * 6

@@ -1,4 +1,4 @@
-"""The error of every solver falls with the step as its order says, in float64."""
+"""Tests that every solver converges at its order, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,19 @@ import pytest
 
 from fmjax.paths import shifted_grid
 from fmjax.solvers import FixedSteps, sample
-from tests.solvers.table import EXPLICIT, GAUSSIAN, IMEX, IMPLICIT, PLAIN, ends, name, noise
+from tests.solvers.table import (
+    DIFFRAX_EXPLICIT,
+    DIFFRAX_IMEX,
+    DIFFRAX_IMPLICIT,
+    FMJAX_SOLVERS,
+    GAUSSIAN,
+    exact_x1,
+    noise,
+    solver_id,
+)
 
-# Order, and the numbers of steps between which the slope is taken: fine enough for the next
-# term of the error to be small, coarse enough for it to stand clear of float64's rounding.
+# Order and coarse number of steps of each solver. The order is measured between this number and
+# twice this number: large enough for asymptotic errors, small enough to exceed float64 rounding.
 EXPECTED = {
     "Euler": (1, 256),
     "Midpoint": (2, 64),
@@ -31,30 +40,30 @@ EXPECTED = {
     "KenCarp3": (3, 64),
     "KenCarp4": (4, 64),
     "KenCarp5": (5, 32),
-    # Diffrax says 3 for the explicit part, but sum(b c^2) = 7/18, not 1/3.
+    # Diffrax states order 3 for the explicit part, but sum(b c^2) is 7/18 instead of 1/3.
     "Sil3": (2, 64),
 }
-# On even steps the leading error of these nearly cancels over [0, 1] on this field, and what is
-# left falls faster until it drowns in rounding. Steps that shorten towards t = 1 undo that.
-SHORTENING = ("Tsit5", "Dopri5", "Dopri8")
+# With uniform steps the leading error term of these solvers nearly cancels over [0, 1] for this
+# field, so that errors fall faster than their order. Steps that shrink towards t = 1 prevent it.
+NEED_SHRINKING_STEPS = ("Tsit5", "Dopri5", "Dopri8")
 
 
-def even(num_steps):
+def uniform_times(num_steps):
     return np.linspace(0.0, 1.0, num_steps + 1)
 
 
-def shortening(num_steps):
-    return 1.0 - np.square(1.0 - even(num_steps))
+def shrinking_times(num_steps):
+    return 1.0 - np.square(1.0 - uniform_times(num_steps))
 
 
 def measured_order(solver, sample_grid, coarse):
-    """The slope of log(error) between `coarse` and twice as many steps; one program for both."""
+    """Slope of log(error) from `coarse` to `2 * coarse` steps, with one compiled program."""
     x0 = jnp.asarray([[-2.0], [-0.75], [1.0], [2.0]], jnp.float64)
 
     @jax.jit
     def error(times):
         x1 = sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(times)).x1
-        return jnp.sqrt(jnp.mean(jnp.square(x1 - ends(x0))))
+        return jnp.sqrt(jnp.mean(jnp.square(x1 - exact_x1(x0))))
 
     fine = np.asarray(sample_grid(2 * coarse))
     padded = np.concatenate([np.asarray(sample_grid(coarse)), np.ones(coarse)])
@@ -62,29 +71,34 @@ def measured_order(solver, sample_grid, coarse):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", PLAIN + EXPLICIT + IMPLICIT + IMEX, ids=name)
-def test_error_falls_with_the_order(solver):
+@pytest.mark.parametrize(
+    "solver", FMJAX_SOLVERS + DIFFRAX_EXPLICIT + DIFFRAX_IMPLICIT + DIFFRAX_IMEX, ids=solver_id
+)
+def test_solver_converges_at_its_order(solver):
     order, coarse = EXPECTED[type(solver).__name__]
-    sample_grid = shortening if type(solver).__name__ in SHORTENING else even
+    sample_grid = (
+        shrinking_times if type(solver).__name__ in NEED_SHRINKING_STEPS else uniform_times
+    )
     with jax.enable_x64(True):
         measured = measured_order(solver, sample_grid, coarse)
     assert measured == pytest.approx(order, abs=0.1)
 
 
-def test_adams_bashforth_keeps_its_order_on_an_uneven_grid():
-    solver = PLAIN[-1]
+def test_adams_bashforth_keeps_its_order_on_nonuniform_grid():
+    solver = FMJAX_SOLVERS[-1]
     with jax.enable_x64(True):
         measured = measured_order(solver, lambda n: shifted_grid(n, 3.0), 128)
     assert measured == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.slow
-def test_plain_and_diffrax_solvers_of_one_name_agree_to_rounding():
+def test_fmjax_and_diffrax_solvers_agree():
     x0, times = noise(), jnp.asarray([0.0, 0.1, 0.4, 0.55, 1.0])
-    for plain in PLAIN[:3]:
-        twin = next(s for s in EXPLICIT if type(s).__name__ == type(plain).__name__)
-        ours, theirs = (
-            sample(GAUSSIAN.velocity, x0, solver=s, steps=FixedSteps(times)).x1
-            for s in (plain, twin)
+    for fmjax_solver in FMJAX_SOLVERS[:3]:
+        name = type(fmjax_solver).__name__
+        diffrax_solver = next(s for s in DIFFRAX_EXPLICIT if type(s).__name__ == name)
+        actual, expected = (
+            sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(times)).x1
+            for solver in (fmjax_solver, diffrax_solver)
         )
-        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=2e-6)

@@ -1,4 +1,4 @@
-"""A disk that fills up during a run: a small file system that is really full."""
+"""Tests of runs on a disk that fills up, with a small file system."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.training.test_loop import NUM_STEPS, assert_same_run
 from tests.training.test_train_processes import finish, wait_for
 from tests.training.tiny import Points
 
-# TensorStore's threads return to an event loop that Orbax has closed; the command silences them.
+# TensorStore threads use an event loop that Orbax has closed. The command ignores these errors.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 MESSAGE = re.compile(
@@ -33,7 +33,7 @@ MESSAGE = re.compile(
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of one MiB."""
+    """Mount a file system of one MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
@@ -43,64 +43,66 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def fill(disk: Path, leave: int) -> Path:
-    """Write a file that takes all space but `leave` bytes."""
+def fill(disk: Path, free_bytes: int) -> Path:
+    """Write a file that leaves `free_bytes` of free space."""
     filler = disk / "filler"
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    available = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free - leave)
+        os.posix_fallocate(file.fileno(), 0, available - free_bytes)
     return filler
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return folder, run(folder, NUM_STEPS)
 
 
-class Fills(Points):
-    """Fills the disk after step 7, when the checkpoint of step 4 is complete."""
+class DiskFillingPoints(Points):
+    """Fill the disk after step 7, when the checkpoint of step 4 is complete."""
 
-    def __init__(self, disk, leave):
-        super().__init__(before_batch=lambda position: position == 7 and self.fill(disk, leave))
+    def __init__(self, disk, free_bytes):
+        super().__init__(
+            before_batch=lambda position: position == 7 and self.fill(disk, free_bytes)
+        )
 
-    def fill(self, disk, leave):
+    def fill(self, disk, free_bytes):
         wait_for(lambda: (disk / "run" / "checkpoints" / "4").is_dir())
-        fill(disk, leave)
+        fill(disk, free_bytes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leave", [0, 2**16, 2**17])
-def test_the_checkpoint_before_stays_whole_and_the_run_goes_on_from_it(disk, unbroken, leave):
+@pytest.mark.parametrize("free_bytes", [0, 2**16, 2**17])
+def test_run_resumes_from_the_last_checkpoint_after_a_full_disk(disk, uninterrupted, free_bytes):
     folder = disk / "run"
-    # Lines come at 3, 6, 9 and 12, checkpoints at 4, 8 and 12.
+    # Metrics are logged at steps 3, 6, 9 and 12, checkpoints saved at steps 4, 8 and 12.
     with pytest.raises(
         CheckpointWriteError, match="No space left on device: .*; free some space and run"
     ) as error:
-        run(folder, NUM_STEPS, batches=Fills(disk, leave))
+        run(folder, NUM_STEPS, batches=DiskFillingPoints(disk, free_bytes))
     assert error.value.step == 4
     assert str(folder) in str(error.value)
     assert str(error.value).endswith("to resume from step 4")
     (disk / "filler").unlink()
     with Checkpoints(folder / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 4
-    assert_same_run(folder, run(folder, NUM_STEPS), unbroken)
+    assert_same_run(folder, run(folder, NUM_STEPS), uninterrupted)
 
 
-def test_a_line_of_the_log_that_finds_no_room_is_told_alike(disk):
-    folder, kept = disk / "run", disk.with_name("kept")
+def test_failed_log_write_raises_checkpoint_write_error(disk):
+    folder, checkpoint_folder = disk / "run", disk.with_name("kept")
     # The checkpoints are on another disk.
-    kept.mkdir()
+    checkpoint_folder.mkdir()
     folder.mkdir()
-    (folder / "checkpoints").symlink_to(kept)
-    settings = {"batches": Fills(disk, 0), "log_every": 1}
+    (folder / "checkpoints").symlink_to(checkpoint_folder)
+    settings = {"batches": DiskFillingPoints(disk, 0), "log_every": 1}
     with pytest.raises(
         CheckpointWriteError, match=f"{folder}/(metrics.jsonl|events); .* from step \\d+"
     ):
         run(folder, 1000, **settings)
 
 
-def test_events_that_find_no_room_end_and_do_not_hang(disk):
+def test_failed_event_write_raises_and_does_not_hang(disk):
     logger = RunLogger(disk / "run")
     logger.log(1, {"loss": 1.0})
     # The metrics are on another disk: only the events find no space.
@@ -122,8 +124,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+def reference_run(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference") / "run"
     subprocess.run(command(config, folder), env=environment(), check=True, capture_output=True)
     return folder
 
@@ -133,9 +135,9 @@ def losses(folder):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
-def assert_ends_alike(folder, undisturbed):
-    assert losses(folder) == losses(undisturbed)
-    a, b = open_run(folder), open_run(undisturbed)
+def assert_same_result(folder, reference_run):
+    assert losses(folder) == losses(reference_run)
+    a, b = open_run(folder), open_run(reference_run)
     assert a.step == b.step
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     assert (folder / "report.html").is_file()
@@ -143,10 +145,10 @@ def assert_ends_alike(folder, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_files", "step"), [(40, 0), (75, 8), (115, 16)])
-def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
-    disk, config, undisturbed, num_files, step
+def test_command_reports_a_full_disk_in_one_line_and_resumes(
+    disk, config, reference_run, num_files, step
 ):
-    """The disk has enough bytes, or the command would not start, but too few inodes."""
+    """The disk has enough bytes for the command to start, but too few inodes."""
     subprocess.run(["mount", "-o", f"remount,size=8m,nr_inodes={num_files}", disk], check=True)
     folder = disk / "run"
     child = subprocess.run(
@@ -173,11 +175,11 @@ def test_the_command_says_so_in_one_line_and_goes_on_once_there_is_room(
     )
     assert (child.returncode, child.stderr) == (0, "")
     assert (f"resumed from step {step}\n" in child.stdout) == (step > 0)
-    assert_ends_alike(folder, undisturbed)
+    assert_same_result(folder, reference_run)
 
 
 @pytest.mark.slow
-def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(disk, config):
+def test_too_small_disk_is_reported_before_training(disk, config):
     subprocess.run(["mount", "-o", "remount,size=100k", disk], check=True)
     child = subprocess.run(
         command(config, disk / "run"),
@@ -188,14 +190,14 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_training(disk, conf
         check=False,
     )
     assert child.returncode == 2, child
-    told = (
+    message = (
         rf"fmjax: error: disk of {disk}/run must have [\d.]+ MB of free space for 3 checkpoints, "
     )
-    assert re.fullmatch(told + r"got [\d.]+ kB\n", child.stderr)
+    assert re.fullmatch(message + r"got [\d.]+ kB\n", child.stderr)
     assert not (disk / "run").exists()
 
 
-def no_long_files():
+def limit_file_size():
     """Limit the files of this process to 60 kB, as if its disk were full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -203,11 +205,11 @@ def no_long_files():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_path, failing):
+def test_failed_write_in_one_process_ends_all_processes(config, tmp_path, failing):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    start = time.monotonic()
+    start_time = time.monotonic()
     processes = [
         subprocess.Popen(
             command(
@@ -224,16 +226,16 @@ def test_if_one_process_cannot_write_its_part_all_end_and_say_why(config, tmp_pa
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=no_long_files if index == failing else None,
+            preexec_fn=limit_file_size if index == failing else None,
         )
         for index in range(2)
     ]
     codes, outputs = finish(processes, timeout=120)
-    assert time.monotonic() - start < 90
+    assert time.monotonic() - start_time < 90
     assert codes[failing] == 1
     assert codes[1 - failing] == 2
-    own_error, peer_error = outputs[failing][1], outputs[1 - failing][1]
+    error, peer_error = outputs[failing][1], outputs[1 - failing][1]
     message = r"fmjax: error: File too large: \S+checkpoints/8; .* from step 0\n"
-    assert re.fullmatch(message, own_error)
+    assert re.fullmatch(message, error)
     assert f"an error in process {failing} (see its output)" in peer_error
     assert peer_error.count("\n") == 1

@@ -1,0 +1,120 @@
+"""Build a network from its config."""
+
+import jax
+from jaxtyping import Array, Float
+
+from fmjax._arrays import (
+    Cond,
+    Conditions,
+    FlowMapCond,
+    FlowMapConditions,
+    Params,
+    Points,
+    TextShape,
+    Times,
+    TokenShape,
+)
+from fmjax.networks.mlp import MLPConfig, make_mlp
+from fmjax.networks.text_encoders.word_encoder import (
+    TextEncoderConfig,
+    make_text_encoder,
+    with_encoder,
+)
+from fmjax.networks.transformers.dit import DiTConfig, make_dit
+from fmjax.networks.transformers.flux import FluxConfig, make_flux
+from fmjax.networks.transformers.mmdit import MMDiTConfig, make_mmdit
+from fmjax.networks.unet import UNetConfig, make_unet
+from fmjax.paths import FlowMapNet, VelocityNet
+
+NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
+
+
+def make_network(
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    conditions: Conditions | FlowMapConditions = None,
+    *,
+    text_encoder: TextEncoderConfig | None = None,
+) -> VelocityNet:
+    """Build the network described by `config` as pure functions.
+
+    Args:
+        config: Config of the network; its class selects the architecture.
+        event_shape: Shape of one sample, without the batch axis.
+        conditions: Number of classes, sizes of the encoded text or of captions as tokens, or None
+            for an unconditional network.
+        text_encoder: Config of the text encoder for captions, which is trained together with the
+            network.
+
+    Raises:
+        ValueError: If the network does not support this event shape or these conditions.
+    """
+    if isinstance(conditions, TokenShape):
+        if text_encoder is None:
+            raise ValueError(
+                "text_encoder must be a TextEncoderConfig for data with captions, got None"
+            )
+        net = make_network(config, event_shape, text_encoder.shape(conditions))
+        return with_encoder(make_text_encoder(text_encoder, conditions), net)
+    if isinstance(config, FluxConfig | MMDiTConfig):
+        if isinstance(conditions, FlowMapConditions):
+            raise ValueError(
+                "network must be an MLPConfig, UNetConfig or DiTConfig for a flow map, "
+                f"got {type(config).__name__}"
+            )
+        if isinstance(config, FluxConfig):
+            return make_flux(config, event_shape, conditions)
+        return make_mmdit(config, event_shape, conditions)
+    if isinstance(conditions, TextShape):
+        raise ValueError(
+            "network must be a FluxConfig or MMDiTConfig for text conditions, "
+            f"got {type(config).__name__}"
+        )
+    match config:
+        case MLPConfig():
+            return make_mlp(config, event_shape, conditions)
+        case UNetConfig():
+            return make_unet(config, event_shape, conditions)
+        case DiTConfig():
+            return make_dit(config, event_shape, conditions)
+
+
+def make_flow_map(
+    config: NetworkConfig,
+    event_shape: tuple[int, ...],
+    conditions: Conditions = None,
+    *,
+    guided: bool = False,
+) -> FlowMapNet:
+    """Build the network described by `config` as a flow map, which also takes the end time r.
+
+    It has the parameters of `make_network` and a few more, which are initialized to zero.
+
+    Args:
+        config: Config of the network: `MLPConfig`, `UNetConfig` or `DiTConfig`.
+        event_shape: Shape of one sample, without the batch axis.
+        conditions: Number of classes, or None for an unconditional network.
+        guided: Whether the network takes guidance as an input.
+
+    Raises:
+        ValueError: If the network does not support this event shape, or if the network or the
+            conditions are for text.
+    """
+    if isinstance(conditions, TextShape | TokenShape):
+        raise ValueError(
+            "conditions must be None or a number of classes for a flow map, "
+            f"got {type(conditions).__name__}"
+        )
+    net = make_network(config, event_shape, FlowMapConditions(conditions, guided))
+
+    def apply(
+        params: Params,
+        r: Times,
+        t: Times,
+        x: Points,
+        cond: Cond = None,
+        guidance: Float[Array, "batch 3"] | None = None,
+    ) -> jax.Array:
+        return net.apply(params, t, x, FlowMapCond(cond, r, guidance))
+
+    return FlowMapNet(net.init, apply, net.tensor_axes, guided)
