@@ -4,8 +4,9 @@ fmjax train configs/sneakers_to_boots.py
 fmjax reflow runs/sneakers_to_boots --reflow.num-pairs 6000 --reflow.sampling.num-steps 8
 
 The report of each run shows every boot below the sneaker it was generated from, the straightness of
-the trajectories and the transport cost. The dataset has 6,000 sneakers, which limits the number of pairs. Each
-training takes about six minutes on two CPU cores. docs/few_steps.md has results and a picture.
+the trajectories and the transport cost. The dataset has 6,000 sneakers, which limits the number of
+pairs. Each training takes about six minutes on two CPU cores. docs/few_steps.md has results and a
+picture.
 """
 
 from fmjax.config import (

@@ -34,9 +34,9 @@ def require_at_least(name: str, value: float | int, low: float | int) -> None:
 
 
 def require_count(name: str, value: float | int, low: int) -> None:
-    """Raise unless `value` is a whole number of at least `low`; fractions are not rounded."""
+    """Raise unless `value` is an integer of at least `low`; fractions are not rounded."""
     is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
-    require(not is_fraction and not isinstance(value, bool), name, "be a whole number", value)
+    require(not is_fraction and not isinstance(value, bool), name, "be an integer", value)
     require_at_least(name, value, low)
 
 

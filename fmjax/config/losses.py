@@ -88,8 +88,8 @@ class ShortcutConfig:
     """Shortcut model: a flow map trained so that one step agrees with two steps of half the size.
 
     Attributes:
-        num_steps: Number of steps of the finest grid, a power of two. Samples can be generated with 1,
-            2, 4, ... steps, up to this number.
+        num_steps: Number of steps of the finest grid, a power of two. Sampling can use 1, 2, 4, ...
+            steps, up to this number.
         bootstrap_ratio: Fraction of examples that train steps; the others train the velocity.
         density: Density of the times of the examples that train the velocity.
         stratified: Stratify the times of these examples over their density.

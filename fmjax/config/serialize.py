@@ -123,6 +123,7 @@ def _with_current_names(value: object, parent: str = "") -> object:
     """Rename the fields of older versions in a JSON value that is the field `parent`."""
     if not isinstance(value, dict):
         return value
-    owner = value.get("type", parent)
+    type_name = value.get("type")
+    owner = type_name if isinstance(type_name, str) else parent
     current = {key: _RENAMED_FIELDS.get((owner, key), key) for key in value}
     return {current[key]: _with_current_names(item, key) for key, item in value.items()}

@@ -73,8 +73,8 @@ def training_pictures(
                 raise
             enabled = False
             progress.say(
-                "warning: samples are not generated during training, because the devices do not have "
-                "memory for sampling.batch_size samples in addition to the training state"
+                "warning: samples are not generated during training, because the devices do not "
+                "have memory for sampling.batch_size samples in addition to the training state"
             )
             return
         with all_or_none("writing a picture of samples"):
