@@ -147,7 +147,7 @@ def measure_at_tolerance(
     seconds = take_turns(streaming_candidates | candidates, args.rounds, warmup=0)
     streamed = results["streaming"]
     full_batches = float(streamed.nfe.sum()) / args.slots
-    attempts = streamed.num_accepted + streamed.num_rejected
+    attempts = streamed.stats.num_accepted + streamed.stats.num_rejected
     computed_batches = (
         NUM_STAGES * count_streamed_batches(attempts, args.slots)
         + NUM_FIRST_EVALUATIONS * len(attempts) / args.slots

@@ -66,4 +66,5 @@ from fmjax.solvers.steps import (
     ErrorControl as ErrorControl,
     FixedSteps as FixedSteps,
     Samples as Samples,
+    SolveStats as SolveStats,
 )

@@ -69,7 +69,8 @@ def calibrate(
             t, x = point
             return velocity_fn(jnp.broadcast_to(t, x.shape[:1]), x, cond)
 
-        points = (times.astype(x0.dtype), solved.trajectory)
+        assert solved.stats is not None
+        points = (times.astype(x0.dtype), solved.stats.trajectory)
         return jax.lax.map(velocity, points), solved.succeeded
 
     v, succeeded = jax.jit(velocities)(x0, cond)

@@ -157,29 +157,39 @@ def require_steps(steps: object) -> None:
         require(numbers, name, "be numbers" if fixed else "be a number", describe(value))
 
 
+class SolveStats(NamedTuple):
+    """Steps of a solve, and the points at the requested times.
+
+    Attributes:
+        num_accepted: Number of accepted steps of each sample.
+        num_rejected: Number of rejected steps of each sample.
+        step_ends: End times of the accepted steps, padded with +inf: `[steps]`, or `[batch, steps]`
+            if each sample has separate steps. Adaptive solves keep the first 1,024.
+        trajectory: Points at the times `save_at`, `[times, batch, *event]`, or None. Infinite at
+            times that a failed solve did not reach.
+    """
+
+    num_accepted: Int[Array, " batch"]
+    num_rejected: Int[Array, " batch"]
+    step_ends: Float[Array, "..."]
+    trajectory: Float[Array, "saved batch ..."] | None = None
+
+
 class Samples(NamedTuple):
     """Result of a solve: the samples and their cost.
 
     Attributes:
         x1: Points at t = 1, or where a failed solve stopped (see `succeeded`).
         nfe: Network evaluations (NFE) of each sample, including those of rejected steps.
-        num_accepted: Number of accepted steps of each sample.
-        num_rejected: Number of rejected steps of each sample.
         succeeded: Whether each sample reached t = 1 and is finite. A sample that is not finite at
             t = 0 fails without affecting the others, with any `ErrorControl`.
-        times: End times of the accepted steps, padded with +inf: `[steps]`, or `[batch, steps]` if
-            each sample has separate steps. Adaptive solves keep the first 1,024.
-        trajectory: Points at the times `save_at`, `[times, batch, *event]`, or None. Infinite at
-            times that a failed solve did not reach.
+        stats: Steps of the solve, or None for samplers without steps in time.
     """
 
     x1: Points
     nfe: Int[Array, " batch"]
-    num_accepted: Int[Array, " batch"]
-    num_rejected: Int[Array, " batch"]
     succeeded: Bool[Array, " batch"]
-    times: Float[Array, "..."]
-    trajectory: Float[Array, "saved batch ..."] | None
+    stats: SolveStats | None = None
 
 
 def samples_on_grid(
@@ -189,12 +199,11 @@ def samples_on_grid(
     zeros, taken = jnp.zeros(x1.shape[:1], jnp.int32), times[1:] > times[:-1]
     # The ends of a traced grid were not checked when it was made.
     spans_interval = (times[0] == 0.0) & (times[-1] == 1.0)
-    return Samples(
-        x1=x1,
-        nfe=nfe,
+    stats = SolveStats(
         num_accepted=zeros + jnp.sum(taken, dtype=jnp.int32),
         num_rejected=zeros,
-        succeeded=spans_interval & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=jnp.sort(jnp.where(taken, times[1:], jnp.inf)),
+        step_ends=jnp.sort(jnp.where(taken, times[1:], jnp.inf)),
         trajectory=trajectory,
     )
+    succeeded = spans_interval & jnp.all(jnp.isfinite(x1), axis=event_axes(x1))
+    return Samples(x1, nfe, succeeded, stats)

@@ -68,7 +68,7 @@ def zero_field(t, x, cond=None):
 def test_adaptive_solves_compute_no_nan(field, steps):
     samples = sample(field, noise(), steps=steps)
     assert samples.succeeded.all()
-    times, num_accepted = np.asarray(samples.times), np.asarray(samples.num_accepted)
+    times, num_accepted = map(np.asarray, (samples.stats.step_ends, samples.stats.num_accepted))
     for sample_times, num in zip(
         np.broadcast_to(times, (6, times.shape[-1])), num_accepted, strict=True
     ):
@@ -81,7 +81,7 @@ def test_fixed_and_padded_steps_compute_no_nan(solver):
     samples = jax.jit(lambda steps: sample(GAUSSIAN.velocity, noise(), solver=solver, steps=steps))(
         PADDED
     )
-    assert samples.times.tolist() == [pytest.approx(0.4), 1.0, np.inf]
+    assert samples.stats.step_ends.tolist() == [pytest.approx(0.4), 1.0, np.inf]
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(), DDIM(1.0), DPMSolverPP2M(), UniPC(3)], ids=repr)

@@ -99,7 +99,7 @@ def test_rejected_steps_outside_the_domain_do_not_affect_gradients():
 
     def total(a):
         samples = sample(lambda t, x, cond=None: -2.0 * a * jnp.sqrt(x), x0)
-        return samples.x1.sum(), samples.num_rejected
+        return samples.x1.sum(), samples.stats.num_rejected
 
     gradient, num_rejected = jax.jit(jax.grad(total, has_aux=True))(0.95)
     assert (num_rejected > 0).all()

@@ -136,7 +136,7 @@ def test_unbounded_velocity_at_the_end_fails_after_few_steps(settings):
     samples = jax.jit(lambda x: sample(field, x, steps=AdaptiveSteps(**settings)))(noise(6, 2))
     assert not samples.succeeded.any()
     # Steps shrink with the remaining time, until it is 1.5e-5.
-    assert int((samples.num_accepted + samples.num_rejected).max()) <= 80
+    assert int((samples.stats.num_accepted + samples.stats.num_rejected).max()) <= 80
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_trajectories_match_the_mixture_flow_map(schedule):
         samples = sample(
             mixture.velocity, points, solver=diffrax.Dopri8(), steps=steps, save_at=times
         )
-        trajectory = np.asarray(samples.trajectory)[..., 0]
+        trajectory = np.asarray(samples.stats.trajectory)[..., 0]
         expected = np.stack([mixture.flow_map(t, x0) for t in times])
     # Trajectories diverge between two components, which amplifies the local errors of about 1e-9
     # by at most p_0(x0) / p_1(x1), here 500.
@@ -176,8 +176,8 @@ def test_proportional_control_changes_steps_but_not_samples():
         sample(GAUSSIAN.velocity, x0, steps=AdaptiveSteps(1e-5, 1e-5, pcoeff=p, icoeff=i))
         for p, i in ((0.0, 1.0), (0.4, 0.3))
     )
-    num = min(int(integral.num_accepted[0]), int(proportional.num_accepted[0]))
-    assert not np.array_equal(integral.times[:num], proportional.times[:num])
+    num = min(int(integral.stats.num_accepted[0]), int(proportional.stats.num_accepted[0]))
+    assert not np.array_equal(integral.stats.step_ends[:num], proportional.stats.step_ends[:num])
     np.testing.assert_allclose(proportional.x1, exact_x1(x0), atol=2e-4)
 
 
@@ -194,7 +194,7 @@ def test_failed_sample_with_separate_steps_does_not_affect_others():
     others = np.asarray([0, 1, 3])
     np.testing.assert_allclose(samples.x1[others], exact_x1(x0)[others], atol=1e-3)
     # The sample fails long before `max_steps`.
-    assert int(samples.num_rejected[2]) < 20
+    assert int(samples.stats.num_rejected[2]) < 20
 
 
 @pytest.mark.slow
@@ -210,9 +210,9 @@ def test_exceeding_max_steps_is_flagged_without_an_error():
     steps = AdaptiveSteps(1e-6, 1e-6, max_steps=3)
     samples = sample(GAUSSIAN.velocity, noise(), solver=diffrax.Bosh3(), steps=steps, save_at=[1.0])
     assert not samples.succeeded.any()
-    assert samples.times.shape == (3,)
-    assert samples.trajectory is not None
-    assert jnp.isinf(samples.trajectory).all()
+    assert samples.stats.step_ends.shape == (3,)
+    assert samples.stats.trajectory is not None
+    assert jnp.isinf(samples.stats.trajectory).all()
     assert jnp.isfinite(samples.x1).all()
 
 
@@ -231,12 +231,12 @@ def test_exceeding_max_steps_is_flagged_without_an_error():
 def test_saved_trajectory_matches_the_flow_map(solver, steps, error):
     x0, save_at = noise(), [0.0, 0.137, 0.5, 0.81, 1.0]
     samples = sample(GAUSSIAN.velocity, x0, solver=solver, steps=steps, save_at=save_at)
-    assert samples.trajectory is not None
-    assert samples.trajectory.shape == (5, 6, 3)
-    for t, points in zip(save_at, samples.trajectory, strict=True):
+    assert samples.stats.trajectory is not None
+    assert samples.stats.trajectory.shape == (5, 6, 3)
+    for t, points in zip(save_at, samples.stats.trajectory, strict=True):
         np.testing.assert_allclose(points, GAUSSIAN.flow_map(jnp.full(6, t), x0), atol=error)
-    np.testing.assert_array_equal(samples.trajectory[0], x0)
-    np.testing.assert_allclose(samples.trajectory[-1], samples.x1, atol=1e-5)
+    np.testing.assert_array_equal(samples.stats.trajectory[0], x0)
+    np.testing.assert_allclose(samples.stats.trajectory[-1], samples.x1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_padded_grids_of_all_lengths_share_one_program(solver):
         grid = jnp.append(uniform_grid(num_steps), jnp.ones(4 - num_steps))
         samples = solve(x0, FixedSteps(grid))
         assert samples.nfe.tolist() == [2 * num_steps] * 6
-        assert samples.num_accepted.tolist() == [num_steps] * 6
+        assert samples.stats.num_accepted.tolist() == [num_steps] * 6
         assert samples.succeeded.all()
-        assert jnp.isfinite(samples.times).sum() == num_steps
+        assert jnp.isfinite(samples.stats.step_ends).sum() == num_steps
     assert field.traces == num_traces
     expected = sample(GAUSSIAN.velocity, x0, solver=solver, steps=FixedSteps(uniform_grid(4)))
     np.testing.assert_allclose(samples.x1, expected.x1, rtol=1e-6)

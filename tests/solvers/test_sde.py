@@ -216,7 +216,7 @@ def test_zero_rate_solves_the_flow_ode(solver, ode_solver, rate):
     actual = sample_sde(GAUSSIAN.velocity, PATH, x0, keys(6), rate=rate, solver=solver, steps=steps)
     expected = sample(GAUSSIAN.velocity, x0, solver=ode_solver, steps=steps)
     np.testing.assert_allclose(actual.x1, expected.x1, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(actual.times, expected.times, rtol=1e-6)
+    np.testing.assert_allclose(actual.stats.step_ends, expected.stats.step_ends, rtol=1e-6)
     assert actual.nfe.tolist() == expected.nfe.tolist()
 
 
@@ -341,8 +341,8 @@ def test_nfe_of_fixed_steps_equals_field_calls(solver):
     solve = jax.jit(lambda x, k: sample_sde(field, PATH, x, k, solver=solver, steps=steps))
     samples, calls = field.count_calls(solve, noise(1, 2), keys(1))
     assert samples.nfe.tolist() == [calls]
-    assert samples.num_accepted.tolist() == [3]
-    assert samples.times.ravel().tolist() == pytest.approx([0.3, 0.5, 1.0])
+    assert samples.stats.num_accepted.tolist() == [3]
+    assert samples.stats.step_ends.ravel().tolist() == pytest.approx([0.3, 0.5, 1.0])
 
 
 @pytest.mark.slow
@@ -356,9 +356,9 @@ def test_nfe_of_adaptive_steps_equals_field_calls(solver):
     )
     samples, calls = field.count_calls(solve, noise(1, 2), keys(1))
     assert samples.nfe.tolist() == [calls]
-    assert int(samples.num_rejected[0]) > 0
-    num_accepted = int(samples.num_accepted[0])
-    times = np.asarray(samples.times[0])
+    assert int(samples.stats.num_rejected[0]) > 0
+    num_accepted = int(samples.stats.num_accepted[0])
+    times = np.asarray(samples.stats.step_ends[0])
     assert np.all(np.diff(times[:num_accepted]) > 0.0)
     assert times[num_accepted - 2 : num_accepted].tolist() == pytest.approx([0.96, 1.0])
     assert np.all(times[num_accepted:] == np.inf)
@@ -404,9 +404,9 @@ def test_last_step_has_a_minimum_length_and_no_noise(times, last_step, expected)
         return jnp.where(t < expected[-2] if len(expected) > 1 else False, 0.0, 1.0)
 
     samples = solve(keys(6))
-    np.testing.assert_allclose(samples.times[: len(expected)], expected, rtol=1e-6)
-    assert jnp.all(samples.times[len(expected) :] == jnp.inf)
-    assert samples.num_accepted.tolist() == [len(expected)] * 6
+    np.testing.assert_allclose(samples.stats.step_ends[: len(expected)], expected, rtol=1e-6)
+    assert jnp.all(samples.stats.step_ends[len(expected) :] == jnp.inf)
+    assert samples.stats.num_accepted.tolist() == [len(expected)] * 6
     # The rate is 1 only in the last step, which adds no noise.
     np.testing.assert_array_equal(samples.x1, noise())
 
@@ -421,7 +421,7 @@ def test_padded_grids_share_a_program_and_keep_the_samples(solver):
     padded = solve(noise(), keys(6), jnp.append(uniform_grid(4), jnp.ones(3)))
     np.testing.assert_allclose(padded.x1, expected.x1, rtol=1e-5, atol=1e-6)
     assert padded.nfe.tolist() == expected.nfe.tolist()
-    assert padded.num_accepted.tolist() == [4] * 6
+    assert padded.stats.num_accepted.tolist() == [4] * 6
     # A single step is the last step, which these solvers take with Heun's method.
     flow = sample(GAUSSIAN.velocity, noise(), solver=Heun(), steps=FixedSteps(uniform_grid(1)))
     single = solve(noise(), keys(6), jnp.append(uniform_grid(1), jnp.ones(6)))

@@ -23,7 +23,7 @@ from fmjax.jobs.compare.methods import Method, Setting
 from fmjax.jobs.compare.reference import lower_reference, rmse, solve_reference
 from fmjax.paths import VelocityFn
 from fmjax.report.comparison import Comparison, SolverRun, StepEnds
-from fmjax.solvers import Samples
+from fmjax.solvers import Samples, SolveStats
 
 
 class Metric(NamedTuple):
@@ -120,8 +120,10 @@ def compare(
             row = _row(method, setting, samples, seconds, exact.x1, metrics)
             on_row(row)
             rows.append(row.run)
-            if setting.tolerance is not None and samples.times.ndim == 1:
-                step_ends.append(StepEnds(method.name, setting.tolerance, _step_ends(samples)))
+            stats = samples.stats
+            # With separate steps for each sample, the end times are not shown.
+            if setting.tolerance is not None and stats is not None and stats.step_ends.ndim == 1:
+                step_ends.append(StepEnds(method.name, setting.tolerance, _step_ends(stats)))
             advance(1, note=f"{method.name}, {row.run.setting}")
     return Comparison(
         runs=tuple(rows),
@@ -190,8 +192,8 @@ def _row(
     return Row(run, x1.astype(np.float32))
 
 
-def _step_ends(samples: Samples) -> tuple[float, ...]:
-    times = np.asarray(samples.times, np.float64)
+def _step_ends(stats: SolveStats) -> tuple[float, ...]:
+    times = np.asarray(stats.step_ends, np.float64)
     return tuple(times[np.isfinite(times)].tolist())
 
 

@@ -18,7 +18,7 @@ from fmjax.solvers.engine.initial_step import (
     counting_controller,
     make_initial_step,
 )
-from fmjax.solvers.engine.nfe_counter import SolveStats, ToTimes
+from fmjax.solvers.engine.nfe_counter import SolveCounts, ToTimes
 from fmjax.solvers.engine.vector_field import (
     BatchedField,
     largest_sample_norm,
@@ -26,11 +26,18 @@ from fmjax.solvers.engine.vector_field import (
     make_sample_field,
     rms_norm,
 )
-from fmjax.solvers.steps import AdaptiveSteps, ErrorControl, FixedSteps, Samples, as_times
+from fmjax.solvers.steps import (
+    AdaptiveSteps,
+    ErrorControl,
+    FixedSteps,
+    Samples,
+    SolveStats,
+    as_times,
+)
 
 # The points at t = 1 and those at the saved times if there are any, whether the solve succeeded,
 # and its counts.
-_Solved: TypeAlias = tuple[list[jax.Array], jax.Array, SolveStats]
+_Solved: TypeAlias = tuple[list[jax.Array], jax.Array, SolveCounts]
 
 
 def solve_together(
@@ -84,26 +91,25 @@ def solve_each(
     return samples_of(outputs, succeeded, stats)
 
 
-def samples_of(outputs: list[jax.Array], succeeded: jax.Array, stats: SolveStats) -> Samples:
+def samples_of(outputs: list[jax.Array], succeeded: jax.Array, counts: SolveCounts) -> Samples:
     """Make the `Samples` of a solve.
 
     Args:
         outputs: Points at t = 1, `[1, batch, *event]`, followed by those at the saved times,
             `[times, batch, *event]`, if there are any.
         succeeded: Whether each sample, or the entire batch, reached t = 1.
-        stats: Counts of evaluations and steps.
+        counts: Counts of evaluations and steps.
     """
     (x1,), *trajectory = outputs
     batch = x1.shape[:1]
-    return Samples(
-        x1=x1,
-        nfe=stats.nfe,
-        num_accepted=jnp.broadcast_to(stats.num_accepted, batch),
-        num_rejected=jnp.broadcast_to(stats.num_rejected, batch),
-        succeeded=succeeded & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=stats.ends,
+    stats = SolveStats(
+        num_accepted=jnp.broadcast_to(counts.num_accepted, batch),
+        num_rejected=jnp.broadcast_to(counts.num_rejected, batch),
+        step_ends=counts.ends,
         trajectory=trajectory[0] if trajectory else None,
     )
+    succeeded = succeeded & jnp.all(jnp.isfinite(x1), axis=event_axes(x1))
+    return Samples(x1, counts.nfe, succeeded, stats)
 
 
 def _diffeqsolve(
@@ -160,6 +166,6 @@ def _diffeqsolve(
         adjoint=adjoint.diffrax,
         throw=False,
     )
-    _, stats = cast(tuple[PyTree, SolveStats], solution.controller_state)
+    _, stats = cast(tuple[PyTree, SolveCounts], solution.controller_state)
     ys = cast(list[jax.Array], solution.ys)
     return ys, solution.result == diffrax.RESULTS.successful, stats

@@ -21,13 +21,13 @@ from fmjax.solvers.engine.nfe_counter import (
     NUM_ENDS,
     NFECountingController,
     Nodes,
-    SolveStats,
+    SolveCounts,
     StepDecision,
     ToTimes,
 )
 from fmjax.solvers.engine.vector_field import BatchedField, make_sample_field
 from fmjax.solvers.steppers.sde import DriftField, StochasticHeun
-from fmjax.solvers.steps import AdaptiveSteps, RealScalar, Samples
+from fmjax.solvers.steps import AdaptiveSteps, RealScalar, Samples, SolveStats
 
 # Adaptive steps end on multiples of this; a solve whose error requires shorter steps fails. The
 # Brownian path is so rough that rounding a time changes its value, and the error estimate, by the
@@ -100,7 +100,7 @@ def _on_raster(t0: RealScalar, t1: RealScalar) -> RealScalar:
 
 
 # The point at the end of the solve, whether the solve succeeded, and its counts.
-_Solved: TypeAlias = tuple[jax.Array, jax.Array, SolveStats]
+_Solved: TypeAlias = tuple[jax.Array, jax.Array, SolveCounts]
 
 
 def solve_brownian(
@@ -132,22 +132,19 @@ def solve_brownian(
     def solve(x0: jax.Array, key: jax.Array, cond: Cond) -> _Solved:
         return _solve_one(drift, rate, x0, key, cond, solver, steps, start)
 
-    x, succeeded, stats = jax.vmap(solve)(x0, keys, cond)
+    x, succeeded, counts = jax.vmap(solve)(x0, keys, cond)
     x1, last_nfe = StochasticHeun().advance_with_noise(
         field, ConstantRate(0.0), start, jnp.ones_like(start), x, 0.0
     )
-    num_accepted = stats.num_accepted + 1
     rows = jnp.arange(len(x0))
-    last = jnp.where(succeeded, stats.num_accepted, stats.ends.shape[1])
-    return Samples(
-        x1=x1,
-        nfe=stats.nfe + last_nfe,
-        num_accepted=num_accepted,
-        num_rejected=stats.num_rejected,
-        succeeded=succeeded & jnp.all(jnp.isfinite(x1), axis=event_axes(x1)),
-        times=stats.ends.at[rows, last].set(1.0, mode="drop"),
-        trajectory=None,
+    last = jnp.where(succeeded, counts.num_accepted, counts.ends.shape[1])
+    stats = SolveStats(
+        num_accepted=counts.num_accepted + 1,
+        num_rejected=counts.num_rejected,
+        step_ends=counts.ends.at[rows, last].set(1.0, mode="drop"),
     )
+    succeeded = succeeded & jnp.all(jnp.isfinite(x1), axis=event_axes(x1))
+    return Samples(x1, counts.nfe + last_nfe, succeeded, stats)
 
 
 def _solve_one(
@@ -176,7 +173,7 @@ def _solve_one(
     else:
         max_steps = num_ends = len(steps) - 1
         inner, dt0 = ToTimes(steps), None
-    stats = SolveStats.initial(jnp.zeros((), jnp.int32), num_ends, x0.dtype)
+    stats = SolveCounts.initial(jnp.zeros((), jnp.int32), num_ends, x0.dtype)
     controller = NFECountingController(inner, stats, drift.cost, drift_nodes(solver), False, False)
     needs_levy_area = solver.tableau.coeffs_hh is not None
     brownian_path = diffrax.VirtualBrownianTree(
@@ -205,6 +202,6 @@ def _solve_one(
         max_steps=max_steps,
         throw=False,
     )
-    _, stats = cast(tuple[PyTree, SolveStats], solution.controller_state)
+    _, stats = cast(tuple[PyTree, SolveCounts], solution.controller_state)
     x = cast(jax.Array, solution.ys)[0]
     return x, solution.result == diffrax.RESULTS.successful, stats

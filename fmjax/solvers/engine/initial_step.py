@@ -14,7 +14,7 @@ from fmjax.solvers.engine.nfe_counter import (
     NUM_ENDS,
     NFECountingController,
     Nodes,
-    SolveStats,
+    SolveCounts,
     nodes_of,
 )
 from fmjax.solvers.engine.non_finite import MIN_STEP_ULPS, Guarded
@@ -84,7 +84,7 @@ def counting_controller(
     dtype: np.dtype,
 ) -> NFECountingController:
     """Wrap `inner` to count evaluations from `initial` on and to record `num_ends` step ends."""
-    stats = SolveStats.initial(initial.nfe, num_ends, dtype)
+    stats = SolveCounts.initial(initial.nfe, num_ends, dtype)
     slope_known = initial.solver_state is not None
     counts_evaluations = isinstance(solver, PerSampleImplicit)
     return NFECountingController(

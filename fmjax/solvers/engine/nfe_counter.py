@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from fmjax.solvers.engine.implicit import IMEX, PerSampleImplicit
 from fmjax.solvers.steps import RealScalar
 
-# Number of step ends kept for `Samples.times`.
+# Number of step ends kept in `SolveStats.step_ends`.
 NUM_ENDS = 1024
 
 _BoolScalar: TypeAlias = bool | jax.Array | np.ndarray
@@ -60,7 +60,7 @@ def nodes_of(solver: diffrax.AbstractSolver) -> Nodes | None:
     return None
 
 
-class SolveStats(NamedTuple):
+class SolveCounts(NamedTuple):
     """Counts of network evaluations and steps so far.
 
     Attributes:
@@ -76,7 +76,7 @@ class SolveStats(NamedTuple):
     ends: jax.Array
 
     @classmethod
-    def initial(cls, nfe: jax.Array, num_ends: int, dtype: np.dtype) -> "SolveStats":
+    def initial(cls, nfe: jax.Array, num_ends: int, dtype: np.dtype) -> "SolveCounts":
         """Make the counts before the first step, with space for `num_ends` end times."""
         count = jnp.zeros((), jnp.int32)
         return cls(nfe, count, count, jnp.full((num_ends,), jnp.inf, dtype))
@@ -96,7 +96,7 @@ class NFECountingController(diffrax.AbstractStepSizeController):
     """
 
     inner: diffrax.AbstractStepSizeController
-    initial: SolveStats
+    initial: SolveCounts
     cost: Callable[[jax.Array], jax.Array] = eqx.field(static=True)
     nodes: Nodes | None = eqx.field(static=True)
     slope_known: bool = eqx.field(static=True)
@@ -142,7 +142,7 @@ class NFECountingController(diffrax.AbstractStepSizeController):
         )
         keep_array = jnp.asarray(keep)
         index = jnp.where(keep_array, stats.num_accepted, stats.ends.shape[0])
-        stats = SolveStats(
+        stats = SolveCounts(
             nfe=stats.nfe + step_nfe,
             num_accepted=stats.num_accepted + keep_array,
             num_rejected=stats.num_rejected + ~keep_array,

@@ -34,7 +34,7 @@ from fmjax.solvers.engine.adjoint import Adjoint
 from fmjax.solvers.engine.batch_solve import samples_of
 from fmjax.solvers.engine.diffrax_solvers import is_implicit
 from fmjax.solvers.engine.initial_step import InitialStep, adaptive_controller, make_initial_step
-from fmjax.solvers.engine.nfe_counter import SolveStats
+from fmjax.solvers.engine.nfe_counter import SolveCounts
 from fmjax.solvers.engine.vector_field import BatchedField, make_sample_field
 from fmjax.solvers.steps import AdaptiveSteps, RealScalar, Samples
 
@@ -103,7 +103,7 @@ class _Slot(NamedTuple):
     x: jax.Array
     cond: Cond
     solver_state: PyTree
-    controller_state: tuple[PyTree, SolveStats]
+    controller_state: tuple[PyTree, SolveCounts]
 
 
 class _Outcome(NamedTuple):
@@ -111,7 +111,7 @@ class _Outcome(NamedTuple):
 
     x1: jax.Array
     succeeded: jax.Array
-    stats: SolveStats
+    stats: SolveCounts
 
 
 class _Stream(NamedTuple):

@@ -93,7 +93,7 @@ def test_latents_of_every_step_and_image_match_diffusers(folder):
 
     x0 = read_latents(io, request.latents, packed)
     solution = solve(loaded.params, x0, condition(request, cond, np.zeros(1, int)))
-    for actual, expected in zip(solution.trajectory, io["latents"], strict=True):
+    for actual, expected in zip(solution.stats.trajectory, io["latents"], strict=True):
         expected = read_latents({"init_latents": expected}, request.latents, packed)
         assert relative_error(actual, expected) < 1e-4
     images = decode_latents(request, np.asarray(solution.x1))

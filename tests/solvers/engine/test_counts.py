@@ -42,8 +42,8 @@ def test_nfe_of_fixed_steps_equals_field_calls(solver):
         jax.jit(lambda x: sample(field, x, solver=solver, steps=steps)), noise()
     )
     assert samples.nfe.tolist() == [calls] * 6
-    assert samples.num_accepted.tolist() == [3] * 6
-    assert samples.times.tolist() == pytest.approx([0.3, 0.5, 1.0])
+    assert samples.stats.num_accepted.tolist() == [3] * 6
+    assert samples.stats.step_ends.tolist() == pytest.approx([0.3, 0.5, 1.0])
 
 
 @pytest.mark.slow
@@ -63,8 +63,8 @@ def test_nfe_of_adaptive_steps_equals_field_calls(solver):
         jax.jit(lambda x: sample(field, x, solver=solver, steps=AdaptiveSteps(**TIGHT))), noise()
     )
     assert samples.nfe.tolist() == [calls] * 6
-    times = np.asarray(samples.times)
-    num_accepted = int(samples.num_accepted[0])
+    times = np.asarray(samples.stats.step_ends)
+    num_accepted = int(samples.stats.num_accepted[0])
     assert np.all(np.diff(times[:num_accepted]) > 0)
     assert times[num_accepted - 1] == 1.0
     assert np.all(times[num_accepted:] == np.inf)
@@ -80,7 +80,7 @@ def test_nfe_of_implicit_solvers_counts_iterations_and_jacobians(solver):
     samples, calls = field.count_calls(
         jax.jit(lambda x: sample(field, x, solver=solver, steps=AdaptiveSteps(**TIGHT))), x0
     )
-    num_steps = int(samples.num_accepted[0] + samples.num_rejected[0])
+    num_steps = int(samples.stats.num_accepted[0] + samples.stats.num_rejected[0])
     num_jacobians = num_steps * (1 if isinstance(solver, diffrax.ImplicitEuler) else 2)
     assert int(samples.nfe[0]) == calls + num_jacobians * 4
 
@@ -97,10 +97,10 @@ def test_nfe_of_per_sample_steps_equals_separate_solves():
     assert batched.nfe.tolist() == [calls for _, calls in separate]
     assert len(set(batched.nfe.tolist())) > 1
     np.testing.assert_array_equal(
-        batched.num_rejected, [int(s.num_rejected[0]) for s, _ in separate]
+        batched.stats.num_rejected, [int(s.stats.num_rejected[0]) for s, _ in separate]
     )
     np.testing.assert_allclose(batched.x1, jnp.concatenate([s.x1 for s, _ in separate]), rtol=1e-6)
-    assert batched.times.shape == (6, 1024)
+    assert batched.stats.step_ends.shape == (6, 1024)
 
 
 def guided_field():
@@ -140,7 +140,7 @@ def test_guidance_costs_the_same_with_shared_and_per_sample_steps():
         for control in (ErrorControl.LARGEST_SAMPLE, ErrorControl.PER_SAMPLE)
     )
     assert shared.nfe.tolist() == per_sample.nfe.tolist()
-    num_steps = int(shared.num_accepted[0] + shared.num_rejected[0])
+    num_steps = int(shared.stats.num_accepted[0] + shared.stats.num_rejected[0])
     assert int(shared.nfe[0]) > 3 * num_steps + 2  # Cost without guidance.
 
 
