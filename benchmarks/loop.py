@@ -74,7 +74,7 @@ class Loop:
     def new_state(self) -> tuple[TrainState, PyTree]:
         """Return a new training state and its shardings."""
         key = jax.random.key(self.config.training.seed)
-        return init_state(self.experiment.net, self.experiment.optimizer, key, self.mesh)
+        return init_state(self.model.net, self.experiment.optimizer, key, self.mesh)
 
     def batches(self) -> Batches:
         """Iterate over the batches of the data from its start."""

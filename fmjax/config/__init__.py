@@ -12,7 +12,6 @@ from fmjax.config.build import (
     Steps as Steps,
     build as build,
     differentiable_forwards as differentiable_forwards,
-    guided as guided,
     make_solve as make_solve,
     make_step as make_step,
     num_parameters as num_parameters,

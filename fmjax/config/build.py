@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Text, TextS
 from fmjax._checks import require
 from fmjax.config.experiment import Config
 from fmjax.config.flow_maps import (
-    TrainedMap,
     build_flow_map,
     plain_attention,
     require_flow_map_samplings,
@@ -25,13 +23,14 @@ from fmjax.config.sampling import SamplingConfig
 from fmjax.config.solvers import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
-from fmjax.paths import AffinePath, Prediction, VelocityFn, VelocityNet, velocity_of
+from fmjax.paths import Prediction
 from fmjax.pretrained.tuning import Tuning, make_tuning
 from fmjax.solvers import (
     AdaptiveSteps,
     FixedSteps,
+    Model,
     Samples,
-    classifier_free,
+    require_guidable,
     sample,
     sample_diffusion,
     sample_flow_map,
@@ -45,38 +44,25 @@ SolveFn = Callable[[Params, Points, PyTree, Cond, Steps], Samples]
 
 
 class Experiment(NamedTuple):
-    """Pure functions built from a config, for training steps and solvers.
+    """A model with the functions that train it, built from a config.
 
     Attributes:
-        net: The network. For a flow map, its velocity field.
+        model: The network, its path and what it predicts.
         objective: The training loss.
         optimizer: The optax optimizer.
-        path: The probability path of the training.
-        prediction: Which quantity the network predicts.
-        null_cond: Condition that stands for no condition; None if the network was not trained
-            with one.
-        flow_map: The flow map; None if the network predicts a velocity.
         tuning: Trained and frozen parameters of a finetuned released model, else None. If set,
-            `net.init` returns the trained parameters, and `net.apply` takes all of them.
+            `model.net.init` returns the trained parameters, and `model.net.apply` takes all.
     """
 
-    net: VelocityNet
+    model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
-    path: AffinePath
-    prediction: Prediction
-    null_cond: Cond
-    flow_map: TrainedMap | None = None
     tuning: Tuning | None = None
 
     @property
     def init(self) -> Callable[[PRNGKey], Params]:
         """Function `init(key) -> params` of all parameters, frozen ones included."""
-        return self.net.init if self.tuning is None else self.tuning.init
-
-    def velocity_fn(self, params: Params) -> VelocityFn:
-        """Return the velocity field of the network with these parameters."""
-        return self.path.velocity_fn(partial(self.net.apply, params), self.prediction)
+        return self.model.net.init if self.tuning is None else self.tuning.init
 
 
 def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) -> Experiment:
@@ -95,7 +81,7 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     drops = config.loss.label_drop > 0 or parts_drop > 0
     null_cond = _null_cond(conditions) if drops else None
     for name, part in (("sampling", config.sampling), ("compare", config.compare)):
-        _require_guidable(f"{name}.guidance", part.guidance, null_cond)
+        require_guidable(f"{name}.guidance", part.guidance, null_cond)
     rule = "be left out for data without captions"
     usable = not config.sampling.prompts or isinstance(conditions, TokenShape)
     require(usable, "sampling.prompts", rule, config.sampling.prompts)
@@ -104,15 +90,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     if not isinstance(loss, LossConfig):
         flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
         require_flow_map_samplings(config, flow_map)
-        return Experiment(
-            flow_map.velocity_net(),
-            objective,
-            optimizer,
-            path,
-            Prediction.VELOCITY,
-            null_cond,
-            flow_map,
-        )
+        model = Model(flow_map.velocity_net(), path, Prediction.VELOCITY, null_cond, flow_map)
+        return Experiment(model, objective, optimizer)
     require_flow_map_samplings(config, None)
     tuning, released = None, config.pretrained
     if released is None:
@@ -142,7 +121,8 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         parts=parts,
         encoder_drop=loss.encoder_drop,
     )
-    return Experiment(net, objective, optimizer, path, loss.prediction, null_cond, tuning=tuning)
+    model = Model(net, path, loss.prediction, null_cond)
+    return Experiment(model, objective, optimizer, tuning)
 
 
 def differentiable_forwards(config: Config) -> Config:
@@ -181,60 +161,7 @@ def _null_cond(conditions: Conditions) -> Cond:
     return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 
-def _require_guidable(name: str, scale: float, null_cond: Cond) -> None:
-    """Raise unless the scale is 1 or there is a null condition."""
-    rule = "be 1 for a model without classes or text, or with loss.label_drop = 0"
-    require(scale == 1.0 or null_cond is not None, name, rule, scale)
-
-
-def guided(
-    experiment: Experiment,
-    params: Params,
-    scale: float,
-    interval: tuple[float, float] = (0.0, 1.0),
-) -> VelocityFn:
-    """Return the velocity field of the network, with classifier-free guidance.
-
-    Args:
-        experiment: Functions from `build`.
-        params: Parameters of the network.
-        scale: Guidance scale; 1 is no guidance.
-        interval: First and last time with guidance.
-
-    Raises:
-        ValueError: If the model has no null condition and the scale is not 1.
-    """
-    predict_fn = guided_prediction(experiment, params, scale, interval)
-    return experiment.path.velocity_fn(predict_fn, experiment.prediction)
-
-
-def guided_prediction(
-    experiment: Experiment, params: Params, scale: float, interval: tuple[float, float]
-) -> Callable[..., Points]:
-    """Return the prediction function of the network, with classifier-free guidance.
-
-    Guiding the prediction is the same as guiding the velocity: the conversion is affine, and the
-    weights of guidance sum to one.
-
-    Args:
-        experiment: Functions from `build`.
-        params: Parameters of the network.
-        scale: Guidance scale; 1 is no guidance.
-        interval: First and last time with guidance.
-
-    Raises:
-        ValueError: If the model has no null condition and the scale is not 1.
-    """
-    if experiment.flow_map is not None:
-        return velocity_of(experiment.flow_map.guided(params, scale, interval, jumps=False))
-    predict_fn = partial(experiment.net.apply, params)
-    if scale == 1.0:
-        return predict_fn
-    _require_guidable("guidance", scale, experiment.null_cond)
-    return classifier_free(predict_fn, experiment.null_cond, scale, interval)
-
-
-def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
+def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
     """Return the function that solves a batch, for the solver and guidance of a config.
 
     The steps are an argument (from `sampling.make_steps`), so all step counts share the function.
@@ -243,7 +170,7 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
         ValueError: If the network is not a flow map but the solver needs one, or the flow map was
             not trained for these jumps or this guidance.
     """
-    solver, flow_map = sampling.make_solver(), experiment.flow_map
+    solver, flow_map = sampling.make_solver(), model.flow_map
     if flow_map is not None:
         jumps = sampling.solver == FLOW_MAP
         flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
@@ -255,8 +182,8 @@ def make_solve(experiment: Experiment, sampling: SamplingConfig) -> SolveFn:
         if sampling.solver == FLOW_MAP and flow_map is not None:
             assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
             return sample_flow_map(flow_map.guided(params, *guidance), x0, cond, steps=steps)
-        predict_fn = guided_prediction(experiment, params, *guidance)
-        path, prediction = experiment.path, experiment.prediction
+        predict_fn = model.predict_fn(params, *guidance)
+        path, prediction = model.path, model.prediction
         if sampling.solver in SDE_SOLVERS:
             return sample_sde(
                 predict_fn,

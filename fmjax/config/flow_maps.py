@@ -28,7 +28,7 @@ from fmjax.paths import (
     VelocityNet,
     evaluations,
 )
-from fmjax.solvers import classifier_free
+from fmjax.solvers import GuidedMap, classifier_free
 
 
 class TrainedMap(NamedTuple):
@@ -202,7 +202,7 @@ def plain_attention(network: NetworkConfig) -> NetworkConfig:
     return dataclasses.replace(network, attention="xla")
 
 
-def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> None:
+def require_flow_map_samplings(config: Config, flow_map: GuidedMap | None) -> None:
     """Raise if `sampling` or `compare` need jumps or guidance the network was not trained for.
 
     Args:
@@ -223,8 +223,8 @@ def require_flow_map_samplings(config: Config, flow_map: TrainedMap | None) -> N
 
 
 def require_jumps(
-    flow_map: TrainedMap | None, num_steps: int | None, grid: str, name: str = ""
-) -> TrainedMap:
+    flow_map: GuidedMap | None, num_steps: int | None, grid: str, name: str = ""
+) -> GuidedMap:
     """Return the flow map, if it can take jumps on this grid.
 
     Args:

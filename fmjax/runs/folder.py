@@ -18,6 +18,7 @@ from fmjax.config import Config, Experiment, build, from_json
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
+from fmjax.solvers import Model
 from fmjax.training import restore_ema
 
 Rest = ParamSpec("Rest")
@@ -214,6 +215,11 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
 
     @property
+    def model(self) -> Model:
+        """The network, its path and what it predicts."""
+        return self.experiment.model
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes; None for a model that is not conditioned on classes."""
         return self.conditions if isinstance(self.conditions, int) else None
@@ -263,8 +269,8 @@ def open_run(folder: Path | str, *, alone: bool = False) -> Run:
     experiment = build(config, event_shape, conditions)
     local_only = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if local_only else _mesh_for(config.mesh)
-    like = jax.eval_shape(experiment.net.init, jax.random.key(0))
-    like = with_shardings(like, mesh, experiment.net.tensor_axes)
+    like = jax.eval_shape(experiment.model.net.init, jax.random.key(0))
+    like = with_shardings(like, mesh, experiment.model.net.tensor_axes)
     params, step = restore_ema(files.checkpoints, like, alone=alone)
     return Run(files, config, experiment, event_shape, conditions, params, step, mesh)
 

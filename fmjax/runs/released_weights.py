@@ -62,15 +62,15 @@ def initial_state(
     """
     key, tuning = jax.random.key(config.training.seed), experiment.tuning
     if config.pretrained is None or tuning is None:
-        return init_state(experiment.net, experiment.optimizer, key, mesh)[0], ()
+        return init_state(experiment.model.net, experiment.optimizer, key, mesh)[0], ()
     folder, like = config.pretrained.root, tuning.frozen(mesh)
     with all_or_none("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
         random_init = tuning.lora is not None or not config.pretrained.weights
         if random_init or _has_checkpoint(checkpoints):
-            state, _ = init_state(experiment.net, experiment.optimizer, key, mesh)
+            state, _ = init_state(experiment.model.net, experiment.optimizer, key, mesh)
             return state, (frozen,)
-        shapes = jax.eval_shape(experiment.net.init, key)
+        shapes = jax.eval_shape(experiment.model.net.init, key)
         shapes = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,

@@ -39,6 +39,11 @@ from fmjax.solvers.likelihood import (
     dequantize as dequantize,
     log_density as log_density,
 )
+from fmjax.solvers.model import (
+    GuidedMap as GuidedMap,
+    Model as Model,
+    require_guidable as require_guidable,
+)
 from fmjax.solvers.ode import sample as sample
 from fmjax.solvers.sde import SDE_SOLVERS as SDE_SOLVERS, sample_sde as sample_sde
 from fmjax.solvers.steppers.ddim import (

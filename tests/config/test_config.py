@@ -26,7 +26,6 @@ from fmjax.config import (
     build,
     differentiable_forwards,
     from_json,
-    guided,
     make_solve,
     make_step,
     serialize,
@@ -172,7 +171,7 @@ def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(nam
     for run in study.runs:
         experiment = build(run, (28, 28, 1), 10)
         for sampling in study.samplings_of(run):
-            make_solve(experiment, sampling)
+            make_solve(experiment.model, sampling)
             steps = sampling.make_steps(run.path.schedule, Tabulated())
             if sampling.num_steps is not None:
                 assert len(steps.times) == sampling.num_steps + 1
@@ -203,7 +202,9 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     )
     experiment = build(config, event_shape, conditions)
     mesh = make_mesh(devices=jax.devices()[:1])  # Other tests compare with eight devices.
-    state, sharding = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
+    state, sharding = init_state(
+        experiment.model.net, experiment.optimizer, jax.random.key(0), mesh
+    )
     step = make_step(config, experiment, mesh, sharding)
     frozen = ()
     if experiment.tuning is not None:
@@ -321,7 +322,7 @@ def test_guidance_needs_classes_and_label_drop(num_classes, label_drop):
     with pytest.raises(
         ValueError, match="guidance must be 1 for a model without classes or text, or with"
     ):
-        guided(experiment, experiment.net.init(jax.random.key(0)), 2.0)
+        experiment.model.velocity_fn(experiment.model.net.init(jax.random.key(0)), 2.0)
 
 
 def test_all_adds_the_common_solvers():

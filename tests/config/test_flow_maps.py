@@ -17,7 +17,6 @@ from fmjax.config import (
     ShortcutConfig,
     build,
     from_json,
-    guided,
     make_solve,
     to_json,
 )
@@ -45,7 +44,7 @@ def build_and_sample(config, sampling=JUMPS):
     """Return an experiment, random params, samples, source points and labels."""
     experiment = build(config, (2,), 3)
     keys = jax.random.split(jax.random.key(0), 3)
-    params = experiment.net.init(keys[0])
+    params = experiment.model.net.init(keys[0])
     leaves, tree = jax.tree.flatten(params)
     noise_keys = jax.random.split(keys[1], len(leaves))
     leaves = [
@@ -53,24 +52,24 @@ def build_and_sample(config, sampling=JUMPS):
         for leaf, key in zip(leaves, noise_keys, strict=True)
     ]
     x0, cond = jax.random.normal(keys[2], (5, 2)), jnp.arange(5) % 3
-    params, solve = jax.tree.unflatten(tree, leaves), make_solve(experiment, sampling)
+    params, solve = jax.tree.unflatten(tree, leaves), make_solve(experiment.model, sampling)
     return experiment, params, solve(params, x0, None, cond, sampling.make_steps()), x0, cond
 
 
 @pytest.mark.parametrize("config", [SHORTCUT, MEAN, GUIDANCE_INPUT, BUILT_IN])
 def test_sampling_applies_the_map_once_per_step(config):
     experiment, params, samples, x, cond = build_and_sample(config)
-    net = experiment.flow_map.net
+    net = experiment.model.flow_map.net
     guidance = jnp.tile(jnp.array([1.0, 0.0, 1.0]), (5, 1)) if net.guided else None
     for t in (0.0, 0.5):
         r, t = jnp.full(5, t + 0.5), jnp.full(5, t)
         x = x + 0.5 * net.apply(params, r, t, x, cond, guidance)
     np.testing.assert_allclose(samples.x1, x, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(samples.nfe, 2)
-    velocity = guided(experiment, params, 1.0)(t, x, cond)
+    velocity = experiment.model.velocity_fn(params, 1.0)(t, x, cond)
     expected = net.apply(params, t, t, x, cond, guidance)
     np.testing.assert_allclose(velocity, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(experiment.net.apply(params, t, x, cond), velocity)
+    np.testing.assert_array_equal(experiment.model.net.apply(params, t, x, cond), velocity)
 
 
 def test_the_finest_steps_of_a_shortcut_model_follow_the_velocity():
@@ -84,7 +83,7 @@ def test_guidance_inputs_receive_scale_and_interval():
     sampling = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
     experiment, params, samples, x, cond = build_and_sample(GUIDANCE_INPUT, sampling)
     guidance = jnp.tile(jnp.array([3.0, 0.05, 0.9]), (5, 1))
-    u = experiment.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
+    u = experiment.model.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
     np.testing.assert_allclose(samples.x1, x + u, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(samples.nfe, 1)
 
@@ -94,7 +93,7 @@ def test_other_maps_use_classifier_free_guidance_at_twice_the_cost():
     experiment, params, samples, x, cond = build_and_sample(SHORTCUT, sampling)
     r, t = jnp.ones(5), jnp.zeros(5)
     conditional, unconditional = (
-        experiment.flow_map.net.apply(params, r, t, x, c) for c in (cond, jnp.full(5, 3))
+        experiment.model.flow_map.net.apply(params, r, t, x, c) for c in (cond, jnp.full(5, 3))
     )
     expected = x + unconditional + 3.0 * (conditional - unconditional)
     np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
@@ -108,7 +107,7 @@ def test_the_velocity_of_a_shortcut_model_uses_classifier_free_guidance():
     experiment, params, samples, x, cond = build_and_sample(with_targets, sampling)
     t = jnp.zeros(5)
     conditional, unconditional = (
-        experiment.flow_map.net.apply(params, t, t, x, c) for c in (cond, jnp.full(5, 3))
+        experiment.model.flow_map.net.apply(params, t, t, x, c) for c in (cond, jnp.full(5, 3))
     )
     expected = x + unconditional + 3.0 * (conditional - unconditional)
     np.testing.assert_allclose(samples.x1, expected, rtol=1e-4, atol=1e-5)
@@ -122,7 +121,7 @@ def test_the_velocity_of_a_shortcut_model_uses_classifier_free_guidance():
 def test_samples_on_eight_devices_equal_those_on_one(config):
     experiment, params, *_ = build_and_sample(config)
     sampling = dataclasses.replace(JUMPS, num_samples=20, batch_size=16)
-    solve, results = make_solve(experiment, sampling), []
+    solve, results = make_solve(experiment.model, sampling), []
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         results.append(
@@ -237,13 +236,13 @@ def test_invalid_flow_map_settings_are_rejected(make, message):
 def test_mean_flow_uses_plain_attention():
     experiment = build(DIT, (8, 8, 1), 3)
     assert DIT.network.attention == "auto"
-    params = jax.eval_shape(experiment.net.init, jax.random.key(0))
+    params = jax.eval_shape(experiment.model.net.init, jax.random.key(0))
     time = jax.ShapeDtypeStruct((2,), jnp.float32)
     x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
 
     def derivative(params, t, x, cond):
-        net = experiment.net
+        net = experiment.model.net
         return jax.jvp(lambda x: net.apply(params, t, x, cond), (x,), (x,))[1]
 
     assert jax.eval_shape(derivative, params, time, x, labels).shape == (2, 8, 8, 1)

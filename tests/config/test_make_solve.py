@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from fmjax.config import Experiment, SamplingConfig, make_solve
+from fmjax.config import SamplingConfig, make_solve
 from fmjax.paths import AffinePath, Cosine, Linear, Prediction, VelocityNet
-from fmjax.solvers import IncreasingRate, SigmaRate
+from fmjax.solvers import IncreasingRate, Model, SigmaRate
 from tests.oracles import Gaussian
 
 PATH = AffinePath(Cosine())
@@ -16,20 +15,20 @@ ORACLE = Gaussian(Cosine(), mean=1.0, std=0.5)
 X0 = jax.random.normal(jax.random.key(0), (2048, 4))
 
 
-def exact_experiment(prediction):
-    """Return an experiment with an exact network; label 1 is the null condition."""
+def exact_model(prediction):
+    """Return a model with an exact network; label 1 is the null condition."""
 
     def apply(params, t, x, cond=None):
         value = PATH.convert(t, x, ORACLE.velocity(t, x), from_=Prediction.VELOCITY, to=prediction)
         return value if cond is None else jnp.where(cond[:, None] == 1, 0.0, value)
 
     net = VelocityNet(lambda key: {}, apply)
-    return Experiment(net, lambda *_: None, optax.identity(), PATH, prediction, 1)
+    return Model(net, PATH, prediction, null_cond=1)
 
 
 def run_solver(sampling, prediction=Prediction.VELOCITY, cond=None):
     keys = jax.random.split(jax.random.key(1), len(X0))
-    solve, steps = make_solve(exact_experiment(prediction), sampling), sampling.make_steps(Cosine())
+    solve, steps = make_solve(exact_model(prediction), sampling), sampling.make_steps(Cosine())
     return jax.jit(lambda x0, keys: solve({}, x0, keys, cond, steps))(X0, keys)
 
 

@@ -18,7 +18,6 @@ from fmjax.config import (
     CompareConfig,
     SamplingConfig,
     build,
-    guided,
     is_stochastic,
     make_solve,
     require_jumps,
@@ -84,7 +83,7 @@ def compare_run(
         gallery.append(GalleryEntry.of(row.run, images))
 
     comparison = compare(
-        lambda params: guided(run.experiment, params, config.guidance),
+        lambda params: run.model.velocity_fn(params, config.guidance),
         run.params,
         jax.device_put(x0, by_row),
         jax.device_put(conds, by_row),
@@ -121,10 +120,10 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             rate=config.rate,
             rate_scale=config.rate_scale,
         )
-        solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(run.model, sampling))
         for num, grid in itertools.product(config.num_steps, config.grids):
             if name == FLOW_MAP:
-                require_jumps(run.experiment.flow_map, num, grid)
+                require_jumps(run.model.flow_map, num, grid)
         for grid in config.grids:
 
             def make_grid(
@@ -152,18 +151,18 @@ def _adaptive_methods(run: Run, config: CompareConfig, sampling: SamplingConfig)
     title, is_ode = solver_title(sampling.solver), sampling.solver in ODE_SOLVERS
     family = "adaptive" if is_ode else "stochastic"
     control = ErrorControl.LARGEST_SAMPLE if is_ode else ErrorControl.PER_SAMPLE
-    solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
+    solve = on_mesh(run.mesh, make_solve(run.model, sampling))
     methods = [Method(title, family, solve, adaptive_settings(config.tolerances, control))]
     if config.slots is not None and is_ode:
         streamed = adaptive_settings(config.tolerances, ErrorControl.PER_SAMPLE, config.slots)
         # A separate `solve`, because steps of another structure need a separate program.
-        solve = on_mesh(run.mesh, make_solve(run.experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(run.model, sampling))
         methods.append(Method(f"{title}, streaming", family, solve, streamed))
     if config.bfloat16:
         network = dataclasses.replace(run.config.network, dtype="bfloat16")
         rounded = dataclasses.replace(run.config, network=network)
         experiment = build(rounded, run.event_shape, run.conditions)
-        solve = on_mesh(run.mesh, make_solve(experiment, sampling))
+        solve = on_mesh(run.mesh, make_solve(experiment.model, sampling))
         settings = adaptive_settings(config.tolerances, control)
         methods.append(Method(f"{title}, bfloat16", family, solve, settings))
     return methods

@@ -153,7 +153,7 @@ def _solve_all(
         if width is not None:
             x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
         solved = log_density(
-            experiment.velocity_fn(params),
+            experiment.model.velocity_fn(params),
             x1,
             cond,
             divergence=config.make_divergence(),

@@ -22,7 +22,7 @@ from fmjax._json import (
     require_lengths,
 )
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import SamplingConfig, guided
+from fmjax.config import SamplingConfig
 from fmjax.metrics import Straightness, straightness
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.conditions import even_conds
@@ -87,7 +87,7 @@ def measure_straightness(
     conds, source_points = even_conds(run, num_trajectories), run_source_points(run, progress)
 
     def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
-        field = guided(run.experiment, params, sampling.guidance, sampling.guidance_interval)
+        field = run.model.velocity_fn(params, sampling.guidance, sampling.guidance_interval)
         result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
         # Positions are only drawn for data in the plane: do not copy others to the host.
         positions = result.positions if planar else x0[:, :0]

@@ -29,7 +29,7 @@ from fmjax._json import (
     read_json,
 )
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import ODE_SOLVERS, Steps, guided
+from fmjax.config import ODE_SOLVERS, Steps
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
 from fmjax.jobs.invert.image_examples import (
@@ -137,7 +137,7 @@ def invert_run(
         not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
     )
     # Raise for guidance that the model does not support before any solve.
-    guided(run.experiment, run.params, config.guidance)
+    run.model.velocity_fn(run.params, config.guidance)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
     for name in ("interpolation", "edits"):
@@ -212,7 +212,7 @@ def _make_round_trip(run: Run, solver: Any) -> Callable[..., tuple[jax.Array, ..
     """Make the function that maps images to noise and back with one solver."""
 
     def round_trip(params: Params, x1: Points, labels: Cond, steps: Steps) -> tuple[jax.Array, ...]:
-        velocity_fn = run.experiment.velocity_fn(params)
+        velocity_fn = run.model.velocity_fn(params)
         inverted = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
         restored = sample(velocity_fn, inverted.x0, labels, solver=solver, steps=steps)
         nfe = inverted.nfe + restored.nfe

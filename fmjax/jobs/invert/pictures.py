@@ -9,7 +9,7 @@ from PIL import Image
 
 from fmjax._arrays import Cond, Params, Points, expand_like
 from fmjax._json import AnyFloat, Count, NonNegative, Share
-from fmjax.config import ODE_SOLVERS, guided
+from fmjax.config import ODE_SOLVERS
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.invert.image_examples import Examples, over_devices, rms
 from fmjax.report.images import image_grid
@@ -47,11 +47,11 @@ def interpolation(run: Run, config: InvertConfig, selected: Examples) -> Image.I
     """
 
     def encode(params: Params, x1: Points, labels: Cond) -> Points:
-        velocity_fn = run.experiment.velocity_fn(params)
+        velocity_fn = run.model.velocity_fn(params)
         return invert(velocity_fn, x1, labels, **_solver_arguments(config)).x0
 
     def decode(params: Params, x0: Points, labels: Cond) -> Points:
-        velocity_fn = run.experiment.velocity_fn(params)
+        velocity_fn = run.model.velocity_fn(params)
         return _blank_if_failed(sample(velocity_fn, x0, labels, **_solver_arguments(config)))
 
     num_pairs, num = len(selected.x) // 2, config.num_between
@@ -83,11 +83,11 @@ def edit_all(
     def edit_batch(
         params: Params, x1: Points, labels: Cond, strength: jax.Array
     ) -> tuple[jax.Array, ...]:
-        velocity_fn = guided(run.experiment, params, config.guidance)
+        velocity_fn = run.model.velocity_fn(params, config.guidance)
         indices = jnp.arange(x1.shape[0])
         # All strengths use the same noise, so that columns differ only by the strength.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
-        path = run.experiment.path
+        path = run.model.path
         arguments = _solver_arguments(config)
         solved = edit(velocity_fn, path, x1, keys, strength, labels, **arguments)
         return _blank_if_failed(solved), solved.nfe, solved.succeeded

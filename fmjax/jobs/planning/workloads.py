@@ -78,7 +78,7 @@ def training_step(
     num_examples = config.training.batch_size
     require_batch_fits(num_examples, mesh, config.training.accumulation_steps)
     batch = abstract_batch(event_shape, conditions, num_examples, mesh, paired=config.paired)
-    state = abstract_state(experiment.net, experiment.optimizer, mesh)
+    state = abstract_state(experiment.model.net, experiment.optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
 
@@ -142,11 +142,11 @@ def sampling_batch(
     steps = sampling.make_steps(config.path.schedule)
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
-        solve = make_solve(experiment, sampling)
+        solve = make_solve(experiment.model, sampling)
         return make_batch_solver(config.path, solve, steps, event_shape, sampling.seed, mesh)
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
-    params = with_shardings(params, mesh, experiment.net.tensor_axes)
+    params = with_shardings(params, mesh, experiment.model.net.tensor_axes)
     indices = jax.ShapeDtypeStruct((num_samples,), jnp.int32, sharding=batch_sharding(mesh))
     args = (params, indices, abstract_batch(event_shape, conditions, num_samples, mesh).cond)
 

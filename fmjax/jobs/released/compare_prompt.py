@@ -14,7 +14,7 @@ from fmjax._arrays import Params
 from fmjax._files import require_folder, require_outside, require_target
 from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
-from fmjax.config import ODE_SOLVERS, guided, solver_title
+from fmjax.config import ODE_SOLVERS, solver_title
 from fmjax.config.compare import ComparePromptConfig
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.compare.compare import compare
@@ -23,7 +23,7 @@ from fmjax.jobs.released.generate import (
     condition,
     decode_latents,
     encode_request,
-    released_experiment,
+    released_model,
 )
 from fmjax.jobs.released.request import (
     GenerationRequest,
@@ -134,10 +134,10 @@ def _solve_all(
         lora=request.config.lora,
         lora_scale=request.config.lora_scale,
     )
-    experiment = released_experiment(request, loaded, text, null)
+    transformer = released_model(request, loaded, text, null)
 
     def field(params: Params) -> CountedField:
-        velocity_fn = guided(experiment, params, scale)
+        velocity_fn = transformer.velocity_fn(params, scale)
 
         return CountedField(on_mesh(mesh, velocity_fn), partial(evaluations, velocity_fn))
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import Experiment, SamplingConfig, make_solve
+from fmjax.config import SamplingConfig, make_solve
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.released.request import (
     GenerationRequest,
@@ -22,7 +22,6 @@ from fmjax.jobs.released.request import (
     validate_request,
 )
 from fmjax.networks import decode_tiled
-from fmjax.paths import AffinePath, Prediction
 from fmjax.pretrained.components import Loaded
 from fmjax.pretrained.folder import FLUX, ModelFolder
 from fmjax.pretrained.pipeline import (
@@ -35,6 +34,7 @@ from fmjax.pretrained.validate import validate_model
 from fmjax.runs.sampling.batches import make_batch_solver
 from fmjax.runs.sampling.solve_progress import SolveProgress
 from fmjax.sharding import map_batched, on_mesh, padded_batch_size
+from fmjax.solvers import Model
 
 
 class Pictures(NamedTuple):
@@ -122,14 +122,14 @@ def encode_request(
     return jax.tree.map(lambda a: a[:-1], text), jax.tree.map(lambda a: a[-1:], text)
 
 
-def released_experiment(
+def released_model(
     request: GenerationRequest,
     loaded: Loaded,
     cond: Text,
     null: Text | None,
     solve_progress: SolveProgress | None = None,
-) -> Experiment:
-    """Make an `Experiment` from a released transformer, without objective and optimizer.
+) -> Model:
+    """Make the `Model` of a released transformer.
 
     Args:
         request: The request.
@@ -141,8 +141,7 @@ def released_experiment(
     net = velocity_net(loaded, request.latents.event_shape, cond)
     if solve_progress is not None:
         net = net._replace(apply=solve_progress.over(net.apply))
-    no_training: Any = None
-    return Experiment(net, no_training, no_training, AffinePath(), Prediction.VELOCITY, null)
+    return Model(net, null_cond=null)
 
 
 def condition(request: GenerationRequest, cond: Text, indices: np.ndarray) -> Text:
@@ -180,7 +179,7 @@ def _solve(
     size = padded_batch_size(num_samples, config.batch_size, mesh)
     num_batches = -(-num_samples // size)
     with SolveProgress(progress, "sampling", num_batches) as solve_progress:
-        experiment = released_experiment(request, loaded, cond, null, solve_progress)
+        model = released_model(request, loaded, cond, null, solve_progress)
         sampling = SamplingConfig(
             num_samples=num_samples,
             solver=config.solver,
@@ -189,8 +188,8 @@ def _solve(
             seed=config.seed,
         )
         sample = make_batch_solver(
-            experiment.path,
-            make_solve(experiment, sampling),
+            model.path,
+            make_solve(model, sampling),
             request.steps,
             request.latents.event_shape,
             config.seed,

@@ -116,7 +116,7 @@ def _summary(run: Run) -> str:
     schedule = type(run.config.path.schedule).__name__
     return (
         f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
-        f"{run.experiment.prediction} prediction, {run.step:,} training steps with batches of "
+        f"{run.model.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
     )
 

@@ -220,7 +220,7 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
         is_guidable = run.conditional and run.loss.label_drop > 0
         rule = f"have guidance 1 for {run.name}, which has no classes or has loss.label_drop = 0"
         require(sampling.guidance == 1.0 or is_guidable, "samplings", rule, sampling.guidance)
-        make_solve(experiment, sampling)
+        make_solve(experiment.model, sampling)
         # Any calibrated grid serves for this check.
         sampling.make_steps(run.path.schedule, Tabulated())
 

@@ -16,7 +16,7 @@ from fmjax._checks import require
 from fmjax._files import require_folder, require_space
 from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import ReflowConfig, guided, make_solve
+from fmjax.config import ReflowConfig, make_solve
 from fmjax.data import (
     Dataset,
     Pairs,
@@ -195,7 +195,10 @@ def _from_source(
 ) -> _Direction:
     """Solve from source points to data points."""
     sampling, mesh = config.sampling, teacher.mesh
-    solve, steps = make_solve(teacher.experiment, sampling), run_steps(teacher, sampling, progress)
+    solve, steps = (
+        make_solve(teacher.model, sampling),
+        run_steps(teacher, sampling, progress),
+    )
     # Samples of the teacher and the student start from other noise and other source examples.
     source_points = run_source_points(teacher, progress, split="train")
     key = jax.random.key(sampling.seed)
@@ -231,7 +234,7 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
         params: Params, x1: Points, noise_indices: jax.Array, cond: Cond
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         del noise_indices
-        field = guided(teacher.experiment, params, sampling.guidance, sampling.guidance_interval)
+        field = teacher.model.velocity_fn(params, sampling.guidance, sampling.guidance_interval)
         result = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
         return result.x0, x1, result.succeeded
 

@@ -115,7 +115,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         require(teacher_spec == data_spec, name, rule, teacher_spec)
         if config.reflow.warm_start:
             can_warm_start = (
-                teacher.experiment.flow_map is None
+                teacher.model.flow_map is None
                 and isinstance(config.loss, LossConfig)
                 and config.network == teacher.config.network
             )

@@ -93,7 +93,7 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     paired = teacher is not None
     dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
     event_shape, conditions = dataset.event_shape, dataset.conditions
-    abstract = abstract_state(experiment.net, experiment.optimizer, mesh)
+    abstract = abstract_state(experiment.model.net, experiment.optimizer, mesh)
     batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     require_device_memory("network", abstract, "parameters, their average and optimizer state")
     require_device_memory("training.batch_size", batch, "examples of a batch")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fmjax._files import lock_outputs
 from fmjax._json import Count, NonNegative, Share, read_json
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import SamplingConfig, guided
+from fmjax.config import SamplingConfig
 from fmjax.paths import Tabulated
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.conditions import even_conds
@@ -63,8 +63,8 @@ def _measure(
         # Seed 1, because samples use the noise of seed 0 by default.
         x0 = run_source_points(run, progress)(1, jnp.arange(NUM_TRAJECTORIES))
         conds = even_conds(run, NUM_TRAJECTORIES)
-        velocity_fn = guided(
-            run.experiment, run.params, sampling.guidance, sampling.guidance_interval
+        velocity_fn = run.model.velocity_fn(
+            run.params, sampling.guidance, sampling.guidance_interval
         )
         density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
         advance(1)

@@ -50,7 +50,7 @@ def make_run_sampler(
     conditions = SampleConditions() if conditions is None else conditions
     steps = run_steps(run, sampling, progress)
     source_points = None if run.config.source is None else run_source_points(run, progress)
-    solve = make_solve(run.experiment, sampling)
+    solve = make_solve(run.model, sampling)
     sample_batches = make_sampler(
         run.config.path,
         solve,

@@ -56,7 +56,9 @@ def velocity(params, t, x, labels):
 
 @pytest.fixture
 def run(tmp_path):
-    experiment = build(CONFIG, (8, 8, 1), 10)._replace(net=VelocityNet(lambda key: {}, velocity))
+    experiment = build(CONFIG, (8, 8, 1), 10)
+    net = VelocityNet(lambda key: {}, velocity)
+    experiment = experiment._replace(model=experiment.model._replace(net=net))
     return Run(RunFolder(tmp_path), CONFIG, experiment, (8, 8, 1), 10, {}, 7, ONE_DEVICE)
 
 
@@ -209,7 +211,9 @@ def test_models_without_classes_or_images_are_refused(run, picture):
         invert_run(unconditional, dataclasses.replace(SETTINGS, classes=(1,)), (picture,))
     with pytest.raises(ValueError, match=r"run must have images with 1 or 3 .*event shape \(2,\)"):
         invert_run(run._replace(event_shape=(2,)), SETTINGS)
-    without_null = run._replace(experiment=run.experiment._replace(null_cond=None))
+    without_null = run._replace(
+        experiment=run.experiment._replace(model=run.model._replace(null_cond=None))
+    )
     with pytest.raises(ValueError, match="guidance must be 1 for a model without classes"):
         invert_run(without_null, dataclasses.replace(SETTINGS, guidance=2.0))
 

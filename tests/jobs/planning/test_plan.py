@@ -42,7 +42,7 @@ def result():
 def test_planned_argument_bytes_match_the_device_arrays(result):
     mesh = make_mesh(CONFIG.mesh)
     experiment = build(CONFIG, (8, 8, 1), 10)
-    state, _ = init_state(experiment.net, experiment.optimizer, jax.random.key(0), mesh)
+    state, _ = init_state(experiment.model.net, experiment.optimizer, jax.random.key(0), mesh)
     batch = put_batch(Batch(np.zeros((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)), mesh)
     device_bytes = np.zeros(8)
     for leaf in jax.tree.leaves((state._replace(key=jax.random.key_data(state.key)), batch)):

@@ -115,7 +115,7 @@ def test_encoder_dropout_gives_finite_losses_on_encoded_data(encoded):
     examples = experiment.objective.make_examples(jax.random.key(0), batch)
     dropped = [not np.any(row) for row in examples.cond.pooled]
     assert 0 < sum(dropped) < 8
-    params = experiment.net.init(jax.random.key(1))
+    params = experiment.model.net.init(jax.random.key(1))
     losses = jax.jit(experiment.objective.loss)(params, examples)
     assert np.isfinite(losses).all()
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from fmjax.config import ODE_SOLVERS, guided
+from fmjax.config import ODE_SOLVERS
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.released import request as request_module
 from fmjax.jobs.released.generate import (
@@ -19,7 +19,7 @@ from fmjax.jobs.released.generate import (
     decode_latents,
     encode_request,
     generate,
-    released_experiment,
+    released_model,
 )
 from fmjax.jobs.released.request import validate_request
 from fmjax.pretrained import components, prompts as encoding
@@ -81,13 +81,13 @@ def test_latents_of_every_step_and_image_match_diffusers(folder):
     request, packed = validate_request(model, config), folder.startswith("flux")
     cond, null = encode_request(request, [prompt])
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
-    experiment = released_experiment(request, loaded, cond, null)
+    transformer = released_model(request, loaded, cond, null)
     scale = 1.0 if null is None else request.guidance
     times = request.steps.times
 
     @jax.jit
     def solve(params, x0, cond):
-        field = guided(experiment, params, scale)
+        field = transformer.velocity_fn(params, scale)
         steps = FixedSteps(times)
         return sample(field, x0, cond, solver=Euler(), steps=steps, save_at=jnp.asarray(times[1:]))
 
@@ -187,11 +187,11 @@ def test_generate_matches_library_solvers(solver, steps):
     cond, null = encode_request(request, ["a cat"])
     assert null is None
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
-    experiment = released_experiment(request, loaded, cond, null)
+    transformer = released_model(request, loaded, cond, null)
     x0 = noise(jax.random.key(0), jnp.arange(1), request.latents.event_shape)
     expected = jax.jit(
         lambda params, x0, cond: sample(
-            guided(experiment, params, 1.0),
+            transformer.velocity_fn(params),
             x0,
             cond,
             solver=ODE_SOLVERS[solver](),

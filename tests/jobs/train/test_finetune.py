@@ -197,7 +197,7 @@ def test_untrained_weights_are_exported_unchanged(weights, full_run, tmp_path):
     config = replace(config, pretrained=replace(config.pretrained, weights=weights))
     folder, experiment = RunFolder(tmp_path / "run"), build(config, EVENT, TEXT)
     prepare(folder, config, EVENT, TEXT)
-    abstract = abstract_state(experiment.net, experiment.optimizer, mesh)
+    abstract = abstract_state(experiment.model.net, experiment.optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state, _ = initial_state(config, experiment, mesh, shardings, folder.checkpoints, Silent())
     with Checkpoints(folder.checkpoints) as checkpoints:

@@ -25,7 +25,6 @@ from fmjax.config import (
     ShortcutConfig,
     TrainingConfig,
     build,
-    guided,
 )
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import ToyData, open_pairs
@@ -100,7 +99,7 @@ def student(teacher, student_config, pairs):
 
 
 def velocity_field(run):
-    return guided(run.experiment, run.params, 1.0)
+    return run.model.velocity_fn(run.params, 1.0)
 
 
 def test_pairs_are_trajectory_ends_of_the_teacher_or_real_data(teacher, pairs):
@@ -155,7 +154,7 @@ def test_pairs_do_not_depend_on_the_number_of_devices(teacher, student_config, p
 def test_reflow_straightens_trajectories_and_keeps_the_distribution(teacher, student):
     x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
     real = jnp.asarray(TEACHER.data.load("test").points(slice(1000)))
-    measure = jax.jit(lambda x0, p, run=teacher: straightness(guided(run.experiment, p, 1.0), x0))
+    measure = jax.jit(lambda x0, p, run=teacher: straightness(run.model.velocity_fn(p, 1.0), x0))
     before, after = (measure(x0, run.params) for run in (teacher, student))
     assert float(after.s.mean()) < 0.3 * float(before.s.mean())
     assert float(after.length_ratio.mean()) < float(before.length_ratio.mean())
@@ -173,7 +172,7 @@ def test_reflow_straightens_trajectories_and_keeps_the_distribution(teacher, stu
     assert cost(second) < 1.03 * cost(first) < random
     ends = [float(sliced_wasserstein(jax.random.key(1), x1, real)) for x1 in (first, second, x0)]
     assert max(ends[:2]) < 0.25 * ends[2]
-    one_step = x0 + student.experiment.velocity_fn(student.params)(jnp.zeros(1000), x0, None)
+    one_step = x0 + student.model.velocity_fn(student.params)(jnp.zeros(1000), x0, None)
     error = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(one_step - second), axis=1)))
     displacement = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(second - x0), axis=1)))
     assert float(error / displacement) < 0.15
@@ -244,7 +243,7 @@ def test_distilled_step_reaches_the_ends_of_the_pairs(student, tmp_path):
     expected = sample(velocity_field(student), x0, solver=RK4(), steps=STEPS).x1
 
     def error(run):
-        one_step = x0 + run.experiment.velocity_fn(run.params)(jnp.zeros(1000), x0, None)
+        one_step = x0 + run.model.velocity_fn(run.params)(jnp.zeros(1000), x0, None)
         return float(jnp.sqrt(jnp.mean(jnp.square(one_step - expected))))
 
     assert error(run) < 0.6 * error(student)
