@@ -137,6 +137,28 @@ Conditions: TypeAlias = int | TextShape | TokenShape | None
 """Conditions of a model: a number of classes, encoded text, caption tokens, or None."""
 
 
+def abstract_cond(
+    conditions: Conditions, num: int, sharding: jax.sharding.Sharding | None = None
+) -> Cond:
+    """Return the conditions of `num` examples as `jax.ShapeDtypeStruct`s, or None.
+
+    Args:
+        conditions: Kind and size of the conditions.
+        num: Number of examples.
+        sharding: Sharding of the arrays.
+    """
+
+    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num, *shape), dtype, sharding=sharding)
+
+    if isinstance(conditions, TextShape):
+        tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
+        return Text(tokens, array((conditions.pooled_width,), jnp.float32))
+    if isinstance(conditions, TokenShape):
+        return array((conditions.num_tokens,), jnp.int32)
+    return None if conditions is None else array((), jnp.int32)
+
+
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:
     """Append axes of length one to `t`, shape `[batch]`, until it has as many axes as `x`."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -32,6 +32,7 @@ usage: fmjax COMMAND ... [--help]
   plan CONFIG     compile training or sampling for absent TPUs or GPUs; print memory and price
 
 `fmjax COMMAND PATH --help` lists the options; there is one for every field of the config.
+Commands on a RUN also take `--config FILE`, if its config has objects of your own classes.
 """
 
 _RESUME = ("train", "encode", "reflow", "study")

@@ -1,5 +1,6 @@
 """Parse arguments with tyro, and report every error in them as one plain line."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -25,6 +26,9 @@ def asks_for_help(arguments: list[str]) -> bool:
 def split_path(command: str, metavar: str, arguments: list[str]) -> tuple[Path, list[str]]:
     """Split the arguments of a command into its file or folder and the words after it.
 
+    For a command on a run, `--config FILE` is taken out of the words: the classes of the objects in
+    this config file may then occur in the config of the run.
+
     Args:
         command: Name of the command, for the message.
         metavar: What the message calls the file or folder, such as `RUN`.
@@ -32,12 +36,31 @@ def split_path(command: str, metavar: str, arguments: list[str]) -> tuple[Path, 
 
     Raises:
         Refused: If the file or folder is missing.
+        ValueError: If the config file cannot be used.
     """
     if not arguments or arguments[0].startswith("-"):
         raise Refused(
             f"fmjax {command} needs a {metavar} first: fmjax {command} {metavar} [options]"
         )
-    return Path(arguments[0]), arguments[1:]
+    words = arguments[1:]
+    if metavar == "RUN":
+        words = _load_config_file(words)
+    return Path(arguments[0]), words
+
+
+def _load_config_file(words: list[str]) -> list[str]:
+    """Execute the config file after `--config`, if there is one; return the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    try:
+        passed, others = parser.parse_known_args(words)
+    except argparse.ArgumentError:
+        raise Refused("--config must be a config file, got nothing") from None
+    if passed.config is not None:
+        from fmjax.runs.load_config import load_classes
+
+        load_classes(passed.config)
+    return others
 
 
 def parse(

@@ -41,8 +41,10 @@ from fmjax.config.reflow import ReflowConfig as ReflowConfig
 from fmjax.config.sampling import SamplingConfig as SamplingConfig
 from fmjax.config.serialize import (
     from_json as from_json,
+    register_classes as register_classes,
     require_types as require_types,
     to_json as to_json,
+    user_classes as user_classes,
 )
 from fmjax.config.solvers import (
     DIFFUSION_SAMPLERS as DIFFUSION_SAMPLERS,
@@ -87,6 +89,7 @@ from fmjax.networks import (
     NetworkConfig as NetworkConfig,
     TextEncoderConfig as TextEncoderConfig,
     UNetConfig as UNetConfig,
+    from_nnx as from_nnx,
 )
 from fmjax.paths import (
     AffinePath as AffinePath,

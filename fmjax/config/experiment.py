@@ -8,13 +8,15 @@ from fmjax.config.losses import AnyLoss, LossConfig
 from fmjax.config.pretrained import PretrainedConfig
 from fmjax.config.reflow import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
-from fmjax.data import DataConfig, DigitsData
-from fmjax.networks import DiTConfig, NetworkConfig, TextEncoderConfig
-from fmjax.paths import AffinePath, Independent, Linear, MinibatchOT, Prediction
+from fmjax.data import DataConfig, DataSource, DigitsData
+from fmjax.networks import DiTConfig, NetworkConfig, NetworkFactory, TextEncoderConfig
+from fmjax.paths import AffinePath, Coupling, Independent, Linear, MinibatchOT, Prediction
 from fmjax.sharding import MeshConfig
 from fmjax.training import OptimizerConfig
 
-AnyCoupling = Independent | MinibatchOT
+AnyCoupling = Independent | MinibatchOT | Coupling
+AnyData = DataConfig | DataSource
+AnyNetwork = NetworkConfig | NetworkFactory
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,12 @@ class Config:
     """
 
     name: str
-    data: DataConfig = field(default_factory=DigitsData)
-    source: DataConfig | None = None
+    data: AnyData = field(default_factory=DigitsData)
+    source: AnyData | None = None
     source_noise: float = 0.0
     reflow: ReflowConfig | None = None
     conditional: bool = True
-    network: NetworkConfig = field(default_factory=DiTConfig)
+    network: AnyNetwork = field(default_factory=DiTConfig)
     pretrained: PretrainedConfig | None = None
     text_encoder: TextEncoderConfig | None = None
     path: AffinePath = AffinePath()

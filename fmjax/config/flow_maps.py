@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from fmjax._arrays import Cond, Conditions, Params, Points, Times
 from fmjax._checks import require
-from fmjax.config.experiment import Config
+from fmjax.config.experiment import AnyNetwork, Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
 from fmjax.config.solvers import FLOW_MAP
 from fmjax.losses import (
@@ -187,7 +187,7 @@ def build_flow_map(
     return TrainedMap(net, loss.guidance, null_cond, None), objective
 
 
-def _forward_differentiable(network: NetworkConfig) -> NetworkConfig:
+def _forward_differentiable(network: AnyNetwork) -> AnyNetwork:
     """Return the network with plain attention; raise if its config selects a kernel."""
     attention = getattr(network, "attention", "xla")
     rule = "be auto or xla for MeanFlow, which uses forward-mode differentiation"
@@ -195,9 +195,9 @@ def _forward_differentiable(network: NetworkConfig) -> NetworkConfig:
     return plain_attention(network)
 
 
-def plain_attention(network: NetworkConfig) -> NetworkConfig:
+def plain_attention(network: AnyNetwork) -> AnyNetwork:
     """Return the config with plain attention: kernels support reverse-mode derivatives only."""
-    if not hasattr(network, "attention"):
+    if not isinstance(network, NetworkConfig) or not hasattr(network, "attention"):
         return network
     return dataclasses.replace(network, attention="xla")
 

@@ -25,9 +25,10 @@ from fmjax.config.solvers import (
 )
 from fmjax.paths import (
     AnyDensity,
-    AnySchedule,
+    Density,
     Linear,
     LogitNormal,
+    Schedule,
     Shifted,
     Tabulated,
     times,
@@ -35,7 +36,7 @@ from fmjax.paths import (
 )
 from fmjax.solvers import AdaptiveSteps, AnyRate, ErrorControl, FixedSteps, SigmaRate
 
-DensityConfig = AnyDensity | Shifted
+DensityConfig = AnyDensity | Shifted | Density
 Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
 
 
@@ -138,14 +139,14 @@ class SamplingConfig:
         """Return the solver object; None for flow_map, which needs none."""
         return SOLVERS[self.solver]()
 
-    def make_rate(self, schedule: AnySchedule = Linear()) -> AnyRate:
+    def make_rate(self, schedule: Schedule = Linear()) -> AnyRate:
         """Return the diffusion rate of an SDE, on a path with this schedule."""
         if self.rate == "sigma":
             return SigmaRate(self.rate_scale, schedule, self.rate_power)
         return RATES[self.rate](self.rate_scale)
 
     def make_steps(
-        self, schedule: AnySchedule = Linear(), calibrated: Tabulated | None = None
+        self, schedule: Schedule = Linear(), calibrated: Tabulated | None = None
     ) -> FixedSteps | AdaptiveSteps:
         """Return fixed steps on the time grid, or adaptive steps.
 
@@ -165,9 +166,7 @@ class SamplingConfig:
         control = ErrorControl.PER_SAMPLE if per_sample else self.control
         return AdaptiveSteps(self.rtol, self.atol, control, slots=self.slots)
 
-    def _times(
-        self, num_steps: int, schedule: AnySchedule, calibrated: Tabulated | None
-    ) -> jax.Array:
+    def _times(self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None) -> jax.Array:
         """Return the times of the grid, from 0 to 1."""
         if self.grid == "edm":
             return times_of_linear(schedule, times.edm_grid(num_steps))

@@ -5,21 +5,28 @@ import enum
 import json
 import types
 import typing
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 
-from fmjax._checks import DataclassInstance
+from fmjax._checks import DataclassInstance, require
 from fmjax._json import Mismatch, make_converter, parse_json, structure
-from fmjax.config.experiment import AnyCoupling, Config
+from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
-from fmjax.data import DataConfig
-from fmjax.networks import NetworkConfig
-from fmjax.paths import AnyDensity, AnySchedule
+from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
 
-_UNIONS = (DataConfig, NetworkConfig, AnySchedule, AnyDensity, DensityConfig, AnyCoupling, AnyLoss)
+_UNIONS = (
+    AnyData,
+    AnyNetwork,
+    AnySchedule | Schedule,
+    AnyDensity | Density,
+    DensityConfig,
+    AnyCoupling,
+    AnyLoss,
+)
+
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field
 # belongs to the type of a union member, or else to the field that holds its object.
@@ -37,9 +44,8 @@ def _make_converter() -> cattrs.Converter:
     read_int = converter.get_structure_hook(int)
     converter.register_structure_hook(int, lambda value, to: read_int(_as_integer(value), to))
     for union in _UNIONS:
-        configure_tagged_union(union, converter, tag_name="type")
-        _read_tags(union, converter)
-    data: Any = DataConfig
+        _register_union(union, converter)
+    data: Any = AnyData
     optional: Any = data | None  # For cattrs, this is another union, with a member NoneType.
     converter.register_unstructure_hook_func(
         lambda annotation: annotation == optional,
@@ -53,20 +59,86 @@ def _as_integer(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _read_tags(union: object, converter: cattrs.Converter) -> None:
-    """Read members of a union by the type name that `configure_tagged_union` writes."""
-    members = {member.__name__: member for member in typing.get_args(union)}
+def _register_union(union: object, converter: cattrs.Converter) -> None:
+    """Write members of a union with the name of their class, and read them by that name."""
+    members: dict[str, type] = {
+        member.__name__: member
+        for member in typing.get_args(union)
+        if isinstance(member, type) and dataclasses.is_dataclass(member)
+    }
 
-    def hook(value: object, _: object) -> object:
+    def unstructure(value: object) -> dict[str, Any]:
+        cls = type(value)
+        return {**converter.unstructure(value, cls), "type": cls.__qualname__}
+
+    def read(value: object, _: object) -> object:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
         name = value.get("type")
-        if not isinstance(name, str) or name not in members:
-            raise Mismatch(f"an object of type {', '.join(members)}", name)
+        cls = (members | _user_classes).get(name) if isinstance(name, str) else None
+        if cls is None:
+            what = f"an object of type {', '.join(members)}"
+            if _is_open(union):
+                what = (
+                    "an object of a class of fmjax, or of a class in a config file that is passed "
+                    "too (--config FILE),"
+                )
+            raise Mismatch(what, name)
         fields = {key: item for key, item in value.items() if key != "type"}
-        return converter.structure(fields, members[name])
+        return converter.structure(fields, cls)
 
-    converter.register_structure_hook_func(lambda annotation: annotation == union, hook)
+    converter.register_unstructure_hook_func(lambda annotation: annotation == union, unstructure)
+    converter.register_structure_hook_func(lambda annotation: annotation == union, read)
+
+
+def _is_open(union: object) -> bool:
+    """Whether a union has a protocol, which classes of users implement."""
+    return any(_methods(member) for member in typing.get_args(union))
+
+
+def _methods(annotation: object) -> tuple[str, ...]:
+    """Return the methods that a protocol requires; empty for other annotations."""
+    if not getattr(annotation, "_is_protocol", False):
+        return ()
+    return tuple(name for name, value in vars(annotation).items() if _is_required(name, value))
+
+
+def _is_required(name: str, value: object) -> bool:
+    return callable(value) and (name == "__call__" or not name.startswith("_"))
+
+
+# Classes of users by qualified name. Configs in JSON contain objects of these classes and of
+# fmjax's only, so that reading a run folder never imports or executes code.
+_user_classes: dict[str, type] = {}
+
+
+def register_classes(classes: Iterable[type]) -> None:
+    """Let configs that are read from JSON contain objects of the classes of a user.
+
+    Args:
+        classes: Frozen dataclasses whose fields are JSON values or other dataclasses.
+
+    Raises:
+        ValueError: If a class is not a frozen dataclass, or has the name of a class of fmjax.
+    """
+    names = {member.__name__ for union in _UNIONS for member in typing.get_args(union)}
+    for cls in classes:
+        name = cls.__qualname__
+        params = getattr(cls, "__dataclass_params__", None)
+        is_frozen = params is not None and params.frozen
+        require(is_frozen, f"class {name}", "be a frozen dataclass", "another class")
+        require(name not in names, f"class {name}", "have another name than fmjax's class", name)
+        _user_classes[name] = cls
+
+
+def user_classes(config: object) -> Iterator[type]:
+    """Iterate over the classes in a config that are not of fmjax."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return
+    if not type(config).__module__.startswith("fmjax."):
+        yield type(config)
+    for field in dataclasses.fields(config):
+        yield from user_classes(getattr(config, field.name))
 
 
 _CONVERTER = _make_converter()
@@ -93,12 +165,36 @@ def require_types(config: DataclassInstance, name: str = "config") -> None:
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if all(dataclasses.is_dataclass(member) or _is_enum(member) for member in members):
-            names = " or ".join(member.__name__ for member in members)
-            if not isinstance(value, members):
-                raise ValueError(f"{name}.{field.name} must be a {names}, got {value!r}")
+        if all(_is_checked(member) for member in members):
+            _require_member(value, members, f"{name}.{field.name}")
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 require_types(value, f"{name}.{field.name}")
+
+
+def _is_checked(annotation: object) -> bool:
+    return (
+        dataclasses.is_dataclass(annotation)
+        or _is_enum(annotation)
+        or annotation is types.NoneType
+        or bool(_methods(annotation))
+    )
+
+
+def _require_member(value: object, members: Sequence[Any], name: str) -> None:
+    """Raise unless a value has one of the types, or the methods of a protocol among them."""
+    plain = [member for member in members if not _methods(member)]
+    if isinstance(value, tuple(plain)):
+        return
+    names = " or ".join("None" if member is types.NoneType else member.__name__ for member in plain)
+    protocols = [member for member in members if _methods(member)]
+    if not protocols or isinstance(value, type) or not dataclasses.is_dataclass(value):
+        names += "".join(
+            f", or a frozen dataclass with the methods of {p.__name__}" for p in protocols
+        )
+        raise ValueError(f"{name} must be a {names}, got {value!r}")
+    for method in _methods(protocols[0]):
+        rule = f"have a method {method}, like every {protocols[0].__name__}"
+        require(callable(getattr(value, method, None)), name, rule, f"class {type(value).__name__}")
 
 
 def _is_enum(annotation: object) -> bool:

@@ -14,10 +14,12 @@ from fmjax.networks.classifier import (
 from fmjax.networks.layers.lora import Adapters as Adapters, LoRAConfig as LoRAConfig
 from fmjax.networks.make import (
     NetworkConfig as NetworkConfig,
+    NetworkFactory as NetworkFactory,
     make_flow_map as make_flow_map,
     make_network as make_network,
 )
 from fmjax.networks.mlp import MLP as MLP, MLPConfig as MLPConfig, make_mlp as make_mlp
+from fmjax.networks.nnx_modules import from_nnx as from_nnx
 from fmjax.networks.text_encoders.clip import (
     CLIP_G as CLIP_G,
     CLIP_L as CLIP_L,

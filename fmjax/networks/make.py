@@ -1,6 +1,9 @@
 """Build a network from its config."""
 
+from typing import Protocol, runtime_checkable
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmjax._arrays import (
@@ -13,7 +16,10 @@ from fmjax._arrays import (
     TextShape,
     Times,
     TokenShape,
+    abstract_cond,
 )
+from fmjax._checks import require
+from fmjax._inputs import describe
 from fmjax.networks.mlp import MLPConfig, make_mlp
 from fmjax.networks.text_encoders.word_encoder import (
     TextEncoderConfig,
@@ -29,8 +35,26 @@ from fmjax.paths import FlowMapNet, VelocityNet
 NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 
 
+@runtime_checkable
+class NetworkFactory(Protocol):
+    """Config of a user's network: a frozen dataclass of JSON values with a method `make`."""
+
+    def make(self, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
+        """Build the network as pure functions.
+
+        Args:
+            event_shape: Shape of one sample, without the batch axis.
+            conditions: Number of classes, sizes of encoded text, or None. Labels of a model with
+                `num_classes` classes are in `[0, num_classes]`; the last one is the null condition.
+
+        Raises:
+            ValueError: If the network does not support this event shape or these conditions.
+        """
+        ...
+
+
 def make_network(
-    config: NetworkConfig,
+    config: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
     conditions: Conditions | FlowMapConditions = None,
     *,
@@ -39,7 +63,8 @@ def make_network(
     """Build the network described by `config` as pure functions.
 
     Args:
-        config: Config of the network; its class selects the architecture.
+        config: Config of the network; its class selects the architecture. A user's config builds
+            the network in its method `make`.
         event_shape: Shape of one sample, without the batch axis.
         conditions: Number of classes, sizes of the encoded text or of captions as tokens, or None
             for an unconditional network.
@@ -56,6 +81,8 @@ def make_network(
             )
         net = make_network(config, event_shape, text_encoder.shape(conditions))
         return with_encoder(make_text_encoder(text_encoder, conditions), net)
+    if not isinstance(config, NetworkConfig):
+        return _make_user_network(config, event_shape, conditions)
     if isinstance(config, FluxConfig | MMDiTConfig):
         if isinstance(conditions, FlowMapConditions):
             raise ValueError(
@@ -79,8 +106,30 @@ def make_network(
             return make_dit(config, event_shape, conditions)
 
 
+def _make_user_network(
+    config: NetworkFactory,
+    event_shape: tuple[int, ...],
+    conditions: Conditions | FlowMapConditions,
+) -> VelocityNet:
+    """Build a user's network, and check the shape of its output without computing it."""
+    name = type(config).__name__
+    rule = "be an MLPConfig, UNetConfig or DiTConfig for a flow map"
+    require(not isinstance(conditions, FlowMapConditions), "network", rule, name)
+    assert not isinstance(conditions, FlowMapConditions)
+    net = config.make(event_shape, conditions)
+    require(isinstance(net, VelocityNet), f"{name}.make", "return a VelocityNet", describe(net))
+    x = jax.ShapeDtypeStruct((2, *event_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    output = jax.eval_shape(net.apply, params, t, x, abstract_cond(conditions, 2))
+    rule = f"return float32 of shape {x.shape}, like x"
+    fits = getattr(output, "shape", None) == x.shape and output.dtype == jnp.float32
+    require(fits, f"network {name}", rule, describe(output))
+    return net
+
+
 def make_flow_map(
-    config: NetworkConfig,
+    config: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
     conditions: Conditions = None,
     *,

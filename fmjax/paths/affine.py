@@ -102,7 +102,7 @@ class AffinePath:
     (`min_divisor`).
     """
 
-    schedule: AnySchedule = Linear()
+    schedule: AnySchedule | Schedule = Linear()
     min_divisor: float = 0.0
 
     def __post_init__(self) -> None:

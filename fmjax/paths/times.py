@@ -205,7 +205,7 @@ class Shifted:
     Reference: Esser et al. 2024, arXiv:2403.03206, section 5.3.2.
     """
 
-    density: AnyDensity = Uniform()
+    density: AnyDensity | Density = Uniform()
     shift: float = 3.0
 
     def __post_init__(self) -> None:

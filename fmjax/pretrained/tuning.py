@@ -20,7 +20,14 @@ from fmjax._arrays import Conditions, Params, PRNGKey
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax._trees import flatten_dict, partition
-from fmjax.networks import FluxConfig, MMDiTConfig, NetworkConfig, make_flux, make_mmdit
+from fmjax.networks import (
+    FluxConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    NetworkFactory,
+    make_flux,
+    make_mmdit,
+)
 from fmjax.networks.layers.lora import LORA, LoRAConfig
 from fmjax.networks.transformers.text_to_image import require_text
 from fmjax.paths import VelocityNet
@@ -126,7 +133,7 @@ class Tuning(NamedTuple):
 
 
 def make_tuning(
-    network: NetworkConfig,
+    network: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
     conditions: Conditions,
     lora: LoRAConfig | None,
@@ -178,7 +185,9 @@ def transformer_folder(folder: Path) -> Path:
     return folder / "transformer" if (folder / "model_index.json").is_file() else folder
 
 
-def released_network(folder: Path, network: NetworkConfig) -> NetworkConfig:
+def released_network(
+    folder: Path, network: NetworkConfig | NetworkFactory
+) -> FluxConfig | MMDiTConfig:
     """Return the network config of a released transformer, with the settings of another config.
 
     Args:

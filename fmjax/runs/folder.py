@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -14,7 +14,7 @@ from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import lock_outputs, require_exists, write_atomically
 from fmjax._json import EventShape, Size, read_json
-from fmjax.config import Config, Experiment, build, from_json
+from fmjax.config import Config, Experiment, build, from_json, register_classes
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
@@ -246,18 +246,21 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def open_run(folder: Path | str, *, alone: bool = False) -> Run:
+def open_run(folder: Path | str, *, alone: bool = False, classes: Iterable[type] = ()) -> Run:
     """Open a run folder and restore the averaged (EMA) weights of its newest checkpoint.
 
     Args:
         folder: The run folder.
         alone: Whether to use the local devices of this process only, without synchronizing with
             other processes.
+        classes: Classes of a user's objects in the config of the run, such as a network. Opening a
+            run does not import or execute code.
 
     Raises:
         ValueError: If the folder is not a run, has no checkpoint, or the checkpoint is damaged
             or belongs to another model.
     """
+    register_classes(classes)
     files = RunFolder(Path(folder))
     config = read_config(files.root)
     event_shape, conditions = read_model(files.root)

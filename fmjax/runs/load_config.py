@@ -15,7 +15,15 @@ from typing import TypeVar
 from fmjax._checks import require
 from fmjax._files import require_exists
 from fmjax._signals import SIGNALS
-from fmjax.config import Config, StudyConfig, from_json, require_types, to_json
+from fmjax.config import (
+    Config,
+    StudyConfig,
+    from_json,
+    register_classes,
+    require_types,
+    to_json,
+    user_classes,
+)
 
 _ConfigT = TypeVar("_ConfigT")
 
@@ -30,6 +38,21 @@ def load_config(file: Path) -> Config:
         ValueError: If the file does not exist, or does not return a `Config`.
     """
     return _normalized(_load(file, "get_config", Config), file)
+
+
+def load_classes(file: Path) -> None:
+    """Execute a config file, so that run folders may contain objects of the classes in its config.
+
+    Raises:
+        ValueError: If the file returns neither a `Config` nor a `StudyConfig`.
+    """
+    try:
+        load_config(file)
+    except ValueError as error:
+        try:
+            load_study(file)
+        except ValueError:
+            raise error from None
 
 
 def load_study(file: Path) -> StudyConfig:
@@ -115,6 +138,7 @@ def _normalized(config: Config, file: Path) -> Config:
     except ValueError as error:
         raise ValueError(f"config {file} must consist of fmjax configs: {error}") from error
     try:
+        register_classes(user_classes(config))
         text = to_json(config)
     except (TypeError, ValueError) as error:  # For example NumPy numbers and NaN.
         raise ValueError(f"config {file} must be convertible to JSON, got {error}") from error

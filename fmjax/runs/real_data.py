@@ -6,7 +6,7 @@ from fmjax._arrays import (
     is_image,
 )
 from fmjax._progress import Progress, Silent
-from fmjax.data import CaptionedClasses, DataConfig, Dataset, IdxData, NoSuchSplit
+from fmjax.data import CaptionedClasses, Dataset, DataSource, IdxData, NoSuchSplit
 from fmjax.metrics import (
     ImageClassifier,
     trained_classifier,
@@ -15,7 +15,7 @@ from fmjax.metrics import (
 MAX_REAL = 60_000  # Maximum number of real examples that samples are compared with.
 
 
-def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> ImageClassifier | None:
+def data_classifier(data: DataSource, *, progress: Progress = Silent()) -> ImageClassifier | None:
     """The classifier of a dataset, trained once and cached.
 
     Returns:
@@ -32,7 +32,7 @@ def data_classifier(data: DataConfig, *, progress: Progress = Silent()) -> Image
     return None if test is None else trained_classifier(train, test, progress=progress)
 
 
-def test_split(data: DataConfig, progress: Progress) -> Dataset | None:
+def test_split(data: DataSource, progress: Progress) -> Dataset | None:
     """Load the test data; return None and report it if there is no test split."""
     try:
         return data.load("test", progress=progress)

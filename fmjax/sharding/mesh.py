@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape, TokenShape
+from fmjax._arrays import Batch, Conditions, abstract_cond
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import describe, is_array
 from fmjax.sharding.layout import AXES, BATCH_AXES, stored_spec
@@ -196,18 +195,8 @@ def abstract_batch(
         paired: Whether the batch also contains source points `x0`.
     """
     by_row = batch_sharding(mesh)
-
-    def array(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=by_row)
-
-    cond: Cond = None if conditions is None else array((), jnp.int32)
-    if isinstance(conditions, TextShape):
-        tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
-        cond = Text(tokens, array((conditions.pooled_width,), jnp.float32))
-    elif isinstance(conditions, TokenShape):
-        cond = array((conditions.num_tokens,), jnp.int32)
-    x0 = array(event_shape, jnp.float32) if paired else None
-    return Batch(array(event_shape, jnp.float32), cond, x0)
+    x = jax.ShapeDtypeStruct((batch_size, *event_shape), jnp.float32, sharding=by_row)
+    return Batch(x, abstract_cond(conditions, batch_size, by_row), x if paired else None)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax._checks import require_at_least, require_numbers, require_positive
-from fmjax.paths import AnySchedule, Linear
+from fmjax.paths import Linear, Schedule
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class SigmaRate(_Scaled):
         power: Exponent of sigma(t).
     """
 
-    schedule: AnySchedule = Linear()
+    schedule: Schedule = Linear()
     power: float = 1.0
 
     def __post_init__(self) -> None:

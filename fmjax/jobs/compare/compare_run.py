@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,10 @@ def _adaptive_methods(run: Run, config: CompareConfig, sampling: SamplingConfig)
         solve = on_mesh(run.mesh, make_solve(run.model, sampling))
         methods.append(Method(f"{title}, streaming", family, solve, streamed))
     if config.bfloat16:
-        network = dataclasses.replace(run.config.network, dtype="bfloat16")
+        network: Any = run.config.network
+        rule = "be off for a network whose config has no dtype"
+        require(hasattr(network, "dtype"), "compare.bfloat16", rule, type(network).__name__)
+        network = dataclasses.replace(network, dtype="bfloat16")
         rounded = dataclasses.replace(run.config, network=network)
         experiment = build(rounded, run.event_shape, run.conditions)
         solve = on_mesh(run.mesh, make_solve(experiment.model, sampling))
