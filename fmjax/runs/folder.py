@@ -52,6 +52,11 @@ class RunFolder:
         return self.root / "model.json"
 
     @property
+    def extensions(self) -> Path:
+        """Changes of the number of steps after some steps were trained."""
+        return self.root / "extensions.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer of a run conditioned on captions."""
         return self.root / "tokenizer.json"
@@ -70,6 +75,11 @@ class RunFolder:
     def samples(self) -> Path:
         """The folder of samples, as pictures and as .npz files."""
         return self.root / "samples"
+
+    @property
+    def sample_grid(self) -> Path:
+        """The samples that the report shows, next to a picture."""
+        return self.samples / "grid.npz"
 
     @property
     def comparison(self) -> Path:

@@ -63,7 +63,8 @@ def train_folder(
 ) -> None:
     """Train into a run folder with config, checkpoints and metrics.
 
-    An existing run with the same config is resumed. In a multi-process run
+    An existing run is resumed. Its config may differ in the number of steps, and in options that
+    do not change the training; each such change is reported. In a multi-process run
     (`fmjax.sharding.join`), each process loads a part of the data, and all processes must have
     access to the folder.
 
@@ -75,7 +76,7 @@ def train_folder(
 
     Raises:
         ValueError: If the parts of the config are inconsistent with each other or the data, or the
-            folder contains another run or other files.
+            folder contains other files or a run that cannot be resumed with this config.
         Interrupted: After SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
         NonFiniteLoss: If the loss became infinite or NaN.
     """
@@ -127,7 +128,10 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
         if is_main():
             captions = dataset.captions
             _require_space(folder, abstract, training)
-            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
+            for line in prepare(
+                folder, config, event_shape, conditions, captions=captions, overwrite=overwrite
+            ):
+                progress.say(line)
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = warm_start(teacher, config, state, folder.checkpoints)
