@@ -118,6 +118,7 @@ def _summary(run: Run) -> str:
         f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
         f"{run.experiment.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
+        + ("" if run.config.start_from is None else f" Started from run {run.config.start_from}.")
         + "".join(f" {extension}." for extension in extensions)
     )
 

@@ -17,6 +17,7 @@ from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.changes import accepted_changes, apply_changes
 from fmjax.jobs.train.pairs import pairs_folder
+from fmjax.jobs.train.start import require_start
 from fmjax.runs.folder import (
     RunFolder,
     read_config,
@@ -45,8 +46,8 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
 
     Raises:
         ValueError: If another process holds the lock, the folder contains other files or a run that
-            cannot be resumed with this config, or it is the teacher's folder or inside a checkpoint
-            folder.
+            cannot be resumed with this config, it is the teacher's folder or inside a checkpoint
+            folder, or `config.start_from` is not a trained run.
         OSError: If the folder is not writable.
     """
     files = RunFolder(folder)
@@ -61,6 +62,7 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
                     rule = "differ from the teacher's"
                     require(not is_same_location(folder, teacher), "run folder", rule, folder)
                     require_outside(pairs, folder, "reflow.pairs")
+                require_start(config, files, overwrite=overwrite)
                 stack.enter_context(lock_folder(folder, "run folder"))
                 if (folder / _REPLACED).exists():  # An earlier removal was interrupted.
                     _remove_run(files)
