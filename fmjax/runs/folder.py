@@ -107,6 +107,11 @@ class RunFolder:
         return self.root / "evaluation.json"
 
     @property
+    def evaluation_samples(self) -> Path:
+        """The samples of the evaluation, with the settings that they belong to."""
+        return self.samples / "evaluation.npz"
+
+    @property
     def straightness(self) -> Path:
         """The straightness of the trajectories; `paths.json` in runs of older versions."""
         older = self.root / "paths.json"
