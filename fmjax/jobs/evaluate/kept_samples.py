@@ -96,7 +96,7 @@ def _digest(tree: PyTree) -> str:
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(key_path)} {array.dtype} {array.shape}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
