@@ -32,7 +32,8 @@ def train(arguments: list[str]) -> None:
     class Train:
         """Train from a config, then sample, compare solvers, and write a report.
 
-        A stopped run is resumed.
+        A stopped run is resumed. An existing run also accepts more steps, which continue it, and
+        other options that do not change the training.
 
         Attributes:
             config: The experiment, as in its config file.

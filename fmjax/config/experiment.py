@@ -103,6 +103,8 @@ class Config:
         conditional: Condition the network on the class labels, if the data have any.
         network: Architecture and size of the network.
         pretrained: Released model that the training starts from; None trains a new network.
+        start_from: Run folder whose averaged weights the training starts from; None starts from
+            initial weights, or from `pretrained`.
         text_encoder: Encoder of captions, which is trained together with the network; None for
             data without captions.
         path: Probability path from the source distribution to the data.
@@ -124,6 +126,7 @@ class Config:
     conditional: bool = True
     network: AnyNetwork = field(default_factory=DiTConfig)
     pretrained: PretrainedConfig | None = None
+    start_from: str | None = None
     text_encoder: TextEncoderConfig | None = None
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
@@ -151,6 +154,9 @@ class Config:
         coupled_once = self.reflow is None or isinstance(self.coupling, Independent)
         rule = "be Independent for reflow, whose pairs are coupled already"
         require(coupled_once, "coupling", rule, self.coupling)
+        starts_once = self.start_from is None or self.reflow is None or not self.reflow.warm_start
+        rule = "be left out unless reflow.warm_start is off"
+        require(starts_once, "start_from", rule, self.start_from)
         if self.pretrained is not None:
             self._require_released_settings()
 

@@ -53,6 +53,11 @@ class RunFolder:
         return self.root / "model.json"
 
     @property
+    def extensions(self) -> Path:
+        """Changes of the number of steps after some steps were trained."""
+        return self.root / "extensions.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer of a run conditioned on captions."""
         return self.root / "tokenizer.json"
@@ -71,6 +76,11 @@ class RunFolder:
     def samples(self) -> Path:
         """The folder of samples, as pictures and as .npz files."""
         return self.root / "samples"
+
+    @property
+    def sample_grid(self) -> Path:
+        """The samples that the report shows, next to a picture."""
+        return self.samples / "grid.npz"
 
     @property
     def comparison(self) -> Path:
@@ -96,6 +106,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Metrics of the samples."""
         return self.root / "evaluation.json"
+
+    @property
+    def evaluation_samples(self) -> Path:
+        """The samples of the evaluation, with the settings that they belong to."""
+        return self.samples / "evaluation.npz"
 
     @property
     def straightness(self) -> Path:

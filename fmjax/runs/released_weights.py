@@ -11,7 +11,7 @@ from fmjax._progress import Progress
 from fmjax.config import Config, Experiment
 from fmjax.pretrained.tuning import released_network
 from fmjax.sharding import all_or_none
-from fmjax.training import Checkpoints, TrainState, init_state, state_from
+from fmjax.training import TrainState, init_state, newest_step, state_from
 
 
 def with_released_sizes(config: Config, *, needed: bool = True) -> Config:
@@ -67,7 +67,7 @@ def initial_state(
     with all_or_none("reading the released weights"):
         frozen = tuning.load(folder, like, dtype=tuning.dtype, progress=progress)
         random_init = tuning.lora is not None or not config.pretrained.weights
-        if random_init or _has_checkpoint(checkpoints):
+        if random_init or newest_step(checkpoints) is not None:
             state, _ = init_state(experiment.model.net, experiment.optimizer, key, mesh)
             return state, (frozen,)
         shapes = jax.eval_shape(experiment.model.net.init, key)
@@ -78,10 +78,3 @@ def initial_state(
         )
         params = tuning.load(folder, shapes, dtype="float32", progress=progress)
     return state_from(params, experiment.optimizer, key, sharding), (frozen,)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    with Checkpoints(folder) as checkpoints:
-        return checkpoints.latest_step() is not None

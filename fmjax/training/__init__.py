@@ -4,6 +4,7 @@ from fmjax.training.checkpoints.errors import CheckpointWriteError as Checkpoint
 from fmjax.training.checkpoints.manager import (
     Checkpoints as Checkpoints,
     Restored as Restored,
+    newest_step as newest_step,
     restore_ema as restore_ema,
 )
 from fmjax.training.ema import ema_decay_at as ema_decay_at, update_ema as update_ema

@@ -1,13 +1,16 @@
 """Tests of functions that are killed, or fail on a full or broken disk, at a write."""
 
+import dataclasses
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._locks import is_lock
+from fmjax.config import SamplingConfig
 from fmjax.data import (
     RecordField,
     RecordManifest,
@@ -18,6 +21,7 @@ from fmjax.data import (
 )
 from fmjax.jobs.train.prepare import prepare
 from fmjax.pretrained.weights import mark_unfinished, require_new, write_tensors
+from fmjax.runs.extensions import Extension, read_extensions
 from fmjax.runs.folder import RunFolder, read_config
 from tests.faults.commands import temporary_files, tiny_config
 from tests.faults.process import copy_before_writes, fail_at_write, observe_writes
@@ -67,6 +71,39 @@ def test_prepare_succeeds_after_a_killed_overwrite(tmp_path, folder, overwrite):
         if overwrite or not has_config:
             files = [file for file in (state / "run").rglob("*") if file.is_file()]
             assert sorted(file.name for file in files) == ["config.json", "model.json"]
+
+
+@pytest.mark.slow
+def test_a_killed_extension_is_repeated_and_recorded_once(tmp_path, folder):
+    config, run = load_tiny_config(tmp_path), RunFolder(folder / "run")
+    prepare(run, config, (2,), None)
+    (run.checkpoints / "4").mkdir(parents=True)
+    run.samples.mkdir()
+    for file in (run.sample_grid, run.evaluation):
+        file.write_text("old")
+    training = dataclasses.replace(config.training, num_steps=6)
+    longer = dataclasses.replace(config, training=training)
+    other = dataclasses.replace(config, sampling=SamplingConfig(num_samples=5))
+    for name, changed, extensions in (
+        ("longer", longer, (Extension(4, 4, 6),)),
+        ("other", other, ()),
+    ):
+        copy = tmp_path / name / "run"
+        shutil.copytree(run.root, copy)
+        states = states_after_kills(
+            copy.parent,
+            tmp_path / f"{name}-states",
+            lambda copy=copy, changed=changed: prepare(RunFolder(copy), changed, (2,), None),
+        )
+        assert len(states) >= 2
+        for state in states:
+            interrupted = RunFolder(state / "run")
+            assert read_config(interrupted.root) in (config, changed)
+            prepare(interrupted, changed, (2,), None)
+            assert read_config(interrupted.root) == changed
+            num_steps = changed.training.num_steps
+            assert read_extensions(interrupted, num_steps) == extensions
+            assert interrupted.evaluation.exists() == (name == "longer")
 
 
 def test_killed_write_npz_keeps_the_old_arrays(tmp_path, folder):

@@ -299,6 +299,25 @@ def test_open_run_restores_the_training_mesh_layout(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluation_uses_its_samples_again(run, tmp_path, monkeypatch, recorder):
+    def refuse(*_, **__):
+        raise AssertionError("no samples must be generated")
+
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder.root, folder)
+    before = read_evaluation(run.folder.evaluation)
+    monkeypatch.setattr("fmjax.jobs.evaluate.kept_samples.sample_from_run", refuse)
+    on_two_axes = dataclasses.replace(run.config, mesh=MeshConfig(data=2, fsdp=4))
+    (folder / "config.json").write_text(to_json(on_two_axes))
+    result = evaluate_run(open_run(folder), CONFIG.evaluation, CONFIG.sampling, progress=recorder)
+    assert recorder.lines[0] == f"using the 24 samples in {folder / 'samples' / 'evaluation.npz'}"
+    assert result == before
+    other, opened = dataclasses.replace(CONFIG.sampling, num_steps=3), open_run(folder)
+    with pytest.raises(AssertionError, match="no samples must be generated"):
+        evaluate_run(opened, CONFIG.evaluation, other)
+
+
+@pytest.mark.slow
 def test_evaluation_without_test_data_skips_test_metrics(run, tmp_path):
     digits = DigitsData().load("train")
     np.savez(tmp_path / "train.npz", x=digits.points(slice(200)), labels=digits.labels[:200])
@@ -402,7 +421,8 @@ def test_prepare_names_the_config_fields_that_differ(prepared):
         CONFIG, training=dataclasses.replace(CONFIG.training, seed=1), name="other"
     )
     before = file_contents(prepared.root)
-    with pytest.raises(ValueError, match=r"got different name, training\.seed \(choose"):
+    message = r"got different name \('tiny' -> 'other'\), training\.seed \(0 -> 1\) \(choose"
+    with pytest.raises(ValueError, match=message):
         prepare(prepared, other, *DIGITS)
     assert file_contents(prepared.root) == before
 

@@ -15,6 +15,7 @@ from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_js
 from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
+from fmjax.jobs.evaluate.kept_samples import evaluation_samples
 from fmjax.jobs.evaluate.straightness import measure_straightness
 from fmjax.metrics import (
     FeatureExtractor,
@@ -31,7 +32,6 @@ from fmjax.runs.sampling.conditions import data_conditions
 from fmjax.runs.sampling.files import (
     describe_sampling,
 )
-from fmjax.runs.sampling.run_samples import sample_from_run
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices of the examples of each half.
 Distance = Callable[[np.ndarray, np.ndarray], float]
@@ -112,7 +112,7 @@ def read_evaluation(file: Path) -> Evaluation:
     return evaluation
 
 
-@writes("evaluation.json", "straightness.json")
+@writes("evaluation.json", "straightness.json", "samples/evaluation.npz")
 def evaluate_run(
     run: Run,
     evaluation: EvaluationConfig,
@@ -122,6 +122,9 @@ def evaluate_run(
     progress: Progress = Silent(),
 ) -> Evaluation:
     """Sample with conditions of the training data, measure the samples and write the results.
+
+    The samples are kept in the run folder, and used again by an evaluation of the same weights with
+    the same settings of the sampler.
 
     Args:
         run: A trained run.
@@ -142,7 +145,7 @@ def evaluate_run(
     train = run.config.data.load("train", progress=progress)
     num_samples = len(train) if evaluation.num_samples is None else evaluation.num_samples
     conditions = data_conditions(run, train, num_samples, sampling.seed)
-    samples = sample_from_run(
+    samples = evaluation_samples(
         run, dataclasses.replace(sampling, num_samples=num_samples), conditions, progress=progress
     )
     x1 = samples.x1[samples.succeeded]

@@ -24,6 +24,7 @@ from fmjax.report.content import (
 )
 from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import write_report
+from fmjax.runs.extensions import read_extensions
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.files import (
     describe_sampling,
@@ -31,8 +32,6 @@ from fmjax.runs.sampling.files import (
     sample_grid,
 )
 from fmjax.training import read_metrics
-
-GRID = "grid"  # Stem of the sample files that the page shows: samples/grid.{png,npz}.
 
 
 def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
@@ -112,17 +111,20 @@ def _write(report: Report, folder: RunFolder, progress: Progress) -> Path:
 
 def _summary(run: Run) -> str:
     millions = num_parameters(run.params) / 1e6
+    extensions = read_extensions(run.folder, run.config.training.num_steps)
     network = type(run.config.network).__name__.removesuffix("Config")
     schedule = type(run.config.path.schedule).__name__
     return (
         f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
         f"{run.model.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
+        + ("" if run.config.start_from is None else f" Started from run {run.config.start_from}.")
+        + "".join(f" {extension}." for extension in extensions)
     )
 
 
 def _samples(run: Run) -> SampleGrid | SamplePoints | None:
-    file = run.folder.samples / f"{GRID}.npz"
+    file = run.folder.sample_grid
     if not file.is_file():
         return None
     samples, _ = read_samples(file)

@@ -7,7 +7,7 @@ from fmjax._files import lock_outputs
 from fmjax._progress import Progress, Silent
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import evaluate_run, read_evaluation
-from fmjax.jobs.report.report import GRID, report_run
+from fmjax.jobs.report.report import report_run
 from fmjax.jobs.sample.sample import (
     sample_run,
 )
@@ -21,11 +21,11 @@ from fmjax.runs.sampling.files import (
 def make_results(run: Run, *, progress: Progress = Silent()) -> None:
     """Make the results that are missing or belong to other weights, then write the report."""
     folder, config = run.folder, run.config
-    grid = folder.samples / f"{GRID}.npz"
+    grid = folder.sample_grid
     # Each file is locked before it is read, because another command may be writing it.
     with lock_outputs(grid, on_wait=progress.say):
         if not _is_of_step(run.step, grid, lambda file: read_samples(file)[1]):
-            sample_run(run, config.sampling, output=folder.samples / GRID, progress=progress)
+            sample_run(run, config.sampling, output=grid, progress=progress)
             progress.part_done("samples")
     with lock_outputs(folder.evaluation, on_wait=progress.say):
         if not _is_of_step(run.step, folder.evaluation, lambda file: read_evaluation(file).step):

@@ -15,16 +15,17 @@ from fmjax._locks import is_leftover, is_lock, lock_folder, require_unlocked
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
+from fmjax.jobs.train.changes import accepted_changes, apply_changes
 from fmjax.jobs.train.pairs import pairs_folder
+from fmjax.jobs.train.start import require_start
 from fmjax.runs.folder import (
     RunFolder,
     read_config,
     select_texts,
-    with_current_defaults,
     write_text,
 )
 from fmjax.runs.released_weights import with_released_sizes
-from fmjax.sharding import MeshConfig, all_or_none, is_main
+from fmjax.sharding import all_or_none, is_main
 
 _MAX_CAPTIONS = 64  # Number of captions stored in a run folder.
 _WRITTEN_FIRST = {"model.json", "tokenizer.json"}  # Written before the config.
@@ -44,8 +45,9 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
         overwrite: Whether to replace a run in the folder.
 
     Raises:
-        ValueError: If another process holds the lock, the folder contains another run or other
-            files, or it is the teacher's folder or inside a checkpoint folder.
+        ValueError: If another process holds the lock, the folder contains other files or a run that
+            cannot be resumed with this config, it is the teacher's folder or inside a checkpoint
+            folder, or `config.start_from` is not a trained run.
         OSError: If the folder is not writable.
     """
     files = RunFolder(folder)
@@ -60,10 +62,11 @@ def lock_run(folder: Path, config: Config, *, overwrite: bool = False) -> Iterat
                     rule = "differ from the teacher's"
                     require(not is_same_location(folder, teacher), "run folder", rule, folder)
                     require_outside(pairs, folder, "reflow.pairs")
+                require_start(config, files, overwrite=overwrite)
                 stack.enter_context(lock_folder(folder, "run folder"))
                 if (folder / _REPLACED).exists():  # An earlier removal was interrupted.
                     _remove_run(files)
-                _has_run(files, config, overwrite=overwrite)
+                _existing_run(files, config, overwrite=overwrite)
                 if overwrite:
                     require_unlocked(folder)
         yield
@@ -77,11 +80,13 @@ def prepare(
     *,
     captions: Captions | None = None,
     overwrite: bool = False,
-) -> None:
-    """Create the run folder, or check that it contains a run with this config to resume.
+) -> list[str]:
+    """Create the run folder, or prepare the run in it to be resumed with this config.
 
-    A run may be resumed on another mesh, because its results do not depend on the mesh. The folder
-    stores some captions and their tokenizer, so that sampling does not need the data.
+    A run may be resumed on another mesh, because its results do not depend on the mesh, with other
+    options that do not change the training, and with another number of steps
+    (`fmjax.jobs.train.changes`). The folder stores some captions and their tokenizer, so that
+    sampling does not need the data.
 
     Args:
         folder: The run folder.
@@ -91,12 +96,17 @@ def prepare(
         captions: Captions of the data, for a model conditioned on them.
         overwrite: Whether to replace a run in the folder.
 
+    Returns:
+        One line for each option of an existing run that was changed.
+
     Raises:
-        ValueError: If the folder contains a run with another config, or other files.
+        ValueError: If the folder contains a run that cannot be resumed with this config, or other
+            files.
     """
-    if _has_run(folder, config, overwrite=overwrite):
+    existing = _existing_run(folder, config, overwrite=overwrite)
+    if existing is not None:
         _require_same_words(folder, captions)
-        return
+        return apply_changes(folder, config, existing)
     if folder.config.exists() or (folder.root / _REPLACED).exists():
         _remove_run(folder)
     model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
@@ -111,23 +121,25 @@ def prepare(
     write_text(folder.model, json.dumps(model))
     # Written last, because a folder with a config counts as a run.
     write_text(folder.config, to_json(config))
+    return []
 
 
-def _has_run(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
-    """Return whether the folder contains a run with this config that is to be resumed.
+def _existing_run(folder: RunFolder, config: Config, *, overwrite: bool) -> Config | None:
+    """Return the config of the run in the folder that is to be resumed; None for a new run.
 
     Raises:
-        ValueError: If the folder contains a run with another config, or other files.
+        ValueError: If the folder contains a run that cannot be resumed with this config, or other
+            files.
     """
     root = folder.root
     if not root.exists() or (root / _REPLACED).exists():
-        return False
+        return None
     # A process that was killed while it created the folder leaves only the first files.
     files = (
         {file.name for file in root.iterdir() if not is_leftover(file)} if root.is_dir() else None
     )
     if files is not None and files <= _WRITTEN_FIRST:
-        return False
+        return None
     try:
         existing = read_config(root)
     except ValueError as error:
@@ -135,9 +147,9 @@ def _has_run(folder: RunFolder, config: Config, *, overwrite: bool) -> bool:
             f"run folder {root} must be new, empty or contain a run, got other files ({error})"
         ) from error
     if overwrite:
-        return False
-    _require_same_config(folder, config, existing)
-    return True
+        return None
+    accepted_changes(folder, config, existing)
+    return existing
 
 
 def _remove_run(folder: RunFolder) -> None:
@@ -158,21 +170,6 @@ def _remove_run(folder: RunFolder) -> None:
         else:
             entry.unlink()
     replaced.unlink(missing_ok=True)
-
-
-def _require_same_config(folder: RunFolder, config: Config, existing: Config) -> None:
-    """Raise unless two configs are equal, except for the mesh."""
-
-    def without_mesh(config: Config) -> Any:
-        return json.loads(to_json(dataclasses.replace(config, mesh=MeshConfig())))
-
-    fields = differences(without_mesh(with_current_defaults(config)), without_mesh(existing))
-    if fields:
-        raise ValueError(
-            f"run folder {folder.root} must be new or contain a run with this config, got "
-            f"different {', '.join(fields[:4])}{', ...' if fields[4:] else ''} "
-            f"(choose another folder with --run, or replace the run with --overwrite)"
-        )
 
 
 def check_texts(config: Config) -> None:
@@ -206,21 +203,3 @@ def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
         is_same = read_word_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
         rule = "have the words of the data's captions (replace the run with --overwrite)"
         require(is_same, f"{folder.tokenizer}", rule, "other words: the captions have changed")
-
-
-def differences(new: Any, old: Any, name: str = "") -> list[str]:
-    """Return the dotted names of the fields in which two JSON values differ.
-
-    Args:
-        new: A JSON value.
-        old: The JSON value to compare with.
-        name: Dotted name of the values, as a prefix.
-    """
-    if isinstance(new, dict) and isinstance(old, dict):
-        keys = list(new) + [key for key in old if key not in new]
-        parts = (
-            differences(new.get(key), old.get(key), f"{name}.{key}" if name else key)
-            for key in keys
-        )
-        return [field for part in parts for field in part]
-    return [] if new == old else [name]

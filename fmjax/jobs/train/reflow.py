@@ -3,9 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
@@ -16,7 +13,6 @@ from fmjax.jobs.train.pairs import make_pairs
 from fmjax.paths import AffinePath, Independent, Linear, Prediction, UniformSteps, UShaped
 from fmjax.runs.folder import Run, open_run
 from fmjax.sharding import all_or_none
-from fmjax.training import Checkpoints, TrainState, restore_ema
 
 
 def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Config:
@@ -122,33 +118,3 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
             rule = "be off (--reflow.no-warm-start), because the network differs from the teacher's"
             require(can_warm_start, "reflow.warm_start", rule, "on")
     return make_pairs(teacher, config.reflow, progress=progress)
-
-
-def warm_start(teacher: Run, config: Config, state: TrainState, checkpoints: Path) -> TrainState:
-    """Replace the initial weights by the teacher's averaged weights, if `reflow.warm_start` is on.
-
-    Args:
-        teacher: The teacher.
-        config: Config of the training.
-        state: Initial state of the training.
-        checkpoints: Checkpoint folder of the training. If it contains a checkpoint, the state is
-            returned unchanged, because the training resumes from the checkpoint.
-
-    Raises:
-        ValueError: If the weights do not fit the network.
-    """
-    assert config.reflow is not None
-    if not config.reflow.warm_start:
-        return state
-    with all_or_none("loading the teacher's weights"):
-        if checkpoints.is_dir():
-            with Checkpoints(checkpoints) as existing:
-                if existing.latest_step() is not None:
-                    return state
-        abstract_params = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            state.params,
-        )
-        params, _ = restore_ema(teacher.folder.checkpoints, abstract_params)
-    # A copy, because the training step donates the state and no buffer may be donated twice.
-    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))

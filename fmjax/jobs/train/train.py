@@ -24,7 +24,8 @@ from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
 from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
 from fmjax.jobs.train.preview import training_pictures
-from fmjax.jobs.train.reflow import pairs_for, teacher_of, warm_start
+from fmjax.jobs.train.reflow import pairs_for, teacher_of
+from fmjax.jobs.train.start import require_same_sizes, starting_run, warm_start
 from fmjax.runs.folder import Run, RunFolder, open_run
 from fmjax.runs.released_weights import initial_state, require_released_weights, with_released_sizes
 from fmjax.sharding import (
@@ -43,6 +44,7 @@ from fmjax.training import (
     abstract_state,
     fit,
     learning_rate_at,
+    newest_step,
 )
 
 
@@ -63,7 +65,8 @@ def train_folder(
 ) -> None:
     """Train into a run folder with config, checkpoints and metrics.
 
-    An existing run with the same config is resumed. In a multi-process run
+    An existing run is resumed. Its config may differ in the number of steps, and in options that
+    do not change the training; each such change is reported. In a multi-process run
     (`fmjax.sharding.join`), each process loads a part of the data, and all processes must have
     access to the folder.
 
@@ -75,7 +78,7 @@ def train_folder(
 
     Raises:
         ValueError: If the parts of the config are inconsistent with each other or the data, or the
-            folder contains another run or other files.
+            folder contains other files or a run that cannot be resumed with this config.
         Interrupted: After SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
         NonFiniteLoss: If the loss became infinite or NaN.
     """
@@ -88,29 +91,24 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     with all_or_none("reading the released model"):
         config = with_released_sizes(config)
     training, mesh = config.training, make_mesh(config.mesh)
-    teacher = teacher_of(config)
-    resumed = None if overwrite else folder
-    paired = teacher is not None
-    dataset, source, experiment = _read(config, mesh, progress, paired=paired, resumed=resumed)
+    teacher, resumed = teacher_of(config), None if overwrite else folder
+    dataset, source, experiment = _read(
+        config, mesh, progress, paired=teacher is not None, resumed=resumed
+    )
     event_shape, conditions = dataset.event_shape, dataset.conditions
     abstract = abstract_state(experiment.model.net, experiment.optimizer, mesh)
     batch = abstract_batch(event_shape, conditions, training.batch_size, mesh, paired=config.paired)
     require_device_memory("network", abstract, "parameters, their average and optimizer state")
     require_device_memory("training.batch_size", batch, "examples of a batch")
+    resumes = not overwrite and newest_step(folder.checkpoints) is not None
+    if config.start_from is not None and not resumes:
+        with all_or_none("comparing with the run to start from"):
+            require_same_sizes(config.start_from, config, abstract.params, dataset.captions)
     examples: Examples = dataset
     if teacher is not None:
         examples = pairs_for(config, teacher, dataset, progress)
     with all_or_none("reading the data"):
-        feed = batches(
-            examples,
-            source=source,
-            source_noise=config.source_noise,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            flip=training.flip,
-            num_processes=jax.process_count(),
-            process_index=jax.process_index(),
-        )
+        feed = _batches(config, examples, source)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_step(config, experiment, mesh, sharding)
     abstract_frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
@@ -125,13 +123,12 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     # The folder is created after all checks.
     with all_or_none("making the run folder"):
         if is_main():
-            captions = dataset.captions
             _require_space(folder, abstract, training)
-            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
+            _prepare(folder, config, dataset, overwrite, progress)
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
-    if teacher is not None:
-        state = warm_start(teacher, config, state, folder.checkpoints)
     teacher = None  # Frees the memory of its weights.
+    if (weights := starting_run(config)) is not None:
+        state = warm_start(weights, state, folder, progress)
     kinds = f" trainable and {num_parameters(frozen):,} frozen" if frozen else ""
     progress.say(
         f"{config.name}: {num_parameters(state.params):,}{kinds} parameters, {len(examples):,} "
@@ -144,6 +141,31 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
             config, experiment, folder, event_shape, conditions, mesh, progress
         )
     _fit(config, state, bound_step, feed, mesh, folder, flops, on_checkpoint, progress)
+
+
+def _batches(config: Config, examples: Examples, source: Dataset | None) -> BatchIterator:
+    """Iterate over the share of this process in the batches of a training."""
+    return batches(
+        examples,
+        source=source,
+        source_noise=config.source_noise,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        flip=config.training.flip,
+        num_processes=jax.process_count(),
+        process_index=jax.process_index(),
+    )
+
+
+def _prepare(
+    folder: RunFolder, config: Config, dataset: Dataset, overwrite: bool, progress: Progress
+) -> None:
+    """Create the run folder, or report what changes in the run that is resumed."""
+    shape, conditions, captions = dataset.event_shape, dataset.conditions, dataset.captions
+    for change in prepare(
+        folder, config, shape, conditions, captions=captions, overwrite=overwrite
+    ):
+        progress.say(change)
 
 
 def _require_space(folder: RunFolder, abstract: TrainState, training: TrainingConfig) -> None:

@@ -187,6 +187,17 @@ class Checkpoints:
             raise self.write_error(os_error) from error
 
 
+def newest_step(folder: Path | str) -> int | None:
+    """Return the step of the newest complete checkpoint in a folder, or None.
+
+    Only names are listed: the checkpoint may be damaged, and the folder need not exist.
+    """
+    folder = Path(folder)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    # A checkpoint that is being written has a suffix.
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 def restore_ema(
     folder: Path | str,
     like: Params,

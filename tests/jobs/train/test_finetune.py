@@ -24,7 +24,7 @@ from fmjax.pretrained.tuning import released_network
 from fmjax.runs.folder import RunFolder, read_config
 from fmjax.runs.released_weights import initial_state
 from fmjax.sharding import make_mesh
-from fmjax.training import Checkpoints, abstract_state
+from fmjax.training import Checkpoints, abstract_state, restore_ema
 from tests.golden_models import GOLDEN, loaded
 from tests.released import EVENT, TEXT, on_one_device
 
@@ -123,6 +123,27 @@ def test_adapter_run_keeps_the_sizes_of_the_released_network(adapter_run):
     assert (network.dtype, network.remat, network.guidance) == ("bfloat16", "full", 1.0)
     lines = (adapter_run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
+
+
+def test_adapters_start_from_those_of_another_run(adapter_run, flux, tmp_path, capsys):
+    def start(name, *options):
+        return run_command("train", flux, "--run", tmp_path / name, *options, *SHORT_TRAINING)
+
+    options = ["--start-from", adapter_run, "--optimizer.learning-rate", "1e-12"]
+    assert start("next", "--pretrained.folder", GOLDEN / "flux-dev-tiny", *options) == 0
+    config = read_config(adapter_run)
+    experiment = build(config, EVENT, TEXT)
+    like = abstract_state(experiment.model.net, experiment.optimizer, make_mesh(config.mesh)).params
+    old, new = (
+        restore_ema(RunFolder(run).checkpoints, like)[0] for run in (adapter_run, tmp_path / "next")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), old, new)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(new)) > 0
+    capsys.readouterr()
+    assert start("other", "--pretrained.folder", GOLDEN / "flux-schnell-tiny", *options) == 2
+    error = capsys.readouterr().err
+    assert "start_from must fine-tune the same released model" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0, 3.5])
