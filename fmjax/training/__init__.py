@@ -1,5 +1,6 @@
 """Training: sharded training step, training loop, optimizers, logs and checkpoints."""
 
+from fmjax._progress import Lines as Lines, Progress as Progress, Silent as Silent
 from fmjax.training.checkpoints.errors import CheckpointWriteError as CheckpointWriteError
 from fmjax.training.checkpoints.manager import (
     Checkpoints as Checkpoints,
