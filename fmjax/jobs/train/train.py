@@ -123,13 +123,9 @@ def _train(
         config = with_released_sizes(config)
     training, mesh = config.training, make_mesh(config.mesh)
     teacher = teacher_of(config)
+    resumed = None if overwrite else folder
     dataset, source, experiment = _read(
-        config,
-        mesh,
-        progress,
-        paired=teacher is not None,
-        resumed=None if overwrite else folder,
-        needs_run=needs_run,
+        config, mesh, progress, paired=teacher is not None, resumed=resumed, needs_run=needs_run
     )
     event_shape, conditions = dataset.event_shape, dataset.conditions
     abstract = abstract_state(experiment.net, experiment.optimizer, mesh)
