@@ -19,7 +19,9 @@ from . import (
 from ._arrays import Batch as Batch
 from ._memory import keep_freed_memory as keep_freed_memory
 from .data import Dataset as Dataset, batches as batches
+from .jobs.evaluate.evaluate import evaluate as evaluate
 from .jobs.released.generate import generate as generate
+from .jobs.train.train import train as train
 from .losses import (
     Objective as Objective,
     flow_matching_loss as flow_matching_loss,
@@ -36,7 +38,6 @@ from .networks import (
     MMDiTConfig as MMDiTConfig,
     TextEncoderConfig as TextEncoderConfig,
     UNetConfig as UNetConfig,
-    make_flow_map as make_flow_map,
     make_network as make_network,
 )
 from .paths import (
@@ -51,9 +52,6 @@ from .paths import (
     Uniform as Uniform,
     VelocityFn as VelocityFn,
     VelocityNet as VelocityNet,
-    quantile_grid as quantile_grid,
-    sample_times as sample_times,
-    shifted_grid as shifted_grid,
     uniform_grid as uniform_grid,
 )
 from .pretrained.folder import open_model as open_model
@@ -67,7 +65,6 @@ from .solvers import (
     bits_per_dim as bits_per_dim,
     classifier_free as classifier_free,
     edit as edit,
-    interpolate as interpolate,
     invert as invert,
     log_density as log_density,
     sample as sample,
@@ -78,7 +75,6 @@ from .solvers import (
 from .training import (
     Checkpoints as Checkpoints,
     OptimizerConfig as OptimizerConfig,
-    RunLogger as RunLogger,
     fit as fit,
     init_state as init_state,
     make_optimizer as make_optimizer,

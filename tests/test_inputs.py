@@ -180,9 +180,9 @@ def test_wrong_sde_settings_are_rejected(settings, message, unchecked):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fmjax.interpolate([[1.0]], X, 3), "a must be an array .*, got a list"),
-        (lambda: fmjax.interpolate(X, "x", 3), "b must be an array .*, got 'x'"),
-        (lambda: fmjax.interpolate(X, X, "3"), "num must be at least 2, got 3"),
+        (lambda: fmjax.solvers.interpolate([[1.0]], X, 3), "a must be an array .*, got a list"),
+        (lambda: fmjax.solvers.interpolate(X, "x", 3), "b must be an array .*, got 'x'"),
+        (lambda: fmjax.solvers.interpolate(X, X, "3"), "num must be at least 2, got 3"),
         (lambda: fmjax.solvers.dequantize(KEYS[:3], X, 0.1), "keys must be typed keys of shape"),
         (lambda: fmjax.solvers.dequantize(KEYS, X, None), "bin_width must be positive, got None"),
         (lambda: fmjax.bits_per_dim(1.0, None, 0.1), "num_dims must be at least 1, got None"),

@@ -26,7 +26,6 @@ LAYERS = (
     ("report", "training"),
     ("config",),
     ("runs",),
-    ("runs.sampling",),
     ("jobs.evaluate", "jobs.planning", "jobs.sample"),
     ("jobs.compare",),
     ("jobs.invert", "jobs.released", "jobs.train"),

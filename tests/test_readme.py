@@ -12,12 +12,32 @@ from tests.quick import COMPILATION
 ROOT = Path(__file__).parents[1]
 
 
+def blocks():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def num_lines(block):
+    """Number of lines of code except imports."""
+    lines = [line for line in block.splitlines() if line.strip()]
+    return sum(not line.startswith(("import", "from")) for line in lines)
+
+
 @pytest.mark.slow
-def test_readme_example_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line for line in block.splitlines() if line.strip() and not line.startswith("import")]
-    assert len(lines) <= 20
-    # Fewer training steps suffice, because the test does not check the numbers.
+def test_readme_example_trains_and_samples_a_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = blocks()[0]
+    assert num_lines(block) <= 10
+    # Fewer training steps and examples suffice, because the test does not check the numbers.
+    block = block.replace("num_steps=1000", "num_steps=20").replace("8192", "512")
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102
+    output = capsys.readouterr().out
+    assert re.match(r"\(512, 2\) at \d+ evaluations\n\[[-\d. \n]+\]\n$", output), output
+
+
+@pytest.mark.slow
+def test_readme_example_trains_in_a_loop(capsys):
+    block = blocks()[1]
+    assert num_lines(block) <= 20
     exec(compile(block.replace("1000", "20"), "README.md", "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.startswith("(512, 2) at")
 

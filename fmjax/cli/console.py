@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fmjax._progress import COMPILING, Progress
+from fmjax._progress import COMPILING, Lines, Progress
 from fmjax._signals import at_stop, show_cursor
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _PartTimes:
         since: `time.perf_counter()` at the start of the command; None measures nothing.
     """
 
-    def __init__(self, since: float | None) -> None:
+    def __init__(self, since: float | None = None) -> None:
         self._start = self._since = since
         self._seconds: dict[str, float] = {}
 
@@ -130,28 +130,8 @@ class _Bars(_PartTimes):
         self._bars.stop_task(task)
 
 
-class _Lines(_PartTimes):
-    """`Progress` in a log file: a line at the start of a task, then one every ten seconds."""
-
-    PERIOD = 10.0
-
-    def __init__(self, since: float | None = None) -> None:
-        super().__init__(since)
+class _Lines(_PartTimes, Lines):
+    """`Progress` in a log file: lines of standard output, one every ten seconds in a task."""
 
     def say(self, line: str) -> None:
         print(line, flush=True)
-
-    @contextlib.contextmanager
-    def task(self, description: str, total: int | None) -> Iterator[Callable[..., None]]:
-        done, printed_at = 0, time.monotonic()
-        of_total = f"/{total}" if total is not None else ""
-        print(f"{description} {done}{of_total}", flush=True)
-
-        def advance(n: int = 1, note: str | None = None) -> None:
-            nonlocal done, printed_at
-            done += n
-            if time.monotonic() - printed_at >= self.PERIOD or note == COMPILING:
-                printed_at = time.monotonic()
-                print(f"{description} {done}{of_total} {note or ''}".rstrip(), flush=True)
-
-        yield advance

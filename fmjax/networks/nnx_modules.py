@@ -47,10 +47,11 @@ def _config_class(
     module: type[nnx.Module], types: tuple[tuple[str, type], ...]
 ) -> Callable[..., Any]:
     """Return the frozen dataclass of the fields of a module, under the module's name."""
+    build: Callable[..., nnx.Module] = module
 
     def make(self: Any, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
         fields = dataclasses.asdict(self)
-        pure = functionalize(lambda rngs: module(event_shape, conditions, **fields, rngs=rngs))
+        pure = functionalize(lambda rngs: build(event_shape, conditions, **fields, rngs=rngs))
         return VelocityNet(pure.init, pure.apply, pure.tensor_axes)
 
     doc = f"Fields of the NNX module {module.__qualname__}, as the config of a network."

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -13,16 +13,29 @@ import numpy as np
 from fmjax._arrays import Conditions, Params, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import lock_outputs, require_exists, write_atomically
+from fmjax._inputs import require_points
 from fmjax._json import EventShape, Size, read_json
-from fmjax.config import Config, Experiment, build, from_json, register_classes
+from fmjax._progress import Progress, Silent
+from fmjax.config import (
+    Config,
+    Experiment,
+    LikelihoodConfig,
+    SamplingConfig,
+    build,
+    from_json,
+    register_classes,
+)
+from fmjax.config.choose_steps import with_settings
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
+from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
 from fmjax.solvers import Model
 from fmjax.training import restore_ema
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
+Labels = jax.Array | np.ndarray | Sequence[int] | int
 
 
 @dataclass(frozen=True)
@@ -232,7 +245,7 @@ class Run(NamedTuple):
     @property
     def model(self) -> Model:
         """The network, its path and what it predicts."""
-        return self.experiment.model
+        return self.model
 
     @property
     def num_classes(self) -> int | None:
@@ -249,6 +262,118 @@ class Run(NamedTuple):
         """Example captions of the training data; empty for a run without captions."""
         return read_captions(self.folder.root)
 
+    def sample(
+        self,
+        num_samples: int | None = None,
+        *,
+        classes: Labels = (),
+        prompts: Sequence[str] | str = (),
+        seed: int | None = None,
+        solver: str | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        sampling: SamplingConfig | None = None,
+        progress: Progress = Silent(),
+    ) -> SampleSet:
+        """Generate samples with the averaged weights, on all devices of the mesh.
+
+        The samples equal those of `fmjax sample` with the same settings. A solver without
+        `num_steps` adapts its steps, as on the command line. No file is written, except
+        `grid.json` of the run if the steps use its calibrated grid for the first time.
+
+        Args:
+            num_samples: Number of samples.
+            classes: One or more class labels, sampled in equal numbers and in this order; empty
+                samples all classes.
+            prompts: One or more prompts, for a model of captions; empty samples some captions of
+                the training data.
+            seed: Seed of the noise.
+            solver: Name of a solver, such as "tsit5".
+            num_steps: Number of fixed steps.
+            guidance: Classifier-free guidance scale; 1 is no guidance.
+            sampling: All settings of the sampler; None takes those of the run, `config.sampling`.
+                Each argument above that is given replaces one of them.
+            progress: Receives progress reports.
+
+        Returns:
+            The samples `x1` `[num_samples, *event]` as NumPy arrays, with their labels, costs and
+            success. A failed solve is marked in `succeeded`.
+
+        Raises:
+            ValueError: If settings contradict each other, or the model does not have one of the
+                classes or does not take prompts.
+        """
+        from fmjax.runs.sampling.batches import require_samples_fit
+        from fmjax.runs.sampling.conditions import class_labels, requested_conditions
+        from fmjax.runs.sampling.run_samples import sample_from_run
+
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        sampling = with_settings(
+            self.config.sampling if sampling is None else sampling,
+            num_samples=num_samples,
+            seed=seed,
+            solver=solver,
+            num_steps=num_steps,
+            guidance=guidance,
+            prompts=prompts or None,
+        )
+        require_samples_fit("num_samples", sampling.num_samples, self.event_shape)
+        labels = tuple(class_labels(classes).ravel().tolist())
+        conditions = requested_conditions(
+            self, sampling.num_samples, labels, sampling.prompts, progress=progress
+        )
+        return sample_from_run(self, sampling, conditions, progress=progress)
+
+    def log_density(
+        self,
+        x: jax.Array | np.ndarray,
+        *,
+        classes: Labels | None = None,
+        prompts: Sequence[str] | str | None = None,
+        divergence: Literal["exact", "hutchinson"] | None = None,
+        likelihood: LikelihoodConfig | None = None,
+        progress: Progress = Silent(),
+    ) -> np.ndarray:
+        """Compute the log-density of points under the model, without guidance.
+
+        The divergence of the velocity is by default Hutchinson's unbiased random estimate, as in
+        `fmjax likelihood`; `divergence="exact"` costs one derivative per dimension. No noise is
+        added to `x`: add it to discrete data with `fmjax.solvers.dequantize`.
+
+        Args:
+            x: Points in data units, `[num, *event]`, as `sample` returns them.
+            classes: Class label of each point `[num]`, or one for all points; required if the model
+                is conditioned on classes.
+            prompts: Prompt of each point, or one for all points; required if the model is
+                conditioned on captions.
+            divergence: "exact" or "hutchinson"; None takes that of `likelihood`.
+            likelihood: Solver, tolerances, batch size and seed; its `num_examples` and `dequantize`
+                have no effect. None takes the defaults of `fmjax likelihood`.
+            progress: Receives progress reports.
+
+        Returns:
+            Log-density of each point in nats, float64 `[num]`; NaN where the solve failed.
+
+        Raises:
+            ValueError: If `x` does not have the event shape of the model, the conditions do not fit
+                the points, or the source distribution of the run is a dataset.
+
+        Reference: Chen et al. 2018, arXiv:1806.07366, equation 8.
+        """
+        from fmjax.runs.log_density import run_log_density
+        from fmjax.runs.sampling.conditions import conditions_of_points
+
+        require_points("x", x)
+        rule = f"have shape [num, {', '.join(map(str, self.event_shape))}]"
+        require(x.shape[1:] == self.event_shape, "x", rule, x.shape)
+        cond = conditions_of_points(self, len(x), classes, prompts)
+        config = LikelihoodConfig() if likelihood is None else likelihood
+        if divergence is not None:
+            config = dataclasses.replace(config, divergence=divergence)
+        points = np.asarray(x, np.float32)
+        solved = run_log_density(self, points, cond, config, progress=progress)
+        return np.where(solved.succeeded, solved.nats, np.nan)
+
 
 def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
     """The mesh of the training, or a data-parallel mesh if the number of devices differs.
@@ -259,6 +384,13 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh(config)
     except ValueError:
         return make_mesh()
+
+
+def require_openable(name: str, conditions: Conditions) -> None:
+    """Raise for a model of text embeddings, which `Run` cannot sample without a text encoder."""
+    rule = "hold an unconditional model or one conditioned on classes or captions"
+    got = "one conditioned on text embeddings, which needs a text encoder"
+    require(not isinstance(conditions, TextShape), name, rule, got)
 
 
 def open_run(folder: Path | str, *, alone: bool = False, classes: Iterable[type] = ()) -> Run:
@@ -279,11 +411,7 @@ def open_run(folder: Path | str, *, alone: bool = False, classes: Iterable[type]
     files = RunFolder(Path(folder))
     config = read_config(files.root)
     event_shape, conditions = read_model(files.root)
-    if isinstance(conditions, TextShape):
-        raise ValueError(
-            f"run folder {folder} must hold an unconditional model or one conditioned on classes "
-            "or captions, got one conditioned on text embeddings, which needs a text encoder"
-        )
+    require_openable(f"run folder {folder}", conditions)
     experiment = build(config, event_shape, conditions)
     local_only = alone and jax.process_count() > 1
     mesh = make_mesh(devices=jax.local_devices()) if local_only else _mesh_for(config.mesh)

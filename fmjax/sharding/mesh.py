@@ -199,28 +199,33 @@ def abstract_batch(
     return Batch(x, abstract_cond(conditions, batch_size, by_row), x if paired else None)
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Send this process's rows of a batch to its devices and return the global batch.
 
     The transfer is asynchronous: started before the running training step ends, it adds no time.
 
     Args:
-        batch: NumPy arrays whose leading axis is the global batch size divided by the number of
-            processes.
+        batch: A `Batch` or any pytree of NumPy or JAX arrays whose leading axis is the global batch
+            size divided by the number of processes. A JAX array over the devices of all processes
+            is the global batch, and its leading axis the global batch size.
         mesh: The mesh, from `make_mesh`.
 
     Raises:
         ValueError: If the global batch size is not divisible by the number of devices along `data`
-            and `fsdp`.
+            and `fsdp`, or a leaf is not an array of numbers.
     """
     sharding = batch_sharding(mesh)
 
     def put(rows):
-        rows = np.asarray(rows)
+        rows = rows if isinstance(rows, jax.Array) else np.asarray(rows)
         require(is_array(rows), "batch", "hold arrays of numbers", describe(rows))
         require_at_least("batch.ndim", rows.ndim, 1)
-        num_rows = rows.shape[0] * jax.process_count()
+        is_local = jax.process_count() > 1 and getattr(rows, "is_fully_addressable", True)
+        num_rows = rows.shape[0] * (jax.process_count() if is_local else 1)
         require_batch_fits(num_rows, mesh)
+        if isinstance(rows, jax.Array) and not is_local:
+            return jax.device_put(rows, sharding)
+        rows = np.asarray(rows)
         return jax.make_array_from_process_local_data(sharding, rows, (num_rows, *rows.shape[1:]))
 
     return jax.tree.map(put, batch)

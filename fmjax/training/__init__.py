@@ -1,5 +1,6 @@
 """Training: sharded training step, training loop, optimizers, logs and checkpoints."""
 
+from fmjax._progress import Lines as Lines, Progress as Progress, Silent as Silent
 from fmjax.training.checkpoints.errors import CheckpointWriteError as CheckpointWriteError
 from fmjax.training.checkpoints.manager import (
     Checkpoints as Checkpoints,
@@ -8,12 +9,13 @@ from fmjax.training.checkpoints.manager import (
     restore_ema as restore_ema,
 )
 from fmjax.training.ema import ema_decay_at as ema_decay_at, update_ema as update_ema
+from fmjax.training.feed import Batches as Batches
 from fmjax.training.logs import (
     Logger as Logger,
     RunLogger as RunLogger,
     read_metrics as read_metrics,
 )
-from fmjax.training.loop import Batches as Batches, fit as fit
+from fmjax.training.loop import fit as fit
 from fmjax.training.monitor import NonFiniteLoss as NonFiniteLoss
 from fmjax.training.optimizer import (
     OptimizerConfig as OptimizerConfig,

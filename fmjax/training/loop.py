@@ -1,54 +1,41 @@
 """The training loop: batches, training steps, logs, checkpoints, and stopping on signals."""
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, TypedDict
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, noun
+from fmjax._arrays import noun
 from fmjax._checks import require_at_least
 from fmjax._json import AnyFloat, check_json
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.planning import CHIPS
-from fmjax.sharding.mesh import put_batch
 from fmjax.sharding.processes import all_or_none, is_main
 from fmjax.sharding.stopping import Interrupted, StopSignals
 from fmjax.training.checkpoints.manager import Checkpoints
+from fmjax.training.feed import Batches, Feed
 from fmjax.training.logs import Logger
 from fmjax.training.monitor import Monitor
 from fmjax.training.state import TrainState
 from fmjax.training.step import TrainStep
 
-
-@runtime_checkable
-class Batches(Protocol):
-    """Protocol of an iterator of batches whose position can be saved.
-
-    The state is JSON data. After `set_state(state)`, the iterator returns the same batches as
-    after the call of `get_state` that returned `state`.
-    """
-
-    def __next__(self) -> Batch:
-        """Return the rows of this process in the next batch, as NumPy arrays."""
-        ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the position of the iterator."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved position."""
-        ...
+_LOG = logging.getLogger("fmjax")
+_NO_POSITION = (
+    "batches has no get_state and set_state, so checkpoints do not contain the position in the "
+    "data: a run that is stopped and resumed takes the first batch that its iterator yields"
+)
 
 
 def fit(
     state: TrainState,
     step_fn: TrainStep,
-    batches: Batches,
+    batches: Batches | Iterable[PyTree],
     *,
     mesh: Mesh,
     num_steps: int,
@@ -72,7 +59,11 @@ def fit(
         state: State from `init_state`; it is donated. If there is a checkpoint, only its shapes and
             shardings are used.
         step_fn: Training step from `make_train_step`.
-        batches: Iterator with at least `num_steps` batches.
+        batches: Iterator or iterable with a batch for each step, such as `fmjax.batches`, a
+            generator, a data loader or a list. It yields the rows of this process as a pytree of
+            NumPy or JAX arrays, a `Batch` for the objectives of fmjax. If it has `get_state` and
+            `set_state`, as grain's iterators, its position is saved in checkpoints; otherwise a
+            warning is logged once, and a resumed run takes the first batch that it yields.
         mesh: Mesh of the state.
         num_steps: Total number of steps of the run, including those before resuming.
         checkpoints: Checkpoints to resume from and to save to; None disables saving.
@@ -98,18 +89,21 @@ def fit(
             step is not saved.
         CheckpointWriteError: If a checkpoint or a line of the log cannot be written.
         ValueError: If all checkpoints are damaged, the newest belongs to another model, the batch
-            size is not divisible by the number of devices, or the batches end too early.
+            size is not divisible by the number of devices, the batches end too early, or a batch
+            differs from the first in structure, shape or dtype.
     """
     require_at_least("num_steps", num_steps, 1)
     require_at_least("log_every", log_every, 1)
     require_at_least("checkpoint_every", checkpoint_every, 1)
     if not is_main():
         logger = None
-    state, monitor = _resume(state, batches, checkpoints, logger, progress)
+    feed = Feed(batches, mesh, num_steps)
+    state, monitor = _resume(state, feed, checkpoints, logger, progress)
     first_step = int(state.step)
     if first_step >= num_steps:
         return state
-    prefetch = _Prefetch(batches, mesh, num_steps)
+    if checkpoints is not None and not feed.can_resume and is_main():
+        _LOG.warning(_NO_POSITION)
     last_good_step = (lambda: None) if checkpoints is None else checkpoints.latest_step
     report = _Report(monitor, logger, learning_rate, last_good_step, flops_per_example, mesh)
     with (
@@ -120,9 +114,9 @@ def fit(
         advance(first_step, COMPILING)
         if on_checkpoint is not None and first_step > 0 and first_step % checkpoint_every == 0:
             _call_untimed(on_checkpoint, state, monitor, progress, part="first step")
-        prefetch.fetch(first_step)
+        feed.fetch(first_step + 1)
         for step in range(first_step + 1, num_steps + 1):
-            batch = prefetch.take()
+            batch = feed.take()
             state, metrics = step_fn(state, batch)
             monitor.add(step, metrics)
             if step == first_step + 1:
@@ -131,7 +125,7 @@ def fit(
                 progress.part_done("first step")
             if step < num_steps:
                 # Transfer the next batch while the device computes this step.
-                prefetch.fetch(step)
+                feed.fetch(step + 1)
             is_last = step == num_steps
             if step == 1 or step % log_every == 0 or is_last:
                 with all_or_none("writing the log"):
@@ -140,7 +134,7 @@ def fit(
             is_checkpoint = step % checkpoint_every == 0
             if checkpoints is not None and (cause or is_checkpoint or is_last):
                 monitor.read(last_good_step)
-                checkpoints.save(state, {"batches": prefetch.state, "window": monitor.window})
+                checkpoints.save(state, {"batches": feed.state, "window": monitor.window})
             if cause:
                 raise Interrupted(cause, step, saved=checkpoints is not None)
             if is_checkpoint and not is_last and on_checkpoint is not None:
@@ -172,7 +166,7 @@ def _call_untimed(
 
 def _resume(
     state: TrainState,
-    batches: Batches,
+    feed: Feed,
     checkpoints: Checkpoints | None,
     logger: Logger | None,
     progress: Progress,
@@ -192,11 +186,11 @@ def _resume(
         progress.say(line)
     try:
         saved = check_json(extra, _Extra, "extra")
-        batches.set_state(saved["batches"])
+        feed.restore(saved["batches"])
     except ValueError as error:
         raise ValueError(
             f"checkpoint of step {int(state.step)} must contain the positions of the data and the "
-            f"log, got one without them: {error}"
+            f"log, got one without them: {' '.join(str(error).split())}"
         ) from error
     if logger is not None:
         logger.rewind(int(state.step))
@@ -208,42 +202,12 @@ class _Extra(TypedDict):
     """JSON data that `fit` saves with the training state.
 
     Attributes:
-        batches: State of the data iterator.
+        batches: Position of the data iterator; None if it cannot be saved.
         window: Losses and gradient norms since the last log line.
     """
 
-    batches: dict[str, Any]
+    batches: dict[str, Any] | None
     window: list[tuple[AnyFloat, AnyFloat]]
-
-
-class _Prefetch:
-    """Transfers the next batch to the devices while a step runs.
-
-    Attributes:
-        state: State of the data iterator after the last batch taken, without the prefetched one.
-    """
-
-    def __init__(self, batches: Batches, mesh: Mesh, num_steps: int):
-        self._batches, self._mesh, self._num_steps = batches, mesh, num_steps
-        self._next: tuple[Batch, dict[str, Any]] | None = None
-        self.state: dict[str, Any] = {}
-
-    def fetch(self, steps_taken: int) -> None:
-        """Read the batch of the next step and start its transfer to the devices."""
-        try:
-            batch = next(self._batches)
-        except StopIteration:
-            raise ValueError(
-                f"batches must yield {self._num_steps} batches, got {steps_taken}"
-            ) from None
-        self._next = (put_batch(batch, self._mesh), self._batches.get_state())
-
-    def take(self) -> Batch:
-        """Return the prefetched batch."""
-        assert self._next is not None, "take() without fetch()"
-        batch, self.state = self._next
-        self._next = None
-        return batch
 
 
 _SPEEDS = {

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, Params, PRNGKey
+from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require, require_at_least
 from fmjax._inputs import require_key
 from fmjax.losses.objective import Objective
@@ -110,7 +110,8 @@ def make_train_step(
 
     Args:
         objective: Samples the random inputs of a batch and computes the loss of each example.
-        optimizer: Optimizer whose state is in the training state.
+        optimizer: Optimizer whose state is in the training state: any of optax that needs the
+            gradient, the parameters and `value`, the loss, but no function of the parameters.
         mesh: Device mesh from `make_mesh`.
         state_sharding: Sharding of the state, the second result of `init_state`.
         ema_decay: Limit of the decay of the moving average, see `ema.update_ema`.
@@ -133,7 +134,7 @@ def make_train_step(
     require_at_least("accumulation_steps", accumulation_steps, 1)
 
     def step(
-        state: TrainState, batch: Batch, frozen: PyTree = None
+        state: TrainState, batch: PyTree, frozen: PyTree = None
     ) -> tuple[TrainState, StepMetrics]:
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         require_batch_fits(batch_size, mesh, accumulation_steps)
@@ -216,7 +217,9 @@ def _apply_gradient(
 ) -> tuple[TrainState, StepMetrics]:
     """Update the weights, their moving average and the optimizer's state."""
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # Some optimizers use the value of the loss, such as `optax.polyak_sgd`.
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
     new_state = TrainState(

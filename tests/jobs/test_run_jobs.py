@@ -40,7 +40,7 @@ from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig
 from fmjax.runs.folder import RunFolder, open_run, read_config
 from fmjax.runs.load_config import load_config
-from fmjax.runs.sampling.batches import SampleSet
+from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.conditions import chosen_labels
 from fmjax.runs.sampling.files import (
     describe_sampling,

@@ -323,7 +323,7 @@ class ThreeBatches(Points):
 
 
 def test_too_few_batches_are_rejected():
-    with pytest.raises(ValueError, match="batches must yield 5 batches, got 3"):
+    with pytest.raises(ValueError, match="each step up to 5, got none for step 4"):
         fit_tiny(batches=ThreeBatches())
 
 

@@ -241,3 +241,50 @@ def test_out_of_range_settings_are_rejected():
         make_step_and_state(mesh, ema_decay=1.0)
     with pytest.raises(ValueError, match="accumulation_steps must be at least 1, got 0"):
         make_step_and_state(mesh, accumulation_steps=0)
+
+
+def decay(path, leaf):
+    return "decay" if path[-1].key == "kernel" else "keep"
+
+
+OPTIMIZERS = {
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    "polyak": optax.polyak_sgd(0.1),  # Uses the loss.
+    "multi_steps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "partition": optax.partition(
+        {"decay": optax.adamw(1e-2), "keep": optax.sgd(1e-2)},
+        lambda params: jax.tree_util.tree_map_with_path(decay, params),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optax_optimizer_gives_the_parameters_of_a_plain_loop(name):
+    """The devices of the mesh split the gradient's sum, so only rounding differs."""
+    net, optimizer = make_net(), OPTIMIZERS[name]
+    objective, batches, losses = make_objective(net), Points(), []
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    state, sharding = init_state(net, optimizer, jax.random.key(0), mesh)
+    params, opt_state = jax.device_get(state.params), None
+    opt_state = optimizer.init(params)
+    step = make_train_step(objective, optimizer, mesh=mesh, state_sharding=sharding)
+    for n in range(4):
+        batch = next(batches)
+        examples = objective.make_examples(jax.random.fold_in(state.key, n), batch)
+
+        def loss_fn(params, examples=examples):
+            return jnp.mean(objective.loss(params, examples))
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(grads, opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        state, metrics = step(state, put_batch(batch, mesh))
+        losses.append((float(metrics.loss), float(loss)))
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5),
+        state.params,
+        params,
+    )

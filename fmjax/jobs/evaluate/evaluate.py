@@ -12,7 +12,7 @@ import numpy as np
 from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least
 from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
-from fmjax._progress import Progress, Silent
+from fmjax._progress import Lines, Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
@@ -110,6 +110,39 @@ def read_evaluation(file: Path) -> Evaluation:
         missing = required and getattr(evaluation, name) is None
         require(not missing, str(file), f"hold {name} along with frechet", "none")
     return evaluation
+
+
+def evaluate(
+    run: Run,
+    evaluation: EvaluationConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    *,
+    extractor: FeatureExtractor | None = None,
+    progress: Progress = Lines(),  # noqa: B008 (has no state)
+) -> Evaluation:
+    """Measure how close samples of a run are to its data, as `fmjax evaluate`.
+
+    The result is also written to `evaluation.json` in the run folder, for its report, next to
+    `straightness.json`.
+
+    Args:
+        run: A trained run, from `fmjax.train` or `fmjax.open_run`.
+        evaluation: Number of samples, projections and trajectories; None takes those of the run.
+        sampling: Settings of the sampler; None takes those of the run.
+        extractor: Features for the Frechet distance; None uses the features of a classifier that
+            is trained on the data of the run.
+        progress: Receives progress reports; by default lines on standard error.
+
+    Raises:
+        ValueError: If fewer than two samples reach t = 1, or another process evaluates the run.
+    """
+    return evaluate_run(
+        run,
+        run.config.evaluation if evaluation is None else evaluation,
+        run.config.sampling if sampling is None else sampling,
+        extractor=extractor,
+        progress=progress,
+    )
 
 
 @writes("evaluation.json", "straightness.json", "samples/evaluation.npz")

@@ -2,25 +2,19 @@
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import Cond, Params
-from fmjax._checks import require
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, plain_json, read_json
-from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import build, differentiable_forwards
+from fmjax._progress import Progress, Silent
 from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import Dataset
 from fmjax.runs.folder import Run, write_text, writes
+from fmjax.runs.log_density import require_density, run_log_density
 from fmjax.runs.sampling.conditions import network_conditions
-from fmjax.sharding import map_batched, on_mesh
-from fmjax.solvers import bits_per_dim, dequantize, log_density
+from fmjax.solvers import bits_per_dim
 
 MAX_LEVELS = 256
 
@@ -82,15 +76,15 @@ def likelihood_run(
         ValueError: If the data have no test split, fewer than two examples reach t = 0, or the
             source distribution of the run is a dataset.
     """
-    rule = "have noise as its source distribution, because the likelihood needs its density"
-    require(run.config.source is None, "run", rule, "a dataset")
+    require_density(run)
     test = run.config.data.load("test", progress=progress)
     num = len(test) if config.num_examples is None else min(config.num_examples, len(test))
     indices = np.linspace(0, len(test) - 1, num).astype(int)
     width = level_width(test) if config.dequantize else None
     conds = network_conditions(run, test, indices)
-    nats, nfe, succeeded = _solve_all(run, config, test.points(indices), conds, width, progress)
-    nats = nats[succeeded]
+    points = test.points(indices)
+    solved = run_log_density(run, points, conds, config, bin_width=width, progress=progress)
+    nats = solved.nats[solved.succeeded]
     if len(nats) < 2:
         raise ValueError(f"at least 2 examples must reach t = 0, got {len(nats)}")
     num_dims = math.prod(run.event_shape)
@@ -105,7 +99,7 @@ def likelihood_run(
         bits_per_dim=bits,
         bits_error=None if bits is None else error / (num_dims * math.log(2.0)),
         bin_width=width,
-        nfe=float(nfe.mean()),
+        nfe=float(solved.nfe.mean()),
         method=describe_method(config),
     )
     file = run.folder.likelihood
@@ -130,51 +124,6 @@ def level_width(dataset: Dataset) -> float | None:
     multiples = (levels - levels[0]) / width
     even = np.allclose(multiples, np.round(multiples), atol=1e-3) and multiples[-1] < MAX_LEVELS
     return width if even else None
-
-
-def _solve_all(
-    run: Run,
-    config: LikelihoodConfig,
-    x: np.ndarray,
-    conds: Cond,
-    width: float | None,
-    progress: Progress,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute log-density (float64), network evaluations and success of each example in batches."""
-    scale = float(run.config.path.start(jnp.ones((1,)))[0])
-    # The divergence uses forward-mode differentiation, which some kernels do not support.
-    forward_config = differentiable_forwards(run.config)
-    experiment = build(forward_config, run.event_shape, run.conditions)
-
-    def solve(
-        params: Params, indices: jax.Array, x1: jax.Array, cond: Cond
-    ) -> tuple[jax.Array, ...]:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
-        if width is not None:
-            x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, width)
-        solved = log_density(
-            experiment.model.velocity_fn(params),
-            x1,
-            cond,
-            divergence=config.make_divergence(),
-            keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
-            solver=config.make_solver(),
-            steps=config.make_steps(),
-            source_scale=scale,
-        )
-        return solved.log_density, solved.nfe, solved.succeeded
-
-    with progress.task("likelihood", len(x)) as advance:
-        advance(0, COMPILING)
-        nats, nfe, succeeded = map_batched(
-            partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
-            lambda indices: (indices, x[indices], None if conds is None else conds[indices]),
-            len(x),
-            batch_size=config.batch_size,
-            mesh=run.mesh,
-            on_batch=advance,
-        )
-    return nats.astype(np.float64), nfe, succeeded
 
 
 def describe_method(config: LikelihoodConfig) -> str:

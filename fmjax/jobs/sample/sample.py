@@ -7,7 +7,8 @@ from fmjax._files import lock_outputs, require_space
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import SampleSet, require_samples_fit
+from fmjax.runs.sample_set import SampleSet
+from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import (
     sample_files,

@@ -52,7 +52,8 @@ from fmjax.runs.real_data import (
     data_classifier,
     test_split,
 )
-from fmjax.runs.sampling.batches import SampleSet, require_samples_fit
+from fmjax.runs.sample_set import SampleSet
+from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import SampleConditions, labels_like
 from fmjax.runs.sampling.files import (
     settings_name,

@@ -69,7 +69,7 @@ def require_same_sizes(
         rule = f"fine-tune the same released model, {config.pretrained}"
         same = source_config.pretrained == config.pretrained
         require(same, "start_from", rule, source_config.pretrained)
-    network = build(source_config, *read_model(source.root)).net
+    network = build(source_config, *read_model(source.root)).model.net
     source_params = jax.eval_shape(network.init, jax.random.key(0))
     old, new = (describe_arrays(flat_arrays(tree)) for tree in (source_params, params))
     for name in [*new, *(name for name in old if name not in new)]:

@@ -9,7 +9,7 @@ import jax
 
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
-from fmjax._progress import Progress, Silent
+from fmjax._progress import Lines, Progress, Silent
 from fmjax.config import (
     Config,
     Experiment,
@@ -26,7 +26,7 @@ from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
 from fmjax.jobs.train.preview import training_pictures
 from fmjax.jobs.train.reflow import pairs_for, teacher_of
 from fmjax.jobs.train.start import require_same_sizes, starting_run, warm_start
-from fmjax.runs.folder import Run, RunFolder, open_run
+from fmjax.runs.folder import Run, RunFolder, open_run, require_openable
 from fmjax.runs.released_weights import initial_state, require_released_weights, with_released_sizes
 from fmjax.sharding import (
     abstract_batch,
@@ -49,10 +49,37 @@ from fmjax.training import (
 
 
 def train(
-    config: Config, folder: Path, *, overwrite: bool = False, progress: Progress = Silent()
+    config: Config,
+    folder: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Progress = Lines(),  # noqa: B008 (has no state)
 ) -> Run:
-    """Train into a run folder with `train_folder`, and return the opened run."""
-    train_folder(config, folder, overwrite=overwrite, progress=progress)
+    """Train into a run folder on all devices, and return the opened run.
+
+    An existing run with the same config is resumed, and a complete one is only opened. The folder
+    holds the config, checkpoints and metrics; `fmjax.open_run` opens it again, and the commands
+    of fmjax work on it. It is locked while it is trained. With several processes, all of them
+    call this function.
+
+    Args:
+        config: The experiment.
+        folder: The run folder.
+        overwrite: Replace an existing run in the folder.
+        progress: Receives progress reports; by default lines on standard error.
+
+    Raises:
+        ValueError: If parts of the config do not fit each other or the data, the folder contains
+            another run or other files, another process writes to it, or the model is conditioned
+            on text embeddings, which a `Run` cannot sample.
+        Interrupted: After SIGTERM or Ctrl-C (in a notebook, an interrupted cell); a checkpoint of
+            the last step is saved, from which the same call continues.
+        NonFiniteLoss: If the loss became infinite or NaN.
+    """
+    folder = Path(folder)
+    progress = progress if is_main() else Silent()
+    with lock_run(folder, config, overwrite=overwrite):
+        _train(config, RunFolder(folder), overwrite, progress, needs_run=True)
     return open_run(folder)
 
 
@@ -86,14 +113,22 @@ def train_folder(
         _train(config, RunFolder(folder), overwrite, progress)
 
 
-def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progress) -> None:
-    """Implement `train_folder`, with the run folder locked."""
+def _train(
+    config: Config,
+    folder: RunFolder,
+    overwrite: bool,
+    progress: Progress,
+    *,
+    needs_run: bool = False,
+) -> None:
+    """Implement `train` and `train_folder`, with the run folder locked."""
     with all_or_none("reading the released model"):
         config = with_released_sizes(config)
     training, mesh = config.training, make_mesh(config.mesh)
-    teacher, resumed = teacher_of(config), None if overwrite else folder
+    teacher = teacher_of(config)
+    resumed = None if overwrite else folder
     dataset, source, experiment = _read(
-        config, mesh, progress, paired=teacher is not None, resumed=resumed
+        config, mesh, progress, paired=teacher is not None, resumed=resumed, needs_run=needs_run
     )
     event_shape, conditions = dataset.event_shape, dataset.conditions
     abstract = abstract_state(experiment.model.net, experiment.optimizer, mesh)
@@ -185,6 +220,7 @@ def _read(
     *,
     paired: bool,
     resumed: RunFolder | None,
+    needs_run: bool,
 ) -> tuple[Dataset, Dataset | None, Experiment]:
     """Load the data and build the experiment, with all checks of the config against the data.
 
@@ -194,6 +230,7 @@ def _read(
         progress: Receives progress reports.
         paired: Whether the training uses pairs, which include the source points.
         resumed: Run folder of an existing run whose tokenizer rule is used, or None.
+        needs_run: Whether to refuse a model that `open_run` refuses.
 
     Returns:
         The dataset, the dataset of source points (None if they are noise or in pairs), and the
@@ -204,6 +241,8 @@ def _read(
         dataset = config.data.load("train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
+        if needs_run:
+            require_openable("config", dataset.conditions)
         if dataset.text is None:  # Text-to-image models are not compared after training.
             require_comparable(config.compare.num_samples, len(dataset))
         source = None

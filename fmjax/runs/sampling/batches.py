@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from operator import itemgetter
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +22,9 @@ from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import AffinePath
+from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
 from fmjax.solvers import AdaptiveSteps, Samples
-
-
-class SampleSet(NamedTuple):
-    """Samples on the host, with their conditions and costs.
-
-    Attributes:
-        x1: The samples, float32 `[num, *event]`.
-        labels: Class label, or index of the prompt in `prompts`, of each sample, `[num]`; None for
-            an unconditional model.
-        nfe: Number of network evaluations of each sample, `[num]`.
-        succeeded: Whether the solve of each sample reached t = 1, `[num]`.
-        seconds: Wall time per sample, the median over all batches except the first, which
-            compiles; NaN with a single batch.
-        x0: Source points `[num, *event]` if the source distribution is a dataset; otherwise None.
-        prompts: Prompts of a model conditioned on captions.
-    """
-
-    x1: np.ndarray
-    labels: np.ndarray | None
-    nfe: np.ndarray
-    succeeded: np.ndarray
-    seconds: float = float("nan")
-    x0: np.ndarray | None = None
-    prompts: tuple[str, ...] = ()
 
 
 def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:

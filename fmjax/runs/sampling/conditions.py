@@ -7,9 +7,10 @@ import numpy as np
 
 from fmjax._arrays import Cond, TokenShape
 from fmjax._checks import require, require_unicode
+from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
 from fmjax.data import Dataset
-from fmjax.runs.folder import Run, select_texts
+from fmjax.runs.folder import Labels, Run, select_texts
 from fmjax.runs.sampling.batches import even_labels
 
 _SAMPLES_PER_PROMPT = 8  # Number of samples per prompt if no prompts are given.
@@ -79,6 +80,63 @@ def requested_conditions(
     return SampleConditions(tokens[labels], labels, prompts)
 
 
+def class_labels(classes: Labels) -> np.ndarray:
+    """Convert class labels to an int32 array.
+
+    Raises:
+        ValueError: If they are not integers.
+    """
+    labels = np.asarray(classes)
+    is_integer = labels.dtype.kind in "iu" or labels.size == 0
+    require(is_integer, "classes", "be integers", describe(classes))
+    return labels.astype(np.int32)
+
+
+def conditions_of_points(
+    run: Run,
+    num: int,
+    classes: Labels | None = None,
+    prompts: Sequence[str] | str | None = None,
+) -> Cond:
+    """Conditions of `num` given points as the network takes them.
+
+    Args:
+        run: A trained run.
+        num: Number of points.
+        classes: Class label of each point `[num]`, or one for all, for a model of classes.
+        prompts: Prompt of each point, or one for all, for a model of captions.
+
+    Returns:
+        Labels int32 `[num]` or tokens int32 `[num, tokens]`; None for an unconditional model.
+
+    Raises:
+        ValueError: If the conditions are not those that the model takes, one per point.
+    """
+    takes_prompts = isinstance(run.conditions, TokenShape)
+    takes_classes = run.num_classes is not None
+    for name, value, takes in (
+        ("classes", classes, takes_classes),
+        ("prompts", prompts, takes_prompts),
+    ):
+        rule = f"be given for a model that is conditioned on {name}, one per point"
+        require(value is not None or not takes, name, rule, None)
+        rule = f"be left out for a model that is not conditioned on {name}"
+        require(value is None or takes, name, rule, value)
+    if takes_prompts:
+        texts = [prompts] * num if isinstance(prompts, str) else list(prompts or ())
+        require(len(texts) == num, "prompts", f"be one text or {num}", f"{len(texts)}")
+        require_unicode("prompts", *texts)
+        return run.tokenizer.encode(texts)
+    if not takes_classes:
+        return None
+    labels = class_labels(() if classes is None else classes)
+    rule = f"be one label or have shape {(num,)}"
+    require(labels.shape in ((), (num,)), "classes", rule, f"shape {labels.shape}")
+    for label in (labels.min(), labels.max()):
+        _require_class(int(label), run.num_classes or 0)
+    return np.broadcast_to(labels, (num,))
+
+
 def even_conds(run: Run, num: int) -> Cond:
     """Conditions of `num` samples, spread evenly over classes or captions of the run.
 
@@ -146,6 +204,10 @@ def chosen_labels(
     require(num_classes is not None, "classes", "be left out for a model without classes", classes)
     assert num_classes is not None
     for label in classes:
-        require(0 <= label < num_classes, "class", f"be between 0 and {num_classes - 1}", label)
+        _require_class(label, num_classes)
     indices = even_labels(num_samples, len(classes))
     return np.asarray(classes, np.int32)[indices]
+
+
+def _require_class(label: int, num_classes: int) -> None:
+    require(0 <= label < num_classes, "class", f"be between 0 and {num_classes - 1}", label)

@@ -11,10 +11,8 @@ from fmjax._arrays import (
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax.config import SDE_SOLVERS, SamplingConfig
-from fmjax.runs.sampling.batches import (
-    SampleSet,
-    has_picture,
-)
+from fmjax.runs.sample_set import SampleSet
+from fmjax.runs.sampling.batches import has_picture
 from fmjax.solvers import ErrorControl
 
 _MAX_NAME_BYTES = 200  # Most file systems allow 255, including prefix and suffix.

@@ -6,7 +6,8 @@ from fmjax._arrays import Params
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, Steps, make_solve
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import SampleSet, make_sampler
+from fmjax.runs.sample_set import SampleSet
+from fmjax.runs.sampling.batches import make_sampler
 from fmjax.runs.sampling.calibrated_grid import run_grid
 from fmjax.runs.sampling.conditions import SampleConditions
 from fmjax.runs.sampling.source_points import run_source_points
