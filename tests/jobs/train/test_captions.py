@@ -256,7 +256,7 @@ def test_evaluation_measures_whether_samples_match_class_prompts(run, tmp_path, 
     assert result.accuracy == 0.25
     assert any(
         "recognized as the class named in the prompt: 25.00 %" in line
-        for line in evaluate.described(result)
+        for line in evaluate.summarize_evaluation(result)
     )
     assert read_evaluation(run.folder.evaluation) == result
 

@@ -332,10 +332,10 @@ def test_unsuitable_or_damaged_pairs_are_refused(teacher, student_config, tmp_pa
     other_steps = dataclasses.replace(
         config, sampling=dataclasses.replace(config.sampling, num_steps=4)
     )
-    message = "made with the same settings, got different about.sampling.num_steps"
+    message = "made with the same settings, got different origin.sampling.num_steps"
     with pytest.raises(ValueError, match=message):
         make_pairs(teacher, other_steps)
-    with pytest.raises(ValueError, match=r"different about.step, about.weights"):
+    with pytest.raises(ValueError, match=r"different origin.step, origin.weights"):
         make_pairs(teacher._replace(step=7), config)
     other_seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
     twin = train(dataclasses.replace(TEACHER, training=other_seed), tmp_path / "twin")
