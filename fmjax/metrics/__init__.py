@@ -1,5 +1,14 @@
-"""Metrics: distances between samples and data, a classifier, and the straightness of a flow."""
+"""Metrics: distances between samples and data, a classifier, straightness, and calibration."""
 
+from fmjax.metrics.c2st import c2st as c2st
+from fmjax.metrics.calibration import (
+    Coverage as Coverage,
+    RankHistogram as RankHistogram,
+    expected_coverage as expected_coverage,
+    rank_histogram as rank_histogram,
+    sbc_ranks as sbc_ranks,
+    tarp_coverage as tarp_coverage,
+)
 from fmjax.metrics.classifier import ImageClassifier as ImageClassifier
 from fmjax.metrics.classifier_cache import trained_classifier as trained_classifier
 from fmjax.metrics.classifier_training import (

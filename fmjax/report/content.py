@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmjax.metrics import Coverage, RankHistogram
 from fmjax.report.comparison import Comparison
 from fmjax.report.gallery import GalleryEntry
 from fmjax.report.tables import Table
@@ -87,6 +88,40 @@ class StraightnessPlot(NamedTuple):
     lines: Sequence[Sequence[Sequence[float]]] = ()
 
 
+class CornerPlot(NamedTuple):
+    """Samples of the posterior for one observation.
+
+    Attributes:
+        samples: Samples, `[n, parameters]`. Rows with inf or nan are not shown.
+        true: Parameters that the observation was simulated with, `[parameters]`, or None.
+        reference: Samples of the exact posterior, `[m, parameters]`, shown as lines, or None.
+        names: Names of the parameters; none to number them from 1.
+        caption: Caption of the figure.
+    """
+
+    samples: np.ndarray
+    true: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    names: Sequence[str] = ()
+    caption: str = ""
+
+
+class PosteriorChecks(NamedTuple):
+    """Posteriors of simulated observations, and their calibration; empty parts are omitted.
+
+    Attributes:
+        corners: Samples of the posteriors for single observations.
+        ranks: Histograms of the ranks of the true parameters.
+        coverages: Expected coverage, by name of the credible regions.
+        names: Names of the parameters in the rank histograms; none to number them from 1.
+    """
+
+    corners: tuple[CornerPlot, ...] = ()
+    ranks: RankHistogram | None = None
+    coverages: Mapping[str, Coverage] = {}
+    names: Sequence[str] = ()
+
+
 class NamedPicture(NamedTuple):
     """A picture with a title.
 
@@ -116,6 +151,7 @@ class Report(NamedTuple):
         gallery: Samples of every row of the comparison.
         tables: Additional tables, each in a separate section.
         pictures: Additional pictures, each in a separate section.
+        posterior: Posteriors of a simulator's parameters, and their calibration.
     """
 
     title: str
@@ -129,3 +165,4 @@ class Report(NamedTuple):
     gallery: tuple[GalleryEntry, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[NamedPicture, ...] = ()
+    posterior: PosteriorChecks | None = None

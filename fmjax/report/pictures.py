@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fmjax.report.comparison import AS_REAL, Comparison
-from fmjax.report.content import Report, SampleGrid, SamplePoints
+from fmjax.report.content import PosteriorChecks, Report, SampleGrid, SamplePoints
 from fmjax.report.images import image_bytes, image_grid
 from fmjax.report.plots import plot_lines, plot_loss, plot_points, plot_straightness
+from fmjax.report.posterior_plots import plot_corner, plot_coverage, plot_ranks
 from fmjax.report.solver_plots import plot_error, plot_metric, plot_steps
 from fmjax.report.style import DARK, LIGHT, Theme, png_bytes
 
@@ -58,6 +59,8 @@ def draw_pictures(report: Report) -> dict[str, Picture]:
                 points.caption,
             )
         )
+    if report.posterior is not None:
+        pictures += _posterior_pictures(report.posterior)
     if report.comparison is not None:
         pictures += _comparison_pictures(report.comparison)
     if report.loss is not None and report.loss.steps:
@@ -90,6 +93,41 @@ def draw_pictures(report: Report) -> dict[str, Picture]:
                 )
             )
     return {picture.name: picture for picture in pictures}
+
+
+def _posterior_pictures(checks: PosteriorChecks) -> list[Picture]:
+    pictures = [
+        _picture(
+            f"corner-{i + 1}",
+            f"Marginals of the posterior for observation {i + 1}",
+            lambda theme, corner=corner: plot_corner(corner, theme=theme),
+            corner.caption
+            or "Histograms, and regions of highest density with 50, 90 and 99 % of the samples.",
+        )
+        for i, corner in enumerate(checks.corners)
+    ]
+    if checks.ranks is not None:
+        ranks, num = checks.ranks, int(checks.ranks.counts[0].sum())
+        pictures.append(
+            _picture(
+                "ranks",
+                "Ranks of the true parameters among posterior samples",
+                lambda theme: plot_ranks(ranks, names=checks.names, theme=theme),
+                f"Ranks in {num:,} simulations; p-values are of the chi-square test of uniformity. "
+                "Too narrow posteriors have many ranks at both ends, too wide ones in the middle.",
+            )
+        )
+    if checks.coverages:
+        pictures.append(
+            _picture(
+                "coverage",
+                "Expected coverage against credibility level",
+                lambda theme: plot_coverage(checks.coverages, theme=theme),
+                "How often credible regions contain the true parameters. Overconfident posteriors "
+                "lie below the diagonal.",
+            )
+        )
+    return pictures
 
 
 def _comparison_pictures(comparison: Comparison) -> list[Picture]:
