@@ -75,7 +75,7 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
         name = value.get("type")
-        cls = (members | _user_classes).get(name) if isinstance(name, str) else None
+        cls = (_user_classes | members).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"
             if _is_open(union):

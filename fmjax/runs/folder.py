@@ -245,7 +245,7 @@ class Run(NamedTuple):
     @property
     def model(self) -> Model:
         """The network, its path and what it predicts."""
-        return self.model
+        return self.experiment.model
 
     @property
     def num_classes(self) -> int | None:
