@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Points
@@ -19,8 +20,8 @@ from fmjax.solvers.steppers.sde import standard_normal
 from fmjax.solvers.steps import (
     FixedSteps,
     Samples,
-    TimesLike,
     as_arguments,
+    as_times,
     require_steps,
     samples_on_grid,
 )
@@ -94,8 +95,8 @@ def sample_diffusion(
     if sampler.is_stochastic:
         require_keys(keys, x0)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
-    grid = as_arguments(steps).times
-    num_times = jax.ShapeDtypeStruct(jnp.shape(grid), x0.dtype)
+    grid = as_times(as_arguments(steps))
+    times = jax.ShapeDtypeStruct(grid.shape, x0.dtype)
 
     def coefficients(times: jax.Array) -> tuple[jax.Array, jax.Array]:
         return path.schedule.alpha(times), path.schedule.sigma(times)
@@ -114,7 +115,7 @@ def sample_diffusion(
     functions = (
         UserFunction(predict, [batch_of(None, (times_of(x0), x0, cond))]),
         UserFunction(partial(evaluations, predict_fn), [(times_of(x0),)]),
-        UserFunction(coefficients, [(num_times,)]),
+        UserFunction(coefficients, [(times,)]),
     )
     return reuse_program(_solve, functions, (x0, keys, cond, grid), (sampler, clip))
 
@@ -126,7 +127,7 @@ def _solve(
     x0: jax.Array,
     keys: jax.Array | None,
     cond: Cond,
-    grid: TimesLike,
+    grid: jax.Array | np.ndarray,
     sampler: DiffusionSampler,
     clip: float | None,
 ) -> Samples:

@@ -123,6 +123,8 @@ def _find_or_make(
     return key, program, constants
 
 
+# Options with which JAX is to run separate operations.
+_SEPARATE_OPERATIONS = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
 # Errors of a function that uses the value of an argument in Python.
 _VALUE_ERRORS = (
     jax.errors.ConcretizationTypeError,
@@ -149,7 +151,7 @@ class _TracedFunction:
         self.key: Hashable = ()
         self.fn: Callable[..., PyTree] | None = function.fn
         self.called_directly = False
-        self._jaxprs: dict[Hashable, tuple[int, Jaxpr, jax.tree_util.PyTreeDef]] = {}
+        self._jaxprs: dict[Hashable, tuple[int, Jaxpr, PyTree]] = {}
 
     def add(self, args: tuple[PyTree, ...], differentiated: bool) -> list[PyTree]:
         """Trace a call, and return its constants."""
@@ -243,7 +245,7 @@ _PROGRAMS = _Programs()
 
 def _may_compile(arrays: Sequence[PyTree]) -> bool:
     """Whether all arrays are known, and a program may be compiled for them."""
-    if jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit:
+    if any(getattr(jax.config, option) for option in _SEPARATE_OPERATIONS):
         return False
     leaves = jax.tree.leaves(arrays)
     if any(isinstance(a, Tracer) for a in leaves):
@@ -279,16 +281,16 @@ def _settings_key(value: object) -> Hashable:
     if isinstance(value, (np.ndarray, jax.Array, np.generic)) and not isinstance(value, Tracer):
         array = np.asarray(value)
         return type(value), array.dtype, array.shape, array.tobytes()
-    # Modules of Equinox cannot be assigned to, but do not call themselves frozen.
-    frozen = isinstance(value, eqx.Module) or (
-        dataclasses.is_dataclass(value)
-        and not isinstance(value, type)
-        and type(value).__dataclass_params__.frozen
-    )
-    if frozen:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_frozen(value):
         names = [field.name for field in dataclasses.fields(value)]
         return type(value), tuple(_settings_key(getattr(value, name)) for name in names)
     # Markers, such as Diffrax's for settings that are not given, have no attributes.
     if not callable(value) and getattr(value, "__dict__", None) == {}:
         return Identity(value)
     raise _MutableError
+
+
+def _is_frozen(value: object) -> bool:
+    """Whether a dataclass refuses assignment, as all modules of Equinox do."""
+    params = getattr(type(value), "__dataclass_params__", None)
+    return isinstance(value, eqx.Module) or (params is not None and params.frozen)
