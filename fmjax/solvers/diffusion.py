@@ -1,20 +1,30 @@
 """`sample_diffusion`: diffusion samplers such as DDIM, for any network on an affine path."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require, require_positive
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
 from fmjax.paths import AffinePath, Prediction, evaluations, require_conversion
+from fmjax.solvers.engine.programs import UserFunction, batch_of, reuse_program, times_of
 from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSampler, StepCoefficients
 from fmjax.solvers.steppers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.steppers.sde import standard_normal
-from fmjax.solvers.steps import FixedSteps, Samples, as_times, require_steps, samples_on_grid
+from fmjax.solvers.steps import (
+    FixedSteps,
+    Samples,
+    as_arguments,
+    as_times,
+    require_steps,
+    samples_on_grid,
+)
 
 DIFFUSION_SAMPLERS: dict[str, Callable[[], DiffusionSampler]] = {
     "ancestral": Ancestral,
@@ -44,7 +54,8 @@ def sample_diffusion(
     The path converts the network's prediction to predicted data and noise, so that flow models
     can be sampled with diffusion samplers, and diffusion models with `fmjax.sample`.
 
-    Pure: call it inside `jax.jit`. Sharded points stay sharded.
+    Pure, as `sample`: calls outside of `jax.jit` reuse compiled programs. Sharded points stay
+    sharded.
 
     Args:
         predict_fn: Network `(t, x, cond) -> prediction`, guided or not.
@@ -84,10 +95,13 @@ def sample_diffusion(
     if sampler.is_stochastic:
         require_keys(keys, x0)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
-    times = jnp.asarray(as_times(steps), x0.dtype)
-    alphas, sigmas = path.schedule.alpha(times), path.schedule.sigma(times)
+    grid = as_times(as_arguments(steps))
+    times = jax.ShapeDtypeStruct(grid.shape, x0.dtype)
 
-    def predict(t: jax.Array, x: Points) -> tuple[Points, Points]:
+    def coefficients(times: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return path.schedule.alpha(times), path.schedule.sigma(times)
+
+    def predict(t: jax.Array, x: Points, cond: Cond) -> tuple[Points, Points]:
         """Predict the data and the noise."""
         value = predict_fn(t, x, cond)
         require_like("predict_fn", value, x)
@@ -97,6 +111,28 @@ def sample_diffusion(
             for target in (Prediction.X1, Prediction.X0)
         )
         return x1, noise
+
+    functions = (
+        UserFunction(predict, [batch_of(None, (times_of(x0), x0, cond))]),
+        UserFunction(partial(evaluations, predict_fn), [(times_of(x0),)]),
+        UserFunction(coefficients, [(times,)]),
+    )
+    return reuse_program(_solve, functions, (x0, keys, cond, grid), (sampler, clip))
+
+
+def _solve(
+    predict: Callable[..., tuple[Points, Points]],
+    cost: Callable[[jax.Array], jax.Array],
+    coefficients: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    x0: jax.Array,
+    keys: jax.Array | None,
+    cond: Cond,
+    grid: jax.Array | np.ndarray,
+    sampler: DiffusionSampler,
+    clip: float | None,
+) -> Samples:
+    times = jnp.asarray(grid, x0.dtype)
+    alphas, sigmas = coefficients(times)
 
     def take(carry: _Carry, n: jax.Array) -> _Carry:
         x, memory, nfe = carry
@@ -108,7 +144,7 @@ def sample_diffusion(
             sigma=(sigmas[n], sigmas[n + 1]),
             before_last=(times[n + 1] < 1.0) & (times[jnp.minimum(n + 2, len(times) - 1)] >= 1.0),
         )
-        x1, noise = predict(t, x)
+        x1, noise = predict(t, x, cond)
         if clip is not None:
             x1 = jnp.clip(x1, -clip, clip)
             noise = (x - step.alpha[0] * x1) / step.sigma[0]
@@ -116,7 +152,7 @@ def sample_diffusion(
         if sampler.is_stochastic and keys is not None:
             new_noise = standard_normal(keys, n, x)
         x, memory = sampler.advance(step, x, x1, noise, new_noise, memory)
-        return x, memory, nfe + evaluations(predict_fn, t).astype(jnp.int32)
+        return x, memory, nfe + cost(t).astype(jnp.int32)
 
     def body(carry: _Carry, n: jax.Array) -> tuple[_Carry, None]:
         return jax.lax.cond(times[n] < 1.0, take, lambda carry, _: carry, carry, n), None

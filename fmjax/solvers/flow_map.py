@@ -1,6 +1,8 @@
 """`sample_flow_map`: sample with a flow map, one network evaluation per step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -9,10 +11,11 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_points
-from fmjax.paths import FlowMapFn, evaluations
+from fmjax.paths import CountedField, FlowMapFn, evaluations
+from fmjax.solvers.engine.programs import UserFunction, batch_of, reuse_program, times_of
 from fmjax.solvers.engine.vector_field import checked_velocity
 from fmjax.solvers.steppers.ode import Field, Step, solve_fixed
-from fmjax.solvers.steps import FixedSteps, Samples, Time, as_times, require_steps
+from fmjax.solvers.steps import FixedSteps, Samples, Time, as_arguments, as_times, require_steps
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,7 @@ class _FlowMapStep:
         del field
         t = jnp.broadcast_to(t0, x.shape[:1])
 
-        def mean_velocity(t: Times, x: Points, cond: Cond = None) -> jax.Array:
-            return self.map_fn(jnp.broadcast_to(t1, t.shape), t, x, cond)
-
-        u = checked_velocity(mean_velocity, t, x, self.cond)
+        u = self.map_fn(jnp.broadcast_to(t1, t.shape), t, x, self.cond)
         nfe = evaluations(self.map_fn, t).astype(jnp.int32)
         return Step(x + (t1 - t0) * u, (u, u), nfe, memory)
 
@@ -66,7 +66,26 @@ def sample_flow_map(
     require_steps(steps)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
+    def mean_velocity(r: Times, t: Times, x: Points, cond: Cond) -> jax.Array:
+        return checked_velocity(partial(map_fn, r), t, x, cond)
+
+    times = times_of(x0)
+    functions = (
+        UserFunction(mean_velocity, [batch_of(None, (times, times, x0, cond))]),
+        UserFunction(partial(evaluations, map_fn), [(times,)]),
+    )
+    return reuse_program(_solve, functions, (x0, cond, as_arguments(steps)), ())
+
+
+def _solve(
+    mean_velocity: FlowMapFn,
+    cost: Callable[[jax.Array], jax.Array],
+    x0: jax.Array,
+    cond: Cond,
+    steps: FixedSteps,
+) -> Samples:
     def unused_field(t: Time, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         raise AssertionError("a flow map needs no velocity field")
 
-    return solve_fixed(_FlowMapStep(map_fn, cond), unused_field, x0, as_times(steps), None)
+    step = _FlowMapStep(CountedField(mean_velocity, cost), cond)
+    return solve_fixed(step, unused_field, x0, as_times(steps), None)

@@ -1,6 +1,6 @@
 """`sample`: solve the ODE of a velocity field from noise at t = 0 to data at t = 1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import diffrax
@@ -12,10 +12,24 @@ from jaxtyping import Array, Float
 from fmjax._arrays import Cond, Points
 from fmjax._checks import require
 from fmjax._inputs import describe, is_array, require_cond, require_function, require_points
-from fmjax.paths import VelocityFn, evaluations
+from fmjax.paths import CountedField, VelocityFn, evaluations
+from fmjax.sharding import batch_axes
 from fmjax.solvers.engine.adjoint import Adjoint, check_backsolve, with_backsolve_adjoint
 from fmjax.solvers.engine.batch_solve import solve_each, solve_together
-from fmjax.solvers.engine.diffrax_solvers import Solver, check_solver, has_error_estimate
+from fmjax.solvers.engine.diffrax_solvers import (
+    Solver,
+    check_solver,
+    has_error_estimate,
+    is_implicit,
+    takes_derivatives,
+)
+from fmjax.solvers.engine.programs import (
+    UserFunction,
+    batch_of,
+    call_directly,
+    reuse_program,
+    times_of,
+)
 from fmjax.solvers.engine.streaming import solve_streaming
 from fmjax.solvers.engine.vector_field import checked_velocity
 from fmjax.solvers.steppers.ode import FixedStepSolver, solve_fixed
@@ -24,6 +38,7 @@ from fmjax.solvers.steps import (
     ErrorControl,
     FixedSteps,
     Samples,
+    as_arguments,
     as_times,
     is_concrete,
     require_steps,
@@ -42,7 +57,9 @@ def sample(
 ) -> Samples:
     """Solve the ODE `dx/dt = velocity_fn(t, x, cond)` from `x0` at t = 0 to t = 1.
 
-    Pure: call it inside `jax.jit`, or every call compiles. Sharded points stay sharded.
+    Pure: call it inside `jax.jit` or outside. Outside, a call traces `velocity_fn` and reuses the
+    compiled program of an earlier call with the same operations, shapes and settings, also for
+    other parameters and tolerances. Sharded points stay sharded.
     A failed solve raises no error: see `Samples.succeeded`.
 
     Args:
@@ -84,15 +101,59 @@ def sample(
     saved = _checked_save_at(save_at, x0.dtype)
     if adjoint is Adjoint.BACKSOLVE:
         check_backsolve(solver, saved)
+    streams = isinstance(steps, AdaptiveSteps) and steps.slots is not None
+    # On a mesh each device streams, and the field's jaxpr depends on the place where it is traced.
+    run = call_directly if streams and batch_axes() else reuse_program
+    return run(
+        _solve,
+        _user_functions(velocity_fn, x0, cond, solver, steps),
+        (x0, cond, as_arguments(steps), saved),
+        (solver, adjoint),
+    )
 
-        def solve(x0: jax.Array, cond: Cond) -> Samples:
-            return _solve(velocity_fn, x0, cond, solver, steps, None, adjoint)
 
-        return with_backsolve_adjoint(solve, velocity_fn, x0, cond, solver, steps)
-    return _solve(velocity_fn, x0, cond, solver, steps, saved, adjoint)
+def _user_functions(
+    velocity_fn: VelocityFn,
+    x0: jax.Array,
+    cond: Cond,
+    solver: Solver,
+    steps: FixedSteps | AdaptiveSteps,
+) -> tuple[UserFunction, UserFunction]:
+    """Return the velocity field and its cost, with the batch sizes at which a solve calls them."""
+    sizes = {x0.shape[0]}
+    if isinstance(steps, AdaptiveSteps) and steps.control is ErrorControl.PER_SAMPLE:
+        sizes = {1, steps.slots or x0.shape[0]}
+    if is_implicit(solver):
+        sizes |= {1}
+    calls = [batch_of(size, (times_of(x0), x0, cond)) for size in sorted(sizes)]
+    costs = [batch_of(size, (times_of(x0),)) for size in sorted(sizes | {1})]
+    return (
+        UserFunction(partial(checked_velocity, velocity_fn), calls, takes_derivatives(solver)),
+        UserFunction(partial(evaluations, velocity_fn), costs),
+    )
 
 
 def _solve(
+    velocity: VelocityFn,
+    cost: Callable[[jax.Array], jax.Array],
+    x0: jax.Array,
+    cond: Cond,
+    steps: FixedSteps | AdaptiveSteps,
+    saved: jax.Array | None,
+    solver: Solver,
+    adjoint: Adjoint,
+) -> Samples:
+    velocity_fn = CountedField(velocity, cost)
+    if adjoint is Adjoint.BACKSOLVE:
+
+        def solve(x0: jax.Array, cond: Cond) -> Samples:
+            return _solve_forward(velocity_fn, x0, cond, solver, steps, None, adjoint)
+
+        return with_backsolve_adjoint(solve, velocity_fn, x0, cond, solver, steps)
+    return _solve_forward(velocity_fn, x0, cond, solver, steps, saved, adjoint)
+
+
+def _solve_forward(
     velocity_fn: VelocityFn,
     x0: jax.Array,
     cond: Cond,

@@ -1,6 +1,7 @@
 """`sample_sde`: solve an SDE with the same marginal distributions as the flow."""
 
 from collections.abc import Callable
+from functools import partial
 
 import diffrax
 import jax
@@ -12,7 +13,8 @@ from fmjax._inputs import require_cond, require_function, require_keys, require_
 from fmjax.paths import AffinePath, CountedField, Prediction, evaluations, require_conversion
 from fmjax.solvers.diffusion_rates import DiffusionRate, SigmaRate
 from fmjax.solvers.engine.brownian import solve_brownian
-from fmjax.solvers.engine.diffrax_solvers import has_error_estimate
+from fmjax.solvers.engine.diffrax_solvers import has_error_estimate, takes_derivatives
+from fmjax.solvers.engine.programs import UserFunction, batch_of, reuse_program, times_of
 from fmjax.solvers.steppers.sde import (
     EulerMaruyama,
     StochasticHeun,
@@ -26,6 +28,7 @@ from fmjax.solvers.steps import (
     FixedSteps,
     Samples,
     Time,
+    as_arguments,
     as_times,
     require_steps,
 )
@@ -65,7 +68,8 @@ def sample_sde(
     where sigma is zero and the score infinite. It starts at `1 - last_step`, or at the last time of
     a fixed grid before 1 if that is earlier; times in between are dropped.
 
-    Pure: call it inside `jax.jit`, or every call compiles. Sharded points stay sharded.
+    Pure, as `sample`: calls outside of `jax.jit` reuse compiled programs. Sharded points stay
+    sharded.
 
     Args:
         predict_fn: Network `(t, x, cond) -> prediction`, guided or not.
@@ -115,10 +119,34 @@ def sample_sde(
         score = path.convert(t, x, value, from_=prediction, to=Prediction.SCORE)
         return u + expand_like(0.5 * jnp.square(w), x) * score
 
+    sizes = (1, x0.shape[0]) if isinstance(solver, diffrax.AbstractSRK) else (x0.shape[0],)
+    times, scalar = times_of(x0), jax.ShapeDtypeStruct((), x0.dtype)
+    counts = [batch_of(size, (times,)) for size in sizes]
+    calls = [batch_of(size, (times, x0, cond, times)) for size in sizes]
+    functions = (
+        UserFunction(drift, calls, takes_derivatives(solver)),
+        UserFunction(partial(evaluations, predict_fn), counts),
+        UserFunction(rate, [(scalar,), *counts], takes_derivatives(solver)),
+    )
+    arrays = (x0, keys, cond, as_arguments(steps))
+    return reuse_program(_solve, functions, arrays, (solver, last_step))
+
+
+def _solve(
+    drift: Callable[..., jax.Array],
+    cost: Callable[[jax.Array], jax.Array],
+    rate: DiffusionRate,
+    x0: jax.Array,
+    keys: jax.Array,
+    cond: Cond,
+    steps: FixedSteps | AdaptiveSteps,
+    solver: StochasticSolver | diffrax.AbstractSRK,
+    last_step: float,
+) -> Samples:
     def field(t: Time, x: Points, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Compute the drift at one time for all samples, and its cost."""
         t, w = jnp.broadcast_to(t, x.shape[:1]), jnp.broadcast_to(w, x.shape[:1])
-        return drift(t, x, cond, w), evaluations(predict_fn, t).astype(jnp.int32)
+        return drift(t, x, cond, w), cost(t).astype(jnp.int32)
 
     if isinstance(steps, AdaptiveSteps):
         grid, start = steps, jnp.asarray(1.0 - last_step, x0.dtype)
@@ -128,9 +156,7 @@ def sample_sde(
         if isinstance(solver, StochasticSolver):
             return solve_stochastic(solver, field, rate, x0, keys, grid)
     assert isinstance(solver, diffrax.AbstractSRK)  # Other solvers have no adaptive steps.
-    drift_fn = CountedField(
-        lambda t, x, cond=None: drift(t, x, cond, rate(t)), lambda t: evaluations(predict_fn, t)
-    )
+    drift_fn = CountedField(lambda t, x, cond=None: drift(t, x, cond, rate(t)), cost)
     return solve_brownian(drift_fn, field, rate, x0, keys, cond, solver, grid, start)
 
 

@@ -1,10 +1,11 @@
 """Step settings of a solve, fixed or adaptive, and its result `Samples`."""
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,17 @@ class AdaptiveSteps:
             require_count("slots", self.slots, 1)
             per_sample = self.control is ErrorControl.PER_SAMPLE
             require(per_sample, "control", "be PER_SAMPLE if slots is set", self.control.name)
+
+
+_Steps = TypeVar("_Steps", FixedSteps, AdaptiveSteps, FixedSteps | AdaptiveSteps)
+
+
+def as_arguments(steps: _Steps) -> _Steps:
+    """Return steps whose numbers are few arguments of a program: a grid as an array, not padded."""
+    if not isinstance(steps, FixedSteps) or not is_concrete(steps.times):
+        return steps
+    times = np.asarray(steps.times)
+    return dataclasses.replace(steps, times=times[: num_steps(times) + 1])
 
 
 def require_steps(steps: object) -> None:

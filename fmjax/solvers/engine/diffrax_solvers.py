@@ -72,3 +72,9 @@ def has_error_estimate(solver: object) -> bool:
 def is_implicit(solver: object) -> TypeGuard[diffrax.AbstractImplicitSolver]:
     """Whether each step of the solver solves an equation for its result."""
     return isinstance(solver, diffrax.AbstractImplicitSolver)
+
+
+def takes_derivatives(solver: object) -> bool:
+    """Whether the solver may compute derivatives of the field, as implicit solvers do."""
+    library = type(solver).__module__.split(".")[0]
+    return is_implicit(solver) or library not in ("diffrax", "fmjax")
