@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 
@@ -47,7 +47,7 @@ def _config_class(
     module: type[nnx.Module], types: tuple[tuple[str, type], ...]
 ) -> Callable[..., Any]:
     """Return the frozen dataclass of the fields of a module, under the module's name."""
-    build: Callable[..., nnx.Module] = module
+    build = cast(Callable[..., nnx.Module], module)
 
     def make(self: Any, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
         fields = dataclasses.asdict(self)
