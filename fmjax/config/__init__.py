@@ -66,6 +66,7 @@ from fmjax.data import (
     EmojiData as EmojiData,
     EncodedData as EncodedData,
     IdxData as IdxData,
+    ImageFolder as ImageFolder,
     TokenizerConfig as TokenizerConfig,
     ToyData as ToyData,
 )

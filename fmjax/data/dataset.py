@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
-from fmjax._checks import require, require_between, require_one_of
+from fmjax._checks import require, require_between, require_one_of, require_unicode
 from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
@@ -120,6 +120,7 @@ class Dataset:
         captions: Caption of each example, or None. If present, captions are the condition, even
             if there are labels.
         files: Files of the arrays `x`, `labels`, `text` and `pooled`, for error messages.
+        class_names: Name of each class, or None if unknown.
     """
 
     x: np.ndarray | Rows
@@ -128,6 +129,7 @@ class Dataset:
     text: Text | None = None
     captions: Captions | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -149,6 +151,11 @@ class Dataset:
             in_range = low >= 0 and high < self.num_classes
             require(in_range, name, f"lie in [0, {self.num_classes})", f"{low} to {high}")
             require_between("num_classes", self.num_classes, 1, MAX_CLASSES)
+        if self.class_names is not None:
+            has_all = len(self.class_names) == self.num_classes
+            rule = f"hold a name for each of {self.num_classes} classes"
+            require(has_all, "class_names", rule, len(self.class_names))
+            require_unicode("class_names", *self.class_names)
         if self.text is not None:
             require(self.labels is None, "labels", "be None if text is given", "labels")
             shapes = f"{self.text.tokens.shape} and {self.text.pooled.shape}"

@@ -125,9 +125,16 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     # The folder is created after all checks.
     with all_or_none("making the run folder"):
         if is_main():
-            captions = dataset.captions
             _require_space(folder, abstract, training)
-            prepare(folder, config, event_shape, conditions, captions=captions, overwrite=overwrite)
+            prepare(
+                folder,
+                config,
+                event_shape,
+                conditions,
+                captions=dataset.captions,
+                class_names=dataset.class_names,
+                overwrite=overwrite,
+            )
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = warm_start(teacher, config, state, folder.checkpoints)
