@@ -68,6 +68,21 @@ class Captions(NamedTuple):
             return self
         return tokenize_captions(self.texts, self.training_texts, self.config, rule=rule)
 
+    def warnings(self) -> list[str]:
+        """Return warnings of captions that are too long or have no word of the vocabulary."""
+        warnings = []
+        if long := self.tokenizer.cut(self.texts):
+            warnings.append(
+                f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
+                f"({self.config.num_tokens}) and are truncated; the first is {long[0]!r}"
+            )
+        if wordless := self.tokenizer.wordless(self.tokens):
+            warnings.append(
+                f"warning: {len(wordless)} of {len(self.texts)} captions have no word of the "
+                f"vocabulary and count as empty; the first is {self.texts[wordless[0]]!r}"
+            )
+        return warnings
+
 
 def tokenize_captions(
     texts: list[str], training_texts: Sequence[str], config: TokenizerConfig, *, rule: int = RULE

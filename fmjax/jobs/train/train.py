@@ -19,7 +19,6 @@ from fmjax.config import (
     num_parameters,
 )
 from fmjax.data import BatchIterator, Dataset, Examples, batches
-from fmjax.data.dataset import Captions
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
 from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
@@ -126,15 +125,7 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
     with all_or_none("making the run folder"):
         if is_main():
             _require_space(folder, abstract, training)
-            prepare(
-                folder,
-                config,
-                event_shape,
-                conditions,
-                captions=dataset.captions,
-                class_names=dataset.class_names,
-                overwrite=overwrite,
-            )
+            _prepare(folder, config, dataset, overwrite)
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     if teacher is not None:
         state = warm_start(teacher, config, state, folder.checkpoints)
@@ -151,6 +142,19 @@ def _train(config: Config, folder: RunFolder, overwrite: bool, progress: Progres
             config, experiment, folder, event_shape, conditions, mesh, progress
         )
     _fit(config, state, bound_step, feed, mesh, folder, flops, on_checkpoint, progress)
+
+
+def _prepare(folder: RunFolder, config: Config, dataset: Dataset, overwrite: bool) -> None:
+    """Create the run folder for a data set, or check that it contains this run."""
+    prepare(
+        folder,
+        config,
+        dataset.event_shape,
+        dataset.conditions,
+        captions=dataset.captions,
+        class_names=dataset.class_names,
+        overwrite=overwrite,
+    )
 
 
 def _require_space(folder: RunFolder, abstract: TrainState, training: TrainingConfig) -> None:
@@ -195,7 +199,8 @@ def _read(
         if (captions := dataset.captions) is not None:
             captions = captions if resumed is None else captions.with_rule(tokenizer_rule(resumed))
             dataset = dataclasses.replace(dataset, captions=captions)
-            _warn_about_captions(captions, progress)
+            for warning in captions.warnings():
+                progress.say(warning)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
@@ -203,21 +208,6 @@ def _read(
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     return dataset, source, experiment
-
-
-def _warn_about_captions(captions: Captions, progress: Progress) -> None:
-    """Report captions that are too long or contain no word of the vocabulary."""
-    long = captions.tokenizer.cut(captions.texts)
-    if long:
-        progress.say(
-            f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
-            f"({captions.config.num_tokens}) and are truncated; the first is {long[0]!r}"
-        )
-    if wordless := captions.tokenizer.wordless(captions.tokens):
-        progress.say(
-            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word of the "
-            f"vocabulary and count as empty; the first is {captions.texts[wordless[0]]!r}"
-        )
 
 
 def _fit(

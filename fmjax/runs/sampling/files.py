@@ -192,7 +192,7 @@ def sample_grid(
         classes = list(dict.fromkeys(labels.tolist()))
         rows = [np.flatnonzero(labels == label) for label in classes]
         columns = max(map(len, rows))
-        row_names = samples.prompts or class_names
+        row_names = samples.prompts or tuple(class_names)
         names = tuple(row_names[label] if row_names else str(label) for label in classes)
     sides = [samples.x1]
     if samples.x0 is not None:
