@@ -189,12 +189,14 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
     Returns:
         The names, in the order of the labels; empty if there are no classes or no names, as in
-        runs of older versions.
+        runs of older versions, or no `model.json`, as for a run that is not stored.
 
     Raises:
-        ValueError: If `model.json` is missing or invalid.
+        ValueError: If `model.json` is invalid.
     """
     file = RunFolder(folder).model
+    if not file.is_file():
+        return ()
     model = read_json(file, _Model)
     fits = len(model.class_names) in (0, model.num_classes)
     rule = f"hold a name for each of {model.num_classes} classes"
