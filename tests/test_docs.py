@@ -17,7 +17,13 @@ from fmjax.runs.folder import RunFolder
 from fmjax.runs.load_config import load_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/tpu.md", "docs/gpu.md", "docs/few_steps.md", "docs/text_to_image.md")
+PAGES = (
+    "docs/tpu.md",
+    "docs/gpu.md",
+    "docs/few_steps.md",
+    "docs/text_to_image.md",
+    "docs/own_images.md",
+)
 RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Lines indented by at least four spaces after an empty line or a heading.
@@ -128,7 +134,7 @@ def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red fox")
         arguments = [str(prompts) if word == prompts.name else word for word in arguments]
-    elif arguments[0] not in ("train", "plan"):  # The command needs a run folder.
+    elif arguments[0] not in ("train", "plan", "data"):  # The command needs a run folder.
         config = load_config(ROOT / "configs" / "digits.py")
         prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
         arguments = [arguments[0], str(tmp_path / "run"), *arguments[2:]]

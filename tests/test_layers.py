@@ -29,7 +29,7 @@ LAYERS = (
     ("jobs.evaluate", "jobs.planning", "jobs.sample"),
     ("jobs.compare",),
     ("jobs.invert", "jobs.released", "jobs.train"),
-    ("jobs.report", "jobs.study"),
+    ("jobs.data", "jobs.report", "jobs.study"),
     ("cli",),
 )
 LAYER_OF = {package: index for index, layer in enumerate(LAYERS) for package in layer}

@@ -27,7 +27,7 @@ from fmjax.config.encode import EncodeConfig
 from fmjax.config.generate import GenerateConfig
 from fmjax.config.invert import InvertConfig
 from fmjax.config.likelihood import LikelihoodConfig
-from fmjax.data import CaptionedImages, EmojiData, EncodedData, ToyData
+from fmjax.data import CaptionedImages, EmojiData, EncodedData, ImageFolder, ToyData
 from fmjax.data.tokenizer import TokenizerConfig
 from fmjax.jobs.train.train import train_folder
 from fmjax.networks import DiTConfig, FluxConfig, LoRAConfig, MLPConfig, MMDiTConfig, UNetConfig
@@ -124,6 +124,7 @@ def test_seeds_are_nonnegative_64_bit_integers():
         (lambda: MLPConfig(width=2**30), r"network must have at most 2\*\*40 parameters"),
         (lambda: UNetConfig(width=8, multipliers=(1, 10**9)), "network must have at most"),
         (lambda: SamplingConfig(num_steps=10**9), r"num_steps must lie in \[1, 16777216\]"),
+        (lambda: ImageFolder("x", size=10**9), r"size must lie in \[1, 16384\]"),
         (lambda: CaptionedImages("x", size=10**9), r"size must lie in \[1, 16384\]"),
         (lambda: EncodedData("x", event_shape=(2**63, 1, 1)), "event_shape must lie in"),
         (lambda: ReflowConfig(teacher="x", num_pairs=10**12), "num_pairs must lie in"),

@@ -232,6 +232,39 @@ def _plan(arguments: list[str]) -> int:
     return 0 if plans[-1].fits else 1
 
 
+def _data(arguments: list[str]) -> None:
+    """Run `fmjax data CONFIG`."""
+    config_file, options = split_path("data", "CONFIG", arguments)
+    import dataclasses
+
+    import tyro
+
+    from fmjax.config import Config
+    from fmjax.runs.load_config import load_config
+
+    @dataclasses.dataclass(frozen=True)
+    class Data:
+        """Load the data of a config; print counts, range and classes; write a picture of examples.
+
+        Attributes:
+            config: The experiment, as in its config file; only its data are used.
+            output: PNG file of the examples (default: runs/NAME-data.png).
+        """
+
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        output: Path | None = None
+
+    default = Data(load_config(config_file))
+    args = parse(Data, default, options, f"fmjax data {config_file}")
+    from fmjax.jobs.data.describe import describe_data
+
+    output = args.output
+    if output is None:
+        output = Path("runs") / f"{args.config.name}-data.png"
+    with console() as progress:  # Not `command_progress`, because no program runs on devices.
+        describe_data(args.config, output, progress=progress)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "export": export,
@@ -245,4 +278,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "invert": _invert,
     "study": _study,
     "plan": _plan,
+    "data": _data,
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: fmjax COMMAND ... [--help]
 
+  data CONFIG     show the data of a config before training: counts, range, classes, examples
   train CONFIG    train a model from a Python config; write a run folder with samples and a report
   generate FOLDER PROMPT
                   generate images of a prompt with a released model (SD3, FLUX) in diffusers format

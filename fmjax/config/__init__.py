@@ -67,6 +67,7 @@ from fmjax.data import (
     EmojiData as EmojiData,
     EncodedData as EncodedData,
     IdxData as IdxData,
+    ImageFolder as ImageFolder,
     TokenizerConfig as TokenizerConfig,
     ToyData as ToyData,
 )

@@ -42,6 +42,7 @@ from fmjax.data.sources.encoded import (
     EncodedData as EncodedData,
     encoded_manifest as encoded_manifest,
 )
+from fmjax.data.sources.image_folder import ImageFolder as ImageFolder
 from fmjax.data.sources.mnist import IdxData as IdxData
 from fmjax.data.sources.toys import ToyData as ToyData
 from fmjax.data.tokenizer import (
@@ -59,6 +60,7 @@ DataConfig: TypeAlias = (
     | Cifar10Data
     | CaptionedClasses
     | CaptionedImages
+    | ImageFolder
     | EmojiData
     | EncodedData
 )

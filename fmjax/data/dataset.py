@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
-from fmjax._checks import require, require_between, require_one_of
+from fmjax._checks import require, require_between, require_one_of, require_unicode
 from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
@@ -68,6 +68,21 @@ class Captions(NamedTuple):
             return self
         return tokenize_captions(self.texts, self.training_texts, self.config, rule=rule)
 
+    def warnings(self) -> list[str]:
+        """Return warnings of captions that are too long or have no word of the vocabulary."""
+        warnings = []
+        if long := self.tokenizer.cut(self.texts):
+            warnings.append(
+                f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
+                f"({self.config.num_tokens}) and are truncated; the first is {long[0]!r}"
+            )
+        if wordless := self.tokenizer.wordless(self.tokens):
+            warnings.append(
+                f"warning: {len(wordless)} of {len(self.texts)} captions have no word of the "
+                f"vocabulary and count as empty; the first is {self.texts[wordless[0]]!r}"
+            )
+        return warnings
+
 
 def tokenize_captions(
     texts: list[str], training_texts: Sequence[str], config: TokenizerConfig, *, rule: int = RULE
@@ -120,6 +135,7 @@ class Dataset:
         captions: Caption of each example, or None. If present, captions are the condition, even
             if there are labels.
         files: Files of the arrays `x`, `labels`, `text` and `pooled`, for error messages.
+        class_names: Name of each class, or None if unknown.
     """
 
     x: np.ndarray | Rows
@@ -128,6 +144,7 @@ class Dataset:
     text: Text | None = None
     captions: Captions | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -149,6 +166,11 @@ class Dataset:
             in_range = low >= 0 and high < self.num_classes
             require(in_range, name, f"lie in [0, {self.num_classes})", f"{low} to {high}")
             require_between("num_classes", self.num_classes, 1, MAX_CLASSES)
+        if self.class_names is not None:
+            has_all = len(self.class_names) == self.num_classes
+            rule = f"hold a name for each of {self.num_classes} classes"
+            require(has_all, "class_names", rule, len(self.class_names))
+            require_unicode("class_names", *self.class_names)
         if self.text is not None:
             require(self.labels is None, "labels", "be None if text is given", "labels")
             shapes = f"{self.text.tokens.shape} and {self.text.pooled.shape}"

@@ -107,6 +107,11 @@ class WordTokenizer:
         self._inner, self.rule = inner, rule
 
     @property
+    def vocab_size(self) -> int:
+        """Number of token ids: the words, padding and the unknown word."""
+        return int(self._inner.get_vocab_size())
+
+    @property
     def num_tokens(self) -> int:
         """Number of tokens per text."""
         return int(self._inner.truncation["max_length"])

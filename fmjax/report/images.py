@@ -27,8 +27,8 @@ def image_grid(
         images: `[n, height, width, 1 or 3]` in [-1, 1]. Values outside are clipped, and NaN is
             black. The cell of an image of only NaNs is blank.
         columns: Number of images in a row; the last row may be shorter.
-        row_labels: One label for each row, to its left, or none.
-        column_labels: One label for each column, above it, or none.
+        row_labels: One label for each row, to its left, or none; line breaks become spaces.
+        column_labels: One label for each column, above it, or none; line breaks become spaces.
         gap: Pixels between cells.
         background: Color between cells.
         ink: Color of labels.
@@ -46,6 +46,8 @@ def image_grid(
     columns_ok = len(column_labels) in (0, columns)
     rule = f"have one entry for each of {columns} columns"
     require(columns_ok, "column_labels", rule, len(column_labels))
+    row_labels = [" ".join(label.split()) for label in row_labels]
+    column_labels = [" ".join(label.split()) for label in column_labels]
     scale = max(1, round(CELL / min(images.shape[1:3])))
     height, width = images.shape[1] * scale, images.shape[2] * scale
     font = ImageFont.load_default(size=min(22, max(13, height // 3)))

@@ -133,6 +133,46 @@ def plot_points(samples: np.ndarray, data: np.ndarray, *, theme: Theme = LIGHT) 
     return figure
 
 
+def plot_examples(
+    points: np.ndarray,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    *,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Plot examples in the plane, with one color per class; after ten classes, colors repeat.
+
+    Args:
+        points: The examples, `[n, 2]`.
+        labels: Class label of each example, `[n]`; None for one color.
+        class_names: Names of the classes; empty shows their numbers.
+        theme: Colors of the figure.
+
+    Raises:
+        ValueError: If `points` does not have shape `[n, 2]`.
+    """
+    is_plane = points.ndim == 2 and points.shape[1] == 2
+    require(is_plane, "points", "have shape [n, 2]", points.shape)
+    figure = new_figure(WIDTH, 4.4, theme)
+    axes = figure.subplots()
+    dress(axes, theme, title=f"Examples ({len(points):,})")
+    size = float(np.clip(12_000 / max(len(points), 1), 1.0, 14.0))
+    style = {"s": size, "alpha": 0.5, "linewidths": 0}
+    if labels is None:
+        axes.scatter(*points.T, color=theme.cool[1], **style)
+    else:
+        for label in np.unique(labels).tolist():
+            name = class_names[label] if class_names else str(label)
+            color = theme.hues[label % len(theme.hues)]
+            axes.scatter(*points[labels == label].T, color=color, label=name, **style)
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(frameon=False, fontsize=9.5, labelcolor=theme.ink, markerscale=3, **place)
+    axes.set_aspect("equal")
+    low, high = _limits(points)
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    return figure
+
+
 def _limits(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the limits of 99.8 % of the finite points, with a margin; outliers are cut off."""
     points = points[np.isfinite(points).all(axis=1)]

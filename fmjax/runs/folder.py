@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The event shape and the conditions that the network was built for."""
+        """The event shape, the conditions of the network, and the names of the classes."""
         return self.root / "model.json"
 
     @property
@@ -169,6 +169,7 @@ class _Model(NamedTuple):
     text: TextShape | None = None
     tokens: TokenShape | None = None
     captions: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def with_current_defaults(config: Config) -> Config:
@@ -212,6 +213,26 @@ def read_captions(folder: Path) -> tuple[str, ...]:
     return read_json(RunFolder(folder).model, _Model).captions
 
 
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """Read the names of the classes of the run in a folder.
+
+    Returns:
+        The names, in the order of the labels; empty if there are no classes or no names, as in
+        runs of older versions, or no `model.json`, as for a run that is not stored.
+
+    Raises:
+        ValueError: If `model.json` is invalid.
+    """
+    file = RunFolder(folder).model
+    if not file.is_file():
+        return ()
+    model = read_json(file, _Model)
+    fits = len(model.class_names) in (0, model.num_classes)
+    rule = f"hold a name for each of {model.num_classes} classes"
+    require(fits, str(file), rule, len(model.class_names))
+    return model.class_names
+
+
 def select_texts(texts: Sequence[str], num: int) -> list[str]:
     """Select at most `num` distinct texts, evenly spaced."""
     distinct = list(dict.fromkeys(texts))
@@ -251,6 +272,11 @@ class Run(NamedTuple):
     def num_classes(self) -> int | None:
         """Number of classes; None for a model that is not conditioned on classes."""
         return self.conditions if isinstance(self.conditions, int) else None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty if there are none or they are unknown."""
+        return read_class_names(self.folder.root)
 
     @property
     def tokenizer(self) -> WordTokenizer:

@@ -60,6 +60,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # The event shape, conditions and reduced network fields of each config.
 SHAPES = {
     "digits": ((8, 8, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
+    "image_folder": ((16, 16, 3), 3, {"width": 16, "num_layers": 1, "num_heads": 2}),
     "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "sneakers_to_boots": ((28, 28, 1), None, {"width": 16, "num_layers": 2, "num_heads": 2}),
     **dict.fromkeys(("toy2d", "transport2d"), ((2,), None, {"width": 16})),

@@ -38,7 +38,7 @@ from fmjax.jobs.sample.sample import (
 from fmjax.jobs.train.prepare import prepare
 from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig
-from fmjax.runs.folder import RunFolder, open_run, read_config
+from fmjax.runs.folder import RunFolder, open_run, read_class_names, read_config, read_model
 from fmjax.runs.load_config import load_config
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.conditions import chosen_labels
@@ -245,6 +245,35 @@ def test_sample_grid_has_one_row_per_class(run):
     images, columns, names = sample_grid(samples)
     assert (columns, names) == (2, tuple("0123456789"))
     np.testing.assert_array_equal(images, samples.x1)
+    letters = tuple("abcdefghij")
+    assert sample_grid(samples, letters)[2] == letters
+
+
+def test_class_names_are_stored_with_the_model(run, tmp_path):
+    assert run.class_names == tuple("0123456789")
+    folder = RunFolder(tmp_path / "new")
+    names = tuple("abcdefghij")
+    prepare(folder, CONFIG, *DIGITS, class_names=names)
+    prepare(folder, CONFIG, *DIGITS, class_names=names)
+    assert read_class_names(folder.root) == names
+    message = r"model.json must have the class names of the data .*, got other names: the classes"
+    with pytest.raises(ValueError, match=message):
+        prepare(folder, CONFIG, *DIGITS, class_names=names[::-1])
+    assert read_model(folder.root) == DIGITS
+    model = json.loads(folder.model.read_text())
+    folder.model.write_text(json.dumps(model | {"class_names": ["a"]}))
+    with pytest.raises(ValueError, match="must hold a name for each of 10 classes, got 1"):
+        read_class_names(folder.root)
+
+
+def test_runs_without_class_names_can_be_read_and_resumed(tmp_path):
+    """Older versions did not store names."""
+    folder = RunFolder(tmp_path / "old")
+    prepare(folder, CONFIG, *DIGITS)
+    assert "class_names" not in json.loads(folder.model.read_text())
+    assert read_class_names(folder.root) == ()
+    prepare(folder, CONFIG, *DIGITS, class_names=tuple("abcdefghij"))
+    assert read_class_names(folder.root) == ()
 
 
 def test_sample_grid_pads_short_rows_with_nan():

@@ -86,8 +86,8 @@ def read_captions(
         has_list = any(f in top_files or not split or f.parts[0] == split for f in lists)
         pairs[split], text_files = _pair(folder / split, split_files, captions, has_list)
         used |= {prefix + name for name in (*pairs[split], *text_files)}
-    reasons = found.skipped | {f: _skip_reason(f) for f in files if f.as_posix() not in used}
-    _report_skipped(folder, reasons, progress)
+    reasons = found.skipped | {f: skip_reason(f) for f in files if f.as_posix() not in used}
+    report_skipped(folder, reasons, progress)
     return pairs
 
 
@@ -131,12 +131,13 @@ def _require_none(folder: Path, names: set[str], rule: str, hint: str = "") -> N
     require(not names, f"folder {folder}", rule, f"none for {first}{more}{hint}")
 
 
-def _skip_reason(file: Path) -> str:
+def skip_reason(file: Path) -> str:
+    """Describe the kind of a skipped file by its suffix."""
     suffix = file.suffix.lower()
     return f"{suffix} files" if suffix else "files without a suffix"
 
 
-def _report_skipped(folder: Path, reasons: dict[Path, str], progress: Progress) -> None:
+def report_skipped(folder: Path, reasons: dict[Path, str], progress: Progress) -> None:
     """Report the number of skipped files for each reason, most frequent first."""
     if reasons:
         counts = sorted(Counter(reasons.values()).items(), key=lambda item: (-item[1], item[0]))

@@ -1,5 +1,6 @@
 """Class-labeled images with generated captions, which name the class in several wordings."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,8 @@ class CaptionedClasses:
         # Learn from all possible captions: the vocabulary must not depend on the sampled ones.
         possible = [text for label in range(len(self.names)) for text in self.wordings(label)]
         captions = tokenize_captions(texts, possible, self.tokenizer)
-        return Dataset(dataset.x, dataset.labels, dataset.num_classes, captions=captions)
+        class_names = tuple(name.split("|")[0] for name in self.names)
+        return dataclasses.replace(dataset, captions=captions, class_names=class_names)
 
     def wordings(self, label: int) -> list[str]:
         """Return all possible captions of a class."""

@@ -1,7 +1,5 @@
 """Data set of captioned images in a folder."""
 
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.caption_files import Pairs, read_captions
-from fmjax.data.sources.image_files import ImageFiles
+from fmjax.data.sources.image_files import ImageFiles, is_test_image
 from fmjax.data.tokenizer import TokenizerConfig
 
 
@@ -62,14 +60,14 @@ class CaptionedImages:
         folder = Path(self.folder).expanduser()
         require_exists("data.folder", folder)
         require(folder.is_dir(), "data.folder", "be a folder of images with captions", folder)
-        splits = self._splits(folder, progress if split == "train" else Silent())
+        splits = self.splits(folder, progress if split == "train" else Silent())
         if not splits[split]:
             raise NoSuchSplit(f"data.folder must hold images of the {split} split, got {folder}")
         images = ImageFiles([folder / name for name in splits[split]], self.size)
         texts, training_texts = (list(splits[name].values()) for name in (split, "train"))
         return Dataset(images, captions=tokenize_captions(texts, training_texts, self.tokenizer))
 
-    def _splits(self, folder: Path, progress: Progress) -> dict[str, Pairs]:
+    def splits(self, folder: Path, progress: Progress) -> dict[str, Pairs]:
         """Return the images of each split, relative to `folder`, and their captions."""
         found = walk(folder)
         if (folder / "train").is_dir():
@@ -81,7 +79,5 @@ class CaptionedImages:
         (pairs,) = read_captions(folder, found, (), progress).values()
         splits: dict[str, Pairs] = {split: {} for split in SPLITS}
         for name, text in pairs.items():
-            digest = hashlib.sha256(os.fsencode(name)).digest()
-            is_test = int.from_bytes(digest[:8], "big") % self.test_every == 0
-            splits["test" if is_test else "train"][name] = text
+            splits["test" if is_test_image(name, self.test_every) else "train"][name] = text
         return splits

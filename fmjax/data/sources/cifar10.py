@@ -9,6 +9,20 @@ from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, Split
 
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+"""Names of the ten classes of CIFAR-10, as published."""
+
 _PIXELS = 3 * 32 * 32
 _FILES: dict[str, tuple[str, ...]] = {
     "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
@@ -42,7 +56,8 @@ class Cifar10Data:
         records = np.concatenate([_read(folder / name) for name in _FILES[split]])
         channels_first = records[:, 1:].reshape(-1, 3, 32, 32)
         images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
-        return Dataset(x=images, labels=records[:, 0].copy(), num_classes=10)
+        labels = records[:, 0].copy()
+        return Dataset(images, labels, num_classes=10, class_names=CLASS_NAMES)
 
 
 def _read(file: Path) -> np.ndarray:

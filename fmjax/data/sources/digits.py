@@ -37,4 +37,5 @@ class DigitsData:
         is_test = rank % _TEST_EVERY == _TEST_EVERY - 1
         chosen = is_test if split == "test" else ~is_test
         images = (pixels[chosen] / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)
-        return Dataset(x=images, labels=target[chosen].astype(np.uint8), num_classes=10)
+        labels = target[chosen].astype(np.uint8)
+        return Dataset(images, labels, num_classes=10, class_names=tuple("0123456789"))

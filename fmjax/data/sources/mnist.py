@@ -12,6 +12,23 @@ from fmjax.data.dataset import Dataset, Split
 from fmjax.data.sources.download import DownloadError, download
 from fmjax.data.sources.idx import read_idx
 
+CLASS_NAMES = {
+    "fashion_mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    "mnist": tuple("0123456789"),
+}
+"""Names of the ten classes of each data set, as published."""
+
 _STEMS = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -109,7 +126,8 @@ class IdxData:
         if self.classes:
             chosen = np.isin(labels, self.classes)
             images, labels = images[chosen], labels[chosen]
-        return Dataset(x=images[..., None], labels=labels, num_classes=10)
+        names = CLASS_NAMES[self.name]
+        return Dataset(images[..., None], labels, num_classes=10, class_names=names)
 
     def _find(self, stem: str, progress: Progress) -> Path:
         """Return a file of the data set, after downloading it if necessary."""

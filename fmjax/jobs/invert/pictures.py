@@ -62,8 +62,8 @@ def interpolation(run: Run, config: InvertConfig, selected: Examples) -> Image.I
     if first.labels is not None and second.labels is not None:
         nearest = [first.labels if 2 * i < num else second.labels for i in range(num)]
         labels = np.concatenate(nearest)
-        pairs = zip(first.labels.tolist(), second.labels.tolist(), strict=True)
-        names = tuple(f"{a}" if a == b else f"{a} to {b}" for a, b in pairs)
+        pairs = zip(_names(run, first.labels), _names(run, second.labels), strict=True)
+        names = tuple(a if a == b else f"{a} to {b}" for a, b in pairs)
     decoded = over_devices(run, decode)(Examples(arcs.reshape(-1, *run.event_shape), labels))
     columns = np.stack([first.x, *decoded.reshape(arcs.shape), second.x], axis=1)
     titles = ("image", *(f"{w:.2g}" for w in np.linspace(0.0, 1.0, num)), "image")
@@ -94,10 +94,12 @@ def edit_all(
 
     inputs, names = selected, ()
     if selected.labels is not None:
-        names = tuple(str(label) for label in selected.labels)
+        names = _names(run, selected.labels)
         if config.target_class is not None:
-            inputs = Examples(selected.x, np.full_like(selected.labels, config.target_class))
-            names = tuple(f"{name} to {config.target_class}" for name in names)
+            targets = np.full_like(selected.labels, config.target_class)
+            inputs = Examples(selected.x, targets)
+            pairs = zip(names, _names(run, targets), strict=True)
+            names = tuple(f"{name} to {target}" for name, target in pairs)
     program, results, columns = over_devices(run, edit_batch), [], [selected.x]
     for strength in config.strengths:
         x1, nfe, succeeded = program(inputs, np.float32(strength))
@@ -107,6 +109,12 @@ def edit_all(
         columns.append(x1)
     titles = ("image", *(f"{strength:g}" for strength in config.strengths))
     return tuple(results), _grid(np.stack(columns, axis=1), names, titles)
+
+
+def _names(run: Run, labels: np.ndarray) -> tuple[str, ...]:
+    """Names of the classes with these labels, or the labels if the run has no names."""
+    class_names = run.class_names
+    return tuple(class_names[label] if class_names else str(label) for label in labels.tolist())
 
 
 def _blank_if_failed(solved: Samples) -> jax.Array:

@@ -134,7 +134,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
         return SamplePoints(samples.x1, real, caption)
     if not is_image(run.event_shape):
         return None
-    images, columns, row_labels = sample_grid(samples)
+    images, columns, row_labels = sample_grid(samples, run.class_names)
     if samples.labels is not None:
         caption += f" One row per {'prompt' if samples.prompts else 'class'}."
     if samples.x0 is not None:

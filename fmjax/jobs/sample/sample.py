@@ -56,7 +56,7 @@ def sample_run(
             run, sampling.num_samples, classes, sampling.prompts, progress=progress
         )
         samples = sample_from_run(run, sampling, conditions, progress=progress)
-        files = write_samples(samples, run.step, stem)
+        files = write_samples(samples, run.step, stem, class_names=run.class_names)
     progress.say(summarize_samples(samples))
     progress.say(f"wrote {' and '.join(str(file) for file in files)}")
     return samples

@@ -20,6 +20,7 @@ from fmjax.jobs.train.pairs import pairs_folder
 from fmjax.jobs.train.start import require_start
 from fmjax.runs.folder import (
     RunFolder,
+    read_class_names,
     read_config,
     select_texts,
     write_text,
@@ -79,6 +80,7 @@ def prepare(
     conditions: Conditions,
     *,
     captions: Captions | None = None,
+    class_names: tuple[str, ...] | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Create the run folder, or prepare the run in it to be resumed with this config.
@@ -94,6 +96,7 @@ def prepare(
         event_shape: Shape of one example.
         conditions: What the model is conditioned on.
         captions: Captions of the data, for a model conditioned on them.
+        class_names: Names of the classes, for a model conditioned on them; None if unknown.
         overwrite: Whether to replace a run in the folder.
 
     Returns:
@@ -106,10 +109,13 @@ def prepare(
     existing = _existing_run(folder, config, overwrite=overwrite)
     if existing is not None:
         _require_same_words(folder, captions)
+        _require_same_classes(folder, conditions, class_names)
         return apply_changes(folder, config, existing)
     if folder.config.exists() or (folder.root / _REPLACED).exists():
         _remove_run(folder)
     model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
+    if isinstance(conditions, int) and class_names is not None:
+        model["class_names"] = class_names
     if isinstance(conditions, TextShape):
         model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
     if isinstance(conditions, TokenShape):
@@ -203,3 +209,14 @@ def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
         is_same = read_word_tokenizer(folder.tokenizer).to_json() == captions.tokenizer.to_json()
         rule = "have the words of the data's captions (replace the run with --overwrite)"
         require(is_same, f"{folder.tokenizer}", rule, "other words: the captions have changed")
+
+
+def _require_same_classes(
+    folder: RunFolder, conditions: Conditions, class_names: tuple[str, ...] | None
+) -> None:
+    """Raise unless the classes of the run, if they have names, are those of the data."""
+    stored = read_class_names(folder.root)
+    if stored and class_names is not None and isinstance(conditions, int):
+        rule = "have the class names of the data (replace the run with --overwrite)"
+        is_same = stored == tuple(class_names)
+        require(is_same, f"{folder.model}", rule, "other names: the classes have changed")

@@ -79,7 +79,8 @@ def training_pictures(
             return
         with all_or_none("writing a picture of samples"):
             if is_main():
-                write_picture(samples, folder.samples / f"step{int(state.step):0{width}}.png")
+                file = folder.samples / f"step{int(state.step):0{width}}.png"
+                write_picture(samples, file, run.class_names)
         progress.part_done("samples")
 
     return write

@@ -19,7 +19,6 @@ from fmjax.config import (
     num_parameters,
 )
 from fmjax.data import BatchIterator, Dataset, Examples, batches
-from fmjax.data.dataset import Captions
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
 from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
@@ -196,10 +195,16 @@ def _prepare(
     folder: RunFolder, config: Config, dataset: Dataset, overwrite: bool, progress: Progress
 ) -> None:
     """Create the run folder, or report what changes in the run that is resumed."""
-    shape, conditions, captions = dataset.event_shape, dataset.conditions, dataset.captions
-    for change in prepare(
-        folder, config, shape, conditions, captions=captions, overwrite=overwrite
-    ):
+    changes = prepare(
+        folder,
+        config,
+        dataset.event_shape,
+        dataset.conditions,
+        captions=dataset.captions,
+        class_names=dataset.class_names,
+        overwrite=overwrite,
+    )
+    for change in changes:
         progress.say(change)
 
 
@@ -249,7 +254,8 @@ def _read(
         if (captions := dataset.captions) is not None:
             captions = captions if resumed is None else captions.with_rule(tokenizer_rule(resumed))
             dataset = dataclasses.replace(dataset, captions=captions)
-            _warn_about_captions(captions, progress)
+            for warning in captions.warnings():
+                progress.say(warning)
         if config.source is not None and not paired:
             source = config.source.load("train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
@@ -257,21 +263,6 @@ def _read(
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
         require_rows_by_process(mesh)
     return dataset, source, experiment
-
-
-def _warn_about_captions(captions: Captions, progress: Progress) -> None:
-    """Report captions that are too long or contain no word of the vocabulary."""
-    long = captions.tokenizer.cut(captions.texts)
-    if long:
-        progress.say(
-            f"warning: {len(long)} captions are longer than tokenizer.num_tokens "
-            f"({captions.config.num_tokens}) and are truncated; the first is {long[0]!r}"
-        )
-    if wordless := captions.tokenizer.wordless(captions.tokens):
-        progress.say(
-            f"warning: {len(wordless)} of {len(captions.texts)} captions have no word of the "
-            f"vocabulary and count as empty; the first is {captions.texts[wordless[0]]!r}"
-        )
 
 
 def _fit(

@@ -1,6 +1,7 @@
 """Name, write and read files of samples, as PNG and NPZ."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +107,16 @@ def read_samples(file: Path) -> tuple[SampleSet, int]:
         raise ValueError(f"{file} must hold samples that fmjax wrote, got {error}") from error
 
 
-def write_samples(samples: SampleSet, step: int, stem: Path) -> list[Path]:
+def write_samples(
+    samples: SampleSet, step: int, stem: Path, *, class_names: Sequence[str] = ()
+) -> list[Path]:
     """Write samples and the training step to `STEM.npz`, and a picture to `STEM.png`.
+
+    Args:
+        samples: The samples.
+        step: The training step of the weights.
+        stem: Name of both files without the suffix.
+        class_names: Names of the classes for the picture; empty shows their numbers.
 
     Returns:
         The files; data that are neither images nor points in the plane have no picture.
@@ -126,23 +135,23 @@ def write_samples(samples: SampleSet, step: int, stem: Path) -> list[Path]:
     npz_file, *pictures = sample_files(stem, samples.x1.shape[1:])
     # The arrays are written last, so that a complete NPZ file implies a complete picture.
     for picture in pictures:
-        write_picture(samples, picture)
+        write_picture(samples, picture, class_names)
     write_npz(npz_file, **arrays)
     return [*pictures, npz_file]
 
 
-def write_picture(samples: SampleSet, file: Path) -> None:
+def write_picture(samples: SampleSet, file: Path, class_names: Sequence[str] = ()) -> None:
     """Write samples as PNG: a grid of images with one row per class, or points in the plane."""
     with write_atomically(file) as temporary:
-        temporary.write_bytes(_picture(samples))
+        temporary.write_bytes(_picture(samples, class_names))
 
 
-def _picture(samples: SampleSet) -> bytes:
+def _picture(samples: SampleSet, class_names: Sequence[str]) -> bytes:
     """Encode samples as PNG: a grid of images, or points in the plane."""
     if is_image(samples.x1.shape[1:]):
         from fmjax.report.images import image_bytes, image_grid
 
-        images, columns, row_labels = sample_grid(samples)
+        images, columns, row_labels = sample_grid(samples, class_names)
         return image_bytes(image_grid(images, columns, row_labels=row_labels))
     from fmjax.report.plots import plot_points
     from fmjax.report.style import png_bytes
@@ -157,11 +166,17 @@ def sample_files(stem: Path, event_shape: tuple[int, ...]) -> list[Path]:
     return [stem.with_name(stem.name + suffix) for suffix in suffixes]
 
 
-def sample_grid(samples: SampleSet) -> tuple[np.ndarray, int, tuple[str, ...]]:
+def sample_grid(
+    samples: SampleSet, class_names: Sequence[str] = ()
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """Arrange images in a grid with one row per class or prompt.
 
     Short rows are filled with NaN. If the source points are images, a row of source points precedes
     each row of samples.
+
+    Args:
+        samples: The samples.
+        class_names: Names of the classes; empty shows their numbers.
 
     Returns:
         Images `[rows * columns, *event]`, the number of columns, and a name for each row.
@@ -175,7 +190,8 @@ def sample_grid(samples: SampleSet) -> tuple[np.ndarray, int, tuple[str, ...]]:
         classes = list(dict.fromkeys(labels.tolist()))
         rows = [np.flatnonzero(labels == label) for label in classes]
         columns = max(map(len, rows))
-        names = tuple(samples.prompts[c] if samples.prompts else str(c) for c in classes)
+        row_names = samples.prompts or tuple(class_names)
+        names = tuple(row_names[label] if row_names else str(label) for label in classes)
     sides = [samples.x1]
     if samples.x0 is not None:
         sides = [samples.x0, samples.x1]

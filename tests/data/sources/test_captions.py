@@ -251,7 +251,7 @@ def test_file_names_that_are_not_utf8_are_read_and_reported(tmp_path, recorder):
     os.rename(train + b"/caf\xe9.txt", train + b"/caf\xe8.heic")
     with pytest.raises(ValueError, match="have a caption for every image, got none for caf\udce9"):
         load(captioned_images(tmp_path))
-    load_split = captioned_images(tmp_path / "train", test_every=2)._splits
+    load_split = captioned_images(tmp_path / "train", test_every=2).splits
     (tmp_path / "train" / "caf\udce9.txt").write_text("a picture")
     assert sum(map(len, load_split(tmp_path / "train", recorder).values())) == 1
     assert "the first is caf\udce8.heic" in recorder.lines[0]

@@ -1,0 +1,1 @@
+"""`fmjax data`: describe the data of a config before training."""
