@@ -339,7 +339,7 @@ def test_unsuitable_or_damaged_pairs_are_refused(teacher, student_config, tmp_pa
         make_pairs(teacher._replace(step=7), config)
     other_seed = dataclasses.replace(TEACHER.training, seed=1, num_steps=400)
     twin = train(dataclasses.replace(TEACHER, training=other_seed), tmp_path / "twin")
-    with pytest.raises(ValueError, match=r"got different about.weights$"):
+    with pytest.raises(ValueError, match=r"got different origin.weights$"):
         make_pairs(twin, config)
     with pytest.raises(ValueError, match=r"must hold pairs of x0 float32\[3\].*got.*\[2\]"):
         open_pairs(tmp_path / "pairs", (3,), None)
