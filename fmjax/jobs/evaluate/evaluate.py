@@ -16,21 +16,12 @@ from fmjax._progress import Progress, Silent
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.straightness import measure_straightness
-from fmjax.metrics import (
-    FeatureExtractor,
-    frechet_distance,
-    sliced_wasserstein,
-)
+from fmjax.metrics import FeatureExtractor, frechet_distance, sliced_wasserstein
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.real_data import (
-    MAX_REAL,
-    data_classifier,
-)
+from fmjax.runs.real_data import MAX_REAL, data_classifier
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import data_conditions
-from fmjax.runs.sampling.files import (
-    describe_sampling,
-)
+from fmjax.runs.sampling.files import describe_sampling
 from fmjax.runs.sampling.run_samples import sample_from_run
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices of the examples of each half.

@@ -8,14 +8,10 @@ from fmjax._progress import Progress, Silent
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import evaluate_run, read_evaluation
 from fmjax.jobs.report.report import GRID, report_run
-from fmjax.jobs.sample.sample import (
-    sample_run,
-)
+from fmjax.jobs.sample.sample import sample_run
 from fmjax.report.comparison import read_json
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.files import (
-    read_samples,
-)
+from fmjax.runs.sampling.files import read_samples
 
 
 def make_results(run: Run, *, progress: Progress = Silent()) -> None:

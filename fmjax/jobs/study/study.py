@@ -47,16 +47,10 @@ from fmjax.report.comparison import (
 )
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.runs.folder import Run, RunFolder, require_no_run, write_text
-from fmjax.runs.real_data import (
-    MAX_REAL,
-    data_classifier,
-    test_split,
-)
+from fmjax.runs.real_data import MAX_REAL, data_classifier, test_split
 from fmjax.runs.sampling.batches import SampleSet, require_samples_fit
 from fmjax.runs.sampling.conditions import SampleConditions, labels_like
-from fmjax.runs.sampling.files import (
-    settings_name,
-)
+from fmjax.runs.sampling.files import settings_name
 from fmjax.runs.sampling.run_samples import sample_from_run
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")

@@ -5,16 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax._arrays import (
-    is_image,
-)
+from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax.config import SDE_SOLVERS, SamplingConfig
-from fmjax.runs.sampling.batches import (
-    SampleSet,
-    has_picture,
-)
+from fmjax.runs.sampling.batches import SampleSet, has_picture
 from fmjax.solvers import ErrorControl
 
 _MAX_NAME_BYTES = 200  # Most file systems allow 255, including prefix and suffix.
