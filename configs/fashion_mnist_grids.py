@@ -8,10 +8,7 @@ The linear model of `configs/fashion_mnist_study.py` is sampled by the Euler and
 
 from pathlib import Path
 
-from fmjax.config import (
-    SamplingConfig,
-    StudyConfig,
-)
+from fmjax.config import SamplingConfig, StudyConfig
 from fmjax.runs.load_config import load_study
 
 

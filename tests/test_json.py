@@ -9,15 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import pytest
 
-from fmjax._json import (
-    AnyFloat,
-    Count,
-    Rule,
-    check_json,
-    parse_json,
-    plain_json,
-    read_json,
-)
+from fmjax._json import AnyFloat, Count, Rule, check_json, parse_json, plain_json, read_json
 
 
 class Color(StrEnum):

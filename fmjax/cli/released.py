@@ -97,9 +97,7 @@ def encode(arguments: list[str]) -> None:
 
     import tyro
 
-    from fmjax.config.encode import (
-        EncodeConfig,
-    )
+    from fmjax.config.encode import EncodeConfig
     from fmjax.jobs.released.encode import encode as encode_images
     from fmjax.pretrained.folder import open_model
 

@@ -2,11 +2,7 @@
 
 from dataclasses import dataclass
 
-from fmjax._checks import (
-    require_at_least,
-    require_numbers,
-    require_one_of,
-)
+from fmjax._checks import require_at_least, require_numbers, require_one_of
 from fmjax.networks.layers.linear import DTYPES
 from fmjax.sharding import MeshConfig
 

@@ -12,12 +12,7 @@ from fmjax._checks import require
 from fmjax.config.experiment import AnyNetwork, Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
 from fmjax.config.solvers import FLOW_MAP
-from fmjax.losses import (
-    BuiltInGuidance,
-    Objective,
-    mean_flow_objective,
-    shortcut_objective,
-)
+from fmjax.losses import BuiltInGuidance, Objective, mean_flow_objective, shortcut_objective
 from fmjax.networks import NetworkConfig, make_flow_map
 from fmjax.paths import (
     CountedField,

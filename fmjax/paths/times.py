@@ -16,13 +16,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from fmjax._arrays import PRNGKey, Times
-from fmjax._checks import (
-    require,
-    require_between,
-    require_count,
-    require_numbers,
-    require_positive,
-)
+from fmjax._checks import require, require_between, require_count, require_numbers, require_positive
 
 Grid = Float[Array, "points"]
 

@@ -21,14 +21,7 @@ from fmjax.pretrained.config_files import (
     class_of,
     read_config_json,
 )
-from fmjax.pretrained.files import (
-    STEMS,
-    WEIGHTS,
-    TensorFiles,
-    find_files,
-    plain_name,
-    weight_map,
-)
+from fmjax.pretrained.files import STEMS, WEIGHTS, TensorFiles, find_files, plain_name, weight_map
 from fmjax.pretrained.weights import require_new, save_params
 
 INDEX = "model_index.json"

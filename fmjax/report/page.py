@@ -27,9 +27,7 @@ from fmjax.report.charts import (
     to_script,
 )
 from fmjax.report.comparison import power_of_ten
-from fmjax.report.content import (
-    Report,
-)
+from fmjax.report.content import Report
 from fmjax.report.pictures import Picture, data_uri, draw_pictures
 from fmjax.report.strips import budgets, strips
 from fmjax.report.style import save_png

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from fmjax._arrays import (
-    is_image,
-)
+from fmjax._arrays import is_image
 from fmjax._progress import Progress, Silent
 from fmjax.data import CaptionedClasses, Dataset, DataSource, IdxData, NoSuchSplit
 from fmjax.metrics import (

@@ -12,12 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.fuzz.case import Case, expect_refusal
-from tests.fuzz.mutations import (
-    damage_bytes,
-    damage_json,
-    damage_lines,
-    npy_header,
-)
+from tests.fuzz.mutations import damage_bytes, damage_json, damage_lines, npy_header
 from tests.fuzz.world import config_text, copy
 
 MakeCase = Callable[["CaseRandom", Path, Path], Case]
@@ -542,20 +537,25 @@ def _(rng, fixtures, folder):
     return Case(call, description=f"report_run: {damage}", may_write=True)
 
 
-@family("resume with a damaged log", 2)
-def _(rng, fixtures, folder):
-    run = copy(fixtures, "toy", folder, "run")
-    damage = damage_lines(rng, run / "metrics.jsonl")
+def resume_after_damage(fixtures, folder, damage_file):
+    """Resume a copy of a run after `damage_file(run)`, which returns what it damaged."""
+    damage = damage_file(copy(fixtures, "toy", folder, "run"))
     arguments = ["train", str(fixtures / "toy.py"), "--run", "run"]
     return Case(arguments, codes=(0,), description=f"# {damage}")
+
+
+@family("resume with a damaged log", 2)
+def _(rng, fixtures, folder):
+    return resume_after_damage(
+        fixtures, folder, lambda run: damage_lines(rng, run / "metrics.jsonl")
+    )
 
 
 @family("resume with a damaged evaluation", 1)
 def _(rng, fixtures, folder):
-    run = copy(fixtures, "toy", folder, "run")
-    damage = damage_json(rng, run / "evaluation.json")
-    arguments = ["train", str(fixtures / "toy.py"), "--run", "run"]
-    return Case(arguments, codes=(0,), description=f"# {damage}")
+    return resume_after_damage(
+        fixtures, folder, lambda run: damage_json(rng, run / "evaluation.json")
+    )
 
 
 @family("damaged records.json", 6)

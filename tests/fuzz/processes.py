@@ -274,7 +274,7 @@ def signals(context: Context) -> tuple[str, list[str]]:
 
 
 def restarts_after_kill(context: Context) -> tuple[str, list[str]]:
-    """The same command after a kill."""
+    """Kill a command at a random time, and check that the same command then succeeds."""
     rng, toy = context.rng, context.fixtures / "toy.py"
     arguments = rng.in_turn(
         (
@@ -300,7 +300,7 @@ def restarts_after_kill(context: Context) -> tuple[str, list[str]]:
 
 
 def two_writers(context: Context) -> tuple[str, list[str]]:
-    """A second writer of a run folder."""
+    """Start a second writer of a run folder, and check that it is refused."""
     arguments = ["train", context.fixtures / "toy.py", "--run", "r", *LONG_TRAINING]
     second = context.rng.in_turn((arguments, [*arguments, "--overwrite"]))
     process = RunningProcess(fmjax_command(*arguments), context.folder)
@@ -321,7 +321,7 @@ def two_writers(context: Context) -> tuple[str, list[str]]:
 
 
 def locale_errors(context: Context) -> tuple[str, list[str]]:
-    """Error messages in several locales."""
+    """Check that error messages do not depend on the locale."""
     toy = str(context.fixtures / "toy.py")
     arguments = context.rng.in_turn(
         (

@@ -32,9 +32,7 @@ from fmjax.jobs.evaluate.evaluate import (
 )
 from fmjax.jobs.report.report import report_run
 from fmjax.jobs.report.results import make_results
-from fmjax.jobs.sample.sample import (
-    sample_run,
-)
+from fmjax.jobs.sample.sample import sample_run
 from fmjax.jobs.train.prepare import prepare
 from fmjax.jobs.train.train import train
 from fmjax.networks import DiTConfig
@@ -42,11 +40,7 @@ from fmjax.runs.folder import RunFolder, open_run, read_class_names, read_config
 from fmjax.runs.load_config import load_config
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.conditions import chosen_labels
-from fmjax.runs.sampling.files import (
-    describe_sampling,
-    read_samples,
-    sample_grid,
-)
+from fmjax.runs.sampling.files import describe_sampling, read_samples, sample_grid
 from fmjax.sharding import MeshConfig
 from fmjax.training import OptimizerConfig
 

@@ -8,13 +8,7 @@ import sys
 
 import pytest
 
-from fmjax.report.comparison import (
-    power_of_ten,
-    read_json,
-    scientific,
-    write_csv,
-    write_json,
-)
+from fmjax.report.comparison import power_of_ten, read_json, scientific, write_csv, write_json
 from tests.report.made_up import comparison, example, run
 
 

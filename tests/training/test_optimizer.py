@@ -7,12 +7,7 @@ import optax
 import pytest
 
 from fmjax.training.ema import ema_decay_at, update_ema
-from fmjax.training.optimizer import (
-    OptimizerConfig,
-    learning_rate_at,
-    make_optimizer,
-    matrix_axes,
-)
+from fmjax.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer, matrix_axes
 
 
 def updates_of(config, params, grads, num_steps=1):

@@ -11,13 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmjax._arrays import Conditions
-from fmjax._checks import (
-    MAX_SIDE,
-    require,
-    require_between,
-    require_numbers,
-    require_one_of,
-)
+from fmjax._checks import MAX_SIDE, require, require_between, require_numbers, require_one_of
 from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split, tokenize_captions

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax._arrays import (
-    is_image,
-)
+from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
@@ -36,13 +34,8 @@ from fmjax.metrics import (
 from fmjax.report.comparison import Comparison, write_csv, write_json
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.runs.folder import Run, writes
-from fmjax.runs.real_data import (
-    data_classifier,
-)
-from fmjax.runs.sampling.batches import (
-    noise_keys,
-    require_samples_fit,
-)
+from fmjax.runs.real_data import data_classifier
+from fmjax.runs.sampling.batches import noise_keys, require_samples_fit
 from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_source_points

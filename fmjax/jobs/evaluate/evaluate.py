@@ -17,16 +17,9 @@ from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
 from fmjax.jobs.evaluate.straightness import measure_straightness
-from fmjax.metrics import (
-    FeatureExtractor,
-    frechet_distance,
-    sliced_wasserstein,
-)
+from fmjax.metrics import FeatureExtractor, frechet_distance, sliced_wasserstein
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.runs.real_data import (
-    MAX_REAL,
-    data_classifier,
-)
+from fmjax.runs.real_data import MAX_REAL, data_classifier
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import data_conditions
 from fmjax.runs.sampling.files import (

@@ -10,24 +10,10 @@ import numpy as np
 from jaxtyping import PyTree
 from PIL import Image
 
-from fmjax._arrays import (
-    Cond,
-    Params,
-    Points,
-    TokenShape,
-    is_image,
-)
+from fmjax._arrays import Cond, Params, Points, TokenShape, is_image
 from fmjax._checks import require
 from fmjax._files import require_target, write_atomically
-from fmjax._json import (
-    AnyFloat,
-    Count,
-    NonNegative,
-    Positive,
-    Size,
-    plain_json,
-    read_json,
-)
+from fmjax._json import AnyFloat, Count, NonNegative, Positive, Size, plain_json, read_json
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import ODE_SOLVERS, Steps
 from fmjax.config.invert import InvertConfig

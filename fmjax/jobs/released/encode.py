@@ -11,15 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Params, Text, TextShape
-from fmjax._checks import (
-    require_unicode,
-)
+from fmjax._checks import require_unicode
 from fmjax._files import fingerprint, require_folder, require_outside, require_space
 from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Advance, Progress, Silent
-from fmjax.config.encode import (
-    EncodeConfig,
-)
+from fmjax.config.encode import EncodeConfig
 from fmjax.data import (
     CaptionedImages,
     Dataset,

@@ -19,12 +19,7 @@ from fmjax.config import Config, build
 from fmjax.pretrained.components import Loaded, load_component, make_component
 from fmjax.pretrained.config_files import read_config_json
 from fmjax.pretrained.files import TensorFiles, find_files
-from fmjax.pretrained.folder import (
-    is_model_folder,
-    open_model,
-    save_component,
-    save_model,
-)
+from fmjax.pretrained.folder import is_model_folder, open_model, save_component, save_model
 from fmjax.pretrained.lora.files import LORA_FILE
 from fmjax.pretrained.tuning import Tuning, save_lora, transformer_folder
 from fmjax.pretrained.weights import dtype_of, mark_unfinished, require_new

@@ -24,11 +24,7 @@ from fmjax.jobs.released.request import (
 from fmjax.networks import decode_tiled
 from fmjax.pretrained.components import Loaded
 from fmjax.pretrained.folder import FLUX, ModelFolder
-from fmjax.pretrained.pipeline import (
-    load_transformer,
-    read_latents,
-    velocity_net,
-)
+from fmjax.pretrained.pipeline import load_transformer, read_latents, velocity_net
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
 from fmjax.pretrained.validate import validate_model
 from fmjax.runs.sampling.batches import make_batch_solver

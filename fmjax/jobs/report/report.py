@@ -4,9 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from fmjax._arrays import (
-    is_image,
-)
+from fmjax._arrays import is_image
 from fmjax._progress import Progress, Silent
 from fmjax.config import StudyConfig, num_parameters, to_json
 from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_evaluation
@@ -26,11 +24,7 @@ from fmjax.report.gallery import GalleryEntry, read_gallery
 from fmjax.report.page import write_report
 from fmjax.runs.extensions import read_extensions
 from fmjax.runs.folder import Run, RunFolder
-from fmjax.runs.sampling.files import (
-    describe_sampling,
-    read_samples,
-    sample_grid,
-)
+from fmjax.runs.sampling.files import describe_sampling, read_samples, sample_grid
 from fmjax.training import read_metrics
 
 

@@ -13,9 +13,7 @@ from fmjax.jobs.sample.sample import (
 )
 from fmjax.report.comparison import read_json
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.files import (
-    read_samples,
-)
+from fmjax.runs.sampling.files import read_samples
 
 
 def make_results(run: Run, *, progress: Progress = Silent()) -> None:

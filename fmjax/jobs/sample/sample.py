@@ -10,12 +10,7 @@ from fmjax.runs.folder import Run
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import requested_conditions
-from fmjax.runs.sampling.files import (
-    sample_files,
-    settings_name,
-    summarize_samples,
-    write_samples,
-)
+from fmjax.runs.sampling.files import sample_files, settings_name, summarize_samples, write_samples
 from fmjax.runs.sampling.run_samples import sample_from_run
 
 

@@ -55,9 +55,7 @@ from fmjax.runs.real_data import (
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import SampleConditions, labels_like
-from fmjax.runs.sampling.files import (
-    settings_name,
-)
+from fmjax.runs.sampling.files import settings_name
 from fmjax.runs.sampling.run_samples import sample_from_run
 
 HIGHER_IS_BETTER = ("Precision", "Recall", "Recognised")

@@ -12,9 +12,7 @@ from fmjax.config import Config, Experiment
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.batches import has_picture
 from fmjax.runs.sampling.conditions import requested_conditions
-from fmjax.runs.sampling.files import (
-    write_picture,
-)
+from fmjax.runs.sampling.files import write_picture
 from fmjax.runs.sampling.run_samples import make_run_sampler
 from fmjax.sharding import all_or_none, is_main
 from fmjax.training import TrainState

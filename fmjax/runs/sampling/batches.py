@@ -11,13 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fmjax._arrays import (
-    Cond,
-    Params,
-    Points,
-    PRNGKey,
-    is_image,
-)
+from fmjax._arrays import Cond, Params, Points, PRNGKey, is_image
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
 from fmjax.config import SamplingConfig, SolveFn, Steps

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax._arrays import (
-    is_image,
-)
+from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax.config import SDE_SOLVERS, SamplingConfig

@@ -24,12 +24,7 @@ from fmjax.jobs.released.generate import (
 from fmjax.jobs.released.request import validate_request
 from fmjax.pretrained import components, prompts as encoding
 from fmjax.pretrained.folder import open_model
-from fmjax.pretrained.pipeline import (
-    latents_of,
-    load_transformer,
-    read_latents,
-    released_times,
-)
+from fmjax.pretrained.pipeline import latents_of, load_transformer, read_latents, released_times
 from fmjax.pretrained.time_grid import released_sigmas
 from fmjax.runs.sampling.batches import noise
 from fmjax.sharding import MeshConfig

@@ -25,11 +25,7 @@ from fmjax.jobs.train.train import train_folder
 from fmjax.runs import real_data
 from fmjax.runs.folder import open_run, read_captions, read_config, read_model
 from fmjax.runs.sampling.conditions import data_conditions, network_conditions, requested_conditions
-from fmjax.runs.sampling.files import (
-    read_samples,
-    sample_grid,
-    settings_name,
-)
+from fmjax.runs.sampling.files import read_samples, sample_grid, settings_name
 
 pytestmark = pytest.mark.slow
 

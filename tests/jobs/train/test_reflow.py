@@ -48,10 +48,7 @@ from fmjax.paths import (
     uniform_grid,
 )
 from fmjax.runs.folder import RunFolder, open_run
-from fmjax.runs.sampling.files import (
-    read_samples,
-    write_samples,
-)
+from fmjax.runs.sampling.files import read_samples, write_samples
 from fmjax.runs.sampling.run_samples import sample_from_run
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import MeshConfig, make_mesh
