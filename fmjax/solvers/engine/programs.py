@@ -3,8 +3,8 @@
 `jax.jit` reuses a program for the same function object, but a velocity field is often a new closure
 over new parameters. Here the user's functions are traced in every call, which is fast, and the
 program is found by their jaxprs. The arrays that they close over are arguments of the program. The
-program contains the jaxprs in the place of the functions, and never depends on their identity:
-what a function reads, such as an attribute or a global variable, it may change between calls.
+program contains the jaxprs in the place of the functions and does not depend on the identity of a
+function: attributes and global variables that it reads may change between calls.
 """
 
 import dataclasses
