@@ -5,10 +5,7 @@ import dataclasses
 from fmjax._arrays import is_image
 from fmjax._progress import Progress, Silent
 from fmjax.data import CaptionedClasses, Dataset, DataSource, IdxData, NoSuchSplit
-from fmjax.metrics import (
-    ImageClassifier,
-    trained_classifier,
-)
+from fmjax.metrics import ImageClassifier, trained_classifier
 
 MAX_REAL = 60_000  # Maximum number of real examples that samples are compared with.
 

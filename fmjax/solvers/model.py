@@ -8,14 +8,7 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Params, Points
 from fmjax._checks import require
-from fmjax.paths import (
-    AffinePath,
-    FlowMapFn,
-    Prediction,
-    VelocityFn,
-    VelocityNet,
-    velocity_of,
-)
+from fmjax.paths import AffinePath, FlowMapFn, Prediction, VelocityFn, VelocityNet, velocity_of
 from fmjax.solvers.guidance import classifier_free
 
 

@@ -19,14 +19,7 @@ from fmjax._checks import (
 )
 from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
-from fmjax.data.dataset import (
-    MAX_CLASSES,
-    SPLITS,
-    Dataset,
-    NoSuchSplit,
-    Split,
-    tokenize_captions,
-)
+from fmjax.data.dataset import MAX_CLASSES, SPLITS, Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.caption_files import report_skipped, skip_reason
 from fmjax.data.sources.captioned_images import CaptionedImages
 from fmjax.data.sources.image_files import SUFFIXES, ImageFiles, is_test_image

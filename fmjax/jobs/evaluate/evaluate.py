@@ -22,9 +22,7 @@ from fmjax.runs.folder import Run, write_text, writes
 from fmjax.runs.real_data import MAX_REAL, data_classifier
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import data_conditions
-from fmjax.runs.sampling.files import (
-    describe_sampling,
-)
+from fmjax.runs.sampling.files import describe_sampling
 
 Halves = tuple[np.ndarray, np.ndarray]  # Indices of the examples of each half.
 Distance = Callable[[np.ndarray, np.ndarray], float]

@@ -19,12 +19,7 @@ from fmjax.config.compare import ComparePromptConfig
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.compare.compare import compare
 from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings, ode_solve
-from fmjax.jobs.released.generate import (
-    condition,
-    decode_latents,
-    encode_request,
-    released_model,
-)
+from fmjax.jobs.released.generate import condition, decode_latents, encode_request, released_model
 from fmjax.jobs.released.request import (
     GenerationRequest,
     guidance_scale,

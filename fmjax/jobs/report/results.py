@@ -8,9 +8,7 @@ from fmjax._progress import Progress, Silent
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import evaluate_run, read_evaluation
 from fmjax.jobs.report.report import report_run
-from fmjax.jobs.sample.sample import (
-    sample_run,
-)
+from fmjax.jobs.sample.sample import sample_run
 from fmjax.report.comparison import read_json
 from fmjax.runs.folder import Run
 from fmjax.runs.sampling.files import read_samples

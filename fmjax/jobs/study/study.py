@@ -47,11 +47,7 @@ from fmjax.report.comparison import (
 )
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.runs.folder import Run, RunFolder, require_no_run, write_text
-from fmjax.runs.real_data import (
-    MAX_REAL,
-    data_classifier,
-    test_split,
-)
+from fmjax.runs.real_data import MAX_REAL, data_classifier, test_split
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import require_samples_fit
 from fmjax.runs.sampling.conditions import SampleConditions, labels_like

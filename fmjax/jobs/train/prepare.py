@@ -18,13 +18,7 @@ from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.changes import accepted_changes, apply_changes
 from fmjax.jobs.train.pairs import pairs_folder
 from fmjax.jobs.train.start import require_start
-from fmjax.runs.folder import (
-    RunFolder,
-    read_class_names,
-    read_config,
-    select_texts,
-    write_text,
-)
+from fmjax.runs.folder import RunFolder, read_class_names, read_config, select_texts, write_text
 from fmjax.runs.released_weights import with_released_sizes
 from fmjax.sharding import all_or_none, is_main
 

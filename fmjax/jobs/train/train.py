@@ -10,14 +10,7 @@ import jax
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
 from fmjax._progress import Lines, Progress, Silent
-from fmjax.config import (
-    Config,
-    Experiment,
-    TrainingConfig,
-    build,
-    make_step,
-    num_parameters,
-)
+from fmjax.config import Config, Experiment, TrainingConfig, build, make_step, num_parameters
 from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
