@@ -63,7 +63,7 @@ def test_peak_memory_is_arguments_plus_temporaries(result):
 
 def test_plan_counts_flops_and_gathered_bytes(result):
     # A training step costs three forward passes.
-    net = build(CONFIG, (8, 8, 1), 10).net
+    net = build(CONFIG, (8, 8, 1), 10).model.net
     params = jax.eval_shape(net.init, jax.random.key(0))
     t, x = np.zeros(1, np.float32), np.zeros((1, 8, 8, 1), np.float32)
     forward = count_flops(net.apply, params, t, x, np.zeros(1, np.int32))
