@@ -11,7 +11,6 @@ from fmjax._progress import Progress
 from fmjax.cli.console import console
 from fmjax.cli.parsing import parse, split_path
 from fmjax.cli.released import compare_prompt, encode, generate
-from fmjax.cli.steps import choose_steps
 from fmjax.cli.train import export, reflow, train
 from fmjax.cli.work import command_progress
 
@@ -26,7 +25,7 @@ def _sample(arguments: list[str]) -> int:
 
     import tyro
 
-    from fmjax.config import SamplingConfig
+    from fmjax.config import Sampling
     from fmjax.jobs.sample.sample import sample_run
     from fmjax.runs.folder import open_run, read_config
 
@@ -42,15 +41,14 @@ def _sample(arguments: list[str]) -> int:
             output: Name of both files without the suffix (default: a name in the run folder).
         """
 
-        sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")]
+        sampling: Annotated[Sampling, tyro.conf.arg(name="")]
         classes: tuple[int, ...] = ()
         output: Path | None = None
 
     args = parse(Sample, Sample(config.sampling), options, f"fmjax sample {folder}")
-    sampling = choose_steps(args.sampling, options)
     with command_progress() as progress:
         run = open_run(folder)
-        samples = sample_run(run, sampling, args.classes, args.output, progress=progress)
+        samples = sample_run(run, args.sampling, args.classes, args.output, progress=progress)
     return 0 if samples.succeeded.all() else 1
 
 
@@ -89,7 +87,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     import tyro
 
-    from fmjax.config import EvaluationConfig, SamplingConfig
+    from fmjax.config import EvaluationConfig, Sampling
     from fmjax.jobs.evaluate.evaluate import evaluate_run
     from fmjax.runs.folder import read_config
 
@@ -105,14 +103,13 @@ def _evaluate(arguments: list[str]) -> None:
         """
 
         evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
-        sampling: SamplingConfig
+        sampling: Sampling
 
     default = Evaluate(config.evaluation, config.sampling)
     args = parse(Evaluate, default, options, f"fmjax evaluate {folder}")
-    sampling = choose_steps(args.sampling, options, "--sampling.")
     _on_run(
         folder,
-        lambda run, progress: evaluate_run(run, args.evaluation, sampling, progress=progress),
+        lambda run, progress: evaluate_run(run, args.evaluation, args.sampling, progress=progress),
     )
 
 

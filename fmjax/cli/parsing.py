@@ -80,15 +80,20 @@ def parse(
     """
     import tyro
 
+    from fmjax.cli.sampling import short_names
+
+    registry = short_names()
+
     def read(words: list[str]) -> tuple[Command, list[str]]:
-        return tyro.cli(
-            command_type,
-            args=words,
-            default=default,
-            prog=prog,
-            config=(tyro.conf.AvoidSubcommands,),
-            return_unknown_args=True,
-        )
+        with registry:
+            return tyro.cli(
+                command_type,
+                args=words,
+                default=default,
+                prog=prog,
+                config=(tyro.conf.AvoidSubcommands,),
+                return_unknown_args=True,
+            )
 
     if asks_for_help(arguments):
         return read(["--help"])[0]
@@ -218,6 +223,7 @@ _TYPE_NAMES = {
     "FLOAT": "a number",
     "{None}|INT": "an integer or None",
     "{None}|FLOAT": "a number or None",
+    "{None}|STR": "a name or None",
     "[INT [INT ...]]": "integers",
     "[FLOAT [FLOAT ...]]": "numbers",
 }

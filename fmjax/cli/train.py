@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fmjax.cli.parsing import parse, split_path
-from fmjax.cli.steps import choose_steps
 from fmjax.cli.work import command_progress
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ def train(arguments: list[str]) -> None:
 
     default = Train(config=load_config(config_file))
     args = parse(Train, default, options, f"fmjax train {config_file}")
-    sampling = choose_steps(args.config.sampling, options, "--sampling.")
-    config = dataclasses.replace(args.config, sampling=sampling)
-    _train_and_report(config, args.run, args.overwrite, args.processes, start)
+    _train_and_report(args.config, args.run, args.overwrite, args.processes, start)
 
 
 def _train_and_report(
@@ -128,9 +125,7 @@ def reflow(arguments: list[str]) -> None:
 
     default = Reflow(reflow_config(read_config(folder), folder, distill=distill), distill)
     args = parse(Reflow, default, options, f"fmjax reflow {folder}")
-    sampling = choose_steps(args.config.sampling, options, "--sampling.")
-    config = dataclasses.replace(args.config, sampling=sampling)
-    _train_and_report(config, args.run, args.overwrite, args.processes, start)
+    _train_and_report(args.config, args.run, args.overwrite, args.processes, start)
 
 
 def export(arguments: list[str]) -> None:

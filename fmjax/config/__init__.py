@@ -1,6 +1,6 @@
 """Experiments as frozen dataclasses: all names that a config file needs.
 
-    from fmjax.config import Config, DigitsData, DiTConfig, OptimizerConfig, SamplingConfig
+    from fmjax.config import Config, DigitsData, DiTConfig, OptimizerConfig, Sampling
 
 `build` turns a config into functions. Lower packages take objects; only this one resolves names.
 """
@@ -26,7 +26,6 @@ from fmjax.config.experiment import (
     EvaluationConfig as EvaluationConfig,
     TrainingConfig as TrainingConfig,
 )
-from fmjax.config.flow_maps import require_jumps as require_jumps
 from fmjax.config.generate import GenerateConfig as GenerateConfig
 from fmjax.config.invert import InvertConfig as InvertConfig
 from fmjax.config.likelihood import LikelihoodConfig as LikelihoodConfig
@@ -38,7 +37,13 @@ from fmjax.config.losses import (
 from fmjax.config.plan import PlanConfig as PlanConfig
 from fmjax.config.pretrained import PretrainedConfig as PretrainedConfig
 from fmjax.config.reflow import ReflowConfig as ReflowConfig
-from fmjax.config.sampling import SamplingConfig as SamplingConfig
+from fmjax.config.sampling import (
+    AnyGuidance as AnyGuidance,
+    Sampling as Sampling,
+    SamplingConfig as SamplingConfig,
+    SamplingOptions as SamplingOptions,
+    with_options as with_options,
+)
 from fmjax.config.serialize import (
     from_json as from_json,
     register_classes as register_classes,
@@ -119,4 +124,39 @@ from fmjax.paths import (
     VariancePreserving as VariancePreserving,
 )
 from fmjax.sharding import MeshConfig as MeshConfig
+from fmjax.solvers import (
+    DDIM as DDIM,
+    RK4 as RK4,
+    AdamsBashforth2 as AdamsBashforth2,
+    AdaptiveSteps as AdaptiveSteps,
+    Ancestral as Ancestral,
+    CalibratedGrid as CalibratedGrid,
+    ClassifierFree as ClassifierFree,
+    ConstantRate as ConstantRate,
+    DecreasingRate as DecreasingRate,
+    DiffusionRate as DiffusionRate,
+    DiffusionSampler as DiffusionSampler,
+    DPMSolverPP2M as DPMSolverPP2M,
+    EdmGrid as EdmGrid,
+    ErrorControl as ErrorControl,
+    Euler as Euler,
+    EulerMaruyama as EulerMaruyama,
+    FlowMapSampler as FlowMapSampler,
+    GridSteps as GridSteps,
+    Guidance as Guidance,
+    Heun as Heun,
+    IncreasingDecreasingRate as IncreasingDecreasingRate,
+    IncreasingRate as IncreasingRate,
+    Midpoint as Midpoint,
+    OdeSampler as OdeSampler,
+    QuantileGrid as QuantileGrid,
+    Sampler as Sampler,
+    SdeSampler as SdeSampler,
+    ShiftedGrid as ShiftedGrid,
+    SigmaRate as SigmaRate,
+    StochasticHeun as StochasticHeun,
+    TimeGrid as TimeGrid,
+    UniformGrid as UniformGrid,
+    UniPC as UniPC,
+)
 from fmjax.training import OptimizerConfig as OptimizerConfig

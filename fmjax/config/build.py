@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,35 +13,19 @@ from jaxtyping import PyTree
 from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Text, TextShape, TokenShape
 from fmjax._checks import require
 from fmjax.config.experiment import Config
-from fmjax.config.flow_maps import (
-    build_flow_map,
-    plain_attention,
-    require_flow_map_samplings,
-    require_jumps,
-)
+from fmjax.config.flow_maps import build_flow_map, plain_attention
 from fmjax.config.losses import LossConfig
-from fmjax.config.sampling import SamplingConfig
-from fmjax.config.solvers import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
+from fmjax.config.sampling import Sampling
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
 from fmjax.paths import Prediction
 from fmjax.pretrained.tuning import Tuning, make_tuning
-from fmjax.solvers import (
-    AdaptiveSteps,
-    FixedSteps,
-    Model,
-    Samples,
-    require_guidable,
-    sample,
-    sample_diffusion,
-    sample_flow_map,
-    sample_sde,
-)
+from fmjax.solvers import AdaptiveSteps, FixedSteps, Model, Samples
 from fmjax.training import TrainStep, make_optimizer, make_train_step
 
 Steps = FixedSteps | AdaptiveSteps
 # (params, x0, keys, cond, steps) -> Samples. Keys are `[batch]`; None for deterministic solvers.
-SolveFn = Callable[[Params, Points, PyTree, Cond, Steps], Samples]
+SolveFn = Callable[[Params, Points, PyTree, Cond, PyTree], Samples]
 
 
 class Experiment(NamedTuple):
@@ -80,8 +65,6 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
     drops = config.loss.label_drop > 0 or parts_drop > 0
     null_cond = _null_cond(conditions) if drops else None
-    for name, part in (("sampling", config.sampling), ("compare", config.compare)):
-        require_guidable(f"{name}.guidance", part.guidance, null_cond)
     rule = "be left out for data without captions"
     usable = not config.sampling.prompts or isinstance(conditions, TokenShape)
     require(usable, "sampling.prompts", rule, config.sampling.prompts)
@@ -89,10 +72,9 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     loss, path = config.loss, config.path
     if not isinstance(loss, LossConfig):
         flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
-        require_flow_map_samplings(config, flow_map)
         model = Model(flow_map.velocity_net(), path, Prediction.VELOCITY, null_cond, flow_map)
+        _require_samplings(config, model)
         return Experiment(model, objective, optimizer)
-    require_flow_map_samplings(config, None)
     tuning, released = None, config.pretrained
     if released is None:
         encoder = config.text_encoder
@@ -122,6 +104,7 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
         encoder_drop=loss.encoder_drop,
     )
     model = Model(net, path, loss.prediction, null_cond)
+    _require_samplings(config, model)
     return Experiment(model, objective, optimizer, tuning)
 
 
@@ -161,59 +144,28 @@ def _null_cond(conditions: Conditions) -> Cond:
     return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 
-def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
-    """Return the function that solves a batch, for the solver and guidance of a config.
+def make_solve(model: Model, sampling: Sampling) -> SolveFn:
+    """Return the function that solves a batch, with the sampler and guidance of a config.
 
-    The steps are an argument (from `sampling.make_steps`), so all step counts share the function.
+    The steps are an argument (from `sampling.steps`), so all step counts share the function.
 
     Raises:
-        ValueError: If the network is not a flow map but the solver needs one, or the flow map was
-            not trained for these jumps or this guidance.
+        ValueError: If the model does not support the sampler or the guidance.
     """
-    solver, flow_map = sampling.make_solver(), model.flow_map
-    if flow_map is not None:
-        jumps = sampling.solver == FLOW_MAP
-        flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
-    if sampling.solver == FLOW_MAP:
-        flow_map = require_jumps(flow_map, sampling.num_steps, sampling.grid)
+    sampling.check(model)
+    return partial(sampling.sampler, sampling.guided(model))
 
-    def solve(params: Params, x0: Points, keys: PyTree, cond: Cond, steps: Steps) -> Samples:
-        guidance = (sampling.guidance, sampling.guidance_interval)
-        if sampling.solver == FLOW_MAP and flow_map is not None:
-            assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
-            return sample_flow_map(flow_map.guided(params, *guidance), x0, cond, steps=steps)
-        predict_fn = model.predict_fn(params, *guidance)
-        path, prediction = model.path, model.prediction
-        if sampling.solver in SDE_SOLVERS:
-            return sample_sde(
-                predict_fn,
-                path,
-                x0,
-                keys,
-                cond,
-                prediction=prediction,
-                rate=sampling.make_rate(path.schedule),
-                solver=solver,
-                steps=steps,
-                last_step=sampling.last_step,
-            )
-        if sampling.solver in DIFFUSION_SAMPLERS:
-            assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
-            return sample_diffusion(
-                predict_fn,
-                path,
-                x0,
-                keys,
-                cond,
-                prediction=prediction,
-                sampler=solver,
-                steps=steps,
-                clip=sampling.clip,
-            )
-        velocity_fn = path.velocity_fn(predict_fn, prediction)
-        return sample(velocity_fn, x0, cond, solver=solver, steps=steps)
 
-    return solve
+def _require_samplings(config: Config, model: Model) -> None:
+    """Raise if the model does not support `sampling` or `compare` of its config."""
+    samplings = [("sampling", config.sampling)]
+    compare = config.compare
+    samplings += [("compare", sampling) for sampling in compare.checked_samplings()]
+    for name, sampling in samplings:
+        try:
+            sampling.check(model)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
 
 
 def num_parameters(params: Params) -> int:

@@ -1,7 +1,9 @@
 """Configs of the solver comparison, on a run or on a prompt with a released model."""
 
-import typing
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, Unpack
 
 from fmjax._checks import (
     MAX_STEPS,
@@ -12,9 +14,18 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
-from fmjax.config.sampling import Grid
-from fmjax.config.solvers import ODE_SOLVERS, RATES, SOLVERS, can_adapt
+from fmjax.config.sampling import Sampling, SamplingNames
+from fmjax.config.solvers import (
+    FLOW_MAP,
+    GRIDS,
+    ODE_SOLVERS,
+    RATES,
+    SDE_SOLVERS,
+    SOLVERS,
+    can_adapt,
+)
 
+Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
 _ALL_FIXED = ("euler", "midpoint", "heun", "rk4", "adams_bashforth_2")
 _ALL_ADAPTIVE = ("bosh3", "tsit5", "dopri5", "dopri8")
 
@@ -37,7 +48,7 @@ class CompareConfig:
         slots: Number of slots through which each adaptive ODE solver also streams its samples;
             None does not stream.
         bfloat16: Also run the adaptive solvers with the network computed in bfloat16.
-        rate: Diffusion rate of SDE solvers, one of the names of `SamplingConfig.rate`.
+        rate: Diffusion rate of SDE solvers, one of the names of `SamplingOptions.rate`.
         rate_scale: Factor of the diffusion rate of SDE solvers.
         guidance: Classifier-free guidance scale of the velocity field; 1 is no guidance, and
             compares the solvers on the field as it was trained.
@@ -70,7 +81,7 @@ class CompareConfig:
         rule = "not be among compare.fixed_solvers"
         require(not both, "compare.adaptive_solvers", rule, sorted(both))
         for grid in self.grids:
-            require_one_of("compare.grids", grid, typing.get_args(Grid))
+            require_one_of("compare.grids", grid, GRIDS)
         require_one_of("compare.rate", self.rate, RATES)
         require_at_least("compare.rate_scale", self.rate_scale, 0.0)
         if self.slots is not None:
@@ -89,6 +100,25 @@ class CompareConfig:
     def all_adaptive_solvers(self) -> tuple[str, ...]:
         """Names of the compared adaptive solvers, including those added by `all`."""
         return self.adaptive_solvers + self._missing(_ALL_ADAPTIVE)
+
+    def sampling(self, solver: str, /, **names: Unpack[SamplingNames]) -> Sampling:
+        """Return how one solver samples, with the guidance and the diffusion rate of the config.
+
+        Args:
+            solver: Name of the solver.
+            names: More settings by short name.
+        """
+        if solver in SDE_SOLVERS:
+            names = {"rate": self.rate, "rate_scale": self.rate_scale, **names}
+        return Sampling.of(**{**names, "solver": solver, "guidance": self.guidance})
+
+    def checked_samplings(self) -> Iterator[Sampling]:
+        """Iterate over the samplings that a model must support."""
+        yield self.sampling("tsit5")
+        for name in self.all_fixed_solvers:
+            if name == FLOW_MAP:
+                for num, grid in itertools.product(self.num_steps, self.grids):
+                    yield self.sampling(name, num_steps=num, grid=grid)
 
     def _missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names that `all` adds to the solvers of the config; none if it is not set."""

@@ -7,7 +7,7 @@ from fmjax.config.compare import CompareConfig
 from fmjax.config.losses import AnyLoss, LossConfig
 from fmjax.config.pretrained import PretrainedConfig
 from fmjax.config.reflow import ReflowConfig
-from fmjax.config.sampling import SamplingConfig
+from fmjax.config.sampling import Sampling
 from fmjax.data import DataConfig, DataSource, DigitsData
 from fmjax.networks import DiTConfig, NetworkConfig, NetworkFactory, TextEncoderConfig
 from fmjax.paths import AffinePath, Coupling, Independent, Linear, MinibatchOT, Prediction
@@ -134,7 +134,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     mesh: MeshConfig = MeshConfig()
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = Sampling()
     compare: CompareConfig = CompareConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

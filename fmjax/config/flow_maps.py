@@ -11,7 +11,6 @@ from fmjax._arrays import Cond, Conditions, Params, Points, Times
 from fmjax._checks import require
 from fmjax.config.experiment import AnyNetwork, Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
-from fmjax.config.solvers import FLOW_MAP
 from fmjax.losses import BuiltInGuidance, Objective, mean_flow_objective, shortcut_objective
 from fmjax.networks import NetworkConfig, make_flow_map
 from fmjax.paths import (
@@ -23,35 +22,41 @@ from fmjax.paths import (
     VelocityNet,
     evaluations,
 )
-from fmjax.solvers import GuidedMap, classifier_free
+from fmjax.solvers import classifier_free
 
 
 class TrainedMap(NamedTuple):
-    """A flow map with the settings of its training.
+    """A flow map with the settings of its training, and the guidance with which it is sampled.
 
     Attributes:
         net: The network.
-        guidance: Guidance that the network was trained with. In a shortcut model it applies to
+        built_in: Guidance that the network was trained with. In a shortcut model it applies to
             jumps, not to the velocity.
         null_cond: Condition that stands for no condition; None if it was not trained with one.
         num_steps: Number of steps of the finest grid of a shortcut model; None if jumps between
             any two times were trained.
+        scale: Guidance scale; 1 is no guidance.
+        interval: First and last time with guidance.
     """
 
     net: FlowMapNet
-    guidance: BuiltInGuidance
+    built_in: BuiltInGuidance
     null_cond: Cond
     num_steps: int | None
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
-    def check(self, scale: float, interval: tuple[float, float], *, jumps: bool = True) -> None:
-        """Raise unless the map can be sampled with this guidance.
+    def with_guidance(self, scale: float, interval: tuple[float, float]) -> "TrainedMap":
+        """Return the map with another guidance scale and interval of guided times."""
+        return self._replace(scale=scale, interval=interval)
+
+    def check(self, *, jumps: bool = True) -> None:
+        """Raise a `ValueError` unless the network was trained for the guidance.
 
         Args:
-            scale: Guidance scale; 1 is no guidance.
-            interval: First and last time with guidance.
             jumps: Whether jumps are sampled, instead of the velocity field.
         """
-        built_in, (low, high) = self.guidance, interval
+        built_in, scale, (low, high) = self.built_in, self.scale, self.interval
         if built_in.max_scale is not None:
             scale_trained = 1.0 <= scale <= built_in.max_scale
             rule = f"lie in [1, {built_in.max_scale:g}], the scales of the training"
@@ -61,7 +66,7 @@ class TrainedMap(NamedTuple):
                 "as in the training"
             )
             interval_trained = low <= built_in.first and high >= built_in.last
-            require(interval_trained, "guidance_interval", rule, interval)
+            require(interval_trained, "guidance_interval", rule, self.interval)
         elif scale != 1.0:
             rule = f"be 1 for a network with a built-in guidance scale of {built_in.scale:g}"
             unguided = not built_in.enabled or (self.num_steps is not None and not jumps)
@@ -71,29 +76,27 @@ class TrainedMap(NamedTuple):
 
     def velocity_net(self) -> VelocityNet:
         """Return the velocity as a network, at a guidance scale of 1 if guidance is an input."""
+        unguided = self.with_guidance(1.0, (0.0, 1.0))
 
         def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
-            return self.guided(params, 1.0, (0.0, 1.0))(t, t, x, cond)
+            return unguided.map_fn(params)(t, t, x, cond)
 
         return VelocityNet(self.net.init, apply, self.net.tensor_axes)
 
-    def guided(
-        self, params: Params, scale: float, interval: tuple[float, float], *, jumps: bool = True
-    ) -> FlowMapFn:
+    def map_fn(self, params: Params, *, jumps: bool = True) -> FlowMapFn:
         """Return the guided map: by the guidance input if there is one, else classifier-free.
 
         Args:
             params: Parameters of the network.
-            scale: Guidance scale; 1 is no guidance.
-            interval: First and last time with guidance.
             jumps: Whether jumps are sampled, instead of the velocity field.
 
         Raises:
             ValueError: If the network was not trained for this scale or interval, or has a
                 built-in scale.
         """
-        self.check(scale, interval, jumps=jumps)
-        if self.guidance.is_input:
+        self.check(jumps=jumps)
+        scale, interval = self.scale, self.interval
+        if self.built_in.is_input:
             return partial(self._jump, params, jnp.array([[scale, *interval]]))
         map_fn = partial(self._jump, params, None)
         if scale == 1.0:
@@ -195,49 +198,3 @@ def plain_attention(network: AnyNetwork) -> AnyNetwork:
     if not isinstance(network, NetworkConfig) or not hasattr(network, "attention"):
         return network
     return dataclasses.replace(network, attention="xla")
-
-
-def require_flow_map_samplings(config: Config, flow_map: GuidedMap | None) -> None:
-    """Raise if `sampling` or `compare` need jumps or guidance the network was not trained for.
-
-    Args:
-        config: The experiment.
-        flow_map: Flow map of the experiment; None if the network predicts a velocity.
-    """
-    sampling, compare = config.sampling, config.compare
-    if sampling.solver == FLOW_MAP:
-        require_jumps(flow_map, sampling.num_steps, sampling.grid, "sampling.")
-    if FLOW_MAP in compare.fixed_solvers:
-        for num in compare.num_steps:
-            for grid in compare.grids:
-                require_jumps(flow_map, num, grid, "compare.")
-    if flow_map is not None:
-        jumps = sampling.solver == FLOW_MAP
-        flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
-        flow_map.check(compare.guidance, (0.0, 1.0), jumps=FLOW_MAP in compare.fixed_solvers)
-
-
-def require_jumps(
-    flow_map: GuidedMap | None, num_steps: int | None, grid: str, name: str = ""
-) -> GuidedMap:
-    """Return the flow map, if it can take jumps on this grid.
-
-    Args:
-        flow_map: The flow map; None if the network predicts a velocity.
-        num_steps: Number of jumps.
-        grid: Name of the time grid.
-        name: Prefix of the fields in messages, such as `sampling.`.
-
-    Raises:
-        ValueError: If the network is not a flow map, or was not trained on this grid.
-    """
-    if flow_map is None:
-        raise ValueError(
-            f"{name}solver {FLOW_MAP!r} needs a flow-map model (loss=MeanFlowConfig or "
-            "ShortcutConfig); choose another solver for a velocity model"
-        )
-    if flow_map.num_steps is not None and num_steps is not None:
-        rule = f"be a divisor of {flow_map.num_steps}, the number of steps used in training"
-        require(flow_map.num_steps % num_steps == 0, f"{name}num_steps", rule, num_steps)
-        require(grid == "uniform", f"{name}grid", "be uniform for a shortcut model", grid)
-    return flow_map

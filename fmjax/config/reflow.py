@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from fmjax._checks import require, require_at_least, require_between, require_numbers
-from fmjax.config.sampling import SamplingConfig
-from fmjax.config.solvers import ODE_SOLVERS
+from fmjax.config.sampling import Sampling
+from fmjax.solvers import OdeSampler
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class ReflowConfig:
     pairs: str | None = None
     num_pairs: int = 20_000
     real_share: float = 0.0
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = Sampling()
     warm_start: bool = True
 
     def __post_init__(self) -> None:
         require_numbers(self, "reflow.")
         require_at_least("reflow.num_pairs", self.num_pairs, 1)
         require_between("reflow.real_share", self.real_share, 0.0, 1.0)
-        reversible = self.real_share == 0.0 or self.sampling.solver in ODE_SOLVERS
+        reversible = self.real_share == 0.0 or isinstance(self.sampling.sampler, OdeSampler)
         rule = "be an ODE solver if real_share is not 0, to solve backward from real data"
-        require(reversible, "reflow.sampling.solver", rule, self.sampling.solver)
+        require(reversible, "reflow.sampling.solver", rule, self.sampling.options.solver)

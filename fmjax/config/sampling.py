@@ -1,54 +1,41 @@
-"""Config of sampling: solver, steps, guidance and seed."""
+"""Config of sampling: sampler, guidance, number of samples and seed; and their short names."""
 
-import typing
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
-import jax
+from jaxtyping import PyTree
 
-from fmjax._checks import (
-    MAX_STEPS,
-    require,
-    require_at_least,
-    require_between,
-    require_numbers,
-    require_one_of,
-    require_positive,
+from fmjax._checks import require, require_at_least, require_numbers
+from fmjax.config.solvers import make_sampler, sampler_options
+from fmjax.paths import Tabulated
+from fmjax.solvers import (
+    AnySampler,
+    ClassifierFree,
+    DensityConfig,
+    ErrorControl,
+    Guidance,
+    Model,
+    OdeSampler,
+    check_sampler,
 )
-from fmjax.config.solvers import (
-    DIFFUSION_SAMPLERS,
-    ODE_SOLVERS,
-    RATES,
-    SDE_SOLVERS,
-    SOLVERS,
-    can_adapt,
-)
-from fmjax.paths import (
-    AnyDensity,
-    Density,
-    Linear,
-    LogitNormal,
-    Schedule,
-    Shifted,
-    Tabulated,
-    times,
-    times_of_linear,
-)
-from fmjax.solvers import AdaptiveSteps, AnyRate, ErrorControl, FixedSteps, SigmaRate
 
-DensityConfig = AnyDensity | Shifted | Density
-Grid = Literal["uniform", "shifted", "edm", "quantiles", "calibrated"]
+AnyGuidance = ClassifierFree | Guidance | None
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """Solver, steps, noise, guidance and number of samples.
+class SamplingOptions:
+    """Settings of a `Sampling` by short names, which are the options of commands.
+
+    None stands for a setting that the sampler does not have.
 
     Attributes:
         num_samples: Number of samples.
         solver: Name of a solver in lower case. For the ODE: tsit5, dopri5, euler, heun, ...; for
             the SDE: euler_maruyama, stochastic_heun, shark, ...; for diffusion models: ddim,
-            ancestral, dpm_solver_pp_2m, unipc; for flow maps: flow_map.
+            ancestral, dpm_solver_pp_2m, unipc; for flow maps: flow_map. A solver without
+            `num_steps` adapts its steps, if it can.
         num_steps: Number of fixed steps; None adapts the steps to the tolerances.
         grid: Time grid of fixed steps: uniform; shifted (see `shift`); edm; quantiles (of
             `grid_density`); or calibrated, which is measured on trajectories of the run.
@@ -79,104 +66,206 @@ class SamplingConfig:
     num_samples: int = 64
     solver: str = "tsit5"
     num_steps: int | None = None
-    grid: Grid = "uniform"
-    shift: float = 3.0
-    grid_density: DensityConfig = LogitNormal()
-    rtol: float = 1e-4
-    atol: float = 1e-4
-    control: ErrorControl = ErrorControl.LARGEST_SAMPLE
+    grid: str | None = None
+    shift: float | None = None
+    grid_density: DensityConfig | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    control: ErrorControl | None = None
     slots: int | None = None
-    rate: str = "sigma"
-    rate_scale: float = 1.0
-    rate_power: float = 1.0
-    last_step: float = 0.04
+    rate: str | None = None
+    rate_scale: float | None = None
+    rate_power: float | None = None
+    last_step: float | None = None
     clip: float | None = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    batch_size: int = 256
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+
+
+class SamplingNames(TypedDict, total=False):
+    """Short names of settings, as in `SamplingOptions`; None leaves a setting as it is."""
+
+    num_samples: int | None
+    solver: str | None
+    num_steps: int | None
+    grid: str | None
+    shift: float | None
+    grid_density: DensityConfig | None
+    rtol: float | None
+    atol: float | None
+    control: ErrorControl | None
+    slots: int | None
+    rate: str | None
+    rate_scale: float | None
+    rate_power: float | None
+    last_step: float | None
+    clip: float | None
+    guidance: float | None
+    guidance_interval: tuple[float, float] | None
+    batch_size: int | None
+    seed: int | None
+    prompts: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn: sampler, guidance, number and seed.
+
+    `Sampling.of(solver="heun", num_steps=16, guidance=1.5)` makes one from short names.
+
+    Attributes:
+        sampler: `OdeSampler`, `SdeSampler`, `DiffusionSampler`, `FlowMapSampler`, or a frozen
+            dataclass with the methods of `Sampler`.
+        guidance: `ClassifierFree`, or a frozen dataclass with the method of `Guidance`; None is no
+            guidance.
+        num_samples: Number of samples.
+        batch_size: Number of samples solved at a time.
+        seed: Seed of the noise.
+        prompts: Prompts to sample, equally many of each, for models of captions. Without
+            any, captions of the training data are used.
+    """
+
+    sampler: AnySampler = OdeSampler()
+    guidance: AnyGuidance = None
+    num_samples: int = 64
     batch_size: int = 256
     seed: int = 0
     prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_numbers(self)
+        _require_methods("sampler", self.sampler, ("steps", "__call__"), "Sampler")
+        if self.guidance is not None:
+            _require_methods("guidance", self.guidance, ("__call__",), "Guidance")
         require_at_least("num_samples", self.num_samples, 1)
         rule = f"be at least {len(self.prompts)}, the number of prompts"
         require(self.num_samples >= len(self.prompts), "num_samples", rule, self.num_samples)
         require_at_least("batch_size", self.batch_size, 1)
-        require_one_of("solver", self.solver, SOLVERS)
-        if self.num_steps is not None:
-            require_between("num_steps", self.num_steps, 1, MAX_STEPS)
-        else:
-            rule = f"be given for {self.solver}, which estimates no error"
-            require(can_adapt(self.solver), "num_steps", rule, None)
-        require_one_of("grid", self.grid, typing.get_args(Grid))
-        if self.slots is not None:
-            require_at_least("slots", self.slots, 1)
-            rule = f"be left out for {self.solver}, which is not an ODE solver"
-            require(self.solver in ODE_SOLVERS, "slots", rule, self.slots)
-        require_one_of("rate", self.rate, RATES)
-        require_at_least("rate_scale", self.rate_scale, 0.0)
-        require_positive("rate_power", self.rate_power)
-        require_between("last_step", self.last_step, 0.0, 0.999)
-        if self.clip is not None:
-            require_positive("clip", self.clip)
-            clips = self.solver in DIFFUSION_SAMPLERS
-            rule = f"be left out for {self.solver}, which does not clip"
-            require(clips, "clip", rule, self.clip)
-        require_positive("shift", self.shift)
-        require_positive("rtol", self.rtol)
-        require_positive("atol", self.atol)
-        require_at_least("guidance", self.guidance, 0.0)
-        low, high = self.guidance_interval
-        require(
-            0.0 <= low <= high <= 1.0,
-            "guidance_interval",
-            "be low <= high in [0, 1]",
-            self.guidance_interval,
-        )
 
-    def make_solver(self) -> Any:
-        """Return the solver object; None for flow_map, which needs none."""
-        return SOLVERS[self.solver]()
-
-    def make_rate(self, schedule: Schedule = Linear()) -> AnyRate:
-        """Return the diffusion rate of an SDE, on a path with this schedule."""
-        if self.rate == "sigma":
-            return SigmaRate(self.rate_scale, schedule, self.rate_power)
-        return RATES[self.rate](self.rate_scale)
-
-    def make_steps(
-        self, schedule: Schedule = Linear(), calibrated: Tabulated | None = None
-    ) -> FixedSteps | AdaptiveSteps:
-        """Return fixed steps on the time grid, or adaptive steps.
+    @classmethod
+    def of(cls, **names: Unpack[SamplingNames]) -> "Sampling":
+        """Make a sampling from short names, such as `solver="heun", num_steps=16, guidance=1.5`.
 
         Args:
-            schedule: Schedule of the path, on which the edm grid depends.
+            names: Settings as in `SamplingOptions`. A solver without `num_steps` adapts its steps.
+
+        Raises:
+            ValueError: If a name has a wrong value, or the sampler does not have the setting.
+        """
+        return cls().with_names(**names)
+
+    def with_names(self, **names: Unpack[SamplingNames]) -> "Sampling":
+        """Replace settings by short names; those that are None stay as they are.
+
+        A `solver` makes a sampler for it. This keeps the number of steps, the grid and tolerances
+        where they apply, but a solver that estimates its error adapts its steps unless
+        `num_steps` is given too.
+
+        Args:
+            names: Settings as in `SamplingOptions`.
+
+        Raises:
+            ValueError: If a name has a wrong value, or the sampler does not have the setting.
+        """
+        given = {name: value for name, value in names.items() if value is not None}
+        return with_options(self, given)
+
+    @property
+    def options(self) -> SamplingOptions:
+        """The settings by short names; None for those that the sampler does not have."""
+        scale, interval = guidance_settings(self.guidance)
+        known = self.guidance is None or isinstance(self.guidance, ClassifierFree)
+        return SamplingOptions(
+            **sampler_options(self.sampler),
+            guidance=scale if known else None,
+            guidance_interval=interval if known else None,
+            num_samples=self.num_samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            prompts=self.prompts,
+        )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the steps adapt to tolerances."""
+        return self.options.rtol is not None
+
+    def guided(self, model: Model) -> Model:
+        """Return the model with the guidance.
+
+        Raises:
+            ValueError: If the model does not support the guidance.
+        """
+        return model if self.guidance is None else self.guidance(model)
+
+    def check(self, model: Model) -> None:
+        """Raise a `ValueError` if the model does not support the guidance or the sampler."""
+        check_sampler(self.sampler, self.guided(model))
+
+    def steps(self, model: Model, calibrated: Tabulated | None = None) -> PyTree:
+        """Return the steps of the sampler for a model.
+
+        Args:
+            model: The model, without guidance.
             calibrated: Density whose quantiles are the times of the calibrated grid.
 
         Raises:
-            ValueError: If the grid is calibrated and `calibrated` is None, or slots are set with
-                fixed steps.
+            ValueError: If the grid is calibrated and `calibrated` is None.
         """
-        if self.num_steps is not None:
-            rule = "be left out with num_steps: only adaptive steps stream samples"
-            require(self.slots is None, "slots", rule, self.slots)
-            return FixedSteps(self._times(self.num_steps, schedule, calibrated))
-        per_sample = self.slots is not None or self.solver in SDE_SOLVERS
-        control = ErrorControl.PER_SAMPLE if per_sample else self.control
-        return AdaptiveSteps(self.rtol, self.atol, control, slots=self.slots)
+        return self.sampler.steps(self.guided(model), calibrated)
 
-    def _times(self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None) -> jax.Array:
-        """Return the times of the grid, from 0 to 1."""
-        if self.grid == "edm":
-            return times_of_linear(schedule, times.edm_grid(num_steps))
-        if self.grid == "shifted":
-            return times.shifted_grid(num_steps, self.shift)
-        if self.grid == "quantiles":
-            return times.quantile_grid(num_steps, self.grid_density)
-        if self.grid == "calibrated":
-            rule = "not be calibrated without a trained run"
-            require(calibrated is not None, "grid", rule, self.grid)
-            assert calibrated is not None
-            return times.quantile_grid(num_steps, calibrated)
-        return times.uniform_grid(num_steps)
+
+def _require_methods(name: str, value: object, methods: tuple[str, ...], protocol: str) -> None:
+    """Raise unless a value is an object, not a class, that has the methods of a protocol."""
+    require(not isinstance(value, type), name, f"be an object of {protocol}, not a class", value)
+    for method in methods:
+        rule = f"have a method {method}, like every {protocol}"
+        has_method = callable(getattr(value, method, None))
+        require(has_method, name, rule, f"class {type(value).__name__}")
+
+
+def guidance_settings(guidance: AnyGuidance) -> tuple[float, tuple[float, float]]:
+    """Return scale and interval of classifier-free guidance: 1 and all times without it."""
+    default = guidance if isinstance(guidance, ClassifierFree) else ClassifierFree()
+    return default.scale, default.interval
+
+
+def with_options(sampling: Sampling, given: Mapping[str, object]) -> Sampling:
+    """Return the sampling with other settings, by the names of `SamplingOptions`.
+
+    This is the only place where short names select and fill a sampler: options of commands,
+    keyword arguments and files of older versions all end here.
+
+    Args:
+        sampling: The settings that are changed.
+        given: The new values by name. None removes a setting: the number of steps, slots, the
+            bound or the guidance.
+
+    Raises:
+        ValueError: If a name or value is wrong, or the sampler does not have the setting.
+    """
+    rest = dict(given)
+    known = [field.name for field in dataclasses.fields(SamplingOptions)]
+    for name in rest:
+        require(name in known, "setting", f"be one of {', '.join(known)}", name)
+    names = ("num_samples", "batch_size", "seed", "prompts")
+    changes: dict[str, Any] = {name: rest.pop(name) for name in names if name in rest}
+    if "guidance" in rest or "guidance_interval" in rest:
+        scale, interval = guidance_settings(sampling.guidance)
+        options: Any = {"scale": scale, "interval": interval}
+        for name, field in (("guidance", "scale"), ("guidance_interval", "interval")):
+            if name in rest:
+                value = rest.pop(name)
+                options[field] = getattr(ClassifierFree, field) if value is None else value
+        guidance = ClassifierFree(**options)
+        changes["guidance"] = None if guidance == ClassifierFree() else guidance
+    if rest:
+        changes["sampler"] = make_sampler(sampling.sampler, rest)
+    return dataclasses.replace(sampling, **changes)
+
+
+SamplingConfig = Sampling.of
+"""Former name of `Sampling.of`."""

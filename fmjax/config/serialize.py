@@ -5,7 +5,7 @@ import enum
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cattrs
@@ -14,8 +14,21 @@ from fmjax._checks import DataclassInstance, require
 from fmjax._json import Mismatch, make_converter, parse_json, structure
 from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
 from fmjax.config.losses import AnyLoss
-from fmjax.config.sampling import DensityConfig
+from fmjax.config.sampling import AnyGuidance, Sampling, SamplingOptions, with_options
+from fmjax.config.solvers import DIFFUSION_SAMPLERS, ODE_SOLVERS, SDE_SOLVERS
 from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
+from fmjax.solvers import (
+    AdaptiveSteps,
+    AnyGrid,
+    AnyRate,
+    AnySampler,
+    DensityConfig,
+    DiffusionRate,
+    DiffusionSolver,
+    SdeSolver,
+    Solver,
+    Stepping,
+)
 
 _UNIONS = (
     AnyData,
@@ -25,8 +38,18 @@ _UNIONS = (
     DensityConfig,
     AnyCoupling,
     AnyLoss,
+    AnySampler,
+    AnyGuidance,
+    Stepping,
+    AnyGrid,
+    AnyRate | DiffusionRate,
 )
-
+# Solvers are written by the name of their class, too; those of Diffrax without fields.
+_SOLVER_UNIONS = (
+    (Solver, ODE_SOLVERS),
+    (SdeSolver, SDE_SOLVERS),
+    (DiffusionSolver, DIFFUSION_SAMPLERS),
+)
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field
 # belongs to the type of a union member, or else to the field that holds its object.
@@ -44,14 +67,51 @@ def _make_converter() -> cattrs.Converter:
     read_int = converter.get_structure_hook(int)
     converter.register_structure_hook(int, lambda value, to: read_int(_as_integer(value), to))
     for union in _UNIONS:
-        _register_union(union, converter)
-    data: Any = AnyData
-    optional: Any = data | None  # For cattrs, this is another union, with a member NoneType.
-    converter.register_unstructure_hook_func(
-        lambda annotation: annotation == optional,
-        lambda value: None if value is None else converter.unstructure(value, data),
+        _register_union(union, converter, _members(union))
+    for union, table in _SOLVER_UNIONS:
+        members = [cls for cls in table.values() if isinstance(cls, type)]
+        _register_union(union, converter, {cls.__name__: cls for cls in members})
+    read_steps = converter.get_structure_hook(AdaptiveSteps)
+    converter.register_structure_hook(
+        AdaptiveSteps, lambda value, to: read_steps(_with_numbers(value), to)
+    )
+    read_sampling = converter.get_structure_hook(Sampling)
+    converter.register_structure_hook(
+        Sampling,
+        lambda value, to: _read_flat_sampling(value, converter)
+        if isinstance(value, dict) and "sampler" not in value
+        else read_sampling(value, to),
     )
     return converter
+
+
+def _with_numbers(value: object) -> object:
+    """Raise unless the tolerances in the JSON of adaptive steps are numbers; return the value."""
+    if isinstance(value, dict):
+        for name in {"rtol", "atol"} & set(value):
+            if isinstance(value[name], bool) or not isinstance(value[name], (int, float)):
+                raise Mismatch(f"a number as {name}", value[name])
+    return value
+
+
+def _read_flat_sampling(value: dict[str, Any], converter: cattrs.Converter) -> Sampling:
+    """Read the sampling of older versions, which had fields for all samplers in one object."""
+    solver, fixed = value.get("solver", "tsit5"), value.get("num_steps") is not None
+    unused = {"rtol", "atol", "control", "slots"} if fixed else {"grid", "shift", "grid_density"}
+    if value.get("grid", "uniform") != "shifted":
+        unused |= {"shift"}
+    if value.get("grid", "uniform") != "quantiles":
+        unused |= {"grid_density"}
+    if solver not in SDE_SOLVERS:
+        unused |= {"rate", "rate_scale", "rate_power", "last_step"}
+    elif value.get("rate", "sigma") != "sigma":
+        unused |= {"rate_power"}
+    if solver in SDE_SOLVERS or value.get("slots") is not None:
+        unused |= {"control"}
+    options = converter.structure(value, SamplingOptions)
+    used = {"solver", *value} - unused
+    given = {name: getattr(options, name) for name in used}
+    return with_options(Sampling(), {k: item for k, item in given.items() if item is not None})
 
 
 def _as_integer(value: object) -> object:
@@ -59,23 +119,49 @@ def _as_integer(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _register_union(union: object, converter: cattrs.Converter) -> None:
-    """Write members of a union with the name of their class, and read them by that name."""
-    members: dict[str, type] = {
+def _members(union: object) -> dict[str, type]:
+    """Return the dataclasses of a union by name."""
+    return {
         member.__name__: member
         for member in typing.get_args(union)
         if isinstance(member, type) and dataclasses.is_dataclass(member)
     }
 
-    def unstructure(value: object) -> dict[str, Any]:
+
+def _is_of_diffrax(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "diffrax"
+
+
+def _register_union(
+    union: Any, converter: cattrs.Converter, members: Mapping[str, type]
+) -> None:
+    """Write members of a union with the name of their class, and read them by that name.
+
+    Args:
+        union: The union, with or without None.
+        converter: The converter of configs.
+        members: The classes of fmjax by name.
+    """
+    optional = union | None
+
+    def unstructure(value: object) -> dict[str, Any] | None:
         cls = type(value)
+        if value is None:
+            return None
+        if _is_of_diffrax(cls):
+            rule = "have its default settings to be saved in a config"
+            is_default = members.get(cls.__name__) is cls and value == cls()
+            require(is_default, f"solver {cls.__name__}", rule, repr(value))
+            return {"type": cls.__name__}
         return {**converter.unstructure(value, cls), "type": cls.__qualname__}
 
-    def read(value: object, _: object) -> object:
+    def read(value: object, target: object) -> object:
+        if value is None and target == optional:
+            return None
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
         name = value.get("type")
-        cls = (_user_classes | members).get(name) if isinstance(name, str) else None
+        cls = (_user_classes | dict(members)).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"
             if _is_open(union):
@@ -85,10 +171,20 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
                 )
             raise Mismatch(what, name)
         fields = {key: item for key, item in value.items() if key != "type"}
+        if _is_of_diffrax(cls):
+            return converter.structure(fields, _NoFields) and cls()
         return converter.structure(fields, cls)
 
-    converter.register_unstructure_hook_func(lambda annotation: annotation == union, unstructure)
-    converter.register_structure_hook_func(lambda annotation: annotation == union, read)
+    def is_union(annotation: object) -> bool:
+        return annotation in (union, optional)
+
+    converter.register_unstructure_hook_func(is_union, unstructure)
+    converter.register_structure_hook_func(is_union, read)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoFields:
+    """The fields of a solver of Diffrax in JSON."""
 
 
 def _is_open(union: object) -> bool:
@@ -122,6 +218,7 @@ def register_classes(classes: Iterable[type]) -> None:
         ValueError: If a class is not a frozen dataclass, or has the name of a class of fmjax.
     """
     names = {member.__name__ for union in _UNIONS for member in typing.get_args(union)}
+    names |= {cls.__name__ for _, table in _SOLVER_UNIONS for cls in table.values()}
     for cls in classes:
         name = cls.__qualname__
         params = getattr(cls, "__dataclass_params__", None)
@@ -134,6 +231,8 @@ def register_classes(classes: Iterable[type]) -> None:
 def user_classes(config: object) -> Iterator[type]:
     """Iterate over the classes in a config that are not of fmjax."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return
+    if _is_of_diffrax(type(config)):
         return
     if not type(config).__module__.startswith("fmjax."):
         yield type(config)
@@ -161,6 +260,8 @@ def require_types(config: DataclassInstance, name: str = "config") -> None:
     Raises:
         ValueError: If a part has another type, for example a class instead of an object.
     """
+    if _is_of_diffrax(type(config)):
+        return
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]

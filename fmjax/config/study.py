@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax.config.experiment import Config
-from fmjax.config.sampling import SamplingConfig
+from fmjax.config.sampling import Sampling
 
 MAX_SEEDS = 1_000
 
@@ -29,10 +29,10 @@ class StudyConfig:
 
     name: str
     runs: tuple[Config, ...]
-    samplings: tuple[SamplingConfig, ...]
+    samplings: tuple[Sampling, ...]
     num_samples: int = 2_000
     num_trajectories: int = 256
-    samplings_by_run: Mapping[str, tuple[SamplingConfig, ...]] = field(default_factory=dict)
+    samplings_by_run: Mapping[str, tuple[Sampling, ...]] = field(default_factory=dict)
     num_seeds: int = 1
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class StudyConfig:
         unknown = sorted(set(self.samplings_by_run) - set(models))
         require(not unknown, "samplings_by_run", f"have keys among {', '.join(models)}", unknown)
 
-    def samplings_of(self, run: Config) -> tuple[SamplingConfig, ...]:
+    def samplings_of(self, run: Config) -> tuple[Sampling, ...]:
         """Return the sampling configs of one run of the study: its own, or those of the study."""
         return self.samplings_by_run.get(run.name, self.samplings)
 

@@ -20,12 +20,11 @@ from fmjax.config import (
     Config,
     Experiment,
     LikelihoodConfig,
-    SamplingConfig,
+    Sampling,
     build,
     from_json,
     register_classes,
 )
-from fmjax.config.choose_steps import with_settings
 from fmjax.data import WordTokenizer, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.runs.sample_set import SampleSet
@@ -298,7 +297,7 @@ class Run(NamedTuple):
         solver: str | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
-        sampling: SamplingConfig | None = None,
+        sampling: Sampling | None = None,
         progress: Progress = Silent(),
     ) -> SampleSet:
         """Generate samples with the averaged weights, on all devices of the mesh.
@@ -334,8 +333,8 @@ class Run(NamedTuple):
         from fmjax.runs.sampling.run_samples import sample_from_run
 
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        sampling = with_settings(
-            self.config.sampling if sampling is None else sampling,
+        base = self.config.sampling if sampling is None else sampling
+        sampling = base.with_names(
             num_samples=num_samples,
             seed=seed,
             solver=solver,

@@ -17,11 +17,25 @@ from fmjax.solvers.diffusion_rates import (
 from fmjax.solvers.engine.adjoint import Adjoint as Adjoint
 from fmjax.solvers.engine.diffrax_solvers import (
     DIFFRAX_SOLVERS as DIFFRAX_SOLVERS,
+    Solver as Solver,
     has_error_estimate as has_error_estimate,
 )
 from fmjax.solvers.flow_map import sample_flow_map as sample_flow_map
+from fmjax.solvers.grids import (
+    AnyGrid as AnyGrid,
+    CalibratedGrid as CalibratedGrid,
+    DensityConfig as DensityConfig,
+    EdmGrid as EdmGrid,
+    GridSteps as GridSteps,
+    QuantileGrid as QuantileGrid,
+    ShiftedGrid as ShiftedGrid,
+    TimeGrid as TimeGrid,
+    UniformGrid as UniformGrid,
+)
 from fmjax.solvers.guidance import (
     ClassifierFree as ClassifierFree,
+    Guidance as Guidance,
+    GuidedField as GuidedField,
     classifier_free as classifier_free,
 )
 from fmjax.solvers.inversion import (
@@ -42,14 +56,27 @@ from fmjax.solvers.likelihood import (
 from fmjax.solvers.model import (
     GuidedMap as GuidedMap,
     Model as Model,
+    PredictFn as PredictFn,
     require_guidable as require_guidable,
 )
 from fmjax.solvers.ode import sample as sample
+from fmjax.solvers.samplers import (
+    AnySampler as AnySampler,
+    DiffusionSampler as DiffusionSampler,
+    FlowMapSampler as FlowMapSampler,
+    OdeSampler as OdeSampler,
+    Sampler as Sampler,
+    SdeSampler as SdeSampler,
+    SdeSolver as SdeSolver,
+    Stepping as Stepping,
+    check_sampler as check_sampler,
+    needs_calibration as needs_calibration,
+)
 from fmjax.solvers.sde import SDE_SOLVERS as SDE_SOLVERS, sample_sde as sample_sde
 from fmjax.solvers.steppers.ddim import (
     DDIM as DDIM,
     Ancestral as Ancestral,
-    DiffusionSampler as DiffusionSampler,
+    DiffusionSolver as DiffusionSolver,
     StepVariance as StepVariance,
 )
 from fmjax.solvers.steppers.multistep import DPMSolverPP2M as DPMSolverPP2M, UniPC as UniPC

@@ -14,7 +14,7 @@ from fmjax._checks import require, require_positive
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
 from fmjax.paths import AffinePath, Prediction, evaluations, require_conversion
 from fmjax.solvers.engine.programs import UserFunction, batch_of, reuse_program, times_of
-from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSampler, StepCoefficients
+from fmjax.solvers.steppers.ddim import DDIM, Ancestral, DiffusionSolver, StepCoefficients
 from fmjax.solvers.steppers.multistep import DPMSolverPP2M, UniPC
 from fmjax.solvers.steppers.sde import standard_normal
 from fmjax.solvers.steps import (
@@ -26,7 +26,7 @@ from fmjax.solvers.steps import (
     samples_on_grid,
 )
 
-DIFFUSION_SAMPLERS: dict[str, Callable[[], DiffusionSampler]] = {
+DIFFUSION_SAMPLERS: dict[str, Callable[[], DiffusionSolver]] = {
     "ancestral": Ancestral,
     "ddim": DDIM,
     "dpm_solver_pp_2m": DPMSolverPP2M,
@@ -45,7 +45,7 @@ def sample_diffusion(
     cond: Cond = None,
     *,
     prediction: Prediction = Prediction.VELOCITY,
-    sampler: DiffusionSampler = DDIM(),  # noqa: B008 (frozen)
+    sampler: DiffusionSolver = DDIM(),  # noqa: B008 (frozen)
     steps: FixedSteps,
     clip: float | None = None,
 ) -> Samples:
@@ -85,7 +85,7 @@ def sample_diffusion(
     require_points("x0", x0)
     require_cond(cond)
     require_conversion(path, prediction)
-    known = isinstance(sampler, DiffusionSampler) and not isinstance(sampler, type)
+    known = isinstance(sampler, DiffusionSolver) and not isinstance(sampler, type)
     require(known, "sampler", "be one of fmjax.solvers.DIFFUSION_SAMPLERS", repr(sampler))
     is_fixed = isinstance(steps, FixedSteps)
     require(is_fixed, "steps", "be FixedSteps for a diffusion sampler", repr(steps))
@@ -128,7 +128,7 @@ def _solve(
     keys: jax.Array | None,
     cond: Cond,
     grid: jax.Array | np.ndarray,
-    sampler: DiffusionSampler,
+    sampler: DiffusionSolver,
     clip: float | None,
 ) -> Samples:
     times = jnp.asarray(grid, x0.dtype)

@@ -7,14 +7,14 @@ square of the rate here; the classes state which of SiT's coefficients they corr
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from fmjax._checks import require_at_least, require_numbers, require_positive
-from fmjax.paths import Linear, Schedule
+from fmjax.paths import AnySchedule, Linear, Schedule
 
 
 @runtime_checkable
@@ -61,11 +61,12 @@ class SigmaRate(_Scaled):
     `w^2 = sigma`, is power 1/2.
 
     Attributes:
-        schedule: Schedule whose sigma(t) is used.
+        schedule: Schedule whose sigma(t) is used. None takes that of the path that is sampled, and
+            `Linear()` where the rate is called without a path.
         power: Exponent of sigma(t).
     """
 
-    schedule: Schedule = Linear()
+    schedule: AnySchedule | Schedule | None = None
     power: float = 1.0
 
     def __post_init__(self) -> None:
@@ -75,7 +76,8 @@ class SigmaRate(_Scaled):
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """Return the diffusion rate scale * sigma(t)^power."""
-        return self.scale * self.schedule.sigma(t) ** self.power
+        schedule = Linear() if self.schedule is None else self.schedule
+        return self.scale * schedule.sigma(t) ** self.power
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,10 @@ class IncreasingDecreasingRate(_Scaled):
 
 
 AnyRate = ConstantRate | SigmaRate | IncreasingRate | DecreasingRate | IncreasingDecreasingRate
+
+
+def on_schedule(rate: DiffusionRate, schedule: Schedule) -> DiffusionRate:
+    """Return the rate on a path with this schedule: a `SigmaRate` without a schedule takes it."""
+    if isinstance(rate, SigmaRate) and rate.schedule is None:
+        return replace(rate, schedule=schedule)
+    return rate

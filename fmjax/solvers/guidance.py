@@ -1,19 +1,83 @@
-"""Classifier-free guidance of velocity fields."""
+"""Guidance of models, and classifier-free guidance of velocity fields."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from fmjax._arrays import Cond, Points, Times, expand_like
-from fmjax._checks import require, require_at_least
+from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import null_like, require_cond, require_function, require_like
 from fmjax.paths import VelocityFn, evaluations
+from fmjax.solvers.model import Model, require_guidable
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """Guidance of samples, applied to a model before the sampler.
+
+    A guidance in a config is a frozen dataclass whose fields are JSON values or other dataclasses.
+
+    Laws: pure; the returned model has the same parameters or a pytree that contains them.
+    """
+
+    def __call__(self, model: Model) -> Model:
+        """Return the model with guidance, usually by `model.with_prediction`.
+
+        Raises:
+            ValueError: If the model does not support the guidance.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class ClassifierFree:
+    """Classifier-free guidance: `v_uncond + scale (v_cond - v_uncond)` in an interval of times.
+
+    A flow map that was trained with guidance gets scale and interval as its inputs.
+
+    Attributes:
+        scale: Guidance scale; 1 is no guidance, 0 ignores the condition.
+        interval: First and last time with guidance (arXiv:2404.07724 guides the middle).
+
+    Reference: Ho and Salimans 2022, arXiv:2207.12598; Kynkaanniemi et al. 2024, arXiv:2404.07724.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
+        require_at_least("guidance", self.scale, 0.0)
+        is_pair = isinstance(self.interval, (tuple, list)) and len(self.interval) == 2
+        require(is_pair, "guidance_interval", "be a pair of times", self.interval)
+        low, high = self.interval
+        in_order = 0.0 <= low <= high <= 1.0
+        require(in_order, "guidance_interval", "be low <= high in [0, 1]", self.interval)
+
+    def __call__(self, model: Model) -> Model:
+        """Return the model with guidance.
+
+        Raises:
+            ValueError: If the scale is not 1 and the model has no null condition.
+        """
+        if model.flow_map is not None:
+            flow_map = model.flow_map.with_guidance(self.scale, self.interval)
+            return model._replace(flow_map=flow_map)
+        require_guidable("guidance", self.scale, model.null_cond)
+        if self.scale == 1.0:
+            return model
+        return model.with_prediction(
+            lambda params: classifier_free(
+                model.predict_fn(params), model.null_cond, self.scale, self.interval
+            )
+        )
+
+
+@dataclass(frozen=True)
+class GuidedField:
     """A velocity field with classifier-free guidance, made by `classifier_free`.
 
     Attributes:
@@ -107,4 +171,4 @@ def classifier_free(
     require(0.0 <= low <= high <= 1.0, "guidance interval", "be low <= high in [0, 1]", interval)
     if scale == 1.0:
         return velocity_fn
-    return ClassifierFree(velocity_fn, null_cond, scale, (low, high))
+    return GuidedField(velocity_fn, null_cond, scale, (low, high))

@@ -2,33 +2,41 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import PyTree
 
 from fmjax._arrays import Params, Points
 from fmjax._checks import require
 from fmjax.paths import AffinePath, FlowMapFn, Prediction, VelocityFn, VelocityNet, velocity_of
-from fmjax.solvers.guidance import classifier_free
+
+PredictFn: TypeAlias = Callable[..., Points]
+"""Prediction of a network, `(t, x, cond) -> prediction`."""
 
 
 @runtime_checkable
 class GuidedMap(Protocol):
-    """A flow map that may have been trained with guidance."""
+    """A flow map with guidance, possibly the one that it was trained with."""
 
     @property
     def num_steps(self) -> int | None:
         """Number of steps of the finest grid; None if it jumps between any two times."""
         ...
 
-    def check(self, scale: float, interval: tuple[float, float], *, jumps: bool = True) -> None:
-        """Raise a `ValueError` unless the map can be sampled with this guidance."""
+    def with_guidance(self, scale: float, interval: tuple[float, float]) -> "GuidedMap":
+        """Return the map with another guidance scale and interval of guided times."""
         ...
 
-    def guided(
-        self, params: Params, scale: float, interval: tuple[float, float], *, jumps: bool = True
-    ) -> FlowMapFn:
-        """Return the map with guidance; `jumps` is False for its velocity field."""
+    def check(self, *, jumps: bool = True) -> None:
+        """Raise a `ValueError` unless the map was trained for its guidance.
+
+        Args:
+            jumps: Whether jumps are sampled, instead of the velocity field.
+        """
+        ...
+
+    def map_fn(self, params: Params, *, jumps: bool = True) -> FlowMapFn:
+        """Return the map with its guidance; `jumps` is False for its velocity field."""
         ...
 
 
@@ -42,6 +50,8 @@ class Model(NamedTuple):
         null_cond: Condition that stands for no condition; None if the network was not trained
             with one.
         flow_map: The flow map; None if the network predicts a velocity.
+        guided: Makes the guided prediction from the parameters (see `with_prediction`); None
+            without guidance.
     """
 
     net: VelocityNet
@@ -49,37 +59,46 @@ class Model(NamedTuple):
     prediction: Prediction = Prediction.VELOCITY
     null_cond: PyTree = None
     flow_map: GuidedMap | None = None
+    guided: Callable[[Params], PredictFn] | None = None
 
-    def predict_fn(
-        self, params: Params, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
-    ) -> Callable[..., Points]:
-        """Return the network's prediction `(t, x, cond) -> prediction`, with guidance.
+    def with_prediction(self, predict_fn: Callable[[Params], PredictFn]) -> "Model":
+        """Return the model with another prediction; a `Guidance` is made of this.
+
+        Args:
+            predict_fn: Makes the prediction `(t, x, cond) -> prediction` from the parameters. If
+                one prediction takes more than one network evaluation, it has a method
+                `evaluations(t)` that counts them (`fmjax.paths.CountedField`).
+        """
+        return self._replace(guided=predict_fn)
+
+    def predict_fn(self, params: Params) -> PredictFn:
+        """Return the prediction `(t, x, cond) -> prediction`, with the guidance of the model.
 
         Guiding the prediction is the same as guiding the velocity: the conversion is affine, and
         the weights of guidance sum to one.
 
         Args:
             params: Parameters of the network.
-            scale: Classifier-free guidance scale; 1 is no guidance.
-            interval: First and last time with guidance.
 
         Raises:
-            ValueError: If the scale is not 1 and the model has no null condition, or the flow map
-                was not trained for this guidance.
+            ValueError: If the flow map was not trained for its guidance.
         """
+        if self.guided is not None:
+            return self.guided(params)
         if self.flow_map is not None:
-            return velocity_of(self.flow_map.guided(params, scale, interval, jumps=False))
-        predict_fn = partial(self.net.apply, params)
-        require_guidable("guidance", scale, self.null_cond)
-        if scale == 1.0:
-            return predict_fn
-        return classifier_free(predict_fn, self.null_cond, scale, interval)
+            return velocity_of(self.flow_map.map_fn(params, jumps=False))
+        return partial(self.net.apply, params)
 
-    def velocity_fn(
-        self, params: Params, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
-    ) -> VelocityFn:
-        """Return the velocity field, with guidance; the arguments are those of `predict_fn`."""
-        return self.path.velocity_fn(self.predict_fn(params, scale, interval), self.prediction)
+    def velocity_fn(self, params: Params) -> VelocityFn:
+        """Return the velocity field, with the guidance of the model.
+
+        Args:
+            params: Parameters of the network.
+
+        Raises:
+            ValueError: If the flow map was not trained for its guidance.
+        """
+        return self.path.velocity_fn(self.predict_fn(params), self.prediction)
 
 
 def require_guidable(name: str, scale: float, null_cond: PyTree) -> None:

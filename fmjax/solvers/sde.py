@@ -11,7 +11,7 @@ from fmjax._arrays import Cond, Points, Times, expand_like
 from fmjax._checks import require
 from fmjax._inputs import require_cond, require_function, require_keys, require_like, require_points
 from fmjax.paths import AffinePath, CountedField, Prediction, evaluations, require_conversion
-from fmjax.solvers.diffusion_rates import DiffusionRate, SigmaRate
+from fmjax.solvers.diffusion_rates import DiffusionRate, SigmaRate, on_schedule
 from fmjax.solvers.engine.brownian import solve_brownian
 from fmjax.solvers.engine.diffrax_solvers import has_error_estimate, takes_derivatives
 from fmjax.solvers.engine.programs import UserFunction, batch_of, reuse_program, times_of
@@ -82,9 +82,9 @@ def sample_sde(
             all steps and tolerances.
         cond: Condition passed to `predict_fn`; every leaf has a leading batch axis.
         prediction: Quantity that `predict_fn` predicts.
-        rate: Diffusion rate w(t). If w(1) > 0, the drift contracts at the rate
-            `w^2 / (2 sigma^2)`, which grows without bound near t = 1; steps that are long compared
-            with its inverse diverge.
+        rate: Diffusion rate w(t); a `SigmaRate` without a schedule takes that of `path`. If
+            w(1) > 0, the drift contracts at the rate `w^2 / (2 sigma^2)`, which grows without
+            bound near t = 1; steps that are long compared with its inverse diverge.
         solver: `EulerMaruyama`, `StochasticHeun`, or one of `SDE_SOLVERS`.
         steps: Fixed time grid, or separate adaptive steps for each sample (`PER_SAMPLE`) with a
             solver that estimates its error.
@@ -107,6 +107,7 @@ def sample_sde(
     require_conversion(path, prediction)
     require_function("rate", rate)
     _check_choices(solver, steps, last_step)
+    rate = on_schedule(rate, path.schedule)
     x0 = x0.astype(jnp.result_type(x0.dtype, jnp.float32))
 
     def drift(t: Times, x: Points, cond: Cond, w: Times) -> Points:

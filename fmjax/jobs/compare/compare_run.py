@@ -12,14 +12,12 @@ from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
-    FLOW_MAP,
     ODE_SOLVERS,
     CompareConfig,
-    SamplingConfig,
+    Sampling,
     build,
     is_stochastic,
     make_solve,
-    require_jumps,
     solver_title,
 )
 from fmjax.jobs.compare.compare import Metric, Row, compare
@@ -40,7 +38,7 @@ from fmjax.runs.sampling.conditions import even_conds
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import batch_sharding, num_shares, on_mesh
-from fmjax.solvers import ErrorControl, FixedSteps
+from fmjax.solvers import ClassifierFree, ErrorControl, FixedSteps
 
 NUM_SHOWN = 10  # Number of samples that the report shows for each row.
 MAX_OTHERS = 10_000  # Maximum number of real examples that samples are compared with.
@@ -77,7 +75,7 @@ def compare_run(
         gallery.append(GalleryEntry.of(row.run, images))
 
     comparison = compare(
-        lambda params: run.model.velocity_fn(params, config.guidance),
+        ClassifierFree(config.guidance)(run.model).velocity_fn,
         run.params,
         jax.device_put(x0, by_row),
         jax.device_put(conds, by_row),
@@ -107,23 +105,16 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
     """
     methods = []
     for name in config.all_fixed_solvers:
-        sampling = SamplingConfig(
-            solver=name,
-            num_steps=1,
-            guidance=config.guidance,
-            rate=config.rate,
-            rate_scale=config.rate_scale,
-        )
+        sampling = config.sampling(name, num_steps=1)
         solve = on_mesh(run.mesh, make_solve(run.model, sampling))
         for num, grid in itertools.product(config.num_steps, config.grids):
-            if name == FLOW_MAP:
-                require_jumps(run.model.flow_map, num, grid)
+            sampling.with_names(num_steps=num, grid=grid).check(run.model)
         for grid in config.grids:
 
             def make_grid(
-                num: int, sampling: SamplingConfig = sampling, grid: str = grid
+                num: int, sampling: Sampling = sampling, grid: str = grid
             ) -> jax.Array:
-                fixed = dataclasses.replace(sampling, num_steps=num, grid=grid)
+                fixed = sampling.with_names(num_steps=num, grid=grid)
                 steps = run_steps(run, fixed, progress)
                 assert isinstance(steps, FixedSteps)
                 return jnp.asarray(steps.times)
@@ -133,16 +124,13 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             settings = fixed_settings(config.num_steps, make_grid)
             methods.append(Method(title, family, solve, settings))
     for name in config.all_adaptive_solvers:
-        sampling = SamplingConfig(
-            solver=name, guidance=config.guidance, rate=config.rate, rate_scale=config.rate_scale
-        )
-        methods += _adaptive_methods(run, config, sampling)
+        methods += _adaptive_methods(run, config, name)
     return methods
 
 
-def _adaptive_methods(run: Run, config: CompareConfig, sampling: SamplingConfig) -> list[Method]:
+def _adaptive_methods(run: Run, config: CompareConfig, name: str) -> list[Method]:
     """Return the compared variants of an adaptive solver: plain, streaming and in bfloat16."""
-    title, is_ode = solver_title(sampling.solver), sampling.solver in ODE_SOLVERS
+    sampling, title, is_ode = config.sampling(name), solver_title(name), name in ODE_SOLVERS
     family = "adaptive" if is_ode else "stochastic"
     control = ErrorControl.LARGEST_SAMPLE if is_ode else ErrorControl.PER_SAMPLE
     solve = on_mesh(run.mesh, make_solve(run.model, sampling))

@@ -13,7 +13,7 @@ from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least
 from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
 from fmjax._progress import Lines, Progress, Silent
-from fmjax.config import EvaluationConfig, SamplingConfig
+from fmjax.config import EvaluationConfig, Sampling
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
 from fmjax.jobs.evaluate.straightness import measure_straightness
@@ -106,7 +106,7 @@ def read_evaluation(file: Path) -> Evaluation:
 def evaluate(
     run: Run,
     evaluation: EvaluationConfig | None = None,
-    sampling: SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     *,
     extractor: FeatureExtractor | None = None,
     progress: Progress = Lines(),  # noqa: B008 (has no state)
@@ -140,7 +140,7 @@ def evaluate(
 def evaluate_run(
     run: Run,
     evaluation: EvaluationConfig,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     *,
     extractor: FeatureExtractor | None = None,
     progress: Progress = Silent(),

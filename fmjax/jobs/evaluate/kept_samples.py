@@ -16,7 +16,7 @@ from fmjax.config import (
     CompareConfig,
     EvaluationConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     to_json,
 )
@@ -30,7 +30,7 @@ _BYTES_PER_SAMPLE = 5  # Its number of network evaluations, int32, and success, 
 
 
 def evaluation_samples(
-    run: Run, sampling: SamplingConfig, conditions: SampleConditions, *, progress: Progress
+    run: Run, sampling: Sampling, conditions: SampleConditions, *, progress: Progress
 ) -> SampleSet:
     """Return samples for an evaluation: those of the run folder, or new ones, which are kept there.
 
@@ -68,7 +68,7 @@ def evaluation_samples(
     return samples
 
 
-def _origin(run: Run, sampling: SamplingConfig, conditions: SampleConditions) -> str:
+def _origin(run: Run, sampling: Sampling, conditions: SampleConditions) -> str:
     """Describe, as JSON, all that determines the samples of a run."""
     config = dataclasses.replace(
         run.config,

@@ -22,7 +22,8 @@ from fmjax._json import (
     require_lengths,
 )
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import SamplingConfig
+from fmjax.config import Sampling
+from fmjax.config.sampling import guidance_settings
 from fmjax.metrics import Straightness, straightness
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.conditions import even_conds
@@ -73,7 +74,7 @@ class StraightnessResult(NamedTuple):
 
 
 def measure_straightness(
-    run: Run, sampling: SamplingConfig, num_trajectories: int, *, progress: Progress = Silent()
+    run: Run, sampling: Sampling, num_trajectories: int, *, progress: Progress = Silent()
 ) -> StraightnessResult:
     """Measure the straightness of a run's guided trajectories and write `straightness.json`.
 
@@ -83,11 +84,12 @@ def measure_straightness(
         num_trajectories: Number of trajectories, spread evenly over classes or captions.
         progress: Receives progress reports.
     """
+    model = sampling.guided(run.model)
     mesh, planar = run.mesh, run.event_shape == (2,)
     conds, source_points = even_conds(run, num_trajectories), run_source_points(run, progress)
 
     def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
-        field = run.model.velocity_fn(params, sampling.guidance, sampling.guidance_interval)
+        field = model.velocity_fn(params)
         result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
         # Positions are only drawn for data in the plane: do not copy others to the host.
         positions = result.positions if planar else x0[:, :0]
@@ -119,7 +121,7 @@ def measure_straightness(
     result = StraightnessResult(
         step=run.step,
         num_trajectories=num_trajectories,
-        guidance=sampling.guidance,
+        guidance=guidance_settings(sampling.guidance)[0],
         s=float(np.nanmean(s)),
         s_error=float(np.nanstd(s) / np.sqrt(num_finite)) if num_finite else float("nan"),
         length_ratio=float(np.nanmean(ratio)),

@@ -29,7 +29,7 @@ from fmjax.jobs.invert.image_examples import (
 from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
 from fmjax.report.images import image_bytes
 from fmjax.runs.folder import Run, write_text, writes
-from fmjax.solvers import invert, sample
+from fmjax.solvers import ClassifierFree, invert, sample
 
 
 class RoundTrip(NamedTuple):
@@ -123,7 +123,7 @@ def invert_run(
         not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
     )
     # Raise for guidance that the model does not support before any solve.
-    run.model.velocity_fn(run.params, config.guidance)
+    ClassifierFree(config.guidance)(run.model).velocity_fn(run.params)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
     for name in ("interpolation", "edits"):

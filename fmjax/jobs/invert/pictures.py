@@ -14,7 +14,15 @@ from fmjax.config.invert import InvertConfig
 from fmjax.jobs.invert.image_examples import Examples, over_devices, rms
 from fmjax.report.images import image_grid
 from fmjax.runs.folder import Run
-from fmjax.solvers import AdaptiveSteps, Samples, edit, interpolate, invert, sample
+from fmjax.solvers import (
+    AdaptiveSteps,
+    ClassifierFree,
+    Samples,
+    edit,
+    interpolate,
+    invert,
+    sample,
+)
 
 
 class Edits(NamedTuple):
@@ -83,7 +91,7 @@ def edit_all(
     def edit_batch(
         params: Params, x1: Points, labels: Cond, strength: jax.Array
     ) -> tuple[jax.Array, ...]:
-        velocity_fn = run.model.velocity_fn(params, config.guidance)
+        velocity_fn = ClassifierFree(config.guidance)(run.model).velocity_fn(params)
         indices = jnp.arange(x1.shape[0])
         # All strengths use the same noise, so that columns differ only by the strength.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)

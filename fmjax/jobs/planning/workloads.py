@@ -137,9 +137,10 @@ def sampling_batch(
     """
     experiment = build(config, event_shape, conditions)
     sampling = config.sampling
-    require(sampling.slots is None, "sampling.slots", "be None for a plan", sampling.slots)
+    slots = sampling.options.slots
+    require(slots is None, "sampling.slots", "be None for a plan", slots)
     num_samples = padded_batch_size(sampling.num_samples, sampling.batch_size, mesh)
-    steps = sampling.make_steps(config.path.schedule)
+    steps = sampling.steps(experiment.model)
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
         solve = make_solve(experiment.model, sampling)

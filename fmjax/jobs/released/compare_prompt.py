@@ -129,10 +129,10 @@ def _solve_all(
         lora=request.config.lora,
         lora_scale=request.config.lora_scale,
     )
-    transformer = released_model(request, loaded, text, null)
+    transformer = ClassifierFree(scale)(released_model(request, loaded, text, null))
 
     def field(params: Params) -> CountedField:
-        velocity_fn = transformer.velocity_fn(params, scale)
+        velocity_fn = transformer.velocity_fn(params)
 
         return CountedField(on_mesh(mesh, velocity_fn), partial(evaluations, velocity_fn))
 

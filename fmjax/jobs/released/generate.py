@@ -13,7 +13,7 @@ from fmjax._checks import require, require_at_least
 from fmjax._files import read_npz
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import SamplingConfig, make_solve
+from fmjax.config import Sampling, make_solve
 from fmjax.config.generate import GenerateConfig
 from fmjax.jobs.released.request import (
     GenerationRequest,
@@ -176,12 +176,9 @@ def _solve(
     num_batches = -(-num_samples // size)
     with SolveProgress(progress, "sampling", num_batches) as solve_progress:
         model = released_model(request, loaded, cond, null, solve_progress)
-        sampling = SamplingConfig(
-            num_samples=num_samples,
-            solver=config.solver,
-            num_steps=config.num_steps or 1,
-            guidance=guidance_scale(request, null),
-            seed=config.seed,
+        # The steps are those of the request.
+        sampling = Sampling.of(
+            solver=config.solver, num_steps=1, guidance=guidance_scale(request, null)
         )
         sample = make_batch_solver(
             model.path,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fmjax._files import lock_outputs, require_space
 from fmjax._progress import Progress, Silent
-from fmjax.config import SamplingConfig
+from fmjax.config import Sampling
 from fmjax.runs.folder import Run
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import require_samples_fit
@@ -16,7 +16,7 @@ from fmjax.runs.sampling.run_samples import sample_from_run
 
 def sample_run(
     run: Run,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     classes: tuple[int, ...] = (),
     output: Path | None = None,
     *,

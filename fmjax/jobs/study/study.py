@@ -14,14 +14,14 @@ from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
 from fmjax.config import (
     Config,
-    SamplingConfig,
+    Sampling,
     StudyConfig,
     build,
     is_stochastic,
-    make_solve,
     solver_title,
     to_json,
 )
+from fmjax.config.sampling import guidance_settings
 from fmjax.jobs.compare.compare import device_in_words
 from fmjax.jobs.compare.compare_run import NUM_SHOWN
 from fmjax.jobs.evaluate.straightness import measure_straightness, read_straightness
@@ -35,7 +35,6 @@ from fmjax.metrics import (
     high_frequency_share,
     precision_recall,
 )
-from fmjax.paths import Tabulated
 from fmjax.report.comparison import (
     AS_REAL,
     Comparison,
@@ -156,7 +155,7 @@ def _train_and_measure_straightness(
             1.0,
         ):
             return run
-    measure_straightness(run, SamplingConfig(), study.num_trajectories, progress=progress)
+    measure_straightness(run, Sampling(), study.num_trajectories, progress=progress)
     return run
 
 
@@ -204,7 +203,7 @@ class _Measure(NamedTuple):
         return metrics
 
 
-def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> None:
+def _require_samplings(run: Config, samplings: tuple[Sampling, ...]) -> None:
     """Raise unless the run can be trained, and sampled with each of the settings."""
     event_shape, conditions = run.data.shape()
     rule = "be class labels or None in a study"
@@ -214,10 +213,9 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
     for sampling in samplings:
         is_guidable = run.conditional and run.loss.label_drop > 0
         rule = f"have guidance 1 for {run.name}, which has no classes or has loss.label_drop = 0"
-        require(sampling.guidance == 1.0 or is_guidable, "samplings", rule, sampling.guidance)
-        make_solve(experiment.model, sampling)
-        # Any calibrated grid serves for this check.
-        sampling.make_steps(run.path.schedule, Tabulated())
+        scale = guidance_settings(sampling.guidance)[0]
+        require(scale == 1.0 or is_guidable, "samplings", rule, scale)
+        sampling.check(experiment.model)
 
 
 def _make_measure(config: StudyConfig, progress: Progress) -> _Measure:
@@ -244,7 +242,7 @@ def _make_measure(config: StudyConfig, progress: Progress) -> _Measure:
 
 def _row(
     run: Run,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     num_samples: int,
     folder: Path,
     measure: _Measure,
@@ -273,20 +271,23 @@ def _row(
 
 
 def _measured_row(
-    run: Run, sampling: SamplingConfig, samples: SampleSet, measure: _Measure
+    run: Run, sampling: Sampling, samples: SampleSet, measure: _Measure
 ) -> SolverRun:
     """Measure samples and describe how they were computed."""
     succeeded = samples.succeeded
     labels = None if samples.labels is None else samples.labels[succeeded]
-    fixed = sampling.num_steps is not None
-    stochastic = is_stochastic(sampling.solver)
+    options = sampling.options
+    title = solver_title(options.solver)
+    if options.grid not in (None, "uniform"):
+        title += f", {options.grid} grid"
+    fixed = options.rtol is None
+    stochastic = is_stochastic(options.solver)
     return SolverRun(
         model=run.config.name,
-        solver=solver_title(sampling.solver)
-        + (f", {sampling.grid} grid" if fixed and sampling.grid != "uniform" else ""),
+        solver=title,
         family="stochastic" if stochastic else "fixed" if fixed else "adaptive",
-        steps=sampling.num_steps,
-        tolerance=None if fixed else sampling.rtol,
+        steps=options.num_steps,
+        tolerance=options.rtol,
         nfe_mean=float(samples.nfe.mean()),
         nfe_max=int(samples.nfe.max()),
         rmse_mean=float("nan"),

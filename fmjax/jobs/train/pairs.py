@@ -35,7 +35,7 @@ from fmjax.runs.sampling.conditions import labels_like
 from fmjax.runs.sampling.run_samples import run_steps
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import all_or_none, is_main, map_batched, on_mesh
-from fmjax.solvers import invert
+from fmjax.solvers import OdeSampler, invert
 from fmjax.training.checkpoints.digests import sealed_as
 
 # Index of the noise of the first pair. Samples use the indices from 0, so that pairs and samples
@@ -223,7 +223,9 @@ def _from_source(
 def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
     """Solve from real data points back to source points."""
     sampling, mesh = config.sampling, teacher.mesh
-    steps = run_steps(teacher, sampling)
+    sampler, steps = sampling.sampler, run_steps(teacher, sampling)
+    model = sampling.guided(teacher.model)
+    assert isinstance(sampler, OdeSampler)  # Checked by `ReflowConfig`.
     # All examples are used once before any is repeated.
     order = np.random.default_rng(sampling.seed).permutation(len(data))
 
@@ -234,8 +236,8 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
         params: Params, x1: Points, noise_indices: jax.Array, cond: Cond
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         del noise_indices
-        field = teacher.model.velocity_fn(params, sampling.guidance, sampling.guidance_interval)
-        result = invert(field, x1, cond, solver=sampling.make_solver(), steps=steps)
+        field = model.velocity_fn(params)
+        result = invert(field, x1, cond, solver=sampler.solver, steps=steps)
         return result.x0, x1, result.succeeded
 
     def labels(indices: np.ndarray) -> np.ndarray | None:

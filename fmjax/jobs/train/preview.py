@@ -15,6 +15,7 @@ from fmjax.runs.sampling.conditions import requested_conditions
 from fmjax.runs.sampling.files import write_picture
 from fmjax.runs.sampling.run_samples import make_run_sampler
 from fmjax.sharding import all_or_none, is_main
+from fmjax.solvers import needs_calibration
 from fmjax.training import TrainState
 
 
@@ -52,8 +53,8 @@ def training_pictures(
         return None
     num_samples = min(sampling.num_samples, sampling.batch_size)
     sampling = dataclasses.replace(sampling, num_samples=num_samples)
-    if sampling.num_steps is not None and sampling.grid == "calibrated":
-        sampling = dataclasses.replace(sampling, grid="uniform")
+    if needs_calibration(sampling.sampler):
+        sampling = sampling.with_names(grid="uniform")
     run = Run(folder, config, experiment, event_shape, conditions, None, 0, mesh)
     requested = requested_conditions(run, num_samples, (), sampling.prompts)
     sample = make_run_sampler(run, sampling, requested, progress=progress)

@@ -6,13 +6,15 @@ from pathlib import Path
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
-from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, SamplingConfig
+from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, Sampling
 from fmjax.config.losses import LossConfig
+from fmjax.config.sampling import guidance_settings
 from fmjax.data import Dataset, Pairs
 from fmjax.jobs.train.pairs import make_pairs
 from fmjax.paths import AffinePath, Independent, Linear, Prediction, UniformSteps, UShaped
 from fmjax.runs.folder import Run, open_run
 from fmjax.sharding import all_or_none
+from fmjax.solvers import OdeSampler
 
 
 def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Config:
@@ -34,14 +36,14 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     is_linear = teacher.path.schedule == Linear()
     can_warm_start = is_flow and is_linear and loss.prediction == Prediction.VELOCITY
     # The pairs include the teacher's guidance, so the student is sampled without guidance.
-    is_guided = sampling.guidance != 1.0
-    student_sampling = dataclasses.replace(sampling, guidance=1.0, clip=None)
+    is_guided = guidance_settings(sampling.guidance)[0] != 1.0
+    student_sampling = dataclasses.replace(sampling, guidance=None)
     if distill:
-        student_sampling = dataclasses.replace(
-            student_sampling, solver="euler", num_steps=1, grid="uniform", slots=None
+        student_sampling = student_sampling.with_names(
+            solver="euler", num_steps=1, grid="uniform"
         )
-    elif sampling.solver not in ODE_SOLVERS:
-        student_sampling = dataclasses.replace(student_sampling, solver="tsit5", num_steps=None)
+    elif not isinstance(sampling.sampler, OdeSampler):
+        student_sampling = dataclasses.replace(student_sampling, sampler=OdeSampler())
     solvers = tuple(name for name in teacher.compare.fixed_solvers if name in ODE_SOLVERS)
     return dataclasses.replace(
         teacher,
@@ -64,8 +66,8 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     )
 
 
-def _with_default_count(sampling: SamplingConfig) -> SamplingConfig:
-    return dataclasses.replace(sampling, num_samples=SamplingConfig().num_samples)
+def _with_default_count(sampling: Sampling) -> Sampling:
+    return dataclasses.replace(sampling, num_samples=Sampling().num_samples)
 
 
 def _next_name(name: str, distill: bool) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from fmjax._arrays import Cond, Params, Points, PRNGKey, is_image
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
-from fmjax.config import SamplingConfig, SolveFn, Steps
+from fmjax.config import Sampling, SolveFn
 from fmjax.paths import AffinePath
 from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
@@ -64,7 +64,7 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
 def make_batch_solver(
     path: AffinePath,
     solve: SolveFn,
-    steps: Steps,
+    steps: PyTree,
     event_shape: tuple[int, ...],
     seed: int,
     mesh: jax.sharding.Mesh,
@@ -97,16 +97,16 @@ def make_batch_solver(
 def make_sampler(
     path: AffinePath,
     solve: SolveFn,
-    steps: Steps,
+    steps: PyTree,
     event_shape: tuple[int, ...],
-    sampling: SamplingConfig,
+    sampling: Sampling,
     mesh: jax.sharding.Mesh,
     *,
     source_points: Callable[[int, np.ndarray], jax.Array] | None = None,
 ) -> Callable[[Params, Cond, Progress], SampleSet]:
     """Make a function that samples with any parameters and compiles only once.
 
-    With streaming (`sampling.slots`), all samples form one batch, so that slots are idle only at
+    With streaming (`AdaptiveSteps.slots`), all samples form one batch, so that slots are idle only at
     the end. With several processes, every process must call the function, and each gets all
     samples.
 
@@ -124,9 +124,9 @@ def make_sampler(
         `(params, conds, progress) -> SampleSet`: takes the parameters, sharded over the mesh, and a
         pytree with one condition per sample, or None for an unconditional field.
     """
-    num = sampling.num_samples
-    max_size = num if sampling.slots is not None else sampling.batch_size
+    num, max_size = sampling.num_samples, sampling.batch_size
     if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
+        max_size = num
         # Slots beyond the number of samples on a device would evaluate padding.
         samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from fmjax._files import lock_outputs
 from fmjax._json import Count, NonNegative, Share, read_json
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax.config import SamplingConfig
+from fmjax.config import ClassifierFree, Sampling
+from fmjax.config.sampling import guidance_settings
 from fmjax.paths import Tabulated
 from fmjax.runs.folder import Run, write_text
 from fmjax.runs.sampling.conditions import even_conds
@@ -28,9 +29,10 @@ class _Grid(NamedTuple):
     guidance_interval: list[Share]
     times: tuple[float, ...]
     density: tuple[float, ...]
+    guidance_class: str | None = None  # Of a user.
 
 
-def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent()) -> Tabulated:
+def run_grid(run: Run, sampling: Sampling, *, progress: Progress = Silent()) -> Tabulated:
     """Read or measure the density of a run's calibrated time grid.
 
     The density is read from `grid.json` in the run folder if that file has the same weights and
@@ -41,11 +43,14 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
         sampling: Provides the guidance; its other settings have no effect.
         progress: Receives progress reports.
     """
-    settings = {
+    scale, interval = guidance_settings(sampling.guidance)
+    settings: dict[str, object] = {
         "step": run.step,
-        "guidance": sampling.guidance,
-        "guidance_interval": list(sampling.guidance_interval),
+        "guidance": scale,
+        "guidance_interval": list(interval),
     }
+    is_known = sampling.guidance is None or isinstance(sampling.guidance, ClassifierFree)
+    settings["guidance_class"] = None if is_known else repr(sampling.guidance)
     density = _read(run.folder.grid, settings)
     if density is not None:
         return density
@@ -55,7 +60,7 @@ def run_grid(run: Run, sampling: SamplingConfig, *, progress: Progress = Silent(
 
 
 def _measure(
-    run: Run, sampling: SamplingConfig, settings: Mapping[str, object], progress: Progress
+    run: Run, sampling: Sampling, settings: Mapping[str, object], progress: Progress
 ) -> Tabulated:
     """Measure the density and write it."""
     with progress.task("calibrating the grid", 1) as advance:
@@ -63,9 +68,7 @@ def _measure(
         # Seed 1, because samples use the noise of seed 0 by default.
         x0 = run_source_points(run, progress)(1, jnp.arange(NUM_TRAJECTORIES))
         conds = even_conds(run, NUM_TRAJECTORIES)
-        velocity_fn = run.model.velocity_fn(
-            run.params, sampling.guidance, sampling.guidance_interval
-        )
+        velocity_fn = sampling.guided(run.model).velocity_fn(run.params)
         density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
         advance(1)
     table = {"times": density.times, "density": density.density}

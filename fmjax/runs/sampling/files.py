@@ -1,5 +1,6 @@
 """Name, write and read files of samples, as PNG and NPZ."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
-from fmjax.config import SDE_SOLVERS, SamplingConfig
+from fmjax.config import SOLVERS, Sampling, SamplingOptions, with_options
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import has_picture
 from fmjax.solvers import ErrorControl
@@ -17,40 +18,31 @@ from fmjax.solvers import ErrorControl
 _MAX_NAME_BYTES = 200  # Most file systems allow 255, including prefix and suffix.
 
 
-def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> str:
+def settings_name(sampling: Sampling, classes: tuple[int, ...] = ()) -> str:
     """Make a file name from all sampling settings except the batch size.
 
     The batch size only affects which samples share adaptive steps, within the tolerance.
     """
-    if sampling.num_steps is None:
-        steps = f"rtol{sampling.rtol:g}"
-        if sampling.atol != sampling.rtol:
-            steps += f"-atol{sampling.atol:g}"
-        if sampling.slots is not None:
-            steps += f"-slots{sampling.slots}"
-        elif sampling.control is not ErrorControl.LARGEST_SAMPLE:
-            steps += f"-{sampling.control.value}"
-    else:
-        steps = f"{sampling.num_steps}-{sampling.grid}"
-        if sampling.grid == "shifted":
-            steps += f"{sampling.shift:g}"
-        elif sampling.grid == "quantiles":
-            steps += "-" + _as_name(sampling.grid_density)
-    parts = [sampling.solver, steps]
-    if sampling.solver in SDE_SOLVERS:
-        default = SamplingConfig()
+    options = sampling.options
+    solver = options.solver if options.solver in SOLVERS else _as_name(options.solver)
+    parts = [solver, *_step_names(options)]
+    if options.last_step is not None:
+        default = Sampling.of(solver="euler_maruyama", num_steps=1).options
         for name in ("rate", "rate_scale", "rate_power"):
-            value = getattr(sampling, name)
-            if value != getattr(default, name):
+            value = getattr(options, name)
+            if value not in (None, getattr(default, name)):
                 parts.append(f"{name.replace('_', '')}{value}")
-        if sampling.last_step != SamplingConfig.last_step:
-            parts.append(f"last{sampling.last_step:g}")
-    if sampling.clip is not None:
-        parts.append(f"clip{sampling.clip:g}")
-    if sampling.guidance != 1.0:
-        low, high = sampling.guidance_interval
+        if options.last_step != default.last_step:
+            parts.append(f"last{options.last_step:g}")
+    if options.clip is not None:
+        parts.append(f"clip{options.clip:g}")
+    if options.guidance not in (None, 1.0) and options.guidance_interval is not None:
+        low, high = options.guidance_interval
         interval = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
-        parts.append(f"guidance{sampling.guidance:g}{interval}")
+        parts.append(f"guidance{options.guidance:g}{interval}")
+    if not _is_named(sampling):
+        settings = repr((sampling.sampler, sampling.guidance))
+        parts.append(hashlib.sha256(settings.encode()).hexdigest()[:8])
     if classes:
         parts.append("classes" + "-".join(map(str, classes)))
     if sampling.prompts:
@@ -63,9 +55,41 @@ def settings_name(sampling: SamplingConfig, classes: tuple[int, ...] = ()) -> st
     return f"{name[: _MAX_NAME_BYTES // 2]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+def _step_names(options: SamplingOptions) -> list[str]:
+    """Name the steps: "16-uniform" or "rtol0.0001"; empty for steps of another kind."""
+    if options.rtol is not None:
+        steps = f"rtol{options.rtol:g}"
+        if options.atol != options.rtol:
+            steps += f"-atol{options.atol:g}"
+        is_separate = options.rate is not None  # With an SDE, each sample has separate steps.
+        if options.slots is not None:
+            steps += f"-slots{options.slots}"
+        elif not is_separate and options.control not in (None, ErrorControl.LARGEST_SAMPLE):
+            steps += f"-{options.control.value}"
+        return [steps]
+    if options.grid is None:
+        return []
+    steps = f"{options.num_steps}-{_as_name(options.grid)}"
+    if options.shift is not None:
+        steps += f"{options.shift:g}"
+    elif options.grid_density is not None:
+        steps += "-" + _as_name(options.grid_density)
+    return [steps]
+
+
+def _is_named(sampling: Sampling) -> bool:
+    """Whether the short names of a sampling describe its sampler and guidance completely."""
+    options = dataclasses.asdict(sampling.options) | {"grid_density": sampling.options.grid_density}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return with_options(Sampling(), given) == sampling
+    except ValueError:  # A class of a user.
+        return False
+
+
 def _as_name(value: object) -> str:
-    """The `repr` of a value without characters that file names may not contain."""
-    return "".join(c for c in repr(value).lower() if c.isalnum() or c in ".-")
+    """The text or `repr` of a value without characters that file names may not contain."""
+    return "".join(c for c in (value if isinstance(value, str) else repr(value)).lower() if c.isalnum() or c in ".-")
 
 
 def summarize_samples(samples: SampleSet) -> str:
@@ -76,15 +100,21 @@ def summarize_samples(samples: SampleSet) -> str:
     return text + (f"; {failed} of them did not reach t = 1" if failed else "")
 
 
-def describe_sampling(sampling: SamplingConfig) -> str:
+def describe_sampling(sampling: Sampling) -> str:
     """Describe the sampler, such as "heun with 16 steps and guidance 1.5"."""
-    if sampling.num_steps is None:
-        solver = f"{sampling.solver} at tolerance {sampling.rtol:g}"
-    else:
-        grid = "" if sampling.grid == "uniform" else f"{sampling.grid} "
-        steps = "step" if sampling.num_steps == 1 else "steps"
-        solver = f"{sampling.solver} with {sampling.num_steps} {grid}{steps}"
-    return solver if sampling.guidance == 1.0 else f"{solver} and guidance {sampling.guidance:g}"
+    options = sampling.options
+    solver = options.solver
+    if options.rtol is not None:
+        solver = f"{solver} at tolerance {options.rtol:g}"
+    elif options.num_steps is not None:
+        grid = "" if options.grid == "uniform" else f"{options.grid} "
+        steps = "step" if options.num_steps == 1 else "steps"
+        solver = f"{solver} with {options.num_steps} {grid}{steps}"
+    if sampling.guidance is None or options.guidance == 1.0:
+        return solver
+    if options.guidance is None:
+        return f"{solver} and {type(sampling.guidance).__name__}"
+    return f"{solver} and guidance {options.guidance:g}"
 
 
 def read_samples(file: Path) -> tuple[SampleSet, int]:

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 
+from jaxtyping import PyTree
+
 from fmjax._arrays import Params
 from fmjax._progress import Progress, Silent
-from fmjax.config import SamplingConfig, Steps, make_solve
+from fmjax.config import Sampling, make_solve
 from fmjax.runs.folder import Run
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import make_sampler
 from fmjax.runs.sampling.calibrated_grid import run_grid
 from fmjax.runs.sampling.conditions import SampleConditions
 from fmjax.runs.sampling.source_points import run_source_points
+from fmjax.solvers import needs_calibration
 
 
 def sample_from_run(
     run: Run,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
@@ -35,7 +38,7 @@ def sample_from_run(
 
 def make_run_sampler(
     run: Run,
-    sampling: SamplingConfig,
+    sampling: Sampling,
     conditions: SampleConditions | None = None,
     *,
     progress: Progress = Silent(),
@@ -69,8 +72,8 @@ def make_run_sampler(
     return sample
 
 
-def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent()) -> Steps:
+def run_steps(run: Run, sampling: Sampling, progress: Progress = Silent()) -> PyTree:
     """Make the solver steps of a sampling config for the schedule and calibrated grid of a run."""
-    calibrated = sampling.num_steps is not None and sampling.grid == "calibrated"
-    density = run_grid(run, sampling, progress=progress) if calibrated else None
-    return sampling.make_steps(run.config.path.schedule, density)
+    is_calibrated = needs_calibration(sampling.sampler)
+    density = run_grid(run, sampling, progress=progress) if is_calibrated else None
+    return sampling.steps(run.model, density)

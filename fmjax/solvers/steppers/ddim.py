@@ -52,7 +52,7 @@ class StepCoefficients(NamedTuple):
 
 
 @runtime_checkable
-class DiffusionSampler(Protocol):
+class DiffusionSolver(Protocol):
     """A diffusion sampler with one network evaluation per step.
 
     Laws: `advance` is pure, and uses its noise only if `is_stochastic`.
