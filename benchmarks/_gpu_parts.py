@@ -33,7 +33,7 @@ from jaxtyping import Array, PyTree
 import fmjax
 from fmjax._arrays import Conditions, Params, PRNGKey, TextShape
 from fmjax._memory import is_out_of_memory
-from fmjax.config import Config, SamplingConfig, build, num_parameters
+from fmjax.config import Config, Sampling, build, num_parameters
 from fmjax.data import ArrayData, EncodedData
 from fmjax.jobs.planning.workloads import Work, sampling_batch, training_step
 from fmjax.networks import DIT_XL, FluxConfig, LoRAConfig
@@ -87,7 +87,7 @@ def adaptive_config(tiny: bool, tolerance: float, guidance: float) -> Config:
     if tiny:
         config = changed(tiny_latents(config), network=dict(width=32, num_layers=2, num_heads=2))
         num_samples = 4
-    sampling = SamplingConfig(
+    sampling = Sampling.of(
         num_samples=num_samples,
         batch_size=num_samples,
         solver="tsit5",

@@ -14,7 +14,7 @@ from fmjax.config import (
     EvaluationConfig,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     UNetConfig,
 )
@@ -46,6 +46,6 @@ def get_config() -> Config:
             log_every=100,
             checkpoint_every=10_000,
         ),
-        sampling=SamplingConfig(solver="dopri5", rtol=1e-5, atol=1e-5),
+        sampling=Sampling.of(solver="dopri5", rtol=1e-5, atol=1e-5),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

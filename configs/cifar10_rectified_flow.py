@@ -21,7 +21,7 @@ from fmjax.config import (
     EvaluationConfig,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     UNetConfig,
 )
@@ -29,7 +29,7 @@ from fmjax.config import (
 
 def get_config() -> Config:
     """Return the experiment of the first flow, at full size."""
-    sampling = SamplingConfig(solver="dopri5", rtol=1e-5, atol=1e-5)
+    sampling = Sampling.of(solver="dopri5", rtol=1e-5, atol=1e-5)
     return Config(
         name="cifar10_rectified_flow",
         data=Cifar10Data("cifar-10-batches-bin"),

@@ -15,7 +15,7 @@ from fmjax.config import (
     LogitNormal,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -33,7 +33,7 @@ def get_config() -> Config:
         training=TrainingConfig(
             num_steps=1_000, batch_size=128, ema_decay=0.995, log_every=20, checkpoint_every=250
         ),
-        sampling=SamplingConfig(
+        sampling=Sampling.of(
             num_samples=100, solver="heun", num_steps=8, guidance=1.2, batch_size=100
         ),
         evaluation=EvaluationConfig(num_samples=1_797),

@@ -19,7 +19,7 @@ from fmjax.config import (
     LossConfig,
     MMDiTConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TextEncoderConfig,
     TrainingConfig,
 )
@@ -69,7 +69,7 @@ def get_config() -> Config:
             log_every=50,
             checkpoint_every=400,
         ),
-        sampling=SamplingConfig(
+        sampling=Sampling.of(
             num_samples=96,
             solver="heun",
             num_steps=16,

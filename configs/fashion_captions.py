@@ -18,7 +18,7 @@ from fmjax.config import (
     LossConfig,
     MMDiTConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TextEncoderConfig,
     TrainingConfig,
 )
@@ -63,7 +63,7 @@ def get_config() -> Config:
             log_every=50,
             checkpoint_every=400,
         ),
-        sampling=SamplingConfig(
+        sampling=Sampling.of(
             num_samples=100, solver="heun", num_steps=16, guidance=1.5, prompts=PROMPTS
         ),
         compare=CompareConfig(

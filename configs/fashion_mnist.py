@@ -16,7 +16,7 @@ from fmjax.config import (
     LogitNormal,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -39,7 +39,7 @@ def get_config() -> Config:
             log_every=50,
             checkpoint_every=500,
         ),
-        sampling=SamplingConfig(num_samples=100, solver="heun", num_steps=16, guidance=1.5),
+        sampling=Sampling.of(num_samples=100, solver="heun", num_steps=16, guidance=1.5),
         compare=CompareConfig(all=True),
         evaluation=EvaluationConfig(num_samples=2_000),
     )

@@ -26,7 +26,7 @@ from fmjax.config import (
     OptimizerConfig,
     Prediction,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     ShortcutConfig,
     StudyConfig,
     TrainingConfig,
@@ -57,9 +57,7 @@ def get_study() -> StudyConfig:
         ),
     )
     # 10,000 pairs of noise and image, with 16 network evaluations each.
-    pairs = ReflowConfig(
-        "flow", num_pairs=10_000, sampling=SamplingConfig(solver="heun", num_steps=8)
-    )
+    pairs = ReflowConfig("flow", num_pairs=10_000, sampling=Sampling.of(solver="heun", num_steps=8))
     rectified = replace(flow, loss=LossConfig(label_drop=0.1, density=UShaped(), stratified=True))
     one_step = LossConfig(label_drop=0.1, density=UniformSteps(1))
     simple = LossConfig(
@@ -84,18 +82,18 @@ def get_study() -> StudyConfig:
         replace(flow, name="guided_mean_flow", loss=guided),
         replace(flow, name="ddpm", path=AffinePath(LinearBetas()), loss=simple),
     )
-    adaptive = SamplingConfig(solver="tsit5", rtol=1e-2, atol=1e-2)
+    adaptive = Sampling.of(solver="tsit5", rtol=1e-2, atol=1e-2)
     samplings = {
-        solver: (*(SamplingConfig(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
+        solver: (*(Sampling.of(solver=solver, num_steps=n) for n in EVALUATIONS), adaptive)
         for solver in ("euler", "flow_map", "ddim")
     }
     mean_flows = ("mean_flow", "improved_mean_flow", "guided_mean_flow")
     # Sample MeanFlow models by jumps and by their velocity; for the shortcut model, 32 jumps are
     # Euler steps of its velocity.
-    velocity_steps = SamplingConfig(solver="euler", num_steps=32)
+    velocity_steps = Sampling.of(solver="euler", num_steps=32)
     mean_flow_samplings = dict.fromkeys(mean_flows, (*samplings["flow_map"], velocity_steps))
     # 16 guided steps cost 32 network evaluations.
-    guided_steps = SamplingConfig(solver="euler", num_steps=16, guidance=1.5)
+    guided_steps = Sampling.of(solver="euler", num_steps=16, guidance=1.5)
     return StudyConfig(
         name="fashion_mnist_few_steps",
         runs=runs,

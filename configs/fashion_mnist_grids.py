@@ -8,7 +8,7 @@ The linear model of `configs/fashion_mnist_study.py` is sampled by the Euler and
 
 from pathlib import Path
 
-from fmjax.config import SamplingConfig, StudyConfig
+from fmjax.config import Sampling, StudyConfig
 from fmjax.runs.load_config import load_study
 
 
@@ -19,7 +19,7 @@ def get_study() -> StudyConfig:
         name="fashion_mnist_grids",
         runs=study.runs[:1],
         samplings=tuple(
-            SamplingConfig(solver=solver, num_steps=num_steps, grid=grid)
+            Sampling.of(solver=solver, num_steps=num_steps, grid=grid)
             for solver in ("euler", "heun")
             for grid in ("uniform", "edm", "calibrated")
             for num_steps in (4, 8, 16)

@@ -22,7 +22,7 @@ from fmjax.config import (
     MinibatchOT,
     OptimizerConfig,
     Prediction,
-    SamplingConfig,
+    Sampling,
     StudyConfig,
     TrainingConfig,
     UniformSteps,
@@ -70,7 +70,7 @@ def get_study() -> StudyConfig:
         # The same number of network evaluations for all. Diffusion samplers clip the predicted
         # data to their range, as DDPM does.
         samplings=tuple(
-            SamplingConfig(solver=solver, num_steps=nfe // evaluations, clip=clip)
+            Sampling.of(solver=solver, num_steps=nfe // evaluations, clip=clip)
             for solver, evaluations, clip in (
                 ("ddim", 1, 1.0),
                 ("heun", 2, None),

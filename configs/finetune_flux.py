@@ -24,7 +24,7 @@ from fmjax.config import (
     MeshConfig,
     OptimizerConfig,
     PretrainedConfig,
-    SamplingConfig,
+    Sampling,
     Shifted,
     TextShape,
     TrainingConfig,
@@ -48,7 +48,5 @@ def get_config() -> Config:
             checkpoint_every=250,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(
-            solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8
-        ),
+        sampling=Sampling.of(solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8),
     )

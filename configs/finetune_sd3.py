@@ -25,7 +25,7 @@ from fmjax.config import (
     MeshConfig,
     OptimizerConfig,
     PretrainedConfig,
-    SamplingConfig,
+    Sampling,
     Shifted,
     TextShape,
     TrainingConfig,
@@ -50,7 +50,5 @@ def get_config() -> Config:
             checkpoint_every=500,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(
-            solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8
-        ),
+        sampling=Sampling.of(solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=8),
     )

@@ -23,7 +23,7 @@ from fmjax.config import (
     MeshConfig,
     OptimizerConfig,
     PretrainedConfig,
-    SamplingConfig,
+    Sampling,
     Shifted,
     TextPart,
     TextShape,
@@ -56,7 +56,7 @@ def get_config() -> Config:
             checkpoint_every=1_000,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
-        sampling=SamplingConfig(
+        sampling=Sampling.of(
             solver="euler", num_steps=28, grid="shifted", shift=3.0, batch_size=16
         ),
     )

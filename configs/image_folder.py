@@ -19,7 +19,7 @@ from fmjax.config import (
     LogitNormal,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -42,7 +42,7 @@ def get_config() -> Config:
             log_every=50,
             checkpoint_every=250,
         ),
-        sampling=SamplingConfig(
+        sampling=Sampling.of(
             num_samples=64, solver="heun", num_steps=16, guidance=1.5, batch_size=64
         ),
         compare=CompareConfig(num_samples=16),

@@ -28,7 +28,7 @@ from fmjax.config import (
     MeanFlowConfig,
     MeshConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -54,7 +54,7 @@ def get_config() -> Config:
             checkpoint_every=10_000,
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
-        sampling=SamplingConfig(solver="flow_map", num_steps=1, guidance=3.0, batch_size=64),
+        sampling=Sampling.of(solver="flow_map", num_steps=1, guidance=3.0, batch_size=64),
         compare=CompareConfig(fixed_solvers=("flow_map", "euler"), num_steps=(1, 2, 4, 8)),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

@@ -23,7 +23,7 @@ from fmjax.config import (
     LossConfig,
     MeshConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -44,6 +44,6 @@ def get_config() -> Config:
             checkpoint_every=10_000,
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
-        sampling=SamplingConfig(solver="heun", num_steps=125, guidance=1.5, batch_size=64),
+        sampling=Sampling.of(solver="heun", num_steps=125, guidance=1.5, batch_size=64),
         evaluation=EvaluationConfig(num_samples=50_000),
     )

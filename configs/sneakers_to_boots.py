@@ -16,7 +16,7 @@ from fmjax.config import (
     IdxData,
     LossConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
 )
 
@@ -39,6 +39,6 @@ def get_config() -> Config:
         training=TrainingConfig(
             num_steps=1_000, batch_size=128, ema_decay=0.998, log_every=50, checkpoint_every=500
         ),
-        sampling=SamplingConfig(num_samples=36, solver="heun", num_steps=16),
+        sampling=Sampling.of(num_samples=36, solver="heun", num_steps=16),
         evaluation=EvaluationConfig(num_samples=1_000, num_trajectories=256),
     )

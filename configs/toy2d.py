@@ -10,7 +10,7 @@ from fmjax.config import (
     LossConfig,
     MLPConfig,
     OptimizerConfig,
-    SamplingConfig,
+    Sampling,
     ToyData,
     TrainingConfig,
 )
@@ -27,6 +27,6 @@ def get_config() -> Config:
         training=TrainingConfig(
             num_steps=4_000, batch_size=512, ema_decay=0.999, log_every=100, checkpoint_every=1_000
         ),
-        sampling=SamplingConfig(num_samples=2_000, batch_size=2_000, solver="rk4", num_steps=32),
+        sampling=Sampling.of(num_samples=2_000, batch_size=2_000, solver="rk4", num_steps=32),
         evaluation=EvaluationConfig(num_samples=10_000),
     )

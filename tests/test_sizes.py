@@ -17,7 +17,7 @@ from fmjax.config import (
     MeanFlowConfig,
     PlanConfig,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     ShortcutConfig,
     StudyConfig,
     TrainingConfig,
@@ -41,7 +41,7 @@ CONFIG_CLASSES = (
     CompareConfig,
     EvaluationConfig,
     TrainingConfig,
-    SamplingConfig,
+    Sampling,
     PlanConfig,
     LikelihoodConfig,
     InvertConfig,
@@ -103,7 +103,7 @@ def test_config_numbers_are_limited_to_their_type():
 
 
 def test_seeds_are_nonnegative_64_bit_integers():
-    assert SamplingConfig(seed=2**63 - 1).seed == 2**63 - 1
+    assert Sampling.of(seed=2**63 - 1).seed == 2**63 - 1
     with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\*\*63\), got -1"):
         CompareConfig(seed=-1)
 
@@ -114,7 +114,7 @@ def test_seeds_are_nonnegative_64_bit_integers():
     [
         (lambda: CompareConfig(num_steps=(4,) * 10**6), "num_steps must have at most 10,000 ent"),
         (
-            lambda: StudyConfig("s", (Config("a"),), (SamplingConfig(),), num_seeds=10**9),
+            lambda: StudyConfig("s", (Config("a"),), (Sampling.of(),), num_seeds=10**9),
             r"num_seeds must lie in \[1, 1000\], got 1000000000",
         ),
         (lambda: MLPConfig(num_layers=10**9), r"num_layers must lie in \[0, 1024\]"),
@@ -123,13 +123,13 @@ def test_seeds_are_nonnegative_64_bit_integers():
         (lambda: MMDiTConfig(num_layers=10**9), r"num_layers must lie in \[0, 1024\]"),
         (lambda: MLPConfig(width=2**30), r"network must have at most 2\*\*40 parameters"),
         (lambda: UNetConfig(width=8, multipliers=(1, 10**9)), "network must have at most"),
-        (lambda: SamplingConfig(num_steps=10**9), r"num_steps must lie in \[1, 16777216\]"),
+        (lambda: Sampling.of(num_steps=10**9), r"num_steps must lie in \[1, 16777216\]"),
         (lambda: ImageFolder("x", size=10**9), r"size must lie in \[1, 16384\]"),
         (lambda: CaptionedImages("x", size=10**9), r"size must lie in \[1, 16384\]"),
         (lambda: EncodedData("x", event_shape=(2**63, 1, 1)), "event_shape must lie in"),
         (lambda: ReflowConfig(teacher="x", num_pairs=10**12), "num_pairs must lie in"),
         (lambda: Config("x", source_noise=math.inf), "source_noise must be finite, got inf"),
-        (lambda: SamplingConfig(num_samples=10**5000), "num_samples must lie in .* bits"),
+        (lambda: Sampling.of(num_samples=10**5000), "num_samples must lie in .* bits"),
     ],
 )
 def test_sizes_that_cannot_be_traced_are_rejected(make, message):

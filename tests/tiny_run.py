@@ -18,7 +18,7 @@ def get_config():
         loss=LossConfig(label_drop=0.0),
         training=TrainingConfig(batch_size=64, num_steps={num_steps}, log_every={log_every},
                                 checkpoint_every={checkpoint_every}),
-        sampling=SamplingConfig(num_samples=64, solver="heun", num_steps=4),
+        sampling=Sampling.of(num_samples=64, solver="heun", num_steps=4),
         compare=CompareConfig(num_samples=8, num_steps=(2, 4), tolerances=(1e-2,),
                               fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
         evaluation=EvaluationConfig(num_samples=64),

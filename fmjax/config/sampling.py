@@ -1,6 +1,7 @@
 """Config of sampling: sampler, guidance, number of samples and seed; and their short names."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -9,7 +10,7 @@ from jaxtyping import PyTree
 
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax.config.solvers import make_sampler, sampler_options
-from fmjax.paths import Tabulated
+from fmjax.paths import LogitNormal, Tabulated
 from fmjax.solvers import (
     AnySampler,
     ClassifierFree,
@@ -189,9 +190,16 @@ class Sampling:
         )
 
     @property
-    def adapts(self) -> bool:
-        """Whether the steps adapt to tolerances."""
-        return self.options.rtol is not None
+    def is_named(self) -> bool:
+        """Whether short names describe the sampler and the guidance completely."""
+        options = self.options
+        fields = (field.name for field in dataclasses.fields(options))
+        given = {name: getattr(options, name) for name in fields}
+        try:
+            given = {name: value for name, value in given.items() if value is not None}
+            return with_options(Sampling(), given) == self
+        except ValueError:  # A class of a user.
+            return False
 
     def guided(self, model: Model) -> Model:
         """Return the model with the guidance.
@@ -265,6 +273,41 @@ def with_options(sampling: Sampling, given: Mapping[str, object]) -> Sampling:
     if rest:
         changes["sampler"] = make_sampler(sampling.sampler, rest)
     return dataclasses.replace(sampling, **changes)
+
+
+_FLAT_DEFAULTS = {
+    "num_steps": None,
+    "grid": "uniform",
+    "shift": 3.0,
+    "grid_density": dataclasses.asdict(LogitNormal()),
+    "rtol": 1e-4,
+    "atol": 1e-4,
+    "control": ErrorControl.LARGEST_SAMPLE,
+    "slots": None,
+    "rate": "sigma",
+    "rate_scale": 1.0,
+    "rate_power": 1.0,
+    "last_step": 0.04,
+    "clip": None,
+    "guidance": 1.0,
+    "guidance_interval": (0.0, 1.0),
+}
+
+
+def flat_settings(sampling: Sampling) -> dict[str, Any]:
+    """Return the settings in one JSON object, with defaults for those that a sampler lacks.
+
+    Records of the sampling have this form in all versions. Classes of users, and settings without a
+    short name, are described by `sampler`.
+    """
+    options = dataclasses.asdict(sampling.options)
+    if sampling.options.slots is not None or sampling.options.rate is not None:
+        del options["control"]  # Always PER_SAMPLE.
+    given = {name: value for name, value in options.items() if value is not None}
+    flat = {**_FLAT_DEFAULTS, **given}
+    if not sampling.is_named:
+        flat["sampler"] = repr((sampling.sampler, sampling.guidance))
+    return json.loads(json.dumps(flat, default=str))
 
 
 SamplingConfig = Sampling.of

@@ -78,9 +78,11 @@ def _make_converter() -> cattrs.Converter:
     read_sampling = converter.get_structure_hook(Sampling)
     converter.register_structure_hook(
         Sampling,
-        lambda value, to: _read_flat_sampling(value, converter)
-        if isinstance(value, dict) and "sampler" not in value
-        else read_sampling(value, to),
+        lambda value, to: (
+            _read_flat_sampling(value, converter)
+            if isinstance(value, dict) and "sampler" not in value
+            else read_sampling(value, to)
+        ),
     )
     return converter
 
@@ -132,9 +134,7 @@ def _is_of_diffrax(cls: type) -> bool:
     return cls.__module__.split(".")[0] == "diffrax"
 
 
-def _register_union(
-    union: Any, converter: cattrs.Converter, members: Mapping[str, type]
-) -> None:
+def _register_union(union: Any, converter: cattrs.Converter, members: Mapping[str, type]) -> None:
     """Write members of a union with the name of their class, and read them by that name.
 
     Args:

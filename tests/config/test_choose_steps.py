@@ -2,10 +2,9 @@
 
 import pytest
 
-from fmjax.config import SamplingConfig
-from fmjax.config.choose_steps import with_settings
+from fmjax.config import Sampling
 
-HEUN = SamplingConfig(solver="heun", num_steps=16, grid="shifted")
+HEUN = Sampling.of(solver="heun", num_steps=16, grid="shifted")
 
 
 @pytest.mark.parametrize(
@@ -20,8 +19,8 @@ HEUN = SamplingConfig(solver="heun", num_steps=16, grid="shifted")
     ],
 )
 def test_a_named_solver_adapts_unless_its_steps_are_named(settings, steps):
-    chosen = with_settings(HEUN, **settings)
-    assert (chosen.solver, chosen.num_steps) == steps
+    chosen = HEUN.with_names(**settings)
+    assert (chosen.options.solver, chosen.options.num_steps) == steps
     assert (chosen.seed, chosen.num_samples) == (settings.get("seed", 0), 64)
 
 
@@ -35,4 +34,4 @@ def test_a_named_solver_adapts_unless_its_steps_are_named(settings, steps):
 )
 def test_settings_without_effect_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        with_settings(HEUN, **settings)
+        HEUN.with_names(**settings)

@@ -20,7 +20,7 @@ from fmjax.config import (
     LossConfig,
     PretrainedConfig,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     StudyConfig,
     TrainingConfig,
     build,
@@ -36,6 +36,7 @@ from fmjax.networks import DIT_XL, DiTConfig, LoRAConfig, MLPConfig, UNetConfig
 from fmjax.paths import (
     AffinePath,
     Cosine,
+    Linear,
     LogitNormal,
     MinibatchOT,
     Polynomial,
@@ -53,7 +54,7 @@ from fmjax.paths import (
 from fmjax.runs.folder import with_current_defaults
 from fmjax.runs.load_config import load_config, load_study
 from fmjax.sharding import make_mesh
-from fmjax.solvers import AdaptiveSteps, ErrorControl, FixedSteps
+from fmjax.solvers import AdaptiveSteps, ClassifierFree, ErrorControl, FixedSteps, Model
 from fmjax.training import OptimizerConfig, init_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -145,15 +146,21 @@ UNUSUAL = Config(
     coupling=MinibatchOT("shard"),
     loss=LossConfig(Prediction.X1, Prediction.X0, density=Shifted(LogitNormal(0.5), 2.0)),
     optimizer=OptimizerConfig(name="muon", clip_norm=None),
-    sampling=SamplingConfig(
+    sampling=Sampling.of(
+        solver="euler_maruyama",
         rate="constant",
-        solver="heun",
         num_steps=8,
         guidance_interval=(0.1, 0.9),
+        grid="quantiles",
         grid_density=Shifted(UShaped()),
     ),
     conditional=False,
 )
+
+
+def steps_of(sampling, schedule=Linear(), calibrated=None):
+    """Return the steps of a sampling on a path with this schedule."""
+    return sampling.steps(Model(None, AffinePath(schedule)), calibrated)
 
 
 RELEASED = PretrainedConfig("x")
@@ -173,9 +180,9 @@ def test_a_study_builds_all_models_with_the_same_network_and_number_of_steps(nam
         experiment = build(run, (28, 28, 1), 10)
         for sampling in study.samplings_of(run):
             make_solve(experiment.model, sampling)
-            steps = sampling.make_steps(run.path.schedule, Tabulated())
-            if sampling.num_steps is not None:
-                assert len(steps.times) == sampling.num_steps + 1
+            steps = sampling.steps(experiment.model, Tabulated())
+            if sampling.options.num_steps is not None:
+                assert len(steps.times) == sampling.options.num_steps + 1
 
 
 def test_the_min_divisor_of_old_runs_is_read_as_zero():
@@ -261,13 +268,13 @@ def test_the_error_names_a_value_out_of_range_in_json():
     ],
 )
 def test_fixed_steps_follow_the_named_grid(settings, expected):
-    steps = SamplingConfig(solver="euler", num_steps=4, **settings).make_steps()
+    steps = steps_of(Sampling.of(solver="euler", num_steps=4, **settings))
     assert isinstance(steps, FixedSteps)
     np.testing.assert_array_equal(steps.times, expected)
 
 
 def test_the_edm_grid_has_the_noise_to_data_ratios_of_edm_on_each_path():
-    times = SamplingConfig(solver="euler", num_steps=5, grid="edm").make_steps(Cosine()).times
+    times = steps_of(Sampling.of(solver="euler", num_steps=5, grid="edm"), Cosine()).times
     assert (float(times[0]), float(times[-1])) == (0.0, 1.0)
     linear = np.asarray(edm_grid(5), np.float64)[1:-1]
     ratios = 1 / np.tan(0.5 * np.pi * np.asarray(times, np.float64)[1:-1])
@@ -275,45 +282,45 @@ def test_the_edm_grid_has_the_noise_to_data_ratios_of_edm_on_each_path():
 
 
 def test_the_edm_grid_is_rejected_for_paths_without_these_ratios():
-    sampling = SamplingConfig(solver="euler", num_steps=16, grid="edm")
-    assert len(sampling.make_steps(VariancePreserving()).times) == 17
+    sampling = Sampling.of(solver="euler", num_steps=16, grid="edm")
+    assert len(steps_of(sampling, VariancePreserving()).times) == 17
     with pytest.raises(ValueError, match=r"schedule must reach every noise-to-data ratio of the"):
-        sampling.make_steps(VarianceExploding())
+        steps_of(sampling, VarianceExploding())
 
 
 def test_the_calibrated_grid_has_the_quantiles_of_the_measured_density():
-    sampling = SamplingConfig(solver="euler", num_steps=4, grid="calibrated")
+    sampling = Sampling.of(solver="euler", num_steps=4, grid="calibrated")
     measured = Tabulated((0.0, 0.5, 1.0), (3.0, 1.0))
-    times = sampling.make_steps(calibrated=measured).times
+    times = steps_of(sampling, calibrated=measured).times
     np.testing.assert_array_equal(times, quantile_grid(4, measured))
     with pytest.raises(ValueError, match="grid must not be calibrated without a trained run"):
-        sampling.make_steps()
+        steps_of(sampling)
 
 
 def test_slots_give_adaptive_steps_per_sample():
-    steps = SamplingConfig(slots=7).make_steps()
+    steps = steps_of(Sampling.of(slots=7))
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.slots, steps.control) == (7, ErrorControl.PER_SAMPLE)
-    with pytest.raises(ValueError, match="slots must be left out with num_steps"):
-        SamplingConfig(solver="heun", num_steps=4, slots=7).make_steps()
+    with pytest.raises(ValueError, match="slots must not be combined with num_steps"):
+        Sampling.of(solver="heun", num_steps=4, slots=7)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_grid_is_rejected():
     with pytest.raises(ValueError, match=r"grid must be one of .*did you mean 'uniform'"):
-        SamplingConfig(solver="euler", num_steps=2, grid="unifrom")
+        Sampling.of(solver="euler", num_steps=2, grid="unifrom")
 
 
 def test_sampling_without_num_steps_is_adaptive():
-    steps = SamplingConfig(rtol=1e-3, atol=1e-5).make_steps()
+    steps = steps_of(Sampling.of(rtol=1e-3, atol=1e-5))
     assert isinstance(steps, AdaptiveSteps)
     assert (steps.rtol, steps.atol) == (1e-3, 1e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_name_makes_a_solver(name):
-    solver = SamplingConfig(solver=name, num_steps=1).make_solver()
-    assert (solver is None) == (name == "flow_map")  # A flow map needs no solver.
+    options = Sampling.of(solver=name, num_steps=1).options
+    assert (options.solver, options.num_steps) == (name, 1)
 
 
 @pytest.mark.parametrize(("num_classes", "label_drop"), [(None, 0.1), (3, 0.0)])
@@ -323,7 +330,7 @@ def test_guidance_needs_classes_and_label_drop(num_classes, label_drop):
     with pytest.raises(
         ValueError, match="guidance must be 1 for a model without classes or text, or with"
     ):
-        experiment.model.velocity_fn(experiment.model.net.init(jax.random.key(0)), 2.0)
+        ClassifierFree(2.0)(experiment.model)
 
 
 def test_all_adds_the_common_solvers():
@@ -346,39 +353,48 @@ def test_all_adds_the_common_solvers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SamplingConfig(solver="tsit6"), r"solver must be one of .*did you mean 'tsit5'"),
-        (lambda: SamplingConfig(rtol=0.0), "rtol must be positive, got 0.0"),
-        (lambda: SamplingConfig(atol=-1.0), "atol must be positive, got -1.0"),
-        (lambda: SamplingConfig(solver="euler"), "num_steps must be given for euler"),
-        (lambda: SamplingConfig(solver="ddim"), "num_steps must be given for ddim"),
-        (lambda: SamplingConfig(solver="sea"), "num_steps must be given for sea"),
-        (lambda: SamplingConfig(slots=0), "slots must be at least 1, got 0"),
-        (lambda: SamplingConfig(solver="shark", slots=4), "slots must be left out for shark"),
-        (lambda: SamplingConfig(clip=1.0), "clip must be left out for tsit5, which does not clip"),
-        (lambda: SamplingConfig(solver="ddim", num_steps=1, clip=0.0), "clip must be positive"),
-        (lambda: SamplingConfig(last_step=1.0), r"last_step must lie in \[0.0, 0.999\], got 1.0"),
-        (lambda: SamplingConfig(rate_scale=-1.0), "rate_scale must be at least 0.0, got -1.0"),
-        (lambda: SamplingConfig(rate="konstant"), "rate must be one of .*did you mean"),
-        (lambda: SamplingConfig(rtol=float("inf")), "rtol must be finite, got inf"),
+        (lambda: Sampling.of(solver="tsit6"), r"solver must be one of .*did you mean 'tsit5'"),
+        (lambda: Sampling.of(rtol=0.0), "rtol must be positive, got 0.0"),
+        (lambda: Sampling.of(atol=-1.0), "atol must be positive, got -1.0"),
+        (lambda: Sampling.of(solver="euler"), "num_steps must be given for euler"),
+        (lambda: Sampling.of(solver="ddim"), "num_steps must be given for ddim"),
+        (lambda: Sampling.of(solver="sea"), "num_steps must be given for sea"),
+        (lambda: Sampling.of(slots=0), "slots must be at least 1, got 0"),
+        (lambda: Sampling.of(solver="shark", slots=4), "slots must be left out for shark"),
+        (lambda: Sampling.of(clip=1.0), "clip must be left out for tsit5, which does not clip"),
+        (lambda: Sampling.of(solver="ddim", num_steps=1, clip=0.0), "clip must be positive"),
+        (
+            lambda: Sampling.of(solver="shark", last_step=1.0),
+            r"last_step must lie in \[0.0, 0.999\], got 1.0",
+        ),
+        (
+            lambda: Sampling.of(solver="shark", rate_scale=-1.0),
+            "scale must be at least 0.0, got -1.0",
+        ),
+        (
+            lambda: Sampling.of(solver="shark", rate="konstant"),
+            "rate must be one of .*did you mean",
+        ),
+        (lambda: Sampling.of(rtol=float("inf")), "rtol must be finite, got inf"),
         (lambda: CompareConfig(slots=0), "compare.slots must be at least 1, got 0"),
-        (lambda: StudyConfig("s", (), (SamplingConfig(),)), "runs must hold at least one"),
+        (lambda: StudyConfig("s", (), (Sampling.of(),)), "runs must hold at least one"),
         (lambda: StudyConfig("s", (UNUSUAL,), ()), "samplings must hold at least one"),
         (
-            lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (SamplingConfig(),)),
+            lambda: StudyConfig("s", (UNUSUAL, UNUSUAL), (Sampling.of(),)),
             "runs must have distinct",
         ),
         (
             lambda: StudyConfig(
-                "s", (UNUSUAL,), (SamplingConfig(),), samplings_by_run={"x": (SamplingConfig(),)}
+                "s", (UNUSUAL,), (Sampling.of(),), samplings_by_run={"x": (Sampling.of(),)}
             ),
             r"samplings_by_run must have keys among unusual, got \['x'\]",
         ),
         (
-            lambda: StudyConfig("s", (STUDENT, Config(name="x")), (SamplingConfig(),)),
+            lambda: StudyConfig("s", (STUDENT, Config(name="x")), (Sampling.of(),)),
             "runs must list teachers before their students, got student",
         ),
         (
-            lambda: StudyConfig("s", (UNUSUAL, Config(name="x")), (SamplingConfig(),)),
+            lambda: StudyConfig("s", (UNUSUAL, Config(name="x")), (Sampling.of(),)),
             "runs must have the same data",
         ),
         (
@@ -387,7 +403,7 @@ def test_all_adds_the_common_solvers():
                     name="x",
                     network=MLPConfig(),
                     loss=LossConfig(label_drop=0.0),
-                    sampling=SamplingConfig(guidance=2.0),
+                    sampling=Sampling.of(guidance=2.0),
                 ),
                 (2,),
                 3,
@@ -402,10 +418,10 @@ def test_all_adds_the_common_solvers():
             ),
             "compare.guidance must be 1 for a model without classes",
         ),
-        (lambda: SamplingConfig(num_steps=0), "num_steps must lie in .1, 16777216., got 0"),
-        (lambda: SamplingConfig(num_samples=0), "num_samples must be at least 1, got 0"),
-        (lambda: SamplingConfig(guidance=-1.0), "guidance must be at least 0"),
-        (lambda: SamplingConfig(guidance_interval=(0.9, 0.1)), "guidance_interval must be low <="),
+        (lambda: Sampling.of(num_steps=0), "num_steps must lie in .1, 16777216., got 0"),
+        (lambda: Sampling.of(num_samples=0), "num_samples must be at least 1, got 0"),
+        (lambda: Sampling.of(guidance=-1.0), "guidance must be at least 0"),
+        (lambda: Sampling.of(guidance_interval=(0.9, 0.1)), "guidance_interval must be low <="),
         (lambda: CompareConfig(num_samples=1), "compare.num_samples must be at least 2, got 1"),
         (
             lambda: CompareConfig(num_steps=(0,)),

@@ -13,7 +13,7 @@ from fmjax.config import (
     Config,
     LossConfig,
     MeanFlowConfig,
-    SamplingConfig,
+    Sampling,
     ShortcutConfig,
     build,
     from_json,
@@ -37,7 +37,7 @@ GUIDANCE_INPUT = dataclasses.replace(
     ),
 )
 BUILT_IN = dataclasses.replace(SHORTCUT, loss=MeanFlowConfig(guidance=BuiltInGuidance(2.0)))
-JUMPS = SamplingConfig(solver="flow_map", num_steps=2)
+JUMPS = Sampling.of(solver="flow_map", num_steps=2)
 
 
 def build_and_sample(config, sampling=JUMPS):
@@ -53,7 +53,13 @@ def build_and_sample(config, sampling=JUMPS):
     ]
     x0, cond = jax.random.normal(keys[2], (5, 2)), jnp.arange(5) % 3
     params, solve = jax.tree.unflatten(tree, leaves), make_solve(experiment.model, sampling)
-    return experiment, params, solve(params, x0, None, cond, sampling.make_steps()), x0, cond
+    return (
+        experiment,
+        params,
+        solve(params, x0, None, cond, sampling.steps(experiment.model)),
+        x0,
+        cond,
+    )
 
 
 @pytest.mark.parametrize("config", [SHORTCUT, MEAN, GUIDANCE_INPUT, BUILT_IN])
@@ -66,21 +72,21 @@ def test_sampling_applies_the_map_once_per_step(config):
         x = x + 0.5 * net.apply(params, r, t, x, cond, guidance)
     np.testing.assert_allclose(samples.x1, x, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(samples.nfe, 2)
-    velocity = experiment.model.velocity_fn(params, 1.0)(t, x, cond)
+    velocity = experiment.model.velocity_fn(params)(t, x, cond)
     expected = net.apply(params, t, t, x, cond, guidance)
     np.testing.assert_allclose(velocity, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(experiment.model.net.apply(params, t, x, cond), velocity)
 
 
 def test_the_finest_steps_of_a_shortcut_model_follow_the_velocity():
-    sampling = SamplingConfig(solver="flow_map", num_steps=8)
+    sampling = Sampling.of(solver="flow_map", num_steps=8)
     _, _, jumped, *_ = build_and_sample(SHORTCUT, sampling)
-    _, _, euler, *_ = build_and_sample(SHORTCUT, SamplingConfig(solver="euler", num_steps=8))
+    _, _, euler, *_ = build_and_sample(SHORTCUT, Sampling.of(solver="euler", num_steps=8))
     np.testing.assert_allclose(jumped.x1, euler.x1, rtol=1e-5, atol=1e-6)
 
 
 def test_guidance_inputs_receive_scale_and_interval():
-    sampling = dataclasses.replace(JUMPS, guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
+    sampling = JUMPS.with_names(guidance=3.0, guidance_interval=(0.05, 0.9), num_steps=1)
     experiment, params, samples, x, cond = build_and_sample(GUIDANCE_INPUT, sampling)
     guidance = jnp.tile(jnp.array([3.0, 0.05, 0.9]), (5, 1))
     u = experiment.model.flow_map.net.apply(params, jnp.ones(5), jnp.zeros(5), x, cond, guidance)
@@ -89,7 +95,7 @@ def test_guidance_inputs_receive_scale_and_interval():
 
 
 def test_other_maps_use_classifier_free_guidance_at_twice_the_cost():
-    sampling = dataclasses.replace(JUMPS, guidance=3.0, num_steps=1)
+    sampling = JUMPS.with_names(guidance=3.0, num_steps=1)
     experiment, params, samples, x, cond = build_and_sample(SHORTCUT, sampling)
     r, t = jnp.ones(5), jnp.zeros(5)
     conditional, unconditional = (
@@ -103,7 +109,7 @@ def test_other_maps_use_classifier_free_guidance_at_twice_the_cost():
 @pytest.mark.slow
 def test_the_velocity_of_a_shortcut_model_uses_classifier_free_guidance():
     with_targets = dataclasses.replace(SHORTCUT, loss=ShortcutConfig(num_steps=8, guidance=1.5))
-    sampling = SamplingConfig(solver="euler", num_steps=1, guidance=3.0)
+    sampling = Sampling.of(solver="euler", num_steps=1, guidance=3.0)
     experiment, params, samples, x, cond = build_and_sample(with_targets, sampling)
     t = jnp.zeros(5)
     conditional, unconditional = (
@@ -114,20 +120,20 @@ def test_the_velocity_of_a_shortcut_model_uses_classifier_free_guidance():
     with pytest.raises(
         ValueError, match="guidance must be 1 for a network with a built-in guidance"
     ):
-        build_and_sample(with_targets, dataclasses.replace(JUMPS, guidance=3.0))
+        build_and_sample(with_targets, JUMPS.with_names(guidance=3.0))
 
 
 @pytest.mark.parametrize("config", [SHORTCUT, GUIDANCE_INPUT])
 def test_samples_on_eight_devices_equal_those_on_one(config):
     experiment, params, *_ = build_and_sample(config)
-    sampling = dataclasses.replace(JUMPS, num_samples=20, batch_size=16)
+    sampling = JUMPS.with_names(num_samples=20, batch_size=16)
     solve, results = make_solve(experiment.model, sampling), []
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         results.append(
-            make_sampler(AffinePath(), solve, sampling.make_steps(), (2,), sampling, mesh)(
-                jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent()
-            )
+            make_sampler(
+                AffinePath(), solve, sampling.steps(experiment.model), (2,), sampling, mesh
+            )(jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent())
         )
     assert results[0].x1.shape == (20, 2)
     np.testing.assert_allclose(results[0].x1, results[1].x1, atol=1e-5)
@@ -157,33 +163,33 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         ),
         (lambda: build_and_sample(PLAIN), "solver 'flow_map' needs a flow-map model"),
         (
-            lambda: build_and_sample(SHORTCUT, dataclasses.replace(JUMPS, num_steps=16)),
+            lambda: build_and_sample(SHORTCUT, JUMPS.with_names(num_steps=16)),
             "num_steps must be a divisor of 8, the number of steps used in training, got 16",
         ),
         (
-            lambda: build_and_sample(SHORTCUT, dataclasses.replace(JUMPS, num_steps=3)),
+            lambda: build_and_sample(SHORTCUT, JUMPS.with_names(num_steps=3)),
             "num_steps must be a divisor of 8",
         ),
         (
-            build_with(SHORTCUT, sampling=dataclasses.replace(JUMPS, num_steps=32)),
+            build_with(SHORTCUT, sampling=JUMPS.with_names(num_steps=32)),
             "sampling.num_steps must be a divisor of 8, the number of steps used in training",
         ),
         (
-            lambda: build_and_sample(SHORTCUT, dataclasses.replace(JUMPS, grid="shifted")),
+            lambda: build_and_sample(SHORTCUT, JUMPS.with_names(grid="shifted")),
             "grid must be uniform for a shortcut model",
         ),
         (
-            lambda: build_and_sample(GUIDANCE_INPUT, dataclasses.replace(JUMPS, guidance=5.0)),
+            lambda: build_and_sample(GUIDANCE_INPUT, JUMPS.with_names(guidance=5.0)),
             r"guidance must lie in \[1, 4\], the scales of the training, got 5.0",
         ),
         (
-            lambda: build_and_sample(BUILT_IN, dataclasses.replace(JUMPS, guidance=1.5)),
+            lambda: build_and_sample(BUILT_IN, JUMPS.with_names(guidance=1.5)),
             "guidance must be 1 for a network with a built-in guidance scale of 2, got 1.5",
         ),
         (
             lambda: build_and_sample(
                 dataclasses.replace(MEAN, loss=MeanFlowConfig(label_drop=0.0)),
-                dataclasses.replace(JUMPS, guidance=1.5),
+                JUMPS.with_names(guidance=1.5),
             ),
             "guidance must be 1 for a model without classes or with loss.label_drop = 0",
         ),
@@ -193,16 +199,16 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
         ),
         (
             lambda: build_and_sample(
-                GUIDANCE_INPUT, dataclasses.replace(JUMPS, guidance_interval=(0.2, 0.9))
+                GUIDANCE_INPUT, JUMPS.with_names(guidance_interval=(0.2, 0.9))
             ),
             "guidance_interval must start at or before 0.1 and end at or after 0.8",
         ),
         (
-            build_with(GUIDANCE_INPUT, sampling=dataclasses.replace(JUMPS, guidance=9.0)),
+            build_with(GUIDANCE_INPUT, sampling=JUMPS.with_names(guidance=9.0)),
             r"guidance must lie in \[1, 4\]",
         ),
         (
-            build_with(SHORTCUT, sampling=dataclasses.replace(JUMPS, grid="shifted")),
+            build_with(SHORTCUT, sampling=JUMPS.with_names(grid="shifted")),
             "sampling.grid must be uniform for a shortcut model",
         ),
         (build_with(MEAN, coupling=MinibatchOT()), "coupling must be Independent for a flow map"),
@@ -218,7 +224,7 @@ DIT = dataclasses.replace(MEAN, network=DiTConfig(width=16, num_layers=1, num_he
             build_with(
                 SHORTCUT,
                 loss=ShortcutConfig(guidance=1.5),
-                sampling=dataclasses.replace(JUMPS, guidance=2.0),
+                sampling=JUMPS.with_names(guidance=2.0),
             ),
             "guidance must be 1 for a network with a built-in guidance scale of 1.5",
         ),

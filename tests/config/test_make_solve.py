@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.config import SamplingConfig, make_solve
-from fmjax.paths import AffinePath, Cosine, Linear, Prediction, VelocityNet
-from fmjax.solvers import IncreasingRate, Model, SigmaRate
+from fmjax.config import Sampling, make_solve
+from fmjax.paths import AffinePath, Cosine, Prediction, VelocityNet
+from fmjax.solvers import EulerMaruyama, GridSteps, IncreasingRate, Model, SdeSampler, SigmaRate
 from tests.oracles import Gaussian
 
 PATH = AffinePath(Cosine())
@@ -28,17 +28,20 @@ def exact_model(prediction):
 
 def run_solver(sampling, prediction=Prediction.VELOCITY, cond=None):
     keys = jax.random.split(jax.random.key(1), len(X0))
-    solve, steps = make_solve(exact_model(prediction), sampling), sampling.make_steps(Cosine())
+    solve, steps = (
+        make_solve(exact_model(prediction), sampling),
+        sampling.steps(exact_model(prediction)),
+    )
     return jax.jit(lambda x0, keys: solve({}, x0, keys, cond, steps))(X0, keys)
 
 
 @pytest.mark.parametrize(
     ("sampling", "atol"),
     [
-        (SamplingConfig(solver="rk4", num_steps=16), 1e-4),
-        (SamplingConfig(solver="tsit5", slots=100, rtol=1e-6, atol=1e-6), 1e-4),
+        (Sampling.of(solver="rk4", num_steps=16), 1e-4),
+        (Sampling.of(solver="tsit5", slots=100, rtol=1e-6, atol=1e-6), 1e-4),
         # The method has second order on this path and grid.
-        (SamplingConfig(solver="dpm_solver_pp_2m", num_steps=128), 0.01),
+        (Sampling.of(solver="dpm_solver_pp_2m", num_steps=128), 0.01),
     ],
 )
 def test_deterministic_solvers_reach_the_flow_map(sampling, atol):
@@ -51,10 +54,10 @@ def test_deterministic_solvers_reach_the_flow_map(sampling, atol):
 @pytest.mark.parametrize(
     "sampling",
     [
-        SamplingConfig(solver="euler_maruyama", num_steps=128),
-        SamplingConfig(solver="stochastic_heun", num_steps=64, rate="constant", rate_scale=0.5),
-        pytest.param(SamplingConfig(solver="shark", rtol=1e-2, atol=1e-2), marks=pytest.mark.slow),
-        SamplingConfig(solver="ancestral", num_steps=128),
+        Sampling.of(solver="euler_maruyama", num_steps=128),
+        Sampling.of(solver="stochastic_heun", num_steps=64, rate="constant", rate_scale=0.5),
+        pytest.param(Sampling.of(solver="shark", rtol=1e-2, atol=1e-2), marks=pytest.mark.slow),
+        Sampling.of(solver="ancestral", num_steps=128),
     ],
 )
 def test_stochastic_solvers_have_the_mean_and_std_of_the_data(sampling):
@@ -67,7 +70,7 @@ def test_stochastic_solvers_have_the_mean_and_std_of_the_data(sampling):
 
 def test_guidance_extrapolates_from_the_null_prediction():
     """If the null prediction is zero, a scale of 2 doubles the prediction."""
-    sampling = SamplingConfig(solver="euler", num_steps=1, guidance=2.0)
+    sampling = Sampling.of(solver="euler", num_steps=1, guidance=2.0)
     cond = jnp.zeros(len(X0), jnp.int32)
     samples = run_solver(sampling, Prediction.VELOCITY, cond)
     expected = X0 + 2.0 * ORACLE.velocity(jnp.zeros(len(X0)), X0)
@@ -76,7 +79,9 @@ def test_guidance_extrapolates_from_the_null_prediction():
 
 
 def test_the_default_rate_is_sigma_of_the_schedule():
-    sampling = SamplingConfig(solver="euler_maruyama", num_steps=1, rate_scale=2.0, rate_power=0.5)
-    assert sampling.make_rate(Cosine()) == SigmaRate(2.0, Cosine(), 0.5)
-    assert sampling.make_rate(Linear()) == SigmaRate(2.0, Linear(), 0.5)
-    assert SamplingConfig(rate="increasing", rate_scale=3.0).make_rate() == IncreasingRate(3.0)
+    sampling = Sampling.of(solver="euler_maruyama", num_steps=4, rate_scale=2.0, rate_power=0.5)
+    assert sampling.sampler.rate == SigmaRate(2.0, None, 0.5)
+    explicit = SdeSampler(EulerMaruyama(), GridSteps(4), SigmaRate(2.0, Cosine(), 0.5))
+    np.testing.assert_array_equal(run_solver(sampling).x1, run_solver(Sampling(explicit)).x1)
+    increasing = sampling.with_names(rate="increasing", rate_scale=3.0).sampler.rate
+    assert increasing == IncreasingRate(3.0)

@@ -10,7 +10,7 @@ import pytest
 
 from fmjax._files import read_npz, write_atomically, write_npz
 from fmjax._locks import is_lock
-from fmjax.config import SamplingConfig
+from fmjax.config import Sampling
 from fmjax.data import (
     RecordField,
     RecordManifest,
@@ -83,7 +83,7 @@ def test_a_killed_extension_is_repeated_and_recorded_once(tmp_path, folder):
         file.write_text("old")
     training = dataclasses.replace(config.training, num_steps=6)
     longer = dataclasses.replace(config, training=training)
-    other = dataclasses.replace(config, sampling=SamplingConfig(num_samples=5))
+    other = dataclasses.replace(config, sampling=Sampling.of(num_samples=5))
     for name, changed, extensions in (
         ("longer", longer, (Extension(4, 4, 6),)),
         ("other", other, ()),

@@ -31,7 +31,7 @@ def get_config():
     return Config(
         name="digits", data=DigitsData(), network=DiTConfig(width=16, num_layers=1, num_heads=2,
         patch_size=4), training=TrainingConfig(num_steps=2, batch_size=16, log_every=1),
-        sampling=SamplingConfig(num_samples=16, solver="euler", num_steps=2),
+        sampling=Sampling.of(num_samples=16, solver="euler", num_steps=2),
         compare=CompareConfig(num_samples=8, num_steps=(2,), tolerances=(1e-1,),
                               fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
         evaluation=EvaluationConfig(num_samples=64),
@@ -48,7 +48,7 @@ def get_study():
     base = dataclasses.replace(tiny.get_config(), training=TrainingConfig(
         batch_size=64, num_steps=100, log_every=10, checkpoint_every=20))
     return StudyConfig(name="study", runs=(base, dataclasses.replace(base, name="other")),
-                       samplings=(SamplingConfig(solver="euler", num_steps=2, num_samples=64),),
+                       samplings=(Sampling.of(solver="euler", num_steps=2, num_samples=64),),
                        num_samples=64, num_trajectories=8)
 """
 # Maximum seconds between the signal and the exit; longer than a training step and its checkpoint.

@@ -17,7 +17,7 @@ def get_config():
     return Config(
         name="{name}", data={data}, network=MLPConfig(width=8, num_layers=1),
         training=TrainingConfig(batch_size=8, num_steps=2, log_every=1),
-        sampling=SamplingConfig(num_samples=8, batch_size=8, solver="heun", num_steps=2),
+        sampling=Sampling.of(num_samples=8, batch_size=8, solver="heun", num_steps=2),
         compare=CompareConfig(num_samples=4, num_steps=(2,), tolerances=(1e-2,),
                               fixed_solvers=("euler",), adaptive_solvers=("tsit5",)),
         evaluation=EvaluationConfig(num_samples=16, num_projections=4, num_trajectories=4),

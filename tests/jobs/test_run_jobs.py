@@ -17,7 +17,7 @@ from fmjax.config import (
     CompareConfig,
     Config,
     EvaluationConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     to_json,
 )
@@ -51,9 +51,7 @@ CONFIG = Config(
     network=DiTConfig(width=16, num_layers=1, num_heads=2, patch_size=4),
     optimizer=OptimizerConfig(warmup_steps=1),
     training=TrainingConfig(num_steps=3, batch_size=16, log_every=1),
-    sampling=SamplingConfig(
-        num_samples=20, solver="euler", num_steps=2, guidance=1.5, batch_size=24
-    ),
+    sampling=Sampling.of(num_samples=20, solver="euler", num_steps=2, guidance=1.5, batch_size=24),
     compare=CompareConfig(
         num_samples=8,
         fixed_solvers=("euler", "adams_bashforth_2"),
@@ -335,7 +333,7 @@ def test_evaluation_uses_its_samples_again(run, tmp_path, monkeypatch, recorder)
     result = evaluate_run(open_run(folder), CONFIG.evaluation, CONFIG.sampling, progress=recorder)
     assert recorder.lines[0] == f"using the 24 samples in {folder / 'samples' / 'evaluation.npz'}"
     assert result == before
-    other, opened = dataclasses.replace(CONFIG.sampling, num_steps=3), open_run(folder)
+    other, opened = CONFIG.sampling.with_names(num_steps=3), open_run(folder)
     with pytest.raises(AssertionError, match="no samples must be generated"):
         evaluate_run(opened, CONFIG.evaluation, other)
 
@@ -401,7 +399,7 @@ def test_model_without_classes_has_no_labels():
 
 @pytest.mark.slow
 def test_unconditional_model_of_labeled_images_uses_their_classifier(tmp_path):
-    sampling = dataclasses.replace(CONFIG.sampling, guidance=1.0)
+    sampling = CONFIG.sampling.with_names(guidance=1.0)
     config = dataclasses.replace(CONFIG, name="blind", conditional=False, sampling=sampling)
     run = train(config, tmp_path / "blind")
     assert run.num_classes is None
@@ -524,8 +522,8 @@ def test_invalid_evaluation_files_are_refused(tmp_path, text):
             "of fmjax configs: config.network must be a MLPConfig or UNetConfig or DiTConfig",
         ),
         (
-            "from fmjax.config import Config, SamplingConfig\n"
-            "def get_config():\n    return Config('x', sampling=SamplingConfig(control='mine'))",
+            "from fmjax.config import Config, Sampling\n"
+            "def get_config():\n    return Config('x', sampling=Sampling.of(control='mine'))",
             "config.sampling.control must be a ErrorControl, got 'mine'",
         ),
         (
@@ -590,10 +588,10 @@ def test_integers_may_be_written_in_scientific_notation(tmp_path):
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (SamplingConfig(), "tsit5 at tolerance 0.0001"),
-        (SamplingConfig(solver="heun", num_steps=1), "heun with 1 step"),
+        (Sampling.of(), "tsit5 at tolerance 0.0001"),
+        (Sampling.of(solver="heun", num_steps=1), "heun with 1 step"),
         (
-            SamplingConfig(solver="rk4", num_steps=8, grid="edm", guidance=1.5),
+            Sampling.of(solver="rk4", num_steps=8, grid="edm", guidance=1.5),
             "rk4 with 8 edm steps and guidance 1.5",
         ),
     ],

@@ -13,7 +13,7 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     LikelihoodConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     build,
 )
@@ -32,7 +32,7 @@ CONFIG = Config(
     data=ToyData(num_examples=256, conditional=True),
     network=MLPConfig(width=8, num_layers=1),
     training=TrainingConfig(num_steps=3, batch_size=16, log_every=1),
-    sampling=SamplingConfig(num_samples=12, solver="euler", num_steps=2, batch_size=8),
+    sampling=Sampling.of(num_samples=12, solver="euler", num_steps=2, batch_size=8),
     evaluation=EvaluationConfig(num_samples=16, num_projections=8, num_trajectories=8),
 )
 FIXED = LikelihoodConfig(solver="rk4", num_steps=4, batch_size=8)
@@ -184,7 +184,7 @@ def test_evaluate_uses_the_settings_of_the_run(run, capsys):
     assert result == read_evaluation(run.folder.evaluation)
     assert (result.num_samples, result.solver) == (16, "euler with 2 steps")
     assert "sliced Wasserstein distance" in capsys.readouterr().err
-    other = fmjax.evaluate(run, sampling=SamplingConfig(solver="euler", num_steps=1))
+    other = fmjax.evaluate(run, sampling=Sampling.of(solver="euler", num_steps=1))
     assert other.solver == "euler with 1 step"
 
 

@@ -111,9 +111,7 @@ def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) 
             sampling.with_names(num_steps=num, grid=grid).check(run.model)
         for grid in config.grids:
 
-            def make_grid(
-                num: int, sampling: Sampling = sampling, grid: str = grid
-            ) -> jax.Array:
+            def make_grid(num: int, sampling: Sampling = sampling, grid: str = grid) -> jax.Array:
                 fixed = sampling.with_names(num_steps=num, grid=grid)
                 steps = run_steps(run, fixed, progress)
                 assert isinstance(steps, FixedSteps)

@@ -37,6 +37,7 @@ from fmjax.report.page import write_report
 from fmjax.runs.folder import require_no_run
 from fmjax.runs.sampling.batches import noise
 from fmjax.sharding import batch_sharding, num_shares, on_mesh
+from fmjax.solvers import ClassifierFree
 
 _MAX_SIDE = 256  # Maximum side of a picture in the gallery, in pixels.
 

@@ -270,9 +270,7 @@ def _row(
     return row, samples.x1[selected]
 
 
-def _measured_row(
-    run: Run, sampling: Sampling, samples: SampleSet, measure: _Measure
-) -> SolverRun:
+def _measured_row(run: Run, sampling: Sampling, samples: SampleSet, measure: _Measure) -> SolverRun:
     """Measure samples and describe how they were computed."""
     succeeded = samples.succeeded
     labels = None if samples.labels is None else samples.labels[succeeded]

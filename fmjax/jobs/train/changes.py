@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fmjax._checks import require
 from fmjax._files import lock_outputs
 from fmjax.config import Config, to_json
+from fmjax.config.sampling import flat_settings
 from fmjax.runs.extensions import Extension, add_extension
 from fmjax.runs.folder import RunFolder, with_current_defaults, write_text
 from fmjax.training import learning_rate_at, newest_step
@@ -47,6 +48,15 @@ class Change(NamedTuple):
         """Whether the option does not change the training."""
         section, _, _ = self.option.partition(".")
         return section in _FREE_SECTIONS or self.option in _FREE_OPTIONS
+
+
+def _as_json(config: Config) -> dict[str, object]:
+    """Return a config as JSON, with the short names of the settings of sampling."""
+    document = json.loads(to_json(config))
+    document["sampling"] = flat_settings(config.sampling)
+    if config.reflow is not None:
+        document["reflow"]["sampling"] = flat_settings(config.reflow.sampling)
+    return document
 
 
 def _shown(value: object) -> str:
@@ -86,7 +96,7 @@ def accepted_changes(folder: RunFolder, config: Config, existing: Config) -> lis
             the new config.
     """
     config = dataclasses.replace(with_current_defaults(config), mesh=existing.mesh)
-    found = changes(json.loads(to_json(config)), json.loads(to_json(existing)))
+    found = changes(_as_json(config), _as_json(existing))
     refused = [change for change in found if not change.is_free and change.option != _NUM_STEPS]
     if refused:
         shown = [

@@ -1,6 +1,5 @@
 """Generate pairs of source point and data point with a trained flow, and store them on disk."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from fmjax._files import require_folder, require_space
 from fmjax._locks import lock_folder
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import ReflowConfig, make_solve
+from fmjax.config.sampling import flat_settings
 from fmjax.data import (
     Dataset,
     Pairs,
@@ -86,7 +86,7 @@ def make_pairs(teacher: Run, config: ReflowConfig, *, progress: Progress = Silen
 
 def _manifest(teacher: Run, config: ReflowConfig) -> RecordManifest:
     """Describe the pairs by the teacher's weights and the settings that determine them."""
-    sampling = dataclasses.asdict(config.sampling)
+    sampling = flat_settings(config.sampling)
     for name in ("num_samples", "batch_size"):
         del sampling[name]
     origin = {

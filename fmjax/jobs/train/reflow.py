@@ -39,9 +39,7 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     is_guided = guidance_settings(sampling.guidance)[0] != 1.0
     student_sampling = dataclasses.replace(sampling, guidance=None)
     if distill:
-        student_sampling = student_sampling.with_names(
-            solver="euler", num_steps=1, grid="uniform"
-        )
+        student_sampling = student_sampling.with_names(solver="euler", num_steps=1, grid="uniform")
     elif not isinstance(sampling.sampler, OdeSampler):
         student_sampling = dataclasses.replace(student_sampling, sampler=OdeSampler())
     solvers = tuple(name for name in teacher.compare.fixed_solvers if name in ODE_SOLVERS)

@@ -106,8 +106,8 @@ def make_sampler(
 ) -> Callable[[Params, Cond, Progress], SampleSet]:
     """Make a function that samples with any parameters and compiles only once.
 
-    With streaming (`AdaptiveSteps.slots`), all samples form one batch, so that slots are idle only at
-    the end. With several processes, every process must call the function, and each gets all
+    With streaming (`AdaptiveSteps.slots`), all samples form one batch, so that slots are idle only
+    at the end. With several processes, every process must call the function, and each gets all
     samples.
 
     Args:

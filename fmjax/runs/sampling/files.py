@@ -1,6 +1,5 @@
 """Name, write and read files of samples, as PNG and NPZ."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from fmjax._arrays import is_image
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
-from fmjax.config import SOLVERS, Sampling, SamplingOptions, with_options
+from fmjax.config import SOLVERS, Sampling, SamplingOptions
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import has_picture
 from fmjax.solvers import ErrorControl
@@ -40,7 +39,7 @@ def settings_name(sampling: Sampling, classes: tuple[int, ...] = ()) -> str:
         low, high = options.guidance_interval
         interval = "" if (low, high) == (0.0, 1.0) else f"-on{low:g}-{high:g}"
         parts.append(f"guidance{options.guidance:g}{interval}")
-    if not _is_named(sampling):
+    if not sampling.is_named:
         settings = repr((sampling.sampler, sampling.guidance))
         parts.append(hashlib.sha256(settings.encode()).hexdigest()[:8])
     if classes:
@@ -77,19 +76,13 @@ def _step_names(options: SamplingOptions) -> list[str]:
     return [steps]
 
 
-def _is_named(sampling: Sampling) -> bool:
-    """Whether the short names of a sampling describe its sampler and guidance completely."""
-    options = dataclasses.asdict(sampling.options) | {"grid_density": sampling.options.grid_density}
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return with_options(Sampling(), given) == sampling
-    except ValueError:  # A class of a user.
-        return False
-
-
 def _as_name(value: object) -> str:
     """The text or `repr` of a value without characters that file names may not contain."""
-    return "".join(c for c in (value if isinstance(value, str) else repr(value)).lower() if c.isalnum() or c in ".-")
+    return "".join(
+        c
+        for c in (value if isinstance(value, str) else repr(value)).lower()
+        if c.isalnum() or c in ".-"
+    )
 
 
 def summarize_samples(samples: SampleSet) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmjax._files import read_npz
-from fmjax.config import Config, OptimizerConfig, SamplingConfig, TrainingConfig, build
+from fmjax.config import Config, OptimizerConfig, Sampling, TrainingConfig, build
 from fmjax.data import ToyData
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
 from fmjax.networks import MLPConfig
@@ -21,7 +21,7 @@ CONFIG = Config(
     name="tiny",
     data=ToyData("eight_gaussians"),
     network=MLPConfig(width=8, num_layers=1),
-    sampling=SamplingConfig(num_samples=6, solver="euler", num_steps=2),
+    sampling=Sampling.of(num_samples=6, solver="euler", num_steps=2),
 )
 LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
 CONDITIONS = SampleConditions.of_classes(LABELS)
@@ -86,7 +86,7 @@ def test_other_settings_or_weights_generate_new_samples(
     run, generated, recorder, change_run, change_sampling, labels
 ):
     evaluation_samples(run, CONFIG.sampling, CONDITIONS, progress=recorder)
-    sampling = dataclasses.replace(CONFIG.sampling, **change_sampling)
+    sampling = CONFIG.sampling.with_names(**change_sampling)
     conditions = SampleConditions.of_classes(labels)
     samples = [
         evaluation_samples(change_run(run), sampling, conditions, progress=recorder)

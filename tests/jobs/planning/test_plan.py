@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch, TextShape
-from fmjax.config import Config, PlanConfig, SamplingConfig, TrainingConfig, build, to_json
+from fmjax.config import Config, PlanConfig, Sampling, TrainingConfig, build, to_json
 from fmjax.data import ArrayData, DigitsData
 from fmjax.jobs.planning import plan as module
 from fmjax.jobs.planning.plan import layouts, plan
@@ -74,7 +74,7 @@ def test_plan_counts_flops_and_gathered_bytes(result):
     assert 1.5 < gathers.bytes / weights < 2.5
 
 
-SAMPLING = SamplingConfig(num_samples=100, solver="heun", num_steps=3, batch_size=30, guidance=2.0)
+SAMPLING = Sampling.of(num_samples=100, solver="heun", num_steps=3, batch_size=30, guidance=2.0)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_sampling_plan_counts_evaluations_and_argument_bytes():
 
 
 def sampling_with(**settings):
-    config = dataclasses.replace(CONFIG, sampling=SamplingConfig(batch_size=8, **settings))
+    config = dataclasses.replace(CONFIG, sampling=Sampling.of(batch_size=8, **settings))
     return sampling_batch(config, make_mesh(CONFIG.mesh), event_shape=(8, 8, 1), conditions=10)
 
 

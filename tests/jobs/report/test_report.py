@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax.config import Config, SamplingConfig, StudyConfig, build
+from fmjax.config import Config, Sampling, StudyConfig, build
 from fmjax.data import ToyData
 from fmjax.jobs.evaluate.likelihood import LikelihoodResult
 from fmjax.jobs.invert.invert import RoundTrip
@@ -96,7 +96,7 @@ def test_report_shows_the_samples_of_a_comparison(folder):
 
 def test_study_report_covers_all_models(tmp_path):
     study = StudyConfig(
-        "study", (CONFIG,), (SamplingConfig(), SamplingConfig(solver="heun", num_steps=2))
+        "study", (CONFIG,), (Sampling.of(), Sampling.of(solver="heun", num_steps=2))
     )
     messages = []
 

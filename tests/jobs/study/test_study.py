@@ -10,7 +10,7 @@ from fmjax.config import (
     Config,
     EvaluationConfig,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     StudyConfig,
     TrainingConfig,
 )
@@ -43,8 +43,8 @@ STUDY = StudyConfig(
     name="small",
     runs=(FIRST, SECOND),
     samplings=(
-        SamplingConfig(solver="euler", num_steps=2, grid="calibrated", batch_size=24),
-        SamplingConfig(solver="euler_maruyama", num_steps=2, batch_size=24),
+        Sampling.of(solver="euler", num_steps=2, grid="calibrated", batch_size=24),
+        Sampling.of(solver="euler_maruyama", num_steps=2, batch_size=24),
     ),
     num_samples=24,
     num_trajectories=8,
@@ -116,13 +116,13 @@ def test_calibrated_grid_is_cached_per_weights_and_guidance(folder):
     cached = json.loads(run.folder.grid.read_text())
     assert (cached["step"], cached["guidance"]) == (2, 1.0)
     before = run.folder.grid.stat().st_mtime_ns
-    plain = run_grid(run, SamplingConfig())
+    plain = run_grid(run, Sampling.of())
     assert plain.density == tuple(cached["density"])
     assert run.folder.grid.stat().st_mtime_ns == before
-    guided = run_grid(run, SamplingConfig(guidance=2.0))
+    guided = run_grid(run, Sampling.of(guidance=2.0))
     assert guided != plain
     run.folder.grid.write_text("{}")
-    assert run_grid(run, SamplingConfig()) == plain
+    assert run_grid(run, Sampling.of()) == plain
 
 
 def test_study_report_names_models_and_solvers(folder):
@@ -152,11 +152,9 @@ def test_unsuitable_data_and_settings_are_refused(folder, tmp_path):
 
 def test_student_run_has_a_teacher_and_samplings_in_the_study(folder):
     # The shared folder keeps the results of the first run.
-    pairs = ReflowConfig(
-        "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
-    )
+    pairs = ReflowConfig("first", num_pairs=32, sampling=Sampling.of(solver="euler", num_steps=1))
     student = dataclasses.replace(FIRST, name="student", reflow=pairs)
-    samplings = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    samplings = (Sampling.of(solver="euler", num_steps=1, batch_size=24),)
     study = dataclasses.replace(
         STUDY,
         runs=(FIRST, student),
@@ -177,18 +175,16 @@ def test_student_run_has_a_teacher_and_samplings_in_the_study(folder):
     assert straightness.s > 0
     assert len(straightness.deviation) == len(straightness.times)
     assert 0 < comparison.runs[0].metrics["High frequencies"] < 1
-    flow_map = SamplingConfig(solver="flow_map", num_steps=1)
+    flow_map = Sampling.of(solver="flow_map", num_steps=1)
     with pytest.raises(ValueError, match="solver 'flow_map' needs a flow-map model"):
         run_study(dataclasses.replace(study, samplings=(flow_map,)), folder)
 
 
 def test_rows_are_means_over_seeds_with_their_spread(folder):
     # The shared folder keeps the trainings and rows of the first seed.
-    pairs = ReflowConfig(
-        "first", num_pairs=32, sampling=SamplingConfig(solver="euler", num_steps=1)
-    )
+    pairs = ReflowConfig("first", num_pairs=32, sampling=Sampling.of(solver="euler", num_steps=1))
     student = dataclasses.replace(FIRST, name="pupil", reflow=pairs)
-    samplings = (SamplingConfig(solver="euler", num_steps=1, batch_size=24),)
+    samplings = (Sampling.of(solver="euler", num_steps=1, batch_size=24),)
     study = dataclasses.replace(STUDY, runs=(FIRST, student), samplings=samplings, num_seeds=2)
     one_seed = run_study(dataclasses.replace(study, num_seeds=1), folder)
     assert all(not row.spread for row in one_seed.runs)
@@ -242,7 +238,7 @@ def test_straightness_is_recomputed_for_other_settings(folder):
     study = dataclasses.replace(STUDY, runs=(FIRST,), num_trajectories=4)
     run_study(study, folder)
     assert read_straightness(folder / "first" / "straightness.json").num_trajectories == 4
-    measure_straightness(open_run(folder / "first"), SamplingConfig(guidance=2.0), 4)
+    measure_straightness(open_run(folder / "first"), Sampling.of(guidance=2.0), 4)
     run_study(study, folder)
     assert read_straightness(folder / "first" / "straightness.json").guidance == 1.0
 

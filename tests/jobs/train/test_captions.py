@@ -10,7 +10,7 @@ from PIL import Image
 
 from fmjax._arrays import TokenShape
 from fmjax.cli import main
-from fmjax.config import SamplingConfig
+from fmjax.config import Sampling
 from fmjax.data import (
     CaptionedClasses,
     Dataset,
@@ -39,7 +39,7 @@ def get_config():
         name="words", data=CaptionedImages({folder!r}, size=4, tokenizer=TokenizerConfig(4, 16)),
         network=MMDiTConfig(2, 2, 8, 1, qk_norm=True), text_encoder=TextEncoderConfig(8, 1, 2),
         training=TrainingConfig(num_steps=3, batch_size=8, log_every=1),
-        sampling=SamplingConfig(num_samples=8, solver="euler", num_steps=2, guidance=2.0,
+        sampling=Sampling.of(num_samples=8, solver="euler", num_steps=2, guidance=2.0,
                                 prompts=("a red picture", "blue")),
         compare=CompareConfig(num_samples=8, fixed_solvers=("euler",), num_steps=(2,),
                               adaptive_solvers=(), tolerances=()),
@@ -221,7 +221,7 @@ def test_prompts_are_refused_for_models_without_captions(trained, run, capsys):
 
 
 def test_settings_names_differ_for_different_prompts():
-    names = {settings_name(SamplingConfig(prompts=p)) for p in [(), ("a",), ("b",), ("a", "b")]}
+    names = {settings_name(Sampling.of(prompts=p)) for p in [(), ("a",), ("b",), ("a", "b")]}
     assert len(names) == 4
     assert all(name.replace("-", "").replace(".", "").isalnum() for name in names)
 

@@ -16,7 +16,7 @@ from fmjax.config import (
     EvaluationConfig,
     LossConfig,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     TrainingConfig,
     build,
 )
@@ -46,7 +46,7 @@ CONFIG = Config(
     training=TrainingConfig(
         num_steps=5, batch_size=16, log_every=1, checkpoint_every=4, preview_samples=False
     ),
-    sampling=SamplingConfig(num_samples=12, solver="euler", num_steps=2),
+    sampling=Sampling.of(num_samples=12, solver="euler", num_steps=2),
     compare=CompareConfig(
         num_samples=8, fixed_solvers=("euler",), num_steps=(1,), tolerances=(1e-1,)
     ),

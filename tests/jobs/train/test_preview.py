@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fmjax.config import Config, LossConfig, SamplingConfig, TrainingConfig
+from fmjax.config import Config, LossConfig, Sampling, TrainingConfig
 from fmjax.data import DigitsData, ToyData
 from fmjax.jobs.sample.sample import sample_run
 from fmjax.jobs.train.preview import training_pictures
@@ -21,7 +21,7 @@ CONFIG = Config(
     loss=LossConfig(label_drop=0.0),
     optimizer=OptimizerConfig(warmup_steps=1),
     training=TrainingConfig(num_steps=10, batch_size=16, log_every=1, checkpoint_every=4),
-    sampling=SamplingConfig(num_samples=40, solver="euler", num_steps=2, batch_size=24),
+    sampling=Sampling.of(num_samples=40, solver="euler", num_steps=2, batch_size=24),
 )
 
 
@@ -52,7 +52,7 @@ def test_preview_is_written_at_each_checkpoint_but_the_last(run):
 
 @pytest.mark.parametrize("grid", ["uniform", "calibrated"])
 def test_preview_shows_the_first_batch_of_ema_samples(run, tmp_path, recorder, grid):
-    preview = make_preview(run, recorder, sampling=dataclasses.replace(CONFIG.sampling, grid=grid))
+    preview = make_preview(run, recorder, sampling=CONFIG.sampling.with_names(grid=grid))
     assert preview is not None
     preview(train_state(run))
     sampling = dataclasses.replace(CONFIG.sampling, num_samples=24)

@@ -21,7 +21,7 @@ from fmjax.config import (
     LossConfig,
     MeanFlowConfig,
     ReflowConfig,
-    SamplingConfig,
+    Sampling,
     ShortcutConfig,
     TrainingConfig,
     build,
@@ -52,7 +52,7 @@ from fmjax.runs.sampling.files import read_samples, write_samples
 from fmjax.runs.sampling.run_samples import sample_from_run
 from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.sharding import MeshConfig, make_mesh
-from fmjax.solvers import FixedSteps, invert, sample
+from fmjax.solvers import ClassifierFree, FixedSteps, invert, sample
 from fmjax.solvers.steppers.ode import RK4
 from fmjax.training import OptimizerConfig
 from tests.tiny_run import environment
@@ -69,7 +69,7 @@ TEACHER = Config(
     loss=LossConfig(label_drop=0.0, stratified=True),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, schedule="cosine"),
     training=TrainingConfig(num_steps=400, batch_size=256, checkpoint_every=400, ema_decay=0.98),
-    sampling=SamplingConfig(solver="rk4", num_steps=8, batch_size=1000),
+    sampling=Sampling.of(solver="rk4", num_steps=8, batch_size=1000),
 )
 
 
@@ -96,7 +96,7 @@ def student(teacher, student_config, pairs):
 
 
 def velocity_field(run):
-    return run.model.velocity_fn(run.params, 1.0)
+    return run.model.velocity_fn(run.params)
 
 
 def test_pairs_are_trajectory_ends_of_the_teacher_or_real_data(teacher, pairs):
@@ -151,7 +151,7 @@ def test_pairs_do_not_depend_on_the_number_of_devices(teacher, student_config, p
 def test_reflow_straightens_trajectories_and_keeps_the_distribution(teacher, student):
     x0 = jnp.asarray(TEACHER.source.load("test").points(slice(1000)))
     real = jnp.asarray(TEACHER.data.load("test").points(slice(1000)))
-    measure = jax.jit(lambda x0, p, run=teacher: straightness(run.model.velocity_fn(p, 1.0), x0))
+    measure = jax.jit(lambda x0, p, run=teacher: straightness(run.model.velocity_fn(p), x0))
     before, after = (measure(x0, run.params) for run in (teacher, student))
     assert float(after.s.mean()) < 0.3 * float(before.s.mean())
     assert float(after.length_ratio.mean()) < float(before.length_ratio.mean())
@@ -232,7 +232,7 @@ def test_distilled_step_reaches_the_ends_of_the_pairs(student, tmp_path):
     config = reflow_config(student.config, student_folder, distill=True)
     assert config.name == "teacher_2rf_distilled"
     assert config.loss.density == UniformSteps(1)
-    assert (config.sampling.solver, config.sampling.num_steps) == ("euler", 1)
+    assert (config.sampling.options.solver, config.sampling.options.num_steps) == ("euler", 1)
     reflow = dataclasses.replace(config.reflow, num_pairs=2000)
     config = dataclasses.replace(config, reflow=reflow)
     run = train(config, tmp_path / "distilled")
@@ -296,10 +296,11 @@ def test_reflow_config_names_and_settings_follow_the_teacher(tmp_path):
     assert config.name == "teacher_2rf"
     assert reflow_config(config, tmp_path).name == "teacher_3rf"
     assert config.loss.density == UShaped()
-    assert config.reflow.sampling.solver == "rk4"
-    guided_sampling = dataclasses.replace(TEACHER.sampling, guidance=2.0)
+    assert config.reflow.sampling.options.solver == "rk4"
+    guided_sampling = TEACHER.sampling.with_names(guidance=2.0)
     config = reflow_config(dataclasses.replace(TEACHER, sampling=guided_sampling), tmp_path)
-    assert (config.reflow.sampling.guidance, config.sampling.guidance) == (2.0, 1.0)
+    assert config.reflow.sampling.guidance == ClassifierFree(2.0)
+    assert config.sampling.guidance is None
 
 
 def test_steps_off_the_grid_of_a_shortcut_model_are_refused(teacher):
@@ -326,9 +327,7 @@ def test_unsuitable_or_damaged_pairs_are_refused(teacher, student_config, tmp_pa
         student_config.reflow, pairs=str(tmp_path / "pairs"), num_pairs=1500
     )
     make_pairs(teacher, config)
-    other_steps = dataclasses.replace(
-        config, sampling=dataclasses.replace(config.sampling, num_steps=4)
-    )
+    other_steps = dataclasses.replace(config, sampling=config.sampling.with_names(num_steps=4))
     message = "made with the same settings, got different origin.sampling.num_steps"
     with pytest.raises(ValueError, match=message):
         make_pairs(teacher, other_steps)
@@ -350,7 +349,7 @@ def test_unsuitable_or_damaged_pairs_are_refused(teacher, student_config, tmp_pa
     with pytest.raises(ValueError, match=r"reflow.real_share must lie in \[0.0, 1.0\]"):
         ReflowConfig("x", real_share=1.5)
     with pytest.raises(ValueError, match="sampling.solver must be an ODE solver if real_share"):
-        ReflowConfig("x", real_share=0.5, sampling=SamplingConfig(solver="ddim", num_steps=4))
+        ReflowConfig("x", real_share=0.5, sampling=Sampling.of(solver="ddim", num_steps=4))
     with pytest.raises(ValueError, match="run folder must exist, got .*nowhere"):
         train(dataclasses.replace(student_config, reflow=ReflowConfig("nowhere")), tmp_path / "run")
     without_source = dataclasses.replace(student_config, data=ToyData("spirals"), source=None)
@@ -374,20 +373,20 @@ def test_reflow_config_uses_a_linear_path_for_any_teacher(tmp_path):
         path=AffinePath(LinearBetas()),
         source=None,
         loss=LossConfig(prediction=Prediction.X0, space=Prediction.X0),
-        sampling=SamplingConfig(slots=4, clip=None),
+        sampling=Sampling.of(slots=4, clip=None),
     )
     flow_map = dataclasses.replace(
         TEACHER,
         loss=MeanFlowConfig(),
         compare=CompareConfig(fixed_solvers=("flow_map", "euler")),
-        sampling=SamplingConfig(solver="flow_map", num_steps=1),
+        sampling=Sampling.of(solver="flow_map", num_steps=1),
     )
     for teacher_config in (ddpm, flow_map):
         for distill in (False, True):
             config = reflow_config(teacher_config, tmp_path, distill=distill)
             assert (config.path, config.loss.prediction) == (AffinePath(), Prediction.VELOCITY)
             assert not config.reflow.warm_start
-            assert config.reflow.sampling.solver == teacher_config.sampling.solver
+            assert config.reflow.sampling.options.solver == teacher_config.sampling.options.solver
             build(config, (2,), None)
             config.sampling.make_steps()
 
@@ -399,10 +398,10 @@ def test_interrupted_pair_generation_resumes(teacher, student_config, tmp_path):
     script = tmp_path / "make.py"
     script.write_text(
         "import json, sys\n"
-        "from fmjax.config import ReflowConfig, SamplingConfig\n"
+        "from fmjax.config import ReflowConfig, Sampling\n"
         "from fmjax.jobs.train.pairs import make_pairs\n"
         "from fmjax.runs.folder import open_run\n"
-        f"sampling = SamplingConfig(solver='rk4', num_steps=8, batch_size=100)\n"
+        f"sampling = Sampling.of(solver='rk4', num_steps=8, batch_size=100)\n"
         f"config = ReflowConfig({str(teacher.folder.root)!r}, {config.pairs!r}, 20_000,\n"
         "                      0.25, sampling)\n"
         "pairs = make_pairs(open_run(config.teacher), config)\n"

@@ -63,7 +63,7 @@ def get_config():
             preview_samples=False,
         ),
         optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"),
-        sampling=SamplingConfig(num_samples=8, solver="euler", num_steps=2),
+        sampling=Sampling.of(num_samples=8, solver="euler", num_steps=2),
         compare=CompareConfig(
             num_samples=8, fixed_solvers=("euler",), adaptive_solvers=(), num_steps=(1, 2)
         ),

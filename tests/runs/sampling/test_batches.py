@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmjax._progress import Silent
-from fmjax.config import SamplingConfig
+from fmjax.config import Sampling
 from fmjax.jobs.compare.methods import ode_solve
 from fmjax.paths import AffinePath
 from fmjax.runs.sampling.batches import make_sampler
@@ -30,7 +30,7 @@ def test_exact_velocities_give_the_mean_and_std_of_the_data(name):
     """The standard errors of 1,000 samples in 8 dimensions are 0.006 and 0.004."""
     schedule, _ = SCHEDULES[name]
     velocity = Gaussian(schedule, mean=1.0, std=0.5).velocity
-    sampling = SamplingConfig(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
+    sampling = Sampling.of(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
     solve = ode_solve(lambda params: velocity, sampling.make_solver())
     sample = make_sampler(
         AffinePath(schedule), solve, sampling.make_steps(), (8,), sampling, make_mesh()
