@@ -84,12 +84,11 @@ def measure_straightness(
         num_trajectories: Number of trajectories, spread evenly over classes or captions.
         progress: Receives progress reports.
     """
-    model = sampling.guided(run.model)
     mesh, planar = run.mesh, run.event_shape == (2,)
     conds, source_points = even_conds(run, num_trajectories), run_source_points(run, progress)
 
     def measure(params: Params, x0: Points, cond: Cond) -> Straightness:
-        field = model.velocity_fn(params)
+        field = sampling.guided(run.model).velocity_fn(params)
         result = straightness(field, x0, cond, num_steps=_NUM_STEPS)
         # Positions are only drawn for data in the plane: do not copy others to the host.
         positions = result.positions if planar else x0[:, :0]
