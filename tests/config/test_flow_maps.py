@@ -128,6 +128,7 @@ def test_samples_on_eight_devices_equal_those_on_one(config):
     experiment, params, *_ = build_and_sample(config)
     sampling = JUMPS.with_names(num_samples=20, batch_size=16)
     solve, results = make_solve(experiment.model, sampling), []
+    steps = sampling.steps(experiment.model)
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         results.append(

@@ -100,7 +100,7 @@ def test_user_classes_round_trip_only_if_they_are_registered(monkeypatch):
     config = Config("x", sampling=Sampling(Forward(3), Doubled(1.5)))
     require_types(config)
     text = to_json(config)
-    with pytest.raises(ValueError, match=r"sampler must be .*--config FILE.*got 'Forward'"):
+    with pytest.raises(ValueError, match=r"--config FILE.*at sampling.sampler, got 'Forward'"):
         from_json(text)
     assert set(user_classes(config)) == {Forward, Doubled}
     register_classes(user_classes(config))

@@ -31,9 +31,9 @@ def test_exact_velocities_give_the_mean_and_std_of_the_data(name):
     schedule, _ = SCHEDULES[name]
     velocity = Gaussian(schedule, mean=1.0, std=0.5).velocity
     sampling = Sampling.of(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
-    solve = ode_solve(lambda params: velocity, sampling.make_solver())
+    solve = ode_solve(lambda params: velocity, sampling.sampler.solver)
     sample = make_sampler(
-        AffinePath(schedule), solve, sampling.make_steps(), (8,), sampling, make_mesh()
+        AffinePath(schedule), solve, sampling.sampler.stepping, (8,), sampling, make_mesh()
     )
     samples = sample({}, None, Silent())
     assert samples.succeeded.all()
