@@ -132,9 +132,9 @@ def test_samples_on_eight_devices_equal_those_on_one(config):
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         results.append(
-            make_sampler(
-                AffinePath(), solve, sampling.steps(experiment.model), (2,), sampling, mesh
-            )(jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent())
+            make_sampler(AffinePath(), solve, steps, (2,), sampling, mesh)(
+                jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent()
+            )
         )
     assert results[0].x1.shape == (20, 2)
     np.testing.assert_allclose(results[0].x1, results[1].x1, atol=1e-5)
