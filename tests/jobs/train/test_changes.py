@@ -106,7 +106,7 @@ def test_changes_name_the_option_with_both_values():
 def test_options_that_do_not_change_the_training_are_rewritten(prepared):
     config = changed(
         CONFIG,
-        sampling={"solver": "heun", "seed": 3},
+        sampling=CONFIG.sampling.with_names(solver="heun", seed=3),
         compare={"bfloat16": True},
         evaluation={"num_samples": 30},
         training={"log_every": 2, "checkpoint_every": 3, "checkpoints_kept": 1},
