@@ -29,10 +29,16 @@ from fmjax.networks.text_encoders.word_encoder import (
 from fmjax.networks.transformers.dit import DiTConfig, make_dit
 from fmjax.networks.transformers.flux import FluxConfig, make_flux
 from fmjax.networks.transformers.mmdit import MMDiTConfig, make_mmdit
+from fmjax.networks.transformers.sequence import (
+    SequenceTransformerConfig,
+    make_sequence_transformer,
+)
 from fmjax.networks.unet import UNetConfig, make_unet
 from fmjax.paths import FlowMapNet, VelocityNet
 
-NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
+NetworkConfig = (
+    MLPConfig | UNetConfig | DiTConfig | SequenceTransformerConfig | FluxConfig | MMDiTConfig
+)
 
 
 @runtime_checkable
@@ -104,6 +110,8 @@ def make_network(
             return make_unet(config, event_shape, conditions)
         case DiTConfig():
             return make_dit(config, event_shape, conditions)
+        case SequenceTransformerConfig():
+            return make_sequence_transformer(config, event_shape, conditions)
 
 
 def _make_user_network(
