@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
@@ -295,7 +296,7 @@ class DiT(TokenTransformer):
         self,
         config: DiTConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
@@ -314,7 +315,7 @@ class DiT(TokenTransformer):
 def make_dit(
     config: DiTConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build a DiT as pure functions. Its output is zero at initialization.
 
