@@ -209,8 +209,8 @@ def test_conditions_that_do_not_match_the_network_are_refused(name):
     t, x, _ = make_points(NETWORKS[name])
     labels = np.zeros(BATCH, np.int32)
     for num_classes, cond, message in [
-        (None, labels, "cond must be None for a network without classes, got labels"),
-        (3, None, "cond must be class labels for a network with classes, got None"),
+        (None, labels, "cond must be None for a network without conditions, got int32"),
+        (3, None, r"cond must be class labels, integers of shape \(8,\), got None"),
     ]:
         net = make_network(config, event_shape, num_classes)
         params = jax.eval_shape(net.init, jax.random.key(0))

@@ -6,7 +6,7 @@ velocity network.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,16 @@ from fmjax._checks import require, require_at_least, require_one_of, require_pos
 from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.conditions import (
+    ConditionEmbedding,
+    Joined,
+    join_conditions,
+    joined_conditions,
+)
 from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
-    ConditionEmbedding,
     Linear,
     ToHeads,
     at_least_float32,
@@ -57,7 +62,6 @@ def require_transformer(config: "TransformerConfig", num_axes: int) -> None:
         require_at_least(name, getattr(config, name), 1)
     require_positive("mlp_ratio", config.mlp_ratio)
     require_one_of("positions", config.positions, POSITIONS)
-    require_computable(config)
     width, num_heads, multiple = config.width, config.num_heads, 2 * num_axes
     require(width % num_heads == 0, "num_heads", f"divide the width {width}", num_heads)
     if config.positions == "sincos":
@@ -108,6 +112,7 @@ class DiTConfig:
     def __post_init__(self):
         require_at_least("patch_size", self.patch_size, 1)
         require_transformer(self, num_axes=2)
+        require_computable(self)
 
 
 DIT_S = DiTConfig(width=384, num_layers=12, num_heads=6)
@@ -120,6 +125,7 @@ DIT_XL = DiTConfig(width=1152, num_layers=28, num_heads=16)
 """DiT-XL: 675 million parameters."""
 
 
+@runtime_checkable
 class TransformerConfig(Protocol):
     """Fields that the configs of `DiT` and `SequenceTransformer` share; see `DiTConfig`."""
 
@@ -241,7 +247,8 @@ class TokenTransformer(nnx.Module):
         config: Sizes and options of the transformer.
         grid: Lengths of the axes of the grid of tokens: (rows, columns), or one length.
         features: Numbers of channels of an input token and of an output token.
-        conditions: Number of classes, conditions of a flow map, or None.
+        conditions: Description of the condition, or conditions of a flow map.
+        joined: Arrays of the condition that are joined to the sample on the channels.
         rngs: Random keys of the parameters.
     """
 
@@ -250,15 +257,16 @@ class TokenTransformer(nnx.Module):
         config: TransformerConfig,
         grid: tuple[int, ...],
         features: tuple[int, int],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
+        joined: Joined,
         *,
         rngs: nnx.Rngs,
     ):
         (features_in, features_out), width = features, config.width
         dtype = compute_dtype(config.dtype)
         xavier, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
-        self.config, self.grid = config, grid
-        self.embed = ConditionEmbedding(width, conditions, rngs=rngs)
+        self.config, self.grid, self.joined = config, grid, joined
+        self.embed = ConditionEmbedding(width, conditions, joined, rngs=rngs)
         self.patches = Linear(features_in, width, dtype=dtype, kernel_init=xavier, rngs=rngs)
         self.positions = (
             nnx.Param(0.02 * jax.random.normal(rngs.params(), (math.prod(grid), width)))
@@ -272,11 +280,10 @@ class TokenTransformer(nnx.Module):
         self.out = Linear(width, features_out, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
     def transform(
-        self, t: Times, tokens: Float[Array, "batch tokens _in"], cond: Cond
+        self, c: Float[Array, "batch width"], tokens: Float[Array, "batch tokens _in"]
     ) -> Float[Array, "batch tokens _out"]:
-        """Return the output tokens, float32."""
-        config = self.config
-        c = nnx.silu(self.embed(t, cond))
+        """Return the output tokens, float32, for embeddings `c` of time and condition."""
+        config, c = self.config, nnx.silu(c)
         h = self.patches(tokens)
         if self.positions is not None:
             h = h + all_gather_fsdp(self.positions[...].astype(h.dtype))[None]
@@ -301,15 +308,17 @@ class DiT(TokenTransformer):
         rngs: nnx.Rngs,
     ):
         height, width, channels = event_shape
-        size = config.patch_size
-        patch = size * size * channels
+        size, area = config.patch_size, config.patch_size**2
+        joined, num_joined = joined_conditions("a DiT", event_shape, conditions, num_axes=2)
+        features = (area * (channels + num_joined), area * channels)
         grid = (height // size, width // size)
-        super().__init__(config, grid, (patch, patch), conditions, rngs=rngs)
+        super().__init__(config, grid, features, conditions, joined, rngs=rngs)
 
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Return the prediction, float32, shaped like x."""
-        size = self.config.patch_size
-        return unpatchify(self.transform(t, patchify(x, size), cond), size, x.shape[1:])
+        size, c = self.config.patch_size, self.embed(t, cond)
+        tokens = patchify(join_conditions(x, cond, self.joined), size)
+        return unpatchify(self.transform(c, tokens), size, x.shape[1:])
 
 
 def make_dit(
@@ -322,13 +331,14 @@ def make_dit(
     Args:
         config: Sizes and options of the DiT.
         event_shape: (height, width, channel) of an image.
-        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
-            `num_classes` is the null class.
+        conditions: Description of the condition: labels (or their number), vectors, sequences,
+            images of the same height and width, or a dict of these; conditions of a flow map, or
+            None. Images are joined to the sample on the channels.
 
     Raises:
         ValueError: If `event_shape` is not an image, or its sides are not multiples of the patch
-            size. When called, if a network without classes receives labels, or a network with
-            classes receives none.
+            size, or the network does not take one of the conditions. When called, if the condition
+            is not as described.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     height, width, _ = event_shape

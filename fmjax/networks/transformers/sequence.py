@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from flax import nnx
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require
+from fmjax._specs import CondSpec, FlowMapConditions
+from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.conditions import join_conditions, joined_conditions
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.transformers.dit import TokenTransformer, require_transformer
 from fmjax.paths import VelocityNet
@@ -52,6 +55,7 @@ class SequenceTransformerConfig:
 
     def __post_init__(self):
         require_transformer(self, num_axes=1)
+        require_computable(self)
 
 
 class SequenceTransformer(TokenTransformer):
@@ -61,34 +65,39 @@ class SequenceTransformer(TokenTransformer):
         self,
         config: SequenceTransformerConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
         length, channels = event_shape
-        super().__init__(config, (length,), (channels, channels), conditions, rngs=rngs)
+        name = "a transformer on sequences"
+        joined, num_joined = joined_conditions(name, event_shape, conditions, num_axes=1)
+        features = (channels + num_joined, channels)
+        super().__init__(config, (length,), features, conditions, joined, rngs=rngs)
 
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Return the prediction, float32, shaped like x."""
-        return self.transform(t, x, cond)
+        c = self.embed(t, cond)
+        return self.transform(c, join_conditions(x, cond, self.joined))
 
 
 def make_sequence_transformer(
     config: SequenceTransformerConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build a transformer on sequences as pure functions. Its output is zero at initialization.
 
     Args:
         config: Sizes and options of the transformer.
         event_shape: (length, channels) of a sequence.
-        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
-            `num_classes` is the null class.
+        conditions: Description of the condition: labels (or their number), vectors, sequences, or
+            a dict of these; conditions of a flow map, or None. Sequences of the same length are
+            joined to the sample on the channels.
 
     Raises:
-        ValueError: If `event_shape` is not a sequence. When called, if a network without classes
-            receives labels, or a network with classes receives none.
+        ValueError: If `event_shape` is not a sequence, or the network does not take one of the
+            conditions. When called, if the condition is not as described.
     """
     require(len(event_shape) == 2, "event_shape", "be (length, channels)", event_shape)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fmjax.networks.layers.linear import ConditionEmbedding, layer_norm, rms_norm, timestep_features
+from fmjax.networks.layers.conditions import ConditionEmbedding
+from fmjax.networks.layers.linear import layer_norm, rms_norm, timestep_features
 from fmjax.networks.layers.patches import rotary_angles, rotate, sincos_positions
 
 
