@@ -428,7 +428,7 @@ def test_all_adds_the_common_solvers():
         (lambda: LoRAConfig(layers=()), "lora.layers must contain at least one"),
         (
             lambda: Config(name="x", pretrained=RELEASED, path=AffinePath(Cosine())),
-            "path must have the Linear schedule for released weights",
+            "path must be an AffinePath with the Linear schedule for released weights",
         ),
         (
             lambda: Config(name="x", pretrained=RELEASED, loss=LossConfig(Prediction.X1)),

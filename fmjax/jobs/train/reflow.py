@@ -36,9 +36,8 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     path = teacher.path
     is_linear = isinstance(path, AffinePath) and path.schedule == Linear()
     rule = "be an AffinePath with sigma(0) = 1 for reflow, which starts from N(0, I)"
-    starts_normal = (
-        isinstance(path, AffinePath) and abs(float(path.start(jnp.ones(()))) - 1.0) < 1e-3
-    )
+    scale = path.schedule.sigma(jnp.zeros(())) if isinstance(path, AffinePath) else jnp.inf
+    starts_normal = abs(float(scale) - 1.0) < 1e-3
     require(teacher.source is not None or starts_normal, "path", rule, path)
     can_warm_start = is_flow and is_linear and loss.prediction == Prediction.VELOCITY
     # The pairs include the teacher's guidance, so the student is sampled without guidance.
