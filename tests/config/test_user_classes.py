@@ -152,6 +152,12 @@ class WithoutLoad:
         return (2,), None
 
 
+@dataclasses.dataclass(frozen=True)
+class WithoutInterpolate:
+    def sample_source(self, keys, spec):
+        return jnp.zeros((len(keys), *spec.shape))
+
+
 @dataclasses.dataclass
 class NotFrozen:
     def quantile(self, u):
@@ -184,6 +190,11 @@ def check(**fields):
         (lambda: check(data=WithoutLoad()), "config.data must have a method load, like every Data"),
         (lambda: check(network=Cubic()), "config.network must have a method make, like every Netw"),
         (lambda: check(network=Affine), "config.network must be a MLPConfig or .* methods of"),
+        (
+            lambda: check(path=WithoutInterpolate()),
+            "config.path must have a method interpolate, like every Process, got class Without",
+        ),
+        (lambda: check(path=Quadratic), "config.path must be a AffinePath, or a frozen dataclass"),
         (lambda: check(coupling=3), "config.coupling must be a Independent or MinibatchOT, or a"),
         (lambda: register_classes([NotFrozen]), "class NotFrozen must be a frozen dataclass"),
         (
