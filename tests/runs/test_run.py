@@ -9,6 +9,7 @@ import pytest
 
 import fmjax
 from fmjax._progress import COMPILING, Lines
+from fmjax._specs import class_spec
 from fmjax.config import (
     Config,
     EvaluationConfig,
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
 def untrained(tmp_path_factory):
     """The run before training, without weights."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "toy")
-    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), 2, None, 0, make_mesh())
+    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), class_spec(2), None, 0, make_mesh())
 
 
 def file_names(run):
