@@ -12,10 +12,10 @@ import cattrs
 
 from fmjax._checks import DataclassInstance, require
 from fmjax._json import Mismatch, make_converter, parse_json, structure
-from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
+from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, AnyProcess, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
-from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
+from fmjax.paths import AffinePath, AnyDensity, AnySchedule, Density, Schedule
 
 _UNIONS = (
     AnyData,
@@ -24,6 +24,7 @@ _UNIONS = (
     AnyDensity | Density,
     DensityConfig,
     AnyCoupling,
+    AnyProcess,
     AnyLoss,
 )
 
@@ -61,6 +62,8 @@ def _as_integer(value: object) -> object:
 
 def _register_union(union: object, converter: cattrs.Converter) -> None:
     """Write members of a union with the name of their class, and read them by that name."""
+    # Older versions wrote paths without a type, because there was one type only.
+    default = AffinePath.__name__ if union == AnyProcess else None
     members: dict[str, type] = {
         member.__name__: member
         for member in typing.get_args(union)
@@ -74,7 +77,7 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
     def read(value: object, _: object) -> object:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
-        name = value.get("type")
+        name = value.get("type", default)
         cls = (_user_classes | members).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"

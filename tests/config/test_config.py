@@ -1,6 +1,7 @@
 """Tests of configs: validation, JSON and two training steps of every config file."""
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -187,6 +188,12 @@ def test_the_min_divisor_of_old_runs_is_read_as_zero():
     assert with_current_defaults(from_json(to_json(released))) == Config(
         name="x", pretrained=RELEASED
     )
+
+
+def test_paths_of_old_runs_are_read_without_a_type():
+    document = json.loads(to_json(UNUSUAL))
+    assert document["path"].pop("type") == "AffinePath"
+    assert from_json(json.dumps(document)) == UNUSUAL
 
 
 def test_a_config_without_a_study_is_rejected():
@@ -429,7 +436,7 @@ def test_all_adds_the_common_solvers():
         (lambda: LoRAConfig(layers=()), "lora.layers must contain at least one"),
         (
             lambda: Config(name="x", pretrained=RELEASED, path=AffinePath(Cosine())),
-            "path must have the Linear schedule for released weights",
+            "path must be an AffinePath with the Linear schedule for released weights",
         ),
         (
             lambda: Config(name="x", pretrained=RELEASED, loss=LossConfig(Prediction.X1)),
