@@ -26,7 +26,7 @@ from fmjax.config import (
     register_classes,
 )
 from fmjax.config.choose_steps import with_settings
-from fmjax.data import WordTokenizer, read_word_tokenizer
+from fmjax.data import Standardization, WordTokenizer, read_standardization, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
@@ -74,6 +74,11 @@ class RunFolder:
     def tokenizer(self) -> Path:
         """The tokenizer of a run conditioned on captions."""
         return self.root / "tokenizer.json"
+
+    @property
+    def standardization(self) -> Path:
+        """Mean and standard deviation of the training data of a run that standardizes them."""
+        return self.root / "standardization.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -282,6 +287,13 @@ class Run(NamedTuple):
     def tokenizer(self) -> WordTokenizer:
         """The tokenizer of a run conditioned on captions."""
         return read_word_tokenizer(self.folder.tokenizer)
+
+    @property
+    def standardization(self) -> Standardization:
+        """Mean and standard deviation of the training data; empty if they are not standardized."""
+        if not self.config.standardize:
+            return Standardization()
+        return read_standardization(self.folder.standardization)
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -11,7 +11,14 @@ from fmjax._arrays import is_image, noun
 from fmjax._files import lock_outputs, require_outside, require_target, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config
-from fmjax.data import CaptionedImages, Dataset, DataSource, ImageFolder, NoSuchSplit
+from fmjax.data import (
+    CaptionedImages,
+    Dataset,
+    DataSource,
+    ImageFolder,
+    NoSuchSplit,
+    fit_standardization,
+)
 from fmjax.runs.folder import select_texts
 from fmjax.runs.sampling.batches import SampleSet
 from fmjax.runs.sampling.files import sample_grid
@@ -66,6 +73,9 @@ def describe_data(config: Config, output: Path, *, progress: Progress = Silent()
         train, test = _load_splits(config.data, config, "data", progress)
         for line in summarize_data(train, test, progress):
             progress.say(line)
+        if config.standardize:
+            for line in _summarize_moments(train, progress):
+                progress.say(line)
         if train.conditions is None:
             progress.say("no conditions: the model is unconditional")
         if config.source is not None:
@@ -125,6 +135,13 @@ def summarize_data(
         yield f"encoded prompts: {num_tokens} tokens of width {width}, pooled width {pooled_width}"
     if train.labels is not None:
         yield from _summarize_classes(train, test)
+
+
+def _summarize_moments(train: Dataset, progress: Progress) -> Iterator[str]:
+    """Yield a line on the mean and standard deviation of each array that is standardized."""
+    for name, moments in fit_standardization(train, progress=progress).moments.items():
+        means, stds = (f"{min(values):.4g} to {max(values):.4g}" for values in moments)
+        yield f"standardized {name}: subtract means of {means}, divide by {stds}"
 
 
 def _measure_values(dataset: Dataset, progress: Progress) -> _Values:

@@ -196,13 +196,16 @@ def _round_trips(
 
 def _make_round_trip(run: Run, solver: Any) -> Callable[..., tuple[jax.Array, ...]]:
     """Make the function that maps images to noise and back with one solver."""
+    standardization = run.standardization
 
     def round_trip(params: Params, x1: Points, labels: Cond, steps: Steps) -> tuple[jax.Array, ...]:
         velocity_fn = run.model.velocity_fn(params)
-        inverted = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
+        z1 = standardization.points(x1)
+        inverted = invert(velocity_fn, z1, labels, solver=solver, steps=steps)
         restored = sample(velocity_fn, inverted.x0, labels, solver=solver, steps=steps)
         nfe = inverted.nfe + restored.nfe
-        return inverted.x0, restored.x1, nfe, inverted.succeeded & restored.succeeded
+        x1 = standardization.restore_points(restored.x1)
+        return inverted.x0, x1, nfe, inverted.succeeded & restored.succeeded
 
     return round_trip
 

@@ -138,13 +138,13 @@ def conditions_of_points(
 
 
 def even_conds(run: Run, num: int) -> Cond:
-    """Conditions of `num` samples, spread evenly over classes or captions of the run.
+    """Conditions of `num` samples as the network takes them, spread evenly over those of the run.
 
     Returns:
         Labels or tokens, one row per sample; None for an unconditional model.
     """
     texts = select_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
-    return requested_conditions(run, num, (), texts).cond
+    return run.standardization.conds(requested_conditions(run, num, (), texts).cond)
 
 
 def network_conditions(run: Run, dataset: Dataset, indices: np.ndarray) -> Cond:

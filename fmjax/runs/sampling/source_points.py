@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._progress import Progress, Silent
-from fmjax.data import NoSuchSplit
+from fmjax.data import NoSuchSplit, StandardizedDataset
 from fmjax.data.dataset import Split
 from fmjax.runs.folder import Run
 from fmjax.runs.sampling.batches import noise
@@ -19,8 +19,8 @@ def run_source_points(
     """Make the function that returns source points, `(seed, indices) -> x0 [indices, *event]`.
 
     Source points are noise, or, for a run whose source distribution is a dataset, examples of that
-    dataset in random order plus the noise `config.source_noise`. All examples are used once before
-    any is repeated.
+    dataset in random order, standardized like the data, plus the noise `config.source_noise`. All
+    examples are used once before any is repeated.
 
     Args:
         run: A trained run.
@@ -41,9 +41,11 @@ def run_source_points(
     except NoSuchSplit:
         dataset = run.config.source.load("train", progress=progress)
 
+    examples = StandardizedDataset(dataset, run.standardization)
+
     def from_dataset(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
         order = np.random.default_rng(seed).permutation(len(dataset))
-        points = jnp.asarray(dataset.points(order[np.asarray(indices) % len(dataset)]))
+        points = jnp.asarray(examples.points(order[np.asarray(indices) % len(dataset)]))
         if scale > 0.0:
             points += scale * make_noise(jnp.asarray(seed), jnp.asarray(indices))
         return path.start(points)
