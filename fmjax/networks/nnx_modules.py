@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from flax import nnx
 
-from fmjax._arrays import Conditions
 from fmjax._checks import require
 from fmjax._inputs import describe
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.make import NetworkFactory
 from fmjax.paths import VelocityNet
@@ -49,7 +49,7 @@ def _config_class(
     """Return the frozen dataclass of the fields of a module, under the module's name."""
     build = cast(Callable[..., nnx.Module], module)
 
-    def make(self: Any, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
+    def make(self: Any, event_shape: tuple[int, ...], conditions: CondSpec) -> VelocityNet:
         fields = dataclasses.asdict(self)
         pure = functionalize(lambda rngs: build(event_shape, conditions, **fields, rngs=rngs))
         return VelocityNet(pure.init, pure.apply, pure.tensor_axes)

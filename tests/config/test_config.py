@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fmjax.config
-from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
+from fmjax._arrays import Batch, Text, TextPart, TextShape
+from fmjax._specs import is_captions, token_spec
 from fmjax._trees import partition
 from fmjax.cli.parsing import parse
 from fmjax.config import (
@@ -104,10 +105,10 @@ SHAPES = {
     ),
     "fashion_captions": (
         (28, 28, 1),
-        TokenShape(8, 64),
+        token_spec(8, 64),
         {"num_heads": 2, "head_width": 8, "num_layers": 1},
     ),
-    "emoji": ((8, 8, 3), TokenShape(12, 2048), {"num_heads": 2, "head_width": 8, "num_layers": 1}),
+    "emoji": ((8, 8, 3), token_spec(12, 2048), {"num_heads": 2, "head_width": 8, "num_layers": 1}),
     "finetune_flux": (
         (4, 4, 4),
         TextShape(3, 8, 6),
@@ -214,7 +215,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
-    elif isinstance(conditions, TokenShape):
+    elif is_captions(conditions):
         cond = rng.integers(0, conditions.vocab_size, (8, conditions.num_tokens)).astype(np.int32)
     else:
         cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)

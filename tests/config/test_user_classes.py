@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from fmjax import Batch
+from fmjax._specs import class_spec
 from fmjax.config import (
     AffinePath,
     Config,
@@ -212,7 +213,7 @@ class TinyLinear(nnx.Module):
     """A linear layer of the sample, the time and the class label."""
 
     def __init__(self, event_shape, conditions, *, features=3, rngs):
-        self.embed = nnx.Embed(conditions + 1, features, rngs=rngs)
+        self.embed = nnx.Embed(conditions.num_values + 1, features, rngs=rngs)
         self.linear = nnx.Linear(event_shape[0] + 1 + features, event_shape[0], rngs=rngs)
 
     def __call__(self, t, x, cond):
@@ -231,5 +232,5 @@ def test_from_nnx_equals_the_module(no_classes):
     net = make_network(network, (2,), 3)
     params = net.init(jax.random.key(0))
     t, x, cond = jnp.array([0.1, 0.7]), jnp.arange(4.0).reshape(2, 2), jnp.array([3, 1])
-    module = TinyLinear((2,), 3, features=5, rngs=nnx.Rngs(jax.random.key(0)))
+    module = TinyLinear((2,), class_spec(3), features=5, rngs=nnx.Rngs(jax.random.key(0)))
     np.testing.assert_allclose(net.apply(params, t, x, cond), module(t, x, cond), rtol=1e-6)

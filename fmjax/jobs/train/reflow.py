@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
+from fmjax._specs import is_captions
 from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, SamplingConfig
 from fmjax.config.losses import LossConfig
 from fmjax.data import Dataset, Pairs
@@ -106,7 +106,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         data_spec = (dataset.event_shape, dataset.conditions)
         teacher_spec = (teacher.event_shape, teacher.conditions)
         rule = "be unconditional or conditioned on classes to generate pairs"
-        require(not isinstance(teacher.conditions, TokenShape), name, rule, "captions")
+        require(not is_captions(teacher.conditions), name, rule, "captions")
         rule = f"have the event shape and conditions of the data, {data_spec}"
         require(teacher_spec == data_spec, name, rule, teacher_spec)
         if config.reflow.warm_start:
