@@ -1,6 +1,7 @@
 """Log-densities of points under the model of a run."""
 
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def run_log_density(
     Args:
         run: A trained run.
         x: Points in data units, `[num, *event]`.
-        cond: Condition of each point as the network takes it, or None.
+        cond: Condition of each point, in data units, or None.
         config: Solver, divergence, batch size and seed; `num_examples` and `dequantize` have no
             effect.
         bin_width: Width of the bins of discrete data, over which uniform noise is added to `x`;
@@ -68,6 +69,9 @@ def run_log_density(
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
+    standardization = run.standardization
+    cond = standardization.conds(cond)
+    log_volume = standardization.log_volume(run.event_shape)
 
     def solve(
         params: Params, indices: jax.Array, x1: jax.Array, cond: Cond
@@ -77,7 +81,7 @@ def run_log_density(
             x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, bin_width)
         solved = log_density(
             experiment.model.velocity_fn(params),
-            x1,
+            standardization.points(x1),
             cond,
             divergence=config.make_divergence(),
             keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
@@ -91,10 +95,10 @@ def run_log_density(
         advance(0, COMPILING)
         nats, nfe, succeeded = map_batched(
             partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
-            lambda indices: (indices, x[indices], None if cond is None else cond[indices]),
+            lambda indices: (indices, x[indices], jax.tree.map(itemgetter(indices), cond)),
             len(x),
             batch_size=config.batch_size,
             mesh=run.mesh,
             on_batch=advance,
         )
-    return LogDensities(nats.astype(np.float64), nfe, succeeded)
+    return LogDensities(nats.astype(np.float64) - log_volume, nfe, succeeded)

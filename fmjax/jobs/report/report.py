@@ -127,7 +127,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     samples, _ = read_samples(file)
     caption = f"{len(samples.x1)} samples by {describe_sampling(run.config.sampling)}."
     if run.event_shape == (2,):
-        real = run.config.data.load("train", progress=Silent()).examples().x1[: len(samples.x1)]
+        real = run.config.data.load("train", progress=Silent()).points(slice(len(samples.x1)))
         return SamplePoints(samples.x1, real, caption)
     if not is_image(run.event_shape):
         return None

@@ -12,7 +12,7 @@ from fmjax._files import is_same_location, require_folder, require_outside
 from fmjax._locks import is_leftover, is_lock, lock_folder, require_unlocked
 from fmjax._specs import CondSpec, cond_spec_json, is_captions, num_classes
 from fmjax.config import Config, to_json
-from fmjax.data import Captions, read_word_tokenizer
+from fmjax.data import Captions, Standardization, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.changes import accepted_changes, apply_changes
 from fmjax.jobs.train.pairs import pairs_folder
@@ -22,7 +22,8 @@ from fmjax.runs.released_weights import with_released_sizes
 from fmjax.sharding import all_or_none, is_main
 
 _MAX_CAPTIONS = 64  # Number of captions stored in a run folder.
-_WRITTEN_FIRST = {"model.json", "tokenizer.json"}  # Written before the config.
+# Files that are written before the config.
+_WRITTEN_FIRST = {"model.json", "tokenizer.json", "standardization.json"}
 # Name of the config while its run is being removed: it is renamed first and deleted last.
 _REPLACED = ".replaced.json"
 
@@ -74,6 +75,7 @@ def prepare(
     *,
     captions: Captions | None = None,
     class_names: tuple[str, ...] | None = None,
+    standardization: Standardization = Standardization(),  # noqa: B008 (has no state)
     overwrite: bool = False,
 ) -> list[str]:
     """Create the run folder, or prepare the run in it to be resumed with this config.
@@ -90,6 +92,8 @@ def prepare(
         conditions: What the model is conditioned on.
         captions: Captions of the data, for a model conditioned on them.
         class_names: Names of the classes, for a model conditioned on them; None if unknown.
+        standardization: Mean and standard deviation of the data; empty if they are not
+            standardized.
         overwrite: Whether to replace a run in the folder.
 
     Returns:
@@ -117,6 +121,8 @@ def prepare(
         stored = select_texts(captions.texts, _MAX_CAPTIONS)
         model["captions"] = stored
         captions.tokenizer.write(folder.tokenizer)
+    if config.standardize:
+        write_text(folder.standardization, json.dumps(standardization.to_json()))
     write_text(folder.model, json.dumps(model))
     # Written last, because a folder with a config counts as a run.
     write_text(folder.config, to_json(config))

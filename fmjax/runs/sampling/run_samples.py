@@ -62,9 +62,18 @@ def make_run_sampler(
         source_points=source_points,
     )
 
+    standardization = run.standardization
+
     def sample(params: Params) -> SampleSet:
-        samples = sample_batches(params, conditions.cond, progress)
-        return samples._replace(labels=conditions.labels, prompts=conditions.prompts)
+        samples = sample_batches(params, standardization.conds(conditions.cond), progress)
+        x0 = samples.x0
+        return samples._replace(
+            x1=standardization.restore_points(samples.x1),
+            x0=None if x0 is None else standardization.restore_points(x0),
+            labels=conditions.labels,
+            prompts=conditions.prompts,
+            cond=conditions.arrays,
+        )
 
     return sample
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax._progress import Progress, Silent
-from fmjax.data import NoSuchSplit
+from fmjax.data import NoSuchSplit, StandardizedDataset
 from fmjax.data.dataset import Split
 from fmjax.paths import AffinePath
 from fmjax.runs.folder import Run
@@ -20,7 +20,7 @@ def run_source_points(
     """Make the function that returns source points, `(seed, indices) -> x0 [indices, *event]`.
 
     Source points are samples of the process, or, for a run whose source distribution is a dataset,
-    examples of that dataset in random order plus the noise `config.source_noise`. All examples are
+    examples of that dataset in random order, standardized like the data, plus the noise `config.source_noise`. All examples are
     used once before any is repeated.
 
     Args:
@@ -41,6 +41,8 @@ def run_source_points(
     except NoSuchSplit:
         dataset = run.config.source.load("train", progress=progress)
 
+    examples = StandardizedDataset(dataset, run.standardization)
+
     @jax.jit
     def normal(seed: jax.Array, indices: jax.Array) -> jax.Array:
         key = jax.random.key(seed)
@@ -48,7 +50,7 @@ def run_source_points(
 
     def from_dataset(seed: int, indices: np.ndarray | jax.Array) -> jax.Array:
         order = np.random.default_rng(seed).permutation(len(dataset))
-        points = jnp.asarray(dataset.points(order[np.asarray(indices) % len(dataset)]))
+        points = jnp.asarray(examples.points(order[np.asarray(indices) % len(dataset)]))
         if scale > 0.0:
             points += scale * normal(jnp.asarray(seed), jnp.asarray(indices))
         return points
