@@ -1,5 +1,7 @@
 """Log-densities of points under the model of a run."""
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from fmjax._checks import require
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import LikelihoodConfig, build, differentiable_forwards
 from fmjax.runs.folder import Run
+from fmjax.runs.programs import reuse_program_of_run
 from fmjax.sharding import map_batched, on_mesh
 from fmjax.solvers import dequantize, log_density
 
@@ -65,6 +68,29 @@ def run_log_density(
     """
     require_density(run)
     scale = float(run.config.path.start(jnp.ones((1,)))[0])
+    settings = dataclasses.replace(config, num_examples=None, batch_size=1)
+    program = reuse_program_of_run(
+        run,
+        ("log_density", settings, scale, bin_width),
+        lambda: _make_program(run, settings, scale, bin_width),
+    )
+    with progress.task("likelihood", len(x)) as advance:
+        advance(0, COMPILING)
+        nats, nfe, succeeded = map_batched(
+            partial(program, run.params),
+            lambda indices: (indices, x[indices], None if cond is None else cond[indices]),
+            len(x),
+            batch_size=config.batch_size,
+            mesh=run.mesh,
+            on_batch=advance,
+        )
+    return LogDensities(nats.astype(np.float64), nfe, succeeded)
+
+
+def _make_program(
+    run: Run, config: LikelihoodConfig, scale: float, bin_width: float | None
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Make the jitted function `(params, indices, x1, cond) -> (nats, nfe, succeeded)`."""
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
@@ -87,14 +113,4 @@ def run_log_density(
         )
         return solved.log_density, solved.nfe, solved.succeeded
 
-    with progress.task("likelihood", len(x)) as advance:
-        advance(0, COMPILING)
-        nats, nfe, succeeded = map_batched(
-            partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
-            lambda indices: (indices, x[indices], None if cond is None else cond[indices]),
-            len(x),
-            batch_size=config.batch_size,
-            mesh=run.mesh,
-            on_batch=advance,
-        )
-    return LogDensities(nats.astype(np.float64), nfe, succeeded)
+    return jax.jit(on_mesh(run.mesh, solve))
