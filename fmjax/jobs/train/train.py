@@ -10,7 +10,16 @@ import jax
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
 from fmjax._progress import Lines, Progress, Silent
-from fmjax.config import Config, Experiment, TrainingConfig, build, make_step, num_parameters
+from fmjax.config import (
+    Config,
+    Experiment,
+    TrainingConfig,
+    build,
+    make_step,
+    num_parameters,
+    register_classes,
+    user_classes,
+)
 from fmjax.data import BatchIterator, Dataset, Examples, batches
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
@@ -55,7 +64,7 @@ def train(
     call this function.
 
     Args:
-        config: The experiment.
+        config: The experiment. Its objects of your own classes are frozen dataclasses.
         folder: The run folder.
         overwrite: Replace an existing run in the folder.
         progress: Receives progress reports; by default lines on standard error.
@@ -70,6 +79,7 @@ def train(
     """
     folder = Path(folder)
     progress = progress if is_main() else Silent()
+    register_classes(user_classes(config))  # The config of the run folder is read again.
     with lock_run(folder, config, overwrite=overwrite):
         _train(config, RunFolder(folder), overwrite, progress, needs_run=True)
     return open_run(folder)
