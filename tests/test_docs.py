@@ -164,7 +164,7 @@ def test_shell_scripts_have_valid_syntax(page):
         assert not result.stderr, (script, result.stderr)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/performance.md", "README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/extending.md", "docs/performance.md", "README.md"])
 def test_links_have_existing_targets(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if "://" in link:

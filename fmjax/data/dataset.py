@@ -296,6 +296,7 @@ class Dataset:
         if isinstance(cond, Mapping):
             parts = {key: (cond[key], f"{name}_{key}") for key in sorted(cond)}
             return {key: self._cond_at(part, path, indices) for key, (part, path) in parts.items()}
+        assert cond is not None
         values = as_cond_array(cond[indices])
         require_finite(self.name_of(name), values, np.arange(len(self))[indices])
         return values
@@ -352,7 +353,7 @@ def require_cond_fits(
         type_name = "floating-point numbers" if spec.num_values is None else "integers"
         fits = is_integer == (spec.num_values is not None)
         require(fits, name_of(key), f"hold {type_name}", describe(array))
-        if is_integer:
+        if is_integer and spec.num_values is not None:
             low, high = int(array.min()), int(array.max())
             in_range = low >= 0 and high < spec.num_values
             require(in_range, name_of(key), f"lie in [0, {spec.num_values})", f"{low} to {high}")

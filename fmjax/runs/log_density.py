@@ -1,5 +1,7 @@
 """Log-densities of points under the model of a run."""
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from fmjax._checks import require
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import LikelihoodConfig, build, differentiable_forwards
 from fmjax.runs.folder import Run
+from fmjax.runs.programs import reuse_program_of_run
 from fmjax.sharding import map_batched, on_mesh
 from fmjax.solvers import dequantize, log_density
 
@@ -66,12 +69,39 @@ def run_log_density(
     """
     require_density(run)
     source_log_density = run.model.velocity_process.source_log_density
+    standardization = run.standardization
+    cond = standardization.conds(cond)
+    settings = dataclasses.replace(config, num_examples=None, batch_size=1)
+    program = reuse_program_of_run(
+        run,
+        ("log_density", settings, bin_width),
+        lambda: _make_program(run, settings, bin_width, source_log_density),
+    )
+    with progress.task("likelihood", len(x)) as advance:
+        advance(0, COMPILING)
+        nats, nfe, succeeded = map_batched(
+            partial(program, run.params),
+            lambda indices: (indices, x[indices], jax.tree.map(itemgetter(indices), cond)),
+            len(x),
+            batch_size=config.batch_size,
+            mesh=run.mesh,
+            on_batch=advance,
+        )
+    log_volume = standardization.log_volume(run.event_shape)
+    return LogDensities(nats.astype(np.float64) - log_volume, nfe, succeeded)
+
+
+def _make_program(
+    run: Run,
+    config: LikelihoodConfig,
+    bin_width: float | None,
+    source_log_density: Callable[..., jax.Array],
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Make the jitted function `(params, indices, x1, cond) -> (nats, nfe, succeeded)`."""
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
     standardization = run.standardization
-    cond = standardization.conds(cond)
-    log_volume = standardization.log_volume(run.event_shape)
 
     def solve(
         params: Params, indices: jax.Array, x1: jax.Array, cond: Cond
@@ -91,14 +121,4 @@ def run_log_density(
         )
         return solved.log_density, solved.nfe, solved.succeeded
 
-    with progress.task("likelihood", len(x)) as advance:
-        advance(0, COMPILING)
-        nats, nfe, succeeded = map_batched(
-            partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
-            lambda indices: (indices, x[indices], jax.tree.map(itemgetter(indices), cond)),
-            len(x),
-            batch_size=config.batch_size,
-            mesh=run.mesh,
-            on_batch=advance,
-        )
-    return LogDensities(nats.astype(np.float64) - log_volume, nfe, succeeded)
+    return jax.jit(on_mesh(run.mesh, solve))

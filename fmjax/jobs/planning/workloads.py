@@ -13,7 +13,7 @@ from fmjax._checks import require
 from fmjax._specs import CondSpec
 from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.planning import count_flops, counts_all, flops_per_example
-from fmjax.runs.sampling.batches import make_batch_solver
+from fmjax.runs.sampling.batches import make_batch_solver, seed_data
 from fmjax.sharding import (
     abstract_batch,
     batch_sharding,
@@ -144,9 +144,9 @@ def sampling_batch(
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
         solve = make_solve(experiment.model, sampling)
-        return make_batch_solver(
-            experiment.model.process, solve, steps, event_shape, sampling.seed, mesh
-        )
+        solver = make_batch_solver(experiment.model.process, solve, steps, event_shape, mesh)
+        seed = seed_data(sampling.seed)
+        return jax.jit(lambda params, indices, cond: solver(params, seed, indices, cond))
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
     params = with_shardings(params, mesh, experiment.model.net.tensor_axes)

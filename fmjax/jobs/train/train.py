@@ -18,6 +18,7 @@ from fmjax.config import (
     build,
     make_step,
     num_parameters,
+    register_classes,
     user_classes,
 )
 from fmjax.data import (
@@ -73,7 +74,7 @@ def train(
     call this function.
 
     Args:
-        config: The experiment.
+        config: The experiment. Its objects of your own classes are frozen dataclasses.
         folder: The run folder.
         overwrite: Replace an existing run in the folder.
         progress: Receives progress reports; by default lines on standard error.
@@ -88,6 +89,7 @@ def train(
     """
     folder = Path(folder)
     progress = progress if is_main() else Silent()
+    register_classes(user_classes(config))  # The config of the run folder is read again.
     with lock_run(folder, config, overwrite=overwrite):
         _train(config, RunFolder(folder), overwrite, progress, needs_run=True)
     return open_run(folder, classes=user_classes(config))

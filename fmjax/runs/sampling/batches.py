@@ -62,12 +62,16 @@ def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(source_keys(key, indices), 1)
 
 
+def seed_data(seed: int) -> np.ndarray:
+    """Data of the key of a seed on the host, which a program takes on any mesh and process."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
 def make_batch_solver(
     process: Process,
     solve: SolveFn,
     steps: Steps,
     event_shape: tuple[int, ...],
-    seed: int,
     mesh: jax.sharding.Mesh,
 ) -> Callable[..., Samples]:
     """Make a jitted function that solves one batch.
@@ -77,18 +81,21 @@ def make_batch_solver(
         solve: Maps source points, keys and conditions to samples.
         steps: Steps of the solver.
         event_shape: Shape of one sample.
-        seed: Seed of the noise.
         mesh: The mesh of devices.
 
     Returns:
-        `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from the
-        source distribution of the process.
+        `(params, seed, indices, cond, x0=None) -> Samples`, with the seed from `seed_data`. Without
+        `x0`, samples start from the source distribution of the process.
     """
 
     def solve_batch(
-        params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None
+        params: Params,
+        seed: jax.Array | np.ndarray,
+        indices: jax.Array,
+        cond: Cond,
+        x0: Points | None = None,
     ) -> Samples:
-        key = jax.random.key(seed)
+        key = jax.random.wrap_key_data(jnp.asarray(seed))
         if x0 is None:
             x0 = sample_source_points(process, key, indices, event_shape)
         start = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
@@ -97,11 +104,27 @@ def make_batch_solver(
     return jax.jit(on_mesh(mesh, solve_batch))
 
 
+def max_batch_size(sampling: SamplingConfig) -> int:
+    """Largest number of samples in a batch: with streaming (`slots`), all samples are one batch.
+
+    Slots are then idle only at the end.
+    """
+    return sampling.batch_size if sampling.slots is None else sampling.num_samples
+
+
+def with_slots_in_use(steps: Steps, sampling: SamplingConfig, mesh: jax.sharding.Mesh) -> Steps:
+    """Return steps without slots beyond the number of samples on a device.
+
+    They would evaluate padding.
+    """
+    if not isinstance(steps, AdaptiveSteps) or steps.slots is None:
+        return steps
+    size = padded_batch_size(sampling.num_samples, max_batch_size(sampling), mesh)
+    return dataclasses.replace(steps, slots=min(steps.slots, size // num_shares(mesh)))
+
+
 def make_sampler(
-    process: Process,
-    solve: SolveFn,
-    steps: Steps,
-    event_shape: tuple[int, ...],
+    program: Callable[..., Samples],
     sampling: SamplingConfig,
     mesh: jax.sharding.Mesh,
     *,
@@ -109,16 +132,10 @@ def make_sampler(
 ) -> Callable[[Params, Cond, Progress], SampleSet]:
     """Make a function that samples with any parameters and compiles only once.
 
-    With streaming (`sampling.slots`), all samples form one batch, so that slots are idle only at
-    the end. With several processes, every process must call the function, and each gets all
-    samples.
+    With several processes, every process must call the function, and each gets all samples.
 
     Args:
-        process: The process, whose source distribution is sampled at t = 0.
-        solve: Maps source points, keys and conditions to samples.
-        steps: Steps of the solver. They are constants of the program, because a constant time
-            grid compiles to a plain scan.
-        event_shape: Shape of one sample.
+        program: Solves one batch, from `make_batch_solver`.
         sampling: Provides the number of samples, the batch size and the seed.
         mesh: The mesh of devices.
         source_points: `(seed, indices) -> x0` returns the points at t = 0; None samples them from
@@ -128,13 +145,8 @@ def make_sampler(
         `(params, conds, progress) -> SampleSet`: takes the parameters, sharded over the mesh, and a
         pytree with one condition per sample, or None for an unconditional field.
     """
-    num = sampling.num_samples
-    max_size = num if sampling.slots is not None else sampling.batch_size
-    if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
-        # Slots beyond the number of samples on a device would evaluate padding.
-        samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
-        steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
-    program = make_batch_solver(process, solve, steps, event_shape, sampling.seed, mesh)
+    num, max_size = sampling.num_samples, max_batch_size(sampling)
+    seed = seed_data(sampling.seed)
 
     def sample(params: Params, conds: Cond, progress: Progress) -> SampleSet:
         ends = [time.perf_counter()]
@@ -144,7 +156,7 @@ def make_sampler(
             return indices, jax.tree.map(itemgetter(indices), conds), x0
 
         def solve_batch(indices: jax.Array, cond: Cond, x0: Points | None) -> tuple[PyTree, ...]:
-            solved = program(params, indices, cond, x0)
+            solved = program(params, seed, indices, cond, x0)
             return solved.x1, solved.nfe, solved.succeeded, x0
 
         with progress.task("sampling", num) as advance:

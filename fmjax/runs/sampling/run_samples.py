@@ -1,16 +1,19 @@
 """Sample from a trained run."""
 
+import dataclasses
 from collections.abc import Callable
 
 from fmjax._arrays import Params
 from fmjax._progress import Progress, Silent
 from fmjax.config import SamplingConfig, Steps, make_solve
 from fmjax.runs.folder import Run
+from fmjax.runs.programs import reuse_program_of_run
 from fmjax.runs.sample_set import SampleSet
-from fmjax.runs.sampling.batches import make_sampler
+from fmjax.runs.sampling.batches import make_batch_solver, make_sampler, with_slots_in_use
 from fmjax.runs.sampling.calibrated_grid import run_grid
 from fmjax.runs.sampling.conditions import SampleConditions
 from fmjax.runs.sampling.source_points import run_source_points
+from fmjax.solvers import Samples
 
 
 def sample_from_run(
@@ -42,6 +45,8 @@ def make_run_sampler(
 ) -> Callable[[Params], SampleSet]:
     """Make a function that samples with any weights of a run and compiles only once.
 
+    A function for the same run and solver that was made before shares its program.
+
     Args:
         run: A trained run; its `params` are not used.
         sampling: Settings of the sampler.
@@ -49,18 +54,17 @@ def make_run_sampler(
         progress: Receives progress reports.
     """
     conditions = SampleConditions() if conditions is None else conditions
-    steps = run_steps(run, sampling, progress)
+    steps = with_slots_in_use(run_steps(run, sampling, progress), sampling, run.mesh)
     source_points = None if run.config.source is None else run_source_points(run, progress)
-    solve = make_solve(run.model, sampling)
-    sample_batches = make_sampler(
-        run.model.process,
-        solve,
-        steps,
-        run.event_shape,
-        sampling,
-        run.mesh,
-        source_points=source_points,
-    )
+    # The settings of the solve itself; the others are arguments of the program.
+    solver = dataclasses.replace(sampling, num_samples=1, batch_size=1, seed=0, prompts=())
+
+    def make_program() -> Callable[..., Samples]:
+        solve = make_solve(run.model, sampling)
+        return make_batch_solver(run.model.process, solve, steps, run.event_shape, run.mesh)
+
+    program = reuse_program_of_run(run, ("sample", solver, steps), make_program)
+    sample_batches = make_sampler(program, sampling, run.mesh, source_points=source_points)
 
     standardization = run.standardization
 

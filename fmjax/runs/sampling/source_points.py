@@ -20,8 +20,8 @@ def run_source_points(
     """Make the function that returns source points, `(seed, indices) -> x0 [indices, *event]`.
 
     Source points are samples of the process, or, for a run whose source distribution is a dataset,
-    examples of that dataset in random order, standardized like the data, plus the noise `config.source_noise`. All examples are
-    used once before any is repeated.
+    examples of that dataset in random order, standardized like the data, plus the noise
+    `config.source_noise`. All examples are used once before any is repeated.
 
     Args:
         run: A trained run.

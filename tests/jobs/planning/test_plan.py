@@ -84,7 +84,7 @@ def test_sampling_plan_counts_evaluations_and_argument_bytes():
     (result,) = plan(config, dataclasses.replace(PLAN, work="sampling"))
     assert result.batch_size == 32  # The next multiple of 8 devices.
     assert result.repeats == 4
-    net = build(config, (8, 8, 1), 10).net
+    net = build(config, (8, 8, 1), 10).model.net
     params = jax.eval_shape(net.init, jax.random.key(0))
     t, x = np.zeros(4, np.float32), np.zeros((4, 8, 8, 1), np.float32)
     labels = np.zeros(4, np.int32)
