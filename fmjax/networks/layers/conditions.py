@@ -5,7 +5,7 @@ sequences are embedded and added to the embedding of the time. A condition with 
 sample, such as an image of the same height and width, is joined to the sample on the channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -224,7 +224,7 @@ class ConditionEmbedding(nnx.Module):
             cond = cond.cond
         _require_cond(cond, self.expected, t.shape[0])
         embedding = self.out(nnx.silu(hidden))
-        embed: Callable[[Any], Any] | None = self.labels or self.cond
+        embed: Any = self.labels or self.cond
         return shard_batch(embedding if embed is None else embedding + embed(cond))
 
 

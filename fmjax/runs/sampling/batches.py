@@ -7,6 +7,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
