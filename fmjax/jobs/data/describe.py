@@ -11,7 +11,7 @@ from fmjax._arrays import is_image, noun
 from fmjax._files import lock_outputs, require_outside, require_target, write_atomically
 from fmjax._progress import Progress, Silent
 from fmjax.config import Config
-from fmjax.data import CaptionedImages, Dataset, DataSource, ImageFolder, NoSuchSplit
+from fmjax.data import CaptionedImages, Dataset, DataSource, ImageFolder, NoSuchSplit, load
 from fmjax.runs.folder import select_texts
 from fmjax.runs.sampling.batches import SampleSet
 from fmjax.runs.sampling.files import sample_grid
@@ -86,9 +86,9 @@ def _load_splits(
     data: DataSource, config: Config, name: str, progress: Progress
 ) -> tuple[Dataset, Dataset | None]:
     """Load the splits of a data set; report if there is no test split."""
-    train = data.load("train", progress=progress)
+    train = load(data, "train", progress=progress)
     try:
-        test = data.load("test", progress=progress)
+        test = load(data, "test", progress=progress)
     except NoSuchSplit as error:
         progress.say(f"{name} without a test split: {error}")
         test = None

@@ -20,7 +20,7 @@ from fmjax.config import (
     register_classes,
     user_classes,
 )
-from fmjax.data import BatchIterator, Dataset, Examples, batches
+from fmjax.data import BatchIterator, Dataset, Examples, batches, load
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
 from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
@@ -246,7 +246,7 @@ def _read(
     """
     training = config.training
     with all_or_none("reading the data"):
-        dataset = config.data.load("train", progress=progress)
+        dataset = load(config.data, "train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
         if needs_run:
@@ -260,7 +260,7 @@ def _read(
             for warning in captions.warnings():
                 progress.say(warning)
         if config.source is not None and not paired:
-            source = config.source.load("train", progress=progress)
+            source = load(config.source, "train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
         require_released_weights(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
