@@ -389,7 +389,11 @@ def load(data: DataSource, split: str = "train", *, progress: Progress = Silent(
         progress: Receives progress reports, such as those of downloads.
 
     Raises:
-        ValueError: If the split is unknown, or the data are missing or damaged.
+        ValueError: If the split is unknown, the data are missing or damaged, or `data.load` does
+            not return a `Dataset`.
     """
     require_one_of("split", split, SPLITS)
-    return data.load(split, progress=progress)  # type: ignore[arg-type]
+    dataset = data.load(split, progress=progress)  # type: ignore[arg-type]
+    name = f"{type(data).__name__}.load"
+    require(isinstance(dataset, Dataset), name, "return a Dataset", describe(dataset))
+    return dataset

@@ -19,6 +19,7 @@ from fmjax.data import (
     ImageFolder,
     NoSuchSplit,
     fit_standardization,
+    load,
 )
 from fmjax.runs.folder import select_texts
 from fmjax.runs.sampling.batches import SampleSet
@@ -97,9 +98,9 @@ def _load_splits(
     data: DataSource, config: Config, name: str, progress: Progress
 ) -> tuple[Dataset, Dataset | None]:
     """Load the splits of a data set; report if there is no test split."""
-    train = data.load("train", progress=progress)
+    train = load(data, "train", progress=progress)
     try:
-        test = data.load("test", progress=progress)
+        test = load(data, "test", progress=progress)
     except NoSuchSplit as error:
         progress.say(f"{name} without a test split: {error}")
         test = None

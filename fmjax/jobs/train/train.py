@@ -29,6 +29,7 @@ from fmjax.data import (
     StandardizedDataset,
     batches,
     fit_standardization,
+    load,
     read_standardization,
 )
 from fmjax.jobs.compare.compare_run import require_comparable
@@ -286,7 +287,7 @@ def _read(
     """
     training = config.training
     with all_or_none("reading the data"):
-        dataset = config.data.load("train", progress=progress)
+        dataset = load(config.data, "train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
         if needs_run:
@@ -300,7 +301,7 @@ def _read(
             for warning in captions.warnings():
                 progress.say(warning)
         if config.source is not None and not paired:
-            source = config.source.load("train", progress=progress)
+            source = load(config.source, "train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
         require_released_weights(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)

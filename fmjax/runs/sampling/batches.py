@@ -91,7 +91,7 @@ def make_batch_solver(
 
     def solve_batch(
         params: Params,
-        seed: jax.Array | np.ndarray,
+        seed: jax.Array,
         indices: jax.Array,
         cond: Cond,
         x0: Points | None = None,

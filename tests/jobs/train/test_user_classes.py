@@ -1,5 +1,6 @@
 """Tests of runs with objects of a user's classes, through the command line."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from fmjax.config import serialize, user_classes
+from fmjax import cli
+from fmjax.config import Config, MLPConfig, serialize, user_classes
+from fmjax.jobs.train.train import train as train_in_python
 from fmjax.runs.folder import open_run
 from fmjax.runs.load_config import load_config
 
@@ -106,13 +109,23 @@ def fmjax(folder, *words):
     return result.returncode, result.stderr.strip().rpartition("\n")[2]
 
 
+def train(*options):
+    """Run `fmjax train own.py` in this process; it exits with 0."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train", "own.py", *options])
+    assert exit_info.value.code == 0
+
+
 @pytest.mark.slow
 def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
-    assert fmjax(tmp_path, "train", "own.py")[0] == 0
-    for num_steps in ("3", "6"):
-        words = ("--run", "runs/resumed", "--training.num-steps", num_steps)
-        assert fmjax(tmp_path, "train", "own.py", *words)[0] == 0
+    monkeypatch.setattr(serialize, "_user_classes", {})
+    train()
+    with monkeypatch.context() as without_results:
+        without_results.setattr("fmjax.jobs.report.results.make_results", lambda run, progress: ())
+        for num_steps in ("3", "6"):
+            train("--run", "runs/resumed", "--training.num-steps", num_steps)
     (tmp_path / "executed").unlink()
     sample = ("sample", "runs/own", "--seed", "1", "--output", "one")
     code, error = fmjax(tmp_path, *sample)
@@ -131,11 +144,24 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
     monkeypatch.setattr(serialize, "_user_classes", {})
     with pytest.raises(ValueError, match="must hold an object of a class of fmjax"):
         open_run(tmp_path / "runs" / "own")
-    with monkeypatch.context() as in_folder:
-        in_folder.chdir(tmp_path)
-        classes = list(user_classes(load_config(Path("own.py"))))
+    classes = list(user_classes(load_config(Path("own.py"))))
     monkeypatch.setattr(serialize, "_user_classes", {})
     unbroken = open_run(tmp_path / "runs" / "own", classes=classes)
     resumed = open_run(tmp_path / "runs" / "resumed")
     assert unbroken.step == resumed.step == 6
     jax.tree.map(np.testing.assert_array_equal, unbroken.params, resumed.params)
+
+
+def test_data_that_load_no_dataset_are_refused(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        def shape(self):
+            return (2,), None
+
+        def load(self, split, *, progress):
+            return np.zeros((8, 2))
+
+    message = r"Plain.load must return a Dataset, got float64 of shape \(8, 2\)"
+    with pytest.raises(ValueError, match=message):
+        train_in_python(Config("own", data=Plain(), network=MLPConfig()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
