@@ -119,4 +119,7 @@ from fmjax.paths import (
     VariancePreserving as VariancePreserving,
 )
 from fmjax.sharding import MeshConfig as MeshConfig
-from fmjax.training import OptimizerConfig as OptimizerConfig
+from fmjax.training import (
+    OptimizerConfig as OptimizerConfig,
+    OptimizerFactory as OptimizerFactory,
+)

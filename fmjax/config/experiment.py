@@ -12,7 +12,7 @@ from fmjax.data import DataConfig, DataSource, DigitsData
 from fmjax.networks import DiTConfig, NetworkConfig, NetworkFactory, TextEncoderConfig
 from fmjax.paths import AffinePath, Coupling, Independent, Linear, MinibatchOT, Prediction
 from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.training import AnyOptimizer, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT | Coupling
 AnyData = DataConfig | DataSource
@@ -110,7 +110,7 @@ class Config:
         path: Probability path from the source distribution to the data.
         coupling: How source points and data points are paired.
         loss: Training objective.
-        optimizer: Optimizer and learning rate.
+        optimizer: Optimizer and learning rate, or a user's class that makes an optimizer of optax.
         training: Number of training steps, batch size, logs and checkpoints.
         mesh: Layout of the devices.
         sampling: Solver, guidance and number of samples.
@@ -131,7 +131,7 @@ class Config:
     path: AffinePath = AffinePath()
     coupling: AnyCoupling = Independent()
     loss: AnyLoss = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: AnyOptimizer = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     mesh: MeshConfig = MeshConfig()
     sampling: SamplingConfig = SamplingConfig()

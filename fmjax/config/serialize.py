@@ -16,6 +16,7 @@ from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
 from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
+from fmjax.training import AnyOptimizer, OptimizerConfig
 
 _UNIONS = (
     AnyData,
@@ -25,7 +26,11 @@ _UNIONS = (
     DensityConfig,
     AnyCoupling,
     AnyLoss,
+    AnyOptimizer,
 )
+
+# Unions of fields that had one type in older versions, whose run folders do not name the type.
+_FORMER_TYPES = ((AnyOptimizer, OptimizerConfig),)
 
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field
@@ -67,6 +72,8 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
         if isinstance(member, type) and dataclasses.is_dataclass(member)
     }
 
+    former = next((cls.__name__ for typed, cls in _FORMER_TYPES if typed == union), None)
+
     def unstructure(value: object) -> dict[str, Any]:
         cls = type(value)
         return {**converter.unstructure(value, cls), "type": cls.__qualname__}
@@ -74,7 +81,7 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
     def read(value: object, _: object) -> object:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
-        name = value.get("type")
+        name = value.get("type", former)
         cls = (_user_classes | members).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"

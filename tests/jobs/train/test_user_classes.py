@@ -12,6 +12,7 @@ import pytest
 from fmjax.config import serialize, user_classes
 from fmjax.runs.folder import open_run
 from fmjax.runs.load_config import load_config
+from fmjax.training import read_metrics
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,6 +22,7 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from fmjax.config import *
@@ -53,6 +55,17 @@ class Small(nnx.Module):
         return self.last(nnx.silu(hidden))
 
 
+@dataclasses.dataclass(frozen=True)
+class Lion:
+    rate: float = 1.0
+
+    def make(self, num_steps):
+        return optax.lion(self.rate)
+
+    def learning_rate_at(self, num_steps, step):
+        return self.rate
+
+
 def get_config():
     return Config(
         "own",
@@ -62,7 +75,7 @@ def get_config():
             num_steps=6, batch_size=16, checkpoint_every=3, checkpoints_kept=9, log_every=3,
             preview_samples=False,
         ),
-        optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"),
+        optimizer=Lion(),
         sampling=SamplingConfig(num_samples=8, solver="euler", num_steps=2),
         compare=CompareConfig(
             num_samples=8, fixed_solvers=("euler",), adaptive_solvers=(), num_steps=(1, 2)
@@ -87,10 +100,11 @@ def fmjax(folder, *words):
 @pytest.mark.slow
 def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
-    assert fmjax(tmp_path, "train", "own.py")[0] == 0
+    rate = ("--optimizer.rate", "1e-3")
+    assert fmjax(tmp_path, "train", "own.py", *rate)[0] == 0
     for num_steps in ("3", "6"):
         words = ("--run", "runs/resumed", "--training.num-steps", num_steps)
-        assert fmjax(tmp_path, "train", "own.py", *words)[0] == 0
+        assert fmjax(tmp_path, "train", "own.py", *rate, *words)[0] == 0
     (tmp_path / "executed").unlink()
     sample = ("sample", "runs/own", "--seed", "1", "--output", "one")
     code, error = fmjax(tmp_path, *sample)
@@ -111,6 +125,8 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
         in_folder.chdir(tmp_path)
         classes = list(user_classes(load_config(Path("own.py"))))
     monkeypatch.setattr(serialize, "_user_classes", {})
+    logged = [line["learning_rate"] for line in read_metrics(tmp_path / "runs/own/metrics.jsonl")]
+    assert logged == pytest.approx([1e-3] * 3)
     unbroken = open_run(tmp_path / "runs" / "own", classes=classes)
     resumed = open_run(tmp_path / "runs" / "resumed")
     assert unbroken.step == resumed.step == 6
