@@ -107,8 +107,10 @@ from fmjax.paths import (
     LogitNormal as LogitNormal,
     MinibatchOT as MinibatchOT,
     Mode as Mode,
+    PathSample as PathSample,
     Polynomial as Polynomial,
     Prediction as Prediction,
+    Process as Process,
     Schedule as Schedule,
     Shifted as Shifted,
     Tabulated as Tabulated,
@@ -117,6 +119,7 @@ from fmjax.paths import (
     UShaped as UShaped,
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
+    VelocityProcess as VelocityProcess,
 )
 from fmjax.sharding import MeshConfig as MeshConfig
 from fmjax.training import (

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Text, TextShape, TokenShape
 from fmjax._checks import require
+from fmjax._inputs import describe
 from fmjax.config.experiment import Config
 from fmjax.config.flow_maps import (
     build_flow_map,
@@ -23,7 +24,7 @@ from fmjax.config.sampling import SamplingConfig
 from fmjax.config.solvers import DIFFUSION_SAMPLERS, FLOW_MAP, SDE_SOLVERS
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
-from fmjax.paths import Prediction
+from fmjax.paths import AffinePath, Prediction, Process, require_velocity_process
 from fmjax.pretrained.tuning import Tuning, make_tuning
 from fmjax.solvers import (
     AdaptiveSteps,
@@ -87,6 +88,7 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     require(usable, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
+    _require_path_of_samplings(config)
     if not isinstance(loss, LossConfig):
         flow_map, objective = build_flow_map(config, event_shape, conditions, null_cond)
         require_flow_map_samplings(config, flow_map)
@@ -108,7 +110,7 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     require(droppable, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
-        path,
+        require_velocity_process(path),
         density=loss.density,
         stratified=loss.stratified,
         coupling=config.coupling,
@@ -171,6 +173,7 @@ def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
             not trained for these jumps or this guidance.
     """
     solver, flow_map = sampling.make_solver(), model.flow_map
+    require_path_of(sampling.solver, model.process)
     if flow_map is not None:
         jumps = sampling.solver == FLOW_MAP
         flow_map.check(sampling.guidance, sampling.guidance_interval, jumps=jumps)
@@ -183,16 +186,16 @@ def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
             assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
             return sample_flow_map(flow_map.guided(params, *guidance), x0, cond, steps=steps)
         predict_fn = model.predict_fn(params, *guidance)
-        path, prediction = model.path, model.prediction
+        prediction = model.prediction
         if sampling.solver in SDE_SOLVERS:
             return sample_sde(
                 predict_fn,
-                path,
+                model.affine_path,
                 x0,
                 keys,
                 cond,
                 prediction=prediction,
-                rate=sampling.make_rate(path.schedule),
+                rate=sampling.make_rate(model.affine_path.schedule),
                 solver=solver,
                 steps=steps,
                 last_step=sampling.last_step,
@@ -201,7 +204,7 @@ def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
             assert isinstance(steps, FixedSteps)  # Checked by `SamplingConfig`.
             return sample_diffusion(
                 predict_fn,
-                path,
+                model.affine_path,
                 x0,
                 keys,
                 cond,
@@ -210,10 +213,33 @@ def make_solve(model: Model, sampling: SamplingConfig) -> SolveFn:
                 steps=steps,
                 clip=sampling.clip,
             )
-        velocity_fn = path.velocity_fn(predict_fn, prediction)
+        velocity_fn = model.velocity_process.velocity_fn(predict_fn, prediction)
         return sample(velocity_fn, x0, cond, solver=solver, steps=steps)
 
     return solve
+
+
+def require_path_of(solver: str, process: Process) -> None:
+    """Raise unless a solver supports a process: those of SDEs and diffusion models need a schedule.
+
+    Args:
+        solver: Name of the solver.
+        process: The process of the model.
+    """
+    if solver in SDE_SOLVERS or solver in DIFFUSION_SAMPLERS:
+        rule = f"be an AffinePath for solver {solver}"
+        require(isinstance(process, AffinePath), "path", rule, describe(process))
+
+
+def _require_path_of_samplings(config: Config) -> None:
+    """Raise unless the solvers and time grids of `sampling` and `compare` support the path."""
+    sampling, compare = config.sampling, config.compare
+    for solver in (sampling.solver, *compare.fixed_solvers, *compare.adaptive_solvers):
+        require_path_of(solver, config.path)
+    grids = {"sampling.grid": [] if sampling.num_steps is None else [sampling.grid]}
+    for name, values in {**grids, "compare.grids": compare.grids}.items():
+        usable = isinstance(config.path, AffinePath) or "edm" not in values
+        require(usable, name, "not be edm without an AffinePath", describe(config.path))
 
 
 def num_parameters(params: Params) -> int:

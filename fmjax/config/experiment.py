@@ -10,13 +10,22 @@ from fmjax.config.reflow import ReflowConfig
 from fmjax.config.sampling import SamplingConfig
 from fmjax.data import DataConfig, DataSource, DigitsData
 from fmjax.networks import DiTConfig, NetworkConfig, NetworkFactory, TextEncoderConfig
-from fmjax.paths import AffinePath, Coupling, Independent, Linear, MinibatchOT, Prediction
+from fmjax.paths import (
+    AffinePath,
+    Coupling,
+    Independent,
+    Linear,
+    MinibatchOT,
+    Prediction,
+    Process,
+)
 from fmjax.sharding import MeshConfig
 from fmjax.training import AnyOptimizer, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT | Coupling
 AnyData = DataConfig | DataSource
 AnyNetwork = NetworkConfig | NetworkFactory
+AnyProcess = AffinePath | Process
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ class Config:
             initial weights, or from `pretrained`.
         text_encoder: Encoder of captions, which is trained together with the network; None for
             data without captions.
-        path: Probability path from the source distribution to the data.
+        path: Probability path from the source distribution to the data: an `AffinePath`, or a
+            process of the user's own (`fmjax.paths.Process`).
         coupling: How source points and data points are paired.
         loss: Training objective.
         optimizer: Optimizer and learning rate, or a user's class that makes an optimizer of optax.
@@ -128,7 +138,7 @@ class Config:
     pretrained: PretrainedConfig | None = None
     start_from: str | None = None
     text_encoder: TextEncoderConfig | None = None
-    path: AffinePath = AffinePath()
+    path: AnyProcess = AffinePath()
     coupling: AnyCoupling = Independent()
     loss: AnyLoss = LossConfig()
     optimizer: AnyOptimizer = OptimizerConfig()
@@ -166,8 +176,9 @@ class Config:
         predicts_velocity = isinstance(loss, LossConfig) and loss.prediction == Prediction.VELOCITY
         rule = "be a LossConfig with prediction VELOCITY for released weights"
         require(predicts_velocity, "loss", rule, loss)
-        rule = "have the Linear schedule for released weights"
-        require(self.path.schedule == Linear(), "path", rule, self.path)
+        rule = "be an AffinePath with the Linear schedule for released weights"
+        is_linear = isinstance(self.path, AffinePath) and self.path.schedule == Linear()
+        require(is_linear, "path", rule, self.path)
         rule = "be left out with released weights, whose data hold encoded text"
         require(self.text_encoder is None, "text_encoder", rule, self.text_encoder)
         require(self.reflow is None, "reflow", "be left out with released weights", self.reflow)

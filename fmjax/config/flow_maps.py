@@ -22,6 +22,7 @@ from fmjax.paths import (
     VelocityFn,
     VelocityNet,
     evaluations,
+    require_velocity_process,
 )
 from fmjax.solvers import GuidedMap, classifier_free
 
@@ -154,7 +155,7 @@ def build_flow_map(
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
             net,
-            config.path,
+            require_velocity_process(config.path),
             num_steps=loss.num_steps,
             bootstrap_ratio=loss.bootstrap_ratio,
             density=loss.density,
@@ -169,7 +170,7 @@ def build_flow_map(
     net = make_flow_map(network, event_shape, conditions, guided=loss.guidance.is_input)
     objective = mean_flow_objective(
         net,
-        config.path,
+        require_velocity_process(config.path),
         improved=loss.improved,
         density=loss.density,
         ratio_r_neq_t=loss.ratio_r_neq_t,

@@ -146,17 +146,18 @@ class SamplingConfig:
         return RATES[self.rate](self.rate_scale)
 
     def make_steps(
-        self, schedule: Schedule = Linear(), calibrated: Tabulated | None = None
+        self, schedule: Schedule | None = Linear(), calibrated: Tabulated | None = None
     ) -> FixedSteps | AdaptiveSteps:
         """Return fixed steps on the time grid, or adaptive steps.
 
         Args:
-            schedule: Schedule of the path, on which the edm grid depends.
+            schedule: Schedule of the path, on which the edm grid depends; None for a process
+                that is not an `AffinePath`.
             calibrated: Density whose quantiles are the times of the calibrated grid.
 
         Raises:
-            ValueError: If the grid is calibrated and `calibrated` is None, or slots are set with
-                fixed steps.
+            ValueError: If the grid is calibrated and `calibrated` is None, the grid is edm and
+                `schedule` is None, or slots are set with fixed steps.
         """
         if self.num_steps is not None:
             rule = "be left out with num_steps: only adaptive steps stream samples"
@@ -166,9 +167,13 @@ class SamplingConfig:
         control = ErrorControl.PER_SAMPLE if per_sample else self.control
         return AdaptiveSteps(self.rtol, self.atol, control, slots=self.slots)
 
-    def _times(self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None) -> jax.Array:
+    def _times(
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None
+    ) -> jax.Array:
         """Return the times of the grid, from 0 to 1."""
         if self.grid == "edm":
+            require(schedule is not None, "grid", "not be edm without an AffinePath", self.grid)
+            assert schedule is not None
             return times_of_linear(schedule, times.edm_grid(num_steps))
         if self.grid == "shifted":
             return times.shifted_grid(num_steps, self.shift)

@@ -12,10 +12,10 @@ import cattrs
 
 from fmjax._checks import DataclassInstance, require
 from fmjax._json import Mismatch, make_converter, parse_json, structure
-from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
+from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, AnyProcess, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
-from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
+from fmjax.paths import AffinePath, AnyDensity, AnySchedule, Density, Schedule
 from fmjax.training import AnyOptimizer, OptimizerConfig
 
 _UNIONS = (
@@ -25,12 +25,13 @@ _UNIONS = (
     AnyDensity | Density,
     DensityConfig,
     AnyCoupling,
+    AnyProcess,
     AnyLoss,
     AnyOptimizer,
 )
 
 # Unions of fields that had one type in older versions, whose run folders do not name the type.
-_FORMER_TYPES = ((AnyOptimizer, OptimizerConfig),)
+_FORMER_TYPES = ((AnyOptimizer, OptimizerConfig), (AnyProcess, AffinePath))
 
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field

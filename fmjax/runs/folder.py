@@ -178,9 +178,10 @@ def with_current_defaults(config: Config) -> Config:
     `path.min_divisor` was 0.001 by default, which bounded the conversions among predictions. Its
     default is now 0, which makes the conversions exact.
     """
-    if config.path.min_divisor != 1e-3:
+    path = config.path
+    if not isinstance(path, AffinePath) or path.min_divisor != 1e-3:
         return config
-    return dataclasses.replace(config, path=AffinePath(config.path.schedule))
+    return dataclasses.replace(config, path=AffinePath(path.schedule))
 
 
 def require_no_run(folder: Path, name: str = "output") -> None:

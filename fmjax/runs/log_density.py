@@ -4,7 +4,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Cond, Params
@@ -64,7 +63,6 @@ def run_log_density(
         ValueError: If the source distribution of the run is a dataset.
     """
     require_density(run)
-    scale = float(run.config.path.start(jnp.ones((1,)))[0])
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
@@ -83,7 +81,7 @@ def run_log_density(
             keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
             solver=config.make_solver(),
             steps=config.make_steps(),
-            source_scale=scale,
+            source_log_density=experiment.model.velocity_process.source_log_density,
         )
         return solved.log_density, solved.nfe, solved.succeeded
 

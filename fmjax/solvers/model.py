@@ -8,7 +8,19 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Params, Points
 from fmjax._checks import require
-from fmjax.paths import AffinePath, FlowMapFn, Prediction, VelocityFn, VelocityNet, velocity_of
+from fmjax.paths import (
+    AffinePath,
+    FlowMapFn,
+    Prediction,
+    Process,
+    Schedule,
+    VelocityFn,
+    VelocityNet,
+    VelocityProcess,
+    require_conversion,
+    require_velocity_process,
+    velocity_of,
+)
 from fmjax.solvers.guidance import classifier_free
 
 
@@ -37,7 +49,7 @@ class Model(NamedTuple):
 
     Attributes:
         net: The network. For a flow map, its velocity field.
-        path: The probability path of the training.
+        process: The process of the training, such as an `AffinePath`.
         prediction: Which quantity the network predicts.
         null_cond: Condition that stands for no condition; None if the network was not trained
             with one.
@@ -45,10 +57,35 @@ class Model(NamedTuple):
     """
 
     net: VelocityNet
-    path: AffinePath = AffinePath()
+    process: Process = AffinePath()
     prediction: Prediction = Prediction.VELOCITY
     null_cond: PyTree = None
     flow_map: GuidedMap | None = None
+
+    @property
+    def velocity_process(self) -> VelocityProcess:
+        """The process, if it has a velocity field.
+
+        Raises:
+            ValueError: If the process is not a `VelocityProcess`.
+        """
+        return require_velocity_process(self.process)
+
+    @property
+    def affine_path(self) -> AffinePath:
+        """The process, if it is an `AffinePath`.
+
+        Raises:
+            ValueError: If it is another process.
+        """
+        require_conversion(self.process, self.prediction)
+        assert isinstance(self.process, AffinePath)
+        return self.process
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of an `AffinePath`; None for another process."""
+        return self.process.schedule if isinstance(self.process, AffinePath) else None
 
     def predict_fn(
         self, params: Params, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
@@ -78,8 +115,14 @@ class Model(NamedTuple):
     def velocity_fn(
         self, params: Params, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
     ) -> VelocityFn:
-        """Return the velocity field, with guidance; the arguments are those of `predict_fn`."""
-        return self.path.velocity_fn(self.predict_fn(params, scale, interval), self.prediction)
+        """Return the velocity field, with guidance; the arguments are those of `predict_fn`.
+
+        Raises:
+            ValueError: If the process is not a `VelocityProcess`, or as `predict_fn` raises.
+        """
+        return self.velocity_process.velocity_fn(
+            self.predict_fn(params, scale, interval), self.prediction
+        )
 
 
 def require_guidable(name: str, scale: float, null_cond: PyTree) -> None:

@@ -152,15 +152,16 @@ def test_objects_of_user_classes_are_used_by_the_objective():
     # Kolmogorov-Smirnov: with 4,096 samples the distance exceeds 1.95 / 64 with probability 1e-3.
     times = np.sort(np.asarray(examples.t, np.float64))
     assert np.abs(np.sqrt(times) - (np.arange(batch_size) + 0.5) / batch_size).max() < 1.95 / 64
-    t, x0 = examples.t[:, None], examples.x0
-    x_t = t**2 * x1 + (1 - t**2) * x0
-    target = 2 * t * (x1 - x0)
-    error = x_t @ params["w"] + t - target
+    t = examples.t[:, None]
+    # The target is 2 t (x1 - x0).
+    np.testing.assert_allclose(examples.x_t, x1 - (1 - t**2) * examples.target / (2 * t), atol=1e-5)
+    error = examples.x_t @ params["w"] + t - examples.target
     losses = experiment.objective.loss(params, examples)
     np.testing.assert_allclose(losses, jnp.mean(error**2, axis=1), rtol=2e-4, atol=1e-6)
     independent = build(dataclasses.replace(CONFIG, coupling=Config("x").coupling), (2,), None)
     unpaired = independent.objective.make_examples(jax.random.key(1), Batch(x1))
-    np.testing.assert_array_equal(examples.x0, unpaired.x0[::-1])
+    x0, unpaired_x0 = (x1 - e.target / (2 * t) for e in (examples, unpaired))
+    np.testing.assert_allclose(x0, unpaired_x0[::-1], atol=1e-5)
 
 
 def test_a_users_optimizer_is_built_for_the_number_of_steps():

@@ -27,6 +27,7 @@ from fmjax.jobs.invert.image_examples import (
     rms,
 )
 from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
+from fmjax.paths import Prediction, require_conversion
 from fmjax.report.images import image_bytes
 from fmjax.runs.folder import Run, write_text, writes
 from fmjax.solvers import invert, sample
@@ -122,7 +123,8 @@ def invert_run(
     require(
         not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
     )
-    # Raise for guidance that the model does not support before any solve.
+    # Raise for a path or guidance that the model does not support before any solve.
+    require_conversion(run.model.process, Prediction.VELOCITY)
     run.model.velocity_fn(run.params, config.guidance)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)

@@ -87,9 +87,8 @@ def edit_all(
         indices = jnp.arange(x1.shape[0])
         # All strengths use the same noise, so that columns differ only by the strength.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
-        path = run.model.path
         arguments = _solver_arguments(config)
-        solved = edit(velocity_fn, path, x1, keys, strength, labels, **arguments)
+        solved = edit(velocity_fn, run.model.affine_path, x1, keys, strength, labels, **arguments)
         return _blank_if_failed(solved), solved.nfe, solved.succeeded
 
     inputs, names = selected, ()

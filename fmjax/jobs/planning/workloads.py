@@ -139,11 +139,13 @@ def sampling_batch(
     sampling = config.sampling
     require(sampling.slots is None, "sampling.slots", "be None for a plan", sampling.slots)
     num_samples = padded_batch_size(sampling.num_samples, sampling.batch_size, mesh)
-    steps = sampling.make_steps(config.path.schedule)
+    steps = sampling.make_steps(experiment.model.schedule)
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
         solve = make_solve(experiment.model, sampling)
-        return make_batch_solver(config.path, solve, steps, event_shape, sampling.seed, mesh)
+        return make_batch_solver(
+            experiment.model.process, solve, steps, event_shape, sampling.seed, mesh
+        )
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
     params = with_shardings(params, mesh, experiment.model.net.tensor_axes)

@@ -184,7 +184,7 @@ def _solve(
             seed=config.seed,
         )
         sample = make_batch_solver(
-            model.path,
+            model.process,
             make_solve(model, sampling),
             request.steps,
             request.latents.event_shape,

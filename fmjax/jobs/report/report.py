@@ -10,6 +10,7 @@ from fmjax.config import StudyConfig, num_parameters, to_json
 from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_evaluation
 from fmjax.jobs.evaluate.straightness import read_straightness
 from fmjax.jobs.report.tables import likelihood_tables, round_trip_tables, straightness_tables
+from fmjax.paths import AffinePath
 from fmjax.report.comparison import Comparison, read_json
 from fmjax.report.content import (
     KeyNumber,
@@ -107,9 +108,11 @@ def _summary(run: Run) -> str:
     millions = num_parameters(run.params) / 1e6
     extensions = read_extensions(run.folder, run.config.training.num_steps)
     network = type(run.config.network).__name__.removesuffix("Config")
-    schedule = type(run.config.path.schedule).__name__
+    path = run.config.path
+    is_affine = isinstance(path, AffinePath)
+    path_name = f"{type(path.schedule).__name__} schedule" if is_affine else type(path).__name__
     return (
-        f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
+        f"{network} with {millions:.3g} million parameters, {path_name}, "
         f"{run.model.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
         + ("" if run.config.start_from is None else f" Started from run {run.config.start_from}.")

@@ -217,7 +217,7 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
         require(sampling.guidance == 1.0 or is_guidable, "samplings", rule, sampling.guidance)
         make_solve(experiment.model, sampling)
         # Any calibrated grid serves for this check.
-        sampling.make_steps(run.path.schedule, Tabulated())
+        sampling.make_steps(experiment.model.schedule, Tabulated())
 
 
 def _make_measure(config: StudyConfig, progress: Progress) -> _Measure:

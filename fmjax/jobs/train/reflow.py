@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
@@ -31,7 +33,13 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     """
     sampling, loss = teacher.sampling, teacher.loss
     is_flow = isinstance(loss, LossConfig)
-    is_linear = teacher.path.schedule == Linear()
+    path = teacher.path
+    is_linear = isinstance(path, AffinePath) and path.schedule == Linear()
+    rule = "be an AffinePath with sigma(0) = 1 for reflow, which starts from N(0, I)"
+    starts_normal = (
+        isinstance(path, AffinePath) and abs(float(path.start(jnp.ones(()))) - 1.0) < 1e-3
+    )
+    require(teacher.source is not None or starts_normal, "path", rule, path)
     can_warm_start = is_flow and is_linear and loss.prediction == Prediction.VELOCITY
     # The pairs include the teacher's guidance, so the student is sampled without guidance.
     is_guided = sampling.guidance != 1.0

@@ -15,16 +15,18 @@ from fmjax._arrays import Cond, Params, Points, PRNGKey, is_image
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
 from fmjax.config import SamplingConfig, SolveFn, Steps
-from fmjax.paths import AffinePath
+from fmjax.paths import Process, sample_source, source_keys
 from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
 from fmjax.solvers import AdaptiveSteps, Samples
 
 
-def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of the samples at `indices`, independent of the batch size."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
+def sample_source_points(
+    process: Process, key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]
+) -> jax.Array:
+    """Source points of the samples at `indices`, independent of the batch size."""
+    spec = jax.ShapeDtypeStruct(event_shape, jnp.float32)
+    return sample_source(process, source_keys(key, indices), spec)
 
 
 def require_samples_fit(name: str, num: int, event_shape: tuple[int, ...]) -> None:
@@ -56,13 +58,12 @@ def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
 
 def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     """Keys for the noise that SDE solvers add to the samples at `indices`, `[batch]`."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    # Fold again, because `noise` uses the first keys for the source points.
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    # Fold again, because the first keys are those of the source points.
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(source_keys(key, indices), 1)
 
 
 def make_batch_solver(
-    path: AffinePath,
+    process: Process,
     solve: SolveFn,
     steps: Steps,
     event_shape: tuple[int, ...],
@@ -72,7 +73,7 @@ def make_batch_solver(
     """Make a jitted function that solves one batch.
 
     Args:
-        path: The probability path, which scales the noise at t = 0.
+        process: The process, whose source distribution is sampled at t = 0.
         solve: Maps source points, keys and conditions to samples.
         steps: Steps of the solver.
         event_shape: Shape of one sample.
@@ -80,22 +81,24 @@ def make_batch_solver(
         mesh: The mesh of devices.
 
     Returns:
-        `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from noise.
+        `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from the
+        source distribution of the process.
     """
 
     def solve_batch(
         params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None
     ) -> Samples:
         key = jax.random.key(seed)
-        start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
-        start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
+        if x0 is None:
+            x0 = sample_source_points(process, key, indices, event_shape)
+        start = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
         return solve(params, start, noise_keys(key, indices), cond, steps)
 
     return jax.jit(on_mesh(mesh, solve_batch))
 
 
 def make_sampler(
-    path: AffinePath,
+    process: Process,
     solve: SolveFn,
     steps: Steps,
     event_shape: tuple[int, ...],
@@ -111,14 +114,15 @@ def make_sampler(
     samples.
 
     Args:
-        path: The probability path, which scales the noise at t = 0.
+        process: The process, whose source distribution is sampled at t = 0.
         solve: Maps source points, keys and conditions to samples.
         steps: Steps of the solver. They are constants of the program, because a constant time
             grid compiles to a plain scan.
         event_shape: Shape of one sample.
         sampling: Provides the number of samples, the batch size and the seed.
         mesh: The mesh of devices.
-        source_points: `(seed, indices) -> x0` returns the points at t = 0; None starts from noise.
+        source_points: `(seed, indices) -> x0` returns the points at t = 0; None samples them from
+            the process.
 
     Returns:
         `(params, conds, progress) -> SampleSet`: takes the parameters, sharded over the mesh, and a
@@ -130,7 +134,7 @@ def make_sampler(
         # Slots beyond the number of samples on a device would evaluate padding.
         samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
         steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
-    program = make_batch_solver(path, solve, steps, event_shape, sampling.seed, mesh)
+    program = make_batch_solver(process, solve, steps, event_shape, sampling.seed, mesh)
 
     def sample(params: Params, conds: Cond, progress: Progress) -> SampleSet:
         ends = [time.perf_counter()]

@@ -53,7 +53,7 @@ def make_run_sampler(
     source_points = None if run.config.source is None else run_source_points(run, progress)
     solve = make_solve(run.model, sampling)
     sample_batches = make_sampler(
-        run.config.path,
+        run.model.process,
         solve,
         steps,
         run.event_shape,
@@ -73,4 +73,4 @@ def run_steps(run: Run, sampling: SamplingConfig, progress: Progress = Silent())
     """Make the solver steps of a sampling config for the schedule and calibrated grid of a run."""
     calibrated = sampling.num_steps is not None and sampling.grid == "calibrated"
     density = run_grid(run, sampling, progress=progress) if calibrated else None
-    return sampling.make_steps(run.config.path.schedule, density)
+    return sampling.make_steps(run.model.schedule, density)
