@@ -9,7 +9,7 @@ import numpy as np
 
 from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of, require_unicode
-from fmjax._inputs import describe
+from fmjax._inputs import describe, require_mask, require_weight
 from fmjax._progress import Progress, Silent
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
@@ -136,6 +136,10 @@ class Dataset:
             if there are labels.
         files: Files of the arrays `x`, `labels`, `text` and `pooled`, for error messages.
         class_names: Name of each class, or None if unknown.
+        weight: Weight of the training loss of each example, `[num_examples]`, finite and at least
+            0, or None for equal weights.
+        mask: True for each element of `x` that counts in the training loss, bool, as `Batch.mask`
+            with all examples; None counts all. Metrics of samples use all elements.
     """
 
     x: np.ndarray | Rows
@@ -145,6 +149,8 @@ class Dataset:
     captions: Captions | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    weight: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -186,6 +192,18 @@ class Dataset:
             require(self.text is None, "text", "be None if captions are given", "text")
             num = len(self.captions.texts)
             require(num == len(self.x), "captions", f"hold {len(self.x)} texts", num)
+        self._check_weight_and_mask()
+
+    def _check_weight_and_mask(self) -> None:
+        """Raise unless weights and masks suit the data points."""
+        if self.weight is not None:
+            name = self.name_of("weight")
+            require_weight(name, self.weight, len(self.x))
+            require_finite(name, self.weight)
+            low, high = self.weight.min(), self.weight.max()
+            require(low >= 0 and high > 0, name, "be at least 0, some above 0", f"{low} to {high}")
+        if self.mask is not None:
+            require_mask(self.name_of("mask"), self.mask, self.x.shape)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -231,12 +249,14 @@ class Dataset:
         return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
 
     def unconditional(self) -> "Dataset":
-        """Return a data set with the same points and no conditions."""
-        return Dataset(self.x, files=self.files)
+        """Return a data set with the same points, weights and masks, and no conditions."""
+        return Dataset(self.x, files=self.files, weight=self.weight, mask=self.mask)
 
     def examples(self, indices: Indices = slice(None)) -> Batch:
-        """Return the data points and conditions at `indices`."""
-        return Batch(x1=self.points(indices), cond=self.conds(indices))
+        """Return the data points, conditions, weights and masks at `indices`."""
+        weight = None if self.weight is None else np.array(self.weight[indices], np.float32)
+        mask = None if self.mask is None else np.array(self.mask[indices])
+        return Batch(self.points(indices), self.conds(indices), weight=weight, mask=mask)
 
     def conds(self, indices: Indices = slice(None)) -> Cond:
         """Return the conditions at `indices`: int32 tokens or labels, float32 text, or None."""

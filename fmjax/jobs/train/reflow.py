@@ -113,6 +113,8 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         name = f"run {config.reflow.teacher}"
         data_spec = (dataset.event_shape, dataset.conditions)
         teacher_spec = (teacher.event_shape, teacher.conditions)
+        is_plain = dataset.weight is None and dataset.mask is None
+        require(is_plain, "data", "have no weights and masks for reflow", "some")
         rule = "be unconditional or conditioned on classes to generate pairs"
         require(not isinstance(teacher.conditions, TokenShape), name, rule, "captions")
         rule = f"have the event shape and conditions of the data, {data_spec}"
