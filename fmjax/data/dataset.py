@@ -200,7 +200,7 @@ class Dataset:
             name = self.name_of("weight")
             require_weight(name, self.weight, len(self.x))
             require_finite(name, self.weight)
-            low, high = self.weight.min(), self.weight.max()
+            low, high = self.weight.min().item(), self.weight.max().item()
             require(low >= 0 and high > 0, name, "be at least 0, some above 0", f"{low} to {high}")
         if self.mask is not None:
             require_mask(self.name_of("mask"), self.mask, self.x.shape)
@@ -236,10 +236,15 @@ class Dataset:
         return points
 
     def _as_float32(self, name: str, array: np.ndarray | Rows, indices: Indices) -> np.ndarray:
-        """Return float32 copies of the rows at `indices`, after a check that they are finite."""
+        """Return float32 copies of the rows at `indices`, after checks of shape and values."""
         # A value beyond float32 overflows to infinity, which the check below refuses.
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.array(array[indices], dtype=np.float32)
+        is_slice = isinstance(indices, slice)
+        num = len(range(*indices.indices(len(self)))) if is_slice else len(indices)
+        shape = (num, *array.shape[1:])
+        # Arrays of users may decode their rows on access, wrongly.
+        require(values.shape == shape, self.name_of(name), f"return rows {shape}", values.shape)
         if array.dtype != np.uint8:
             require_finite(self.name_of(name), values, np.arange(len(self))[indices])
         return values

@@ -81,7 +81,8 @@ def _functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> VelocityNet:
     sampling_graph = nnx.split(module)[0]
 
     def init(key: PRNGKey) -> Params:
-        return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(key)), nnx.RngState, ...)[2])
+        _, _, params = nnx.split(build(nnx.Rngs(key)), nnx.RngState, ...)
+        return nnx.to_pure_dict(params)
 
     def with_key(key: PRNGKey) -> PyTree:
         """Return the streams of the module, each with its own key."""
