@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, Conditions, Params, Points, Times
+from fmjax._arrays import Cond, Params, Points, Times
 from fmjax._checks import require
+from fmjax._specs import CondSpec
 from fmjax.config.experiment import AnyNetwork, Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
 from fmjax.config.solvers import FLOW_MAP
@@ -131,14 +132,14 @@ class TrainedMap(NamedTuple):
 
 
 def build_flow_map(
-    config: Config, event_shape: tuple[int, ...], conditions: Conditions, null_cond: Cond
+    config: Config, event_shape: tuple[int, ...], conditions: CondSpec, null_cond: Cond
 ) -> tuple[TrainedMap, Objective]:
     """Build the flow map and its objective.
 
     Args:
         config: The experiment.
         event_shape: Shape of one example.
-        conditions: Kind and size of the conditions; None for an unconditional model.
+        conditions: Description of the condition; None for an unconditional model.
         null_cond: Condition that stands for no condition, or None.
 
     Raises:

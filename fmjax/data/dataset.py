@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
+from fmjax._arrays import Batch, Cond, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of, require_unicode
 from fmjax._inputs import describe, require_mask, require_weight
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
 Indices: TypeAlias = slice | np.ndarray
@@ -218,12 +219,12 @@ class Dataset:
         return self.x.shape[1:]
 
     @property
-    def conditions(self) -> Conditions:
+    def conditions(self) -> CondSpec:
         """Conditions of a model of these examples: captions, text, classes or None."""
         if self.captions is not None:
             return self.captions.config.shape
         if self.text is None:
-            return self.num_classes
+            return None if self.num_classes is None else class_spec(self.num_classes)
         (_, num_tokens, width), (_, pooled_width) = self.text.tokens.shape, self.text.pooled.shape
         return TextShape(num_tokens, width, pooled_width)
 
@@ -285,7 +286,7 @@ class DataSource(Protocol):
     example. `shape` must match the loaded data.
     """
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point, and the conditions (None: unconditional)."""
         ...
 

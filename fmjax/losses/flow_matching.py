@@ -33,6 +33,7 @@ from fmjax._inputs import (
     require_like,
     require_mask,
 )
+from fmjax._specs import Spec
 from fmjax.losses.objective import Objective
 from fmjax.losses.weights import (
     Mask,
@@ -284,9 +285,8 @@ def source_points(key: PRNGKey, process: Process, batch: Batch) -> Points:
     """Return the source points of the batch, or sample them with one key per example."""
     if batch.x0 is not None:
         return batch.x0
-    num, *shape = batch.x1.shape
-    spec = jax.ShapeDtypeStruct(tuple(shape), batch.x1.dtype)
-    return sample_source(process, source_keys(key, jnp.arange(num)), spec)
+    keys = source_keys(key, jnp.arange(batch.x1.shape[0]))
+    return sample_source(process, keys, Spec(batch.x1.shape[1:]))
 
 
 def flow_matching_objective(

@@ -6,20 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fmjax._arrays import (
-    Cond,
-    Conditions,
-    FlowMapCond,
-    FlowMapConditions,
-    Params,
-    Points,
-    TextShape,
-    Times,
-    TokenShape,
-    abstract_cond,
-)
+from fmjax._arrays import Cond, FlowMapCond, Params, Points, TextShape, Times
 from fmjax._checks import require
 from fmjax._inputs import describe
+from fmjax._specs import CondSpec, FlowMapConditions, Spec, abstract_cond, as_cond_spec, is_captions
 from fmjax.networks.mlp import MLPConfig, make_mlp
 from fmjax.networks.text_encoders.word_encoder import (
     TextEncoderConfig,
@@ -39,7 +29,7 @@ NetworkConfig = MLPConfig | UNetConfig | DiTConfig | FluxConfig | MMDiTConfig
 class NetworkFactory(Protocol):
     """Config of a user's network: a frozen dataclass of JSON values with a method `make`."""
 
-    def make(self, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
+    def make(self, event_shape: tuple[int, ...], conditions: CondSpec) -> VelocityNet:
         """Build the network as pure functions.
 
         Args:
@@ -56,7 +46,7 @@ class NetworkFactory(Protocol):
 def make_network(
     config: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
-    conditions: Conditions | FlowMapConditions = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
     *,
     text_encoder: TextEncoderConfig | None = None,
 ) -> VelocityNet:
@@ -74,7 +64,9 @@ def make_network(
     Raises:
         ValueError: If the network does not support this event shape or these conditions.
     """
-    if isinstance(conditions, TokenShape):
+    if not isinstance(conditions, FlowMapConditions):
+        conditions = as_cond_spec(conditions)
+    if isinstance(conditions, Spec) and is_captions(conditions):
         if text_encoder is None:
             raise ValueError(
                 "text_encoder must be a TextEncoderConfig for data with captions, got None"
@@ -109,7 +101,7 @@ def make_network(
 def _make_user_network(
     config: NetworkFactory,
     event_shape: tuple[int, ...],
-    conditions: Conditions | FlowMapConditions,
+    conditions: CondSpec | FlowMapConditions,
 ) -> VelocityNet:
     """Build a user's network, and check the shape of its output without computing it."""
     name = type(config).__name__
@@ -136,7 +128,7 @@ def _make_user_network(
 def make_flow_map(
     config: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
-    conditions: Conditions = None,
+    conditions: CondSpec | int = None,
     *,
     guided: bool = False,
 ) -> FlowMapNet:
@@ -154,7 +146,8 @@ def make_flow_map(
         ValueError: If the network does not support this event shape, or if the network or the
             conditions are for text.
     """
-    if isinstance(conditions, TextShape | TokenShape):
+    conditions = as_cond_spec(conditions)
+    if isinstance(conditions, TextShape) or is_captions(conditions):
         raise ValueError(
             "conditions must be None or a number of classes for a flow map, "
             f"got {type(conditions).__name__}"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require_at_least
+from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
@@ -71,7 +72,7 @@ class MLP(nnx.Module):
         self,
         config: MLPConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
@@ -97,7 +98,7 @@ class MLP(nnx.Module):
 def make_mlp(
     config: MLPConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build an MLP as pure functions. Its output is zero at initialization.
 

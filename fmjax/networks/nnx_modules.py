@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PyTree
 
-from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Times
+from fmjax._arrays import Cond, Params, Points, PRNGKey, Times
 from fmjax._checks import require
 from fmjax._inputs import describe
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.functional import tensor_axes_of_layers
 from fmjax.networks.make import NetworkFactory
 from fmjax.paths import VelocityNet
@@ -57,7 +58,7 @@ def _config_class(
     """Return the frozen dataclass of the fields of a module, under the module's name."""
     build = cast(Callable[..., nnx.Module], module)
 
-    def make(self: Any, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
+    def make(self: Any, event_shape: tuple[int, ...], conditions: CondSpec) -> VelocityNet:
         fields = dataclasses.asdict(self)
         return _functionalize(lambda rngs: build(event_shape, conditions, **fields, rngs=rngs))
 

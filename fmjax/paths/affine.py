@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from fmjax._arrays import Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import describe
+from fmjax._specs import Spec
 from fmjax.paths.ddpm_schedules import CosineBetas, LinearBetas
 from fmjax.paths.prediction import Prediction
 from fmjax.paths.process import PathSample
@@ -112,7 +113,7 @@ class AffinePath:
             target=alpha_rate * x1 + sigma_rate * x0,
         )
 
-    def sample_source(self, keys: jax.Array, spec: jax.ShapeDtypeStruct) -> Points:
+    def sample_source(self, keys: jax.Array, spec: Spec) -> Points:
         """Sample N(0, sigma(0)^2 I), one float32 point of shape `spec.shape` per key."""
         noise = jax.vmap(lambda key: jax.random.normal(key, spec.shape, jnp.float32))(keys)
         return self.start(noise)

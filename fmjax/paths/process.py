@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fmjax._arrays import PerExample, Points, PRNGKey, Times
 from fmjax._checks import require
 from fmjax._inputs import describe, require_like
+from fmjax._specs import Spec
 from fmjax.paths.prediction import Prediction
 from fmjax.paths.velocity import VelocityFn
 
@@ -43,13 +44,13 @@ class Process(Protocol):
     arXiv:2412.06264 (paths).
     """
 
-    def sample_source(self, keys: jax.Array, spec: jax.ShapeDtypeStruct) -> Points:
+    def sample_source(self, keys: jax.Array, spec: Spec) -> Points:
         """Sample the source distribution, one point per key.
 
         Args:
             keys: Typed keys `[batch]`. Point i must depend on key i only, so that samples do not
                 depend on the batch size or the number of devices.
-            spec: Shape and dtype of one example, `spec.shape` and `spec.dtype`.
+            spec: Shape and type of one example.
 
         Returns:
             Floating-point source points `[batch, *spec.shape]`.
@@ -117,7 +118,7 @@ def source_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
-def sample_source(process: Process, keys: jax.Array, spec: jax.ShapeDtypeStruct) -> Points:
+def sample_source(process: Process, keys: jax.Array, spec: Spec) -> Points:
     """Sample the source distribution of a process, and check the shape of the result.
 
     Raises:

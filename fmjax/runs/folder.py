@@ -5,17 +5,24 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
-from fmjax._arrays import Conditions, Params, TextShape, TokenShape
+from fmjax._arrays import Params, TextShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import lock_outputs, require_exists, write_atomically
 from fmjax._inputs import require_points
 from fmjax._json import EventShape, Size, read_json
 from fmjax._progress import Progress, Silent
+from fmjax._specs import (
+    CondSpec,
+    class_spec,
+    num_classes,
+    read_cond_spec,
+    token_spec,
+)
 from fmjax.config import (
     Config,
     Experiment,
@@ -161,15 +168,34 @@ def read_config(folder: Path) -> Config:
     return with_current_defaults(from_json(files.config.read_bytes(), str(files.config)))
 
 
+class _OldTokens(NamedTuple):
+    """Sizes of captions in `model.json` of older versions."""
+
+    num_tokens: Size
+    vocab_size: Size
+
+
 class _Model(NamedTuple):
-    """Contents of `model.json`."""
+    """Contents of `model.json`; older versions stored the conditions in three other fields."""
 
     event_shape: EventShape
-    num_classes: Size | None
-    text: TextShape | None = None
-    tokens: TokenShape | None = None
+    conditions: dict[str, Any] | None = None
     captions: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    num_classes: Size | None = None
+    text: TextShape | None = None
+    tokens: _OldTokens | None = None
+
+
+def _conditions(model: _Model, file: Path) -> CondSpec:
+    """Return the conditions in `model.json` of this version or an older one."""
+    if model.tokens is not None:
+        return token_spec(model.tokens.num_tokens, model.tokens.vocab_size)
+    if model.text is not None:
+        return model.text
+    if model.num_classes is not None:
+        return class_spec(model.num_classes)
+    return read_cond_spec(model.conditions, f"{file}: conditions")
 
 
 def with_current_defaults(config: Config) -> Config:
@@ -189,17 +215,15 @@ def require_no_run(folder: Path, name: str = "output") -> None:
     require(not RunFolder(folder).model.is_file(), name, "not be a run folder", folder)
 
 
-def read_model(folder: Path) -> tuple[tuple[int, ...], Conditions]:
+def read_model(folder: Path) -> tuple[tuple[int, ...], CondSpec]:
     """Read the event shape and the conditions of the run in a folder.
 
     Raises:
         ValueError: If `model.json` is missing or invalid.
     """
-    model = read_json(RunFolder(folder).model, _Model)
-    for conditions in (model.tokens, model.text, model.num_classes):
-        if conditions is not None:
-            return model.event_shape, conditions
-    return model.event_shape, None
+    file = RunFolder(folder).model
+    model = read_json(file, _Model)
+    return model.event_shape, _conditions(model, file)
 
 
 def read_captions(folder: Path) -> tuple[str, ...]:
@@ -228,8 +252,9 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     if not file.is_file():
         return ()
     model = read_json(file, _Model)
-    fits = len(model.class_names) in (0, model.num_classes)
-    rule = f"hold a name for each of {model.num_classes} classes"
+    number = num_classes(_conditions(model, file))
+    fits = len(model.class_names) in (0, number)
+    rule = f"hold a name for each of {number} classes"
     require(fits, str(file), rule, len(model.class_names))
     return model.class_names
 
@@ -259,7 +284,7 @@ class Run(NamedTuple):
     config: Config
     experiment: Experiment
     event_shape: tuple[int, ...]
-    conditions: Conditions
+    conditions: CondSpec
     params: Params
     step: int
     mesh: jax.sharding.Mesh
@@ -272,7 +297,7 @@ class Run(NamedTuple):
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None for a model that is not conditioned on classes."""
-        return self.conditions if isinstance(self.conditions, int) else None
+        return num_classes(self.conditions)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -413,7 +438,7 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def require_openable(name: str, conditions: Conditions) -> None:
+def require_openable(name: str, conditions: CondSpec) -> None:
     """Raise for a model of text embeddings, which `Run` cannot sample without a text encoder."""
     rule = "hold an unconditional model or one conditioned on classes or captions"
     got = "one conditioned on text embeddings, which needs a text encoder"

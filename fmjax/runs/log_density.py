@@ -60,9 +60,11 @@ def run_log_density(
         progress: Receives progress reports.
 
     Raises:
-        ValueError: If the source distribution of the run is a dataset.
+        ValueError: If the source distribution of the run is a dataset, or the process of the run
+            has no density of its source distribution.
     """
     require_density(run)
+    source_log_density = run.model.velocity_process.source_log_density
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
@@ -81,7 +83,7 @@ def run_log_density(
             keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
             solver=config.make_solver(),
             steps=config.make_steps(),
-            source_log_density=experiment.model.velocity_process.source_log_density,
+            source_log_density=source_log_density,
         )
         return solved.log_density, solved.nfe, solved.succeeded
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from fmjax import Batch
+from fmjax._specs import class_spec
 from fmjax.cli.parsing import parse
 from fmjax.config import (
     AffinePath,
@@ -207,6 +208,12 @@ class WithoutLoad:
         return (2,), None
 
 
+@dataclasses.dataclass(frozen=True)
+class WithoutInterpolate:
+    def sample_source(self, keys, spec):
+        return jnp.zeros((len(keys), *spec.shape))
+
+
 @dataclasses.dataclass
 class NotFrozen:
     def quantile(self, u):
@@ -244,6 +251,11 @@ def check(**fields):
             lambda: make_optimizer(NoOptimizer(), 7),
             "NoOptimizer.make must return an optax.GradientTransformation, got 7",
         ),
+        (
+            lambda: check(path=WithoutInterpolate()),
+            "config.path must have a method interpolate, like every Process, got class Without",
+        ),
+        (lambda: check(path=Quadratic), "config.path must be a AffinePath, or a frozen dataclass"),
         (lambda: check(coupling=3), "config.coupling must be a Independent or MinibatchOT, or a"),
         (lambda: register_classes([NotFrozen]), "class NotFrozen must be a frozen dataclass"),
         (
@@ -274,7 +286,7 @@ class TinyLinear(nnx.Module):
     """A linear layer of the sample, the time and the class label."""
 
     def __init__(self, event_shape, conditions, *, features=3, rngs):
-        self.embed = nnx.Embed(conditions + 1, features, rngs=rngs)
+        self.embed = nnx.Embed(conditions.num_values + 1, features, rngs=rngs)
         self.linear = nnx.Linear(event_shape[0] + 1 + features, event_shape[0], rngs=rngs)
 
     def __call__(self, t, x, cond):
@@ -293,5 +305,5 @@ def test_from_nnx_equals_the_module(no_classes):
     net = make_network(network, (2,), 3)
     params = net.init(jax.random.key(0))
     t, x, cond = jnp.array([0.1, 0.7]), jnp.arange(4.0).reshape(2, 2), jnp.array([3, 1])
-    module = TinyLinear((2,), 3, features=5, rngs=nnx.Rngs(jax.random.key(0)))
+    module = TinyLinear((2,), class_spec(3), features=5, rngs=nnx.Rngs(jax.random.key(0)))
     np.testing.assert_allclose(net.apply(params, t, x, cond), module(t, x, cond), rtol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax import Batch, log_density
+from fmjax._specs import Spec
 from fmjax.config import Config, LossConfig, MeanFlowConfig, MLPConfig, SamplingConfig, build
 from fmjax.losses import flow_matching_objective, mean_flow_objective
 from fmjax.paths import (
@@ -30,7 +31,7 @@ from fmjax.training import init_state, make_optimizer, make_train_step
 from tests.affine import SCHEDULES
 from tests.bridge import Bridge, Normal, exact_velocity, get_config
 
-SPEC = jax.ShapeDtypeStruct((3,), jnp.float32)
+SPEC = Spec((3,))
 KEYS = source_keys(jax.random.key(5), jnp.arange(6))
 
 
@@ -93,7 +94,7 @@ def test_examples_of_a_bridge_have_the_exact_marginal_velocity(t):
 
 def test_samples_of_a_bridge_have_the_mean_and_covariance_of_the_data():
     process, data, num = Bridge(), Normal(), 1 << 14
-    spec = jax.ShapeDtypeStruct((2,), jnp.float32)
+    spec = Spec((2,))
     x0 = sample_source(process, source_keys(jax.random.key(1), jnp.arange(num)), spec)
     assert x0.shape == (num, 2)
     steps = FixedSteps(jnp.linspace(0.0, 1.0, 41))

@@ -9,6 +9,7 @@ import pytest
 
 import fmjax
 from fmjax._progress import COMPILING, Lines
+from fmjax._specs import class_spec
 from fmjax.config import (
     Config,
     EvaluationConfig,
@@ -25,6 +26,7 @@ from fmjax.runs import log_density as module
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.sharding import make_mesh
 from fmjax.training import Silent
+from tests.bridge import Bridge
 from tests.holder import holder
 
 CONFIG = Config(
@@ -48,7 +50,7 @@ def run(tmp_path_factory):
 def untrained(tmp_path_factory):
     """The run before training, without weights."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "toy")
-    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), 2, None, 0, make_mesh())
+    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), class_spec(2), None, 0, make_mesh())
 
 
 def file_names(run):
@@ -157,6 +159,20 @@ def test_log_density_equals_the_closed_form_of_each_class(untrained, monkeypatch
         np.testing.assert_allclose(nats, expected, atol=1e-4)
     failed = run._replace(params={"shifts": jnp.full((2, 2), jnp.nan)})
     assert np.isnan(failed.log_density(X, classes=0, likelihood=FIXED)).all()
+
+
+@pytest.mark.slow
+def test_log_density_uses_the_source_of_the_process(untrained, monkeypatch):
+    monkeypatch.setattr(module, "build", lambda *_: LinearFlow)
+    config = dataclasses.replace(CONFIG, path=Bridge())
+    run = untrained._replace(
+        experiment=build(config, (2,), 2), params={"shifts": jnp.zeros((2, 2))}
+    )
+    nats = run.log_density(X, classes=0, likelihood=FIXED, divergence="exact")
+    x0 = X / np.exp(0.5)
+    square = np.square((x0 - 1.0) / 0.5).sum(axis=1)
+    expected = -0.5 * square - np.log(2 * np.pi) - 2 * np.log(0.5) - 1.0
+    np.testing.assert_allclose(nats, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax._arrays import Batch, Text, TextShape, TokenShape
+from fmjax._arrays import Batch, Text, TextShape
+from fmjax._specs import token_spec
 from fmjax.losses import (
     BuiltInGuidance,
     flow_matching_objective,
@@ -43,7 +44,7 @@ GUIDANCE = BuiltInGuidance(max_scale=4.0, first=0.2, last=0.8)
 FLOW_MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
 NETWORKS |= {name: NETWORKS[network] for name, network in FLOW_MAPS.items()}
 TEXT = TextShape(4, 64, 64)
-TOKENS = TokenShape(4, 64)
+TOKENS = token_spec(4, 64)
 CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT, "captions": TOKENS}
 NULL_CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
 ENCODER = TextEncoderConfig(64, 2, 2)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax._arrays import Conditions, Text, TextShape
+from fmjax._arrays import Text, TextShape
 from fmjax._checks import require, require_between, require_numbers, require_one_of
 from fmjax._files import is_hidden, open_npy, read_npz
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, as_cond_spec
 from fmjax.data.dataset import (
     MAX_CLASSES,
     SPLITS,
@@ -57,9 +58,9 @@ class ArrayData:
         if self.num_classes is not None:
             require_between("data.num_classes", self.num_classes, 1, MAX_CLASSES)
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point and the conditions, from the config or the files."""
-        conditions = self.num_classes if self.text is None else self.text
+        conditions = as_cond_spec(self.num_classes) if self.text is None else self.text
         if self.event_shape is not None and conditions is not None:
             return self.event_shape, conditions
         try:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least
 from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
 from fmjax._progress import Lines, Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.config import EvaluationConfig, SamplingConfig
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
@@ -188,7 +188,7 @@ def evaluate_run(
         nfe=float(samples.nfe.mean()),
         num_half=len(references.halves[0]),
         num_test=len(references.test),
-        prompted=isinstance(run.conditions, TokenShape),
+        prompted=is_captions(run.conditions),
         **references.distances("wasserstein", _wasserstein(evaluation, sampling.seed), x1),
     )
     classifier = None

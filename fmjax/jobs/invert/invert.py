@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import PyTree
 from PIL import Image
 
-from fmjax._arrays import Cond, Params, Points, TokenShape, is_image
+from fmjax._arrays import Cond, Params, Points, is_image
 from fmjax._checks import require
 from fmjax._files import require_target, write_atomically
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, Size, plain_json, read_json
 from fmjax._progress import COMPILING, Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.config import ODE_SOLVERS, Steps
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
@@ -120,9 +121,7 @@ def invert_run(
     rule = "have noise as its source distribution to be inverted"
     require(run.config.source is None, "run", rule, "a dataset")
     rule = "be unconditional or conditioned on classes to be inverted"
-    require(
-        not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
-    )
+    require(not is_captions(run.conditions), "run", rule, "a run conditioned on captions")
     # Raise for a path or guidance that the model does not support before any solve.
     require_conversion(run.model.process, Prediction.VELOCITY)
     run.model.velocity_fn(run.params, config.guidance)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._files import read_npz, require_folder, write_npz
 from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.config import (
     Config,
     SamplingConfig,
@@ -208,7 +208,7 @@ def _require_samplings(run: Config, samplings: tuple[SamplingConfig, ...]) -> No
     """Raise unless the run can be trained, and sampled with each of the settings."""
     event_shape, conditions = run.data.shape()
     rule = "be class labels or None in a study"
-    has_captions = isinstance(conditions, TokenShape)
+    has_captions = is_captions(conditions)
     require(not has_captions, f"conditions of {run.name}", rule, "captions")
     experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:

@@ -1,6 +1,5 @@
 """Lock, check and create the run folder of a training."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fmjax._arrays import Conditions, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import is_same_location, require_folder, require_outside
 from fmjax._locks import is_leftover, is_lock, lock_folder, require_unlocked
+from fmjax._specs import CondSpec, cond_spec_json, is_captions, num_classes
 from fmjax.config import Config, to_json
 from fmjax.data import Captions, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
@@ -71,7 +70,7 @@ def prepare(
     folder: RunFolder,
     config: Config,
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
     *,
     captions: Captions | None = None,
     class_names: tuple[str, ...] | None = None,
@@ -107,16 +106,16 @@ def prepare(
         return apply_changes(folder, config, existing)
     if folder.config.exists() or (folder.root / _REPLACED).exists():
         _remove_run(folder)
-    model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
-    if isinstance(conditions, int) and class_names is not None:
+    model: dict[str, Any] = {
+        "event_shape": event_shape,
+        "conditions": cond_spec_json(conditions),
+    }
+    if num_classes(conditions) is not None and class_names is not None:
         model["class_names"] = class_names
-    if isinstance(conditions, TextShape):
-        model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
-    if isinstance(conditions, TokenShape):
+    if is_captions(conditions):
         assert captions is not None
         stored = select_texts(captions.texts, _MAX_CAPTIONS)
-        tokens = dataclasses.asdict(conditions)
-        model |= {"num_classes": None, "tokens": tokens, "captions": stored}
+        model["captions"] = stored
         captions.tokenizer.write(folder.tokenizer)
     write_text(folder.model, json.dumps(model))
     # Written last, because a folder with a config counts as a run.
@@ -206,11 +205,11 @@ def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
 
 
 def _require_same_classes(
-    folder: RunFolder, conditions: Conditions, class_names: tuple[str, ...] | None
+    folder: RunFolder, conditions: CondSpec, class_names: tuple[str, ...] | None
 ) -> None:
     """Raise unless the classes of the run, if they have names, are those of the data."""
     stored = read_class_names(folder.root)
-    if stored and class_names is not None and isinstance(conditions, int):
+    if stored and class_names is not None and num_classes(conditions) is not None:
         rule = "have the class names of the data (replace the run with --overwrite)"
         is_same = stored == tuple(class_names)
         require(is_same, f"{folder.model}", rule, "other names: the classes have changed")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._progress import Progress
+from fmjax._specs import is_captions
 from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, SamplingConfig
 from fmjax.config.losses import LossConfig
 from fmjax.data import Dataset, Pairs
@@ -36,9 +36,8 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     path = teacher.path
     is_linear = isinstance(path, AffinePath) and path.schedule == Linear()
     rule = "be an AffinePath with sigma(0) = 1 for reflow, which starts from N(0, I)"
-    starts_normal = (
-        isinstance(path, AffinePath) and abs(float(path.start(jnp.ones(()))) - 1.0) < 1e-3
-    )
+    scale = path.schedule.sigma(jnp.zeros(())) if isinstance(path, AffinePath) else jnp.inf
+    starts_normal = abs(float(scale) - 1.0) < 1e-3
     require(teacher.source is not None or starts_normal, "path", rule, path)
     can_warm_start = is_flow and is_linear and loss.prediction == Prediction.VELOCITY
     # The pairs include the teacher's guidance, so the student is sampled without guidance.
@@ -116,7 +115,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         is_plain = dataset.weight is None and dataset.mask is None
         require(is_plain, "data", "have no weights and masks for reflow", "some")
         rule = "be unconditional or conditioned on classes to generate pairs"
-        require(not isinstance(teacher.conditions, TokenShape), name, rule, "captions")
+        require(not is_captions(teacher.conditions), name, rule, "captions")
         rule = f"have the event shape and conditions of the data, {data_spec}"
         require(teacher_spec == data_spec, name, rule, teacher_spec)
         if config.reflow.warm_start:

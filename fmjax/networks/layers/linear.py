@@ -16,9 +16,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
+from fmjax._arrays import Cond, FlowMapCond, PRNGKey, Times
 from fmjax._checks import require
 from fmjax._inputs import describe
+from fmjax._specs import CondSpec, FlowMapConditions, as_cond_spec, num_classes as num_classes_of
 from fmjax.sharding import all_gather_fsdp, shard_batch
 
 DTYPES = ("float32", "bfloat16")
@@ -167,10 +168,14 @@ class ConditionEmbedding(nnx.Module):
         rngs: Random keys of the parameters.
     """
 
-    def __init__(self, width: int, conditions: int | FlowMapConditions | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, conditions: CondSpec | FlowMapConditions | int, *, rngs: nnx.Rngs
+    ):
         normal, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
         is_flow_map = isinstance(conditions, FlowMapConditions)
-        num_classes = conditions.num_classes if is_flow_map else conditions
+        num_classes = num_classes_of(
+            as_cond_spec(conditions.conditions if is_flow_map else conditions)
+        )
         self.hidden = Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
         self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
         self.labels = (

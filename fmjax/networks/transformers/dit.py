@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require, require_at_least, require_one_of, require_positive
+from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
@@ -171,7 +172,7 @@ class DiT(nnx.Module):
         self,
         config: DiTConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
@@ -214,7 +215,7 @@ class DiT(nnx.Module):
 def make_dit(
     config: DiTConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build a DiT as pure functions. Its output is zero at initialization.
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fmjax._arrays import Conditions, Text, Times
+from fmjax._arrays import Text, Times
 from fmjax._checks import require, require_at_least
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import run_blocks, stack_blocks
 from fmjax.networks.layers.linear import ddpm_features
@@ -141,7 +142,7 @@ class Flux(TextToImage):
 def make_flux(
     config: FluxConfig,
     event_shape: tuple[int, ...],
-    text: Conditions,
+    text: CondSpec,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
     """Build a FLUX.1 network as pure functions. Its output is zero at initialization.

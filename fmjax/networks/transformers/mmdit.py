@@ -16,8 +16,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import run_blocks, stack_blocks
 from fmjax.networks.layers.lora import Adapters
@@ -155,7 +155,7 @@ def _position_table(side: int, width: int) -> Float[Array, "rows columns width"]
 def make_mmdit(
     config: MMDiTConfig,
     event_shape: tuple[int, ...],
-    text: Conditions,
+    text: CondSpec,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
     """Build an MM-DiT as pure functions. Its output is zero at initialization.

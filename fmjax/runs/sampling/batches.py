@@ -7,13 +7,13 @@ from collections.abc import Callable
 from operator import itemgetter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Params, Points, PRNGKey, is_image
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
+from fmjax._specs import Spec
 from fmjax.config import SamplingConfig, SolveFn, Steps
 from fmjax.paths import Process, sample_source, source_keys
 from fmjax.runs.sample_set import SampleSet
@@ -25,7 +25,7 @@ def sample_source_points(
     process: Process, key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]
 ) -> jax.Array:
     """Source points of the samples at `indices`, independent of the batch size."""
-    spec = jax.ShapeDtypeStruct(event_shape, jnp.float32)
+    spec = Spec(event_shape)
     return sample_source(process, source_keys(key, indices), spec)
 
 

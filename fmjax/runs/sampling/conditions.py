@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import Cond, TokenShape
+from fmjax._arrays import Cond
 from fmjax._checks import require, require_unicode
 from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.data import Dataset
 from fmjax.runs.folder import Labels, Run, select_texts
 from fmjax.runs.sampling.batches import even_labels
@@ -57,7 +58,7 @@ def requested_conditions(
     Raises:
         ValueError: If the model does not have one of the classes or does not take prompts.
     """
-    if not isinstance(run.conditions, TokenShape):
+    if not is_captions(run.conditions):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
         return SampleConditions.of_classes(chosen_labels(num, run.num_classes, classes))
@@ -112,7 +113,7 @@ def conditions_of_points(
     Raises:
         ValueError: If the conditions are not those that the model takes, one per point.
     """
-    takes_prompts = isinstance(run.conditions, TokenShape)
+    takes_prompts = is_captions(run.conditions)
     takes_classes = run.num_classes is not None
     for name, value, takes in (
         ("classes", classes, takes_classes),
@@ -143,7 +144,7 @@ def even_conds(run: Run, num: int) -> Cond:
     Returns:
         Labels or tokens, one row per sample; None for an unconditional model.
     """
-    texts = select_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
+    texts = select_texts(run.captions, num) if is_captions(run.conditions) else ()
     return requested_conditions(run, num, (), texts).cond
 
 

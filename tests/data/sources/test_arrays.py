@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import TextShape
+from fmjax._specs import class_spec
 from fmjax.data import ArrayData, Cifar10Data, batches, load
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -47,8 +48,8 @@ def test_shape_needs_files_only_for_values_that_are_not_set(tmp_path):
     data = ArrayData(str(tmp_path), event_shape=X.shape[1:])
     assert data.shape() == (X.shape[1:], None)
     np.savez(tmp_path / "train.npz", x=X, labels=LABELS)
-    assert data.shape() == (X.shape[1:], LABELS.max() + 1)
-    assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), 7)
+    assert data.shape() == (X.shape[1:], class_spec(int(LABELS.max()) + 1))
+    assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), class_spec(7))
 
 
 def test_missing_and_damaged_arrays_are_rejected(tmp_path):

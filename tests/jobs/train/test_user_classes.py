@@ -20,6 +20,7 @@ OWN = """
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -45,9 +46,29 @@ class Ring:
         return Dataset(x.astype(np.float32), np.arange(64) % 2, 2, weight=weight, mask=mask)
 
 
+@dataclasses.dataclass(frozen=True)
+class FromUniform:
+    # Straight path from the uniform distribution on a square around (10, 10).
+    side: float = 2.0
+
+    def sample_source(self, keys, spec):
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, spec.shape))(keys)
+        return 10.0 + self.side * (uniform - 0.5)
+
+    def interpolate(self, key, t, x0, x1):
+        return PathSample(x0 + t[:, None] * (x1 - x0), x1 - x0)
+
+    def velocity_fn(self, predict_fn, prediction):
+        return predict_fn
+
+    def source_log_density(self, x0):
+        inside = jnp.all(jnp.abs(x0 - 10.0) <= self.side / 2, axis=1)
+        return jnp.where(inside, -2.0 * jnp.log(self.side), -jnp.inf)
+
+
 class Small(nnx.Module):
     def __init__(self, event_shape, conditions, *, width, rngs):
-        self.embed = nnx.Embed(conditions + 1, width, rngs=rngs)
+        self.embed = nnx.Embed(conditions.num_values + 1, width, rngs=rngs)
         self.first = nnx.Linear(event_shape[0] + 1, width, rngs=rngs)
         self.dropout = nnx.Dropout(0.2, rngs=rngs)
         self.last = nnx.Linear(width, event_shape[0], rngs=rngs)
@@ -73,6 +94,7 @@ def get_config():
         "own",
         data=Ring(2.0),
         network=from_nnx(Small, width=16),
+        path=FromUniform(),
         training=TrainingConfig(
             num_steps=6, batch_size=16, checkpoint_every=3, checkpoints_kept=9, log_every=3,
             preview_samples=False,
@@ -119,6 +141,8 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
     with np.load(tmp_path / "one.npz") as samples:
         assert samples["x1"].shape == (8, 2)
         assert samples["succeeded"].all()
+        # The velocity of a network that was hardly trained is about 1.
+        assert np.abs(samples["x1"] - 10.0).max() < 5.0
 
     monkeypatch.setattr(serialize, "_user_classes", {})
     with pytest.raises(ValueError, match="must hold an object of a class of fmjax"):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax._arrays import TextShape, TokenShape
+from fmjax._arrays import TextShape
+from fmjax._specs import token_spec
 from fmjax.losses import drop_condition
 from fmjax.networks import (
     DiTConfig,
@@ -18,7 +19,7 @@ from fmjax.networks import (
     make_text_encoder,
 )
 
-SHAPE = TokenShape(5, 7)
+SHAPE = token_spec(5, 7)
 ENCODER = TextEncoderConfig(8, 2, 2)
 IMAGE_NETWORKS = {
     "mmdit": MMDiTConfig(2, 2, 8, 2, qk_norm=True),
