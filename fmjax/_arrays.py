@@ -27,7 +27,7 @@ def noun(event_shape: tuple[int, ...]) -> str:
 
 
 class Batch(NamedTuple):
-    """Data of one training step: data points, conditions and optional source points.
+    """Data of one training step: data points, and optionally conditions, sources and weights.
 
     Attributes:
         x1: Data points, `[batch, *event]`; images have values in [-1, 1].
@@ -35,11 +35,22 @@ class Batch(NamedTuple):
             None for an unconditional model.
         x0: Source points paired with `x1`, of the same shape, or None to sample them from the
             source distribution.
+        weight: Weight of the loss of each example, `[batch]`, at least 0, or None for equal
+            weights. The loss of the step is `sum(weight * loss) / sum(weight)` over the global
+            batch, for any number of microbatches and devices, and 0 if all weights are 0.
+        mask: True for each element of `x1` that counts in the loss, bool, or None to count all. It
+            has the shape `[batch, ...]` of the first axes of `x1`, with axes of length 1 where it
+            is the same for all elements; `[batch, time]` masks steps of `[batch, time, channel]`.
+            The loss of an example is the mean over its unmasked elements, and 0 without any. The
+            network still sees masked elements in x_t: give it the mask in `cond` if it should
+            ignore them. Their values must be finite.
     """
 
     x1: PyTree
     cond: PyTree = None
     x0: PyTree = None
+    weight: PyTree = None
+    mask: PyTree = None
 
 
 class Text(NamedTuple):

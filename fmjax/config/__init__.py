@@ -123,4 +123,7 @@ from fmjax.paths import (
     VelocityProcess as VelocityProcess,
 )
 from fmjax.sharding import MeshConfig as MeshConfig
-from fmjax.training import OptimizerConfig as OptimizerConfig
+from fmjax.training import (
+    OptimizerConfig as OptimizerConfig,
+    OptimizerFactory as OptimizerFactory,
+)

@@ -20,7 +20,7 @@ from fmjax.paths import (
     Process,
 )
 from fmjax.sharding import MeshConfig
-from fmjax.training import OptimizerConfig
+from fmjax.training import AnyOptimizer, OptimizerConfig
 
 AnyCoupling = Independent | MinibatchOT | Coupling
 AnyData = DataConfig | DataSource
@@ -125,7 +125,7 @@ class Config:
             process of the user's own (`fmjax.paths.Process`).
         coupling: How source points and data points are paired.
         loss: Training objective.
-        optimizer: Optimizer and learning rate.
+        optimizer: Optimizer and learning rate, or a user's class that makes an optimizer of optax.
         training: Number of training steps, batch size, logs and checkpoints.
         mesh: Layout of the devices.
         sampling: Solver, guidance and number of samples.
@@ -147,7 +147,7 @@ class Config:
     path: AnyProcess = AffinePath()
     coupling: AnyCoupling = Independent()
     loss: AnyLoss = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: AnyOptimizer = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     mesh: MeshConfig = MeshConfig()
     sampling: SamplingConfig = SamplingConfig()

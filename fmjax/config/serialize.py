@@ -16,6 +16,7 @@ from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, AnyProcess
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import DensityConfig
 from fmjax.paths import AffinePath, AnyDensity, AnySchedule, Density, Schedule
+from fmjax.training import AnyOptimizer, OptimizerConfig
 
 _UNIONS = (
     AnyData,
@@ -26,7 +27,11 @@ _UNIONS = (
     AnyCoupling,
     AnyProcess,
     AnyLoss,
+    AnyOptimizer,
 )
+
+# Unions of fields that had one type in older versions, whose run folders do not name the type.
+_FORMER_TYPES = ((AnyOptimizer, OptimizerConfig), (AnyProcess, AffinePath))
 
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field
@@ -62,13 +67,13 @@ def _as_integer(value: object) -> object:
 
 def _register_union(union: object, converter: cattrs.Converter) -> None:
     """Write members of a union with the name of their class, and read them by that name."""
-    # Older versions wrote paths without a type, because there was one type only.
-    default = AffinePath.__name__ if union == AnyProcess else None
     members: dict[str, type] = {
         member.__name__: member
         for member in typing.get_args(union)
         if isinstance(member, type) and dataclasses.is_dataclass(member)
     }
+
+    former = next((cls.__name__ for typed, cls in _FORMER_TYPES if typed == union), None)
 
     def unstructure(value: object) -> dict[str, Any]:
         cls = type(value)
@@ -77,7 +82,7 @@ def _register_union(union: object, converter: cattrs.Converter) -> None:
     def read(value: object, _: object) -> object:
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
-        name = value.get("type", default)
+        name = value.get("type", former)
         cls = (_user_classes | members).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Cond, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of, require_unicode
-from fmjax._inputs import describe
+from fmjax._inputs import describe, require_mask, require_weight
 from fmjax._progress import Progress, Silent
 from fmjax._specs import CondSpec, Spec, as_cond_spec, class_spec, named_arrays
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
@@ -146,6 +146,10 @@ class Dataset:
             to [-1, 1]. None without such a condition.
         cond_spec: Description of `cond`, which integers need for their number of values; None
             derives it from the arrays.
+        weight: Weight of the training loss of each example, `[num_examples]`, finite and at least
+            0, or None for equal weights.
+        mask: True for each element of `x` that counts in the training loss, bool, as `Batch.mask`
+            with all examples; None counts all. Metrics of samples use all elements.
     """
 
     x: np.ndarray | Rows
@@ -157,6 +161,8 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     cond: Cond = None
     cond_spec: CondSpec = None
+    weight: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -202,6 +208,7 @@ class Dataset:
             self._require_cond()
         else:
             require(self.cond_spec is None, "cond_spec", "be None without cond", self.cond_spec)
+        self._check_weight_and_mask()
 
     def _require_cond(self) -> None:
         """Raise unless `cond` has one row per example and fits `cond_spec`."""
@@ -229,6 +236,17 @@ class Dataset:
         rule = "hold floating-point numbers (class labels are the array labels)"
         is_array = not isinstance(self.cond_spec, Spec) or self.cond_spec.num_values is None
         require(is_array, self.name_of("cond"), rule, describe(self.cond))
+
+    def _check_weight_and_mask(self) -> None:
+        """Raise unless weights and masks suit the data points."""
+        if self.weight is not None:
+            name = self.name_of("weight")
+            require_weight(name, self.weight, len(self.x))
+            require_finite(name, self.weight)
+            low, high = self.weight.min().item(), self.weight.max().item()
+            require(low >= 0 and high > 0, name, "be at least 0, some above 0", f"{low} to {high}")
+        if self.mask is not None:
+            require_mask(self.name_of("mask"), self.mask, self.x.shape)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -260,10 +278,15 @@ class Dataset:
         return _scale_pixels(points) if self.x.dtype == np.uint8 else points
 
     def _as_float32(self, name: str, array: np.ndarray | Rows, indices: Indices) -> np.ndarray:
-        """Return float32 copies of the rows at `indices`, after a check that they are finite."""
+        """Return float32 copies of the rows at `indices`, after checks of shape and values."""
         # A value beyond float32 overflows to infinity, which the check below refuses.
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.array(array[indices], dtype=np.float32)
+        is_slice = isinstance(indices, slice)
+        num = len(range(*indices.indices(len(self)))) if is_slice else len(indices)
+        shape = (num, *array.shape[1:])
+        # Arrays of users may decode their rows on access, wrongly.
+        require(values.shape == shape, self.name_of(name), f"return rows {shape}", values.shape)
         if array.dtype != np.uint8:
             require_finite(self.name_of(name), values, np.arange(len(self))[indices])
         return values
@@ -273,12 +296,14 @@ class Dataset:
         return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
 
     def unconditional(self) -> "Dataset":
-        """Return a data set with the same points and no conditions."""
-        return Dataset(self.x, files=self.files)
+        """Return a data set with the same points, weights and masks, and no conditions."""
+        return Dataset(self.x, files=self.files, weight=self.weight, mask=self.mask)
 
     def examples(self, indices: Indices = slice(None)) -> Batch:
-        """Return the data points and conditions at `indices`."""
-        return Batch(x1=self.points(indices), cond=self.conds(indices))
+        """Return the data points, conditions, weights and masks at `indices`."""
+        weight = None if self.weight is None else np.array(self.weight[indices], np.float32)
+        mask = None if self.mask is None else np.array(self.mask[indices])
+        return Batch(self.points(indices), self.conds(indices), weight=weight, mask=mask)
 
     def conds(self, indices: Indices = slice(None)) -> Cond:
         """Return the conditions at `indices`: int32 tokens or labels, float32 text, or None."""

@@ -209,8 +209,8 @@ def batches(
             examples = examples._replace(x0=x0)
         if flip:
             mirrored = order.flips(batch)[share]
-            for points in (examples.x1, examples.x0):
-                if points is not None:
+            for points in (examples.x1, examples.x0, examples.mask):
+                if points is not None and points.ndim > 2:
                     points[mirrored] = points[mirrored, :, ::-1]
         return examples
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from fmjax._arrays import (
     Batch,
@@ -33,6 +33,15 @@ from fmjax._inputs import require_batch, require_like
 from fmjax.losses.flow_matching import null_where, source_points
 from fmjax.losses.guidance import BuiltInGuidance
 from fmjax.losses.objective import Objective
+from fmjax.losses.weights import (
+    Mask,
+    example_keys,
+    masked,
+    mean_square,
+    network_keys,
+    weight_and_mask,
+    weighted,
+)
 from fmjax.paths import (
     Density,
     FlowMapFn,
@@ -145,6 +154,9 @@ class FlowMapExamples(NamedTuple):
         dropped: Whether the condition was replaced by the null condition.
         guidance: Guidance scale, start and end time (MeanFlow).
         target: Target mean velocity, shaped like `x_t` (shortcut models).
+        weight: Weights of the examples, of mean 1 over the global batch.
+        mask: True for the elements that count in the loss.
+        keys: One random key per example, for networks that take keys.
     """
 
     r: Times
@@ -155,6 +167,9 @@ class FlowMapExamples(NamedTuple):
     dropped: Bool[Array, " batch"]
     guidance: Float[Array, "batch 3"] | None = None
     target: Points | None = None
+    weight: PerExample | None = None
+    mask: Mask | None = None
+    keys: Key[Array, " batch"] | None = None
 
 
 def _sample_examples(
@@ -173,7 +188,9 @@ def _sample_examples(
     source_key, path_key = jax.random.split(keys[0])
     x0 = source_points(source_key, process, batch)
     x_t, u_t = interpolate(process, path_key, t, x0, batch.x1)
-    return FlowMapExamples(r, t, x_t, u_t, cond, dropped)
+    weight, mask = weight_and_mask(batch)
+    examples = FlowMapExamples(r, t, x_t, u_t, cond, dropped)
+    return examples._replace(weight=weight, mask=mask)
 
 
 def mean_flow_objective(
@@ -224,14 +241,16 @@ def mean_flow_objective(
         )
         r = jnp.where(r_neq_t, jnp.maximum(first, second), t)
         examples = _sample_examples(keys[3:5], process, batch, r, t, label_drop, null_cond)
-        return examples._replace(guidance=guidance.sample(keys[5], num))
+        network_keys = example_keys(net, key, num)
+        return examples._replace(guidance=guidance.sample(keys[5], num), keys=network_keys)
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
-        r, t, x_t, u_t, cond, dropped, guidance_input, _ = examples
+        r, t, x_t, u_t, cond, dropped, guidance_input, *_ = examples
         network_guidance = guidance_input if net.guided else None
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-            return net.apply(params, r, t, x, cond, network_guidance)
+            keys = network_keys(examples.keys)
+            return net.apply(params, r, t, x, cond, network_guidance, **keys)
 
         velocity = v_cond = u_t
         if guidance.enabled or improved:
@@ -243,7 +262,8 @@ def mean_flow_objective(
             velocity = guidance.target(t, u_t, v_cond, v_uncond, guidance_input, dropped)
         tangent = v_cond if improved else velocity
         prediction, target = mean_flow_target(map_fn, r, t, x_t, velocity, tangent, cond)
-        return adaptive_loss(prediction - target, power, floor)
+        error = masked(prediction - target, examples.mask)
+        return weighted(adaptive_loss(error, power, floor), examples.weight)
 
     return Objective(make_examples, loss)
 
@@ -296,7 +316,8 @@ def shortcut_objective(
         velocity_t = sample_times(keys[5], num, density, stratified=stratified)
         t = jnp.where(bootstrap, jnp.floor(position / span) * span, velocity_t)
         r = jnp.where(bootstrap, t + span, t)
-        return _sample_examples(keys[3:5], process, batch, r, t, label_drop, null_cond)
+        examples = _sample_examples(keys[3:5], process, batch, r, t, label_drop, null_cond)
+        return examples._replace(keys=example_keys(net, key, num))
 
     def make_targets(average: Params, examples: FlowMapExamples) -> FlowMapExamples:
         r, t, x_t, u_t, cond, dropped, *_ = examples
@@ -316,10 +337,11 @@ def shortcut_objective(
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
         x_t = examples.x_t
-        prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond)
+        keys = network_keys(examples.keys)
+        prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond, **keys)
         require_like("net.apply", prediction, x_t)
         assert examples.target is not None, "with_targets must be called first"
-        error = prediction.astype(jnp.float32) - examples.target
-        return jnp.mean(jnp.square(error), axis=event_axes(x_t))
+        error = masked(prediction.astype(jnp.float32) - examples.target, examples.mask)
+        return weighted(mean_square(error, examples.mask), examples.weight)
 
     return Objective(make_examples, loss, make_targets)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
 from fmjax._arrays import (
     Batch,
@@ -31,9 +31,19 @@ from fmjax._inputs import (
     require_ends,
     require_function,
     require_like,
+    require_mask,
 )
 from fmjax._specs import Spec
 from fmjax.losses.objective import Objective
+from fmjax.losses.weights import (
+    Mask,
+    example_keys,
+    masked,
+    mean_square,
+    network_keys,
+    weight_and_mask,
+    weighted,
+)
 from fmjax.paths import (
     AffinePath,
     Coupling,
@@ -87,6 +97,7 @@ def flow_matching_loss(
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
     huber: float | None = None,
+    mask: Mask | None = None,
 ) -> PerExample:
     """Compute the weighted squared error of a prediction, per example.
 
@@ -113,6 +124,8 @@ def flow_matching_loss(
         weight_fn: Loss weight as a function of time; None weights all times equally.
         huber: If a number c is given, the pseudo-Huber distance `sqrt(|r_hat - r|^2 + c^2) - c` of
             the entire event, in data units, replaces the mean of squares.
+        mask: True for each element that counts, as `Batch.mask`; None counts all. The mean (or the
+            pseudo-Huber distance) is over the unmasked elements.
 
     Returns:
         The loss of each example, float32 for every compute dtype.
@@ -129,7 +142,10 @@ def flow_matching_loss(
     require_ends(t, x0, x1)
     require_cond(cond)
     sample = path(t, x0, x1)
-    examples = FlowExamples(t, sample.x_t, _truth(path, prediction, t, x0, x1, sample), cond)
+    if mask is not None:
+        require_mask("mask", mask, x1.shape)
+    target = _truth(path, prediction, t, x0, x1, sample)
+    examples = FlowExamples(t, sample.x_t, target, cond, mask=mask)
     scale = _error_scale(path, t, prediction, space)
     return _regression_loss(predict_fn, examples, scale, weight_fn, huber)
 
@@ -142,12 +158,18 @@ class FlowExamples(NamedTuple):
         x_t: Points on the path.
         target: The quantity that the network predicts, at these points.
         cond: Conditions, some of them replaced by the null condition.
+        weight: Weights of the examples, of mean 1 over the global batch.
+        mask: True for the elements that count in the loss.
+        keys: One random key per example, for networks that take keys.
     """
 
     t: Times
     x_t: Points
     target: Points
     cond: Cond
+    weight: PerExample | None = None
+    mask: Mask | None = None
+    keys: Key[Array, " batch"] | None = None
 
 
 def _regression_loss(
@@ -158,17 +180,18 @@ def _regression_loss(
     huber: float | None,
 ) -> PerExample:
     """Return the weighted loss of a prediction whose error is multiplied by `scale`."""
-    t, x_t, target, cond = examples
-    value = predict_fn(t, x_t, cond)
+    t, x_t = examples.t, examples.x_t
+    value = predict_fn(t, x_t, examples.cond)
     require_like("predict_fn", value, x_t)
-    error = value.astype(jnp.float32) - target
+    error = masked(value.astype(jnp.float32) - examples.target, examples.mask)
     if scale is not None:
         error = expand_like(scale, x_t) * error
     if huber is None:
-        loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
+        loss = mean_square(error, examples.mask)
     else:
         squares = jnp.sum(jnp.square(error), axis=event_axes(x_t))
         loss = safe_sqrt(squares + huber**2) - huber
+    loss = weighted(loss, examples.weight)
     return loss if weight_fn is None else weight_fn(t) * loss
 
 
@@ -330,11 +353,13 @@ def flow_matching_objective(
             cond = drop_condition(drop_key, cond, null_cond, label_drop)
         if isinstance(cond, Text):
             cond = drop_parts(jax.random.fold_in(drop_key, 1), cond, parts, encoder_drop)
-        return FlowExamples(t, sample.x_t, target, cond)
+        keys = example_keys(net, key, x1.shape[0])
+        weight, mask = weight_and_mask(batch)
+        return FlowExamples(t, sample.x_t, target, cond, weight, mask, keys)
 
     def loss(params: Params, examples: FlowExamples) -> PerExample:
         def predict_fn(t: Times, x: Points, cond: Cond) -> Points:
-            return net.apply(params, t, x, cond)
+            return net.apply(params, t, x, cond, **network_keys(examples.keys))
 
         scale = None if path is None else _error_scale(path, examples.t, prediction, space)
         return _regression_loss(predict_fn, examples, scale, weight_fn, huber)

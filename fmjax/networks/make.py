@@ -131,10 +131,15 @@ def _make_user_network(
     x = jax.ShapeDtypeStruct((2, *event_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0))
-    output = jax.eval_shape(net.apply, params, t, x, abstract_cond(conditions, 2))
+    cond = abstract_cond(conditions, 2)
+    outputs = [jax.eval_shape(net.apply, params, t, x, cond)]
+    if net.takes_keys:
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+        outputs.append(jax.eval_shape(net.apply, params, t, x, cond, keys=keys))
     rule = f"return float32 of shape {x.shape}, like x"
-    fits = getattr(output, "shape", None) == x.shape and output.dtype == jnp.float32
-    require(fits, f"network {name}", rule, describe(output))
+    for output in outputs:
+        fits = getattr(output, "shape", None) == x.shape and output.dtype == jnp.float32
+        require(fits, f"network {name}", rule, describe(output))
     return net._replace(apply=_with_zeros_for_null(net.apply))
 
 
@@ -190,7 +195,8 @@ def make_flow_map(
         x: Points,
         cond: Cond = None,
         guidance: Float[Array, "batch 3"] | None = None,
+        **keys: jax.Array,
     ) -> jax.Array:
-        return net.apply(params, t, x, FlowMapCond(cond, r, guidance))
+        return net.apply(params, t, x, FlowMapCond(cond, r, guidance), **keys)
 
-    return FlowMapNet(net.init, apply, net.tensor_axes, guided)
+    return FlowMapNet(net.init, apply, net.tensor_axes, guided, net.takes_keys)

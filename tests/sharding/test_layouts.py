@@ -29,7 +29,7 @@ from fmjax.networks import (
 from fmjax.paths import AffinePath
 from fmjax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from fmjax.training.state import TrainState
-from fmjax.training.step import init_state, make_train_step
+from fmjax.training.step import abstract_state, init_state, make_train_step
 
 NUM_STEPS, BATCH, NUM_CLASSES = 5, 16, 3
 # With two heads, a tensor axis of size 8 splits queries instead of heads.
@@ -174,3 +174,23 @@ def test_large_arrays_are_sharded_over_fsdp_and_tensor(case):
             assert leaf.addressable_shards[0].data.size * num_shards == leaf.size, leaf_name
             num_split += num_shards > 1
     assert num_split > 0 or layout.data == 8
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adafactor(1e-3),
+        optax.contrib.muon(1e-3),
+        optax.lion(1e-3),
+        optax.contrib.schedule_free_adamw(1e-3),
+    ],
+    ids=["adafactor", "muon", "lion", "schedule_free"],
+)
+def test_moments_of_any_shape_are_stored_in_shards(optimizer):
+    """Adafactor's moments of a matrix are vectors, which lack the axes that the layer names."""
+    net = make_network(MLPConfig(4096, 1), (4,), NUM_CLASSES)
+    state = abstract_state(net, optimizer, make_mesh(MeshConfig(1, 2, 4)))
+    for leaf in jax.tree.leaves(state):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        if np.prod(leaf.shape) >= 2**12 and max(leaf.shape) % 2 == 0:
+            assert np.prod(shard) < np.prod(leaf.shape)

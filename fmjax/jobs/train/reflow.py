@@ -112,6 +112,8 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         name = f"run {config.reflow.teacher}"
         data_spec = (dataset.event_shape, dataset.conditions)
         teacher_spec = (teacher.event_shape, teacher.conditions)
+        is_plain = dataset.weight is None and dataset.mask is None
+        require(is_plain, "data", "have no weights and masks for reflow", "some")
         rule = "be unconditional or conditioned on classes to generate pairs"
         require(not is_captions(teacher.conditions), name, rule, "captions")
         require(not has_arrays(teacher.conditions), name, rule, "arrays")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -55,7 +54,7 @@ from fmjax.training import (
     TrainStep,
     abstract_state,
     fit,
-    learning_rate_at,
+    learning_rate_schedule,
     newest_step,
 )
 
@@ -335,7 +334,7 @@ def _fit(
             checkpoints=checkpoints,
             logger=logger,
             flops_per_example=flops,
-            learning_rate=partial(learning_rate_at, config.optimizer, training.num_steps),
+            learning_rate=learning_rate_schedule(config.optimizer, training.num_steps),
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
             on_checkpoint=on_checkpoint,

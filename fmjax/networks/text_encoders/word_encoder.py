@@ -157,9 +157,10 @@ def with_encoder(encoder: PureModule, image: VelocityNet) -> VelocityNet:
         keys = jax.random.split(key)
         return {"encoder": encoder.init(keys[0]), "image": image.init(keys[1])}
 
-    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
-        return image.apply(params["image"], t, x, encoder.apply(params["encoder"], cond))
+    def apply(params: Params, t: Times, x: Points, cond: Cond = None, **keys: jax.Array) -> Points:
+        text = encoder.apply(params["encoder"], cond)
+        return image.apply(params["image"], t, x, text, **keys)
 
     parts = {"encoder": encoder.tensor_axes, "image": image.tensor_axes}
     axes = {f"{part}.{name}": axis for part, axes in parts.items() for name, axis in axes.items()}
-    return VelocityNet(jax.jit(init), apply, axes)
+    return VelocityNet(jax.jit(init), apply, axes, image.takes_keys)

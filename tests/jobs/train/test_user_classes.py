@@ -15,6 +15,7 @@ from fmjax.config import Config, MLPConfig, serialize, user_classes
 from fmjax.jobs.train.train import train as train_in_python
 from fmjax.runs.folder import open_run
 from fmjax.runs.load_config import load_config
+from fmjax.training import read_metrics
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,6 +26,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from fmjax.config import *
@@ -43,7 +45,8 @@ class Ring:
     def load(self, split, *, progress):
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False) + (split == "test")
         x = self.radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        return Dataset(x.astype(np.float32), np.arange(64) % 2, 2)
+        weight, mask = np.linspace(0, 1, 64), np.arange(64)[:, None] % 5 > 0
+        return Dataset(x.astype(np.float32), np.arange(64) % 2, 2, weight=weight, mask=mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +73,23 @@ class Small(nnx.Module):
     def __init__(self, event_shape, conditions, *, width, rngs):
         self.embed = nnx.Embed(conditions.num_values + 1, width, rngs=rngs)
         self.first = nnx.Linear(event_shape[0] + 1, width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
         self.last = nnx.Linear(width, event_shape[0], rngs=rngs)
 
     def __call__(self, t, x, cond):
         hidden = self.first(jnp.concatenate([x, t[:, None]], axis=1)) + self.embed(cond)
-        return self.last(nnx.silu(hidden))
+        return self.last(self.dropout(nnx.silu(hidden)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion:
+    rate: float = 1.0
+
+    def make(self, num_steps):
+        return optax.lion(self.rate)
+
+    def learning_rate_at(self, num_steps, step):
+        return self.rate
 
 
 def get_config():
@@ -87,7 +102,7 @@ def get_config():
             num_steps=6, batch_size=16, checkpoint_every=3, checkpoints_kept=9, log_every=3,
             preview_samples=False,
         ),
-        optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"),
+        optimizer=Lion(),
         sampling=SamplingConfig(num_samples=8, solver="euler", num_steps=2),
         compare=CompareConfig(
             num_samples=8, fixed_solvers=("euler",), adaptive_solvers=(), num_steps=(1, 2)
@@ -121,11 +136,12 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.setattr(serialize, "_user_classes", {})
-    train()
+    rate = ("--optimizer.rate", "1e-3")
+    train(*rate)
     with monkeypatch.context() as without_results:
         without_results.setattr("fmjax.jobs.report.results.make_results", lambda run, progress: ())
         for num_steps in ("3", "6"):
-            train("--run", "runs/resumed", "--training.num-steps", num_steps)
+            train(*rate, "--run", "runs/resumed", "--training.num-steps", num_steps)
     (tmp_path / "executed").unlink()
     sample = ("sample", "runs/own", "--seed", "1", "--output", "one")
     code, error = fmjax(tmp_path, *sample)
@@ -146,6 +162,8 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
         open_run(tmp_path / "runs" / "own")
     classes = list(user_classes(load_config(Path("own.py"))))
     monkeypatch.setattr(serialize, "_user_classes", {})
+    logged = [line["learning_rate"] for line in read_metrics(tmp_path / "runs/own/metrics.jsonl")]
+    assert logged == pytest.approx([1e-3] * 3)
     unbroken = open_run(tmp_path / "runs" / "own", classes=classes)
     resumed = open_run(tmp_path / "runs" / "resumed")
     assert unbroken.step == resumed.step == 6
