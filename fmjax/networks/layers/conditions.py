@@ -224,7 +224,7 @@ class ConditionEmbedding(nnx.Module):
             cond = cond.cond
         _require_cond(cond, self.expected, t.shape[0])
         embedding = self.out(nnx.silu(hidden))
-        embed: Callable[[Any], Array] | None = self.labels or self.cond
+        embed: Callable[[Any], Array | float] | None = self.labels or self.cond
         return shard_batch(embedding if embed is None else embedding + embed(cond))
 
 
