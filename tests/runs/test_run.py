@@ -1,6 +1,7 @@
 """Tests of training, sampling and log-densities from Python: `fmjax.train` and the `Run`."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ class LinearFlow:
 @pytest.mark.slow
 def test_log_density_equals_the_closed_form_of_each_class(untrained, monkeypatch):
     """With directions of +1 and -1, Hutchinson's estimate of this divergence is exact."""
-    monkeypatch.setattr(module, "build", lambda *_: LinearFlow)
+    monkeypatch.setattr(module, "build", lambda *_: SimpleNamespace(model=LinearFlow))
     shifts = np.array([[1.5, -0.5], [-2.0, 3.0]], np.float32)
     run = untrained._replace(params={"shifts": jnp.asarray(shifts)})
     growth = np.exp(0.5)
@@ -163,7 +164,7 @@ def test_log_density_equals_the_closed_form_of_each_class(untrained, monkeypatch
 
 @pytest.mark.slow
 def test_log_density_uses_the_source_of_the_process(untrained, monkeypatch):
-    monkeypatch.setattr(module, "build", lambda *_: LinearFlow)
+    monkeypatch.setattr(module, "build", lambda *_: SimpleNamespace(model=LinearFlow))
     config = dataclasses.replace(CONFIG, path=Bridge())
     run = untrained._replace(
         experiment=build(config, (2,), 2), params={"shifts": jnp.zeros((2, 2))}
