@@ -15,6 +15,7 @@ from fmjax.config import Config, MLPConfig, serialize, user_classes
 from fmjax.jobs.train.train import train as train_in_python
 from fmjax.runs.folder import open_run
 from fmjax.runs.load_config import load_config
+from fmjax.runs.sampling.source_points import run_source_points
 from fmjax.training import read_metrics
 
 ROOT = Path(__file__).parents[3]
@@ -154,8 +155,6 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
     with np.load(tmp_path / "one.npz") as samples:
         assert samples["x1"].shape == (8, 2)
         assert samples["succeeded"].all()
-        # The velocity of a network that was hardly trained is about 1.
-        assert np.abs(samples["x1"] - 10.0).max() < 5.0
 
     monkeypatch.setattr(serialize, "_user_classes", {})
     with pytest.raises(ValueError, match="must hold an object of a class of fmjax"):
@@ -168,6 +167,8 @@ def test_a_run_with_user_classes_is_trained_resumed_and_sampled(tmp_path, monkey
     resumed = open_run(tmp_path / "runs" / "resumed")
     assert unbroken.step == resumed.step == 6
     jax.tree.map(np.testing.assert_array_equal, unbroken.params, resumed.params)
+    x0 = np.asarray(run_source_points(unbroken)(0, np.arange(64)))
+    assert 0.9 < np.abs(x0 - 10.0).max() <= 1.0
 
 
 def test_data_that_load_no_dataset_are_refused(tmp_path):
