@@ -131,6 +131,30 @@ def is_captions(conditions: CondSpec) -> bool:
     return isinstance(conditions, Spec) and conditions.kind == "tokens"
 
 
+def has_arrays(conditions: CondSpec) -> bool:
+    """Return whether the condition is numbers or a dict, which samples take from arrays.
+
+    Labels and captions are chosen by class and prompt instead.
+    """
+    if isinstance(conditions, Spec):
+        return conditions.num_values is None
+    return isinstance(conditions, Mapping)
+
+
+def named_arrays(cond: PyTree, name: str = "cond") -> dict[str, Any]:
+    """Return the arrays, or specs, of a condition by name.
+
+    Args:
+        cond: An array or spec, a dict of them, or None.
+        name: Name of a condition that is a single array. The arrays of a dict are called
+            `NAME_KEY`; with an empty name, `KEY`.
+    """
+    if isinstance(cond, Mapping):
+        parts = (named_arrays(part, f"{name}_{key}" if name else key) for key, part in cond.items())
+        return {key: leaf for part in parts for key, leaf in part.items()}
+    return {} if cond is None else {name: cond}
+
+
 def abstract_cond(
     conditions: CondSpec | int, num: int, sharding: jax.sharding.Sharding | None = None
 ) -> Cond:

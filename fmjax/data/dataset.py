@@ -1,17 +1,19 @@
 """Finite data sets, in memory or read from files, and the protocol of data sources."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fmjax._arrays import Batch, Cond, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of, require_unicode
 from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
-from fmjax._specs import CondSpec, class_spec
+from fmjax._specs import CondSpec, Spec, as_cond_spec, class_spec, named_arrays
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
 Indices: TypeAlias = slice | np.ndarray
@@ -135,8 +137,15 @@ class Dataset:
         text: Encoded prompt of each example, instead of labels, or None.
         captions: Caption of each example, or None. If present, captions are the condition, even
             if there are labels.
-        files: Files of the arrays `x`, `labels`, `text` and `pooled`, for error messages.
+        files: Files of the arrays `x`, `labels`, `text` and `pooled`, and of the arrays of `cond`
+            (`cond` or `cond_KEY`), for error messages.
         class_names: Name of each class, or None if unknown.
+        cond: Condition of each example instead of labels or text: an array of floating-point
+            numbers or uint8 pixels `[num_examples, *shape]`, or a dict of arrays, which may also
+            be integers. Images `[num_examples, height, width, channels]` of type uint8 are scaled
+            to [-1, 1]. None without such a condition.
+        cond_spec: Description of `cond`, which integers need for their number of values; None
+            derives it from the arrays.
     """
 
     x: np.ndarray | Rows
@@ -146,6 +155,8 @@ class Dataset:
     captions: Captions | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    cond: Cond = None
+    cond_spec: CondSpec = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -187,6 +198,37 @@ class Dataset:
             require(self.text is None, "text", "be None if captions are given", "text")
             num = len(self.captions.texts)
             require(num == len(self.x), "captions", f"hold {len(self.x)} texts", num)
+        if self.cond is not None:
+            self._require_cond()
+        else:
+            require(self.cond_spec is None, "cond_spec", "be None without cond", self.cond_spec)
+
+    def _require_cond(self) -> None:
+        """Raise unless `cond` has one row per example and fits `cond_spec`."""
+        for name in ("labels", "text", "captions"):
+            got = f"cond and {name}"
+            require(getattr(self, name) is None, "cond", f"be None if {name} are given", got)
+        arrays = named_arrays(self.cond)
+        require(bool(arrays), "cond", "be an array or a dict of arrays", describe(self.cond))
+        distinct = len(arrays) == len(jax.tree.leaves(self.cond))
+        require(distinct, "cond", "hold arrays with different names", sorted(arrays))
+        for name, array in arrays.items():
+            rule = f"be an array of {len(self.x)} examples"
+            fits = hasattr(array, "dtype") and array.ndim >= 1 and len(array) == len(self.x)
+            require(fits and 0 not in array.shape, self.name_of(name), rule, describe(array))
+            is_number = array.dtype.kind in "fiu"
+            require(is_number, self.name_of(name), "hold floats or integers", array.dtype)
+        derived = _derived_specs(self.cond)
+        if self.cond_spec is None:
+            for name, spec in named_arrays(derived).items():
+                rule = "have its number of values in cond_spec, because it holds integers"
+                require(spec is not None, self.name_of(name), rule, "none")
+            object.__setattr__(self, "cond_spec", as_cond_spec(derived))
+        object.__setattr__(self, "cond_spec", as_cond_spec(self.cond_spec))
+        require_cond_fits(self.cond, self.cond_spec, self.name_of)
+        rule = "hold floating-point numbers (class labels are the array labels)"
+        is_array = not isinstance(self.cond_spec, Spec) or self.cond_spec.num_values is None
+        require(is_array, self.name_of("cond"), rule, describe(self.cond))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -205,6 +247,8 @@ class Dataset:
         """Conditions of a model of these examples: captions, text, classes or None."""
         if self.captions is not None:
             return self.captions.config.shape
+        if self.cond is not None:
+            return self.cond_spec
         if self.text is None:
             return None if self.num_classes is None else class_spec(self.num_classes)
         (_, num_tokens, width), (_, pooled_width) = self.text.tokens.shape, self.text.pooled.shape
@@ -213,10 +257,7 @@ class Dataset:
     def points(self, indices: Indices = slice(None)) -> np.ndarray:
         """Return the data points at `indices` as a new float32 array; pixels are in [-1, 1]."""
         points = self._as_float32("x", self.x, indices)
-        if self.x.dtype == np.uint8:
-            points *= np.float32(1 / 127.5)
-            points -= np.float32(1)
-        return points
+        return _scale_pixels(points) if self.x.dtype == np.uint8 else points
 
     def _as_float32(self, name: str, array: np.ndarray | Rows, indices: Indices) -> np.ndarray:
         """Return float32 copies of the rows at `indices`, after a check that they are finite."""
@@ -246,7 +287,69 @@ class Dataset:
         if self.text is not None:
             tokens = self._as_float32("text", self.text.tokens, indices)
             return Text(tokens, self._as_float32("pooled", self.text.pooled, indices))
+        if self.cond is not None:
+            return self._cond_at(self.cond, "cond", indices)
         return self.classes(indices)
+
+    def _cond_at(self, cond: Cond, name: str, indices: Indices) -> Cond:
+        """Return the arrays of a condition at `indices`, as float32 and int32."""
+        if isinstance(cond, Mapping):
+            parts = {key: (cond[key], f"{name}_{key}") for key in sorted(cond)}
+            return {key: self._cond_at(part, path, indices) for key, (part, path) in parts.items()}
+        if is_pixels(cond):
+            return _scale_pixels(self._as_float32(name, cond, indices))
+        if cond.dtype.kind in "iu":
+            return np.array(cond[indices], np.int32)
+        return self._as_float32(name, cond, indices)
+
+
+def _scale_pixels(values: np.ndarray) -> np.ndarray:
+    """Scale float32 pixels from [0, 255] to [-1, 1] in place."""
+    values *= np.float32(1 / 127.5)
+    values -= np.float32(1)
+    return values
+
+
+def is_pixels(array: np.ndarray) -> bool:
+    """Return whether an array of a condition holds images in uint8."""
+    return array.dtype == np.uint8 and array.ndim == 4
+
+
+def _derived_specs(cond: PyTree) -> PyTree:
+    """Return the specs of the arrays of a condition; None for integers."""
+    if isinstance(cond, Mapping):
+        return {key: _derived_specs(part) for key, part in cond.items()}
+    is_integer = cond.dtype.kind in "iu" and not is_pixels(cond)
+    return None if is_integer else Spec(cond.shape[1:])
+
+
+def require_cond_fits(
+    cond: Cond, cond_spec: CondSpec, name_of: Callable[[str], str] = str, name: str = "cond"
+) -> None:
+    """Raise unless the arrays of a condition have the names, shapes and types of its specs.
+
+    Args:
+        cond: Arrays `[num, *shape]`, or a dict of them.
+        cond_spec: Specs with the same structure.
+        name_of: Returns the name of an array in error messages.
+        name: Name of a condition that is a single array (`fmjax._specs.named_arrays`).
+    """
+    arrays, specs = named_arrays(cond, name), named_arrays(cond_spec, name)
+    same = set(arrays) == set(specs)
+    got = ", ".join(sorted(arrays)) or "nothing"
+    require(same, name_of(name or "cond"), f"hold the arrays {', '.join(sorted(specs))}", got)
+    for key, spec in specs.items():
+        array = arrays[key]
+        shape = f"[num, {', '.join(map(str, spec.shape))}]" if spec.shape else "[num]"
+        require(array.shape[1:] == spec.shape, name_of(key), f"have shape {shape}", array.shape)
+        is_integer = array.dtype.kind in "iu" and not is_pixels(array)
+        type_name = "floating-point numbers" if spec.num_values is None else "integers"
+        fits = is_integer == (spec.num_values is not None)
+        require(fits, name_of(key), f"hold {type_name}", describe(array))
+        if is_integer:
+            low, high = int(array.min()), int(array.max())
+            in_range = low >= 0 and high < spec.num_values
+            require(in_range, name_of(key), f"lie in [0, {spec.num_values})", f"{low} to {high}")
 
 
 class NoSuchSplit(ValueError):

@@ -57,7 +57,7 @@ class Standardization:
 
     Attributes:
         moments: Moments by name: "x" are those of the data points, "cond" those of a condition that
-            is one array, "cond/NAME" those of the array NAME of a condition that is a dict.
+            is one array, "cond_KEY" those of the array KEY of a condition that is a dict.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -174,8 +174,8 @@ def _floats(dataset: Dataset, indices: np.ndarray) -> Iterator[tuple[str, np.nda
 
 
 def _name_of(path: tuple[object, ...]) -> str:
-    """Return the name of the moments of a leaf of a condition: "cond" or "cond/NAME"."""
-    return "/".join((_COND, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)))
+    """Return the name of the moments of a leaf of a condition: "cond" or "cond_KEY"."""
+    return "_".join((_COND, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)))
 
 
 class _Sums:

@@ -90,7 +90,7 @@ def test_invalid_files_are_refused(tmp_path, document, message):
 
 
 def test_float_conditions_are_standardized_by_name_and_integers_are_kept():
-    moments = {"x": Moments((0.0,), (1.0,)), "cond/a": Moments((1.0, 2.0), (2.0, 4.0))}
+    moments = {"x": Moments((0.0,), (1.0,)), "cond_a": Moments((1.0, 2.0), (2.0, 4.0))}
     cond = {"a": np.float32([[3.0, 6.0]]), "b": np.int32([7])}
     standardized = Standardization(moments).conds(cond)
     np.testing.assert_array_equal(standardized["a"], [[1.0, 1.0]])
