@@ -56,22 +56,22 @@ class ExactVelocity:
     def make(self, event_shape, conditions):
         moments = MOMENTS if self.standardized else {}
         theta_mean, theta_std, x_mean, x_std = (
-            np.asarray(moments[name][field]) if moments else float(field == "std")
-            for name in ("x", "cond")
+            np.full(size, moments[name][field] if moments else field == "std", np.float32)
+            for name, size in (("x", 3), ("cond", 8))
             for field in ("mean", "std")
         )
         covariance = self.spread**2 * SIMULATOR.covariance() / np.outer(theta_std, theta_std)
-        variances, axes = np.linalg.eigh(covariance.reshape(3, 3))
+        variances, axes = np.linalg.eigh(covariance)
         gain = SIMULATOR.covariance() @ (SIMULATOR.matrix / SIMULATOR.noise_std[:, None] ** 2).T
 
         def velocity(params, t, x, cond):
             t = t[:, None]
-            centered = cond * jnp.float32(x_std) + jnp.float32(x_mean - SIMULATOR.offset)[None]
-            mean = (centered @ jnp.float32(gain.T) - jnp.float32(theta_mean)) / theta_std
+            centered = cond * x_std[None] + jnp.float32(x_mean - SIMULATOR.offset)[None]
+            mean = (centered @ jnp.float32(gain.T) - theta_mean[None]) / theta_std[None]
             S = jnp.float32(variances)[None]
             rate = (t * S - (1 - t)) / (t**2 * S + (1 - t) ** 2)
             rotated = (x - t * mean) @ jnp.float32(axes)
-            return (mean + (rate * rotated) @ jnp.float32(axes.T) + 0 * params["w"]).astype(x.dtype)
+            return mean + (rate * rotated) @ jnp.float32(axes.T) + 0.0 * params["w"]
 
         return VelocityNet(lambda key: {"w": jnp.zeros(())}, velocity)
 
