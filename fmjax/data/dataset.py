@@ -296,11 +296,9 @@ class Dataset:
         if isinstance(cond, Mapping):
             parts = {key: (cond[key], f"{name}_{key}") for key in sorted(cond)}
             return {key: self._cond_at(part, path, indices) for key, (part, path) in parts.items()}
-        if is_pixels(cond):
-            return _scale_pixels(self._as_float32(name, cond, indices))
-        if cond.dtype.kind in "iu":
-            return np.array(cond[indices], np.int32)
-        return self._as_float32(name, cond, indices)
+        values = as_cond_array(cond[indices])
+        require_finite(self.name_of(name), values, np.arange(len(self))[indices])
+        return values
 
 
 def _scale_pixels(values: np.ndarray) -> np.ndarray:
@@ -308,6 +306,14 @@ def _scale_pixels(values: np.ndarray) -> np.ndarray:
     values *= np.float32(1 / 127.5)
     values -= np.float32(1)
     return values
+
+
+def as_cond_array(array: np.ndarray) -> np.ndarray:
+    """Return an array of a condition as float32 or int32, with pixels scaled to [-1, 1]."""
+    if is_pixels(array):
+        return _scale_pixels(np.array(array, np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # To infinity, which is refused later.
+        return np.array(array, np.int32 if array.dtype.kind in "iu" else np.float32)
 
 
 def is_pixels(array: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fmjax._arrays import Params, TextShape
 from fmjax._checks import require, require_unicode
@@ -19,6 +20,7 @@ from fmjax._progress import Progress, Silent
 from fmjax._specs import (
     CondSpec,
     class_spec,
+    has_arrays,
     num_classes,
     read_cond_spec,
     token_spec,
@@ -341,6 +343,7 @@ class Run(NamedTuple):
         *,
         classes: Labels = (),
         prompts: Sequence[str] | str = (),
+        conditions: PyTree = None,
         seed: int | None = None,
         solver: str | None = None,
         num_steps: int | None = None,
@@ -355,11 +358,15 @@ class Run(NamedTuple):
         `grid.json` of the run if the steps use its calibrated grid for the first time.
 
         Args:
-            num_samples: Number of samples.
+            num_samples: Number of samples; None takes that of the settings, or one per condition if
+                `conditions` are given.
             classes: One or more class labels, sampled in equal numbers and in this order; empty
                 samples all classes.
             prompts: One or more prompts, for a model of captions; empty samples some captions of
                 the training data.
+            conditions: Conditions in data units for a model that is conditioned on arrays: an array
+                `[num_conditions, *shape]` or a dict of them, sampled in equal numbers and in this
+                order; None takes those of the first test examples.
             seed: Seed of the noise.
             solver: Name of a solver, such as "tsit5".
             num_steps: Number of fixed steps.
@@ -373,14 +380,18 @@ class Run(NamedTuple):
             success. A failed solve is marked in `succeeded`.
 
         Raises:
-            ValueError: If settings contradict each other, or the model does not have one of the
-                classes or does not take prompts.
+            ValueError: If settings contradict each other, the model does not have one of the
+                classes or does not take prompts or conditions, or the conditions do not fit it.
         """
         from fmjax.runs.sampling.batches import require_samples_fit
+        from fmjax.runs.sampling.condition_arrays import checked_conditions, num_conditions
         from fmjax.runs.sampling.conditions import class_labels, requested_conditions
         from fmjax.runs.sampling.run_samples import sample_from_run
 
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        if conditions is not None and has_arrays(self.conditions):
+            conditions = checked_conditions("conditions", conditions, self.conditions)
+            num_samples = num_conditions(conditions) if num_samples is None else num_samples
         sampling = with_settings(
             self.config.sampling if sampling is None else sampling,
             num_samples=num_samples,
@@ -392,10 +403,15 @@ class Run(NamedTuple):
         )
         require_samples_fit("num_samples", sampling.num_samples, self.event_shape)
         labels = tuple(class_labels(classes).ravel().tolist())
-        conditions = requested_conditions(
-            self, sampling.num_samples, labels, sampling.prompts, progress=progress
+        requested = requested_conditions(
+            self,
+            sampling.num_samples,
+            labels,
+            sampling.prompts,
+            arrays=conditions,
+            progress=progress,
         )
-        return sample_from_run(self, sampling, conditions, progress=progress)
+        return sample_from_run(self, sampling, requested, progress=progress)
 
     def log_density(
         self,
@@ -403,6 +419,7 @@ class Run(NamedTuple):
         *,
         classes: Labels | None = None,
         prompts: Sequence[str] | str | None = None,
+        cond: PyTree = None,
         divergence: Literal["exact", "hutchinson"] | None = None,
         likelihood: LikelihoodConfig | None = None,
         progress: Progress = Silent(),
@@ -419,6 +436,8 @@ class Run(NamedTuple):
                 is conditioned on classes.
             prompts: Prompt of each point, or one for all points; required if the model is
                 conditioned on captions.
+            cond: Condition of each point in data units, or one for all points, for a model that is
+                conditioned on arrays: an array `[num, *shape]` or `[1, *shape]`, or a dict of them.
             divergence: "exact" or "hutchinson"; None takes that of `likelihood`.
             likelihood: Solver, tolerances, batch size and seed; its `num_examples` and `dequantize`
                 have no effect. None takes the defaults of `fmjax likelihood`.
@@ -439,7 +458,7 @@ class Run(NamedTuple):
         require_points("x", x)
         rule = f"have shape [num, {', '.join(map(str, self.event_shape))}]"
         require(x.shape[1:] == self.event_shape, "x", rule, x.shape)
-        cond = conditions_of_points(self, len(x), classes, prompts)
+        cond = conditions_of_points(self, len(x), classes, prompts, cond)
         config = LikelihoodConfig() if likelihood is None else likelihood
         if divergence is not None:
             config = dataclasses.replace(config, divergence=divergence)

@@ -10,6 +10,7 @@ import numpy as np
 from fmjax._arrays import is_image, noun
 from fmjax._files import lock_outputs, require_outside, require_target, write_atomically
 from fmjax._progress import Progress, Silent
+from fmjax._specs import named_arrays
 from fmjax.config import Config
 from fmjax.data import (
     CaptionedImages,
@@ -133,6 +134,8 @@ def summarize_data(
     if train.text is not None:
         (_, num_tokens, width), (_, pooled_width) = train.text.tokens.shape, train.text.pooled.shape
         yield f"encoded prompts: {num_tokens} tokens of width {width}, pooled width {pooled_width}"
+    if train.cond is not None:
+        yield from _summarize_conditions(train, test)
     if train.labels is not None:
         yield from _summarize_classes(train, test)
 
@@ -162,6 +165,29 @@ def _measure_values(dataset: Dataset, progress: Progress) -> _Values:
     size = num * math.prod(dataset.event_shape)
     mean = total / size
     return _Values(num, low, high, mean, math.sqrt(max(0.0, squares / size - mean**2)))
+
+
+def _summarize_conditions(train: Dataset, test: Dataset | None) -> Iterator[str]:
+    """Yield a line on each array of the conditions, of some examples of each split."""
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    values = {
+        name: named_arrays(
+            dataset.conds(
+                np.linspace(0, len(dataset) - 1, min(len(dataset), _MAX_READ)).astype(int)
+            )
+        )
+        for name, dataset in splits.items()
+    }
+    yield "conditions:"
+    for name, spec in named_arrays(train.conditions).items():
+        kind = f"{spec.kind} of shape {spec.shape}" if spec.shape else "number"
+        if spec.num_values is not None:
+            kind = f"{'label' if spec.kind == 'label' else kind} in [0, {spec.num_values})"
+        ranges = ", ".join(
+            f"{split} {arrays[name].min():.4g} to {arrays[name].max():.4g}"
+            for split, arrays in values.items()
+        )
+        yield f"  {name}: {kind}, {ranges}"
 
 
 def _summarize_classes(train: Dataset, test: Dataset | None) -> Iterator[str]:

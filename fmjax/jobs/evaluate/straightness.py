@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def measure_straightness(
             measure_batch,
             lambda indices: (
                 source_points(sampling.seed, indices),
-                None if conds is None else conds[indices],
+                jax.tree.map(itemgetter(indices), conds),
             ),
             num_trajectories,
             batch_size=_BATCH_SIZE,

@@ -15,7 +15,7 @@ from fmjax._checks import require
 from fmjax._files import require_target, write_atomically
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, Size, plain_json, read_json
 from fmjax._progress import COMPILING, Progress, Silent
-from fmjax._specs import is_captions
+from fmjax._specs import has_arrays, is_captions
 from fmjax.config import ODE_SOLVERS, Steps
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
@@ -121,6 +121,7 @@ def invert_run(
     require(run.config.source is None, "run", rule, "a dataset")
     rule = "be unconditional or conditioned on classes to be inverted"
     require(not is_captions(run.conditions), "run", rule, "a run conditioned on captions")
+    require(not has_arrays(run.conditions), "run", rule, "a run conditioned on arrays")
     # Raise for guidance that the model does not support before any solve.
     run.model.velocity_fn(run.params, config.guidance)
     if config.target_class is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fmjax._checks import require
 from fmjax._progress import Progress
-from fmjax._specs import is_captions
+from fmjax._specs import has_arrays, is_captions
 from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, SamplingConfig
 from fmjax.config.losses import LossConfig
 from fmjax.data import Dataset, Pairs
@@ -107,6 +107,7 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         teacher_spec = (teacher.event_shape, teacher.conditions)
         rule = "be unconditional or conditioned on classes to generate pairs"
         require(not is_captions(teacher.conditions), name, rule, "captions")
+        require(not has_arrays(teacher.conditions), name, rule, "arrays")
         rule = f"have the event shape and conditions of the data, {data_spec}"
         require(teacher_spec == data_spec, name, rule, teacher_spec)
         if config.reflow.warm_start:

@@ -11,7 +11,15 @@ from fmjax._checks import require
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
 from fmjax._progress import Lines, Progress, Silent
-from fmjax.config import Config, Experiment, TrainingConfig, build, make_step, num_parameters
+from fmjax.config import (
+    Config,
+    Experiment,
+    TrainingConfig,
+    build,
+    make_step,
+    num_parameters,
+    user_classes,
+)
 from fmjax.data import (
     BatchIterator,
     Dataset,
@@ -82,7 +90,7 @@ def train(
     progress = progress if is_main() else Silent()
     with lock_run(folder, config, overwrite=overwrite):
         _train(config, RunFolder(folder), overwrite, progress, needs_run=True)
-    return open_run(folder)
+    return open_run(folder, classes=user_classes(config))
 
 
 def train_folder(

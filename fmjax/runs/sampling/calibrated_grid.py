@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fmjax._files import lock_outputs
@@ -66,7 +67,7 @@ def _measure(
         velocity_fn = run.model.velocity_fn(
             run.params, sampling.guidance, sampling.guidance_interval
         )
-        density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
+        density = calibrate(velocity_fn, x0, jax.tree.map(jnp.asarray, conds))
         advance(1)
     table = {"times": density.times, "density": density.density}
     write_text(run.folder.grid, json.dumps({**settings, **table}) + "\n")

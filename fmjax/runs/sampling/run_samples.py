@@ -72,6 +72,7 @@ def make_run_sampler(
             x0=None if x0 is None else standardization.restore_points(x0),
             labels=conditions.labels,
             prompts=conditions.prompts,
+            cond=conditions.arrays,
         )
 
     return sample
