@@ -8,11 +8,14 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fmjax._arrays import Cond, Text, TextShape
 from fmjax._checks import require
 from fmjax._json import Size, check_json
+
+NULL_NUMBER = -(2.0**100)
+"""Element of a float condition that is not given, about -1.3e30; exact in every float type used."""
 
 Kind = Literal["image", "latent", "vector", "sequence", "tokens", "label"]
 
@@ -55,9 +58,11 @@ class Spec:
         """Value of every element that stands for no condition.
 
         For a label this is `num_values`, one more than the highest label. For tokens it is 0, the
-        padding, and for floats 0.
+        padding. For floats it is `NULL_NUMBER`, because every ordinary number can be a condition.
         """
-        return (self.num_values or 0) if self.kind == "label" else 0 if self.num_values else 0.0
+        if self.num_values is None:
+            return NULL_NUMBER
+        return self.num_values if self.kind == "label" else 0
 
 
 def _kind(shape: tuple[int, ...], is_integer: bool) -> Kind:
@@ -174,8 +179,18 @@ def abstract_cond(
 
 
 def null_cond(conditions: CondSpec | int) -> PyTree:
-    """Return the null condition, which stands for no condition, with one scalar per array."""
+    """Return the null condition, which stands for no condition, with one scalar per array.
+
+    Encoded text without a condition is zeros; for other arrays see `Spec.null`.
+    """
+    if isinstance(conditions, TextShape):
+        return Text(0.0, 0.0)
     return _map_specs(lambda spec: spec.null, conditions)
+
+
+def is_given(x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    """Return whether each element of a float condition is given, that is, not `NULL_NUMBER`."""
+    return x > 0.5 * NULL_NUMBER
 
 
 def _map_specs(fn: Callable[[Spec], Any], conditions: CondSpec | int) -> PyTree:

@@ -7,11 +7,13 @@ import pytest
 
 from fmjax._arrays import Text, TextShape
 from fmjax._specs import (
+    NULL_NUMBER,
     Spec,
     abstract_cond,
     as_cond_spec,
     class_spec,
     cond_spec_json,
+    is_given,
     null_cond,
     num_classes,
     read_cond_spec,
@@ -54,8 +56,12 @@ def test_abstract_conditions_have_the_structure_of_the_condition():
     assert abstract_cond(None, 2) is None
 
 
-def test_null_condition_is_one_beyond_the_labels_and_zero_elsewhere():
-    assert null_cond(MIXED) == {"pose": 0.0, "camera": 0.0, "task": 5}
+def test_null_condition_is_no_possible_condition():
+    assert null_cond(MIXED) == {"pose": NULL_NUMBER, "camera": NULL_NUMBER, "task": 5}
+    assert null_cond(TextShape(2, 3, 4)) == Text(0.0, 0.0)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        assert not is_given(jnp.asarray(NULL_NUMBER, dtype))
+    assert jnp.all(is_given(jnp.array([0.0, -1e29, 1e38])))
     assert null_cond(10) == 10
     assert null_cond(token_spec(4, 16)) == 0
 

@@ -91,6 +91,7 @@ from fmjax.networks import (
     MMDiTConfig as MMDiTConfig,
     NetworkConfig as NetworkConfig,
     NetworkFactory as NetworkFactory,
+    SequenceTransformerConfig as SequenceTransformerConfig,
     TextEncoderConfig as TextEncoderConfig,
     UNetConfig as UNetConfig,
     from_nnx as from_nnx,

@@ -19,12 +19,16 @@ from fmjax._checks import require, require_at_least
 from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.conditions import (
+    ConditionEmbedding,
+    join_conditions,
+    joined_conditions,
+)
 from fmjax.networks.layers.convolution import Conv, Resample, conv_init, resample
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
-    ConditionEmbedding,
     Linear,
     ToHeads,
     at_least_float32,
@@ -179,8 +183,9 @@ class UNet(nnx.Module):
                 config, channels_in, channels_out, attend=attend, resample=resample, rngs=rngs
             )
 
-        self.embed = ConditionEmbedding(4 * config.width, conditions, rngs=rngs)
-        self.inputs = conv(channels, config.width, 3, config, rngs=rngs)
+        self.joined, num_joined = joined_conditions("a UNet", event_shape, conditions, num_axes=2)
+        self.embed = ConditionEmbedding(4 * config.width, conditions, self.joined, rngs=rngs)
+        self.inputs = conv(channels + num_joined, config.width, 3, config, rngs=rngs)
         down, up, skips, current = {}, {}, [config.width], config.width
         for level, width in enumerate(widths):
             for i in range(config.num_blocks):
@@ -206,7 +211,7 @@ class UNet(nnx.Module):
     def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
         """Return the prediction, float32, shaped like x."""
         c = nnx.silu(self.embed(t, cond))
-        h = self.inputs(x)
+        h = self.inputs(join_conditions(x, cond, self.joined))
         skips = [h]
         for name in self.down_order:
             h = self.down[name](h, c)
@@ -228,13 +233,14 @@ def make_unet(
     Args:
         config: Sizes and options of the UNet.
         event_shape: (height, width, channel) of an image.
-        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
-            `num_classes` is the null class.
+        conditions: Description of the condition: labels (or their number), vectors, sequences,
+            images of the same height and width, or a dict of these; conditions of a flow map, or
+            None. Images are joined to the sample on the channels.
 
     Raises:
         ValueError: If `event_shape` is not an image, its sides are not divisible by
-            2^(levels - 1), or an attention resolution is not the height of a level. When called,
-            if a network without classes receives labels, or a network with classes receives none.
+            2^(levels - 1), an attention resolution is not the height of a level, or the network
+            does not take one of the conditions. When called, if the condition is not as described.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     factor = 2 ** (len(config.multipliers) - 1)

@@ -20,6 +20,7 @@ from fmjax.networks import (
     FluxConfig,
     MLPConfig,
     MMDiTConfig,
+    SequenceTransformerConfig,
     TextEncoderConfig,
     UNetConfig,
     make_flow_map,
@@ -36,6 +37,7 @@ NETWORKS = {
     "dit": (DiTConfig(2, 64, 2, 2, qk_norm=True), (8, 8, 1)),
     "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
     "mlp": (MLPConfig(64, 2), (4,)),
+    "sequence": (SequenceTransformerConfig(64, 2, 2, qk_norm=True), (16, 7)),
     "flux": (FluxConfig(2, 2, 32, 1, 2, (8, 12, 12)), (8, 8, 4)),
     "captions": (MMDiTConfig(2, 2, 32, 2, qk_norm=True), (8, 8, 4)),
 }
@@ -66,6 +68,7 @@ LAYOUTS = [
             ("shortcut", 1, 4, 2),
             ("flux", 1, 8, 1),
             ("mlp", 1, 4, 2),
+            ("sequence", 2, 2, 2),
         )
     ),
 ]

@@ -168,8 +168,8 @@ def _rotary_angles(config: FluxConfig, num_text: int, rows: int, columns: int) -
     by_index, by_row, by_column = (channels // 2 for channels in config.rotary_axes)
     image = [
         np.zeros((rows * columns, by_index)),
-        axis_angles(rows, columns, by_row)[0],
-        axis_angles(rows, columns, by_column)[1],
+        axis_angles(rows, columns, num_frequencies=by_row)[0],
+        axis_angles(rows, columns, num_frequencies=by_column)[1],
     ]
     text = np.zeros((num_text, config.head_width // 2))
     return np.concatenate([text, np.concatenate(image, axis=-1)]).astype(np.float32)

@@ -44,7 +44,7 @@ class Ring:
 
 class Small(nnx.Module):
     def __init__(self, event_shape, conditions, *, width, rngs):
-        self.embed = nnx.Embed(conditions + 1, width, rngs=rngs)
+        self.embed = nnx.Embed(conditions.num_values + 1, width, rngs=rngs)
         self.first = nnx.Linear(event_shape[0] + 1, width, rngs=rngs)
         self.last = nnx.Linear(width, event_shape[0], rngs=rngs)
 

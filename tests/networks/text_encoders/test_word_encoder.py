@@ -143,7 +143,7 @@ def test_captions_are_dropped_entirely_and_independently():
         ),
         (
             lambda: make_flow_map(MLPConfig(), (2,), SHAPE),
-            "conditions must be None or a number of classes for a flow map, got",
+            "conditions must not be text or captions for a flow map, got",
         ),
     ],
 )
