@@ -44,6 +44,7 @@ def test_log_densities_equal_the_closed_form_at_any_parameters(posterior, theta)
     np.testing.assert_allclose(nats, SIMULATOR.log_density(points, X), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_observation_has_no_axis_of_observations(posterior, theta):
     few = posterior.sample(40, X[0], seed=1)
     np.testing.assert_allclose(few, theta[0, :40], atol=1e-3)
@@ -52,6 +53,7 @@ def test_one_observation_has_no_axis_of_observations(posterior, theta):
     np.testing.assert_allclose(nats, SIMULATOR.log_density(few[None], X[:1])[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_further_calls_reuse_the_compiled_programs(posterior):
     first = posterior.sample(33, X[0])
     posterior.log_prob(first, X[0])
@@ -81,6 +83,7 @@ def test_without_standardization_the_posterior_is_the_same(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_failed_solves_are_nan(posterior, monkeypatch):
     tight = dataclasses.replace(posterior, tolerance=1e-3)
     steps = fmjax.AdaptiveSteps(1e-3, 1e-3, max_steps=1)

@@ -32,6 +32,7 @@ def result(run):
     return check_posterior(run, NUM)
 
 
+@pytest.mark.slow
 def test_an_exact_posterior_is_calibrated(run, result):
     assert (result.step, result.num_simulations, result.num_failed) == (7, NUM, 0)
     # The seeds are fixed. Each p-value is below 0.01 with probability 0.01.
@@ -42,6 +43,7 @@ def test_an_exact_posterior_is_calibrated(run, result):
     assert read_posterior(run.folder.posterior) == result
 
 
+@pytest.mark.slow
 def test_the_log_density_of_true_parameters_equals_the_closed_form(run, result):
     test = Simulations().load("test", progress=None)
     exact = SIMULATOR.log_density(test.x[:, None], test.conds())[:, 0]
@@ -97,6 +99,7 @@ def test_only_posteriors_of_few_parameters_given_a_vector_are_checked(run):
     assert not has_posterior(run._replace(conditions=None))
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused(run, result, tmp_path):
     folder = type(run.folder)(tmp_path)
     assert read_posterior_samples(folder) is None
