@@ -1,7 +1,7 @@
 """Benchmark of posteriors learned by `configs/posterior.py`, against the exact posteriors.
 
-Trains the linear-Gaussian simulator and two moons, or opens their runs if they are complete, samples
-the posteriors of new observations and compares the samples with as many exact ones by the
+Trains the linear-Gaussian simulator and two moons, or opens their runs if they are complete. Then
+it samples the posteriors of new observations and compares the samples with as many exact ones by the
 classifier two-sample test (`fmjax.metrics.c2st`, settings of the sbibm benchmark). Run:
 
     python benchmarks/posterior.py
@@ -24,6 +24,7 @@ from _measure import report
 
 import fmjax
 from fmjax.metrics import c2st
+from fmjax.runs.folder import Run
 from fmjax.runs.load_config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ SIMULATORS = {"linear_gaussian": LinearGaussian(), "two_moons": TwoMoons()}
 
 def main() -> None:
     """Measure all requested simulators and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare learned posteriors with exact ones.")
     parser.add_argument("--simulators", nargs="+", choices=SIMULATORS, default=[*SIMULATORS])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--num-steps", type=int, help="training steps (default: of the config)")
@@ -52,10 +53,10 @@ def main() -> None:
     report({"num_samples": args.num_samples, **results})
 
 
-def train(name: str, folder: Path, num_steps: int | None) -> tuple[fmjax.runs.Run, float]:
+def train(name: str, folder: Path, num_steps: int | None) -> tuple[Run, float]:
     """Train the posterior of a simulator, and return the run and the CPU time in seconds."""
     config = load_config(ROOT / "configs" / "posterior.py")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, simulator=name))
+    config = dataclasses.replace(config, data=type(config.data)(name))  # `Simulations`.
     if num_steps is not None:
         training = dataclasses.replace(config.training, num_steps=num_steps)
         config = dataclasses.replace(config, training=training)

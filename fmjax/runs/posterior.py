@@ -118,23 +118,24 @@ class Posterior:
         require_points("theta", theta)
         cond, batch = self._conditions(observation)
         event = self.run.event_shape
-        leading = theta.shape[: theta.ndim - len(event)]
+        first = 0 if batch is None else 1  # Axis of the parameters of one observation.
         rows = "[num" if batch is None else f"[{batch}, num"
         rule = f"have shape {rows}, {', '.join(map(str, event))}]"
-        fits = theta.shape[len(leading) :] == event
-        fits = fits and leading[:-1] == (() if batch is None else (batch,)) and len(leading) > 0
+        fits = theta.ndim == first + 1 + len(event) and theta.shape[first + 1 :] == event
+        fits = fits and theta.shape[:first] == (batch,) * first
         require(fits, "theta", rule, theta.shape)
+        num = theta.shape[first]
         points = np.asarray(theta, np.float32).reshape(-1, *event)
         program = partial(self._log_prob_program, self.run.params)
         nats = self._map(
             program,
-            lambda i: (points[i], _rows(cond, i // leading[-1])),
+            lambda i: (points[i], _rows(cond, i // num)),
             len(points),
             "log-density",
             progress,
         )
         log_volume = self.run.standardization.log_volume(event)
-        return (nats.astype(np.float64) - log_volume).reshape(leading)
+        return (nats.astype(np.float64) - log_volume).reshape(theta.shape[: first + 1])
 
     def _conditions(self, observation: PyTree) -> tuple[Cond, int | None]:
         """Return observations as the network takes them, `[n, ...]`, and n; None for a single one.

@@ -145,15 +145,16 @@ def check_posterior(
         return None
     num = min(num_simulations, len(test))
     indices = np.linspace(0, len(test) - 1, num).astype(int)
-    theta, observations = test.points(indices), network_conditions(run, test, indices)
+    theta = test.points(indices)
+    observations = np.asarray(network_conditions(run, test, indices))
     posterior = Posterior(run)
     draws = posterior.sample(NUM_DRAWS, observations, progress=progress)
     log_prob = posterior.log_prob(theta[:, None], observations, progress=progress)[:, 0]
-    finite = np.isfinite(draws).all(axis=(1, 2))
+    finite = np.all(np.isfinite(draws), axis=(1, 2))
     # A failed draw has no density; zeros keep the solver from failing for its batch.
     solvable = np.where(finite[:, None, None], draws, 0.0).astype(np.float32)
     log_prob_samples = posterior.log_prob(solvable, observations, progress=progress)
-    succeeded = finite & np.isfinite(log_prob) & np.isfinite(log_prob_samples).all(axis=1)
+    succeeded = finite & np.isfinite(log_prob) & np.all(np.isfinite(log_prob_samples), axis=1)
     if succeeded.sum() < 2:
         raise ValueError(f"at least 2 simulations must be solved, got {succeeded.sum()}")
     shown = posterior.sample(NUM_SHOWN_SAMPLES, observations[:NUM_SHOWN], progress=progress)
