@@ -1,8 +1,8 @@
 """Benchmark of posteriors learned by `configs/posterior.py`, against the exact posteriors.
 
 Trains the linear-Gaussian simulator and two moons, or opens their runs if they are complete. Then
-it samples the posteriors of new observations and compares the samples with as many exact ones by the
-classifier two-sample test (`fmjax.metrics.c2st`, settings of the sbibm benchmark). Run:
+it samples the posteriors of new observations and compares the samples with as many exact ones by
+the classifier two-sample test (`fmjax.metrics.c2st`, settings of the sbibm benchmark). Run:
 
     python benchmarks/posterior.py
     python benchmarks/posterior.py --simulators linear_gaussian --num-steps 3000 --folder runs
