@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -291,7 +291,7 @@ class Dataset:
             return self._cond_at(self.cond, "cond", indices)
         return self.classes(indices)
 
-    def _cond_at(self, cond: Cond, name: str, indices: Indices) -> Cond:
+    def _cond_at(self, cond: Any, name: str, indices: Indices) -> Cond:
         """Return the arrays of a condition at `indices`, as float32 and int32."""
         if isinstance(cond, Mapping):
             parts = {key: (cond[key], f"{name}_{key}") for key in sorted(cond)}
@@ -352,7 +352,7 @@ def require_cond_fits(
         type_name = "floating-point numbers" if spec.num_values is None else "integers"
         fits = is_integer == (spec.num_values is not None)
         require(fits, name_of(key), f"hold {type_name}", describe(array))
-        if is_integer:
+        if spec.num_values is not None:
             low, high = int(array.min()), int(array.max())
             in_range = low >= 0 and high < spec.num_values
             require(in_range, name_of(key), f"lie in [0, {spec.num_values})", f"{low} to {high}")

@@ -33,7 +33,7 @@ from fmjax.sharding import make_mesh
 from tests.oracles import Gaussian
 
 STD = 0.5
-SETTINGS = LikelihoodConfig(divergence="exact", rtol=1e-6, atol=1e-6)
+SETTINGS = LikelihoodConfig(divergence="exact", solver="rk4", num_steps=32)
 
 
 def mean_of(cond):
@@ -43,7 +43,7 @@ def mean_of(cond):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class ShiftedGaussian:
     """The velocity to N(mean_of(cond), STD^2 I), with a parameter that training changes."""
 
     def make(self, event_shape, conditions):
@@ -60,11 +60,11 @@ def config(folder, **options):
     return Config(
         name="shifted",
         data=ArrayData(str(folder)),
-        network=Shifted(),
+        network=ShiftedGaussian(),
         loss=LossConfig(label_drop=0.0),
         optimizer=OptimizerConfig(warmup_steps=0, schedule="constant"),
         training=TrainingConfig(num_steps=2, batch_size=16, log_every=1, checkpoint_every=2),
-        sampling=SamplingConfig(num_samples=8, solver="tsit5", rtol=1e-6, atol=1e-6),
+        sampling=SamplingConfig(num_samples=8, solver="rk4", num_steps=8),
         compare=CompareConfig(
             num_samples=8, fixed_solvers=("heun",), adaptive_solvers=(), num_steps=(4,)
         ),
@@ -97,6 +97,7 @@ CONDITIONS = {
 }
 
 
+@pytest.mark.slow
 def test_samples_follow_the_given_conditions_in_their_order(run):
     one_each = run.sample(conditions=CONDITIONS)
     assert (np.abs(one_each.x1 - mean_of(CONDITIONS)) < 6 * STD).all()
@@ -107,6 +108,7 @@ def test_samples_follow_the_given_conditions_in_their_order(run):
     assert samples.labels is None
 
 
+@pytest.mark.slow
 def test_samples_have_the_conditions_of_the_test_split_by_default(run):
     samples = run.sample(14)
     test = run.config.data.load("test")
@@ -115,6 +117,7 @@ def test_samples_have_the_conditions_of_the_test_split_by_default(run):
     assert (np.abs(samples.x1 - mean_of(expected)) < 6 * STD).all()
 
 
+@pytest.mark.slow
 def test_log_densities_are_those_of_each_condition(run):
     x = np.float32([[29.0, 0.5], [0.0, 19.0], [-5.0, -6.0]])
     got = run.log_density(x, cond=CONDITIONS, likelihood=SETTINGS)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmjax._files import read_npz
+from fmjax._specs import class_spec
 from fmjax.cli.main import main
 from fmjax.config import (
     CompareConfig,
@@ -24,7 +25,6 @@ from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import ArrayData, Dataset, Standardization, fit_standardization
 from fmjax.jobs.compare.compare_run import compare_run
 from fmjax.jobs.evaluate.evaluate import evaluate_run
-from fmjax.jobs.evaluate.likelihood import likelihood_run
 from fmjax.jobs.train.prepare import prepare
 from fmjax.jobs.train.train import train
 from fmjax.networks import MLPConfig
@@ -34,7 +34,7 @@ from fmjax.sharding import make_mesh
 from tests.oracles import Gaussian
 
 MEAN, STD = np.array([3.0, -40.0, 0.0]), 10.0
-EXACT = LikelihoodConfig(divergence="exact", solver="tsit5", rtol=1e-6, atol=1e-6)
+EXACT = LikelihoodConfig(divergence="exact", solver="rk4", num_steps=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def test_log_densities_equal_the_closed_form_of_data_with_std_10(exact_run):
 @pytest.mark.slow
 def test_samples_have_the_mean_and_std_of_the_data(exact_run):
     # The exact flow of standard normal data from t = 0 to 1 is the identity.
-    samples = exact_run.sample(4096, solver="tsit5").x1
+    samples = exact_run.sample(4096, solver="rk4", num_steps=8).x1
     np.testing.assert_allclose(samples.mean(axis=0), MEAN, atol=6 * STD / 4096**0.5)
     np.testing.assert_allclose(samples.std(axis=0), STD, rtol=0.1)
 
@@ -162,9 +162,6 @@ def test_results_are_in_data_units(runs):
     name = "sliced Wasserstein distance"
     metrics = [row.metrics[name] for row in compared]
     assert metrics[0] == pytest.approx(10 * metrics[1], rel=0.1)
-    likelihoods = [likelihood_run(r, dataclasses.replace(EXACT, num_examples=32)) for r in runs]
-    log_volume = np.sum(np.log(inside.standardization.moments["x"].std))
-    assert likelihoods[0].nats == pytest.approx(likelihoods[1].nats - log_volume, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -188,6 +185,6 @@ def test_resumed_and_reflowed_runs_use_the_stored_moments(runs, tmp_path):
 
 def test_a_run_may_not_change_whether_data_are_standardized(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    prepare(folder, config(tmp_path, standardize=False), (3,), 2)
+    prepare(folder, config(tmp_path, standardize=False), (3,), class_spec(2))
     with pytest.raises(ValueError, match=r"got different standardize \(False -> True\)"):
-        prepare(folder, config(tmp_path), (3,), 2)
+        prepare(folder, config(tmp_path), (3,), class_spec(2))
