@@ -135,7 +135,7 @@ def _make_user_network(
     rule = f"return float32 of shape {x.shape}, like x"
     fits = getattr(output, "shape", None) == x.shape and output.dtype == jnp.float32
     require(fits, f"network {name}", rule, describe(output))
-    return VelocityNet(net.init, _with_zeros_for_null(net.apply), net.tensor_axes)
+    return net._replace(apply=_with_zeros_for_null(net.apply))
 
 
 def _with_zeros_for_null(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -145,8 +145,10 @@ def _with_zeros_for_null(apply: Callable[..., jax.Array]) -> Callable[..., jax.A
         is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.where(is_given(leaf), leaf, 0.0) if is_float else leaf
 
-    def apply_with_zeros(params: Params, t: Times, x: Points, cond: Cond = None) -> jax.Array:
-        return apply(params, t, x, jax.tree.map(replace, cond))
+    def apply_with_zeros(
+        params: Params, t: Times, x: Points, cond: Cond = None, **settings: jax.Array
+    ) -> jax.Array:
+        return apply(params, t, x, jax.tree.map(replace, cond), **settings)
 
     return apply_with_zeros
 

@@ -196,8 +196,8 @@ def check(**fields):
         (lambda: make_network(NoNetwork(), (2,)), "NoNetwork.make must return a VelocityNet, got"),
         (
             lambda: build(Config("x", network=Affine(), loss=MeanFlowConfig()), (2,), None),
-            "network must be an MLPConfig, UNetConfig, DiTConfig or SequenceTransformerConfig for a "
-            "flow map, got Affine",
+            "network must be an MLPConfig, UNetConfig, DiTConfig or SequenceTransformerConfig for "
+            "a flow map, got Affine",
         ),
         (
             lambda: from_nnx(TinyLinear, depth=2),

@@ -175,8 +175,11 @@ def test_flow_map_with_a_dict_of_conditions_starts_as_the_velocity_network():
     rng, t, cond = np.random.default_rng(0), np.full(BATCH, 0.3, np.float32), conditions_of(spec)
     x = rng.standard_normal((BATCH, 4, 4, 1), np.float32)
     velocity, jump = jax.jit(
-        lambda: (net.apply(shared, t, x, cond), flow_map.apply(params, t + 0.5, t, x, cond))
-    )()
+        lambda t, x, cond: (
+            net.apply(shared, t, x, cond),
+            flow_map.apply(params, t + 0.5, t, x, cond),
+        )
+    )(t, x, cond)
     np.testing.assert_allclose(jump, velocity, atol=1e-5)
     assert np.abs(velocity).max() > 0.1
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from fmjax._arrays import Batch, Text, TextShape
-from fmjax._specs import token_spec
+from fmjax._specs import Spec, class_spec, null_cond, token_spec
 from fmjax.losses import (
     BuiltInGuidance,
     flow_matching_objective,
@@ -47,8 +47,12 @@ FLOW_MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
 NETWORKS |= {name: NETWORKS[network] for name, network in FLOW_MAPS.items()}
 TEXT = TextShape(4, 64, 64)
 TOKENS = token_spec(4, 64)
-CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT, "captions": TOKENS}
-NULL_CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
+MIXED = {"plan": Spec((16, 2)), "state": Spec((8,)), "task": class_spec(NUM_CLASSES)}
+CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {
+    "flux": TEXT,
+    "captions": TOKENS,
+    "sequence": MIXED,
+}
 ENCODER = TextEncoderConfig(64, 2, 2)
 ONE_DEVICE = MeshConfig(1, 1, 1)
 LAYOUTS = [
@@ -83,7 +87,7 @@ class TrainingResult(NamedTuple):
 def make_objective(name):
     """Return the network and its objective."""
     conditions, path = CONDITIONS[name], AffinePath()
-    dropped = dict(label_drop=0.1, null_cond=NULL_CONDITIONS[name])
+    dropped = dict(label_drop=0.1, null_cond=null_cond(conditions))
     if name not in FLOW_MAPS:
         net = make_network(*NETWORKS[name], conditions, text_encoder=ENCODER)
         return net, flow_matching_objective(net, path, **dropped)
@@ -115,7 +119,13 @@ def train(name, layout):
             cond = Text(*(rng.standard_normal(shape, np.float32) for shape in shapes))
         if name == "captions":
             shape = (BATCH, TOKENS.num_tokens)
-            cond = rng.integers(0, TOKENS.vocab_size, shape).astype(np.int32)
+            cond = rng.integers(0, TOKENS.num_values, shape).astype(np.int32)
+        if name == "sequence":
+            cond = {
+                "plan": rng.standard_normal((BATCH, 16, 2), np.float32),
+                "state": rng.standard_normal((BATCH, 8), np.float32),
+                "task": cond,
+            }
         state, metrics = step(state, put_batch(Batch(x, cond), mesh))
         losses.append(float(metrics.loss))
     return TrainingResult(initial_params, losses, state)

@@ -5,8 +5,8 @@ sequences are embedded and added to the embedding of the time. A condition with 
 sample, such as an image of the same height and width, is joined to the sample on the channels.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -90,7 +90,7 @@ def joined_conditions(
     return tuple(joined), num_channels
 
 
-def join_conditions(x: Points, cond: Cond, joined: Joined) -> Float[Array, "batch *_event"]:
+def join_conditions(x: Points, cond: Cond, joined: Joined) -> Float[Array, " batch *_event"]:
     """Join conditions with the layout of the sample to it, on the channels.
 
     Each condition adds its channels and one more, which is 1 where the condition is given. Where
@@ -224,8 +224,8 @@ class ConditionEmbedding(nnx.Module):
             cond = cond.cond
         _require_cond(cond, self.expected, t.shape[0])
         embedding = self.out(nnx.silu(hidden))
-        embed: Callable[[Any], jax.Array] | None = self.cond if self.labels is None else self.labels
-        return shard_batch(embedding if embed is None else embedding + embed(cond))
+        embed = self.labels or self.cond
+        return shard_batch(embedding if embed is None else embedding + embed(cast(Any, cond)))
 
 
 def _cond_spec(conditions: CondSpec | FlowMapConditions | int) -> CondSpec:
