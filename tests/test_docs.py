@@ -23,6 +23,7 @@ PAGES = (
     "docs/few_steps.md",
     "docs/text_to_image.md",
     "docs/own_images.md",
+    "docs/posterior.md",
 )
 RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

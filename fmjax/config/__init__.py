@@ -6,6 +6,7 @@
 """
 
 from fmjax._arrays import TextPart as TextPart, TextShape as TextShape
+from fmjax._specs import Spec as Spec
 from fmjax.config.build import (
     Experiment as Experiment,
     SolveFn as SolveFn,

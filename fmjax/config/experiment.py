@@ -78,6 +78,8 @@ class EvaluationConfig:
             training set.
         num_projections: Number of projections of the sliced Wasserstein distance.
         num_trajectories: Number of trajectories whose straightness is measured.
+        num_simulations: Number of test examples whose posteriors are checked for calibration, for a
+            model of at most 8 numbers conditioned on a vector.
         classifier: Train a classifier of the classes of the data, once per dataset of images.
             Without it, the Frechet distance, precision, recall and recognized samples are left
             out.
@@ -86,6 +88,7 @@ class EvaluationConfig:
     num_samples: int | None = None
     num_projections: int = 256
     num_trajectories: int = 64
+    num_simulations: int = 256
     classifier: bool = True
 
     def __post_init__(self) -> None:
@@ -94,6 +97,8 @@ class EvaluationConfig:
             require_at_least("evaluation.num_samples", self.num_samples, 2)
         require_at_least("evaluation.num_projections", self.num_projections, 1)
         require_at_least("evaluation.num_trajectories", self.num_trajectories, 1)
+        # A standard error needs two simulations.
+        require_at_least("evaluation.num_simulations", self.num_simulations, 2)
 
 
 @dataclass(frozen=True)

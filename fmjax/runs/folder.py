@@ -146,6 +146,16 @@ class RunFolder:
         return older if older.exists() else self.root / "straightness.json"
 
     @property
+    def posterior(self) -> Path:
+        """Calibration of the posteriors of a simulator's parameters."""
+        return self.root / "posterior.json"
+
+    @property
+    def posterior_samples(self) -> Path:
+        """Ranks, log-densities and samples of the posteriors of test observations."""
+        return self.samples / "posterior.npz"
+
+    @property
     def inversion(self) -> Path:
         """Errors of round trips from images to noise and back."""
         return self.root / "inversion.json"
