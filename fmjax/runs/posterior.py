@@ -19,7 +19,7 @@ from fmjax._progress import COMPILING, Progress, Silent
 from fmjax._specs import CondSpec, Spec
 from fmjax.config import build, differentiable_forwards
 from fmjax.runs.folder import Run
-from fmjax.runs.sampling.batches import noise, require_samples_fit
+from fmjax.runs.sampling.batches import require_samples_fit, sample_source_points
 from fmjax.sharding import map_batched, on_mesh
 from fmjax.solvers import AdaptiveSteps, ExactDivergence, log_density, sample
 
@@ -180,7 +180,7 @@ class Posterior:
         run, steps, standardization = self.run, self._steps, self.run.standardization
 
         def solve(params: Params, key: PRNGKey, indices: jax.Array, cond: Cond) -> jax.Array:
-            x0 = run.config.path.start(noise(key, indices, run.event_shape))
+            x0 = sample_source_points(run.model.process, key, indices, run.event_shape)
             solved = sample(run.model.velocity_fn(params), x0, cond, steps=steps)
             theta = standardization.restore_points(solved.x1)
             succeeded = solved.succeeded.reshape(-1, *(1,) * (theta.ndim - 1))
@@ -194,7 +194,6 @@ class Posterior:
         run, steps, standardization = self.run, self._steps, self.run.standardization
         # The divergence uses forward-mode differentiation, which some kernels do not support.
         experiment = build(differentiable_forwards(run.config), run.event_shape, run.conditions)
-        scale = float(run.config.path.start(jnp.ones((1,)))[0])
 
         def solve(params: Params, theta: Points, cond: Cond) -> jax.Array:
             solved = log_density(
@@ -203,7 +202,7 @@ class Posterior:
                 cond,
                 divergence=ExactDivergence(),
                 steps=steps,
-                source_scale=scale,
+                source_log_density=run.model.velocity_process.source_log_density,
             )
             return jnp.where(solved.succeeded, solved.log_density, jnp.nan)
 
