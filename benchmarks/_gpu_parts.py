@@ -31,8 +31,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 import fmjax
-from fmjax._arrays import Conditions, Params, PRNGKey, TextShape
+from fmjax._arrays import Params, PRNGKey, TextShape
 from fmjax._memory import is_out_of_memory
+from fmjax._specs import CondSpec
 from fmjax.config import Config, Sampling, build, num_parameters
 from fmjax.data import ArrayData, EncodedData
 from fmjax.jobs.planning.workloads import Work, sampling_batch, training_step
@@ -140,7 +141,7 @@ def tiny_flux(config: Config) -> Config:
     return dataclasses.replace(config, network=network, data=data)
 
 
-def shape_of(config: Config) -> tuple[tuple[int, ...], Conditions]:
+def shape_of(config: Config) -> tuple[tuple[int, ...], CondSpec]:
     """Return the shape of an example, and the kind and size of its condition."""
     return config.data.shape()
 

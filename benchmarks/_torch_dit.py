@@ -65,7 +65,7 @@ class TorchDiT(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.out = nn.Linear(config.width, patch)
-        positions = sincos_positions(*self.grid, config.width)
+        positions = sincos_positions(*self.grid, dim=config.width)
         self.register_buffer("positions", torch.from_numpy(np.array(positions)))
         frequencies = 30.0 * torch.exp(-math.log(300.0) * torch.arange(128) / 128)
         self.register_buffer("frequencies", frequencies)

@@ -56,6 +56,7 @@ from .paths import (
 )
 from .pretrained.folder import open_model as open_model
 from .runs.folder import open_run as open_run
+from .runs.posterior import Posterior as Posterior
 from .sharding import MeshConfig as MeshConfig, make_mesh as make_mesh
 from .solvers import (
     AdaptiveSteps as AdaptiveSteps,

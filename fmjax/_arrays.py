@@ -27,7 +27,7 @@ def noun(event_shape: tuple[int, ...]) -> str:
 
 
 class Batch(NamedTuple):
-    """Data of one training step: data points, conditions and optional source points.
+    """Data of one training step: data points, and optionally conditions, sources and weights.
 
     Attributes:
         x1: Data points, `[batch, *event]`; images have values in [-1, 1].
@@ -35,11 +35,22 @@ class Batch(NamedTuple):
             None for an unconditional model.
         x0: Source points paired with `x1`, of the same shape, or None to sample them from the
             source distribution.
+        weight: Weight of the loss of each example, `[batch]`, at least 0, or None for equal
+            weights. The loss of the step is `sum(weight * loss) / sum(weight)` over the global
+            batch, for any number of microbatches and devices, and 0 if all weights are 0.
+        mask: True for each element of `x1` that counts in the loss, bool, or None to count all. It
+            has the shape `[batch, ...]` of the first axes of `x1`, with axes of length 1 where it
+            is the same for all elements; `[batch, time]` masks steps of `[batch, time, channel]`.
+            The loss of an example is the mean over its unmasked elements, and 0 without any. The
+            network still sees masked elements in x_t: give it the mask in `cond` if it should
+            ignore them. Their values must be finite.
     """
 
     x1: PyTree
     cond: PyTree = None
     x0: PyTree = None
+    weight: PyTree = None
+    mask: PyTree = None
 
 
 class Text(NamedTuple):
@@ -92,19 +103,6 @@ class TextShape:
         return json.loads(json.dumps(asdict(self)))
 
 
-@dataclass(frozen=True)
-class TokenShape:
-    """Sizes of tokenized captions, int32 `[batch, num_tokens]`; the null condition is all zeros.
-
-    Attributes:
-        num_tokens: Number of tokens per caption, after padding or truncation.
-        vocab_size: Number of token ids; id 0 is padding.
-    """
-
-    num_tokens: Size
-    vocab_size: Size
-
-
 class FlowMapCond(NamedTuple):
     """The condition of a flow-map network: a data condition, an end time and guidance.
 
@@ -118,45 +116,6 @@ class FlowMapCond(NamedTuple):
     cond: PyTree
     end: PyTree
     guidance: PyTree = None
-
-
-@dataclass(frozen=True)
-class FlowMapConditions:
-    """Conditions that a flow-map network takes in addition to the end time.
-
-    Attributes:
-        num_classes: Number of class labels, or None for an unconditional network.
-        guided: Whether the network takes the guidance scale and interval as an input.
-    """
-
-    num_classes: int | None = None
-    guided: bool = False
-
-
-Conditions: TypeAlias = int | TextShape | TokenShape | None
-"""Conditions of a model: a number of classes, encoded text, caption tokens, or None."""
-
-
-def abstract_cond(
-    conditions: Conditions, num: int, sharding: jax.sharding.Sharding | None = None
-) -> Cond:
-    """Return the conditions of `num` examples as `jax.ShapeDtypeStruct`s, or None.
-
-    Args:
-        conditions: Kind and size of the conditions.
-        num: Number of examples.
-        sharding: Sharding of the arrays.
-    """
-
-    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num, *shape), dtype, sharding=sharding)
-
-    if isinstance(conditions, TextShape):
-        tokens = array((conditions.num_tokens, conditions.width), jnp.float32)
-        return Text(tokens, array((conditions.pooled_width,), jnp.float32))
-    if isinstance(conditions, TokenShape):
-        return array((conditions.num_tokens,), jnp.int32)
-    return None if conditions is None else array((), jnp.int32)
 
 
 def expand_like(t: jax.Array, x: jax.Array) -> jax.Array:

@@ -44,14 +44,35 @@ def require_real(name: str, x: PyTree) -> None:
 
 
 def require_batch(batch: Batch) -> None:
-    """Raise unless `batch` holds points, and conditions and source points of the same number."""
-    require(isinstance(batch, Batch), "batch", "be a Batch(x1, cond, x0)", describe(batch))
+    """Raise unless `batch` holds points, and other arrays of the same number."""
+    rule = "be a Batch(x1, cond, x0, weight, mask)"
+    require(isinstance(batch, Batch), "batch", rule, describe(batch))
     require_real("batch.x1", batch.x1)
     require_cond(batch.cond, batch.x1.shape[0])
     if batch.x0 is not None:
         require_real("batch.x0", batch.x0)
         same_shape = batch.x0.shape == batch.x1.shape
         require(same_shape, "batch.x0", f"have the shape of x1, {batch.x1.shape}", batch.x0.shape)
+    if batch.weight is not None:
+        require_weight("batch.weight", batch.weight, batch.x1.shape[0])
+    if batch.mask is not None:
+        require_mask("batch.mask", batch.mask, batch.x1.shape)
+
+
+def require_weight(name: str, weight: PyTree, num: int) -> None:
+    """Raise unless `weight` holds one real number per example."""
+    is_real = is_array(weight) and not jnp.issubdtype(weight.dtype, jnp.complexfloating)
+    rule = f"be real numbers of shape {(num,)}, one per example"
+    require(is_real and weight.shape == (num,), name, rule, describe(weight))
+
+
+def require_mask(name: str, mask: PyTree, shape: tuple[int, ...]) -> None:
+    """Raise unless `mask` is a boolean array for the first axes of data points of this shape."""
+    rule = f"be bool of the first axes of {shape}, each of that length or 1"
+    is_mask = is_array(mask) and mask.dtype == bool and 1 <= mask.ndim <= len(shape)
+    fits = is_mask and mask.shape[0] == shape[0]
+    fits = fits and all(m in (1, x) for m, x in zip(mask.shape, shape, strict=False))
+    require(fits, name, rule, describe(mask))
 
 
 def require_ends(t: PyTree, x0: PyTree, x1: PyTree) -> None:

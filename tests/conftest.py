@@ -72,3 +72,17 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def lowered():
+    """Names of the events at which JAX lowered a new program."""
+    events = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)

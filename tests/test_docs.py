@@ -23,6 +23,7 @@ PAGES = (
     "docs/few_steps.md",
     "docs/text_to_image.md",
     "docs/own_images.md",
+    "docs/posterior.md",
 )
 RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -164,7 +165,7 @@ def test_shell_scripts_have_valid_syntax(page):
         assert not result.stderr, (script, result.stderr)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/performance.md", "README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/extending.md", "docs/performance.md", "README.md"])
 def test_links_have_existing_targets(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if "://" in link:

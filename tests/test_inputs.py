@@ -247,11 +247,21 @@ def training():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (X, r"batch must be a Batch\(x1, cond, x0\), got float32 of shape \(4, 2\)"),
+        (X, r"batch must be a Batch\(x1, cond, x0, weight, mask\), got float32 of shape \(4, 2\)"),
         (Batch([[1.0, 2.0]]), "batch.x1 must be an array of real numbers, got a list"),
         (Batch(X[:0]), "batch.x1 must hold at least one sample, got shape"),
         (Batch(X, np.array(["a"] * 4)), "cond must hold arrays of numbers, got <U1 of shape"),
         (Batch(X, LABELS[:3]), "cond must hold arrays with a leading batch axis of 4, got int32"),
+        (
+            Batch(X, weight=X[:3, 0]),
+            r"batch.weight must be real numbers of shape \(4,\), one per example, got float32 of",
+        ),
+        (
+            Batch(X, mask=np.ones((4, 2))),
+            r"batch.mask must be bool of the first axes of \(4, 2\), each .*got float64 of shape",
+        ),
+        (Batch(X, mask=np.ones((4, 3), bool)), r"batch.mask must be bool of .*shape \(4, 3\)"),
+        (Batch(X, mask=np.ones((2,), bool)), r"batch.mask must be bool of .*shape \(2,\)"),
         (Batch(X, None, X[:, :1]), r"batch.x0 must have the shape of x1, \(4, 2\), got \(4, 1\)"),
     ],
 )

@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60  # Without the docstring.
 LAYERS = (
     ("_checks", "_jaxprs", "_json", "_progress", "_signals", "_trees", "_version"),
     ("_arrays", "_locks", "_memory"),
-    ("_files", "_inputs"),
+    ("_files", "_inputs", "_specs"),
     ("sharding",),
     ("paths",),
     ("data", "losses", "networks", "solvers"),

@@ -30,7 +30,15 @@ from fmjax.config.likelihood import LikelihoodConfig
 from fmjax.data import CaptionedImages, EmojiData, EncodedData, ImageFolder, ToyData
 from fmjax.data.tokenizer import TokenizerConfig
 from fmjax.jobs.train.train import train_folder
-from fmjax.networks import DiTConfig, FluxConfig, LoRAConfig, MLPConfig, MMDiTConfig, UNetConfig
+from fmjax.networks import (
+    DiTConfig,
+    FluxConfig,
+    LoRAConfig,
+    MLPConfig,
+    MMDiTConfig,
+    SequenceTransformerConfig,
+    UNetConfig,
+)
 from fmjax.networks.text_encoders.word_encoder import TextEncoderConfig
 from fmjax.paths import CosineBetas, LinearBetas
 from fmjax.planning.topology import devices_of
@@ -55,6 +63,7 @@ CONFIG_CLASSES = (
     MLPConfig,
     UNetConfig,
     DiTConfig,
+    SequenceTransformerConfig,
     FluxConfig,
     MMDiTConfig,
     LoRAConfig,

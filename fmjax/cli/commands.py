@@ -27,7 +27,8 @@ def _sample(arguments: list[str]) -> int:
 
     from fmjax.config import Sampling
     from fmjax.jobs.sample.sample import sample_run
-    from fmjax.runs.folder import open_run, read_config
+    from fmjax.runs.folder import open_run, read_config, read_model
+    from fmjax.runs.sampling.condition_arrays import num_conditions, read_condition_file
 
     config = read_config(folder)
 
@@ -38,17 +39,28 @@ def _sample(arguments: list[str]) -> int:
         Attributes:
             sampling: Solver, number of samples, guidance and seed.
             classes: Class labels to sample (default: all classes, evenly).
+            conditions: An .npz file of conditions, for a run that is conditioned on arrays: `cond`,
+                or one array for each key of a dict. Without --num-samples, each is sampled once.
             output: Name of both files without the suffix (default: a name in the run folder).
         """
 
         sampling: Annotated[Sampling, tyro.conf.arg(name="")]
         classes: tuple[int, ...] = ()
+        conditions: Path | None = None
         output: Path | None = None
 
     args = parse(Sample, Sample(config.sampling), options, f"fmjax sample {folder}")
+    sampling, conditions = args.sampling, None
+    if args.conditions is not None:
+        conditions = read_condition_file(args.conditions, read_model(folder)[1])
+        words = {option.split("=")[0].replace("_", "-") for option in options}
+        if "--num-samples" not in words:
+            sampling = dataclasses.replace(sampling, num_samples=num_conditions(conditions))
     with command_progress() as progress:
         run = open_run(folder)
-        samples = sample_run(run, args.sampling, args.classes, args.output, progress=progress)
+        samples = sample_run(
+            run, sampling, args.classes, args.output, conditions=conditions, progress=progress
+        )
     return 0 if samples.succeeded.all() else 1
 
 

@@ -6,6 +6,7 @@
 """
 
 from fmjax._arrays import TextPart as TextPart, TextShape as TextShape
+from fmjax._specs import Spec as Spec
 from fmjax.config.build import (
     Experiment as Experiment,
     SolveFn as SolveFn,
@@ -95,6 +96,7 @@ from fmjax.networks import (
     MMDiTConfig as MMDiTConfig,
     NetworkConfig as NetworkConfig,
     NetworkFactory as NetworkFactory,
+    SequenceTransformerConfig as SequenceTransformerConfig,
     TextEncoderConfig as TextEncoderConfig,
     UNetConfig as UNetConfig,
     from_nnx as from_nnx,
@@ -112,8 +114,10 @@ from fmjax.paths import (
     LogitNormal as LogitNormal,
     MinibatchOT as MinibatchOT,
     Mode as Mode,
+    PathSample as PathSample,
     Polynomial as Polynomial,
     Prediction as Prediction,
+    Process as Process,
     Schedule as Schedule,
     Shifted as Shifted,
     Tabulated as Tabulated,
@@ -122,6 +126,7 @@ from fmjax.paths import (
     UShaped as UShaped,
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
+    VelocityProcess as VelocityProcess,
 )
 from fmjax.sharding import MeshConfig as MeshConfig
 from fmjax.solvers import (
@@ -159,4 +164,7 @@ from fmjax.solvers import (
     UniformGrid as UniformGrid,
     UniPC as UniPC,
 )
-from fmjax.training import OptimizerConfig as OptimizerConfig
+from fmjax.training import (
+    OptimizerConfig as OptimizerConfig,
+    OptimizerFactory as OptimizerFactory,
+)

@@ -10,15 +10,16 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fmjax._arrays import Cond, Conditions, Params, Points, PRNGKey, Text, TextShape, TokenShape
+from fmjax._arrays import Cond, Params, Points, PRNGKey, TextShape
 from fmjax._checks import require
+from fmjax._specs import CondSpec, as_cond_spec, is_captions, null_cond as null_cond_of
 from fmjax.config.experiment import Config
 from fmjax.config.flow_maps import build_flow_map, plain_attention
 from fmjax.config.losses import LossConfig
 from fmjax.config.sampling import Sampling
 from fmjax.losses import Objective, TimeWeight, flow_matching_objective
 from fmjax.networks import make_network
-from fmjax.paths import Prediction
+from fmjax.paths import Prediction, require_velocity_process
 from fmjax.pretrained.tuning import Tuning, make_tuning
 from fmjax.solvers import AdaptiveSteps, FixedSteps, Model, Samples
 from fmjax.training import TrainStep, make_optimizer, make_train_step
@@ -50,23 +51,25 @@ class Experiment(NamedTuple):
         return self.model.net.init if self.tuning is None else self.tuning.init
 
 
-def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) -> Experiment:
+def build(config: Config, event_shape: tuple[int, ...], conditions: CondSpec | int) -> Experiment:
     """Build the functions of an experiment.
 
     Args:
         config: The experiment.
         event_shape: Shape of one example.
-        conditions: Kind and size of the conditions; None for an unconditional model.
+        conditions: Description of the condition, such as a number of classes; None for an
+            unconditional model.
 
     Raises:
         ValueError: If parts of the config contradict each other or the data.
     """
+    conditions = as_cond_spec(conditions)
     # The network learns a null condition only from examples whose condition was dropped.
     parts_drop = config.loss.encoder_drop if isinstance(config.loss, LossConfig) else 0.0
     drops = config.loss.label_drop > 0 or parts_drop > 0
-    null_cond = _null_cond(conditions) if drops else None
+    null_cond = null_cond_of(conditions) if drops else None
     rule = "be left out for data without captions"
-    usable = not config.sampling.prompts or isinstance(conditions, TokenShape)
+    usable = not config.sampling.prompts or is_captions(conditions)
     require(usable, "sampling.prompts", rule, config.sampling.prompts)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     loss, path = config.loss, config.path
@@ -90,7 +93,7 @@ def build(config: Config, event_shape: tuple[int, ...], conditions: Conditions) 
     require(droppable, "loss.encoder_drop", rule, loss.encoder_drop)
     objective = flow_matching_objective(
         net,
-        path,
+        require_velocity_process(path),
         density=loss.density,
         stratified=loss.stratified,
         coupling=config.coupling,
@@ -135,13 +138,6 @@ def make_step(
         accumulation_steps=config.training.accumulation_steps,
         frozen_sharding=None if frozen is None else jax.tree.map(lambda a: a.sharding, frozen),
     )
-
-
-def _null_cond(conditions: Conditions) -> Cond:
-    """Return the null condition: the label `num_classes`, a text of zeros, or a padding token."""
-    if isinstance(conditions, TokenShape):
-        return 0
-    return Text(0.0, 0.0) if isinstance(conditions, TextShape) else conditions
 
 
 def make_solve(model: Model, sampling: Sampling) -> SolveFn:

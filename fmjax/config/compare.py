@@ -115,10 +115,13 @@ class CompareConfig:
     def checked_samplings(self) -> Iterator[Sampling]:
         """Iterate over the samplings that a model must support."""
         yield self.sampling("tsit5")
+        for name in self.all_adaptive_solvers:
+            yield self.sampling(name)
         for name in self.all_fixed_solvers:
-            if name == FLOW_MAP:
-                for num, grid in itertools.product(self.num_steps, self.grids):
-                    yield self.sampling(name, num_steps=num, grid=grid)
+            # Only jumps of a flow map may be limited to some numbers of steps.
+            numbers = self.num_steps if name == FLOW_MAP else self.num_steps[:1]
+            for num, grid in itertools.product(numbers, self.grids):
+                yield self.sampling(name, num_steps=num, grid=grid)
 
     def _missing(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names that `all` adds to the solvers of the config; none if it is not set."""

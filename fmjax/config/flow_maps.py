@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, Conditions, Params, Points, Times
+from fmjax._arrays import Cond, Params, Points, Times
 from fmjax._checks import require
+from fmjax._specs import CondSpec
 from fmjax.config.experiment import AnyNetwork, Config
 from fmjax.config.losses import LossConfig, ShortcutConfig
 from fmjax.losses import BuiltInGuidance, Objective, mean_flow_objective, shortcut_objective
@@ -21,6 +22,7 @@ from fmjax.paths import (
     VelocityFn,
     VelocityNet,
     evaluations,
+    require_velocity_process,
 )
 from fmjax.solvers import classifier_free
 
@@ -133,14 +135,14 @@ class TrainedMap(NamedTuple):
 
 
 def build_flow_map(
-    config: Config, event_shape: tuple[int, ...], conditions: Conditions, null_cond: Cond
+    config: Config, event_shape: tuple[int, ...], conditions: CondSpec, null_cond: Cond
 ) -> tuple[TrainedMap, Objective]:
     """Build the flow map and its objective.
 
     Args:
         config: The experiment.
         event_shape: Shape of one example.
-        conditions: Kind and size of the conditions; None for an unconditional model.
+        conditions: Description of the condition; None for an unconditional model.
         null_cond: Condition that stands for no condition, or None.
 
     Raises:
@@ -157,7 +159,7 @@ def build_flow_map(
         net = make_flow_map(config.network, event_shape, conditions)
         objective = shortcut_objective(
             net,
-            config.path,
+            require_velocity_process(config.path),
             num_steps=loss.num_steps,
             bootstrap_ratio=loss.bootstrap_ratio,
             density=loss.density,
@@ -172,7 +174,7 @@ def build_flow_map(
     net = make_flow_map(network, event_shape, conditions, guided=loss.guidance.is_input)
     objective = mean_flow_objective(
         net,
-        config.path,
+        require_velocity_process(config.path),
         improved=loss.improved,
         density=loss.density,
         ratio_r_neq_t=loss.ratio_r_neq_t,

@@ -12,11 +12,11 @@ import cattrs
 
 from fmjax._checks import DataclassInstance, require
 from fmjax._json import Mismatch, make_converter, parse_json, structure
-from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, Config
+from fmjax.config.experiment import AnyCoupling, AnyData, AnyNetwork, AnyProcess, Config
 from fmjax.config.losses import AnyLoss
 from fmjax.config.sampling import AnyGuidance, Sampling, SamplingOptions, with_options
 from fmjax.config.solvers import DIFFUSION_SAMPLERS, ODE_SOLVERS, SDE_SOLVERS
-from fmjax.paths import AnyDensity, AnySchedule, Density, Schedule
+from fmjax.paths import AffinePath, AnyDensity, AnySchedule, Density, Schedule
 from fmjax.solvers import (
     AdaptiveSteps,
     AnyGrid,
@@ -29,6 +29,7 @@ from fmjax.solvers import (
     Solver,
     Stepping,
 )
+from fmjax.training import AnyOptimizer, OptimizerConfig
 
 _UNIONS = (
     AnyData,
@@ -37,7 +38,9 @@ _UNIONS = (
     AnyDensity | Density,
     DensityConfig,
     AnyCoupling,
+    AnyProcess,
     AnyLoss,
+    AnyOptimizer,
     AnySampler,
     AnyGuidance,
     Stepping,
@@ -50,6 +53,10 @@ _SOLVER_UNIONS = (
     (SdeSolver, SDE_SOLVERS),
     (DiffusionSolver, DIFFUSION_SAMPLERS),
 )
+
+# Unions of fields that had one type in older versions, whose run folders do not name the type.
+_FORMER_TYPES = ((AnyOptimizer, OptimizerConfig), (AnyProcess, AffinePath))
+
 
 # Maps the old name of a field to the new one, for run folders written by older versions. The field
 # belongs to the type of a union member, or else to the field that holds its object.
@@ -143,6 +150,7 @@ def _register_union(union: Any, converter: cattrs.Converter, members: Mapping[st
         members: The classes of fmjax by name.
     """
     optional = union | None
+    former = next((cls.__name__ for typed, cls in _FORMER_TYPES if typed == union), None)
 
     def unstructure(value: object) -> dict[str, Any] | None:
         cls = type(value)
@@ -160,7 +168,7 @@ def _register_union(union: Any, converter: cattrs.Converter, members: Mapping[st
             return None
         if not isinstance(value, dict):
             raise Mismatch("an object", value)
-        name = value.get("type")
+        name = value.get("type", former)
         cls = (_user_classes | dict(members)).get(name) if isinstance(name, str) else None
         if cls is None:
             what = f"an object of type {', '.join(members)}"

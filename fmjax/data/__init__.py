@@ -13,6 +13,7 @@ from fmjax.data.dataset import (
 from fmjax.data.pipeline import (
     BatchIterator as BatchIterator,
     Examples as Examples,
+    SourcePoints as SourcePoints,
     batches as batches,
 )
 from fmjax.data.records.manifest import (
@@ -45,6 +46,13 @@ from fmjax.data.sources.encoded import (
 from fmjax.data.sources.image_folder import ImageFolder as ImageFolder
 from fmjax.data.sources.mnist import IdxData as IdxData
 from fmjax.data.sources.toys import ToyData as ToyData
+from fmjax.data.standardization import (
+    Moments as Moments,
+    Standardization as Standardization,
+    StandardizedDataset as StandardizedDataset,
+    fit_standardization as fit_standardization,
+    read_standardization as read_standardization,
+)
 from fmjax.data.tokenizer import (
     TokenizerConfig as TokenizerConfig,
     WordTokenizer as WordTokenizer,

@@ -1,16 +1,19 @@
 """Finite data sets, in memory or read from files, and the protocol of data sources."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, Cond, Conditions, Text, TextShape
+from fmjax._arrays import Batch, Cond, Text, TextShape
 from fmjax._checks import require, require_between, require_one_of, require_unicode
-from fmjax._inputs import describe
+from fmjax._inputs import describe, require_mask, require_weight
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, Spec, as_cond_spec, class_spec, named_arrays
 from fmjax.data.tokenizer import RULE, TokenizerConfig, WordTokenizer, train_tokenizer
 
 Indices: TypeAlias = slice | np.ndarray
@@ -134,8 +137,19 @@ class Dataset:
         text: Encoded prompt of each example, instead of labels, or None.
         captions: Caption of each example, or None. If present, captions are the condition, even
             if there are labels.
-        files: Files of the arrays `x`, `labels`, `text` and `pooled`, for error messages.
+        files: Files of the arrays `x`, `labels`, `text` and `pooled`, and of the arrays of `cond`
+            (`cond` or `cond_KEY`), for error messages.
         class_names: Name of each class, or None if unknown.
+        cond: Condition of each example instead of labels or text: an array of floating-point
+            numbers or uint8 pixels `[num_examples, *shape]`, or a dict of arrays, which may also
+            be integers. Images `[num_examples, height, width, channels]` of type uint8 are scaled
+            to [-1, 1]. None without such a condition.
+        cond_spec: Description of `cond`, which integers need for their number of values; None
+            derives it from the arrays.
+        weight: Weight of the training loss of each example, `[num_examples]`, finite and at least
+            0, or None for equal weights.
+        mask: True for each element of `x` that counts in the training loss, bool, as `Batch.mask`
+            with all examples; None counts all. Metrics of samples use all elements.
     """
 
     x: np.ndarray | Rows
@@ -145,6 +159,10 @@ class Dataset:
     captions: Captions | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    cond: Cond = None
+    cond_spec: CondSpec = None
+    weight: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("labels", self.labels)):
@@ -186,6 +204,49 @@ class Dataset:
             require(self.text is None, "text", "be None if captions are given", "text")
             num = len(self.captions.texts)
             require(num == len(self.x), "captions", f"hold {len(self.x)} texts", num)
+        if self.cond is not None:
+            self._require_cond()
+        else:
+            require(self.cond_spec is None, "cond_spec", "be None without cond", self.cond_spec)
+        self._check_weight_and_mask()
+
+    def _require_cond(self) -> None:
+        """Raise unless `cond` has one row per example and fits `cond_spec`."""
+        for name in ("labels", "text", "captions"):
+            got = f"cond and {name}"
+            require(getattr(self, name) is None, "cond", f"be None if {name} are given", got)
+        arrays = named_arrays(self.cond)
+        require(bool(arrays), "cond", "be an array or a dict of arrays", describe(self.cond))
+        distinct = len(arrays) == len(jax.tree.leaves(self.cond))
+        require(distinct, "cond", "hold arrays with different names", sorted(arrays))
+        for name, array in arrays.items():
+            rule = f"be an array of {len(self.x)} examples"
+            fits = hasattr(array, "dtype") and array.ndim >= 1 and len(array) == len(self.x)
+            require(fits and 0 not in array.shape, self.name_of(name), rule, describe(array))
+            is_number = array.dtype.kind in "fiu"
+            require(is_number, self.name_of(name), "hold floats or integers", array.dtype)
+        derived = _derived_specs(self.cond)
+        if self.cond_spec is None:
+            for name, spec in named_arrays(derived).items():
+                rule = "have its number of values in cond_spec, because it holds integers"
+                require(spec is not None, self.name_of(name), rule, "none")
+            object.__setattr__(self, "cond_spec", as_cond_spec(derived))
+        object.__setattr__(self, "cond_spec", as_cond_spec(self.cond_spec))
+        require_cond_fits(self.cond, self.cond_spec, self.name_of)
+        rule = "hold floating-point numbers (class labels are the array labels)"
+        is_array = not isinstance(self.cond_spec, Spec) or self.cond_spec.num_values is None
+        require(is_array, self.name_of("cond"), rule, describe(self.cond))
+
+    def _check_weight_and_mask(self) -> None:
+        """Raise unless weights and masks suit the data points."""
+        if self.weight is not None:
+            name = self.name_of("weight")
+            require_weight(name, self.weight, len(self.x))
+            require_finite(name, self.weight)
+            low, high = self.weight.min().item(), self.weight.max().item()
+            require(low >= 0 and high > 0, name, "be at least 0, some above 0", f"{low} to {high}")
+        if self.mask is not None:
+            require_mask(self.name_of("mask"), self.mask, self.x.shape)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -200,28 +261,32 @@ class Dataset:
         return self.x.shape[1:]
 
     @property
-    def conditions(self) -> Conditions:
+    def conditions(self) -> CondSpec:
         """Conditions of a model of these examples: captions, text, classes or None."""
         if self.captions is not None:
             return self.captions.config.shape
+        if self.cond is not None:
+            return self.cond_spec
         if self.text is None:
-            return self.num_classes
+            return None if self.num_classes is None else class_spec(self.num_classes)
         (_, num_tokens, width), (_, pooled_width) = self.text.tokens.shape, self.text.pooled.shape
         return TextShape(num_tokens, width, pooled_width)
 
     def points(self, indices: Indices = slice(None)) -> np.ndarray:
         """Return the data points at `indices` as a new float32 array; pixels are in [-1, 1]."""
         points = self._as_float32("x", self.x, indices)
-        if self.x.dtype == np.uint8:
-            points *= np.float32(1 / 127.5)
-            points -= np.float32(1)
-        return points
+        return _scale_pixels(points) if self.x.dtype == np.uint8 else points
 
     def _as_float32(self, name: str, array: np.ndarray | Rows, indices: Indices) -> np.ndarray:
-        """Return float32 copies of the rows at `indices`, after a check that they are finite."""
+        """Return float32 copies of the rows at `indices`, after checks of shape and values."""
         # A value beyond float32 overflows to infinity, which the check below refuses.
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.array(array[indices], dtype=np.float32)
+        is_slice = isinstance(indices, slice)
+        num = len(range(*indices.indices(len(self)))) if is_slice else len(indices)
+        shape = (num, *array.shape[1:])
+        # Arrays of users may decode their rows on access, wrongly.
+        require(values.shape == shape, self.name_of(name), f"return rows {shape}", values.shape)
         if array.dtype != np.uint8:
             require_finite(self.name_of(name), values, np.arange(len(self))[indices])
         return values
@@ -231,12 +296,14 @@ class Dataset:
         return None if self.labels is None else np.array(self.labels[indices], dtype=np.int32)
 
     def unconditional(self) -> "Dataset":
-        """Return a data set with the same points and no conditions."""
-        return Dataset(self.x, files=self.files)
+        """Return a data set with the same points, weights and masks, and no conditions."""
+        return Dataset(self.x, files=self.files, weight=self.weight, mask=self.mask)
 
     def examples(self, indices: Indices = slice(None)) -> Batch:
-        """Return the data points and conditions at `indices`."""
-        return Batch(x1=self.points(indices), cond=self.conds(indices))
+        """Return the data points, conditions, weights and masks at `indices`."""
+        weight = None if self.weight is None else np.array(self.weight[indices], np.float32)
+        mask = None if self.mask is None else np.array(self.mask[indices])
+        return Batch(self.points(indices), self.conds(indices), weight=weight, mask=mask)
 
     def conds(self, indices: Indices = slice(None)) -> Cond:
         """Return the conditions at `indices`: int32 tokens or labels, float32 text, or None."""
@@ -245,7 +312,76 @@ class Dataset:
         if self.text is not None:
             tokens = self._as_float32("text", self.text.tokens, indices)
             return Text(tokens, self._as_float32("pooled", self.text.pooled, indices))
+        if self.cond is not None:
+            return self._cond_at(self.cond, "cond", indices)
         return self.classes(indices)
+
+    def _cond_at(self, cond: Any, name: str, indices: Indices) -> Cond:
+        """Return the arrays of a condition at `indices`, as float32 and int32."""
+        if isinstance(cond, Mapping):
+            parts = {key: (cond[key], f"{name}_{key}") for key in sorted(cond)}
+            return {key: self._cond_at(part, path, indices) for key, (part, path) in parts.items()}
+        assert cond is not None
+        values = as_cond_array(cond[indices])
+        require_finite(self.name_of(name), values, np.arange(len(self))[indices])
+        return values
+
+
+def _scale_pixels(values: np.ndarray) -> np.ndarray:
+    """Scale float32 pixels from [0, 255] to [-1, 1] in place."""
+    values *= np.float32(1 / 127.5)
+    values -= np.float32(1)
+    return values
+
+
+def as_cond_array(array: np.ndarray) -> np.ndarray:
+    """Return an array of a condition as float32 or int32, with pixels scaled to [-1, 1]."""
+    if is_pixels(array):
+        return _scale_pixels(np.array(array, np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # To infinity, which is refused later.
+        return np.array(array, np.int32 if array.dtype.kind in "iu" else np.float32)
+
+
+def is_pixels(array: np.ndarray) -> bool:
+    """Return whether an array of a condition holds images in uint8."""
+    return array.dtype == np.uint8 and array.ndim == 4
+
+
+def _derived_specs(cond: PyTree) -> PyTree:
+    """Return the specs of the arrays of a condition; None for integers."""
+    if isinstance(cond, Mapping):
+        return {key: _derived_specs(part) for key, part in cond.items()}
+    is_integer = cond.dtype.kind in "iu" and not is_pixels(cond)
+    return None if is_integer else Spec(cond.shape[1:])
+
+
+def require_cond_fits(
+    cond: Cond, cond_spec: CondSpec, name_of: Callable[[str], str] = str, name: str = "cond"
+) -> None:
+    """Raise unless the arrays of a condition have the names, shapes and types of its specs.
+
+    Args:
+        cond: Arrays `[num, *shape]`, or a dict of them.
+        cond_spec: Specs with the same structure.
+        name_of: Returns the name of an array in error messages.
+        name: Name of a condition that is a single array (`fmjax._specs.named_arrays`).
+    """
+    arrays, specs = named_arrays(cond, name), named_arrays(cond_spec, name)
+    same = set(arrays) == set(specs)
+    got = ", ".join(sorted(arrays)) or "nothing"
+    require(same, name_of(name or "cond"), f"hold the arrays {', '.join(sorted(specs))}", got)
+    for key, spec in specs.items():
+        array = arrays[key]
+        shape = f"[num, {', '.join(map(str, spec.shape))}]" if spec.shape else "[num]"
+        require(array.shape[1:] == spec.shape, name_of(key), f"have shape {shape}", array.shape)
+        is_integer = array.dtype.kind in "iu" and not is_pixels(array)
+        type_name = "floating-point numbers" if spec.num_values is None else "integers"
+        fits = is_integer == (spec.num_values is not None)
+        require(fits, name_of(key), f"hold {type_name}", describe(array))
+        if spec.num_values is not None:
+            low, high = int(array.min()), int(array.max())
+            in_range = low >= 0 and high < spec.num_values
+            require(in_range, name_of(key), f"lie in [0, {spec.num_values})", f"{low} to {high}")
 
 
 class NoSuchSplit(ValueError):
@@ -260,7 +396,7 @@ class DataSource(Protocol):
     example. `shape` must match the loaded data.
     """
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point, and the conditions (None: unconditional)."""
         ...
 
@@ -278,7 +414,11 @@ def load(data: DataSource, split: str = "train", *, progress: Progress = Silent(
         progress: Receives progress reports, such as those of downloads.
 
     Raises:
-        ValueError: If the split is unknown, or the data are missing or damaged.
+        ValueError: If the split is unknown, the data are missing or damaged, or `data.load` does
+            not return a `Dataset`.
     """
     require_one_of("split", split, SPLITS)
-    return data.load(split, progress=progress)  # type: ignore[arg-type]
+    dataset = data.load(split, progress=progress)  # type: ignore[arg-type]
+    name = f"{type(data).__name__}.load"
+    require(isinstance(dataset, Dataset), name, "return a Dataset", describe(dataset))
+    return dataset

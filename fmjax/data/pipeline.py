@@ -19,7 +19,6 @@ import numpy as np
 from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least
 from fmjax._inputs import describe
-from fmjax.data.dataset import Dataset
 
 _ORDER, _FLIP, _SOURCE, _NOISE = 0, 1, 2, 3
 
@@ -37,6 +36,22 @@ class Examples(Protocol):
 
     def examples(self, indices: np.ndarray) -> Batch:
         """Return the examples at `indices` as new arrays."""
+        ...
+
+
+@runtime_checkable
+class SourcePoints(Protocol):
+    """A finite set of source points, such as a `Dataset` without its conditions."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one point."""
+        ...
+
+    def points(self, indices: np.ndarray) -> np.ndarray:
+        """Return the points at `indices` as a new array."""
         ...
 
 
@@ -128,7 +143,7 @@ class BatchIterator(Iterator[Batch]):
 def batches(
     dataset: Examples,
     *,
-    source: Dataset | None = None,
+    source: SourcePoints | None = None,
     source_noise: float = 0.0,
     batch_size: int,
     seed: int = 0,
@@ -194,8 +209,8 @@ def batches(
             examples = examples._replace(x0=x0)
         if flip:
             mirrored = order.flips(batch)[share]
-            for points in (examples.x1, examples.x0):
-                if points is not None:
+            for points in (examples.x1, examples.x0, examples.mask):
+                if points is not None and points.ndim > 2:
                     points[mirrored] = points[mirrored, :, ::-1]
         return examples
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._files import write_atomically
 from fmjax._json import format_value, read_json
+from fmjax._specs import Spec, token_spec
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 _SPECIAL_IDS = {PADDING: 0, UNKNOWN: 1}
@@ -94,9 +94,9 @@ class TokenizerConfig:
         require_at_least("tokenizer.vocab_size", self.vocab_size, 3)
 
     @property
-    def shape(self) -> TokenShape:
-        """Sizes of tokenized captions, the condition of a model."""
-        return TokenShape(self.num_tokens, self.vocab_size)
+    def shape(self) -> Spec:
+        """Description of tokenized captions, the condition of a model."""
+        return token_spec(self.num_tokens, self.vocab_size)
 
 
 class WordTokenizer:

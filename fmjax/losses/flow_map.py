@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from fmjax._arrays import (
     Batch,
@@ -33,13 +33,24 @@ from fmjax._inputs import require_batch, require_like
 from fmjax.losses.flow_matching import null_where, source_points
 from fmjax.losses.guidance import BuiltInGuidance
 from fmjax.losses.objective import Objective
+from fmjax.losses.weights import (
+    Mask,
+    example_keys,
+    masked,
+    mean_square,
+    network_keys,
+    weight_and_mask,
+    weighted,
+)
 from fmjax.paths import (
-    AffinePath,
     Density,
     FlowMapFn,
     FlowMapNet,
     LogitNormal,
     Uniform,
+    VelocityProcess,
+    interpolate,
+    require_velocity_process,
     sample_times,
 )
 
@@ -137,38 +148,54 @@ class FlowMapExamples(NamedTuple):
     Attributes:
         r: End times.
         t: Start times.
-        x0: Source points.
-        x1: Data points.
+        x_t: Points on the path at the start times.
+        u_t: Conditional velocities at these points.
         cond: Conditions, with the null condition where `dropped` is True.
         dropped: Whether the condition was replaced by the null condition.
         guidance: Guidance scale, start and end time (MeanFlow).
-        target: Target mean velocity, shaped like `x1` (shortcut models).
+        target: Target mean velocity, shaped like `x_t` (shortcut models).
+        weight: Weights of the examples, of mean 1 over the global batch.
+        mask: True for the elements that count in the loss.
+        keys: One random key per example, for networks that take keys.
     """
 
     r: Times
     t: Times
-    x0: Points
-    x1: Points
+    x_t: Points
+    u_t: Points
     cond: Cond
     dropped: Bool[Array, " batch"]
     guidance: Float[Array, "batch 3"] | None = None
     target: Points | None = None
+    weight: PerExample | None = None
+    mask: Mask | None = None
+    keys: Key[Array, " batch"] | None = None
 
 
 def _sample_examples(
-    keys: jax.Array, batch: Batch, r: Times, t: Times, label_drop: float, null_cond: PyTree
+    keys: jax.Array,
+    process: VelocityProcess,
+    batch: Batch,
+    r: Times,
+    t: Times,
+    label_drop: float,
+    null_cond: PyTree,
 ) -> FlowMapExamples:
-    """Sample source points and dropped conditions for examples whose times are known."""
+    """Sample the path and dropped conditions for examples whose times are known."""
     require_batch(batch)
     dropped = jax.random.bernoulli(keys[1], label_drop, t.shape)
     cond = null_where(dropped, batch.cond, null_cond) if label_drop > 0.0 else batch.cond
-    x0 = source_points(keys[0], batch)
-    return FlowMapExamples(r, t, x0, batch.x1, cond, dropped)
+    source_key, path_key = jax.random.split(keys[0])
+    x0 = source_points(source_key, process, batch)
+    x_t, u_t = interpolate(process, path_key, t, x0, batch.x1)
+    weight, mask = weight_and_mask(batch)
+    examples = FlowMapExamples(r, t, x_t, u_t, cond, dropped)
+    return examples._replace(weight=weight, mask=mask)
 
 
 def mean_flow_objective(
     net: FlowMapNet,
-    path: AffinePath,
+    process: VelocityProcess,
     *,
     improved: bool = False,
     density: Density = LogitNormal(0.4, 1.0),  # noqa: B008 (frozen)
@@ -183,7 +210,8 @@ def mean_flow_objective(
 
     Args:
         net: Flow-map network.
-        path: Probability path from the source distribution to the data distribution.
+        process: An `AffinePath`, or another process from the source distribution to the data whose
+            targets are velocities.
         improved: Differentiate the map along the velocity that it predicts instead of the
             conditional velocity (improved MeanFlow). The target is then as noisy as in flow
             matching.
@@ -198,6 +226,7 @@ def mean_flow_objective(
     Reference: arXiv:2505.13447, algorithm 1 and table 4, with t = 0 at the noise (its
     logit-normal(-0.4, 1) is `LogitNormal(0.4, 1)` here); arXiv:2512.02012, algorithm 1.
     """
+    require_velocity_process(process)
     require_between("ratio_r_neq_t", ratio_r_neq_t, 0.0, 1.0)
     require_at_least("power", power, 0.0)
     require_positive("floor", floor)
@@ -211,16 +240,17 @@ def mean_flow_objective(
             jax.random.bernoulli(keys[2], ratio_r_neq_t, (num,)),
         )
         r = jnp.where(r_neq_t, jnp.maximum(first, second), t)
-        examples = _sample_examples(keys[3:5], batch, r, t, label_drop, null_cond)
-        return examples._replace(guidance=guidance.sample(keys[5], num))
+        examples = _sample_examples(keys[3:5], process, batch, r, t, label_drop, null_cond)
+        network_keys = example_keys(net, key, num)
+        return examples._replace(guidance=guidance.sample(keys[5], num), keys=network_keys)
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
-        r, t, x0, x1, cond, dropped, guidance_input, _ = examples
+        r, t, x_t, u_t, cond, dropped, guidance_input, *_ = examples
         network_guidance = guidance_input if net.guided else None
-        x_t, u_t = path(t, x0, x1)
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
-            return net.apply(params, r, t, x, cond, network_guidance)
+            keys = network_keys(examples.keys)
+            return net.apply(params, r, t, x, cond, network_guidance, **keys)
 
         velocity = v_cond = u_t
         if guidance.enabled or improved:
@@ -232,14 +262,15 @@ def mean_flow_objective(
             velocity = guidance.target(t, u_t, v_cond, v_uncond, guidance_input, dropped)
         tangent = v_cond if improved else velocity
         prediction, target = mean_flow_target(map_fn, r, t, x_t, velocity, tangent, cond)
-        return adaptive_loss(prediction - target, power, floor)
+        error = masked(prediction - target, examples.mask)
+        return weighted(adaptive_loss(error, power, floor), examples.weight)
 
     return Objective(make_examples, loss)
 
 
 def shortcut_objective(
     net: FlowMapNet,
-    path: AffinePath,
+    process: VelocityProcess,
     *,
     num_steps: int = 128,
     bootstrap_ratio: float = 0.25,
@@ -253,7 +284,8 @@ def shortcut_objective(
 
     Args:
         net: Flow-map network.
-        path: Probability path from the source distribution to the data distribution.
+        process: An `AffinePath`, or another process from the source distribution to the data whose
+            targets are velocities.
         num_steps: Number of steps of the finest time grid, a power of two. Steps of this grid use
             the instantaneous velocity. A step of 2, 4, 8, ... grid steps is trained to equal two
             steps of half its length.
@@ -269,6 +301,7 @@ def shortcut_objective(
 
     Reference: arXiv:2410.12557, algorithm 1 and table 3.
     """
+    require_velocity_process(process)
     require_between("bootstrap_ratio", bootstrap_ratio, 0.0, 1.0)
     power_of_two = num_steps >= 2 and num_steps & (num_steps - 1) == 0
     require(power_of_two, "num_steps", "be a power of two, at least 2", num_steps)
@@ -283,11 +316,11 @@ def shortcut_objective(
         velocity_t = sample_times(keys[5], num, density, stratified=stratified)
         t = jnp.where(bootstrap, jnp.floor(position / span) * span, velocity_t)
         r = jnp.where(bootstrap, t + span, t)
-        return _sample_examples(keys[3:5], batch, r, t, label_drop, null_cond)
+        examples = _sample_examples(keys[3:5], process, batch, r, t, label_drop, null_cond)
+        return examples._replace(keys=example_keys(net, key, num))
 
     def make_targets(average: Params, examples: FlowMapExamples) -> FlowMapExamples:
-        r, t, x0, x1, cond, dropped, *_ = examples
-        x_t, u_t = path(t, x0, x1)
+        r, t, x_t, u_t, cond, dropped, *_ = examples
 
         def map_fn(r: Times, t: Times, x: Points, cond: Cond = None) -> Points:
             v_cond = net.apply(average, r, t, x, cond)
@@ -303,11 +336,12 @@ def shortcut_objective(
         return examples._replace(target=jnp.where(expand_like(r > t, x_t), two_steps, u_t))
 
     def loss(params: Params, examples: FlowMapExamples) -> PerExample:
-        x_t = path(examples.t, examples.x0, examples.x1)[0]
-        prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond)
+        x_t = examples.x_t
+        keys = network_keys(examples.keys)
+        prediction = net.apply(params, examples.r, examples.t, x_t, examples.cond, **keys)
         require_like("net.apply", prediction, x_t)
         assert examples.target is not None, "with_targets must be called first"
-        error = prediction.astype(jnp.float32) - examples.target
-        return jnp.mean(jnp.square(error), axis=event_axes(x_t))
+        error = masked(prediction.astype(jnp.float32) - examples.target, examples.mask)
+        return weighted(mean_square(error, examples.mask), examples.weight)
 
     return Objective(make_examples, loss, make_targets)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
 from fmjax._arrays import (
     Batch,
@@ -24,23 +24,42 @@ from fmjax._arrays import (
 )
 from fmjax._checks import require, require_at_least, require_between, require_numbers
 from fmjax._inputs import (
+    describe,
     null_like,
     require_batch,
     require_cond,
     require_ends,
     require_function,
     require_like,
+    require_mask,
 )
+from fmjax._specs import Spec
 from fmjax.losses.objective import Objective
+from fmjax.losses.weights import (
+    Mask,
+    example_keys,
+    masked,
+    mean_square,
+    network_keys,
+    weight_and_mask,
+    weighted,
+)
 from fmjax.paths import (
     AffinePath,
     Coupling,
     Density,
     Independent,
+    PathSample,
     Prediction,
+    Process,
     Uniform,
     VelocityNet,
+    VelocityProcess,
+    interpolate,
+    require_velocity_process,
+    sample_source,
     sample_times,
+    source_keys,
 )
 
 
@@ -78,6 +97,7 @@ def flow_matching_loss(
     space: Prediction = Prediction.VELOCITY,
     weight_fn: Callable[[Times], Times] | None = None,
     huber: float | None = None,
+    mask: Mask | None = None,
 ) -> PerExample:
     """Compute the weighted squared error of a prediction, per example.
 
@@ -96,7 +116,7 @@ def flow_matching_loss(
         predict_fn: Network `(t, x_t, cond) -> prediction`.
         path: Probability path between x0 and x1.
         t: Times in [0, 1], one per example.
-        x0: Source points.
+        x0: Standard normal noise.
         x1: Data points.
         cond: Condition, passed to `predict_fn` unchanged.
         prediction: Quantity that the network predicts.
@@ -104,6 +124,8 @@ def flow_matching_loss(
         weight_fn: Loss weight as a function of time; None weights all times equally.
         huber: If a number c is given, the pseudo-Huber distance `sqrt(|r_hat - r|^2 + c^2) - c` of
             the entire event, in data units, replaces the mean of squares.
+        mask: True for each element that counts, as `Batch.mask`; None counts all. The mean (or the
+            pseudo-Huber distance) is over the unmasked elements.
 
     Returns:
         The loss of each example, float32 for every compute dtype.
@@ -119,21 +141,73 @@ def flow_matching_loss(
     require_function("predict_fn", predict_fn)
     require_ends(t, x0, x1)
     require_cond(cond)
-    x_t, u_t = path(t, x0, x1)
-    value = predict_fn(t, x_t, cond)
-    require_like("predict_fn", value, x_t)
-    if prediction == Prediction.SCORE:
-        truth = path.convert(t, x_t, x0, from_=Prediction.X0, to=Prediction.SCORE)
-    else:
-        truth = {Prediction.VELOCITY: u_t, Prediction.X1: x1, Prediction.X0: x0}[prediction]
+    sample = path(t, x0, x1)
+    if mask is not None:
+        require_mask("mask", mask, x1.shape)
+    target = _truth(path, prediction, t, x0, x1, sample)
+    examples = FlowExamples(t, sample.x_t, target, cond, mask=mask)
     scale = _error_scale(path, t, prediction, space)
-    error = expand_like(scale, x_t) * (value.astype(jnp.float32) - truth)
+    return _regression_loss(predict_fn, examples, scale, weight_fn, huber)
+
+
+class FlowExamples(NamedTuple):
+    """Training examples of flow matching; the first axis of every leaf is the batch.
+
+    Attributes:
+        t: Times in [0, 1].
+        x_t: Points on the path.
+        target: The quantity that the network predicts, at these points.
+        cond: Conditions, some of them replaced by the null condition.
+        weight: Weights of the examples, of mean 1 over the global batch.
+        mask: True for the elements that count in the loss.
+        keys: One random key per example, for networks that take keys.
+    """
+
+    t: Times
+    x_t: Points
+    target: Points
+    cond: Cond
+    weight: PerExample | None = None
+    mask: Mask | None = None
+    keys: Key[Array, " batch"] | None = None
+
+
+def _regression_loss(
+    predict_fn: Callable[[Times, Points, Cond], Points],
+    examples: FlowExamples,
+    scale: Times | None,
+    weight_fn: Callable[[Times], Times] | None,
+    huber: float | None,
+) -> PerExample:
+    """Return the weighted loss of a prediction whose error is multiplied by `scale`."""
+    t, x_t = examples.t, examples.x_t
+    value = predict_fn(t, x_t, examples.cond)
+    require_like("predict_fn", value, x_t)
+    error = masked(value.astype(jnp.float32) - examples.target, examples.mask)
+    if scale is not None:
+        error = expand_like(scale, x_t) * error
     if huber is None:
-        loss = jnp.mean(jnp.square(error), axis=event_axes(x_t))
+        loss = mean_square(error, examples.mask)
     else:
         squares = jnp.sum(jnp.square(error), axis=event_axes(x_t))
         loss = safe_sqrt(squares + huber**2) - huber
+    loss = weighted(loss, examples.weight)
     return loss if weight_fn is None else weight_fn(t) * loss
+
+
+def _truth(
+    path: AffinePath,
+    prediction: Prediction,
+    t: Times,
+    noise: Points,
+    x1: Points,
+    sample: PathSample,
+) -> Points:
+    """Return the quantity that the network predicts at `sample.x_t`."""
+    if prediction == Prediction.SCORE:
+        return path.convert(t, sample.x_t, noise, from_=Prediction.X0, to=Prediction.SCORE)
+    truths = {Prediction.VELOCITY: sample.target, Prediction.X1: x1, Prediction.X0: noise}
+    return truths[prediction]
 
 
 def _error_scale(path: AffinePath, t: Times, prediction: Prediction, space: Prediction) -> Times:
@@ -207,32 +281,17 @@ def drop_parts(key: PRNGKey, text: Text, parts: Sequence[TextPart], rate: float)
     return text._replace(tokens=tokens, pooled=pooled)
 
 
-def source_points(key: PRNGKey, batch: Batch) -> Points:
-    """Return the source points of the batch, or sample them from N(0, I) if it has none."""
+def source_points(key: PRNGKey, process: Process, batch: Batch) -> Points:
+    """Return the source points of the batch, or sample them with one key per example."""
     if batch.x0 is not None:
         return batch.x0
-    return jax.random.normal(key, batch.x1.shape, jnp.float32)
-
-
-class FlowExamples(NamedTuple):
-    """Training examples of flow matching; the first axis of every leaf is the batch.
-
-    Attributes:
-        t: Times in [0, 1].
-        x0: Source points.
-        x1: Data points, paired with `x0`.
-        cond: Conditions, some of them replaced by the null condition.
-    """
-
-    t: Times
-    x0: Points
-    x1: Points
-    cond: Cond
+    keys = source_keys(key, jnp.arange(batch.x1.shape[0]))
+    return sample_source(process, keys, Spec(batch.x1.shape[1:]))
 
 
 def flow_matching_objective(
     net: VelocityNet,
-    path: AffinePath,
+    process: VelocityProcess,
     *,
     density: Density = Uniform(),  # noqa: B008 (frozen)
     stratified: bool = False,
@@ -246,16 +305,20 @@ def flow_matching_objective(
     parts: Sequence[TextPart] = (),
     encoder_drop: float = 0.0,
 ) -> Objective:
-    """Build the flow-matching objective. Source points are N(0, I) noise or come with the batch.
+    """Build the flow-matching objective.
+
+    Source points come with the batch, or else from the process, with one key per example.
 
     Args:
         net: Network that is trained.
-        path: Probability path from the source distribution to the data distribution.
+        process: An `AffinePath`, or another process from the source distribution to the data whose
+            targets are velocities.
         density: Density of the training times.
         stratified: Whether to sample one time per equally probable interval of the density.
         coupling: Pairing of source points and data points.
-        prediction: Quantity that the network predicts.
-        space: Quantity whose squared error is the loss.
+        prediction: Quantity that the network predicts. Only an `AffinePath` can convert
+            quantities; for other processes this is the velocity.
+        space: Quantity whose squared error is the loss; also the velocity for these.
         weight_fn: Loss weight as a function of time; None weights all times equally.
         huber: Constant c of the pseudo-Huber distance; None uses the mean squared error.
         label_drop: Fraction of examples whose condition is replaced by the null condition.
@@ -265,33 +328,40 @@ def flow_matching_objective(
 
     Returns:
         The objective; its `make_examples` takes a `Batch`.
+
+    Raises:
+        ValueError: If the process is not a `VelocityProcess`, or does not support the prediction.
     """
+    require_velocity_process(process)
+    path = process if isinstance(process, AffinePath) else None
+    for name, quantity in (("prediction", prediction), ("space", space)):
+        rule = f"be velocity for {describe(process)}, which is not an AffinePath"
+        require(path is not None or quantity == Prediction.VELOCITY, name, rule, quantity)
 
     def make_examples(key: PRNGKey, batch: Batch) -> FlowExamples:
         require_batch(batch)
-        noise_key, time_key, drop_key = jax.random.split(key, 3)
-        x0 = source_points(noise_key, batch)
-        t = sample_times(time_key, batch.x1.shape[0], density, stratified=stratified)
-        x0 = coupling(x0, batch.x1, batch.cond)
+        noise_key, time_key, drop_key, path_key = jax.random.split(key, 4)
+        x1 = batch.x1
+        t = sample_times(time_key, x1.shape[0], density, stratified=stratified)
+        x0 = coupling(source_points(noise_key, process, batch), x1, batch.cond)
+        sample = interpolate(process, path_key, t, x0, x1)
+        target = sample.target
+        if path is not None:
+            target = _truth(path, prediction, t, path.noise(x0), x1, sample)
         cond = batch.cond
         if cond is not None:
             cond = drop_condition(drop_key, cond, null_cond, label_drop)
         if isinstance(cond, Text):
             cond = drop_parts(jax.random.fold_in(drop_key, 1), cond, parts, encoder_drop)
-        return FlowExamples(t, x0, batch.x1, cond)
+        keys = example_keys(net, key, x1.shape[0])
+        weight, mask = weight_and_mask(batch)
+        return FlowExamples(t, sample.x_t, target, cond, weight, mask, keys)
 
     def loss(params: Params, examples: FlowExamples) -> PerExample:
-        return flow_matching_loss(
-            lambda t, x, cond: net.apply(params, t, x, cond),
-            path,
-            examples.t,
-            examples.x0,
-            examples.x1,
-            examples.cond,
-            prediction=prediction,
-            space=space,
-            weight_fn=weight_fn,
-            huber=huber,
-        )
+        def predict_fn(t: Times, x: Points, cond: Cond) -> Points:
+            return net.apply(params, t, x, cond, **network_keys(examples.keys))
+
+        scale = None if path is None else _error_scale(path, examples.t, prediction, space)
+        return _regression_loss(predict_fn, examples, scale, weight_fn, huber)
 
     return Objective(make_examples, loss)

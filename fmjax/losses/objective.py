@@ -17,11 +17,12 @@ class Objective(NamedTuple):
     the random numbers.
 
     Attributes:
-        make_examples: `make_examples(key, batch) -> examples`: samples noise, times, pairs and
-            dropped conditions.
+        make_examples: `make_examples(key, batch) -> examples`: samples noise, times, pairs, dropped
+            conditions, and keys of networks with dropout.
             `examples` is a pytree in which the first axis of every leaf is the batch.
-        loss: `loss(params, examples) -> float32 [batch]`: the loss of each example. It takes the
-            examples that `with_targets` returns.
+        loss: `loss(params, examples) -> float32 [batch]`: the loss of each example, including its
+            weight. It takes the examples that `with_targets` returns. The training step minimizes
+            the mean.
         make_targets: `make_targets(average, examples) -> examples`: adds the targets that are
             computed with the averaged parameters; None if the loss needs no such targets.
     """

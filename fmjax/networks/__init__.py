@@ -64,4 +64,9 @@ from fmjax.networks.transformers.mmdit import (
     MMDiTConfig as MMDiTConfig,
     make_mmdit as make_mmdit,
 )
+from fmjax.networks.transformers.sequence import (
+    SequenceTransformer as SequenceTransformer,
+    SequenceTransformerConfig as SequenceTransformerConfig,
+    make_sequence_transformer as make_sequence_transformer,
+)
 from fmjax.networks.unet import UNet as UNet, UNetConfig as UNetConfig, make_unet as make_unet

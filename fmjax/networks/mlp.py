@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require_at_least
+from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.conditions import (
+    ConditionEmbedding,
+    joined_conditions,
+)
 from fmjax.networks.layers.functional import functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
-    ConditionEmbedding,
     Linear,
     at_least_float32,
     compute_dtype,
@@ -65,19 +69,20 @@ class MLPBlock(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Residual MLP on the flattened event, conditioned on time and class in each block."""
+    """Residual MLP on the flattened event; each block is conditioned on time and condition."""
 
     def __init__(
         self,
         config: MLPConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
         size, width = math.prod(event_shape), config.width
         dtype = compute_dtype(config.dtype)
         self.config = config
+        joined_conditions("an MLP", event_shape, conditions, num_axes=0)
         self.embed = ConditionEmbedding(width, conditions, rngs=rngs)
         self.inputs = Linear(size, width, dtype=dtype, rngs=rngs)
         self.blocks = stack_blocks(
@@ -97,18 +102,19 @@ class MLP(nnx.Module):
 def make_mlp(
     config: MLPConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build an MLP as pure functions. Its output is zero at initialization.
 
     Args:
         config: Sizes of the MLP.
         event_shape: Shape of one sample, without the batch axis.
-        conditions: Number of classes, conditions of a flow map, or None.
+        conditions: Description of the condition: labels (or their number), vectors, sequences, or
+            a dict of these; conditions of a flow map, or None.
 
     Raises:
-        ValueError: When called, if a network without classes receives labels, or a network with
-            classes receives none.
+        ValueError: If the network does not take one of the conditions. When called, if the
+            condition is not as described.
     """
 
     def build(rngs: nnx.Rngs) -> MLP:

@@ -6,12 +6,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
-from fmjax._arrays import Conditions
+from fmjax._arrays import Cond, Params, Points, PRNGKey, Times
 from fmjax._checks import require
 from fmjax._inputs import describe
-from fmjax.networks.layers.functional import functionalize
+from fmjax._specs import CondSpec
+from fmjax.networks.layers.functional import tensor_axes_of_layers
 from fmjax.networks.make import NetworkFactory
 from fmjax.paths import VelocityNet
 
@@ -24,12 +28,17 @@ def from_nnx(module: type[nnx.Module], **fields: Any) -> NetworkFactory:
     sample, and conditions is the number of classes or None; the label `num_classes` stands for no
     condition.
 
+    Modules with random layers, such as `nnx.Dropout`, use them in training only: one key per
+    example gives the random numbers, so the module is applied to each example with a batch axis of
+    length 1 (in a `jax.vmap`). In sampling, the module is in the mode of `module.eval()`.
+
     Args:
         module: A class of modules.
         fields: Further arguments of the module: JSON values, which are stored in the run folder.
 
     Raises:
         ValueError: If `module` is not a class of NNX modules, or does not take one of the fields.
+            In `make`, if the module has running statistics, such as those of `nnx.BatchNorm`.
     """
     is_module = isinstance(module, type) and issubclass(module, nnx.Module)
     require(is_module, "module", "be a class of Flax NNX modules", describe(module))
@@ -49,10 +58,9 @@ def _config_class(
     """Return the frozen dataclass of the fields of a module, under the module's name."""
     build = cast(Callable[..., nnx.Module], module)
 
-    def make(self: Any, event_shape: tuple[int, ...], conditions: Conditions) -> VelocityNet:
+    def make(self: Any, event_shape: tuple[int, ...], conditions: CondSpec) -> VelocityNet:
         fields = dataclasses.asdict(self)
-        pure = functionalize(lambda rngs: build(event_shape, conditions, **fields, rngs=rngs))
-        return VelocityNet(pure.init, pure.apply, pure.tensor_axes)
+        return _functionalize(lambda rngs: build(event_shape, conditions, **fields, rngs=rngs))
 
     doc = f"Fields of the NNX module {module.__qualname__}, as the config of a network."
     config_class = dataclasses.make_dataclass(
@@ -61,3 +69,46 @@ def _config_class(
     config_class.__qualname__ = module.__qualname__
     config_class.__module__ = module.__module__
     return config_class
+
+
+def _functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> VelocityNet:
+    """Convert a user's module to pure functions; its random streams are no parameters."""
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
+    module.train()
+    graph, streams, statistics, _ = nnx.split(module, nnx.RngState, nnx.BatchStat, ...)
+    rule = "have no running statistics (use another norm, such as LayerNorm)"
+    require(not jax.tree.leaves(statistics), f"network {type(module).__name__}", rule, "some")
+    module.eval()
+    sampling_graph = nnx.split(module)[0]
+
+    def init(key: PRNGKey) -> Params:
+        _, _, params = nnx.split(build(nnx.Rngs(key)), nnx.RngState, ...)
+        return nnx.to_pure_dict(params)
+
+    def with_key(key: PRNGKey) -> PyTree:
+        """Return the streams of the module, each with its own key."""
+        leaves, structure = jax.tree.flatten(streams)
+        values = [
+            jax.random.fold_in(key, i)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(structure, values)
+
+    def apply_one(params: Params, key: PRNGKey, *args: PyTree) -> jax.Array:
+        args = jax.tree.map(lambda leaf: leaf[None], args)
+        return cast(Callable[..., jax.Array], nnx.merge(graph, params, with_key(key)))(*args)[0]
+
+    def apply(
+        params: Params, t: Times, x: Points, cond: Cond = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        if keys is not None:
+            in_axes = (None, 0, 0, 0, None if cond is None else 0)
+            return jax.vmap(apply_one, in_axes=in_axes)(params, keys, t, x, cond)
+        # Without random layers in use, the key of the streams has no effect.
+        module = nnx.merge(sampling_graph, params, with_key(jax.random.key(0)))
+        return cast(Callable[..., jax.Array], module)(t, x, cond)
+
+    takes_keys = bool(jax.tree.leaves(streams))
+    return VelocityNet(jax.jit(init), apply, tensor_axes_of_layers(module), takes_keys)

@@ -7,23 +7,30 @@ Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, section 3 and appendix A;
 (DDPM++), arXiv:2011.13456, appendix H.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from fmjax._arrays import Cond, FlowMapConditions, Points, Times
+from fmjax._arrays import Cond, Points, Times
 from fmjax._checks import require, require_at_least
+from fmjax._specs import CondSpec, FlowMapConditions
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.computation import require_computable
+from fmjax.networks.layers.conditions import (
+    ConditionEmbedding,
+    join_conditions,
+    joined_conditions,
+)
 from fmjax.networks.layers.convolution import Conv, Resample, conv_init, resample
+from fmjax.networks.layers.dropout import dropout
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.layers.linear import (
     INPUTS,
     OUTPUTS,
-    ConditionEmbedding,
     Linear,
     ToHeads,
     at_least_float32,
@@ -44,6 +51,8 @@ class UNetConfig:
         head_width: Channels of an attention head.
         num_groups: Maximum number of groups of the group norms; the actual number is the greatest
             common divisor with the channels.
+        dropout: Probability in [0, 1) that training drops a feature before the second convolution
+            of a residual block, as in DDPM (0.1 for CIFAR-10); sampling drops none.
         dtype: Type of the computation, "float32" or "bfloat16"; parameters are float32.
         attention: Attention implementation, "auto", "xla", "splash" or "cudnn" (see `DiTConfig`).
     """
@@ -54,6 +63,7 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...] = (16,)
     head_width: int = 64
     num_groups: int = 32
+    dropout: float = 0.0
     dtype: str = "float32"
     attention: str = "auto"
 
@@ -62,11 +72,12 @@ class UNetConfig:
             require_at_least(name, getattr(self, name), 1)
         is_valid = len(self.multipliers) > 0 and all(m >= 1 for m in self.multipliers)
         require(is_valid, "multipliers", "be one or more positive integers", self.multipliers)
+        require(0.0 <= self.dropout < 1.0, "dropout", "lie in [0, 1)", self.dropout)
         require_computable(self)
 
 
 class ResBlock(nnx.Module):
-    """Residual block: norm, convolution, norm with scale and shift, convolution."""
+    """Residual block: norm, convolution, norm with scale and shift, dropout, convolution."""
 
     def __init__(
         self,
@@ -79,6 +90,7 @@ class ResBlock(nnx.Module):
     ):
         dtype = compute_dtype(config.dtype)
         self.resample: Resample = resample
+        self.dropout = config.dropout
         self.norm_in = group_norm(config, channels_in, rngs=rngs)
         self.conv_in = conv(channels_in, channels_out, 3, config, split=OUTPUTS, rngs=rngs)
         self.condition = Linear(4 * config.width, 2 * channels_out, dtype=dtype, rngs=rngs)
@@ -93,13 +105,18 @@ class ResBlock(nnx.Module):
         )
 
     def __call__(
-        self, h: Float[Array, "batch height width channel"], c: Float[Array, "batch embedding"]
+        self,
+        h: Float[Array, "batch height width channel"],
+        c: Float[Array, "batch embedding"],
+        keys: Key[Array, " batch"] | None = None,
+        index: int = 0,
     ) -> Float[Array, "batch _height _width _channel"]:
-        """Return the output feature map."""
+        """Return the output feature map; `index` is the block's number in the network."""
         inner = resample(nnx.silu(self.norm_in(h)), self.resample)
         inner = self.conv_in(inner)
         scale, shift = jnp.split(self.condition(c)[:, None, None, :], 2, axis=-1)
-        inner = self.conv_out(nnx.silu(self.norm_out(inner) * (1.0 + scale) + shift))
+        inner = nnx.silu(self.norm_out(inner) * (1.0 + scale) + shift)
+        inner = self.conv_out(dropout(inner, self.dropout, keys, index))
         h = resample(h, self.resample)
         return inner + (h if self.skip is None else self.skip(h))
 
@@ -148,10 +165,14 @@ class Stage(nnx.Module):
         self.attention = AttentionBlock(config, channels_out, rngs=rngs) if attend else None
 
     def __call__(
-        self, h: Float[Array, "batch height width channel"], c: Float[Array, "batch embedding"]
+        self,
+        h: Float[Array, "batch height width channel"],
+        c: Float[Array, "batch embedding"],
+        keys: Key[Array, " batch"] | None = None,
+        index: int = 0,
     ) -> Float[Array, "batch _height _width _channel"]:
-        """Return the output feature map."""
-        h = self.block(h, c)
+        """Return the output feature map; `index` is the block's number in the network."""
+        h = self.block(h, c, keys, index)
         return h if self.attention is None else self.attention(h)
 
 
@@ -162,7 +183,7 @@ class UNet(nnx.Module):
         self,
         config: UNetConfig,
         event_shape: tuple[int, ...],
-        conditions: int | FlowMapConditions | None,
+        conditions: CondSpec | FlowMapConditions | int,
         *,
         rngs: nnx.Rngs,
     ):
@@ -178,8 +199,9 @@ class UNet(nnx.Module):
                 config, channels_in, channels_out, attend=attend, resample=resample, rngs=rngs
             )
 
-        self.embed = ConditionEmbedding(4 * config.width, conditions, rngs=rngs)
-        self.inputs = conv(channels, config.width, 3, config, rngs=rngs)
+        self.joined, num_joined = joined_conditions("a UNet", event_shape, conditions, num_axes=2)
+        self.embed = ConditionEmbedding(4 * config.width, conditions, self.joined, rngs=rngs)
+        self.inputs = conv(channels + num_joined, config.width, 3, config, rngs=rngs)
         down, up, skips, current = {}, {}, [config.width], config.width
         for level, width in enumerate(widths):
             for i in range(config.num_blocks):
@@ -202,38 +224,43 @@ class UNet(nnx.Module):
         self.norm = group_norm(config, current, rngs=rngs)
         self.out = conv(current, channels, 3, config, zeros=True, rngs=rngs)
 
-    def __call__(self, t: Times, x: Points, cond: Cond) -> Points:
-        """Return the prediction, float32, shaped like x."""
+    def __call__(
+        self, t: Times, x: Points, cond: Cond, keys: Key[Array, " batch"] | None = None
+    ) -> Points:
+        """Return the prediction, float32, shaped like x; with keys, as in training."""
+        numbers = itertools.count()
         c = nnx.silu(self.embed(t, cond))
-        h = self.inputs(x)
+        h = self.inputs(join_conditions(x, cond, self.joined))
         skips = [h]
         for name in self.down_order:
-            h = self.down[name](h, c)
+            h = self.down[name](h, c, keys, next(numbers))
             skips.append(h)
-        h = self.middle_out(self.middle_in(h, c), c)
+        h = self.middle_in(h, c, keys, next(numbers))
+        h = self.middle_out(h, c, keys, next(numbers))
         for name in self.up_order:
             h = h if name.endswith("_up") else jnp.concatenate([h, skips.pop()], axis=-1)
-            h = self.up[name](h, c)
+            h = self.up[name](h, c, keys, next(numbers))
         return at_least_float32(self.out(nnx.silu(self.norm(h))))
 
 
 def make_unet(
     config: UNetConfig,
     event_shape: tuple[int, ...],
-    conditions: int | FlowMapConditions | None = None,
+    conditions: CondSpec | FlowMapConditions | int = None,
 ) -> VelocityNet:
     """Build a UNet as pure functions. Its output is zero at initialization.
 
     Args:
         config: Sizes and options of the UNet.
         event_shape: (height, width, channel) of an image.
-        conditions: Number of classes, conditions of a flow map, or None. With classes, the label
-            `num_classes` is the null class.
+        conditions: Description of the condition: labels (or their number), vectors, sequences,
+            images of the same height and width, or a dict of these; conditions of a flow map, or
+            None. Images are joined to the sample on the channels.
 
     Raises:
         ValueError: If `event_shape` is not an image, its sides are not divisible by
-            2^(levels - 1), or an attention resolution is not the height of a level. When called,
-            if a network without classes receives labels, or a network with classes receives none.
+            2^(levels - 1), an attention resolution is not the height of a level, or the network
+            does not take one of the conditions. When called, if the condition is not as described.
     """
     require(len(event_shape) == 3, "event_shape", "be (height, width, channel)", event_shape)
     factor = 2 ** (len(config.multipliers) - 1)
@@ -248,7 +275,7 @@ def make_unet(
     def build(rngs: nnx.Rngs) -> UNet:
         return UNet(config, event_shape, conditions, rngs=rngs)
 
-    return VelocityNet(*functionalize(build))
+    return VelocityNet(*functionalize(build), takes_keys=config.dropout > 0.0)
 
 
 def conv(

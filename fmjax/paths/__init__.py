@@ -7,8 +7,6 @@ t = 0 is the source distribution (noise), t = 1 the target distribution (data).
 from fmjax.paths.affine import (
     AffinePath as AffinePath,
     AnySchedule as AnySchedule,
-    PathSample as PathSample,
-    Prediction as Prediction,
     change_schedule as change_schedule,
     require_conversion as require_conversion,
 )
@@ -19,6 +17,16 @@ from fmjax.paths.couplings import (
     squared_distances as squared_distances,
 )
 from fmjax.paths.ddpm_schedules import CosineBetas as CosineBetas, LinearBetas as LinearBetas
+from fmjax.paths.prediction import Prediction as Prediction
+from fmjax.paths.process import (
+    PathSample as PathSample,
+    Process as Process,
+    VelocityProcess as VelocityProcess,
+    interpolate as interpolate,
+    require_velocity_process as require_velocity_process,
+    sample_source as sample_source,
+    source_keys as source_keys,
+)
 from fmjax.paths.schedules import (
     Cosine as Cosine,
     Linear as Linear,

@@ -28,18 +28,20 @@ finite.
 Reference: Lipman et al. 2024, arXiv:2412.06264, section 4.
 """
 
-import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fmjax._arrays import Cond, Points, Times, expand_like
+from fmjax._arrays import Cond, PerExample, Points, PRNGKey, Times, event_axes, expand_like
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import describe
+from fmjax._specs import Spec
 from fmjax.paths.ddpm_schedules import CosineBetas, LinearBetas
+from fmjax.paths.prediction import Prediction
+from fmjax.paths.process import PathSample
 from fmjax.paths.schedules import (
     Cosine,
     Linear,
@@ -67,30 +69,12 @@ AnySchedule = (
 _EDGE = 1e-3
 
 
-class PathSample(NamedTuple):
-    """A batch of points on the path and their conditional velocities.
-
-    Attributes:
-        x_t: Points on the path, `[batch, *event]`.
-        u_t: The conditional velocity dx_t/dt, in data units per unit of time.
-    """
-
-    x_t: jax.Array
-    u_t: jax.Array
-
-
-class Prediction(enum.StrEnum):
-    """Quantity that a network predicts or that a loss compares."""
-
-    VELOCITY = "velocity"
-    X1 = "x1"
-    X0 = "x0"
-    SCORE = "score"
-
-
 @dataclass(frozen=True)
 class AffinePath:
     """Affine probability path `x_t = alpha(t) x1 + sigma(t) x0` with velocity `u_t = dx_t/dt`.
+
+    x0 is standard normal noise. The points at t = 0, where sampling starts, are `sigma(0) x0`. It
+    is a `VelocityProcess`.
 
     Attributes:
         schedule: The functions alpha and sigma.
@@ -112,6 +96,12 @@ class AffinePath:
     def __call__(self, t: Times, x0: Points, x1: Points) -> PathSample:
         """Return the points at time t between x0 and x1, and their conditional velocities.
 
+        Args:
+            t: Times in [0, 1].
+            x0: Standard normal noise. `interpolate` takes source points instead, which differ by
+                the factor sigma(0).
+            x1: Data points, shaped like `x0`.
+
         Raises:
             ValueError: If x0 and x1 differ in shape; broadcasting would pair the wrong points.
         """
@@ -120,8 +110,32 @@ class AffinePath:
         sigma, sigma_rate = with_rate(self.schedule.sigma, expand_like(t, x1))
         return PathSample(
             x_t=alpha * x1 + sigma * x0,
-            u_t=alpha_rate * x1 + sigma_rate * x0,
+            target=alpha_rate * x1 + sigma_rate * x0,
         )
+
+    def sample_source(self, keys: jax.Array, spec: Spec) -> Points:
+        """Sample N(0, sigma(0)^2 I), one float32 point of shape `spec.shape` per key."""
+        noise = jax.vmap(lambda key: jax.random.normal(key, spec.shape, jnp.float32))(keys)
+        return self.start(noise)
+
+    def interpolate(self, key: PRNGKey, t: Times, x0: Points, x1: Points) -> PathSample:
+        """Return the points at time t between source points x0 and x1, and their velocities.
+
+        Args:
+            key: Not used: the path is deterministic.
+            t: Times in [0, 1].
+            x0: Source points, such as those of `sample_source`: sigma(0) times the noise.
+            x1: Data points, shaped like `x0`.
+        """
+        del key
+        return self(t, self.noise(x0), x1)
+
+    def source_log_density(self, x0: Points) -> PerExample:
+        """Compute the log-density of N(0, sigma(0)^2 I) in nats, `[batch]`."""
+        noise, num_dims = self.noise(x0), math.prod(x0.shape[1:])
+        square = jnp.sum(jnp.square(noise), axis=event_axes(noise))
+        scale = self.schedule.sigma(jnp.zeros((), noise.dtype))
+        return -0.5 * square - num_dims * (jnp.log(scale) + 0.5 * math.log(2.0 * math.pi))
 
     def start(self, noise: Points) -> Points:
         """Scale standard normal noise to the source distribution at t = 0: `sigma(0) * noise`.
@@ -130,6 +144,11 @@ class AffinePath:
         alpha(0) x1 is omitted: it is zero or negligible compared with the noise.
         """
         return self.schedule.sigma(jnp.zeros((), noise.dtype)) * noise
+
+    def noise(self, x0: Points) -> Points:
+        """Divide source points by sigma(0), the inverse of `start`."""
+        dtype = jnp.result_type(x0.dtype, jnp.float32)
+        return x0 / self.schedule.sigma(jnp.zeros((), dtype))
 
     def convert(
         self, t: Times, x_t: Points, value: Points, *, from_: Prediction, to: Prediction

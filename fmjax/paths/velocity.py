@@ -35,11 +35,17 @@ class VelocityNet(NamedTuple):
             training objective determines whether it predicts velocity, x1 or x0.
         tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
             axis `tensor`. Other parameters are not split.
+        takes_keys: Whether training calls `apply(params, t, x, cond, keys=keys)` with one random
+            key per example, `[batch]`, for layers such as dropout. Sampling passes no keys, and the
+            network must then be deterministic. The prediction for example i must use key i only, as
+            in `jax.vmap(jax.random.bernoulli, ...)(keys, ...)`: the result of a training step then
+            does not depend on microbatches and devices.
     """
 
     init: Callable[[PRNGKey], Params]
     apply: Callable[..., jax.Array]
     tensor_axes: Mapping[str, int] = MappingProxyType({})
+    takes_keys: bool = False
 
 
 @runtime_checkable
@@ -71,12 +77,15 @@ class FlowMapNet(NamedTuple):
         tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
             axis `tensor`. Other parameters are not split.
         guided: Whether the network takes guidance as an input.
+        takes_keys: Whether training passes one random key per example, as for a `VelocityNet`. All
+            evaluations of an example with the trained parameters use the same key.
     """
 
     init: Callable[[PRNGKey], Params]
     apply: Callable[..., jax.Array]
     tensor_axes: Mapping[str, int] = MappingProxyType({})
     guided: bool = False
+    takes_keys: bool = False
 
 
 def evaluations(velocity_fn: Callable[..., Points], t: Times) -> Int[Array, " batch"]:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from fmjax._arrays import Conditions, Params, PRNGKey
+from fmjax._arrays import Params, PRNGKey
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec
 from fmjax._trees import flatten_dict, partition
 from fmjax.networks import (
     FluxConfig,
@@ -135,7 +136,7 @@ class Tuning(NamedTuple):
 def make_tuning(
     network: NetworkConfig | NetworkFactory,
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
     lora: LoRAConfig | None,
     *,
     dtype: str = "float32",

@@ -5,17 +5,26 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from fmjax._arrays import Conditions, Params, TextShape, TokenShape
+from fmjax._arrays import Params, TextShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import lock_outputs, require_exists, write_atomically
 from fmjax._inputs import require_points
 from fmjax._json import EventShape, Size, read_json
 from fmjax._progress import Progress, Silent
+from fmjax._specs import (
+    CondSpec,
+    class_spec,
+    has_arrays,
+    num_classes,
+    read_cond_spec,
+    token_spec,
+)
 from fmjax.config import (
     Config,
     Experiment,
@@ -25,7 +34,7 @@ from fmjax.config import (
     from_json,
     register_classes,
 )
-from fmjax.data import WordTokenizer, read_word_tokenizer
+from fmjax.data import Standardization, WordTokenizer, read_standardization, read_word_tokenizer
 from fmjax.paths import AffinePath
 from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import MeshConfig, make_mesh, with_shardings
@@ -73,6 +82,11 @@ class RunFolder:
     def tokenizer(self) -> Path:
         """The tokenizer of a run conditioned on captions."""
         return self.root / "tokenizer.json"
+
+    @property
+    def standardization(self) -> Path:
+        """Mean and standard deviation of the training data of a run that standardizes them."""
+        return self.root / "standardization.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -131,6 +145,16 @@ class RunFolder:
         return older if older.exists() else self.root / "straightness.json"
 
     @property
+    def posterior(self) -> Path:
+        """Calibration of the posteriors of a simulator's parameters."""
+        return self.root / "posterior.json"
+
+    @property
+    def posterior_samples(self) -> Path:
+        """Ranks, log-densities and samples of the posteriors of test observations."""
+        return self.samples / "posterior.npz"
+
+    @property
     def inversion(self) -> Path:
         """Errors of round trips from images to noise and back."""
         return self.root / "inversion.json"
@@ -160,15 +184,34 @@ def read_config(folder: Path) -> Config:
     return with_current_defaults(from_json(files.config.read_bytes(), str(files.config)))
 
 
+class _OldTokens(NamedTuple):
+    """Sizes of captions in `model.json` of older versions."""
+
+    num_tokens: Size
+    vocab_size: Size
+
+
 class _Model(NamedTuple):
-    """Contents of `model.json`."""
+    """Contents of `model.json`; older versions stored the conditions in three other fields."""
 
     event_shape: EventShape
-    num_classes: Size | None
-    text: TextShape | None = None
-    tokens: TokenShape | None = None
+    conditions: dict[str, Any] | None = None
     captions: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    num_classes: Size | None = None
+    text: TextShape | None = None
+    tokens: _OldTokens | None = None
+
+
+def _conditions(model: _Model, file: Path) -> CondSpec:
+    """Return the conditions in `model.json` of this version or an older one."""
+    if model.tokens is not None:
+        return token_spec(model.tokens.num_tokens, model.tokens.vocab_size)
+    if model.text is not None:
+        return model.text
+    if model.num_classes is not None:
+        return class_spec(model.num_classes)
+    return read_cond_spec(model.conditions, f"{file}: conditions")
 
 
 def with_current_defaults(config: Config) -> Config:
@@ -177,9 +220,10 @@ def with_current_defaults(config: Config) -> Config:
     `path.min_divisor` was 0.001 by default, which bounded the conversions among predictions. Its
     default is now 0, which makes the conversions exact.
     """
-    if config.path.min_divisor != 1e-3:
+    path = config.path
+    if not isinstance(path, AffinePath) or path.min_divisor != 1e-3:
         return config
-    return dataclasses.replace(config, path=AffinePath(config.path.schedule))
+    return dataclasses.replace(config, path=AffinePath(path.schedule))
 
 
 def require_no_run(folder: Path, name: str = "output") -> None:
@@ -187,17 +231,15 @@ def require_no_run(folder: Path, name: str = "output") -> None:
     require(not RunFolder(folder).model.is_file(), name, "not be a run folder", folder)
 
 
-def read_model(folder: Path) -> tuple[tuple[int, ...], Conditions]:
+def read_model(folder: Path) -> tuple[tuple[int, ...], CondSpec]:
     """Read the event shape and the conditions of the run in a folder.
 
     Raises:
         ValueError: If `model.json` is missing or invalid.
     """
-    model = read_json(RunFolder(folder).model, _Model)
-    for conditions in (model.tokens, model.text, model.num_classes):
-        if conditions is not None:
-            return model.event_shape, conditions
-    return model.event_shape, None
+    file = RunFolder(folder).model
+    model = read_json(file, _Model)
+    return model.event_shape, _conditions(model, file)
 
 
 def read_captions(folder: Path) -> tuple[str, ...]:
@@ -226,8 +268,9 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     if not file.is_file():
         return ()
     model = read_json(file, _Model)
-    fits = len(model.class_names) in (0, model.num_classes)
-    rule = f"hold a name for each of {model.num_classes} classes"
+    number = num_classes(_conditions(model, file))
+    fits = len(model.class_names) in (0, number)
+    rule = f"hold a name for each of {number} classes"
     require(fits, str(file), rule, len(model.class_names))
     return model.class_names
 
@@ -257,7 +300,7 @@ class Run(NamedTuple):
     config: Config
     experiment: Experiment
     event_shape: tuple[int, ...]
-    conditions: Conditions
+    conditions: CondSpec
     params: Params
     step: int
     mesh: jax.sharding.Mesh
@@ -270,7 +313,7 @@ class Run(NamedTuple):
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None for a model that is not conditioned on classes."""
-        return self.conditions if isinstance(self.conditions, int) else None
+        return num_classes(self.conditions)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -283,6 +326,13 @@ class Run(NamedTuple):
         return read_word_tokenizer(self.folder.tokenizer)
 
     @property
+    def standardization(self) -> Standardization:
+        """Mean and standard deviation of the training data; empty if they are not standardized."""
+        if not self.config.standardize:
+            return Standardization()
+        return read_standardization(self.folder.standardization)
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """Example captions of the training data; empty for a run without captions."""
         return read_captions(self.folder.root)
@@ -293,6 +343,7 @@ class Run(NamedTuple):
         *,
         classes: Labels = (),
         prompts: Sequence[str] | str = (),
+        conditions: PyTree = None,
         seed: int | None = None,
         solver: str | None = None,
         num_steps: int | None = None,
@@ -307,11 +358,15 @@ class Run(NamedTuple):
         `grid.json` of the run if the steps use its calibrated grid for the first time.
 
         Args:
-            num_samples: Number of samples.
+            num_samples: Number of samples; None takes that of the settings, or one per condition if
+                `conditions` are given.
             classes: One or more class labels, sampled in equal numbers and in this order; empty
                 samples all classes.
             prompts: One or more prompts, for a model of captions; empty samples some captions of
                 the training data.
+            conditions: Conditions in data units for a model that is conditioned on arrays: an array
+                `[num_conditions, *shape]` or a dict of them, sampled in equal numbers and in this
+                order; None takes those of the first test examples.
             seed: Seed of the noise.
             solver: Name of a solver, such as "tsit5".
             num_steps: Number of fixed steps.
@@ -325,14 +380,18 @@ class Run(NamedTuple):
             success. A failed solve is marked in `succeeded`.
 
         Raises:
-            ValueError: If settings contradict each other, or the model does not have one of the
-                classes or does not take prompts.
+            ValueError: If settings contradict each other, the model does not have one of the
+                classes or does not take prompts or conditions, or the conditions do not fit it.
         """
         from fmjax.runs.sampling.batches import require_samples_fit
+        from fmjax.runs.sampling.condition_arrays import checked_conditions, num_conditions
         from fmjax.runs.sampling.conditions import class_labels, requested_conditions
         from fmjax.runs.sampling.run_samples import sample_from_run
 
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        if conditions is not None and has_arrays(self.conditions):
+            conditions = checked_conditions("conditions", conditions, self.conditions)
+            num_samples = num_conditions(conditions) if num_samples is None else num_samples
         base = self.config.sampling if sampling is None else sampling
         sampling = base.with_names(
             num_samples=num_samples,
@@ -344,10 +403,15 @@ class Run(NamedTuple):
         )
         require_samples_fit("num_samples", sampling.num_samples, self.event_shape)
         labels = tuple(class_labels(classes).ravel().tolist())
-        conditions = requested_conditions(
-            self, sampling.num_samples, labels, sampling.prompts, progress=progress
+        requested = requested_conditions(
+            self,
+            sampling.num_samples,
+            labels,
+            sampling.prompts,
+            arrays=conditions,
+            progress=progress,
         )
-        return sample_from_run(self, sampling, conditions, progress=progress)
+        return sample_from_run(self, sampling, requested, progress=progress)
 
     def log_density(
         self,
@@ -355,6 +419,7 @@ class Run(NamedTuple):
         *,
         classes: Labels | None = None,
         prompts: Sequence[str] | str | None = None,
+        cond: PyTree = None,
         divergence: Literal["exact", "hutchinson"] | None = None,
         likelihood: LikelihoodConfig | None = None,
         progress: Progress = Silent(),
@@ -371,6 +436,8 @@ class Run(NamedTuple):
                 is conditioned on classes.
             prompts: Prompt of each point, or one for all points; required if the model is
                 conditioned on captions.
+            cond: Condition of each point in data units, or one for all points, for a model that is
+                conditioned on arrays: an array `[num, *shape]` or `[1, *shape]`, or a dict of them.
             divergence: "exact" or "hutchinson"; None takes that of `likelihood`.
             likelihood: Solver, tolerances, batch size and seed; its `num_examples` and `dequantize`
                 have no effect. None takes the defaults of `fmjax likelihood`.
@@ -391,7 +458,7 @@ class Run(NamedTuple):
         require_points("x", x)
         rule = f"have shape [num, {', '.join(map(str, self.event_shape))}]"
         require(x.shape[1:] == self.event_shape, "x", rule, x.shape)
-        cond = conditions_of_points(self, len(x), classes, prompts)
+        cond = conditions_of_points(self, len(x), classes, prompts, cond)
         config = LikelihoodConfig() if likelihood is None else likelihood
         if divergence is not None:
             config = dataclasses.replace(config, divergence=divergence)
@@ -411,7 +478,7 @@ def _mesh_for(config: MeshConfig) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def require_openable(name: str, conditions: Conditions) -> None:
+def require_openable(name: str, conditions: CondSpec) -> None:
     """Raise for a model of text embeddings, which `Run` cannot sample without a text encoder."""
     rule = "hold an unconditional model or one conditioned on classes or captions"
     got = "one conditioned on text embeddings, which needs a text encoder"

@@ -1,10 +1,12 @@
 """Log-densities of points under the model of a run."""
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fmjax._arrays import Cond, Params
@@ -12,6 +14,7 @@ from fmjax._checks import require
 from fmjax._progress import COMPILING, Progress, Silent
 from fmjax.config import LikelihoodConfig, build, differentiable_forwards
 from fmjax.runs.folder import Run
+from fmjax.runs.programs import reuse_program_of_run
 from fmjax.sharding import map_batched, on_mesh
 from fmjax.solvers import dequantize, log_density
 
@@ -53,7 +56,7 @@ def run_log_density(
     Args:
         run: A trained run.
         x: Points in data units, `[num, *event]`.
-        cond: Condition of each point as the network takes it, or None.
+        cond: Condition of each point, in data units, or None.
         config: Solver, divergence, batch size and seed; `num_examples` and `dequantize` have no
             effect.
         bin_width: Width of the bins of discrete data, over which uniform noise is added to `x`;
@@ -61,13 +64,44 @@ def run_log_density(
         progress: Receives progress reports.
 
     Raises:
-        ValueError: If the source distribution of the run is a dataset.
+        ValueError: If the source distribution of the run is a dataset, or the process of the run
+            has no density of its source distribution.
     """
     require_density(run)
-    scale = float(run.config.path.start(jnp.ones((1,)))[0])
+    source_log_density = run.model.velocity_process.source_log_density
+    standardization = run.standardization
+    cond = standardization.conds(cond)
+    settings = dataclasses.replace(config, num_examples=None, batch_size=1)
+    program = reuse_program_of_run(
+        run,
+        ("log_density", settings, bin_width),
+        lambda: _make_program(run, settings, bin_width, source_log_density),
+    )
+    with progress.task("likelihood", len(x)) as advance:
+        advance(0, COMPILING)
+        nats, nfe, succeeded = map_batched(
+            partial(program, run.params),
+            lambda indices: (indices, x[indices], jax.tree.map(itemgetter(indices), cond)),
+            len(x),
+            batch_size=config.batch_size,
+            mesh=run.mesh,
+            on_batch=advance,
+        )
+    log_volume = standardization.log_volume(run.event_shape)
+    return LogDensities(nats.astype(np.float64) - log_volume, nfe, succeeded)
+
+
+def _make_program(
+    run: Run,
+    config: LikelihoodConfig,
+    bin_width: float | None,
+    source_log_density: Callable[..., jax.Array],
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Make the jitted function `(params, indices, x1, cond) -> (nats, nfe, succeeded)`."""
     # The divergence uses forward-mode differentiation, which some kernels do not support.
     forward_config = differentiable_forwards(run.config)
     experiment = build(forward_config, run.event_shape, run.conditions)
+    standardization = run.standardization
 
     def solve(
         params: Params, indices: jax.Array, x1: jax.Array, cond: Cond
@@ -77,24 +111,14 @@ def run_log_density(
             x1 = dequantize(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), x1, bin_width)
         solved = log_density(
             experiment.model.velocity_fn(params),
-            x1,
+            standardization.points(x1),
             cond,
             divergence=config.make_divergence(),
             keys=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
             solver=config.make_solver(),
             steps=config.make_steps(),
-            source_scale=scale,
+            source_log_density=source_log_density,
         )
         return solved.log_density, solved.nfe, solved.succeeded
 
-    with progress.task("likelihood", len(x)) as advance:
-        advance(0, COMPILING)
-        nats, nfe, succeeded = map_batched(
-            partial(jax.jit(on_mesh(run.mesh, solve)), run.params),
-            lambda indices: (indices, x[indices], None if cond is None else cond[indices]),
-            len(x),
-            batch_size=config.batch_size,
-            mesh=run.mesh,
-            on_batch=advance,
-        )
-    return LogDensities(nats.astype(np.float64), nfe, succeeded)
+    return jax.jit(on_mesh(run.mesh, solve))

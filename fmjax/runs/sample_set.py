@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmjax._arrays import Cond
+
 
 class SampleSet(NamedTuple):
     """Samples on the host, with their conditions and costs.
@@ -18,6 +20,8 @@ class SampleSet(NamedTuple):
             compiles; NaN with a single batch.
         x0: Source points `[num, *event]` if the source distribution is a dataset; otherwise None.
         prompts: Prompts of a model conditioned on captions.
+        cond: Condition of each sample, in data units, for a model that is conditioned on arrays: an
+            array `[num, *shape]` or a dict of arrays; otherwise None.
     """
 
     x1: np.ndarray
@@ -27,3 +31,4 @@ class SampleSet(NamedTuple):
     seconds: float = float("nan")
     x0: np.ndarray | None = None
     prompts: tuple[str, ...] = ()
+    cond: Cond = None

@@ -141,4 +141,6 @@ def _size(name: str) -> int:
 
 
 def _is_splittable(shape: tuple[int, ...], axis: int, num_parts: int) -> bool:
-    return num_parts > 1 and shape[axis] % num_parts == 0
+    # Optimizers such as Adafactor store moments with fewer axes than the weight.
+    has_axis = -len(shape) <= axis < len(shape)
+    return num_parts > 1 and has_axis and shape[axis] % num_parts == 0

@@ -18,9 +18,10 @@ from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, Conditions, abstract_cond
+from fmjax._arrays import Batch
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._inputs import describe, is_array
+from fmjax._specs import CondSpec, abstract_cond
 from fmjax.sharding.layout import AXES, BATCH_AXES, stored_spec
 
 
@@ -179,7 +180,7 @@ def bytes_held(arrays: PyTree) -> float:
 
 def abstract_batch(
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
     batch_size: int,
     mesh: Mesh,
     *,

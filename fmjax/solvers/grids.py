@@ -30,13 +30,14 @@ class TimeGrid(Protocol):
     """
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
         """Return the times, `[num_steps + 1]`.
 
         Args:
             num_steps: Number of steps.
-            schedule: Schedule of the path that is sampled.
+            schedule: Schedule of the path that is sampled; None for a process that is not an
+                `AffinePath`.
             calibrated: Density of times that is measured on a trained run, if it is known.
         """
         ...
@@ -47,7 +48,7 @@ class UniformGrid:
     """Steps of equal length."""
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
         """Return times at equal distances, `[num_steps + 1]`."""
         return times.uniform_grid(num_steps)
@@ -68,7 +69,7 @@ class ShiftedGrid:
         require_positive("shift", self.shift)
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
         """Return the shifted times, `[num_steps + 1]`."""
         return times.shifted_grid(num_steps, self.shift)
@@ -79,9 +80,15 @@ class EdmGrid:
     """The noise levels of EDM (arXiv:2206.00364, equation 5), as times of the path."""
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
-        """Return the times with the noise levels of EDM, `[num_steps + 1]`."""
+        """Return the times with the noise levels of EDM, `[num_steps + 1]`.
+
+        Raises:
+            ValueError: If `schedule` is None.
+        """
+        require(schedule is not None, "grid", "not be edm without an AffinePath", "edm")
+        assert schedule is not None
         return times_of_linear(schedule, times.edm_grid(num_steps))
 
 
@@ -96,7 +103,7 @@ class QuantileGrid:
     density: DensityConfig = LogitNormal()
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
         """Return the quantiles, `[num_steps + 1]`."""
         return times.quantile_grid(num_steps, self.density)
@@ -107,7 +114,7 @@ class CalibratedGrid:
     """Times at equal quantiles of a density that is measured on trajectories of the run."""
 
     def times(
-        self, num_steps: int, schedule: Schedule, calibrated: Tabulated | None = None
+        self, num_steps: int, schedule: Schedule | None, calibrated: Tabulated | None = None
     ) -> jax.Array:
         """Return the quantiles, `[num_steps + 1]`.
 
@@ -139,14 +146,15 @@ class GridSteps:
         require_numbers(self)
         require_between("num_steps", self.num_steps, 1, MAX_STEPS)
 
-    def make(self, schedule: Schedule, calibrated: Tabulated | None = None) -> FixedSteps:
+    def make(self, schedule: Schedule | None, calibrated: Tabulated | None = None) -> FixedSteps:
         """Return the steps on a path.
 
         Args:
-            schedule: Schedule of the path, on which the EDM grid depends.
+            schedule: Schedule of the path, on which the EDM grid depends; None for a process that
+                is not an `AffinePath`.
             calibrated: Density of the calibrated grid.
 
         Raises:
-            ValueError: If the grid is calibrated and `calibrated` is None.
+            ValueError: If the grid needs an argument that is None.
         """
         return FixedSteps(self.grid.times(self.num_steps, schedule, calibrated))

@@ -10,6 +10,7 @@ Reference: Chen et al. 2018, arXiv:1806.07366, theorem 1; Grathwohl et al. 2019,
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from fmjax._arrays import Cond, PerExample, Points, event_axes
 from fmjax._checks import require, require_count, require_positive
-from fmjax._inputs import require_function, require_keys, require_points
+from fmjax._inputs import require_function, require_keys, require_like, require_points
 from fmjax.paths import CountedField, VelocityFn, evaluations, over_interval
 from fmjax.solvers.engine.diffrax_solvers import Solver
 from fmjax.solvers.engine.vector_field import checked_velocity
@@ -123,8 +124,9 @@ def log_density(
     solver: Solver = diffrax.Tsit5(),  # noqa: B008 (frozen)
     steps: FixedSteps | AdaptiveSteps = AdaptiveSteps(1e-5, 1e-5),  # noqa: B008 (frozen)
     source_scale: float = 1.0,
+    source_log_density: Callable[[Points], PerExample] | None = None,
 ) -> Likelihood:
-    """Compute the log-density of `x1` under the flow of N(0, source_scale^2 I).
+    """Compute the log-density of `x1` under the flow of a source distribution.
 
     Differentiable with respect to `x1`, the condition and everything that the velocity field closes
     over. In adaptive steps the error of the log-density, in nats per dimension, has the same weight
@@ -141,12 +143,20 @@ def log_density(
         keys: Typed keys `[batch]` of Hutchinson's probes, one per example.
         solver: Solver, as in `sample`.
         steps: Steps, as in `sample`, in a time that runs from data at 0 to noise at 1.
-        source_scale: Standard deviation of the source distribution, sigma(0) of the path.
+        source_scale: Standard deviation of the source distribution N(0, source_scale^2 I).
+        source_log_density: Log-density of another source distribution in nats, such as
+            `source_log_density` of a process; None for the normal distribution.
 
     Raises:
-        ValueError: If Hutchinson's estimate has no keys, or as `sample` raises.
+        ValueError: If Hutchinson's estimate has no keys, `source_log_density` does not return one
+            number per example or is given with a `source_scale` other than 1, or as `sample`
+            raises.
     """
     require_positive("source_scale", source_scale)
+    if source_log_density is not None:
+        require_function("source_log_density", source_log_density)
+        rule = "be 1 with source_log_density"
+        require(source_scale == 1.0, "source_scale", rule, source_scale)
     has_keys = keys is not None or isinstance(divergence, ExactDivergence)
     require(has_keys, "keys", "be given for Hutchinson, one per example", keys)
     require_function("velocity_fn", velocity_fn)
@@ -160,11 +170,13 @@ def log_density(
     solved = sample(field, start, (keys, cond), solver=solver, steps=steps)
     x0 = solved.x1[:, 0]
     divergence_integral = num_dims * solved.x1[:, 1].reshape(x1.shape[0], -1)[:, 0]
-    square = jnp.sum(jnp.square(x0 / source_scale), axis=event_axes(x0))
-    source_log_density = -0.5 * square - num_dims * math.log(
-        source_scale * math.sqrt(2.0 * math.pi)
-    )
-    return Likelihood(source_log_density + divergence_integral, x0, solved.nfe, solved.succeeded)
+    if source_log_density is None:
+        square = jnp.sum(jnp.square(x0 / source_scale), axis=event_axes(x0))
+        at_source = -0.5 * square - num_dims * math.log(source_scale * math.sqrt(2.0 * math.pi))
+    else:
+        at_source = source_log_density(x0)
+        require_like("source_log_density", at_source, divergence_integral)
+    return Likelihood(at_source + divergence_integral, x0, solved.nfe, solved.succeeded)
 
 
 def _with_divergence(

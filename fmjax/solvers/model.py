@@ -8,7 +8,19 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Params, Points
 from fmjax._checks import require
-from fmjax.paths import AffinePath, FlowMapFn, Prediction, VelocityFn, VelocityNet, velocity_of
+from fmjax.paths import (
+    AffinePath,
+    FlowMapFn,
+    Prediction,
+    Process,
+    Schedule,
+    VelocityFn,
+    VelocityNet,
+    VelocityProcess,
+    require_conversion,
+    require_velocity_process,
+    velocity_of,
+)
 
 PredictFn: TypeAlias = Callable[..., Points]
 """Prediction of a network, `(t, x, cond) -> prediction`."""
@@ -45,7 +57,7 @@ class Model(NamedTuple):
 
     Attributes:
         net: The network. For a flow map, its velocity field.
-        path: The probability path of the training.
+        process: The process of the training, such as an `AffinePath`.
         prediction: Which quantity the network predicts.
         null_cond: Condition that stands for no condition; None if the network was not trained
             with one.
@@ -55,11 +67,36 @@ class Model(NamedTuple):
     """
 
     net: VelocityNet
-    path: AffinePath = AffinePath()
+    process: Process = AffinePath()
     prediction: Prediction = Prediction.VELOCITY
     null_cond: PyTree = None
     flow_map: GuidedMap | None = None
     guided: Callable[[Params], PredictFn] | None = None
+
+    @property
+    def velocity_process(self) -> VelocityProcess:
+        """The process, if it has a velocity field.
+
+        Raises:
+            ValueError: If the process is not a `VelocityProcess`.
+        """
+        return require_velocity_process(self.process)
+
+    @property
+    def affine_path(self) -> AffinePath:
+        """The process, if it is an `AffinePath`.
+
+        Raises:
+            ValueError: If it is another process.
+        """
+        require_conversion(self.process, self.prediction)
+        assert isinstance(self.process, AffinePath)
+        return self.process
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of an `AffinePath`; None for another process."""
+        return self.process.schedule if isinstance(self.process, AffinePath) else None
 
     def with_prediction(self, predict_fn: Callable[[Params], PredictFn]) -> "Model":
         """Return the model with another prediction; a `Guidance` is made of this.
@@ -96,9 +133,10 @@ class Model(NamedTuple):
             params: Parameters of the network.
 
         Raises:
-            ValueError: If the flow map was not trained for its guidance.
+            ValueError: If the process is not a `VelocityProcess`, or the flow map was not trained
+                for its guidance.
         """
-        return self.path.velocity_fn(self.predict_fn(params), self.prediction)
+        return self.velocity_process.velocity_fn(self.predict_fn(params), self.prediction)
 
 
 def require_guidable(name: str, scale: float, null_cond: PyTree) -> None:

@@ -11,12 +11,13 @@ from jaxtyping import PyTree
 
 from fmjax._arrays import Cond, Params, Points
 from fmjax._checks import require, require_between, require_numbers, require_positive
-from fmjax.paths import Tabulated
+from fmjax._inputs import describe
+from fmjax.paths import Tabulated, require_velocity_process
 from fmjax.solvers.diffusion import sample_diffusion
 from fmjax.solvers.diffusion_rates import AnyRate, DiffusionRate, SigmaRate
 from fmjax.solvers.engine.diffrax_solvers import Solver, check_solver, has_error_estimate
 from fmjax.solvers.flow_map import sample_flow_map
-from fmjax.solvers.grids import CalibratedGrid, GridSteps, UniformGrid
+from fmjax.solvers.grids import CalibratedGrid, EdmGrid, GridSteps, UniformGrid
 from fmjax.solvers.model import GuidedMap, Model
 from fmjax.solvers.ode import sample
 from fmjax.solvers.sde import sample_sde
@@ -82,7 +83,7 @@ def _steps(
 ) -> FixedSteps | AdaptiveSteps:
     if isinstance(stepping, AdaptiveSteps):
         return stepping
-    return stepping.make(model.path.schedule, calibrated)
+    return stepping.make(model.schedule, calibrated)
 
 
 def _require_stepping(stepping: object, solver: object) -> None:
@@ -92,6 +93,26 @@ def _require_stepping(stepping: object, solver: object) -> None:
     rule = f"be GridSteps for {type(solver).__name__}, which estimates no error"
     supported = isinstance(stepping, GridSteps) or has_error_estimate(solver)
     require(supported, "stepping", rule, "AdaptiveSteps")
+
+
+def _check_velocity(stepping: Stepping, model: Model) -> None:
+    """Raise unless the model has a velocity with its guidance, and the schedule of the grid."""
+    require_velocity_process(model.process)
+    if model.flow_map is not None:
+        model.flow_map.check(jumps=False)
+    _check_grid(stepping, model)
+
+
+def _check_grid(stepping: Stepping, model: Model) -> None:
+    if isinstance(stepping, GridSteps) and isinstance(stepping.grid, EdmGrid):
+        rule = "not be edm without an AffinePath"
+        require(model.schedule is not None, "grid", rule, describe(model.process))
+
+
+def _require_schedule(solver: object, model: Model) -> None:
+    """Raise unless the process is an `AffinePath`, whose schedule SDEs and diffusion models use."""
+    rule = f"be an ODE solver for {describe(model.process)}, which is not an AffinePath"
+    require(model.schedule is not None, "solver", rule, type(solver).__name__)
 
 
 @dataclass(frozen=True)
@@ -111,9 +132,8 @@ class OdeSampler:
         _require_stepping(self.stepping, self.solver)
 
     def check(self, model: Model) -> None:
-        """Raise a `ValueError` if a flow map was not trained for its guidance."""
-        if model.flow_map is not None:
-            model.flow_map.check(jumps=False)
+        """Raise a `ValueError` for a process without velocity, or a flow map of other guidance."""
+        _check_velocity(self.stepping, model)
 
     def steps(
         self, model: Model, calibrated: Tabulated | None = None
@@ -164,7 +184,10 @@ class SdeSampler:
             object.__setattr__(self, "stepping", stepping)
         require_between("last_step", self.last_step, 0.0, 0.999)
 
-    check = OdeSampler.check
+    def check(self, model: Model) -> None:
+        """Raise a `ValueError` for a path without schedule, or a flow map of other guidance."""
+        _require_schedule(self.solver, model)
+        _check_velocity(self.stepping, model)
 
     def steps(
         self, model: Model, calibrated: Tabulated | None = None
@@ -185,7 +208,7 @@ class SdeSampler:
         assert keys is not None
         return sample_sde(
             model.predict_fn(params),
-            model.path,
+            model.affine_path,
             x0,
             keys,
             cond,
@@ -220,11 +243,14 @@ class DiffusionSampler:
         if self.clip is not None:
             require_positive("clip", self.clip)
 
-    check = OdeSampler.check
+    def check(self, model: Model) -> None:
+        """Raise a `ValueError` for a path without schedule, or a flow map of other guidance."""
+        _require_schedule(self.solver, model)
+        _check_velocity(self.stepping, model)
 
     def steps(self, model: Model, calibrated: Tabulated | None = None) -> FixedSteps:
         """Return the time grid."""
-        return self.stepping.make(model.path.schedule, calibrated)
+        return self.stepping.make(model.schedule, calibrated)
 
     def __call__(
         self,
@@ -238,7 +264,7 @@ class DiffusionSampler:
         """Sample a batch; stochastic samplers take the noise of the keys."""
         return sample_diffusion(
             model.predict_fn(params),
-            model.path,
+            model.affine_path,
             x0,
             keys,
             cond,
@@ -266,6 +292,7 @@ class FlowMapSampler:
     def check(self, model: Model) -> None:
         """Raise a `ValueError` unless the model is a flow map that was trained for these jumps."""
         self._flow_map(model).check(jumps=True)
+        _check_grid(self.stepping, model)
 
     def _flow_map(self, model: Model) -> GuidedMap:
         flow_map, num_steps, grid = model.flow_map, self.stepping.num_steps, self.stepping.grid
@@ -285,7 +312,7 @@ class FlowMapSampler:
 
     def steps(self, model: Model, calibrated: Tabulated | None = None) -> FixedSteps:
         """Return the time grid."""
-        return self.stepping.make(model.path.schedule, calibrated)
+        return self.stepping.make(model.schedule, calibrated)
 
     def __call__(
         self,

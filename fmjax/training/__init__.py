@@ -18,8 +18,11 @@ from fmjax.training.logs import (
 from fmjax.training.loop import fit as fit
 from fmjax.training.monitor import NonFiniteLoss as NonFiniteLoss
 from fmjax.training.optimizer import (
+    AnyOptimizer as AnyOptimizer,
     OptimizerConfig as OptimizerConfig,
+    OptimizerFactory as OptimizerFactory,
     learning_rate_at as learning_rate_at,
+    learning_rate_schedule as learning_rate_schedule,
     make_optimizer as make_optimizer,
 )
 from fmjax.training.state import StepMetrics as StepMetrics, TrainState as TrainState

@@ -6,7 +6,9 @@ not tell whether a parameter is a matrix, because layers may be stacked on a lea
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from fmjax._checks import (
     require_one_of,
     require_positive,
 )
+from fmjax._inputs import describe
 
 _MATRIX_NAMES = ("kernel", "weight", "w")
 
@@ -71,6 +74,39 @@ class OptimizerConfig:
             require_positive("optimizer.clip_norm", self.clip_norm)
 
 
+@runtime_checkable
+class OptimizerFactory(Protocol):
+    """Config of a user's optimizer: a frozen dataclass of JSON values with a method `make`.
+
+    It may have a method `learning_rate_at(num_steps, step) -> float` as well, which returns the
+    learning rate of step `step`, counted from 0. The rate is then logged.
+    """
+
+    def make(self, num_steps: int) -> optax.GradientTransformation:
+        """Make the optimizer of a run of `num_steps` steps.
+
+        A run that is continued with more steps calls it with the new number and keeps the state of
+        the optimizer, so the structure and shapes of the state must not depend on `num_steps`.
+        """
+        ...
+
+
+AnyOptimizer = OptimizerConfig | OptimizerFactory
+
+
+def learning_rate_schedule(
+    config: AnyOptimizer, num_steps: int
+) -> Callable[[int], jax.Array | float] | None:
+    """Return the learning rate of each step, counted from 0, in a run of `num_steps` steps.
+
+    It is None for a user's optimizer without a method `learning_rate_at`.
+    """
+    if isinstance(config, OptimizerConfig):
+        return lambda step: learning_rate_at(config, num_steps, step)
+    rate = getattr(config, "learning_rate_at", None)
+    return None if rate is None else lambda step: rate(num_steps, step)
+
+
 def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | int) -> jax.Array:
     """Compute the learning rate of step `step` (from 0) in a run of `num_steps` steps."""
     step = jnp.asarray(step, jnp.float32)
@@ -86,13 +122,24 @@ def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | 
     return jnp.asarray(config.learning_rate * warmup_factor * decay_factor, jnp.float32)
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: AnyOptimizer, num_steps: int) -> optax.GradientTransformation:
     """Make the optax gradient transformation of a config, for a run of `num_steps` steps.
 
+    Args:
+        config: An `OptimizerConfig`, or a user's config with a method `make`.
+        num_steps: Number of steps of the run.
+
     Raises:
-        ValueError: If the warm-up is longer than the run. At init, if Muon finds no matrix.
+        ValueError: If the warm-up is longer than the run, or a user's `make` does not return a
+            gradient transformation of optax. At init, if Muon finds no matrix.
     """
     require_at_least("num_steps", num_steps, 1)
+    if not isinstance(config, OptimizerConfig):
+        optimizer = config.make(num_steps)
+        is_optax = isinstance(optimizer, optax.GradientTransformation)
+        name, rule = f"{type(config).__name__}.make", "return an optax.GradientTransformation"
+        require(is_optax, name, rule, describe(optimizer))
+        return optimizer
     require_between("optimizer.warmup_steps", config.warmup_steps, 0, num_steps)
 
     def schedule(step):

@@ -1,6 +1,7 @@
 """Tests of configs: validation, JSON and two training steps of every config file."""
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import fmjax.config
-from fmjax._arrays import Batch, Text, TextPart, TextShape, TokenShape
+from fmjax._arrays import Batch, Text, TextPart, TextShape
+from fmjax._specs import is_captions, token_spec
 from fmjax._trees import partition
 from fmjax.cli.parsing import parse
 from fmjax.config import (
@@ -105,10 +107,10 @@ SHAPES = {
     ),
     "fashion_captions": (
         (28, 28, 1),
-        TokenShape(8, 64),
+        token_spec(8, 64),
         {"num_heads": 2, "head_width": 8, "num_layers": 1},
     ),
-    "emoji": ((8, 8, 3), TokenShape(12, 2048), {"num_heads": 2, "head_width": 8, "num_layers": 1}),
+    "emoji": ((8, 8, 3), token_spec(12, 2048), {"num_heads": 2, "head_width": 8, "num_layers": 1}),
     "finetune_flux": (
         (4, 4, 4),
         TextShape(3, 8, 6),
@@ -195,6 +197,12 @@ def test_the_min_divisor_of_old_runs_is_read_as_zero():
     )
 
 
+def test_paths_of_old_runs_are_read_without_a_type():
+    document = json.loads(to_json(UNUSUAL))
+    assert document["path"].pop("type") == "AffinePath"
+    assert from_json(json.dumps(document)) == UNUSUAL
+
+
 def test_a_config_without_a_study_is_rejected():
     with pytest.raises(ValueError, match=r"must define get_study\(\) -> StudyConfig"):
         load_study(CONFIGS / "digits.py")
@@ -221,7 +229,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
-    elif isinstance(conditions, TokenShape):
+    elif is_captions(conditions):
         cond = rng.integers(0, conditions.vocab_size, (8, conditions.num_tokens)).astype(np.int32)
     else:
         cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)
@@ -444,7 +452,7 @@ def test_all_adds_the_common_solvers():
         (lambda: LoRAConfig(layers=()), "lora.layers must contain at least one"),
         (
             lambda: Config(name="x", pretrained=RELEASED, path=AffinePath(Cosine())),
-            "path must have the Linear schedule for released weights",
+            "path must be an AffinePath with the Linear schedule for released weights",
         ),
         (
             lambda: Config(name="x", pretrained=RELEASED, loss=LossConfig(Prediction.X1)),

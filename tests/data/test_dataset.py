@@ -30,6 +30,54 @@ def test_inconsistent_arrays_are_rejected(arguments, message):
         Dataset(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": np.ones(2)}, r"weight must be real numbers of shape \(3,\), one per example"),
+        ({"weight": np.array([1, np.nan, 1])}, "weight must hold finite numbers, got nan in exam"),
+        ({"weight": np.array([1, -1, 1])}, "weight must be at least 0, some above 0, got -1 to 1"),
+        ({"weight": np.zeros(3)}, "weight must be at least 0, some above 0, got 0.0 to 0.0"),
+        ({"mask": np.ones((3, 2))}, r"mask must be bool of the first axes of \(3, 2\), each of"),
+        ({"mask": np.ones((3, 3), bool)}, r"mask must be bool of .*, got bool of shape \(3, 3\)"),
+    ],
+)
+def test_unsuitable_weights_and_masks_are_rejected(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Dataset(X, **arguments)
+
+
+def test_examples_have_their_weights_and_masks():
+    mask = np.array([[True, False], [True, True], [False, True]])
+    dataset = Dataset(X, np.arange(3), 3, weight=np.array([1, 2, 3]), mask=mask)
+    for examples in (dataset, dataset.unconditional()):
+        batch = examples.examples(np.array([2, 0]))
+        assert batch.weight.dtype == np.float32
+        np.testing.assert_array_equal(batch.weight, [3, 1])
+        np.testing.assert_array_equal(batch.mask, mask[[2, 0]])
+
+
+class Changing:
+    """Rows that have another shape from the second access on."""
+
+    shape, dtype, ndim, num_reads = (3, 2), np.dtype(np.float32), 2, 0
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, indices):
+        self.num_reads += 1
+        return X[indices] if self.num_reads == 1 else X[indices, :1]
+
+
+def test_rows_of_another_shape_are_rejected():
+    dataset = Dataset(Changing())
+    assert dataset.points(np.array([0, 1])).shape == (2, 2)
+    for indices, num in ((np.array([0, 1]), 2), (slice(None), 3)):
+        message = rf"x must return rows \({num}, 2\), got \({num}, 1\)"
+        with pytest.raises(ValueError, match=message):
+            dataset.points(indices)
+
+
 def test_an_unknown_split_is_rejected_with_a_suggestion():
     with pytest.raises(ValueError, match=r"split must be one of .* \(did you mean 'train'\?\)"):
         load(DigitsData(), "trian")

@@ -126,6 +126,15 @@ def test_flip_mirrors_the_width_of_half_of_the_images():
     assert abs(mirrored.sum() - 200) < 40
 
 
+def test_flip_mirrors_the_mask_with_the_image():
+    mask = IMAGES % 2 == 0
+    for batch in take(batches(Dataset(IMAGES, mask=mask), batch_size=10, flip=True), 4):
+        np.testing.assert_array_equal(batch.mask, batch.x1 % 2 == 0)
+    dataset = Dataset(IMAGES, mask=mask[:, :, 0, 0])
+    batch = next(batches(dataset, batch_size=10, flip=True))
+    np.testing.assert_array_equal(batch.mask, batch.x1.min(axis=(2, 3)) % 2 == 0)
+
+
 def test_flip_does_not_modify_the_dataset():
     take(batches(image_dataset(), batch_size=10, flip=True), 4)
     np.testing.assert_array_equal(image_dataset().x, np.arange(60.0).reshape(10, 2, 3, 1))

@@ -241,7 +241,7 @@ def test_shortcut_targets_use_average_weights_and_guide_smallest_steps():
     step_sizes, dropped = np.asarray(examples.r - examples.t), np.asarray(examples.dropped)
     prediction = np.where(dropped, 5.0, 1.0 + np.asarray(labels))
     guided = np.where(dropped, 5.0, 5.0 + 2.5 * (prediction - 5.0))
-    velocity = np.asarray(examples.x1 - examples.x0)[:, 0]
+    velocity = np.asarray(examples.u_t)[:, 0]
     target = np.select(
         [step_sizes == 1.0, step_sizes == 0.5], [prediction + 10.0, guided], velocity
     )

@@ -42,7 +42,7 @@ def test_loss_matches_ddpm_equation_14():
     steps = 1000 * (1 - np.asarray(examples.t, np.float64))
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
     assert ((steps > 0.5) & (steps < 1000.5)).all()
-    known_examples = examples._replace(**dict(zip(("t", "x0", "x1"), float32, strict=True)))
+    known_examples = examples._replace(t=float32[0], x_t=PATH(*float32).x_t, target=float32[1])
     np.testing.assert_allclose(objective.loss({}, known_examples), loss, rtol=1e-6)
 
 

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmjax.networks import DiTConfig, MLPConfig, UNetConfig, make_network
+from fmjax.networks import (
+    DiTConfig,
+    MLPConfig,
+    SequenceTransformerConfig,
+    UNetConfig,
+    make_network,
+)
 
 BATCH = 8
 DIT = DiTConfig(patch_size=2, width=16, num_layers=2, num_heads=2)
+SEQUENCE = SequenceTransformerConfig(width=16, num_layers=2, num_heads=2)
 UNET = UNetConfig(
     width=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), head_width=8
 )
@@ -34,8 +41,17 @@ NETWORKS = {
     "dit learned": NetworkArgs(
         DiTConfig(2, 16, 2, 2, positions="learned", unroll_layers=True), (4, 4, 1), None
     ),
+    "sequence": NetworkArgs(SEQUENCE, (6, 3), 3),
+    "sequence rotary": NetworkArgs(
+        SequenceTransformerConfig(16, 2, 2, positions="rotary", qk_norm=True), (5, 2), None
+    ),
 }
-CONFIGS = {"mlp": (MLPConfig(16, 2), (2,)), "unet": (UNET, (8, 8, 1)), "dit": (DIT, (4, 4, 1))}
+CONFIGS = {
+    "mlp": (MLPConfig(16, 2), (2,)),
+    "unet": (UNET, (8, 8, 1)),
+    "dit": (DIT, (4, 4, 1)),
+    "sequence": (SEQUENCE, (6, 3)),
+}
 
 
 class Evaluation(NamedTuple):
@@ -193,8 +209,8 @@ def test_conditions_that_do_not_match_the_network_are_refused(name):
     t, x, _ = make_points(NETWORKS[name])
     labels = np.zeros(BATCH, np.int32)
     for num_classes, cond, message in [
-        (None, labels, "cond must be None for a network without classes, got labels"),
-        (3, None, "cond must be class labels for a network with classes, got None"),
+        (None, labels, "cond must be None for a network without conditions, got int32"),
+        (3, None, r"cond must be class labels, integers of shape \(8,\), got None"),
     ]:
         net = make_network(config, event_shape, num_classes)
         params = jax.eval_shape(net.init, jax.random.key(0))
@@ -232,6 +248,18 @@ def test_conditions_that_do_not_match_the_network_are_refused(name):
         (
             lambda: make_network(DIT, (8, 8)),
             r"event_shape must be \(height, width, channel\), got \(8, 8\)",
+        ),
+        (
+            lambda: SequenceTransformerConfig(width=7, num_heads=1),
+            "width must be a multiple of 2 for sincos, got 7",
+        ),
+        (
+            lambda: SequenceTransformerConfig(width=9, num_heads=3, positions="rotary"),
+            "width / num_heads must be a multiple of 2 for rotary, got 3",
+        ),
+        (
+            lambda: make_network(SEQUENCE, (6,)),
+            r"event_shape must be \(length, channels\), got \(6,\)",
         ),
         (lambda: make_network(UNET, (2,)), "event_shape must be"),
         (

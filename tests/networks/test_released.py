@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Text, TextShape
+from fmjax._specs import class_spec
 from fmjax.networks import SD3_MEDIUM, SD35_LARGE, SD35_MEDIUM, MMDiTConfig, make_mmdit
 from tests.golden_models import TRANSFORMERS, golden_io, loaded, relative_error, unpacked
 
@@ -74,7 +75,10 @@ SMALL = MMDiTConfig(num_heads=2, head_width=8, num_layers=2)
     [
         (lambda: MMDiTConfig(num_layers=2, dual_layers=(2,)), "dual_layers must contain indices "),
         (lambda: MMDiTConfig(num_heads=1, head_width=6), "width must be a multiple of 4"),
-        (lambda: make_mmdit(SMALL, (8, 8, 4), 10), r"must be text \(a TextShape\) for an MM-DiT"),
+        (
+            lambda: make_mmdit(SMALL, (8, 8, 4), class_spec(10)),
+            r"must be text \(a TextShape\) for an MM-DiT",
+        ),
         (lambda: make_mmdit(SMALL, (7, 8, 4), TEXT), "patch_size must divide the image size 7x8"),
         (
             lambda: make_mmdit(dataclasses.replace(SMALL, position_table=2), (8, 8, 4), TEXT),

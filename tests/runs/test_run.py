@@ -9,6 +9,7 @@ import pytest
 
 import fmjax
 from fmjax._progress import COMPILING, Lines
+from fmjax._specs import class_spec
 from fmjax.config import (
     Config,
     EvaluationConfig,
@@ -21,10 +22,11 @@ from fmjax.data import ArrayData, ToyData
 from fmjax.jobs.evaluate.evaluate import read_evaluation
 from fmjax.jobs.sample.sample import sample_run
 from fmjax.networks import FluxConfig, MLPConfig
-from fmjax.runs import log_density as module
+from fmjax.paths import VelocityNet
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.sharding import make_mesh
 from fmjax.training import Silent
+from tests.bridge import Bridge
 from tests.holder import holder
 
 CONFIG = Config(
@@ -48,7 +50,7 @@ def run(tmp_path_factory):
 def untrained(tmp_path_factory):
     """The run before training, without weights."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "toy")
-    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), 2, None, 0, make_mesh())
+    return Run(folder, CONFIG, build(CONFIG, (2,), 2), (2,), class_spec(2), None, 0, make_mesh())
 
 
 def file_names(run):
@@ -64,9 +66,9 @@ def test_train_opens_a_complete_run_and_shows_progress_on_standard_error(run, ca
     assert output.out == ""
     assert output.err.startswith("toy: ")
     assert output.err.endswith("resumed from step 3\n")
-    longer = dataclasses.replace(CONFIG, training=TrainingConfig(num_steps=4, batch_size=16))
+    wider = dataclasses.replace(CONFIG, network=MLPConfig(width=16, num_layers=1))
     with pytest.raises(ValueError, match="must be new or contain a run with this config"):
-        fmjax.train(longer, run.folder.root)
+        fmjax.train(wider, run.folder.root)
 
 
 @pytest.mark.slow
@@ -131,32 +133,79 @@ def test_wrong_settings_of_samples_are_refused(settings, message, untrained, unc
         untrained.sample(**settings)
 
 
+@dataclasses.dataclass(frozen=True)
 class LinearFlow:
     """`dx/dt = x / 2 + b`, with `b` the shift of the class: it maps N(0, I) to a Gaussian."""
 
-    @staticmethod
-    def velocity_fn(params):
-        return lambda t, x, cond: 0.5 * x + params["shifts"][cond]
+    def make(self, event_shape, conditions):
+        def apply(params, t, x, cond):
+            return 0.5 * x + params["shifts"][cond]
+
+        return VelocityNet(lambda key: {"shifts": jnp.zeros((conditions.num_values, 2))}, apply)
+
+
+SHIFTS = jnp.array([[1.5, -0.5], [-2.0, 3.0]])
+
+
+@pytest.fixture(scope="module")
+def linear(untrained):
+    """A run whose network is a `LinearFlow`, without shifts."""
+    config = dataclasses.replace(CONFIG, network=LinearFlow())
+    experiment = build(config, (2,), 2)
+    params = {"shifts": jnp.zeros((2, 2))}
+    return untrained._replace(config=config, experiment=experiment, params=params)
 
 
 @pytest.mark.slow
-def test_log_density_equals_the_closed_form_of_each_class(untrained, monkeypatch):
+def test_a_second_call_reuses_the_program_with_the_weights_of_the_run(linear, lowered):
+    """Each Euler step of length 1/2 multiplies x by 1.25 and adds half of the shift."""
+    first = linear.sample()
+    num_lowered = len(lowered)
+    shifted = linear._replace(params={"shifts": SHIFTS})
+    second = shifted.sample(16, classes=[1, 0])
+    assert shifted.sample(seed=1).x1.shape == (12, 2)
+    assert len(lowered) == num_lowered
+    growth = 1.25**2
+    labels = np.repeat([1, 0], 8)
+    expected = first.x1[:12] + 0.5 * 2.25 * np.asarray(SHIFTS)[labels[:12]]
+    np.testing.assert_allclose(second.x1[:12], expected, rtol=1e-5, atol=1e-6)
+    other = shifted.sample(16, classes=[1, 0], num_steps=1)
+    noise = first.x1[:12] / growth
+    expected = 1.5 * noise + np.asarray(SHIFTS)[labels[:12]]
+    np.testing.assert_allclose(other.x1[:12], expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(shifted.sample(seed=1).x1, shifted.sample().x1)
+
+
+@pytest.mark.slow
+def test_log_density_equals_the_closed_form_of_each_class(linear, lowered):
     """With directions of +1 and -1, Hutchinson's estimate of this divergence is exact."""
-    monkeypatch.setattr(module, "build", lambda *_: LinearFlow)
-    shifts = np.array([[1.5, -0.5], [-2.0, 3.0]], np.float32)
-    run = untrained._replace(params={"shifts": jnp.asarray(shifts)})
+    run = linear._replace(params={"shifts": SHIFTS})
     growth = np.exp(0.5)
     for x, classes, settings in (
         (X, np.array([1, 0, 0, 1, 1]), {}),
         (jnp.asarray(X), 1, {"divergence": "exact", "likelihood": FIXED}),
     ):
         nats = run.log_density(x, classes=classes, **settings)
-        noise = (X - 2.0 * (growth - 1.0) * shifts[classes]) / growth
+        noise = (X - 2.0 * (growth - 1.0) * np.asarray(SHIFTS)[classes]) / growth
         expected = -0.5 * np.square(noise).sum(axis=1) - np.log(2 * np.pi) - 1.0
         assert (nats.dtype, nats.shape) == (np.float64, (5,))
         np.testing.assert_allclose(nats, expected, atol=1e-4)
-    failed = run._replace(params={"shifts": jnp.full((2, 2), jnp.nan)})
-    assert np.isnan(failed.log_density(X, classes=0, likelihood=FIXED)).all()
+    failed = run._replace(params={"shifts": jnp.nan * SHIFTS})
+    num_lowered = len(lowered)
+    nats = failed.log_density(X, classes=0, divergence="exact", likelihood=FIXED)
+    assert np.isnan(nats).all()
+    assert len(lowered) == num_lowered  # The program of the last call.
+
+
+@pytest.mark.slow
+def test_log_density_uses_the_source_of_the_process(linear):
+    config = dataclasses.replace(linear.config, path=Bridge())
+    run = linear._replace(config=config, experiment=build(config, (2,), 2))
+    nats = run.log_density(X, classes=0, likelihood=FIXED, divergence="exact")
+    x0 = X / np.exp(0.5)
+    square = np.square((x0 - 1.0) / 0.5).sum(axis=1)
+    expected = -0.5 * square - np.log(2 * np.pi) - 2 * np.log(0.5) - 1.0
+    np.testing.assert_allclose(nats, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

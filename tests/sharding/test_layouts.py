@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from fmjax._arrays import Batch, Text, TextShape, TokenShape
+from fmjax._arrays import Batch, Text, TextShape
+from fmjax._specs import Spec, class_spec, null_cond, token_spec
 from fmjax.losses import (
     BuiltInGuidance,
     flow_matching_objective,
@@ -19,6 +20,7 @@ from fmjax.networks import (
     FluxConfig,
     MLPConfig,
     MMDiTConfig,
+    SequenceTransformerConfig,
     TextEncoderConfig,
     UNetConfig,
     make_flow_map,
@@ -27,7 +29,7 @@ from fmjax.networks import (
 from fmjax.paths import AffinePath
 from fmjax.sharding.mesh import MeshConfig, make_mesh, put_batch
 from fmjax.training.state import TrainState
-from fmjax.training.step import init_state, make_train_step
+from fmjax.training.step import abstract_state, init_state, make_train_step
 
 NUM_STEPS, BATCH, NUM_CLASSES = 5, 16, 3
 # With two heads, a tensor axis of size 8 splits queries instead of heads.
@@ -35,6 +37,7 @@ NETWORKS = {
     "dit": (DiTConfig(2, 64, 2, 2, qk_norm=True), (8, 8, 1)),
     "unet": (UNetConfig(32, (1, 2), 1, attention_resolutions=(4,), head_width=32), (8, 8, 1)),
     "mlp": (MLPConfig(64, 2), (4,)),
+    "sequence": (SequenceTransformerConfig(64, 2, 2, qk_norm=True), (16, 7)),
     "flux": (FluxConfig(2, 2, 32, 1, 2, (8, 12, 12)), (8, 8, 4)),
     "captions": (MMDiTConfig(2, 2, 32, 2, qk_norm=True), (8, 8, 4)),
 }
@@ -43,9 +46,13 @@ GUIDANCE = BuiltInGuidance(max_scale=4.0, first=0.2, last=0.8)
 FLOW_MAPS = {"improved": "dit", "improved_unet": "unet", "shortcut": "dit"}
 NETWORKS |= {name: NETWORKS[network] for name, network in FLOW_MAPS.items()}
 TEXT = TextShape(4, 64, 64)
-TOKENS = TokenShape(4, 64)
-CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": TEXT, "captions": TOKENS}
-NULL_CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {"flux": Text(0.0, 0.0), "captions": 0}
+TOKENS = token_spec(4, 64)
+MIXED = {"plan": Spec((16, 2)), "state": Spec((8,)), "task": class_spec(NUM_CLASSES)}
+CONDITIONS = dict.fromkeys(NETWORKS, NUM_CLASSES) | {
+    "flux": TEXT,
+    "captions": TOKENS,
+    "sequence": MIXED,
+}
 ENCODER = TextEncoderConfig(64, 2, 2)
 ONE_DEVICE = MeshConfig(1, 1, 1)
 LAYOUTS = [
@@ -65,6 +72,7 @@ LAYOUTS = [
             ("shortcut", 1, 4, 2),
             ("flux", 1, 8, 1),
             ("mlp", 1, 4, 2),
+            ("sequence", 2, 2, 2),
         )
     ),
 ]
@@ -79,7 +87,7 @@ class TrainingResult(NamedTuple):
 def make_objective(name):
     """Return the network and its objective."""
     conditions, path = CONDITIONS[name], AffinePath()
-    dropped = dict(label_drop=0.1, null_cond=NULL_CONDITIONS[name])
+    dropped = dict(label_drop=0.1, null_cond=null_cond(conditions))
     if name not in FLOW_MAPS:
         net = make_network(*NETWORKS[name], conditions, text_encoder=ENCODER)
         return net, flow_matching_objective(net, path, **dropped)
@@ -111,7 +119,13 @@ def train(name, layout):
             cond = Text(*(rng.standard_normal(shape, np.float32) for shape in shapes))
         if name == "captions":
             shape = (BATCH, TOKENS.num_tokens)
-            cond = rng.integers(0, TOKENS.vocab_size, shape).astype(np.int32)
+            cond = rng.integers(0, TOKENS.num_values, shape).astype(np.int32)
+        if name == "sequence":
+            cond = {
+                "plan": rng.standard_normal((BATCH, 16, 2), np.float32),
+                "state": rng.standard_normal((BATCH, 8), np.float32),
+                "task": cond,
+            }
         state, metrics = step(state, put_batch(Batch(x, cond), mesh))
         losses.append(float(metrics.loss))
     return TrainingResult(initial_params, losses, state)
@@ -160,3 +174,23 @@ def test_large_arrays_are_sharded_over_fsdp_and_tensor(case):
             assert leaf.addressable_shards[0].data.size * num_shards == leaf.size, leaf_name
             num_split += num_shards > 1
     assert num_split > 0 or layout.data == 8
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adafactor(1e-3),
+        optax.contrib.muon(1e-3),
+        optax.lion(1e-3),
+        optax.contrib.schedule_free_adamw(1e-3),
+    ],
+    ids=["adafactor", "muon", "lion", "schedule_free"],
+)
+def test_moments_of_any_shape_are_stored_in_shards(optimizer):
+    """Adafactor's moments of a matrix are vectors, which lack the axes that the layer names."""
+    net = make_network(MLPConfig(4096, 1), (4,), NUM_CLASSES)
+    state = abstract_state(net, optimizer, make_mesh(MeshConfig(1, 2, 4)))
+    for leaf in jax.tree.leaves(state):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        if np.prod(leaf.shape) >= 2**12 and max(leaf.shape) % 2 == 0:
+            assert np.prod(shard) < np.prod(leaf.shape)

@@ -249,6 +249,8 @@ def decay(path, leaf):
 
 OPTIMIZERS = {
     "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    "schedule_free": optax.contrib.schedule_free_adamw(1e-2),
+    "noise": optax.chain(optax.add_noise(1e-3, 0.5, jax.random.key(3)), optax.sgd(1e-2)),
     "polyak": optax.polyak_sgd(0.1),  # Uses the loss.
     "multi_steps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
     "partition": optax.partition(

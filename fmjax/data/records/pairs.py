@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fmjax._arrays import Batch, Conditions
+from fmjax._arrays import Batch
 from fmjax._checks import require
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.records.manifest import RecordField
 from fmjax.data.records.records import Records, open_records
 
@@ -40,9 +41,9 @@ class Pairs:
         return self.records.manifest.fields[0].shape
 
     @property
-    def conditions(self) -> Conditions:
+    def conditions(self) -> CondSpec:
         """Number of classes, or None for unconditional pairs."""
-        return self.num_classes
+        return None if self.num_classes is None else class_spec(self.num_classes)
 
     def examples(self, indices: np.ndarray) -> Batch:
         """Return the pairs at `indices`."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least, require_numbers
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, num_classes as num_classes_of
 from fmjax.data.dataset import SPLITS, Dataset, Split, tokenize_captions
 from fmjax.data.sources.mnist import IdxData
 from fmjax.data.tokenizer import TokenizerConfig
@@ -49,7 +49,7 @@ class CaptionedClasses:
 
     def __post_init__(self) -> None:
         require_numbers(self, "data.")
-        num_classes = self.data.shape()[1]
+        num_classes = num_classes_of(self.data.shape()[1])
         is_valid = len(self.names) == num_classes and all(map(str.strip, self.names))
         rule = f"hold a name for each of {num_classes} classes"
         require(is_valid, "data.names", rule, self.names)
@@ -57,7 +57,7 @@ class CaptionedClasses:
         require(is_valid, "data.templates", "be texts that contain {} once", self.templates)
         require_at_least("data.seed", self.seed, 0)
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one image and the sizes of its caption, without reading files."""
         return self.data.shape()[0], self.tokenizer.shape
 

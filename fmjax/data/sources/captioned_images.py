@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmjax._arrays import Conditions
 from fmjax._checks import MAX_SIDE, require, require_at_least, require_between, require_numbers
 from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec
 from fmjax.data.dataset import SPLITS, Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.caption_files import Pairs, read_captions
 from fmjax.data.sources.image_files import ImageFiles, is_test_image
@@ -47,7 +47,7 @@ class CaptionedImages:
         require_between("data.size", self.size, 1, MAX_SIDE)
         require_at_least("data.test_every", self.test_every, 2)
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one image and the sizes of its caption, without reading files."""
         return (self.size, self.size, 3), self.tokenizer.shape
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fmjax._checks import require
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.dataset import Dataset, Split
 
 CLASS_NAMES = (
@@ -42,9 +43,9 @@ class Cifar10Data:
 
     folder: str
 
-    def shape(self) -> tuple[tuple[int, ...], int | None]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point and the number of classes, without reading files."""
-        return (32, 32, 3), 10
+        return (32, 32, 3), class_spec(10)
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read one split of the data set.

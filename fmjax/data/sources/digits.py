@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.dataset import Dataset, Split
 
 _TEST_EVERY = 5
@@ -21,9 +22,9 @@ class DigitsData:
     Reference: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
     """
 
-    def shape(self) -> tuple[tuple[int, ...], int | None]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point and the number of classes, without reading files."""
-        return (8, 8, 1), 10
+        return (8, 8, 1), class_spec(10)
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Load the images of one split, in the order of the file."""

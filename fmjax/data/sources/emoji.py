@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import Conditions
 from fmjax._checks import MAX_SIDE, require, require_between, require_numbers, require_one_of
 from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec
 from fmjax.data.dataset import Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.image_files import crop_to_square, open_image
 from fmjax.data.tokenizer import TokenizerConfig
@@ -106,7 +106,7 @@ class EmojiData:
         for group in self.groups:
             require_one_of("data.groups", group, GROUPS)
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one image and the sizes of its caption, without reading files."""
         return (self.size, self.size, 3), self.tokenizer.shape
 

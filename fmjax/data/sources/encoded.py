@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fmjax._arrays import Batch, Conditions, Text, TextShape
+from fmjax._arrays import Batch, Text, TextShape
 from fmjax._checks import require, require_numbers
 from fmjax._files import require_exists
 from fmjax._json import check_json
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec
 from fmjax.data.dataset import Dataset, Indices, NoSuchSplit, Split
 from fmjax.data.records.manifest import RecordField, RecordManifest
 from fmjax.data.records.records import Records, open_records
@@ -40,7 +41,7 @@ class EncodedData:
     def __post_init__(self) -> None:
         require_numbers(self, "data.")
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one latent and the sizes of an encoded caption."""
         if self.event_shape is not None and self.text is not None:
             return self.event_shape, self.text
@@ -137,7 +138,7 @@ class _Encoded(Dataset):
     shape: TextShape | None = None
 
     @property
-    def conditions(self) -> Conditions:
+    def conditions(self) -> CondSpec:
         return self.shape
 
     def examples(self, indices: Indices = slice(None)) -> Batch:

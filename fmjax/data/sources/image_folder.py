@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import Conditions
 from fmjax._checks import (
     MAX_SIDE,
     require,
@@ -19,6 +18,7 @@ from fmjax._checks import (
 )
 from fmjax._files import require_exists, walk
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.dataset import MAX_CLASSES, SPLITS, Dataset, NoSuchSplit, Split, tokenize_captions
 from fmjax.data.sources.caption_files import report_skipped, skip_reason
 from fmjax.data.sources.captioned_images import CaptionedImages
@@ -89,7 +89,7 @@ class ImageFolder:
             rule = "be left out if the images have captions"
             require(not self.captions, "data.num_classes", rule, self.num_classes)
 
-    def shape(self) -> tuple[tuple[int, ...], Conditions]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one image, and the number of classes or the sizes of a caption.
 
         Raises:
@@ -99,8 +99,9 @@ class ImageFolder:
         if self.captions:
             return event_shape, self.tokenizer.shape
         if self.num_classes is not None:
-            return event_shape, self.num_classes
-        return event_shape, len(_layout(self._folder()).class_names) or None
+            return event_shape, class_spec(self.num_classes)
+        num_classes = len(_layout(self._folder()).class_names)
+        return event_shape, class_spec(num_classes) if num_classes else None
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Find the images of one split and check that they can be read, without decoding them.

@@ -8,6 +8,7 @@ import numpy as np
 from fmjax._checks import require, require_numbers, require_one_of
 from fmjax._files import cache_dir
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.dataset import Dataset, Split
 from fmjax.data.sources.download import DownloadError, download
 from fmjax.data.sources.idx import read_idx
@@ -104,9 +105,9 @@ class IdxData:
         in_range = all(0 <= label < 10 for label in self.classes)
         require(in_range, "data.classes", "be labels from 0 to 9", self.classes)
 
-    def shape(self) -> tuple[tuple[int, ...], int | None]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point and the number of classes, without reading files."""
-        return (28, 28, 1), 10
+        return (28, 28, 1), class_spec(10)
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Read one split of the data set.

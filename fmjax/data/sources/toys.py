@@ -9,6 +9,7 @@ import numpy as np
 from fmjax._checks import require_at_least, require_numbers, require_one_of
 from fmjax._memory import require_host_memory
 from fmjax._progress import Progress, Silent
+from fmjax._specs import CondSpec, class_spec
 from fmjax.data.dataset import SPLITS, Dataset, Split
 
 _Sample: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -103,9 +104,10 @@ class ToyData:
         require_at_least("data.num_examples", self.num_examples, 1)
         require_at_least("data.seed", self.seed, 0)
 
-    def shape(self) -> tuple[tuple[int, ...], int | None]:
+    def shape(self) -> tuple[tuple[int, ...], CondSpec]:
         """Return the shape of one data point and the number of classes (None: unconditional)."""
-        return (2,), _TOYS[self.name][1] if self.conditional else None
+        num_components = _TOYS[self.name][1]
+        return (2,), class_spec(num_components) if self.conditional else None
 
     def load(self, split: Split, *, progress: Progress = Silent()) -> Dataset:
         """Sample the examples of one split."""

@@ -20,6 +20,7 @@ from fmjax.config import (
     make_solve,
     solver_title,
 )
+from fmjax.data import Standardization
 from fmjax.jobs.compare.compare import Metric, Row, compare
 from fmjax.jobs.compare.methods import Method, adaptive_settings, fixed_settings
 from fmjax.metrics import (
@@ -68,10 +69,12 @@ def compare_run(
     key, indices = jax.random.key(config.seed), jnp.arange(num_samples)
     x0 = run_source_points(run, progress)(config.seed, indices)
     conds = even_conds(run, num_samples)
+    standardization = run.standardization
     gallery: list[GalleryEntry] = []
 
     def add_to_gallery(row: Row) -> None:
-        images = row.x1[np.linspace(0, num_samples - 1, NUM_SHOWN).round().astype(int)]
+        shown = row.x1[np.linspace(0, num_samples - 1, NUM_SHOWN).round().astype(int)]
+        images = standardization.restore_points(shown)
         gallery.append(GalleryEntry.of(row.run, images))
 
     comparison = compare(
@@ -81,7 +84,10 @@ def compare_run(
         jax.device_put(conds, by_row),
         methods=run_methods(run, config, progress),
         keys=jax.device_put(noise_keys(key, indices), by_row),
-        metrics=_metrics(run, num_samples, config.seed, extractor, progress),
+        metrics=[
+            _in_data_units(metric, standardization)
+            for metric in _metrics(run, num_samples, config.seed, extractor, progress)
+        ],
         on_row=add_to_gallery if is_image(run.event_shape) else lambda row: None,
         progress=progress,
     )._replace(step=run.step, guidance=config.guidance)
@@ -90,6 +96,15 @@ def compare_run(
         write_gallery(gallery, run.folder.gallery)
     write_json(comparison, run.folder.comparison)
     return comparison
+
+
+def _in_data_units(metric: Metric, standardization: Standardization) -> Metric:
+    """Return a metric of samples that are still standardized."""
+
+    def evaluate(x: np.ndarray) -> float:
+        return metric.evaluate(standardization.restore_points(x))
+
+    return metric._replace(evaluate=evaluate)
 
 
 def run_methods(run: Run, config: CompareConfig, progress: Progress = Silent()) -> list[Method]:

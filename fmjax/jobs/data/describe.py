@@ -10,8 +10,17 @@ import numpy as np
 from fmjax._arrays import is_image, noun
 from fmjax._files import lock_outputs, require_outside, require_target, write_atomically
 from fmjax._progress import Progress, Silent
+from fmjax._specs import named_arrays
 from fmjax.config import Config
-from fmjax.data import CaptionedImages, Dataset, DataSource, ImageFolder, NoSuchSplit
+from fmjax.data import (
+    CaptionedImages,
+    Dataset,
+    DataSource,
+    ImageFolder,
+    NoSuchSplit,
+    fit_standardization,
+    load,
+)
 from fmjax.runs.folder import select_texts
 from fmjax.runs.sampling.batches import SampleSet
 from fmjax.runs.sampling.files import sample_grid
@@ -66,6 +75,9 @@ def describe_data(config: Config, output: Path, *, progress: Progress = Silent()
         train, test = _load_splits(config.data, config, "data", progress)
         for line in summarize_data(train, test, progress):
             progress.say(line)
+        if config.standardize:
+            for line in _summarize_moments(train, progress):
+                progress.say(line)
         if train.conditions is None:
             progress.say("no conditions: the model is unconditional")
         if config.source is not None:
@@ -86,9 +98,9 @@ def _load_splits(
     data: DataSource, config: Config, name: str, progress: Progress
 ) -> tuple[Dataset, Dataset | None]:
     """Load the splits of a data set; report if there is no test split."""
-    train = data.load("train", progress=progress)
+    train = load(data, "train", progress=progress)
     try:
-        test = data.load("test", progress=progress)
+        test = load(data, "test", progress=progress)
     except NoSuchSplit as error:
         progress.say(f"{name} without a test split: {error}")
         test = None
@@ -123,8 +135,17 @@ def summarize_data(
     if train.text is not None:
         (_, num_tokens, width), (_, pooled_width) = train.text.tokens.shape, train.text.pooled.shape
         yield f"encoded prompts: {num_tokens} tokens of width {width}, pooled width {pooled_width}"
+    if train.cond is not None:
+        yield from _summarize_conditions(train, test)
     if train.labels is not None:
         yield from _summarize_classes(train, test)
+
+
+def _summarize_moments(train: Dataset, progress: Progress) -> Iterator[str]:
+    """Yield a line on the mean and standard deviation of each array that is standardized."""
+    for name, moments in fit_standardization(train, progress=progress).moments.items():
+        means, stds = (f"{min(values):.4g} to {max(values):.4g}" for values in moments)
+        yield f"standardized {name}: subtract means of {means}, divide by {stds}"
 
 
 def _measure_values(dataset: Dataset, progress: Progress) -> _Values:
@@ -145,6 +166,29 @@ def _measure_values(dataset: Dataset, progress: Progress) -> _Values:
     size = num * math.prod(dataset.event_shape)
     mean = total / size
     return _Values(num, low, high, mean, math.sqrt(max(0.0, squares / size - mean**2)))
+
+
+def _summarize_conditions(train: Dataset, test: Dataset | None) -> Iterator[str]:
+    """Yield a line on each array of the conditions, of some examples of each split."""
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    values = {
+        name: named_arrays(
+            dataset.conds(
+                np.linspace(0, len(dataset) - 1, min(len(dataset), _MAX_READ)).astype(int)
+            )
+        )
+        for name, dataset in splits.items()
+    }
+    yield "conditions:"
+    for name, spec in named_arrays(train.conditions).items():
+        kind = f"{spec.kind} of shape {spec.shape}" if spec.shape else "number"
+        if spec.num_values is not None:
+            kind = f"{'label' if spec.kind == 'label' else kind} in [0, {spec.num_values})"
+        ranges = ", ".join(
+            f"{split} {arrays[name].min():.4g} to {arrays[name].max():.4g}"
+            for split, arrays in values.items()
+        )
+        yield f"  {name}: {kind}, {ranges}"
 
 
 def _summarize_classes(train: Dataset, test: Dataset | None) -> Iterator[str]:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require, require_at_least
 from fmjax._json import AnyFloat, Count, NonNegative, Share, plain_json, read_json
 from fmjax._progress import Lines, Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.config import EvaluationConfig, Sampling
 from fmjax.data import NoSuchSplit
 from fmjax.jobs.evaluate.kept_samples import evaluation_samples
+from fmjax.jobs.evaluate.posterior import check_posterior, has_posterior
 from fmjax.jobs.evaluate.straightness import measure_straightness
 from fmjax.metrics import FeatureExtractor, frechet_distance, sliced_wasserstein
 from fmjax.runs.folder import Run, write_text, writes
@@ -114,7 +115,8 @@ def evaluate(
     """Measure how close samples of a run are to its data, as `fmjax evaluate`.
 
     The result is also written to `evaluation.json` in the run folder, for its report, next to
-    `straightness.json`.
+    `straightness.json` and, for the posterior of a few parameters given a vector, the calibration
+    `posterior.json`.
 
     Args:
         run: A trained run, from `fmjax.train` or `fmjax.open_run`.
@@ -136,7 +138,13 @@ def evaluate(
     )
 
 
-@writes("evaluation.json", "straightness.json", "samples/evaluation.npz")
+@writes(
+    "evaluation.json",
+    "straightness.json",
+    "posterior.json",
+    "samples/evaluation.npz",
+    "samples/posterior.npz",
+)
 def evaluate_run(
     run: Run,
     evaluation: EvaluationConfig,
@@ -188,7 +196,7 @@ def evaluate_run(
         nfe=float(samples.nfe.mean()),
         num_half=len(references.halves[0]),
         num_test=len(references.test),
-        prompted=isinstance(run.conditions, TokenShape),
+        prompted=is_captions(run.conditions),
         **references.distances("wasserstein", _wasserstein(evaluation, sampling.seed), x1),
     )
     classifier = None
@@ -209,6 +217,8 @@ def evaluate_run(
     for line in summarize_evaluation(result):
         progress.say(line)
     measure_straightness(run, sampling, evaluation.num_trajectories, progress=progress)
+    if has_posterior(run):
+        check_posterior(run, evaluation.num_simulations, progress=progress)
     # Written last, so that a complete evaluation.json implies that all other files are complete.
     write_text(run.folder.evaluation, json.dumps(plain_json(result._asdict()), indent=2) + "\n")
     return result

@@ -52,7 +52,9 @@ def evaluation_samples(
     samples = _read(file, origin, sampling.num_samples, run.event_shape)
     if samples is not None:
         progress.say(f"using the {len(samples.x1)} samples in {file}")
-        return samples._replace(labels=conditions.labels, prompts=conditions.prompts)
+        return samples._replace(
+            labels=conditions.labels, prompts=conditions.prompts, cond=conditions.arrays
+        )
     num_bytes = sampling.num_samples * (4 * math.prod(run.event_shape) + _BYTES_PER_SAMPLE)
     require_space(file.parent, num_bytes, f"{sampling.num_samples} samples")
     samples = sample_from_run(run, sampling, conditions, progress=progress)

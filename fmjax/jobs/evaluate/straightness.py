@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +53,12 @@ class StraightnessResult(NamedTuple):
         times: Times at which `deviation` is given.
         deviation: Integrand of `s` at `times`, the mean over trajectories.
         midpoints: Times at which `curvature` is given.
-        curvature: Mean rms of the second time derivative at `midpoints`, in data units per squared
-            unit of time.
-        lines: Positions of some trajectories at `times`, for data in the plane; otherwise empty.
-        cost: Mean squared distance between the ends of a trajectory, per coordinate.
+        curvature: Mean rms of the second time derivative at `midpoints`, in data units (standard
+            deviations of standardized data) per squared unit of time.
+        lines: Positions of some trajectories at `times`, in data units, for data in the plane;
+            otherwise empty.
+        cost: Mean squared distance between the ends of a trajectory, per coordinate, in data units
+            (standard deviations of standardized data) squared.
     """
 
     step: Count
@@ -106,7 +109,7 @@ def measure_straightness(
             measure_batch,
             lambda indices: (
                 source_points(sampling.seed, indices),
-                None if conds is None else conds[indices],
+                jax.tree.map(itemgetter(indices), conds),
             ),
             num_trajectories,
             batch_size=_BATCH_SIZE,
@@ -128,7 +131,7 @@ def measure_straightness(
         deviation=tuple(np.nanmean(deviation, axis=0).tolist()),
         midpoints=tuple(measured.midpoints[0].tolist()),
         curvature=tuple(np.nanmean(curvature, axis=0).tolist()),
-        lines=_drawable(measured.positions) if planar else (),
+        lines=_drawable(run.standardization.restore_points(measured.positions)) if planar else (),
         cost=float(np.nanmean(cost)),
         num_failed=num_trajectories - num_finite,
     )

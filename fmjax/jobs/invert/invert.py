@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import PyTree
 from PIL import Image
 
-from fmjax._arrays import Cond, Params, Points, TokenShape, is_image
+from fmjax._arrays import Cond, Params, Points, is_image
 from fmjax._checks import require
 from fmjax._files import require_target, write_atomically
 from fmjax._json import AnyFloat, Count, NonNegative, Positive, Size, plain_json, read_json
 from fmjax._progress import COMPILING, Progress, Silent
+from fmjax._specs import has_arrays, is_captions
 from fmjax.config import ODE_SOLVERS, Steps
 from fmjax.config.invert import InvertConfig
 from fmjax.jobs.compare.methods import Setting, adaptive_settings, fixed_settings
@@ -27,6 +28,7 @@ from fmjax.jobs.invert.image_examples import (
     rms,
 )
 from fmjax.jobs.invert.pictures import Edits, edit_all, interpolation
+from fmjax.paths import Prediction, require_conversion
 from fmjax.report.images import image_bytes
 from fmjax.runs.folder import Run, write_text, writes
 from fmjax.solvers import ClassifierFree, invert, sample
@@ -119,10 +121,10 @@ def invert_run(
     rule = "have noise as its source distribution to be inverted"
     require(run.config.source is None, "run", rule, "a dataset")
     rule = "be unconditional or conditioned on classes to be inverted"
-    require(
-        not isinstance(run.conditions, TokenShape), "run", rule, "a run conditioned on captions"
-    )
-    # Raise for guidance that the model does not support before any solve.
+    require(not is_captions(run.conditions), "run", rule, "a run conditioned on captions")
+    require(not has_arrays(run.conditions), "run", rule, "a run conditioned on arrays")
+    # Raise for a path or guidance that the model does not support before any solve.
+    require_conversion(run.model.process, Prediction.VELOCITY)
     ClassifierFree(config.guidance)(run.model).velocity_fn(run.params)
     if config.target_class is not None:
         check_classes("target_class", (config.target_class,), run.num_classes)
@@ -196,13 +198,16 @@ def _round_trips(
 
 def _make_round_trip(run: Run, solver: Any) -> Callable[..., tuple[jax.Array, ...]]:
     """Make the function that maps images to noise and back with one solver."""
+    standardization = run.standardization
 
     def round_trip(params: Params, x1: Points, labels: Cond, steps: Steps) -> tuple[jax.Array, ...]:
         velocity_fn = run.model.velocity_fn(params)
-        inverted = invert(velocity_fn, x1, labels, solver=solver, steps=steps)
+        z1 = standardization.points(x1)
+        inverted = invert(velocity_fn, z1, labels, solver=solver, steps=steps)
         restored = sample(velocity_fn, inverted.x0, labels, solver=solver, steps=steps)
         nfe = inverted.nfe + restored.nfe
-        return inverted.x0, restored.x1, nfe, inverted.succeeded & restored.succeeded
+        x1 = standardization.restore_points(restored.x1)
+        return inverted.x0, x1, nfe, inverted.succeeded & restored.succeeded
 
     return round_trip
 

@@ -53,14 +53,17 @@ def interpolation(run: Run, config: InvertConfig, selected: Examples) -> Image.I
     A row shows the first image, decoded points of the arc from the first noise to the second, and
     the second image. Each point is decoded with the class of the nearer image.
     """
+    standardization = run.standardization
 
     def encode(params: Params, x1: Points, labels: Cond) -> Points:
         velocity_fn = run.model.velocity_fn(params)
-        return invert(velocity_fn, x1, labels, **_solver_arguments(config)).x0
+        z1 = standardization.points(x1)
+        return invert(velocity_fn, z1, labels, **_solver_arguments(config)).x0
 
     def decode(params: Params, x0: Points, labels: Cond) -> Points:
         velocity_fn = run.model.velocity_fn(params)
-        return _blank_if_failed(sample(velocity_fn, x0, labels, **_solver_arguments(config)))
+        solved = sample(velocity_fn, x0, labels, **_solver_arguments(config))
+        return standardization.restore_points(_blank_if_failed(solved))
 
     num_pairs, num = len(selected.x) // 2, config.num_between
     first, second = (selected.at(slice(side, 2 * num_pairs, 2)) for side in (0, 1))
@@ -87,6 +90,7 @@ def edit_all(
         The results of each strength, and a picture with one row per image: the image and its edits
         from weak to strong.
     """
+    standardization = run.standardization
 
     def edit_batch(
         params: Params, x1: Points, labels: Cond, strength: jax.Array
@@ -95,10 +99,11 @@ def edit_all(
         indices = jnp.arange(x1.shape[0])
         # All strengths use the same noise, so that columns differ only by the strength.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), indices)
-        path = run.model.path
         arguments = _solver_arguments(config)
-        solved = edit(velocity_fn, path, x1, keys, strength, labels, **arguments)
-        return _blank_if_failed(solved), solved.nfe, solved.succeeded
+        z1 = standardization.points(x1)
+        solved = edit(velocity_fn, run.model.affine_path, z1, keys, strength, labels, **arguments)
+        x1 = standardization.restore_points(_blank_if_failed(solved))
+        return x1, solved.nfe, solved.succeeded
 
     inputs, names = selected, ()
     if selected.labels is not None:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fmjax._arrays import Batch, Conditions, Params
+from fmjax._arrays import Batch, Params
 from fmjax._checks import require
+from fmjax._specs import CondSpec
 from fmjax.config import Config, Experiment, build, differentiable_forwards, make_solve, make_step
 from fmjax.planning import count_flops, counts_all, flops_per_example
-from fmjax.runs.sampling.batches import make_batch_solver
+from fmjax.runs.sampling.batches import make_batch_solver, seed_data
 from fmjax.sharding import (
     abstract_batch,
     batch_sharding,
@@ -60,7 +61,7 @@ class Work(NamedTuple):
 
 
 def training_step(
-    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
+    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: CondSpec
 ) -> Work:
     """Return the training step that `fmjax train` runs.
 
@@ -99,7 +100,7 @@ def step_flops(
     frozen: Params | None = None,
     *,
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
 ) -> float:
     """Return the FLOPs of one example in a training step, for any attention implementation.
 
@@ -118,7 +119,7 @@ def step_flops(
 
 
 def sampling_batch(
-    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: Conditions
+    config: Config, mesh: Mesh, *, event_shape: tuple[int, ...], conditions: CondSpec
 ) -> Work:
     """Return the function with which `fmjax sample` computes one batch of samples.
 
@@ -144,7 +145,9 @@ def sampling_batch(
 
     def sampler_of(experiment: Experiment) -> Callable[..., Samples]:
         solve = make_solve(experiment.model, sampling)
-        return make_batch_solver(config.path, solve, steps, event_shape, sampling.seed, mesh)
+        solver = make_batch_solver(experiment.model.process, solve, steps, event_shape, mesh)
+        seed = seed_data(sampling.seed)
+        return jax.jit(lambda params, indices, cond: solver(params, seed, indices, cond))
 
     params = jax.eval_shape(experiment.init, jax.random.key(0))
     params = with_shardings(params, mesh, experiment.model.net.tensor_axes)

@@ -35,7 +35,7 @@ from fmjax.report.content import Report
 from fmjax.report.gallery import GalleryEntry, write_gallery
 from fmjax.report.page import write_report
 from fmjax.runs.folder import require_no_run
-from fmjax.runs.sampling.batches import noise
+from fmjax.runs.sampling.batches import sample_source_points
 from fmjax.sharding import batch_sharding, num_shares, on_mesh
 from fmjax.solvers import ClassifierFree
 
@@ -138,7 +138,8 @@ def _solve_all(
         return CountedField(on_mesh(mesh, velocity_fn), partial(evaluations, velocity_fn))
 
     sharding = batch_sharding(mesh)
-    x0 = noise(jax.random.key(request.config.seed), jnp.arange(num), request.latents.event_shape)
+    key, event_shape = jax.random.key(request.config.seed), request.latents.event_shape
+    x0 = sample_source_points(transformer.process, key, jnp.arange(num), event_shape)
     cond = jax.device_put(condition(request, text, np.zeros(num, int)), sharding)
     rows: list[tuple[SolverRun, np.ndarray]] = []
     comparison = compare(

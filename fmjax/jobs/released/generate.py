@@ -27,7 +27,7 @@ from fmjax.pretrained.folder import FLUX, ModelFolder
 from fmjax.pretrained.pipeline import load_transformer, read_latents, velocity_net
 from fmjax.pretrained.prompts import PromptEncoding, encode_prompts
 from fmjax.pretrained.validate import validate_model
-from fmjax.runs.sampling.batches import make_batch_solver
+from fmjax.runs.sampling.batches import make_batch_solver, seed_data
 from fmjax.runs.sampling.solve_progress import SolveProgress
 from fmjax.sharding import map_batched, on_mesh, padded_batch_size
 from fmjax.solvers import Model
@@ -180,19 +180,19 @@ def _solve(
         sampling = Sampling.of(
             solver=config.solver, num_steps=1, guidance=guidance_scale(request, null)
         )
+        seed = seed_data(config.seed)
         sample = make_batch_solver(
-            model.path,
+            model.process,
             make_solve(model, sampling),
             request.steps,
             request.latents.event_shape,
-            config.seed,
             mesh,
         )
 
         def solve_batch(
             indices: jax.Array, text: Text, start: Points | None
         ) -> dict[str, jax.Array]:
-            solved = sample(loaded.params, indices, text, start)
+            solved = sample(loaded.params, seed, indices, text, start)
             return {"x1": solved.x1, "nfe": solved.nfe, "succeeded": solved.succeeded}
 
         return map_batched(

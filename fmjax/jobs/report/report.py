@@ -8,13 +8,17 @@ from fmjax._arrays import is_image
 from fmjax._progress import Progress, Silent
 from fmjax.config import StudyConfig, num_parameters, to_json
 from fmjax.jobs.evaluate.evaluate import Evaluation, in_equal_numbers, read_evaluation
+from fmjax.jobs.evaluate.posterior import read_posterior, read_posterior_samples
 from fmjax.jobs.evaluate.straightness import read_straightness
 from fmjax.jobs.report.tables import likelihood_tables, round_trip_tables, straightness_tables
+from fmjax.paths import AffinePath
 from fmjax.report.comparison import Comparison, read_json
 from fmjax.report.content import (
+    CornerPlot,
     KeyNumber,
     LossCurve,
     NamedPicture,
+    PosteriorChecks,
     Report,
     SampleGrid,
     SamplePoints,
@@ -42,7 +46,10 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
     report = Report(
         title=config.name,
         summary=_summary(run),
-        key_numbers=() if evaluation is None else _key_numbers(evaluation),
+        key_numbers=(
+            *(() if evaluation is None else _key_numbers(evaluation)),
+            *_posterior_numbers(folder),
+        ),
         samples=_samples(run),
         comparison=comparison,
         loss=_loss_curve(folder.metrics),
@@ -51,6 +58,7 @@ def report_run(run: Run, *, progress: Progress = Silent()) -> Path:
         gallery=_gallery(folder),
         tables=(*likelihood_tables(folder), *round_trip_tables(folder)),
         pictures=_pictures(folder),
+        posterior=_posterior(folder),
     )
     return _write(report, folder, progress)
 
@@ -107,9 +115,11 @@ def _summary(run: Run) -> str:
     millions = num_parameters(run.params) / 1e6
     extensions = read_extensions(run.folder, run.config.training.num_steps)
     network = type(run.config.network).__name__.removesuffix("Config")
-    schedule = type(run.config.path.schedule).__name__
+    path = run.config.path
+    is_affine = isinstance(path, AffinePath)
+    path_name = f"{type(path.schedule).__name__} schedule" if is_affine else type(path).__name__
     return (
-        f"{network} with {millions:.3g} million parameters, {schedule} schedule, "
+        f"{network} with {millions:.3g} million parameters, {path_name}, "
         f"{run.model.prediction} prediction, {run.step:,} training steps with batches of "
         f"{run.config.training.batch_size} examples."
         + ("" if run.config.start_from is None else f" Started from run {run.config.start_from}.")
@@ -124,7 +134,7 @@ def _samples(run: Run) -> SampleGrid | SamplePoints | None:
     samples, _ = read_samples(file)
     caption = f"{len(samples.x1)} samples by {describe_sampling(run.config.sampling)}."
     if run.event_shape == (2,):
-        real = run.config.data.load("train", progress=Silent()).examples().x1[: len(samples.x1)]
+        real = run.config.data.load("train", progress=Silent()).points(slice(len(samples.x1)))
         return SamplePoints(samples.x1, real, caption)
     if not is_image(run.event_shape):
         return None
@@ -191,6 +201,36 @@ def _key_numbers(evaluation: Evaluation) -> tuple[KeyNumber, ...]:
         note = f"real test images: {100 * evaluation.classifier_accuracy:.1f} %"
         numbers.append(KeyNumber("Recognized samples", f"{100 * evaluation.accuracy:.1f} %", note))
     return tuple(numbers)
+
+
+def _posterior(folder: RunFolder) -> PosteriorChecks | None:
+    samples = read_posterior_samples(folder)
+    if samples is None:
+        return None
+    corners = tuple(
+        CornerPlot(
+            theta,
+            true,
+            caption=f"{len(theta):,} samples of the posterior of a test observation, and the "
+            "parameters that it was simulated with. The regions of highest density have 50, 90 and "
+            "99 % of the samples.",
+        )
+        for theta, true in zip(samples.shown, samples.shown_true, strict=True)
+    )
+    coverages = {"regions of highest density": samples.coverage()}
+    return PosteriorChecks(corners, samples.histogram(), coverages)
+
+
+def _posterior_numbers(folder: RunFolder) -> tuple[KeyNumber, ...]:
+    if not folder.posterior.is_file():
+        return ()
+    result = read_posterior(folder.posterior)
+    num = result.num_simulations - result.num_failed
+    note = f"mean over {num:,} test observations, ± {result.log_prob_error:.2g}"
+    log_prob = KeyNumber("Log-density of true parameters", f"{result.log_prob:.3f} nats", note)
+    note = f"of 90 % regions over {num:,} test observations; of 50 % regions: "
+    note += f"{100 * result.coverage_50:.1f} %"
+    return log_prob, KeyNumber("Coverage", f"{100 * result.coverage_90:.1f} %", note)
 
 
 def _loss_curve(file: Path) -> LossCurve | None:

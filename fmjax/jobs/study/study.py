@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmjax._arrays import TokenShape
 from fmjax._checks import require
 from fmjax._files import read_npz, require_folder, write_npz
 from fmjax._locks import lock_folder
 from fmjax._progress import Progress, Silent
+from fmjax._specs import is_captions
 from fmjax.config import (
     Config,
     Sampling,
@@ -35,6 +35,7 @@ from fmjax.metrics import (
     high_frequency_share,
     precision_recall,
 )
+from fmjax.paths import Tabulated
 from fmjax.report.comparison import (
     AS_REAL,
     Comparison,
@@ -207,7 +208,7 @@ def _require_samplings(run: Config, samplings: tuple[Sampling, ...]) -> None:
     """Raise unless the run can be trained, and sampled with each of the settings."""
     event_shape, conditions = run.data.shape()
     rule = "be class labels or None in a study"
-    has_captions = isinstance(conditions, TokenShape)
+    has_captions = is_captions(conditions)
     require(not has_captions, f"conditions of {run.name}", rule, "captions")
     experiment = build(run, event_shape, conditions if run.conditional else None)
     for sampling in samplings:
@@ -216,6 +217,8 @@ def _require_samplings(run: Config, samplings: tuple[Sampling, ...]) -> None:
         scale = guidance_settings(sampling.guidance)[0]
         require(scale == 1.0 or is_guidable, "samplings", rule, scale)
         sampling.check(experiment.model)
+        # Any calibrated grid serves for this check.
+        sampling.steps(experiment.model, Tabulated())
 
 
 def _make_measure(config: StudyConfig, progress: Progress) -> _Measure:

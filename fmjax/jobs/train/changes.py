@@ -15,7 +15,7 @@ from fmjax.config import Config, to_json
 from fmjax.config.sampling import flat_settings
 from fmjax.runs.extensions import Extension, add_extension
 from fmjax.runs.folder import RunFolder, with_current_defaults, write_text
-from fmjax.training import learning_rate_at, newest_step
+from fmjax.training import learning_rate_schedule, newest_step
 
 _FREE_SECTIONS = ("sampling", "compare", "evaluation")
 _FREE_OPTIONS = tuple(
@@ -132,7 +132,7 @@ def apply_changes(folder: RunFolder, config: Config, existing: Config) -> list[s
 
     Returns:
         One line for each changed option: its name, its old and its new value. For a change of the
-        number of steps, also the old and new learning rates of the next step.
+        number of steps, also the old and new learning rates of the next step, if they are known.
 
     Raises:
         ValueError: If the changes are refused, or another process is writing a result that belongs
@@ -158,13 +158,16 @@ def apply_changes(folder: RunFolder, config: Config, existing: Config) -> list[s
 
 
 def _rates(config: Config, existing: Config, trained: int) -> str:
-    """Describe the learning rates of the next step, with the old and new numbers of steps."""
-    if trained in (0, config.training.num_steps):
+    """Describe the learning rates of the next step, with the old and new numbers of steps.
+
+    They are unknown, and left out, for a user's optimizer without a learning rate.
+    """
+    schedules = [
+        learning_rate_schedule(run.optimizer, run.training.num_steps) for run in (existing, config)
+    ]
+    if trained in (0, config.training.num_steps) or None in schedules:
         return ""
-    old, new = (
-        float(learning_rate_at(run.optimizer, run.training.num_steps, trained))
-        for run in (existing, config)
-    )
+    old, new = (float(schedule(trained)) for schedule in schedules if schedule is not None)
     return f" (learning rate of step {trained + 1}: {old:.4g} -> {new:.4g})"
 
 

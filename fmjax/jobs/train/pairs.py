@@ -21,6 +21,7 @@ from fmjax.data import (
     Dataset,
     Pairs,
     RecordManifest,
+    StandardizedDataset,
     has_records,
     missing_shards,
     open_pairs,
@@ -229,6 +230,8 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
     # All examples are used once before any is repeated.
     order = np.random.default_rng(sampling.seed).permutation(len(data))
 
+    examples = StandardizedDataset(data, teacher.standardization)
+
     def data_indices(indices: np.ndarray) -> np.ndarray:
         return order[(indices * config.real_share).astype(int) % len(data)]
 
@@ -244,7 +247,7 @@ def _from_data(teacher: Run, config: ReflowConfig, data: Dataset) -> _Direction:
         return None if teacher.num_classes is None else data.classes(data_indices(indices))
 
     return _Direction(
-        lambda indices: data.points(data_indices(indices)),
+        lambda indices: examples.points(data_indices(indices)),
         labels,
         jax.jit(on_mesh(mesh, backwards)),
     )

@@ -1,6 +1,5 @@
 """Lock, check and create the run folder of a training."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fmjax._arrays import Conditions, TextShape, TokenShape
 from fmjax._checks import require, require_unicode
 from fmjax._files import is_same_location, require_folder, require_outside
 from fmjax._locks import is_leftover, is_lock, lock_folder, require_unlocked
+from fmjax._specs import CondSpec, cond_spec_json, is_captions, num_classes
 from fmjax.config import Config, to_json
-from fmjax.data import Captions, read_word_tokenizer
+from fmjax.data import Captions, Standardization, read_word_tokenizer
 from fmjax.data.tokenizer import RULE
 from fmjax.jobs.train.changes import accepted_changes, apply_changes
 from fmjax.jobs.train.pairs import pairs_folder
@@ -23,7 +22,8 @@ from fmjax.runs.released_weights import with_released_sizes
 from fmjax.sharding import all_or_none, is_main
 
 _MAX_CAPTIONS = 64  # Number of captions stored in a run folder.
-_WRITTEN_FIRST = {"model.json", "tokenizer.json"}  # Written before the config.
+# Files that are written before the config.
+_WRITTEN_FIRST = {"model.json", "tokenizer.json", "standardization.json"}
 # Name of the config while its run is being removed: it is renamed first and deleted last.
 _REPLACED = ".replaced.json"
 
@@ -71,10 +71,11 @@ def prepare(
     folder: RunFolder,
     config: Config,
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
     *,
     captions: Captions | None = None,
     class_names: tuple[str, ...] | None = None,
+    standardization: Standardization = Standardization(),  # noqa: B008 (has no state)
     overwrite: bool = False,
 ) -> list[str]:
     """Create the run folder, or prepare the run in it to be resumed with this config.
@@ -91,6 +92,8 @@ def prepare(
         conditions: What the model is conditioned on.
         captions: Captions of the data, for a model conditioned on them.
         class_names: Names of the classes, for a model conditioned on them; None if unknown.
+        standardization: Mean and standard deviation of the data; empty if they are not
+            standardized.
         overwrite: Whether to replace a run in the folder.
 
     Returns:
@@ -107,17 +110,19 @@ def prepare(
         return apply_changes(folder, config, existing)
     if folder.config.exists() or (folder.root / _REPLACED).exists():
         _remove_run(folder)
-    model: dict[str, Any] = {"event_shape": event_shape, "num_classes": conditions}
-    if isinstance(conditions, int) and class_names is not None:
+    model: dict[str, Any] = {
+        "event_shape": event_shape,
+        "conditions": cond_spec_json(conditions),
+    }
+    if num_classes(conditions) is not None and class_names is not None:
         model["class_names"] = class_names
-    if isinstance(conditions, TextShape):
-        model |= {"num_classes": None, "text": dataclasses.asdict(conditions)}
-    if isinstance(conditions, TokenShape):
+    if is_captions(conditions):
         assert captions is not None
         stored = select_texts(captions.texts, _MAX_CAPTIONS)
-        tokens = dataclasses.asdict(conditions)
-        model |= {"num_classes": None, "tokens": tokens, "captions": stored}
+        model["captions"] = stored
         captions.tokenizer.write(folder.tokenizer)
+    if config.standardize:
+        write_text(folder.standardization, json.dumps(standardization.to_json()))
     write_text(folder.model, json.dumps(model))
     # Written last, because a folder with a config counts as a run.
     write_text(folder.config, to_json(config))
@@ -206,11 +211,11 @@ def _require_same_words(folder: RunFolder, captions: Captions | None) -> None:
 
 
 def _require_same_classes(
-    folder: RunFolder, conditions: Conditions, class_names: tuple[str, ...] | None
+    folder: RunFolder, conditions: CondSpec, class_names: tuple[str, ...] | None
 ) -> None:
     """Raise unless the classes of the run, if they have names, are those of the data."""
     stored = read_class_names(folder.root)
-    if stored and class_names is not None and isinstance(conditions, int):
+    if stored and class_names is not None and num_classes(conditions) is not None:
         rule = "have the class names of the data (replace the run with --overwrite)"
         is_same = stored == tuple(class_names)
         require(is_same, f"{folder.model}", rule, "other names: the classes have changed")

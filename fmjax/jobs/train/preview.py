@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import jax
 
-from fmjax._arrays import Conditions, TextShape
+from fmjax._arrays import TextShape
 from fmjax._memory import is_out_of_memory
 from fmjax._progress import Progress
+from fmjax._specs import CondSpec
 from fmjax.config import Config, Experiment
 from fmjax.runs.folder import Run, RunFolder
 from fmjax.runs.sampling.batches import has_picture
@@ -24,7 +25,7 @@ def training_pictures(
     experiment: Experiment,
     folder: RunFolder,
     event_shape: tuple[int, ...],
-    conditions: Conditions,
+    conditions: CondSpec,
     mesh: jax.sharding.Mesh,
     progress: Progress,
 ) -> Callable[[TrainState], None] | None:

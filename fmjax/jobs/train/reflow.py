@@ -3,9 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from fmjax._arrays import TokenShape
+import jax.numpy as jnp
+
 from fmjax._checks import require
 from fmjax._progress import Progress
+from fmjax._specs import has_arrays, is_captions
 from fmjax.config import ODE_SOLVERS, Config, ReflowConfig, Sampling
 from fmjax.config.losses import LossConfig
 from fmjax.config.sampling import guidance_settings
@@ -33,7 +35,12 @@ def reflow_config(teacher: Config, run: Path, *, distill: bool = False) -> Confi
     """
     sampling, loss = teacher.sampling, teacher.loss
     is_flow = isinstance(loss, LossConfig)
-    is_linear = teacher.path.schedule == Linear()
+    path = teacher.path
+    is_linear = isinstance(path, AffinePath) and path.schedule == Linear()
+    rule = "be an AffinePath with sigma(0) = 1 for reflow, which starts from N(0, I)"
+    scale = path.schedule.sigma(jnp.zeros(())) if isinstance(path, AffinePath) else jnp.inf
+    starts_normal = abs(float(scale) - 1.0) < 1e-3
+    require(teacher.source is not None or starts_normal, "path", rule, path)
     can_warm_start = is_flow and is_linear and loss.prediction == Prediction.VELOCITY
     # The pairs include the teacher's guidance, so the student is sampled without guidance.
     is_guided = guidance_settings(sampling.guidance)[0] != 1.0
@@ -105,8 +112,11 @@ def pairs_for(config: Config, teacher: Run, dataset: Dataset, progress: Progress
         name = f"run {config.reflow.teacher}"
         data_spec = (dataset.event_shape, dataset.conditions)
         teacher_spec = (teacher.event_shape, teacher.conditions)
+        is_plain = dataset.weight is None and dataset.mask is None
+        require(is_plain, "data", "have no weights and masks for reflow", "some")
         rule = "be unconditional or conditioned on classes to generate pairs"
-        require(not isinstance(teacher.conditions, TokenShape), name, rule, "captions")
+        require(not is_captions(teacher.conditions), name, rule, "captions")
+        require(not has_arrays(teacher.conditions), name, rule, "arrays")
         rule = f"have the event shape and conditions of the data, {data_spec}"
         require(teacher_spec == data_spec, name, rule, teacher_spec)
         if config.reflow.warm_start:

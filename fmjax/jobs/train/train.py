@@ -2,16 +2,35 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
 
+from fmjax._checks import require
 from fmjax._files import require_space, size_of
 from fmjax._memory import require_device_memory
 from fmjax._progress import Lines, Progress, Silent
-from fmjax.config import Config, Experiment, TrainingConfig, build, make_step, num_parameters
-from fmjax.data import BatchIterator, Dataset, Examples, batches
+from fmjax.config import (
+    Config,
+    Experiment,
+    TrainingConfig,
+    build,
+    make_step,
+    num_parameters,
+    register_classes,
+    user_classes,
+)
+from fmjax.data import (
+    BatchIterator,
+    Dataset,
+    Examples,
+    Standardization,
+    StandardizedDataset,
+    batches,
+    fit_standardization,
+    load,
+    read_standardization,
+)
 from fmjax.jobs.compare.compare_run import require_comparable
 from fmjax.jobs.planning.workloads import step_flops
 from fmjax.jobs.train.prepare import lock_run, prepare, tokenizer_rule
@@ -35,7 +54,7 @@ from fmjax.training import (
     TrainStep,
     abstract_state,
     fit,
-    learning_rate_at,
+    learning_rate_schedule,
     newest_step,
 )
 
@@ -55,7 +74,7 @@ def train(
     call this function.
 
     Args:
-        config: The experiment.
+        config: The experiment. Its objects of your own classes are frozen dataclasses.
         folder: The run folder.
         overwrite: Replace an existing run in the folder.
         progress: Receives progress reports; by default lines on standard error.
@@ -70,9 +89,10 @@ def train(
     """
     folder = Path(folder)
     progress = progress if is_main() else Silent()
+    register_classes(user_classes(config))  # The config of the run folder is read again.
     with lock_run(folder, config, overwrite=overwrite):
         _train(config, RunFolder(folder), overwrite, progress, needs_run=True)
-    return open_run(folder)
+    return open_run(folder, classes=user_classes(config))
 
 
 def train_folder(
@@ -131,11 +151,13 @@ def _train(
     if config.start_from is not None and not resumes:
         with all_or_none("comparing with the run to start from"):
             require_same_sizes(config.start_from, config, abstract.params, dataset.captions)
-    examples: Examples = dataset
+    with all_or_none("standardizing the data"):
+        standardization = _standardization(config, dataset, teacher, resumed, progress)
+    examples: Examples = StandardizedDataset(dataset, standardization)
     if teacher is not None:
         examples = pairs_for(config, teacher, dataset, progress)
     with all_or_none("reading the data"):
-        feed = _batches(config, examples, source)
+        feed = _batches(config, examples, source, standardization)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = make_step(config, experiment, mesh, sharding)
     abstract_frozen = () if experiment.tuning is None else (experiment.tuning.frozen(mesh),)
@@ -151,7 +173,7 @@ def _train(
     with all_or_none("making the run folder"):
         if is_main():
             _require_space(folder, abstract, training)
-            _prepare(folder, config, dataset, overwrite, progress)
+            _prepare(folder, config, dataset, standardization, overwrite, progress)
     state, frozen = initial_state(config, experiment, mesh, sharding, folder.checkpoints, progress)
     teacher = None  # Frees the memory of its weights.
     if (weights := starting_run(config)) is not None:
@@ -170,11 +192,33 @@ def _train(
     _fit(config, state, bound_step, feed, mesh, folder, flops, on_checkpoint, progress)
 
 
-def _batches(config: Config, examples: Examples, source: Dataset | None) -> BatchIterator:
+def _standardization(
+    config: Config,
+    dataset: Dataset,
+    teacher: Run | None,
+    resumed: RunFolder | None,
+    progress: Progress,
+) -> Standardization:
+    """Return the standardization of a training: the teacher's, that of the run, or a new one."""
+    if teacher is not None:
+        rule = f"be {teacher.config.standardize}, as in the run that generates the pairs"
+        same = config.standardize == teacher.config.standardize
+        require(same, "standardize", rule, config.standardize)
+        return teacher.standardization
+    if not config.standardize:
+        return Standardization()
+    if resumed is not None and resumed.standardization.is_file():
+        return read_standardization(resumed.standardization)
+    return fit_standardization(dataset, progress=progress)
+
+
+def _batches(
+    config: Config, examples: Examples, source: Dataset | None, standardization: Standardization
+) -> BatchIterator:
     """Iterate over the share of this process in the batches of a training."""
     return batches(
         examples,
-        source=source,
+        source=None if source is None else StandardizedDataset(source, standardization),
         source_noise=config.source_noise,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
@@ -185,7 +229,12 @@ def _batches(config: Config, examples: Examples, source: Dataset | None) -> Batc
 
 
 def _prepare(
-    folder: RunFolder, config: Config, dataset: Dataset, overwrite: bool, progress: Progress
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    standardization: Standardization,
+    overwrite: bool,
+    progress: Progress,
 ) -> None:
     """Create the run folder, or report what changes in the run that is resumed."""
     changes = prepare(
@@ -195,6 +244,7 @@ def _prepare(
         dataset.conditions,
         captions=dataset.captions,
         class_names=dataset.class_names,
+        standardization=standardization,
         overwrite=overwrite,
     )
     for change in changes:
@@ -236,7 +286,7 @@ def _read(
     """
     training = config.training
     with all_or_none("reading the data"):
-        dataset = config.data.load("train", progress=progress)
+        dataset = load(config.data, "train", progress=progress)
         if not config.conditional:
             dataset = dataset.unconditional()
         if needs_run:
@@ -250,7 +300,7 @@ def _read(
             for warning in captions.warnings():
                 progress.say(warning)
         if config.source is not None and not paired:
-            source = config.source.load("train", progress=progress)
+            source = load(config.source, "train", progress=progress)
         experiment = build(config, dataset.event_shape, dataset.conditions)
         require_released_weights(config, experiment)
         require_batch_fits(training.batch_size, mesh, training.accumulation_steps)
@@ -284,7 +334,7 @@ def _fit(
             checkpoints=checkpoints,
             logger=logger,
             flops_per_example=flops,
-            learning_rate=partial(learning_rate_at, config.optimizer, training.num_steps),
+            learning_rate=learning_rate_schedule(config.optimizer, training.num_steps),
             log_every=training.log_every,
             checkpoint_every=training.checkpoint_every,
             on_checkpoint=on_checkpoint,

@@ -20,7 +20,7 @@ class PureModule(NamedTuple):
 
     Attributes:
         init: Function `init(key) -> params`.
-        apply: Function `apply(params, *args)`, which calls the module.
+        apply: Function `apply(params, *args, **kwargs)`, which calls the module.
         tensor_axes: Maps the dotted name of a parameter to the axis that is split over the mesh
             axis `tensor`. Other parameters are not split.
     """
@@ -42,19 +42,23 @@ def functionalize(build: Callable[[nnx.Rngs], nnx.Module]) -> PureModule:
     """
     module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
     graph = nnx.split(module)[0]
-    tensor_axes = {
-        ".".join(map(str, (*key_path, name))): axis
-        for key_path, layer in nnx.iter_modules(module)
-        for name, axis in getattr(layer, "tensor_axes", {}).items()
-    }
 
     def init(key: PRNGKey) -> Params:
         return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(key)))[1])
 
-    def apply(params: Params, *args: PyTree) -> PyTree:
-        return nnx.merge(graph, params)(*args)
+    def apply(params: Params, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        return nnx.merge(graph, params)(*args, **kwargs)
 
-    return PureModule(jax.jit(init), apply, tensor_axes)
+    return PureModule(jax.jit(init), apply, tensor_axes_of_layers(module))
+
+
+def tensor_axes_of_layers(module: nnx.Module) -> dict[str, int]:
+    """Return the axis of each parameter that is split over `tensor`, by dotted name."""
+    return {
+        ".".join(map(str, (*key_path, name))): axis
+        for key_path, layer in nnx.iter_modules(module)
+        for name, axis in getattr(layer, "tensor_axes", {}).items()
+    }
 
 
 def stack_blocks(build: Callable[[nnx.Rngs], Block], num_layers: int, rngs: nnx.Rngs) -> Block:

@@ -16,10 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, FlowMapCond, FlowMapConditions, PRNGKey, Times
-from fmjax._checks import require
-from fmjax._inputs import describe
-from fmjax.sharding import all_gather_fsdp, shard_batch
+from fmjax._arrays import PRNGKey, Times
+from fmjax.sharding import all_gather_fsdp
 
 DTYPES = ("float32", "bfloat16")
 _TIME_FEATURES = 256
@@ -152,60 +150,6 @@ def guidance_features(guidance: Float[Array, "batch 3"]) -> Float[Array, "batch 
     scale, first, last = jnp.split(guidance, 3, axis=-1)
     values = (1.0 - 1.0 / scale, first, last)
     return jnp.concatenate([timestep_features(v[:, 0], _TIME_FEATURES) for v in values], axis=-1)
-
-
-class ConditionEmbedding(nnx.Module):
-    """Embedding of time and class label, `mlp(timestep_features(t)) + table[label]`.
-
-    The last row of the table, `num_classes`, is the null class. The MLP of a flow map also takes
-    the interval `r - t` and the guidance. The weights of these inputs are initialized to zero, so
-    that a flow map initialized from a velocity network predicts its velocity for every r.
-
-    Args:
-        width: Length of the embedding vectors.
-        conditions: Number of classes, conditions of a flow map, or None.
-        rngs: Random keys of the parameters.
-    """
-
-    def __init__(self, width: int, conditions: int | FlowMapConditions | None, *, rngs: nnx.Rngs):
-        normal, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
-        is_flow_map = isinstance(conditions, FlowMapConditions)
-        num_classes = conditions.num_classes if is_flow_map else conditions
-        self.hidden = Linear(_TIME_FEATURES, width, kernel_init=normal, rngs=rngs)
-        self.out = Linear(width, width, kernel_init=normal, rngs=rngs)
-        self.labels = (
-            None
-            if num_classes is None
-            else nnx.Embed(num_classes + 1, width, embedding_init=normal, rngs=rngs)
-        )
-        settings: dict[str, Any] = dict(use_bias=False, kernel_init=zeros, rngs=rngs)
-        self.span = Linear(_TIME_FEATURES, width, **settings) if is_flow_map else None
-        guided = is_flow_map and conditions.guided
-        self.guidance = Linear(3 * _TIME_FEATURES, width, **settings) if guided else None
-
-    def __call__(self, t: Times, cond: Cond) -> Float[Array, "batch width"]:
-        """Return one vector per sample, float32."""
-        hidden = self.hidden(timestep_features(t, _TIME_FEATURES))
-        if self.span is not None:
-            if not isinstance(cond, FlowMapCond):
-                raise ValueError(f"cond must be a FlowMapCond for a flow map, got {describe(cond)}")
-            hidden = hidden + self.span(timestep_features(cond.end - t, _TIME_FEATURES))
-            if self.guidance is not None:
-                hidden = hidden + self.guidance(guidance_features(cond.guidance))
-            cond = cond.cond
-        if self.labels is None:
-            require(cond is None, "cond", "be None for a network without classes", "labels")
-        else:
-            rule = "be class labels for a network with classes"
-            require(cond is not None, "cond", rule, None)
-            is_integer = cond is None or jnp.issubdtype(jnp.result_type(cond), jnp.integer)
-            require(is_integer, "cond", f"{rule}, integers", getattr(cond, "dtype", None))
-        embedding = self.out(nnx.silu(hidden))
-        if self.labels is not None and cond is not None:
-            # `self.labels(cond)` would round float64 parameters to float32.
-            table = all_gather_fsdp(self.labels.embedding[...])
-            embedding = embedding + jnp.take(table, cond, axis=0)
-        return shard_batch(embedding)
 
 
 def layer_norm(

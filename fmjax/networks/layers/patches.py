@@ -1,4 +1,6 @@
-"""Conversion of images to patch tokens, and position embeddings of the patches."""
+"""Conversion of images to patch tokens, and position embeddings of patches and sequences."""
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,33 +27,43 @@ def unpatchify(
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
 
 
-def sincos_positions(height: int, width: int, dim: int) -> Float[Array, "tokens dim"]:
+def sincos_positions(*sides: int, dim: int) -> Float[Array, "tokens dim"]:
     """Compute fixed sine-cosine position embeddings of a grid, row by row.
 
-    The first half of the channels encodes the row, the second half the column. Each half holds
-    sines, then cosines, of the coordinate at frequencies from 1 to 1e-4. The table is computed by
-    the compiled program; tracing only stores the values of one row and one column.
+    Each axis of the grid has an equal share of the channels: for an image, the first half encodes
+    the row and the second half the column. Each share holds sines, then cosines, of the coordinate
+    at frequencies from 1 to 1e-4. The table is computed by the compiled program; tracing only
+    stores the values along each axis.
+
+    Args:
+        sides: Lengths of the axes: (height, width) in patches of an image, or one length.
+        dim: Number of channels, a multiple of twice the number of axes.
 
     Reference: Peebles and Xie 2023, arXiv:2212.09748, section 3.2; Vaswani et al. 2017,
         arXiv:1706.03762, section 3.5.
     """
-    rows, columns = axis_angles(height, 1, dim // 4)[0], axis_angles(1, width, dim // 4)[1]
-    by_row, by_column = (
-        np.concatenate([np.sin(angles), np.cos(angles)], axis=-1, dtype=np.float32)
-        for angles in (rows, columns)
-    )
-    shape = (height, width, 2 * (dim // 4))
-    halves = [jnp.broadcast_to(by_row[:, None], shape), jnp.broadcast_to(by_column[None], shape)]
-    return jnp.concatenate(halves, axis=-1).reshape(height * width, -1)
+    num_axes, share = len(sides), dim // (2 * len(sides))
+    parts = []
+    for axis, side in enumerate(sides):
+        angles = _angles(np.arange(side), share)
+        values = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1, dtype=np.float32)
+        aligned = values.reshape(*(side if i == axis else 1 for i in range(num_axes)), -1)
+        parts.append(jnp.broadcast_to(aligned, (*sides, 2 * share)))
+    return jnp.concatenate(parts, axis=-1).reshape(math.prod(sides), -1)
 
 
-def rotary_angles(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens half_dim"]:
-    """Compute rotary position angles on a grid, half of them by row and half by column.
+def rotary_angles(*sides: int, dim: int) -> Float[np.ndarray, "tokens half_dim"]:
+    """Compute rotary position angles on a grid; each axis has an equal share of the angles.
+
+    Args:
+        sides: Lengths of the axes: (height, width) in patches of an image, or one length.
+        dim: Number of channels of a head, a multiple of twice the number of axes.
 
     Reference: Su et al. 2021, arXiv:2104.09864, section 3.2.2; axial form for images:
         Heo et al. 2024, arXiv:2403.13298, equation 8.
     """
-    return np.concatenate(axis_angles(height, width, dim // 4), axis=-1).astype(np.float32)
+    share = dim // (2 * len(sides))
+    return np.concatenate(axis_angles(*sides, num_frequencies=share), axis=-1).astype(np.float32)
 
 
 def rotate(
@@ -70,8 +82,13 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def axis_angles(height: int, width: int, num_frequencies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return row times frequency and column times frequency for each token of a grid."""
+def axis_angles(*sides: int, num_frequencies: int) -> tuple[np.ndarray, ...]:
+    """Return coordinate times frequency for each token of a grid, one array for each axis."""
+    coordinates = np.meshgrid(*(np.arange(side) for side in sides), indexing="ij")
+    return tuple(_angles(coordinate.reshape(-1), num_frequencies) for coordinate in coordinates)
+
+
+def _angles(coordinates: np.ndarray, num_frequencies: int) -> np.ndarray:
+    """Return coordinate times frequency, with frequencies from 1 to 1e-4."""
     frequencies = 10000.0 ** (-np.arange(num_frequencies) / num_frequencies)
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    return rows.reshape(-1, 1) * frequencies[None], columns.reshape(-1, 1) * frequencies[None]
+    return coordinates.reshape(-1, 1) * frequencies[None]

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times, TokenShape
+from fmjax._arrays import Cond, Params, Points, PRNGKey, Text, TextShape, Times
 from fmjax._checks import require, require_at_least, require_numbers, require_one_of
 from fmjax._inputs import describe
+from fmjax._specs import Spec
 from fmjax.networks.layers.attention import attention
 from fmjax.networks.layers.functional import PureModule, functionalize, run_blocks, stack_blocks
 from fmjax.networks.layers.linear import (
@@ -66,9 +67,9 @@ class TextEncoderConfig:
         rule = f"divide the width {self.width}"
         require(divides, "text_encoder.num_heads", rule, self.num_heads)
 
-    def shape(self, tokens: TokenShape) -> TextShape:
+    def shape(self, tokens: Spec) -> TextShape:
         """Return the sizes of the `Text` that the encoder computes from captions of these sizes."""
-        return TextShape(tokens.num_tokens, self.width, self.width)
+        return TextShape(tokens.shape[0], self.width, self.width)
 
 
 class TextBlock(nnx.Module):
@@ -95,11 +96,13 @@ class TextBlock(nnx.Module):
 class TextEncoder(nnx.Module):
     """Text encoder that maps the word IDs of captions to a `Text`."""
 
-    def __init__(self, config: TextEncoderConfig, shape: TokenShape, *, rngs: nnx.Rngs):
+    def __init__(self, config: TextEncoderConfig, shape: Spec, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
         self.config, self.shape = config, shape
-        self.words = nnx.Embed(shape.vocab_size, config.width, embedding_init=normal, rngs=rngs)
-        table = (shape.num_tokens, config.width)
+        self.words = nnx.Embed(
+            shape.num_values or 0, config.width, embedding_init=normal, rngs=rngs
+        )
+        table = (shape.shape[0], config.width)
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), table))
         self.blocks = (
             stack_blocks(lambda rngs: TextBlock(config, rngs=rngs), config.num_layers, rngs)
@@ -123,7 +126,7 @@ class TextEncoder(nnx.Module):
 
     def _require_tokens(self, cond: PyTree) -> jax.Array:
         """Return `cond` if it holds token IDs of the expected shape; raise otherwise."""
-        num_tokens = self.shape.num_tokens
+        num_tokens = self.shape.shape[0]
         is_integer = hasattr(cond, "dtype") and jnp.issubdtype(cond.dtype, jnp.integer)
         is_valid = is_integer and cond.shape[1:] == (num_tokens,)
         rule = f"be integer token IDs [batch, {num_tokens}] for a network with captions"
@@ -131,7 +134,7 @@ class TextEncoder(nnx.Module):
         return cond
 
 
-def make_text_encoder(config: TextEncoderConfig, shape: TokenShape) -> PureModule:
+def make_text_encoder(config: TextEncoderConfig, shape: Spec) -> PureModule:
     """Build the text encoder as pure functions, with `apply(params, tokens) -> Text`."""
 
     def build(rngs: nnx.Rngs) -> TextEncoder:
@@ -154,9 +157,10 @@ def with_encoder(encoder: PureModule, image: VelocityNet) -> VelocityNet:
         keys = jax.random.split(key)
         return {"encoder": encoder.init(keys[0]), "image": image.init(keys[1])}
 
-    def apply(params: Params, t: Times, x: Points, cond: Cond = None) -> Points:
-        return image.apply(params["image"], t, x, encoder.apply(params["encoder"], cond))
+    def apply(params: Params, t: Times, x: Points, cond: Cond = None, **keys: jax.Array) -> Points:
+        text = encoder.apply(params["encoder"], cond)
+        return image.apply(params["image"], t, x, text, **keys)
 
     parts = {"encoder": encoder.tensor_axes, "image": image.tensor_axes}
     axes = {f"{part}.{name}": axis for part, axes in parts.items() for name, axis in axes.items()}
-    return VelocityNet(jax.jit(init), apply, axes)
+    return VelocityNet(jax.jit(init), apply, axes, image.takes_keys)

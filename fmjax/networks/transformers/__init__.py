@@ -1,1 +1,1 @@
-"""Transformers on image patches: DiT, and the text-to-image networks MM-DiT (SD3) and FLUX."""
+"""Transformers: DiT on image patches, on sequences, and on text and images (MM-DiT, FLUX)."""

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fmjax._arrays import Conditions, Text, Times
+from fmjax._arrays import Text, Times
 from fmjax._checks import require, require_at_least
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import run_blocks, stack_blocks
 from fmjax.networks.layers.linear import ddpm_features
@@ -141,7 +142,7 @@ class Flux(TextToImage):
 def make_flux(
     config: FluxConfig,
     event_shape: tuple[int, ...],
-    text: Conditions,
+    text: CondSpec,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
     """Build a FLUX.1 network as pure functions. Its output is zero at initialization.
@@ -167,8 +168,8 @@ def _rotary_angles(config: FluxConfig, num_text: int, rows: int, columns: int) -
     by_index, by_row, by_column = (channels // 2 for channels in config.rotary_axes)
     image = [
         np.zeros((rows * columns, by_index)),
-        axis_angles(rows, columns, by_row)[0],
-        axis_angles(rows, columns, by_column)[1],
+        axis_angles(rows, columns, num_frequencies=by_row)[0],
+        axis_angles(rows, columns, num_frequencies=by_column)[1],
     ]
     text = np.zeros((num_text, config.head_width // 2))
     return np.concatenate([text, np.concatenate(image, axis=-1)]).astype(np.float32)

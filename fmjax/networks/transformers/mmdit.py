@@ -16,8 +16,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Conditions
 from fmjax._checks import require, require_at_least
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.computation import require_computable
 from fmjax.networks.layers.functional import run_blocks, stack_blocks
 from fmjax.networks.layers.lora import Adapters
@@ -137,7 +137,7 @@ class MMDiT(TextToImage):
         """Return the position embeddings of the image tokens, row by row."""
         rows, columns = self.grid
         if self.positions is None:
-            return sincos_positions(rows, columns, self.config.width)
+            return sincos_positions(rows, columns, dim=self.config.width)
         table = jax.lax.stop_gradient(all_gather_fsdp(self.positions[...]))
         top, left = (table.shape[0] - rows) // 2, (table.shape[1] - columns) // 2
         center = table[top : top + rows, left : left + columns]
@@ -149,13 +149,13 @@ def _block_builder(sizes: Sizes, *, dual: bool, last: bool) -> Callable[[nnx.Rng
 
 
 def _position_table(side: int, width: int) -> Float[Array, "rows columns width"]:
-    return sincos_positions(side, side, width).reshape(side, side, width)
+    return sincos_positions(side, side, dim=width).reshape(side, side, width)
 
 
 def make_mmdit(
     config: MMDiTConfig,
     event_shape: tuple[int, ...],
-    text: Conditions,
+    text: CondSpec,
     adapters: Adapters | None = None,
 ) -> VelocityNet:
     """Build an MM-DiT as pure functions. Its output is zero at initialization.

@@ -6,9 +6,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmjax._arrays import Cond, Conditions, Points, Text, TextShape, Times
+from fmjax._arrays import Cond, Points, Text, TextShape, Times
 from fmjax._checks import require
 from fmjax._inputs import describe
+from fmjax._specs import CondSpec
 from fmjax.networks.layers.functional import functionalize
 from fmjax.networks.layers.linear import (
     Linear,
@@ -118,7 +119,7 @@ def make_text_to_image(
     module_class: type[TextToImage],
     config: TextToImageConfig,
     event_shape: tuple[int, ...],
-    text: Conditions,
+    text: CondSpec,
     adapters: Adapters | None,
     name: str,
 ) -> VelocityNet:
@@ -149,11 +150,11 @@ def make_text_to_image(
     return VelocityNet(*functionalize(with_adapters(build, adapters)))
 
 
-def require_text(conditions: Conditions, network: str) -> TextShape:
+def require_text(conditions: CondSpec, network: str) -> TextShape:
     """Return `conditions` if they are the sizes of a text; raise otherwise.
 
     Args:
-        conditions: Conditions of a model.
+        conditions: Description of the condition of a model.
         network: Name of the network in the message, such as "an MM-DiT".
     """
     if not isinstance(conditions, TextShape):

@@ -14,17 +14,20 @@ from jaxtyping import PyTree
 from fmjax._arrays import Cond, Params, Points, PRNGKey, is_image
 from fmjax._memory import require_host_memory
 from fmjax._progress import COMPILING, Progress
+from fmjax._specs import Spec
 from fmjax.config import Sampling, SolveFn
-from fmjax.paths import AffinePath
+from fmjax.paths import Process, sample_source, source_keys
 from fmjax.runs.sample_set import SampleSet
 from fmjax.sharding import batch_sharding, map_batched, num_shares, on_mesh, padded_batch_size
 from fmjax.solvers import AdaptiveSteps, Samples
 
 
-def noise(key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of the samples at `indices`, independent of the batch size."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    return jax.vmap(lambda k: jax.random.normal(k, event_shape, jnp.float32))(keys)
+def sample_source_points(
+    process: Process, key: PRNGKey, indices: jax.Array, event_shape: tuple[int, ...]
+) -> jax.Array:
+    """Source points of the samples at `indices`, independent of the batch size."""
+    spec = Spec(event_shape)
+    return sample_source(process, source_keys(key, indices), spec)
 
 
 def require_samples_fit(name: str, num: int, event_shape: tuple[int, ...]) -> None:
@@ -56,49 +59,74 @@ def even_labels(num_samples: int, num_classes: int | None) -> np.ndarray | None:
 
 def noise_keys(key: PRNGKey, indices: jax.Array) -> jax.Array:
     """Keys for the noise that SDE solvers add to the samples at `indices`, `[batch]`."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    # Fold again, because `noise` uses the first keys for the source points.
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    # Fold again, because the first keys are those of the source points.
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(source_keys(key, indices), 1)
+
+
+def seed_data(seed: int) -> np.ndarray:
+    """Data of the key of a seed on the host, which a program takes on any mesh and process."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def make_batch_solver(
-    path: AffinePath,
+    process: Process,
     solve: SolveFn,
     steps: PyTree,
     event_shape: tuple[int, ...],
-    seed: int,
     mesh: jax.sharding.Mesh,
 ) -> Callable[..., Samples]:
     """Make a jitted function that solves one batch.
 
     Args:
-        path: The probability path, which scales the noise at t = 0.
+        process: The process, whose source distribution is sampled at t = 0.
         solve: Maps source points, keys and conditions to samples.
         steps: Steps of the solver.
         event_shape: Shape of one sample.
-        seed: Seed of the noise.
         mesh: The mesh of devices.
 
     Returns:
-        `(params, indices, cond, x0=None) -> Samples`. Without `x0`, samples start from noise.
+        `(params, seed, indices, cond, x0=None) -> Samples`, with the seed from `seed_data`. Without
+        `x0`, samples start from the source distribution of the process.
     """
 
     def solve_batch(
-        params: Params, indices: jax.Array, cond: Cond, x0: Points | None = None
+        params: Params,
+        seed: jax.Array,
+        indices: jax.Array,
+        cond: Cond,
+        x0: Points | None = None,
     ) -> Samples:
-        key = jax.random.key(seed)
-        start = path.start(noise(key, indices, event_shape)) if x0 is None else x0
-        start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh))
+        key = jax.random.wrap_key_data(jnp.asarray(seed))
+        if x0 is None:
+            x0 = sample_source_points(process, key, indices, event_shape)
+        start = jax.lax.with_sharding_constraint(x0, batch_sharding(mesh))
         return solve(params, start, noise_keys(key, indices), cond, steps)
 
     return jax.jit(on_mesh(mesh, solve_batch))
 
 
+def max_batch_size(sampling: Sampling) -> int:
+    """Largest number of samples in a batch: with streaming (`slots`), all samples are one batch.
+
+    Slots are then idle only at the end.
+    """
+    streams = sampling.options.slots is not None
+    return sampling.num_samples if streams else sampling.batch_size
+
+
+def with_slots_in_use(steps: PyTree, sampling: Sampling, mesh: jax.sharding.Mesh) -> PyTree:
+    """Return steps without slots beyond the number of samples on a device.
+
+    They would evaluate padding.
+    """
+    if not isinstance(steps, AdaptiveSteps) or steps.slots is None:
+        return steps
+    size = padded_batch_size(sampling.num_samples, max_batch_size(sampling), mesh)
+    return dataclasses.replace(steps, slots=min(steps.slots, size // num_shares(mesh)))
+
+
 def make_sampler(
-    path: AffinePath,
-    solve: SolveFn,
-    steps: PyTree,
-    event_shape: tuple[int, ...],
+    program: Callable[..., Samples],
     sampling: Sampling,
     mesh: jax.sharding.Mesh,
     *,
@@ -106,31 +134,21 @@ def make_sampler(
 ) -> Callable[[Params, Cond, Progress], SampleSet]:
     """Make a function that samples with any parameters and compiles only once.
 
-    With streaming (`AdaptiveSteps.slots`), all samples form one batch, so that slots are idle only
-    at the end. With several processes, every process must call the function, and each gets all
-    samples.
+    With several processes, every process must call the function, and each gets all samples.
 
     Args:
-        path: The probability path, which scales the noise at t = 0.
-        solve: Maps source points, keys and conditions to samples.
-        steps: Steps of the solver. They are constants of the program, because a constant time
-            grid compiles to a plain scan.
-        event_shape: Shape of one sample.
+        program: Solves one batch, from `make_batch_solver`.
         sampling: Provides the number of samples, the batch size and the seed.
         mesh: The mesh of devices.
-        source_points: `(seed, indices) -> x0` returns the points at t = 0; None starts from noise.
+        source_points: `(seed, indices) -> x0` returns the points at t = 0; None samples them from
+            the process.
 
     Returns:
         `(params, conds, progress) -> SampleSet`: takes the parameters, sharded over the mesh, and a
         pytree with one condition per sample, or None for an unconditional field.
     """
-    num, max_size = sampling.num_samples, sampling.batch_size
-    if isinstance(steps, AdaptiveSteps) and steps.slots is not None:
-        max_size = num
-        # Slots beyond the number of samples on a device would evaluate padding.
-        samples_per_device = padded_batch_size(num, max_size, mesh) // num_shares(mesh)
-        steps = dataclasses.replace(steps, slots=min(steps.slots, samples_per_device))
-    program = make_batch_solver(path, solve, steps, event_shape, sampling.seed, mesh)
+    num, max_size = sampling.num_samples, max_batch_size(sampling)
+    seed = seed_data(sampling.seed)
 
     def sample(params: Params, conds: Cond, progress: Progress) -> SampleSet:
         ends = [time.perf_counter()]
@@ -140,7 +158,7 @@ def make_sampler(
             return indices, jax.tree.map(itemgetter(indices), conds), x0
 
         def solve_batch(indices: jax.Array, cond: Cond, x0: Points | None) -> tuple[PyTree, ...]:
-            solved = program(params, indices, cond, x0)
+            solved = program(params, seed, indices, cond, x0)
             return solved.x1, solved.nfe, solved.succeeded, x0
 
         with progress.task("sampling", num) as advance:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fmjax._files import lock_outputs
@@ -69,7 +70,7 @@ def _measure(
         x0 = run_source_points(run, progress)(1, jnp.arange(NUM_TRAJECTORIES))
         conds = even_conds(run, NUM_TRAJECTORIES)
         velocity_fn = sampling.guided(run.model).velocity_fn(run.params)
-        density = calibrate(velocity_fn, x0, None if conds is None else jnp.asarray(conds))
+        density = calibrate(velocity_fn, x0, jax.tree.map(jnp.asarray, conds))
         advance(1)
     table = {"times": density.times, "density": density.density}
     write_text(run.folder.grid, json.dumps({**settings, **table}) + "\n")

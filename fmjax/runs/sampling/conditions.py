@@ -1,17 +1,25 @@
-"""Conditions of samples: class labels or prompts."""
+"""Conditions of samples: class labels, prompts or arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from fmjax._arrays import Cond, TokenShape
-from fmjax._checks import require, require_unicode
+from fmjax._arrays import Cond
+from fmjax._checks import require, require_at_least, require_unicode
 from fmjax._inputs import describe
 from fmjax._progress import Progress, Silent
+from fmjax._specs import has_arrays, is_captions
 from fmjax.data import Dataset
 from fmjax.runs.folder import Labels, Run, select_texts
 from fmjax.runs.sampling.batches import even_labels
+from fmjax.runs.sampling.condition_arrays import (
+    checked_conditions,
+    data_condition_arrays,
+    num_conditions,
+    require_same_conditions,
+)
 
 _SAMPLES_PER_PROMPT = 8  # Number of samples per prompt if no prompts are given.
 
@@ -20,7 +28,7 @@ class SampleConditions(NamedTuple):
     """Conditions of samples, as the network takes them and as labels.
 
     Attributes:
-        cond: Input of the network, class labels or tokens with one row per sample; None for an
+        cond: Class labels, tokens, or arrays in data units, with one row per sample; None for an
             unconditional model.
         labels: Class label, or index of the prompt in `prompts`, of each sample, int32 `[num]`, or
             None.
@@ -30,6 +38,11 @@ class SampleConditions(NamedTuple):
     cond: Cond = None
     labels: np.ndarray | None = None
     prompts: tuple[str, ...] = ()
+
+    @property
+    def arrays(self) -> Cond:
+        """The condition of a model that is conditioned on arrays; otherwise None."""
+        return self.cond if self.labels is None else None
 
     @classmethod
     def of_classes(cls, labels: np.ndarray | None) -> "SampleConditions":
@@ -43,21 +56,32 @@ def requested_conditions(
     classes: tuple[int, ...] = (),
     prompts: Sequence[str] = (),
     *,
+    arrays: Cond = None,
     progress: Progress = Silent(),
 ) -> SampleConditions:
-    """Spread `num` samples evenly over the requested classes or prompts, grouped in their order.
+    """Spread `num` samples evenly over the requested conditions, grouped in their order.
 
     Args:
         run: A trained run.
         num: Number of samples.
         classes: Class labels; empty for all classes.
         prompts: Prompts; empty for some captions of the training data.
+        arrays: Conditions for a model that is conditioned on arrays, in data units
+            (`fmjax.runs.sampling.condition_arrays`); None for those of the test data.
         progress: Receives warnings about words that the tokenizer does not have.
 
     Raises:
-        ValueError: If the model does not have one of the classes or does not take prompts.
+        ValueError: If the model does not have one of the classes or does not take prompts or
+            arrays.
     """
-    if not isinstance(run.conditions, TokenShape):
+    if has_arrays(run.conditions):
+        for name, value in (("prompts", tuple(prompts)), ("classes", classes)):
+            rule = "be left out for a model that is conditioned on arrays (conditions)"
+            require(not value, name, rule, value)
+        return SampleConditions(_spread(run, num, arrays, progress))
+    rule = "be left out for a model that is not conditioned on arrays"
+    require(arrays is None, "conditions", rule, "arrays")
+    if not is_captions(run.conditions):
         rule = "be left out for a model that was not trained on captions"
         require(not prompts, "prompts", rule, tuple(prompts))
         return SampleConditions.of_classes(chosen_labels(num, run.num_classes, classes))
@@ -80,6 +104,16 @@ def requested_conditions(
     return SampleConditions(tokens[labels], labels, prompts)
 
 
+def _spread(run: Run, num: int, arrays: Cond, progress: Progress) -> Cond:
+    """Repeat conditions so that there is one per sample, or take those of the test data."""
+    if arrays is None:
+        return data_condition_arrays(run, num, progress)
+    num_rows = num_conditions(arrays)
+    require_at_least(f"num_samples for {num_rows} conditions", num, num_rows)
+    rows = even_labels(num, num_rows)
+    return jax.tree.map(lambda array: array[rows], arrays)
+
+
 def class_labels(classes: Labels) -> np.ndarray:
     """Convert class labels to an int32 array.
 
@@ -97,31 +131,42 @@ def conditions_of_points(
     num: int,
     classes: Labels | None = None,
     prompts: Sequence[str] | str | None = None,
+    arrays: Cond = None,
 ) -> Cond:
-    """Conditions of `num` given points as the network takes them.
+    """Conditions of `num` given points, in data units.
 
     Args:
         run: A trained run.
         num: Number of points.
         classes: Class label of each point `[num]`, or one for all, for a model of classes.
         prompts: Prompt of each point, or one for all, for a model of captions.
+        arrays: Condition of each point, or one for all, for a model that is conditioned on arrays.
 
     Returns:
-        Labels int32 `[num]` or tokens int32 `[num, tokens]`; None for an unconditional model.
+        Labels int32 `[num]`, tokens int32 `[num, tokens]`, or arrays `[num, *shape]`; None for an
+        unconditional model.
 
     Raises:
         ValueError: If the conditions are not those that the model takes, one per point.
     """
-    takes_prompts = isinstance(run.conditions, TokenShape)
+    takes_prompts = is_captions(run.conditions)
     takes_classes = run.num_classes is not None
+    takes_arrays = has_arrays(run.conditions)
     for name, value, takes in (
         ("classes", classes, takes_classes),
         ("prompts", prompts, takes_prompts),
+        ("cond", arrays, takes_arrays),
     ):
-        rule = f"be given for a model that is conditioned on {name}, one per point"
+        what = "arrays" if name == "cond" else name
+        rule = f"be given for a model that is conditioned on {what}, one per point"
         require(value is not None or not takes, name, rule, None)
-        rule = f"be left out for a model that is not conditioned on {name}"
-        require(value is None or takes, name, rule, value)
+        rule = f"be left out for a model that is not conditioned on {what}"
+        require(value is None or takes, name, rule, value if name != "cond" else "arrays")
+    if takes_arrays:
+        arrays = checked_conditions("cond", arrays, run.conditions)
+        num_rows = num_conditions(arrays)
+        require(num_rows in (1, num), "cond", f"have 1 row or {num}, one per point", num_rows)
+        return jax.tree.map(lambda array: np.broadcast_to(array, (num, *array.shape[1:])), arrays)
     if takes_prompts:
         texts = [prompts] * num if isinstance(prompts, str) else list(prompts or ())
         require(len(texts) == num, "prompts", f"be one text or {num}", f"{len(texts)}")
@@ -138,24 +183,26 @@ def conditions_of_points(
 
 
 def even_conds(run: Run, num: int) -> Cond:
-    """Conditions of `num` samples, spread evenly over classes or captions of the run.
+    """Conditions of `num` samples as the network takes them, spread evenly over those of the run.
 
     Returns:
-        Labels or tokens, one row per sample; None for an unconditional model.
+        Labels, tokens or arrays, one row per sample; None for an unconditional model.
     """
-    texts = select_texts(run.captions, num) if isinstance(run.conditions, TokenShape) else ()
-    return requested_conditions(run, num, (), texts).cond
+    texts = select_texts(run.captions, num) if is_captions(run.conditions) else ()
+    return run.standardization.conds(requested_conditions(run, num, (), texts).cond)
 
 
 def network_conditions(run: Run, dataset: Dataset, indices: np.ndarray) -> Cond:
-    """Conditions of the examples at `indices` as the network takes them.
+    """Conditions of the examples at `indices`, in data units.
 
     Returns:
-        Labels or tokens, one row per example; None for an unconditional model.
+        Labels, tokens or arrays, one row per example; None for an unconditional model.
     """
     if run.conditions is None:
         return None
     if dataset.captions is None:
+        if has_arrays(run.conditions):
+            require_same_conditions(run, dataset)
         return dataset.conds(indices)
     texts = dataset.captions.texts
     return run.tokenizer.encode([texts[int(index)] for index in indices])

@@ -1,24 +1,28 @@
 """Name, write and read files of samples, as PNG and NPZ."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fmjax._arrays import is_image
+from fmjax._arrays import Cond, is_image
 from fmjax._checks import require
 from fmjax._files import read_npz, write_atomically, write_npz
+from fmjax._specs import named_arrays
 from fmjax.config import SOLVERS, Sampling, SamplingOptions
 from fmjax.runs.sample_set import SampleSet
 from fmjax.runs.sampling.batches import has_picture
+from fmjax.runs.sampling.condition_arrays import digest_of
 from fmjax.solvers import ErrorControl
 
 _MAX_NAME_BYTES = 200  # Most file systems allow 255, including prefix and suffix.
 
 
-def settings_name(sampling: Sampling, classes: tuple[int, ...] = ()) -> str:
-    """Make a file name from all sampling settings except the batch size.
+def settings_name(
+    sampling: Sampling, classes: tuple[int, ...] = (), conditions: Cond = None
+) -> str:
+    """Make a file name from all sampling settings except the batch size, and from the conditions.
 
     The batch size only affects which samples share adaptive steps, within the tolerance.
     """
@@ -44,6 +48,8 @@ def settings_name(sampling: Sampling, classes: tuple[int, ...] = ()) -> str:
         parts.append(hashlib.sha256(settings.encode()).hexdigest()[:8])
     if classes:
         parts.append("classes" + "-".join(map(str, classes)))
+    if conditions is not None:
+        parts.append(f"conditions-{digest_of(conditions)}")
     if sampling.prompts:
         # All prompts would be too long: use the first one and a hash of all.
         digest = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()[:8]
@@ -123,15 +129,29 @@ def read_samples(file: Path) -> tuple[SampleSet, int]:
         samples = SampleSet(
             arrays["x1"], labels, arrays["nfe"], arrays["succeeded"], x0=x0, prompts=prompts
         )
+        samples = samples._replace(cond=condition_of(arrays))
         return samples, int(arrays["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} must hold samples that fmjax wrote, got {error}") from error
+
+
+def condition_of(arrays: Mapping[str, np.ndarray]) -> Cond:
+    """Return the array `cond` of a file, the arrays `cond_KEY` as a dict by key, or None."""
+    prefix = "cond_"
+    by_key = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    return by_key or arrays.get("cond")
 
 
 def write_samples(
     samples: SampleSet, step: int, stem: Path, *, class_names: Sequence[str] = ()
 ) -> list[Path]:
     """Write samples and the training step to `STEM.npz`, and a picture to `STEM.png`.
+
+    Conditions that are arrays are written as `cond`, or `cond_KEY` for the keys of a dict.
 
     Args:
         samples: The samples.
@@ -150,6 +170,7 @@ def write_samples(
     for name in ("labels", "x0"):
         if getattr(samples, name) is not None:
             arrays[name] = getattr(samples, name)
+    arrays |= named_arrays(samples.cond)
     if samples.prompts:
         arrays["prompts"] = np.asarray(samples.prompts)
     arrays["step"] = np.asarray(step)

@@ -12,7 +12,7 @@ import enum
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -27,6 +27,8 @@ from fmjax.solvers.steps import Samples
 
 # Programs that are kept. The one that was not used for the longest time is dropped first.
 MAX_PROGRAMS = 32
+
+Program = TypeVar("Program")
 
 # The constants of each call of each function.
 _Constants: TypeAlias = list[list[list[PyTree]]]
@@ -109,16 +111,16 @@ def _find_or_make(
 ) -> tuple[Hashable, "_Program", _Constants] | None:
     """Return a program with its key and the constants of the functions, None if not possible."""
     try:
-        settings_key = _settings_key(settings)
+        key_of_settings = settings_key(settings)
         traced = [_trace(function) for function in functions]
-    except (_MutableError, *_VALUE_ERRORS):
+    except (MutableError, *_VALUE_ERRORS):
         return None
     constants = [consts for _, consts in traced]
     if any(isinstance(a, Tracer) for a in jax.tree.leaves(constants)) or _is_tracing():
         return None
     keys = tuple(fn.key for fn, _ in traced)
     mesh = jax.sharding.get_abstract_mesh()
-    key = (solve, settings_key, keys, _array_key(arrays), mesh)
+    key = (solve, key_of_settings, keys, _array_key(arrays), mesh)
     program = _PROGRAMS.get(key) or _Program(solve, [fn for fn, _ in traced], settings)
     return key, program, constants
 
@@ -134,7 +136,7 @@ _VALUE_ERRORS = (
 )
 
 
-class _MutableError(Exception):
+class MutableError(Exception):
     """A setting could change between two calls without a change of its key."""
 
 
@@ -215,24 +217,24 @@ class _Program:
         return not any(function.called_directly for function in self._functions)
 
 
-class _Programs:
+class Programs(Generic[Program]):
     """The programs used last, at most `MAX_PROGRAMS`."""
 
     def __init__(self) -> None:
-        self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._programs)
 
-    def get(self, key: Hashable) -> _Program | None:
+    def get(self, key: Hashable) -> Program | None:
         """Return a program, None if there is none."""
         with self._lock:
             if key in self._programs:
                 self._programs.move_to_end(key)
             return self._programs.get(key)
 
-    def put(self, key: Hashable, program: _Program) -> None:
+    def put(self, key: Hashable, program: Program) -> None:
         """Keep a program, and drop the oldest one if there are too many."""
         with self._lock:
             self._programs[key] = program
@@ -240,7 +242,7 @@ class _Programs:
                 self._programs.popitem(last=False)
 
 
-_PROGRAMS = _Programs()
+_PROGRAMS: Programs[_Program] = Programs()
 
 
 def _may_compile(arrays: Sequence[PyTree]) -> bool:
@@ -266,14 +268,14 @@ def _array_key(tree: PyTree) -> Hashable:
     return structure, tuple((aval.shape, aval.dtype) for aval in avals)
 
 
-def _settings_key(value: object) -> Hashable:
+def settings_key(value: object) -> Hashable:
     """Return a key of settings that stay the same as long as the object exists.
 
     Raises:
-        _MutableError: If the value could change.
+        MutableError: If the value could change.
     """
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_settings_key, value))
+        return type(value), tuple(map(settings_key, value))
     if isinstance(value, (float, complex)):
         return type(value), repr(value)  # 0.0 == -0.0, and nan != nan.
     if value is None or isinstance(value, (bool, int, str, enum.Enum, type)):
@@ -283,11 +285,11 @@ def _settings_key(value: object) -> Hashable:
         return type(value), array.dtype, array.shape, array.tobytes()
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and _is_frozen(value):
         names = [field.name for field in dataclasses.fields(value)]
-        return type(value), tuple(_settings_key(getattr(value, name)) for name in names)
+        return type(value), tuple(settings_key(getattr(value, name)) for name in names)
     # Markers, such as Diffrax's for settings that are not given, have no attributes.
     if not callable(value) and getattr(value, "__dict__", None) == {}:
         return Identity(value)
-    raise _MutableError
+    raise MutableError
 
 
 def _is_frozen(value: object) -> bool:

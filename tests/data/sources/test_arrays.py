@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import TextShape
-from fmjax.data import ArrayData, Cifar10Data, batches, load
+from fmjax._specs import Spec, class_spec
+from fmjax.data import ArrayData, Cifar10Data, batches, fit_standardization, load
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 LABELS = np.array([0, 2, 1])
@@ -47,8 +48,8 @@ def test_shape_needs_files_only_for_values_that_are_not_set(tmp_path):
     data = ArrayData(str(tmp_path), event_shape=X.shape[1:])
     assert data.shape() == (X.shape[1:], None)
     np.savez(tmp_path / "train.npz", x=X, labels=LABELS)
-    assert data.shape() == (X.shape[1:], LABELS.max() + 1)
-    assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), 7)
+    assert data.shape() == (X.shape[1:], class_spec(int(LABELS.max()) + 1))
+    assert ArrayData("nowhere", 7, (3,)).shape() == ((3,), class_spec(7))
 
 
 def test_missing_and_damaged_arrays_are_rejected(tmp_path):
@@ -312,8 +313,8 @@ def test_unused_arrays_are_rejected_or_reported(tmp_path, recorder):
     with pytest.raises(ValueError, match=r"hold train.npz or train_x.npy, not both, got both"):
         load(ArrayData(str(tmp_path)))
     (tmp_path / "train.npz").unlink()
-    np.save(tmp_path / "train_cond.npy", LABELS)
-    with pytest.raises(ValueError, match=r"array of train_\*.npy must be one of .*, got 'cond'"):
+    np.save(tmp_path / "train_other.npy", LABELS)
+    with pytest.raises(ValueError, match=r"array of train_\*.npy must be one of .*, got 'other'"):
         load(ArrayData(str(tmp_path)))
     text = {"text": np.zeros((3, 5, 8)), "pooled": np.zeros((3, 6))}
     np.savez(tmp_path / "test.npz", x=X, labels=LABELS, **text)
@@ -397,3 +398,95 @@ def test_more_than_100000_classes_require_num_classes(tmp_path):
     with pytest.raises(ValueError, match=r"train.npz: labels must be below 100000 unless data.num"):
         load(ArrayData(str(tmp_path)))
     assert load(ArrayData(str(tmp_path), num_classes=200_001)).num_classes == 200_001
+
+
+def save_conditions(folder, **changed):
+    """Write both splits with a dict condition, apart from changed arrays; None leaves one out."""
+    generator = np.random.default_rng(0)
+    for split, num in (("train", 12), ("test", 6)):
+        arrays = {
+            "x": generator.normal(size=(num, 3)),
+            "cond_state": 5 + 2 * generator.normal(size=(num, 4)),
+            "cond_camera": np.full((num, 2, 2, 1), 255, np.uint8),
+            "cond_task": np.arange(num) % 3,
+        } | changed
+        np.savez(folder / f"{split}.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return ArrayData(str(folder))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_condition_arrays_are_a_dict_of_float32_and_int32(tmp_path, mapped, recorder):
+    data = save_conditions(tmp_path)
+    if mapped:
+        for split in ("train", "test"):
+            with np.load(tmp_path / f"{split}.npz") as arrays:
+                for name in arrays.files:
+                    np.save(tmp_path / f"{split}_{name}.npy", arrays[name])
+            (tmp_path / f"{split}.npz").unlink()
+    train, test = data.load("train", progress=recorder), data.load("test")
+    assert not recorder.lines
+    specs = {"camera": Spec((2, 2, 1)), "state": Spec((4,)), "task": class_spec(3)}
+    assert train.conditions == test.conditions == data.shape()[1] == specs
+    batch = train.examples(np.array([4, 2]))
+    assert {key: leaf.dtype for key, leaf in batch.cond.items()} == {
+        "camera": np.float32,
+        "state": np.float32,
+        "task": np.int32,
+    }
+    np.testing.assert_array_equal(batch.cond["camera"], 1.0)
+    np.testing.assert_array_equal(batch.cond["task"], [1, 2])
+    np.testing.assert_allclose(batch.cond["state"], train.cond["state"][[4, 2]], rtol=1e-6)
+    moments = fit_standardization(train).moments
+    assert set(moments) == {"x", "cond_state", "cond_camera"}
+    np.testing.assert_allclose(moments["cond_state"].mean, train.cond["state"].mean(axis=0))
+    assert train.unconditional().conditions is None
+
+
+def test_a_single_condition_array_is_the_condition(tmp_path):
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=np.zeros((4, 3)), cond=np.ones((4, 2)))
+    train = ArrayData(str(tmp_path)).load("train")
+    assert train.conditions == Spec((2,))
+    np.testing.assert_array_equal(train.conds(slice(1, 3)), np.ones((2, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "message"),
+    [
+        ({"labels": np.zeros(12, int)}, {}, "must hold only one kind of condition"),
+        ({"cond": np.zeros((12, 2))}, {}, "must hold only one kind of condition"),
+        ({"cond_state": np.zeros((11, 4))}, {}, r"cond_state must be an array of 12 examples, got"),
+        ({"cond_state": np.full((12, 4), np.nan)}, {}, "cond_state must hold finite numbers, got"),
+        ({"cond_state": np.zeros(12, bool)}, {}, "cond_state must hold floats or integers, got b"),
+        ({"cond_": np.zeros(12)}, {}, "the array must be one of"),
+        ({}, {"cond_classes": (("task", 2),)}, r"cond_task must lie in \[0, 2\), got 0 to 2"),
+        ({}, {"cond_classes": (("state", 2),)}, "must hold an integer array for each of data.cond"),
+        ({}, {"num_classes": 3}, "must hold only one kind of condition"),
+        (
+            {"cond_state": None, "cond_camera": None, "cond_task": None, "cond": np.zeros(12, int)},
+            {},
+            "cond must hold floating-point numbers or images in uint8; store class labels",
+        ),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(tmp_path, changed, settings, message):
+    save_conditions(tmp_path)
+    with np.load(tmp_path / "train.npz") as arrays:
+        changed = dict(arrays) | changed
+    arrays = {name: array for name, array in changed.items() if array is not None}
+    np.savez(tmp_path / "train.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        ArrayData(str(tmp_path), **settings).load("train")
+
+
+def test_conditions_of_the_test_split_have_the_names_and_shapes_of_the_training_split(tmp_path):
+    data = save_conditions(tmp_path)
+    with np.load(tmp_path / "test.npz") as arrays:
+        arrays = dict(arrays)
+    np.savez(tmp_path / "test.npz", **arrays | {"cond_state": np.zeros((6, 5))})
+    with pytest.raises(ValueError, match=r"cond_state must have shape \[num, 4\], got \(6, 5\)"):
+        data.load("test")
+    del arrays["cond_state"]
+    np.savez(tmp_path / "test.npz", **arrays)
+    with pytest.raises(ValueError, match="must hold the same arrays in both splits, got"):
+        data.load("test")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax._arrays import TokenShape
+from fmjax._specs import token_spec
 from fmjax.data import (
     CaptionedClasses,
     CaptionedImages,
@@ -56,7 +56,7 @@ def test_images_are_paired_with_their_txt_captions(tmp_path):
     assert 0 < len(test) < 30
     assert isinstance(captioned_images(tmp_path), DataSource)
     assert captioned_images(tmp_path).shape() == (train.event_shape, train.conditions)
-    assert train.conditions == TokenShape(4, 16)
+    assert train.conditions == token_spec(4, 16)
     for dataset in (train, test):
         batch = dataset.examples(np.arange(len(dataset)))
         words = train.captions.tokenizer.decode(batch.cond)

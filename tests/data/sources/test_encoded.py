@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import TextPart, TextShape
+from fmjax._specs import as_cond_spec
 from fmjax.data import (
     EncodedData,
     NoSuchSplit,
@@ -77,7 +78,11 @@ def test_pairs_are_read_back_as_written(tmp_path, num_classes):
     fields = pair_fields(EVENT, num_classes is not None)
     write_shards(tmp_path / "pairs", RecordManifest(fields, NUM, 4, {}), arrays)
     pairs = open_pairs(tmp_path / "pairs", EVENT, num_classes)
-    assert (len(pairs), pairs.event_shape, pairs.conditions) == (NUM, EVENT, num_classes)
+    assert (len(pairs), pairs.event_shape, pairs.conditions) == (
+        NUM,
+        EVENT,
+        as_cond_spec(num_classes),
+    )
     indices = np.array([4, 1])
     batch = pairs.examples(indices)
     np.testing.assert_array_equal(batch.x0, x0[indices])

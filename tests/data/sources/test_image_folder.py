@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax._arrays import TokenShape
 from fmjax._progress import Silent
+from fmjax._specs import class_spec, token_spec
 from fmjax.data import DataSource, ImageFolder, NoSuchSplit, TokenizerConfig, batches, load
 from fmjax.data.sources import unreadable_images
 
@@ -38,7 +38,7 @@ def test_sub_folders_are_classes_with_their_names(tmp_path):
     data = image_folder(tmp_path, test_every=5)
     train, test = (load(data, split) for split in ("train", "test"))
     assert isinstance(data, DataSource)
-    assert data.shape() == (train.event_shape, train.conditions) == ((4, 4, 3), 3)
+    assert data.shape() == (train.event_shape, train.conditions) == ((4, 4, 3), class_spec(3))
     assert len(train) + len(test) == 60
     assert 0 < len(test) < 30
     for dataset in (train, test):
@@ -75,7 +75,7 @@ def test_images_of_any_size_and_mode_become_colors_or_gray_values(tmp_path):
     assert train.points().shape == (8, 4, 4, 3)
     write_classes(tmp_path / "gray", 1)
     gray = load(image_folder(tmp_path / "gray", channels=1, test_every=10**6))
-    assert image_folder(tmp_path / "gray", channels=1).shape() == ((4, 4, 1), 3)
+    assert image_folder(tmp_path / "gray", channels=1).shape() == ((4, 4, 1), class_spec(3))
     expected = [np.full((4, 4, 1), GRAY[name]) for name in gray.class_names]
     np.testing.assert_array_equal(gray.x[:], expected)
 
@@ -87,7 +87,7 @@ def test_captions_are_read_as_for_captioned_images(tmp_path):
     words = TokenizerConfig(4, 16)
     data = image_folder(tmp_path, captions=True, tokenizer=words, channels=1, test_every=10**6)
     train = load(data)
-    assert data.shape() == (train.event_shape, train.conditions) == ((4, 4, 1), TokenShape(4, 16))
+    assert data.shape() == (train.event_shape, train.conditions) == ((4, 4, 1), token_spec(4, 16))
     assert train.captions.texts == [f"a {name} picture" for name in COLORS for _ in range(2)]
     np.testing.assert_array_equal(train.x[:][:, 0, 0, 0], [GRAY[n] for n in COLORS for _ in "12"])
     with pytest.raises(NoSuchSplit, match="data.folder must hold images of the test split, got"):
@@ -281,6 +281,6 @@ def test_invalid_settings_are_refused(settings, message):
 
 def test_the_shape_is_known_without_the_folder_if_the_classes_are_counted(tmp_path):
     data = ImageFolder(str(tmp_path / "none"), size=8, num_classes=5)
-    assert data.shape() == ((8, 8, 3), 5)
+    assert data.shape() == ((8, 8, 3), class_spec(5))
     with pytest.raises(ValueError, match="data.folder must exist, got"):
         ImageFolder(str(tmp_path / "none")).shape()

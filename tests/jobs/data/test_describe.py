@@ -177,3 +177,12 @@ def test_the_command_writes_next_to_the_runs(tmp_path, monkeypatch, capsys):
         cli.main(["data", "toy.py"])
     assert exit_info.value.code == 2
     assert "data.folder must hold train.npz" in capsys.readouterr().err
+
+
+def test_moments_of_standardized_data_are_reported(tmp_path, recorder):
+    config = config_of(ToyData("moons", num_examples=64), standardize=True)
+    describe_data(config, tmp_path / "examples.png", progress=recorder)
+    (line,) = (line for line in recorder.lines if line.startswith("standardized"))
+    x = load(ToyData("moons", num_examples=64)).x
+    stds = " to ".join(f"{std:.4g}" for std in sorted(x.std(axis=0, dtype=np.float64)))
+    assert line.endswith(f", divide by {stds}")

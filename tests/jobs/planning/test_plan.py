@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Batch, TextShape
+from fmjax._specs import class_spec
 from fmjax.config import Config, PlanConfig, Sampling, TrainingConfig, build, to_json
 from fmjax.data import ArrayData, DigitsData
 from fmjax.jobs.planning import plan as module
@@ -83,7 +84,7 @@ def test_sampling_plan_counts_evaluations_and_argument_bytes():
     (result,) = plan(config, dataclasses.replace(PLAN, work="sampling"))
     assert result.batch_size == 32  # The next multiple of 8 devices.
     assert result.repeats == 4
-    net = build(config, (8, 8, 1), 10).net
+    net = build(config, (8, 8, 1), 10).model.net
     params = jax.eval_shape(net.init, jax.random.key(0))
     t, x = np.zeros(4, np.float32), np.zeros((4, 8, 8, 1), np.float32)
     labels = np.zeros(4, np.int32)
@@ -101,7 +102,9 @@ def test_sampling_plan_counts_evaluations_and_argument_bytes():
 
 def sampling_with(**settings):
     config = dataclasses.replace(CONFIG, sampling=Sampling.of(batch_size=8, **settings))
-    return sampling_batch(config, make_mesh(CONFIG.mesh), event_shape=(8, 8, 1), conditions=10)
+    return sampling_batch(
+        config, make_mesh(CONFIG.mesh), event_shape=(8, 8, 1), conditions=class_spec(10)
+    )
 
 
 def test_adaptive_sampling_is_planned_for_one_step():
@@ -198,7 +201,7 @@ def test_layouts_are_ordered_by_distance_from_the_config():
 
 def test_shape_of_missing_data_comes_from_the_config():
     latents = ArrayData("nowhere", num_classes=1000, event_shape=(8, 8, 4))
-    assert latents.shape() == ((8, 8, 4), 1000)
+    assert latents.shape() == ((8, 8, 4), class_spec(1000))
     with pytest.raises(ValueError, match="data.folder must hold train.npz"):
         ArrayData("nowhere").shape()
 

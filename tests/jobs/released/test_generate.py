@@ -26,7 +26,7 @@ from fmjax.pretrained import components, prompts as encoding
 from fmjax.pretrained.folder import open_model
 from fmjax.pretrained.pipeline import latents_of, load_transformer, read_latents, released_times
 from fmjax.pretrained.time_grid import released_sigmas
-from fmjax.runs.sampling.batches import noise
+from fmjax.runs.sampling.batches import sample_source_points
 from fmjax.sharding import MeshConfig
 from fmjax.solvers import Euler, FixedSteps, sample
 from tests.cli.test_cli import run
@@ -183,7 +183,8 @@ def test_generate_matches_library_solvers(solver, steps):
     assert null is None
     loaded = load_transformer(model, mesh=request.mesh, dtype="float32")
     transformer = released_model(request, loaded, cond, null)
-    x0 = noise(jax.random.key(0), jnp.arange(1), request.latents.event_shape)
+    event_shape = request.latents.event_shape
+    x0 = sample_source_points(transformer.process, jax.random.key(0), jnp.arange(1), event_shape)
     expected = jax.jit(
         lambda params, x0, cond: sample(
             transformer.velocity_fn(params),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax._arrays import TokenShape
+from fmjax._specs import token_spec
 from fmjax.cli import main
 from fmjax.config import Sampling
 from fmjax.data import (
@@ -78,7 +78,7 @@ def run(trained):
 
 
 def test_training_saves_captions_tokenizer_and_report(trained, run):
-    assert read_model(trained / "run") == ((4, 4, 3), TokenShape(4, 16))
+    assert read_model(trained / "run") == ((4, 4, 3), token_spec(4, 16))
     captions = ("a red picture", "a green picture", "a blue picture")
     assert read_captions(trained / "run") == captions
     assert run.num_classes is None

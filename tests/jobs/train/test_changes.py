@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fmjax import cli
@@ -19,6 +20,7 @@ from fmjax.config import (
     Sampling,
     TrainingConfig,
     build,
+    serialize,
 )
 from fmjax.data import ToyData
 from fmjax.jobs.report.report import report_run
@@ -173,6 +175,23 @@ def test_fewer_steps_than_trained_are_refused(prepared):
         with pytest.raises(ValueError, match=message):
             check()
     assert not prepared.extensions.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign:
+    """An optimizer without a known learning rate."""
+
+    def make(self, num_steps):
+        return optax.sign_sgd(1e-3)
+
+
+def test_more_steps_with_an_unknown_learning_rate_print_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(serialize, "_user_classes", {"Sign": Sign})
+    folder, config = RunFolder(tmp_path), changed(CONFIG, optimizer=Sign())
+    prepare(folder, config, (2,), None)
+    (folder.checkpoints / "3").mkdir(parents=True)
+    longer = changed(config, training={"num_steps": 9})
+    assert prepare(folder, longer, (2,), None) == ["training.num_steps: 5 -> 9"]
 
 
 def test_a_run_without_trained_steps_is_not_marked_as_extended(tmp_path):

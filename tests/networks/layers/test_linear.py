@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fmjax.networks.layers.linear import ConditionEmbedding, layer_norm, rms_norm, timestep_features
+from fmjax.networks.layers.conditions import ConditionEmbedding
+from fmjax.networks.layers.linear import layer_norm, rms_norm, timestep_features
 from fmjax.networks.layers.patches import rotary_angles, rotate, sincos_positions
 
 
@@ -51,7 +52,7 @@ def test_rms_norm_divides_by_the_root_mean_square():
 
 def test_sincos_positions_follow_their_formula():
     height, width, dim = 3, 5, 16
-    positions = sincos_positions(height, width, dim)
+    positions = sincos_positions(height, width, dim=dim)
     for row, column, i in np.ndindex(height, width, dim // 4):
         token, frequency = row * width + column, 10000.0 ** (-i / (dim // 4))
         actual = positions[token].reshape(4, dim // 4)[:, i]
@@ -62,7 +63,7 @@ def test_sincos_positions_follow_their_formula():
 def test_rotary_products_depend_on_relative_positions_only():
     height, width, dim = 4, 5, 8
     q, k = (np.tile(normal(seed, dim), (1, 1, height * width, 1)) for seed in (0, 1))
-    angles = rotary_angles(height, width, dim)
+    angles = rotary_angles(height, width, dim=dim)
     q, k = (on_device(lambda x: rotate(x, angles), x)[0, 0] for x in (q, k))
     products = (q @ k.T).reshape(height, width, height, width)
     products_by_offset = {}
@@ -79,7 +80,7 @@ def test_rotary_products_depend_on_relative_positions_only():
 
 def test_rotate_rotates_channel_pairs_by_their_angles():
     height, width, dim = 2, 3, 8
-    x, angles = normal(0, 1, 1, height * width, dim), rotary_angles(height, width, dim)
+    x, angles = normal(0, 1, 1, height * width, dim), rotary_angles(height, width, dim=dim)
     rotated = on_device(lambda x: rotate(x, angles), x)[0, 0]
     for row, column, i in np.ndindex(height, width, dim // 2):
         coordinate = row if i < dim // 4 else column

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmjax._arrays import TextShape, TokenShape
+from fmjax._arrays import TextShape
+from fmjax._specs import token_spec
 from fmjax.losses import drop_condition
 from fmjax.networks import (
     DiTConfig,
@@ -18,7 +19,7 @@ from fmjax.networks import (
     make_text_encoder,
 )
 
-SHAPE = TokenShape(5, 7)
+SHAPE = token_spec(5, 7)
 ENCODER = TextEncoderConfig(8, 2, 2)
 IMAGE_NETWORKS = {
     "mmdit": MMDiTConfig(2, 2, 8, 2, qk_norm=True),
@@ -142,7 +143,7 @@ def test_captions_are_dropped_entirely_and_independently():
         ),
         (
             lambda: make_flow_map(MLPConfig(), (2,), SHAPE),
-            "conditions must be None or a number of classes for a flow map, got",
+            "conditions must not be text or captions for a flow map, got",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def normalized(x, scale):
 
 
 def rotated_by_position(x, grid):
-    angles, half = rotary_angles(*grid, x.shape[-1]), x.shape[-1] // 2
+    angles, half = rotary_angles(*grid, dim=x.shape[-1]), x.shape[-1] // 2
     rotated = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
     return np.concatenate([rotated.real, rotated.imag], -1)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fmjax._arrays import Text, TextShape
+from fmjax._specs import class_spec
 from fmjax.networks import FLUX_DEV, FLUX_SCHNELL, FluxConfig, make_flux, make_network
 from fmjax.networks.transformers.dit import DiTConfig
 
@@ -29,8 +30,8 @@ SMALL = FluxConfig(2, 2, 8, 1, 1, (4, 2, 2))
         (lambda: FluxConfig(num_double=0), "num_double must be at least 1, got 0"),
         (lambda: FluxConfig(rotary_axes=(16, 56, 54)), "rotary_axes must be even numbers that sum"),
         (
-            lambda: make_flux(SMALL, (8, 8, 4), 10),
-            r"must be text \(a TextShape\) for a FLUX network, got 10",
+            lambda: make_flux(SMALL, (8, 8, 4), class_spec(10)),
+            r"must be text \(a TextShape\) for a FLUX network, got Spec",
         ),
         (lambda: make_flux(SMALL, (7, 8, 4), TEXT), "patch_size must divide the image size 7x8"),
         (

@@ -47,23 +47,9 @@ def oracle(mean, std=0.5):
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
     """Programs that are kept, none at first."""
-    kept = programs._Programs()
+    kept = programs.Programs()
     monkeypatch.setattr(programs, "_PROGRAMS", kept)
     return kept
-
-
-@pytest.fixture
-def lowered():
-    """Names of the events at which JAX lowered a new program."""
-    events = []
-
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            events.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def solve_brownian(v, x):
