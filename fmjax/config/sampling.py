@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from jaxtyping import PyTree
 
@@ -84,6 +84,9 @@ class SamplingOptions:
     batch_size: int = 256
     seed: int = 0
     prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
 
 
 class SamplingNames(TypedDict, total=False):
@@ -259,6 +262,7 @@ def with_options(sampling: Sampling, given: Mapping[str, object]) -> Sampling:
     known = [field.name for field in dataclasses.fields(SamplingOptions)]
     for name in rest:
         require(name in known, "setting", f"be one of {', '.join(known)}", name)
+    SamplingOptions(**cast(Any, rest))  # Checks the numbers.
     names = ("num_samples", "batch_size", "seed", "prompts")
     changes: dict[str, Any] = {name: rest.pop(name) for name in names if name in rest}
     if "guidance" in rest or "guidance_interval" in rest:

@@ -23,7 +23,7 @@ from fmjax.config import (
 from fmjax.losses import BuiltInGuidance
 from fmjax.networks import DiTConfig, MLPConfig
 from fmjax.paths import AffinePath, MinibatchOT
-from fmjax.runs.sampling.batches import make_sampler
+from fmjax.runs.sampling.batches import make_batch_solver, make_sampler
 from fmjax.sharding import make_mesh, replicated
 
 SHORTCUT = Config(
@@ -132,7 +132,7 @@ def test_samples_on_eight_devices_equal_those_on_one(config):
     for devices in (jax.devices(), jax.devices()[:1]):
         mesh = make_mesh(devices=devices)
         results.append(
-            make_sampler(AffinePath(), solve, steps, (2,), sampling, mesh)(
+            make_sampler(make_batch_solver(AffinePath(), solve, steps, (2,), mesh), sampling, mesh)(
                 jax.device_put(params, replicated(mesh)), np.arange(20) % 3, Silent()
             )
         )

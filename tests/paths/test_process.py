@@ -24,7 +24,7 @@ from fmjax.paths import (
     sample_source,
     source_keys,
 )
-from fmjax.runs.sampling.batches import make_batch_solver
+from fmjax.runs.sampling.batches import make_batch_solver, seed_data
 from fmjax.sharding import make_mesh
 from fmjax.solvers import RK4, FixedSteps, Model, sample
 from fmjax.training import init_state, make_optimizer, make_train_step
@@ -157,13 +157,13 @@ def trained(num_devices, num_steps=3):
     x1 = jnp.asarray(config.data.load("train").points(np.arange(32)))
     for _ in range(num_steps):
         state, metrics = step(state, Batch(x1))
-    steps = config.sampling.make_steps(experiment.model.schedule)
+    steps = config.sampling.steps(experiment.model)
 
     def solve(params, x0, keys, cond, steps):
         return sample(experiment.model.velocity_fn(params), x0, solver=RK4(), steps=steps)
 
-    solver = make_batch_solver(experiment.model.process, solve, steps, (2,), 1, mesh)
-    return metrics.loss, state.params, solver(state.params, jnp.arange(16), None).x1
+    solver = make_batch_solver(experiment.model.process, solve, steps, (2,), mesh)
+    return metrics.loss, state.params, solver(state.params, seed_data(1), jnp.arange(16), None).x1
 
 
 @pytest.mark.slow
@@ -240,18 +240,18 @@ def examples(path):
         ),
         (
             lambda: built(Bridge(), sampling=Sampling.of(solver="ddim", num_steps=4)),
-            "path must be an AffinePath for solver ddim, got a Bridge",
+            "sampling.solver must be an ODE solver for a Bridge, which is not an AffinePath, got DDIM",
         ),
         (
             lambda: built(Bridge(), sampling=Sampling.of(solver="sea", num_steps=4)),
-            "path must be an AffinePath for solver sea, got a Bridge",
+            "sampling.solver must be an ODE solver for a Bridge, which is not an AffinePath, got SEA",
         ),
         (
             lambda: built(Bridge(), sampling=Sampling.of(num_steps=4, grid="edm")),
             "sampling.grid must not be edm without an AffinePath, got a Bridge",
         ),
         (
-            lambda: Sampling.of(num_steps=4, grid="edm").make_steps(None),
+            lambda: Sampling.of(num_steps=4, grid="edm").steps(Model(None, Bridge())),
             "grid must not be edm without an AffinePath, got edm",
         ),
         (lambda: examples(WrongSource()), r"WrongSource.sample_source must return shape \(4, 2\)"),

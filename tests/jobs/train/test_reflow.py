@@ -387,8 +387,7 @@ def test_reflow_config_uses_a_linear_path_for_any_teacher(tmp_path):
             assert (config.path, config.loss.prediction) == (AffinePath(), Prediction.VELOCITY)
             assert not config.reflow.warm_start
             assert config.reflow.sampling.options.solver == teacher_config.sampling.options.solver
-            build(config, (2,), None)
-            config.sampling.make_steps()
+            config.sampling.steps(build(config, (2,), None).model)
 
 
 def test_interrupted_pair_generation_resumes(teacher, student_config, tmp_path):

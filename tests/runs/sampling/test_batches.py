@@ -7,7 +7,7 @@ from fmjax._progress import Silent
 from fmjax.config import Sampling
 from fmjax.jobs.compare.methods import ode_solve
 from fmjax.paths import AffinePath
-from fmjax.runs.sampling.batches import make_sampler
+from fmjax.runs.sampling.batches import make_batch_solver, make_sampler
 from fmjax.sharding import even_batches, make_mesh
 from tests.affine import SCHEDULES
 from tests.oracles import Gaussian
@@ -32,9 +32,9 @@ def test_exact_velocities_give_the_mean_and_std_of_the_data(name):
     velocity = Gaussian(schedule, mean=1.0, std=0.5).velocity
     sampling = Sampling.of(num_samples=1000, batch_size=1000, rtol=1e-5, atol=1e-5)
     solve = ode_solve(lambda params: velocity, sampling.sampler.solver)
-    sample = make_sampler(
-        AffinePath(schedule), solve, sampling.sampler.stepping, (8,), sampling, make_mesh()
-    )
+    mesh, steps = make_mesh(), sampling.sampler.stepping
+    program = make_batch_solver(AffinePath(schedule), solve, steps, (8,), mesh)
+    sample = make_sampler(program, sampling, mesh)
     samples = sample({}, None, Silent())
     assert samples.succeeded.all()
     np.testing.assert_allclose(samples.x1.mean(), 1.0, atol=0.03)
