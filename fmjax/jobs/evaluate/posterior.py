@@ -26,6 +26,7 @@ MAX_PARAMETERS = 8
 """Largest number of parameters whose posteriors are checked after training."""
 NUM_DRAWS = 63
 """Posterior samples for each simulation; ranks lie in [0, NUM_DRAWS]."""
+TOLERANCE = 1e-4  # Of the solves; statistical errors are much larger.
 NUM_SHOWN = 2  # Posteriors that the page shows.
 NUM_SHOWN_SAMPLES = 4_000
 
@@ -147,7 +148,7 @@ def check_posterior(
     indices = np.linspace(0, len(test) - 1, num).astype(int)
     theta = test.points(indices)
     observations = np.asarray(network_conditions(run, test, indices))
-    posterior = Posterior(run)
+    posterior = Posterior(run, tolerance=TOLERANCE)
     draws = posterior.sample(NUM_DRAWS, observations, progress=progress)
     log_prob = posterior.log_prob(theta[:, None], observations, progress=progress)[:, 0]
     finite = np.all(np.isfinite(draws), axis=(1, 2))
