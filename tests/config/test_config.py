@@ -232,6 +232,8 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
     elif is_captions(conditions):
         cond = rng.integers(0, conditions.vocab_size, (8, conditions.num_tokens)).astype(np.int32)
+    elif isinstance(conditions, Spec):
+        cond = rng.standard_normal((8, *conditions.shape), np.float32)
     else:
         cond = conditions and rng.integers(0, conditions, 8).astype(np.int32)
     batch = Batch(rng.uniform(-1, 1, (8, *event_shape)).astype(np.float32), cond)
