@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fmjax._specs import class_spec
 from fmjax.cli import commands, released as released_commands, train as train_commands
 from fmjax.jobs.train.prepare import prepare
 from fmjax.runs.folder import RunFolder
@@ -23,7 +24,6 @@ PAGES = (
     "docs/few_steps.md",
     "docs/text_to_image.md",
     "docs/own_images.md",
-    "docs/posterior.md",
 )
 RELEASED = ("FLUX.1-dev", "FLUX.1-schnell", "stable-diffusion-3.5-large", "mine")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -116,7 +116,11 @@ def parse_only(monkeypatch):
     return parse
 
 
-COMMANDS = {" ".join(command): command for page in PAGES for command in all_commands(page)}
+COMMANDS = {
+    " ".join(command): command
+    for page in (*PAGES, "docs/posterior.md")
+    for command in all_commands(page)
+}
 
 
 def test_commands_of_the_pages_are_found():
@@ -137,7 +141,7 @@ def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
         arguments = [str(prompts) if word == prompts.name else word for word in arguments]
     elif arguments[0] not in ("train", "plan", "data"):  # The command needs a run folder.
         config = load_config(ROOT / "configs" / "digits.py")
-        prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
+        prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), class_spec(10))
         arguments = [arguments[0], str(tmp_path / "run"), *arguments[2:]]
     parse_only(arguments)
 
@@ -145,7 +149,7 @@ def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_in_the_text_are_accepted(page, parse_only, tmp_path):
     config = load_config(ROOT / "configs" / "digits.py")
-    prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
+    prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), class_spec(10))
     text = re.sub(r"\s+", " ", FENCE.sub("", (ROOT / page).read_text()))
     named = re.findall(r"`(--(?:mesh|training|network|evaluation|reflow|loss)\.[^`]*)`", text)
     assert len(named) >= 2
@@ -165,7 +169,9 @@ def test_shell_scripts_have_valid_syntax(page):
         assert not result.stderr, (script, result.stderr)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/extending.md", "docs/performance.md", "README.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "docs/extending.md", "docs/posterior.md", "docs/performance.md", "README.md"]
+)
 def test_links_have_existing_targets(page):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         if "://" in link:
@@ -182,7 +188,7 @@ def test_named_extras_and_files_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    texts = [(ROOT / name).read_text() for name in (*PAGES, "Dockerfile")]
+    texts = [(ROOT / name).read_text() for name in (*PAGES, "docs/posterior.md", "Dockerfile")]
     named = re.findall(r"EXTRA=(\w+)|(?:\.|fmjax)\[(\w+)\]", "".join(texts))
     assert len(named) >= 6
     assert {build_argument or extra for build_argument, extra in named} <= set(extras)

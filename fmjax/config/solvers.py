@@ -141,6 +141,9 @@ def make_sampler(sampler: Sampler, given: Mapping[str, Any]) -> AnySampler:
     Raises:
         ValueError: If a value is wrong or the sampler does not have the setting.
     """
+    for name in ("rtol", "atol"):
+        if given.get(name) is not None:
+            require_positive(name, given[name])
     solver = given.get("solver")
     if solver is None:
         if not isinstance(sampler, (OdeSampler, SdeSampler, DiffusionSampler, FlowMapSampler)):
@@ -232,7 +235,6 @@ def _make_tolerances(previous: object, given: Mapping[str, Any], *, is_sde: bool
     steps = previous if isinstance(previous, AdaptiveSteps) else AdaptiveSteps()
     for name in ("rtol", "atol"):
         if given.get(name) is not None:
-            require_positive(name, given[name])
             steps = dataclasses.replace(steps, **{name: given[name]})
     control, slots = given.get("control"), given.get("slots", steps.slots)
     if is_sde or slots is not None:

@@ -220,7 +220,7 @@ def test_invalid_arguments_get_one_line_and_exit_code_2(
         (["--rtol", "1e-4"], "rtol must be used with a solver that estimates its error (tsit5, "),
         (["--control=PER_SAMPLE"], "control must be used with a solver that estimates its error"),
         (["--num-steps", "0"], "num_steps must lie in [1, 16777216], got 0"),
-        (["--num-steps", "4", "--rtol", "1e-3"], "rtol must not be combined with num-steps"),
+        (["--num-steps", "4", "--rtol", "1e-3"], "rtol must not be combined with num_steps"),
         (["--classes", "3"], "classes must be left out for a model without"),
         (["--guidance", "2"], "guidance must be 1 for a model without classes"),
         (["--classes", "--"], "unrecognized option --"),

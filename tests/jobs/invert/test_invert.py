@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fmjax import cli
+from fmjax._specs import class_spec
 from fmjax.config import Config, build
 from fmjax.config.invert import InvertConfig
 from fmjax.data import DigitsData, load
@@ -59,7 +60,9 @@ def run(tmp_path):
     experiment = build(CONFIG, (8, 8, 1), 10)
     net = VelocityNet(lambda key: {}, velocity)
     experiment = experiment._replace(model=experiment.model._replace(net=net))
-    return Run(RunFolder(tmp_path), CONFIG, experiment, (8, 8, 1), 10, {}, 7, ONE_DEVICE)
+    return Run(
+        RunFolder(tmp_path), CONFIG, experiment, (8, 8, 1), class_spec(10), {}, 7, ONE_DEVICE
+    )
 
 
 @pytest.fixture

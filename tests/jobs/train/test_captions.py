@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax._specs import token_spec
+from fmjax._specs import class_spec, token_spec
 from fmjax.cli import main
 from fmjax.config import Sampling
 from fmjax.data import (
@@ -30,6 +30,7 @@ from fmjax.runs.sampling.files import read_samples, sample_grid, settings_name
 pytestmark = pytest.mark.slow
 
 CONFIG = """
+from fmjax._specs import class_spec
 from fmjax.config import *
 from fmjax.data import CaptionedImages, TokenizerConfig
 from fmjax.networks import MMDiTConfig, TextEncoderConfig
@@ -212,7 +213,7 @@ def test_long_prompts_are_truncated_with_a_warning(run, recorder):
 
 
 def test_prompts_are_refused_for_models_without_captions(trained, run, capsys):
-    class_run = run._replace(conditions=3)
+    class_run = run._replace(conditions=class_spec(3))
     with pytest.raises(ValueError, match="prompts must be left out for a model that was not"):
         requested_conditions(class_run, 4, (), ("red",))
     options = ("--no-conditional", "--sampling.guidance", "1")
