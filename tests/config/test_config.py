@@ -66,11 +66,7 @@ SHAPES = {
     "image_folder": ((16, 16, 3), 3, {"width": 16, "num_layers": 1, "num_heads": 2}),
     "fashion_mnist": ((28, 28, 1), 10, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "sneakers_to_boots": ((28, 28, 1), None, {"width": 16, "num_layers": 2, "num_heads": 2}),
-<<<<<<< HEAD
-    "posterior": ((2,), Spec((2,)), {"width": 16}),
-=======
     "posterior": ((2,), Spec((2,)), {"width": 16, "num_layers": 2}),
->>>>>>> s4
     **dict.fromkeys(("toy2d", "transport2d"), ((2,), None, {"width": 16})),
     "cifar10": (
         (8, 8, 3),
@@ -235,11 +231,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
     elif is_captions(conditions):
-<<<<<<< HEAD
-        cond = rng.integers(0, conditions.vocab_size, (8, conditions.num_tokens)).astype(np.int32)
-=======
         cond = rng.integers(0, conditions.num_values, (8, *conditions.shape)).astype(np.int32)
->>>>>>> s4
     elif isinstance(conditions, Spec):
         cond = rng.standard_normal((8, *conditions.shape), np.float32)
     else:

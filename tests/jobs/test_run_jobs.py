@@ -503,8 +503,7 @@ def test_invalid_evaluation_files_are_refused(tmp_path, text):
         ("def get_config(:", "must run without errors, got SyntaxError"),
         ("import no_such_module", "must run without errors, got ModuleNotFoundError"),
         (
-            "from fmjax._specs import class_spec
-from fmjax.config import LossConfig\n"
+            "from fmjax.config import LossConfig\n"
             "def get_config():\n    return LossConfig(label_dorp=0.2)",
             r"got TypeError: .*'label_dorp'.*id you mean 'label_drop'\?",
         ),
@@ -514,26 +513,22 @@ from fmjax.config import LossConfig\n"
             "must run without errors, got KeyError: 'name'",
         ),
         (
-            "from fmjax._specs import class_spec
-from fmjax.config import Config, TrainingConfig\n"
+            "from fmjax.config import Config, TrainingConfig\n"
             "def get_config():\n    return Config('x', training=TrainingConfig(batch_size=16.5))",
             r"mine\.py must hold an integer at training\.batch_size, got 16\.5",
         ),
         (
-            "from fmjax._specs import class_spec
-from fmjax.config import Config\nfrom fmjax.networks import MLPConfig\n"
+            "from fmjax.config import Config\nfrom fmjax.networks import MLPConfig\n"
             "def get_config():\n    return Config('x', network=MLPConfig)",
             "of fmjax configs: config.network must be a MLPConfig or UNetConfig or DiTConfig",
         ),
         (
-            "from fmjax._specs import class_spec
-from fmjax.config import Config, Sampling\n"
+            "from fmjax.config import Config, Sampling\n"
             "def get_config():\n    return Config('x', sampling=Sampling.of(control='mine'))",
             "config.sampling.sampler.stepping.control must be a ErrorControl, got 'mine'",
         ),
         (
-            "from fmjax._specs import class_spec
-from fmjax.config import Config\nclass Mine: pass\n"
+            "from fmjax.config import Config\nclass Mine: pass\n"
             "def get_config():\n    return Config('x', data=Mine())",
             "config.data must be a DigitsData or ToyData or IdxData or ArrayData or Cifar10Data",
         ),
@@ -554,8 +549,7 @@ from fmjax.config import Config\nclass Mine: pass\n"
             "must run without errors, got RecursionError: maximum",
         ),
         (
-            "import dataclasses, sys\nfrom fmjax._specs import class_spec
-from fmjax.config import Config\n@dataclasses.dataclass\n"
+            "import dataclasses, sys\nfrom fmjax.config import Config\n@dataclasses.dataclass\n"
             "class Mine:\n    def __post_init__(self):\n        sys.exit('part')\n"
             "def get_config():\n    return Config('x', data=Mine())",
             "mine.py must run without errors, got SystemExit: part$",
@@ -584,8 +578,7 @@ def test_invalid_config_files_are_refused(tmp_path, text, message):
 def test_integers_may_be_written_in_scientific_notation(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from fmjax._specs import class_spec
-from fmjax.config import Config, TrainingConfig\n"
+        "from fmjax.config import Config, TrainingConfig\n"
         "def get_config():\n    return Config('x', training=TrainingConfig(num_steps=1e3))"
     )
     num_steps = load_config(file).training.num_steps
@@ -612,8 +605,7 @@ def test_load_config_restores_working_folder_and_signal_handlers(tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "import os, signal\nfrom fmjax._specs import class_spec
-from fmjax.config import Config\nos.chdir('elsewhere')\n"
+        "import os, signal\nfrom fmjax.config import Config\nos.chdir('elsewhere')\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsignal.signal(signal.SIGINT, print)\n"
         "signal.set_wakeup_fd(-1)\ndef get_config():\n    return Config('x')"
     )
