@@ -85,7 +85,7 @@ def prepared(tmp_path):
 
 
 def test_run_matches_the_config(run):
-    assert (run.config, run.step, run.event_shape, run.num_classes) == (CONFIG, 3, *DIGITS)
+    assert (run.config, run.step, run.event_shape, run.conditions) == (CONFIG, 3, *DIGITS)
 
 
 @pytest.mark.slow
