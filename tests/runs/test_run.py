@@ -106,8 +106,8 @@ def test_samples_equal_those_of_the_command_and_nothing_is_written(run, tmp_path
         progress=Silent(),
     )
     assert file_names(run) == names
-    settings = dataclasses.replace(
-        CONFIG.sampling, num_samples=6, seed=3, solver="heun", num_steps=3, guidance=2.0
+    settings = CONFIG.sampling.with_names(
+        num_samples=6, seed=3, solver="heun", num_steps=3, guidance=2.0
     )
     expected = sample_run(run, CONFIG.sampling, output=tmp_path / "default")
     expected_named = sample_run(run, settings, (1, 0), output=tmp_path / "named")
