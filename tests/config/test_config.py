@@ -230,7 +230,7 @@ def test_every_config_takes_two_steps_at_reduced_size(name):
     if isinstance(conditions, TextShape):
         tokens = rng.standard_normal((8, conditions.num_tokens, conditions.width), np.float32)
         cond = Text(tokens, rng.standard_normal((8, conditions.pooled_width), np.float32))
-    elif is_captions(conditions):
+    elif isinstance(conditions, Spec) and is_captions(conditions):
         cond = rng.integers(0, conditions.num_values, (8, *conditions.shape)).astype(np.int32)
     elif isinstance(conditions, Spec):
         cond = rng.standard_normal((8, *conditions.shape), np.float32)

@@ -28,7 +28,7 @@ from fmjax.pretrained.pipeline import latents_of, load_transformer, read_latents
 from fmjax.pretrained.time_grid import released_sigmas
 from fmjax.runs.sampling.batches import sample_source_points
 from fmjax.sharding import MeshConfig
-from fmjax.solvers import Euler, FixedSteps, sample
+from fmjax.solvers import ClassifierFree, Euler, FixedSteps, sample
 from tests.cli.test_cli import run
 from tests.golden_models import GOLDEN, PIPELINES, golden_io, relative_error
 from tests.released import on_one_device
@@ -82,7 +82,7 @@ def test_latents_of_every_step_and_image_match_diffusers(folder):
 
     @jax.jit
     def solve(params, x0, cond):
-        field = transformer.velocity_fn(params, scale)
+        field = ClassifierFree(scale)(transformer).velocity_fn(params)
         steps = FixedSteps(times)
         return sample(field, x0, cond, solver=Euler(), steps=steps, save_at=jnp.asarray(times[1:]))
 
