@@ -13,6 +13,7 @@ import pytest
 
 import fmjax
 from fmjax.networks import make_network
+from fmjax.solvers import Model
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 # Fewer steps and examples suffice, because the tests do not check what was learned.
@@ -100,6 +101,32 @@ def test_the_solver_has_its_order_and_counts_evaluations(own):
         assert result.nfe.tolist() == [2 * num_steps]
         errors.append(abs(float(result.x1[0, 0]) - exact))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(own.Ralston.convergence_order, abs=0.15)
+
+
+def test_the_sampler_of_the_page_reaches_a_single_data_point(own):
+    """The velocity to a point m is `(m - x) / (1 - t)`: the predicted data are m at all times."""
+
+    def apply(params, t, x, cond=None):
+        return (params[None] - x) / (1.0 - t)[:, None]
+
+    model, point = Model(fmjax.VelocityNet(lambda key: {}, apply)), jnp.array([2.0, -1.0])
+    sampler, keys = own.NewNoise(4), jax.random.split(jax.random.key(0), 3)
+    solved = sampler(model, point, jnp.ones((3, 2)), keys, None, sampler.steps(model))
+    np.testing.assert_allclose(solved.x1, np.tile(point, (3, 1)), atol=1e-5)
+    assert solved.nfe.tolist() == [4, 4, 4]
+    assert own.renoised.nfe.tolist() == [4] * 16
+    assert own.renoised.succeeded.all()
+    assert (own.renoised.x1.shape, own.guided.x1.shape) == ((16, 2), (16, 2))
+
+
+def test_the_guidance_of_the_page_has_its_scale(own):
+    net = fmjax.VelocityNet(lambda key: {}, lambda params, t, x, cond: x * cond[:, None])
+    guided = own.FadingGuidance(3.0)(Model(net, null_cond=2)).predict_fn({})
+    t, x, cond = jnp.array([0.0, 0.25, 1.0]), jnp.ones((3, 2)), jnp.array([0, 1, 1])
+    scales = 3.0 - 2.0 * t
+    expected = 2 + scales * (cond - 2)
+    np.testing.assert_allclose(guided(t, x, cond), np.tile(expected[:, None], 2), rtol=1e-6)
+    assert guided.evaluations(t).tolist() == [2, 2, 2]
 
 
 def test_the_loss_is_the_mean_absolute_error_of_each_example(own):
