@@ -214,6 +214,8 @@ def _reword(message: str, usage: str) -> str:
     )
     if match is not None:
         choices = re.findall(r"'([^']*)'", match[3])
+        if "None" in choices:  # tyro keeps the choices of an optional enum in a set.
+            choices = [*sorted(set(choices) - {"None"}), "None"]
         return f"{match[2]} must be one of {', '.join(choices)}, got {match[1]!r}"
     return message
 

@@ -20,7 +20,7 @@ ERRORS = [
     (
         ["trane"],
         "command must be one of train, export, reflow, generate, encode, sample, compare, "
-        "evaluate, likelihood, invert, study, plan, got 'trane' (did you mean 'train'?)",
+        "evaluate, likelihood, invert, study, plan, data, got 'trane' (did you mean 'train'?)",
     ),
     (["train"], "fmjax train needs a CONFIG first: fmjax train CONFIG [options]"),
     (
@@ -43,7 +43,8 @@ ERRORS = [
     ([*TOY, "--training.num-steps", "4", "5"], "unrecognized argument '5': options begin with --"),
     (
         [*TOY, "--sampling.control", "no"],
-        "--sampling.control must be one of LARGEST_SAMPLE, PER_SAMPLE, WHOLE_BATCH_RMS, got 'no'",
+        "--sampling.control must be one of LARGEST_SAMPLE, PER_SAMPLE, WHOLE_BATCH_RMS, None, "
+        "got 'no'",
     ),
     ([*TOY, "--sampling.num-samples", "0"], "sampling.num_samples must be at least 1, got 0"),
     ([*TOY, "--optimizer.b1", "2"], "optimizer.b1 must lie in [0, 1), got 2.0"),
