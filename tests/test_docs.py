@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fmjax._specs import class_spec
 from fmjax.cli import commands, released as released_commands, train as train_commands
 from fmjax.jobs.train.prepare import prepare
 from fmjax.runs.folder import RunFolder
@@ -137,7 +138,7 @@ def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
         arguments = [str(prompts) if word == prompts.name else word for word in arguments]
     elif arguments[0] not in ("train", "plan", "data"):  # The command needs a run folder.
         config = load_config(ROOT / "configs" / "digits.py")
-        prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
+        prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), class_spec(10))
         arguments = [arguments[0], str(tmp_path / "run"), *arguments[2:]]
     parse_only(arguments)
 
@@ -145,7 +146,7 @@ def test_documented_commands_are_accepted(arguments, parse_only, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_named_in_the_text_are_accepted(page, parse_only, tmp_path):
     config = load_config(ROOT / "configs" / "digits.py")
-    prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), 10)
+    prepare(RunFolder(tmp_path / "run"), config, (8, 8, 1), class_spec(10))
     text = re.sub(r"\s+", " ", FENCE.sub("", (ROOT / page).read_text()))
     named = re.findall(r"`(--(?:mesh|training|network|evaluation|reflow|loss)\.[^`]*)`", text)
     assert len(named) >= 2
