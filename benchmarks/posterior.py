@@ -48,7 +48,7 @@ def main() -> None:
     results = {}
     for name in args.simulators:
         run, seconds = train(name, args.folder / name, args.num_steps)
-        posterior = fmjax.Posterior(run)
+        posterior = fmjax.Posterior(run, tolerance=1e-4)
         result = measure(name, posterior, args.num_samples, args.num_observations)
         results |= {f"{name}_{key}": value for key, value in result.items()}
         results |= {f"{name}_train_cpu_seconds": seconds, f"{name}_steps": run.step}

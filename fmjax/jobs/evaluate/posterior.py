@@ -82,7 +82,7 @@ class PosteriorSamples(NamedTuple):
         """Return the histogram of the ranks of each parameter."""
         return rank_histogram(self.ranks, self.log_prob_samples.shape[1])
 
-    def coverage(self, levels: tuple[float, ...] | None = None) -> Coverage:
+    def coverage(self, levels: np.ndarray | None = None) -> Coverage:
         """Return the expected coverage of the regions of highest density."""
         return expected_coverage(self.log_prob, self.log_prob_samples, levels=levels)
 
@@ -179,7 +179,7 @@ def check_posterior(
 def _summarize(samples: PosteriorSamples, num_simulations: int) -> PosteriorResult:
     """Compute the result of a check from its arrays."""
     num = len(samples.log_prob)
-    coverage = samples.coverage((0.5, 0.9)).coverage
+    coverage = samples.coverage(np.array([0.5, 0.9])).coverage
     return PosteriorResult(
         step=int(samples.step),
         num_simulations=num_simulations,
