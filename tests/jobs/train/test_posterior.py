@@ -20,8 +20,8 @@ CONFIG = ROOT / "configs" / "posterior.py"
 # A short training: the figures of the complete one are in docs/posterior.md.
 OPTIONS = """
     --data.simulator linear_gaussian --data.num-train 100000 --data.num-test 400
-    --network.num-layers 2 --training.num-steps 2500 --training.batch-size 512
-    --training.checkpoint-every 2500 --sampling.num-samples 100
+    --network.num-layers 2 --training.num-steps 4000 --training.batch-size 512
+    --training.checkpoint-every 4000 --sampling.num-samples 100
     --evaluation.num-samples 500 --evaluation.num-simulations 200
     --compare.num-samples 8 --compare.fixed-solvers euler --compare.num-steps 2
     --compare.tolerances 1e-2
@@ -57,10 +57,11 @@ def test_the_posterior_of_a_linear_gaussian_simulator_is_learned(run):
     nats = posterior.log_prob(exact[:, :100], observations)
     error = nats - simulator.log_density(exact[:, :100], observations)
     # Its negative mean is the Kullback-Leibler divergence of the estimate from the exact posterior:
-    # 0.033 nats after this short training.
+    # 0.033 nats after 2,500 steps.
     assert -error.mean() < 0.06
     assert np.sqrt(np.mean(error**2)) < 0.3
-    assert c2st(exact[0], samples[0]) < 0.55
+    accuracies = [c2st(*pair) for pair in zip(exact, samples, strict=True)]
+    assert np.mean(accuracies) < 0.55, accuracies
 
 
 @pytest.mark.slow
