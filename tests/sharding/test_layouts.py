@@ -118,7 +118,7 @@ def train(name, layout):
             shapes = (BATCH, TEXT.num_tokens, TEXT.width), (BATCH, TEXT.pooled_width)
             cond = Text(*(rng.standard_normal(shape, np.float32) for shape in shapes))
         if name == "captions":
-            shape = (BATCH, TOKENS.num_tokens)
+            shape = (BATCH, *TOKENS.shape)
             cond = rng.integers(0, TOKENS.num_values, shape).astype(np.int32)
         if name == "sequence":
             cond = {
