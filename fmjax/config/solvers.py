@@ -1,4 +1,4 @@
-"""Solvers, rates and grids by name; the sampler that a short name stands for."""
+"""Solvers, rates and grids by name, and the sampler that each solver name selects."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping

@@ -163,7 +163,7 @@ def test_initial_flow_map_equals_the_velocity_network():
     ],
 )
 def test_training_converges_to_the_exact_map(name):
-    # The RMS error is below 0.12 for all jump lengths; the longest jump has RMS length 1.04.
+    # The RMS error is below 0.1 for all jump lengths; the longest jump has RMS length 1.04.
     path, oracle = AffinePath(), Gaussian(Linear(), std=0.7)
     net = make_flow_map(MLPConfig(width=64, num_layers=2, unroll_layers=True), (2,))
     objective = {
@@ -177,7 +177,7 @@ def test_training_converges_to_the_exact_map(name):
             net, path, num_steps=64, bootstrap_ratio=0.5, stratified=True
         ),
     }[name]
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, 2000))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 200, 3000))
 
     @jax.jit
     def train(params):
@@ -192,7 +192,7 @@ def test_training_converges_to_the_exact_map(name):
             params = optax.apply_updates(params, updates)
             return (params, state, optax.incremental_update(params, average, 0.01)), None
 
-        keys = jax.random.split(jax.random.key(1), 2000)
+        keys = jax.random.split(jax.random.key(1), 3000)
         carry, _ = jax.lax.scan(step, (params, optimizer.init(params), params), keys)
         return carry[2]
 
@@ -205,7 +205,7 @@ def test_training_converges_to_the_exact_map(name):
         x_t = oracle.flow_map(t, x0)
         result = x_t + (r - t)[:, None] * net.apply(params, r, t, x_t)
         error = jnp.sqrt(jnp.mean(jnp.square(result - oracle.flow_map(r, x0))))
-        assert float(error) < 0.12, (end, start)
+        assert float(error) < 0.1, (end, start)
 
 
 def test_shortcut_examples_use_only_grid_steps():

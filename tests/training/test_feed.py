@@ -157,7 +157,7 @@ def grain_dataset():
 
 
 def grain_loader():
-    """Its iterator has a position in bytes."""
+    """Data whose iterator gives its position as bytes."""
     sampler = grain.samplers.SequentialSampler(100, grain.sharding.NoSharding())
     return grain.DataLoader(data_source=Positions(), sampler=sampler)
 

@@ -232,7 +232,7 @@ def _require_every_class(folder: Path, layout: _Layout, names: Sequence[str], im
 
     Args:
         folder: Folder of the images.
-        layout: Its splits and classes.
+        layout: Splits and classes of the folder.
         names: The images, relative to `folder`.
         images: Description of the images, for the message.
     """

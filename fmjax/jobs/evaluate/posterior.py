@@ -45,7 +45,7 @@ class PosteriorResult(NamedTuple):
             posterior is exact (`fmjax.metrics.rank_histogram`).
         coverage_50: Share of simulations whose parameters lie in the highest-density region with
             50 % of the posterior.
-        coverage_90: The same for the region with 90 % of the posterior.
+        coverage_90: Share of true parameters in the region with 90 % of the posterior.
     """
 
     step: Count
